@@ -1,0 +1,46 @@
+"""How a model's engine runs. The same dataclass is the `engine:` section of serve_config.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Options of one model's engine.
+
+    Attributes:
+        kind: `rows` (continuous batching), `one_shot` (the model's own generate), or `auto`: rows where a probe at
+            load finds them equal to generate, else one_shot.
+        max_rows: requests computed together at most; further ones wait.
+        max_model_len: positions per request, prompt and text together; None takes the model's own.
+        memory_gib: budget for KV caches and states, prefix store included; None takes it from the device.
+        prefix_cache: reuse the computation of prompts that begin like an earlier one.
+        prefix_cache_gib: share of the budget the prefix store may keep; None is half.
+        prefill_chunk: prompt tokens computed between two steps of the running rows.
+        deterministic: a row's bits never depend on its neighbours; slower.
+        prompt_lookup: draft tokens guessed from the prompt per step (speculation without a second model); 0 is off.
+        torch_compile: a torch.compile mode for the decode forward (`default`, `reduce-overhead`, `max-autotune`).
+        static_cache: keep the KV cache at its full length from the start.
+        cuda_graphs: capture decode steps as CUDA graphs.
+        pack_linears: pack linear weights for the CPU at load; None decides by dtype and instruction set.
+        threads: CPU threads of a forward; None takes the cores the replica was given.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    kind: Literal["auto", "rows", "one_shot"] = "auto"
+    max_rows: int = 16
+    max_model_len: int | None = None
+    memory_gib: float | None = None
+    prefix_cache: bool = True
+    prefix_cache_gib: float | None = None
+    prefill_chunk: int = 512
+    deterministic: bool = False
+    prompt_lookup: int = 0
+    torch_compile: str | None = None
+    static_cache: bool = False
+    cuda_graphs: bool = True
+    pack_linears: bool | None = None
+    threads: int | None = None

@@ -1,0 +1,184 @@
+"""Everything Troupe raises on purpose, and the OpenAI error each one becomes.
+
+TroupeError                     500 server_error
+├── BadRequest                  400 invalid_request_error
+│   ├── ContextOverflow         400 context_length_exceeded
+│   ├── UnsupportedParameter    400 unsupported_parameter
+│   └── TemplateFailed          400 chat_template_error
+├── Unauthorized                401 invalid_api_key
+├── ModelNotFound               404 model_not_found
+├── RouteNotFound               404 route_not_found
+├── TooLarge                    413 request_too_large
+├── Overloaded                  429 overloaded            (Retry-After)
+├── ModelError                  500 model_error           (the model or one of its hooks failed)
+│   └── ModelLoadFailed         500 model_load_failed
+├── OutOfMemory                 503 out_of_memory
+├── Unavailable                 503 unavailable           (shutting down, replica lost: try again)
+└── LoadTimeout                 504 model_load_timeout
+
+ConfigError is raised while an application is built, before any client can see it.
+
+The shape is OpenAI's: https://platform.openai.com/docs/guides/error-codes
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TroupeError(Exception):
+    """A failure with a message for the client.
+
+    Args:
+        message: what went wrong, with the thing, the value and the fix.
+        param: the request field at fault, if one is.
+        code: replaces the class's machine-readable code.
+        retry_after: seconds after which a repeat may succeed.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.param, self.code, self.retry_after)
+
+
+def _rebuild(
+    kind: type[TroupeError], message: str, param: str | None, code: str | None, retry_after: float | None
+) -> TroupeError:
+    error = kind.__new__(kind)
+    TroupeError.__init__(error, message, param=param, code=code, retry_after=retry_after)
+    return error
+
+
+class BadRequest(TroupeError):
+    """The request is at fault; a repeat would fail the same way."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class ContextOverflow(BadRequest):
+    """The request needs more positions than the model has.
+
+    The wording is what AgentBench, litellm and inspect_ai recognise.
+    """
+
+    code = "context_length_exceeded"
+
+    def __init__(self, limit: int, asked: int, *, param: str) -> None:
+        noun = "messages" if param == "messages" else "prompt"
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, your {noun} resulted in "
+            f"{asked} tokens. Please reduce the length of the {noun}.",
+            param=param,
+        )
+
+
+class UnsupportedParameter(BadRequest):
+    """A known parameter that this model or server cannot honour."""
+
+    code = "unsupported_parameter"
+
+
+class TemplateFailed(BadRequest):
+    """The model's chat template cannot express these messages."""
+
+    code = "chat_template_error"
+
+
+class Unauthorized(TroupeError):
+    """No API key, or a wrong one."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class ModelNotFound(TroupeError):
+    """No model of that id or alias is configured."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class RouteNotFound(TroupeError):
+    """No such path, or not with this method."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "route_not_found"
+
+
+class TooLarge(TroupeError):
+    """The body or one of its parts is larger than the server accepts."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class Overloaded(TroupeError):
+    """The queue is at its configured cap."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+    retryable = True
+
+
+class ModelError(TroupeError):
+    """The model, or a hook of its loader, failed on this request."""
+
+    code = "model_error"
+
+
+class ModelLoadFailed(ModelError):
+    """The loader raised, or returned something that is no model."""
+
+    code = "model_load_failed"
+
+
+class OutOfMemory(TroupeError):
+    """The device had no memory left for this request."""
+
+    status = 503
+    code = "out_of_memory"
+    retryable = True
+
+
+class Unavailable(TroupeError):
+    """The server cannot answer now: it is shutting down, or the replica was lost."""
+
+    status = 503
+    code = "unavailable"
+    retryable = True
+
+
+class LoadTimeout(TroupeError):
+    """The loader has not returned within the configured time."""
+
+    status = 504
+    code = "model_load_timeout"
+
+
+class ConfigError(ValueError):
+    """The configuration names something that does not exist or cannot be used."""

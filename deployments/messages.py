@@ -1,0 +1,252 @@
+"""What crosses between the ingress and a model replica: calls one way, events the other.
+
+Plain dataclasses of the standard library, so that the ingress needs no torch and the engine no pydantic.
+
+A generation call is answered by a stream of events: `Accepted` first (every prompt is encoded and fits), then
+`PromptScores` where asked for and `Delta`s of all choices interleaved, then `Finished`. `Failed` ends the stream
+at any point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deployments.errors import TroupeError
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """A constraint on the generated text, compiled by the engine's grammar library."""
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "lark"]
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one choice is generated. The defaults change nothing: full distribution, no penalty, no seed.
+
+    Attributes:
+        max_tokens: tokens to generate at most; None means as many as fit in the context.
+        min_tokens: no terminator and no stop string ends the text before this many tokens.
+        temperature: divides the logits; 0 is greedy.
+        top_p, top_k, min_p, typical_p: truncations of the distribution; 1, 0, 0 and 1 are off.
+        repetition_penalty: of tokens seen in prompt or text (CTRL, arXiv:1909.05858); 1 is off.
+        presence_penalty, frequency_penalty: of tokens seen in the text, OpenAI's formula; 0 is off.
+        logit_bias: token id to a number added to its logit.
+        allowed_token_ids: only these may be generated; None allows all.
+        bad_words: texts that are never generated.
+        stop: strings that end the text; they are not part of it unless include_stop_str_in_output.
+        stop_token_ids: token ids that end the text, besides the model's own terminators.
+        ignore_eos: the model's own terminators are ordinary tokens.
+        seed: same seed, same text, whatever the neighbours; None draws fresh randomness.
+        logprobs: how many alternatives to report beside each generated token; None reports no logprobs.
+        prompt_logprobs: the same for every prompt token.
+        processed_logprobs: report them of the distribution sampled from, not of the raw logits.
+        skip_special_tokens: leave special tokens out of the text.
+        grammar: a constraint on the text.
+        num_beams: beam search with so many beams; 1 is off.
+        extra: keyword arguments for the loader's own `generate` hook, as they are.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    processed_logprobs: bool = False
+    skip_special_tokens: bool = True
+    grammar: Grammar | None = None
+    num_beams: int = 1
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPrompt:
+    """A prompt given as text, encoded by the loader's `encode`."""
+
+    text: str
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensPrompt:
+    """A prompt given as token ids, used as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation, turned into text by the loader's chat template and then encoded.
+
+    Attributes:
+        messages: OpenAI messages as plain dicts, roles already mapped.
+        tools: OpenAI tool definitions, passed to the template.
+        template_kwargs: further arguments of the template.
+        add_generation_prompt: open the assistant's turn.
+        continue_final_message: leave the last message open for the model to continue.
+        chat_template: replaces the model's template, where the server allows it.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template: str | None = None
+
+
+Prompt = TextPrompt | TokensPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateCall:
+    """One request for text: every prompt answered `n` times.
+
+    Choice `i * n + j` is the j-th answer to prompt i. A given seed is used for the first answer of each prompt,
+    seed + j for the j-th.
+
+    Attributes:
+        model: a configured id, aliases resolved.
+        best_of: generate so many per prompt and keep the `n` likeliest.
+        echo: begin each choice's text with its prompt.
+        affinity: conversations with the same key go to the same replica where possible.
+    """
+
+    request_id: str
+    model: str
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingParams
+    n: int = 1
+    best_of: int | None = None
+    echo: bool = False
+    affinity: str | None = None
+
+    @property
+    def prompt_param(self) -> str:
+        """The request field that holds the prompts, for error messages."""
+        return "messages" if isinstance(self.prompts[0], ChatPrompt) else "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have stood at a position, with its log-probability (natural logarithm)."""
+
+    token_id: int
+    token: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The token at a position, its log-probability and the likeliest alternatives, best first.
+
+    `rank` is 1 for the likeliest token.
+    """
+
+    token_id: int
+    token: str
+    bytes: bytes
+    logprob: float
+    rank: int = 0
+    top: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """Every prompt is encoded and fits; nothing is computed yet.
+
+    Attributes:
+        prompt_token_ids: of each prompt.
+        prompt_texts: of each prompt, as the template rendered it; None where only ids were given.
+    """
+
+    prompt_token_ids: tuple[tuple[int, ...], ...]
+    prompt_texts: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptScores:
+    """The log-probabilities of a choice's prompt tokens; the first has none."""
+
+    choice: int = 0
+    scores: tuple[TokenLogprob | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What a choice has gained since its last delta.
+
+    `text` may lag behind `token_ids`: an unfinished UTF-8 character or a possible stop string is held back.
+    The last delta of a choice carries `finish_reason`, and in `stop_reason` the stop string or token id that ended it
+    (None for the model's own terminators).
+    """
+
+    choice: int = 0
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts of a whole request. `cached_tokens` are the prompt tokens whose computation was reused."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """All choices have ended."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request has failed; nothing follows."""
+
+    error: TroupeError
+
+
+Event = Accepted | PromptScores | Delta | Finished | Failed
+EngineEvent = PromptScores | Delta | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What is known of a model without asking a replica, and, once it was loaded, of its limits."""
+
+    id: str
+    aliases: tuple[str, ...] = ()
+    max_model_len: int | None = None

@@ -1,0 +1,139 @@
+"""The loader contract: what a loader function returns.
+
+A loader is a function `load_model(device="cuda:0", **kwargs)` (or a module-level `model_info`) that returns a
+`ModelInfo`, or a dict of the same keys. Required: `model`, and `tokenizer` or `processor`. Everything else has a
+default that does what the model's own `generate` would.
+
+    def load_model(device: str, path: str):
+        model = AutoModelForCausalLM.from_pretrained(path).to(device)
+        return {"model": model, "tokenizer": AutoTokenizer.from_pretrained(path)}
+
+The hooks, each with keyword arguments of its own (`<hook>_kwargs`) that are passed at every call:
+
+    apply_chat_template(messages: list[dict], **kwargs) -> str
+    encode(prompt: str, **kwargs) -> mapping with input_ids     (images=[...] only when the request has images)
+    generate(**inputs, max_new_tokens=..., temperature=..., ...) -> LongTensor[1, prompt + new]
+    decode(token_ids: LongTensor[new], **kwargs) -> str
+    embed(texts: list[str]) -> FloatTensor[len(texts), dim]
+
+A hook given here always wins over the tokenizer's or processor's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
+
+from deployments.errors import ModelLoadFailed
+
+Hook: TypeAlias = Callable[..., Any]
+
+
+@dataclass(kw_only=True)
+class ModelInfo:
+    """A loaded model and how to talk to it.
+
+    Attributes:
+        model: the module, on its device, in eval mode (put there if it is not).
+        model_name: for logs; the configured id is what clients see.
+        tokenizer: a transformers tokenizer, or anything with its `encode`, `decode` and `eos_token_id`.
+        processor: a transformers processor (its `.tokenizer` is used when `tokenizer` is not given).
+        apply_chat_template, encode, generate, decode, embed: the hooks, see the module's docstring.
+        chat_template: a Jinja chat template that replaces the tokenizer's.
+        apply_chat_template_kwargs, encode_kwargs, generate_kwargs, decode_kwargs: passed at every call of the hook or
+            of its default.
+        plain_chat: answer chats without a template as `Role: text` lines; off, they are refused.
+        max_model_len: positions, prompt and text together; None reads the model's config.
+        stop_token_ids: terminators besides those of tokenizer, template and generation_config.
+        logits_processors: transformers `LogitsProcessor`s applied to every row.
+        close: called once when the model is unloaded.
+        engine: builds another engine than ours: `engine(info, options) -> Engine`; `model` may be None then.
+    """
+
+    model: Any = None
+    model_name: str = ""
+    tokenizer: Any = None
+    processor: Any = None
+    apply_chat_template: Hook | None = None
+    apply_chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    encode: Hook | None = None
+    encode_kwargs: dict[str, Any] = field(default_factory=dict)
+    generate: Hook | None = None
+    generate_kwargs: dict[str, Any] = field(default_factory=dict)
+    decode: Hook | None = None
+    decode_kwargs: dict[str, Any] = field(default_factory=dict)
+    embed: Hook | None = None
+    chat_template: str | None = None
+    plain_chat: bool = False
+    max_model_len: int | None = None
+    stop_token_ids: Sequence[int] = ()
+    logits_processors: Sequence[Any] = ()
+    close: Callable[[], None] | None = None
+    engine: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is None and self.processor is not None:
+            self.tokenizer = getattr(self.processor, "tokenizer", None)
+
+
+_HOOKS = ("apply_chat_template", "encode", "generate", "decode", "embed", "close", "engine")
+_KWARGS = ("apply_chat_template_kwargs", "encode_kwargs", "generate_kwargs", "decode_kwargs")
+
+
+def as_model_info(returned: object, loader: str) -> ModelInfo:
+    """What a loader returned, checked.
+
+    Args:
+        returned: a `ModelInfo`, or a mapping of its fields.
+        loader: the loader's name as configured, for the messages.
+
+    Raises:
+        ModelLoadFailed: it is neither, or a field is unknown, missing or of the wrong kind.
+    """
+    if isinstance(returned, Mapping):
+        known = [f.name for f in fields(ModelInfo)]
+        for key in returned:
+            if key not in known:
+                raise ModelLoadFailed(
+                    f"Loader {loader} returned a dict with the unknown key {key!r}; known keys: {', '.join(known)}."
+                )
+        returned = ModelInfo(**returned)
+    if not isinstance(returned, ModelInfo):
+        raise ModelLoadFailed(
+            f"Loader {loader} returned {_kind(returned)}; expected a ModelInfo or a dict with its fields."
+        )
+    _check(returned, loader)
+    return returned
+
+
+def _check(info: ModelInfo, loader: str) -> None:
+    if info.engine is None:
+        if not callable(info.model):
+            raise ModelLoadFailed(
+                f"Loader {loader} returned model={_kind(info.model)}; expected a torch module."
+            )
+        if info.tokenizer is None and info.processor is None and (info.encode is None or info.decode is None):
+            raise ModelLoadFailed(
+                f"Loader {loader} returned neither tokenizer nor processor; give one, or both an encode and a decode hook."
+            )
+    for name in _HOOKS:
+        hook = getattr(info, name)
+        if hook is not None and not callable(hook):
+            raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(hook)}; expected a function.")
+    for name in _KWARGS:
+        kwargs = getattr(info, name)
+        if not isinstance(kwargs, dict):
+            raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(kwargs)}; expected a dict.")
+    if info.max_model_len is not None and not (
+        isinstance(info.max_model_len, int) and info.max_model_len > 0
+    ):
+        raise ModelLoadFailed(
+            f"Loader {loader} returned max_model_len={info.max_model_len!r}; expected a positive number of tokens."
+        )
+
+
+def _kind(value: object) -> str:
+    """A value's type, and the value itself where it is short."""
+    shown = repr(value)
+    return f"{type(value).__name__}" + (f" ({shown})" if len(shown) <= 40 else "")

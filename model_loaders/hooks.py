@@ -1,0 +1,231 @@
+"""A loaded model's hooks, each resolved once: the loader's own, else the tokenizer's or processor's.
+
+The only place that calls them, so that a hook that raises or returns the wrong thing is named in the error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from deployments.errors import BadRequest, ModelError, TemplateFailed, TroupeError, UnsupportedParameter
+from deployments.messages import ChatPrompt
+from model_loaders.contract import Hook, ModelInfo
+
+
+@dataclass(slots=True, kw_only=True)
+class Encoded:
+    """An encoded prompt.
+
+    Attributes:
+        input_ids: token ids of the one prompt.
+        model_inputs: every other tensor the encoder returned, batch dimension 1, on the CPU.
+        salt: digest of `model_inputs`; "" when there are none.
+    """
+
+    input_ids: list[int]
+    model_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    salt: str = ""
+
+
+class Hooks:
+    """The way from messages to token ids and from token ids to text, for one loaded model."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self.tokenizer = info.tokenizer
+        self._template = info.apply_chat_template or self._default_template()
+        self._encoder: Hook | None = info.encode or info.processor or info.tokenizer
+        self.sees_images = _accepts(self._encoder, "images")
+
+    def render(self, chat: ChatPrompt) -> str:
+        """The prompt text of a conversation.
+
+        Raises:
+            TemplateFailed: there is no template, or it refuses these messages.
+        """
+        if self._template is None:
+            if self.info.plain_chat:
+                return _plain_chat(chat)
+            raise TemplateFailed(
+                f"Model {self.info.model_name!r} has no chat template. Give its loader an apply_chat_template hook or "
+                "a chat_template string, set plain_chat, or use /v1/completions."
+            )
+        kwargs: dict[str, Any] = {"tokenize": False, **self.info.apply_chat_template_kwargs}
+        kwargs["add_generation_prompt"] = chat.add_generation_prompt
+        if chat.continue_final_message:
+            kwargs["continue_final_message"] = True
+        if chat.tools:
+            kwargs["tools"] = [dict(tool) for tool in chat.tools]
+        template = chat.chat_template or self.info.chat_template
+        if template is not None and self.info.apply_chat_template is None:
+            kwargs["chat_template"] = template
+        kwargs.update(chat.template_kwargs)
+        messages = [dict(message) for message in chat.messages]
+        try:
+            text = self._template(messages, **_accepted(self._template, kwargs))
+        except TroupeError:
+            raise
+        except Exception as error:
+            raise TemplateFailed(
+                f"The chat template of model {self.info.model_name!r} refuses these messages: {_last_line(error)}",
+                param="messages",
+            ) from error
+        if not isinstance(text, str):
+            raise ModelError(
+                f"Hook apply_chat_template returned {type(text).__name__}; expected str (pass tokenize=False on)."
+            )
+        return text
+
+    def encode(self, text: str, *, add_special_tokens: bool = False, images: Sequence[Any] = ()) -> Encoded:
+        """Token ids of a prompt text, and the tensors that belong to it.
+
+        A beginning-of-sequence token is added only where asked for and not already written in the text.
+
+        Raises:
+            UnsupportedParameter: images for a model whose encoder takes none.
+            ModelError: the hook raised or returned no input_ids.
+        """
+        if self._encoder is None:
+            raise BadRequest(
+                f"Model {self.info.model_name!r} has no encoder; send token ids.", param="prompt"
+            )
+        kwargs: dict[str, Any] = {
+            "add_special_tokens": add_special_tokens and not self._begins_with_bos(text),
+            "return_tensors": "pt",
+            **self.info.encode_kwargs,
+        }
+        if images:
+            if not self.sees_images:
+                raise UnsupportedParameter(
+                    f"Model {self.info.model_name!r} takes no images.",
+                    param="messages",
+                    code="images_unsupported",
+                )
+            kwargs["images"] = list(images)
+        try:
+            if self._encoder is self.info.processor and self.info.encode is None:
+                encoded = self._encoder(text=text, **kwargs)
+            else:
+                encoded = self._encoder(text, **_accepted(self._encoder, kwargs))
+        except TroupeError:
+            raise
+        except Exception as error:
+            raise ModelError(f"Hook encode failed: {_last_line(error)}") from error
+        return _as_encoded(encoded)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of generated token ids.
+
+        Raises:
+            ModelError: the hook raised or returned no str.
+        """
+        decoder = self.info.decode or getattr(self.tokenizer, "decode", None)
+        if decoder is None:
+            raise ModelError(f"Model {self.info.model_name!r} has no decoder; give its loader a decode hook.")
+        kwargs = {"skip_special_tokens": skip_special_tokens, **self.info.decode_kwargs}
+        if not skip_special_tokens:
+            kwargs["skip_special_tokens"] = False
+        ids: Any = torch.tensor(list(token_ids), dtype=torch.long) if self.info.decode else list(token_ids)
+        try:
+            text = decoder(ids, **_accepted(decoder, kwargs))
+        except Exception as error:
+            raise ModelError(f"Hook decode failed: {_last_line(error)}") from error
+        if not isinstance(text, str):
+            raise ModelError(f"Hook decode returned {type(text).__name__}; expected str.")
+        return text
+
+    def _default_template(self) -> Hook | None:
+        for owner in (self.info.processor, self.info.tokenizer):
+            method = getattr(owner, "apply_chat_template", None)
+            if method is not None and (self.info.chat_template or getattr(owner, "chat_template", None)):
+                return method  # type: ignore[no-any-return]
+        return None
+
+    def _begins_with_bos(self, text: str) -> bool:
+        bos = getattr(self.tokenizer, "bos_token", None)
+        return bool(bos) and text.startswith(bos)
+
+
+def _as_encoded(returned: Any) -> Encoded:
+    """The encoder's mapping as ids and tensors of batch dimension 1."""
+    if isinstance(returned, torch.Tensor | list):
+        returned = {"input_ids": returned}
+    if not isinstance(returned, Mapping) or "input_ids" not in returned:
+        raise ModelError(
+            f"Hook encode returned {type(returned).__name__}; expected a mapping with input_ids (a BatchEncoding)."
+        )
+    ids = torch.as_tensor(returned["input_ids"])
+    if ids.dim() == 2 and ids.shape[0] != 1:
+        raise ModelError(f"Hook encode returned input_ids of shape {tuple(ids.shape)}; expected one prompt.")
+    if ids.is_floating_point() or ids.dim() not in (1, 2):
+        raise ModelError(
+            f"Hook encode returned input_ids of dtype {ids.dtype} and shape {tuple(ids.shape)}; "
+            "expected whole numbers of shape [1, length]."
+        )
+    rest = {
+        key: value.detach().cpu()
+        for key, value in returned.items()
+        if key not in ("input_ids", "attention_mask") and isinstance(value, torch.Tensor)
+    }
+    return Encoded(input_ids=ids.reshape(-1).tolist(), model_inputs=rest, salt=_digest(rest))
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    if not tensors:
+        return ""
+    digest = hashlib.blake2b(digest_size=16)
+    for key in sorted(tensors):
+        value = tensors[key].contiguous()
+        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain_chat(chat: ChatPrompt) -> str:
+    lines = [
+        f"{str(m.get('role', 'user')).capitalize()}: {_text_of(m.get('content'))}" for m in chat.messages
+    ]
+    if chat.add_generation_prompt and not chat.continue_final_message:
+        lines.append("Assistant:")
+    return "\n".join(lines)
+
+
+def _text_of(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+
+
+def _accepts(hook: Hook | None, name: str) -> bool:
+    if hook is None:
+        return False
+    target = hook if inspect.isroutine(hook) else type(hook).__call__
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
+    return name in parameters
+
+
+def _accepted(hook: Hook, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that a user's function names; all of them where it takes **kwargs."""
+    target = hook if inspect.isroutine(hook) else type(hook).__call__
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return dict(kwargs)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return dict(kwargs)
+    return {key: value for key, value in kwargs.items() if key in parameters}
+
+
+def _last_line(error: BaseException) -> str:
+    """An exception as one line: its type and the last line of its text."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
