@@ -110,9 +110,7 @@ def as_model_info(returned: object, loader: str) -> ModelInfo:
 def _check(info: ModelInfo, loader: str) -> None:
     if info.engine is None:
         if not callable(info.model):
-            raise ModelLoadFailed(
-                f"Loader {loader} returned model={_kind(info.model)}; expected a torch module."
-            )
+            raise ModelLoadFailed(f"Loader {loader} returned model={_kind(info.model)}; expected a torch module.")
         if info.tokenizer is None and info.processor is None and (info.encode is None or info.decode is None):
             raise ModelLoadFailed(
                 f"Loader {loader} returned neither tokenizer nor processor; give one, or both an encode and a decode hook."
@@ -125,9 +123,7 @@ def _check(info: ModelInfo, loader: str) -> None:
         kwargs = getattr(info, name)
         if not isinstance(kwargs, dict):
             raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(kwargs)}; expected a dict.")
-    if info.max_model_len is not None and not (
-        isinstance(info.max_model_len, int) and info.max_model_len > 0
-    ):
+    if info.max_model_len is not None and not (isinstance(info.max_model_len, int) and info.max_model_len > 0):
         raise ModelLoadFailed(
             f"Loader {loader} returned max_model_len={info.max_model_len!r}; expected a positive number of tokens."
         )

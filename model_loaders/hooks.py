@@ -92,9 +92,7 @@ class Hooks:
             ModelError: the hook raised or returned no input_ids.
         """
         if self._encoder is None:
-            raise BadRequest(
-                f"Model {self.info.model_name!r} has no encoder; send token ids.", param="prompt"
-            )
+            raise BadRequest(f"Model {self.info.model_name!r} has no encoder; send token ids.", param="prompt")
         kwargs: dict[str, Any] = {
             "add_special_tokens": add_special_tokens and not self._begins_with_bos(text),
             "return_tensors": "pt",
@@ -149,7 +147,7 @@ class Hooks:
 
     def _begins_with_bos(self, text: str) -> bool:
         bos = getattr(self.tokenizer, "bos_token", None)
-        return bool(bos) and text.startswith(bos)
+        return isinstance(bos, str) and bool(bos) and text.startswith(bos)
 
 
 def _as_encoded(returned: Any) -> Encoded:
@@ -188,9 +186,7 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _plain_chat(chat: ChatPrompt) -> str:
-    lines = [
-        f"{str(m.get('role', 'user')).capitalize()}: {_text_of(m.get('content'))}" for m in chat.messages
-    ]
+    lines = [f"{str(m.get('role', 'user')).capitalize()}: {_text_of(m.get('content'))}" for m in chat.messages]
     if chat.add_generation_prompt and not chat.continue_final_message:
         lines.append("Assistant:")
     return "\n".join(lines)

@@ -139,6 +139,8 @@ class World:
             return "read(note)"
         for target in self.targets:
             if target in self._seen:
+                if self.kind == "vault" and self.key not in self._seen:
+                    return f"take({self.key})"
                 continue
             where, what = target.split("/")
             if self.room != where:
@@ -147,8 +149,6 @@ class World:
                 return f"use({self.key})"
             tried = (name for name in self.layout[where] if f"{where}/{name}" not in self._seen)
             return f"open({next(tried)})"
-        if self.kind == "vault" and self.key not in self._seen:
-            return f"take({self.key})"
         return f"finish({self.code})"
 
     def _look(self) -> str:

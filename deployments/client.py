@@ -1,0 +1,43 @@
+"""What the OpenAI routes need of the models behind them: the seam between the API and where models live.
+
+Implemented by a Ray Serve handle (`deployments.ingress`) and by the models of this process (`deployments.local`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from deployments.messages import Event, GenerateCall, ModelCard, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A prompt as the model would get it. `text` is None for a prompt of token ids."""
+
+    text: str | None
+    token_ids: tuple[int, ...]
+
+
+class ModelClient(Protocol):
+    """The configured models, wherever they are loaded. Every method raises errors of `deployments.errors`."""
+
+    def models(self) -> Sequence[ModelCard]:
+        """Every configured model, in the order of the configuration."""
+
+    def resolve(self, name: str) -> ModelCard:
+        """The model with this id or alias.
+
+        Raises:
+            ModelNotFound: there is none.
+        """
+
+    def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+        """The events of a generation. Closing the generator stops the computation."""
+
+    async def render(self, model: str, prompt: Prompt) -> Rendered:
+        """A prompt's text after the chat template, and its token ids."""
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
