@@ -131,6 +131,7 @@ class GenerateCall:
         best_of: generate so many per prompt and keep the `n` likeliest.
         echo: begin each choice's text with its prompt.
         affinity: conversations with the same key go to the same replica where possible.
+        stream: deltas are wanted as they come; off, each choice may come as one delta at the end.
     """
 
     request_id: str
@@ -141,6 +142,7 @@ class GenerateCall:
     best_of: int | None = None
     echo: bool = False
     affinity: str | None = None
+    stream: bool = False
 
     @property
     def prompt_param(self) -> str:
