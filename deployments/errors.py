@@ -8,7 +8,10 @@ TroupeError                     500 server_error
 ├── Unauthorized                401 invalid_api_key
 ├── ModelNotFound               404 model_not_found
 ├── RouteNotFound               404 route_not_found
+├── MethodNotAllowed            405 method_not_allowed
 ├── TooLarge                    413 request_too_large
+├── UnsupportedMediaType        415 unsupported_media_type
+├── HeadersTooLarge             431 headers_too_large
 ├── Overloaded                  429 overloaded            (Retry-After)
 ├── ModelError                  500 model_error           (the model or one of its hooks failed)
 │   └── ModelLoadFailed         500 model_load_failed
@@ -121,11 +124,19 @@ class ModelNotFound(TroupeError):
 
 
 class RouteNotFound(TroupeError):
-    """No such path, or not with this method."""
+    """No such path."""
 
     status = 404
     type = "invalid_request_error"
     code = "route_not_found"
+
+
+class MethodNotAllowed(TroupeError):
+    """The path exists, but not with this method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
 
 
 class TooLarge(TroupeError):
@@ -134,6 +145,22 @@ class TooLarge(TroupeError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class UnsupportedMediaType(TroupeError):
+    """The body is of a content type that this route does not read."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(TroupeError):
+    """The request's headers are larger than the server accepts."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class Overloaded(TroupeError):
@@ -182,3 +209,9 @@ class LoadTimeout(TroupeError):
 
 class ConfigError(ValueError):
     """The configuration names something that does not exist or cannot be used."""
+
+
+def last_line(error: BaseException) -> str:
+    """An exception as one line: its type and the last line of its text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

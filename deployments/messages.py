@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from deployments.errors import TroupeError
 
@@ -246,9 +246,29 @@ EngineEvent = PromptScores | Delta | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSurface:
+    """How the API presents one model. The same dataclass is the `api:` section of a model in serve_config.yaml.
+
+    Attributes:
+        merge_consecutive_roles: join neighbouring messages of one role, for templates that insist on alternation.
+        default_params: request fields for requests that leave them out, such as `temperature`.
+        tool_parser: how this model writes its tool calls; None takes it from the chat template.
+        reasoning_parser: how this model marks its reasoning; None leaves it in the content.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    merge_consecutive_roles: bool = False
+    default_params: Mapping[str, Any] = field(default_factory=dict)
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """What is known of a model without asking a replica, and, once it was loaded, of its limits."""
 
     id: str
     aliases: tuple[str, ...] = ()
     max_model_len: int | None = None
+    surface: ModelSurface = field(default_factory=ModelSurface)
