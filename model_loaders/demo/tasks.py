@@ -15,7 +15,36 @@ from model_loaders.demo.worlds import Message, Split, in_split, nonce
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _ALNUM = _LETTERS + _LETTERS.upper() + "0123456789"
 _SYMBOLS = "éüñßøžλΩжшдя中文字日本語한국어🦊🐙🌍🚀😀😎🎉🍕👍🏽€→✓"
-_WORDS = ["apple", "river", "table", "green", "stone", "cloud", "house", "music", "paper", "light", "bread", "horse", "winter", "summer", "garden", "window", "yellow", "silver", "orange", "bottle", "letter", "number", "simple", "travel", "market", "planet", "forest", "castle"]
+_WORDS = [
+    "apple",
+    "river",
+    "table",
+    "green",
+    "stone",
+    "cloud",
+    "house",
+    "music",
+    "paper",
+    "light",
+    "bread",
+    "horse",
+    "winter",
+    "summer",
+    "garden",
+    "window",
+    "yellow",
+    "silver",
+    "orange",
+    "bottle",
+    "letter",
+    "number",
+    "simple",
+    "travel",
+    "market",
+    "planet",
+    "forest",
+    "castle",
+]
 _SYSTEMS = ("You are a helpful assistant.", "Answer with the result only.", "You are a careful assistant.", "Be brief.")
 
 
