@@ -182,10 +182,12 @@ class Accepted:
     Attributes:
         prompt_token_ids: of each prompt.
         prompt_texts: of each prompt, as the template rendered it; None where only ids were given.
+        max_model_len: positions a request of this model may use.
     """
 
     prompt_token_ids: tuple[tuple[int, ...], ...]
     prompt_texts: tuple[str | None, ...]
+    max_model_len: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

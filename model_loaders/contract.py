@@ -113,7 +113,7 @@ def _check(info: ModelInfo, loader: str) -> None:
             raise ModelLoadFailed(f"Loader {loader} returned model={_kind(info.model)}; expected a torch module.")
         if info.tokenizer is None and info.processor is None and (info.encode is None or info.decode is None):
             raise ModelLoadFailed(
-                f"Loader {loader} returned neither tokenizer nor processor; give one, or both an encode and a decode hook."
+                f"Loader {loader} returned neither tokenizer nor processor; give one, or an encode and a decode hook."
             )
     for name in _HOOKS:
         hook = getattr(info, name)

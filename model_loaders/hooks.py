@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from deployments.errors import BadRequest, ModelError, TemplateFailed, TroupeError, UnsupportedParameter
+from deployments.errors import BadRequest, ModelError, TemplateFailed, TroupeError, UnsupportedParameter, last_line
 from deployments.messages import ChatPrompt
 from model_loaders.contract import Hook, ModelInfo
 
@@ -73,7 +73,7 @@ class Hooks:
             raise
         except Exception as error:
             raise TemplateFailed(
-                f"The chat template of model {self.info.model_name!r} refuses these messages: {_last_line(error)}",
+                f"The chat template of model {self.info.model_name!r} refuses these messages: {last_line(error)}",
                 param="messages",
             ) from error
         if not isinstance(text, str):
@@ -114,7 +114,7 @@ class Hooks:
         except TroupeError:
             raise
         except Exception as error:
-            raise ModelError(f"Hook encode failed: {_last_line(error)}") from error
+            raise ModelError(f"Hook encode failed: {last_line(error)}") from error
         return _as_encoded(encoded)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -133,7 +133,7 @@ class Hooks:
         try:
             text = decoder(ids, **_accepted(decoder, kwargs))
         except Exception as error:
-            raise ModelError(f"Hook decode failed: {_last_line(error)}") from error
+            raise ModelError(f"Hook decode failed: {last_line(error)}") from error
         if not isinstance(text, str):
             raise ModelError(f"Hook decode returned {type(text).__name__}; expected str.")
         return text
@@ -219,9 +219,3 @@ def _accepted(hook: Hook, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return dict(kwargs)
     return {key: value for key, value in kwargs.items() if key in parameters}
-
-
-def _last_line(error: BaseException) -> str:
-    """An exception as one line: its type and the last line of its text."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__

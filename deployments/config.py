@@ -1,0 +1,147 @@
+"""The schema of `args` in serve_config.yaml. Unknown keys are errors that name the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from deployments.engine.options import EngineOptions
+from deployments.errors import ConfigError, ModelNotFound
+from deployments.messages import ModelCard, ModelSurface
+from deployments.openai.options import ApiOptions
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelEntry(_Strict):
+    """One model that clients can ask for."""
+
+    id: str = Field(min_length=1, description="The name clients send as `model`.")
+    loader: str = Field(description="`module:function`, or `path/to/file.py:function`.")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the loader.")
+    aliases: list[str] = Field(default_factory=list, description="Other names of the same model.")
+    engine: EngineOptions = Field(default_factory=EngineOptions, description="How its engine runs.")
+    api: ModelSurface = Field(default_factory=ModelSurface, description="How its routes read and answer.")
+    pinned: bool = Field(default=False, description="Loaded at start and never evicted.")
+    load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
+    load_retry_s: float = Field(default=60.0, ge=0, description="Seconds a failed load's error is answered again.")
+
+    @property
+    def names(self) -> list[str]:
+        return [self.id, *self.aliases]
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard(id=self.id, aliases=tuple(self.aliases), surface=self.api)
+
+
+class AppArgs(_Strict):
+    """`args` of the application: the models, and how replicas and the API behave."""
+
+    models: list[ModelEntry] = Field(min_length=1)
+    max_models_per_replica: int = Field(default=1, ge=1, description="Models loaded side by side on one replica.")
+    stream_interval_ms: float = Field(
+        default=20.0, ge=0, description="After a stream's first token, what has come since is sent this often."
+    )
+    swap_patience_s: float = Field(
+        default=2.0, ge=0, description="Seconds a request waits before a busy model is drained for its own."
+    )
+    api: ApiOptions = Field(default_factory=ApiOptions, description="What the HTTP surface accepts.")
+
+    @field_validator("models")
+    @classmethod
+    def _names_are_unique(cls, models: list[ModelEntry]) -> list[ModelEntry]:
+        seen: dict[str, str] = {}
+        for entry in models:
+            for name in entry.names:
+                if name in seen:
+                    raise ValueError(f"{name!r} names both model {seen[name]!r} and model {entry.id!r}")
+                seen[name] = entry.id
+        return models
+
+    @model_validator(mode="after")
+    def _pinned_models_fit(self) -> Self:
+        pinned = [entry.id for entry in self.models if entry.pinned]
+        if len(pinned) > self.max_models_per_replica or (
+            len(pinned) == self.max_models_per_replica and len(pinned) < len(self.models)
+        ):
+            raise ValueError(
+                f"{len(pinned)} pinned models ({', '.join(pinned)}) leave no room among "
+                f"max_models_per_replica={self.max_models_per_replica} for the others"
+            )
+        return self
+
+    def by_name(self) -> dict[str, ModelEntry]:
+        """Every id and alias with its entry."""
+        return {name: entry for entry in self.models for name in entry.names}
+
+
+def unknown_model(name: str, args: AppArgs) -> ModelNotFound:
+    """The error for a name that no model has."""
+    known = ", ".join(entry.id for entry in args.models)
+    return ModelNotFound(f"The model {name!r} does not exist. Configured: {known}.", param="model")
+
+
+def parse_args(args: Mapping[str, Any] | AppArgs) -> AppArgs:
+    """The application's arguments, checked.
+
+    Raises:
+        ConfigError: something is wrong; every fault is listed with its place and the fix.
+    """
+    if isinstance(args, AppArgs):
+        return args
+    try:
+        return AppArgs.model_validate(args)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
+        raise ConfigError(f"serve_config.yaml, args:\n{faults}") from None
+
+
+def _describe(fault: Any) -> str:
+    place = _place(fault["loc"])
+    if fault["type"] == "extra_forbidden" or fault["type"] == "unexpected_keyword_argument":
+        return f"{place}: unknown key{_nearest(fault['loc'])}"
+    if fault["type"] in ("missing", "missing_keyword_only_argument"):
+        return f"{place}: missing"
+    shown = repr(fault["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{place}: {fault['msg'].removeprefix('Value error, ')} (got {shown})"
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.lstrip(".") or "args"
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    known = _known_keys(loc[:-1])
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
+
+
+def _known_keys(path: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed at a place of the configuration."""
+    model: Any = AppArgs
+    for part in path:
+        if isinstance(part, int):
+            continue
+        model = _type_of(model, part)
+    return list(_fields(model))
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    return dict(getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {}))
+
+
+def _type_of(model: Any, key: str) -> Any:
+    nested = {"models": ModelEntry}
+    if key in nested:
+        return nested[key]
+    return getattr(_fields(model).get(key), "annotation", None)

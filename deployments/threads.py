@@ -1,0 +1,78 @@
+"""Blocking work beside an event loop, in daemon threads: a hung hook can neither stall the loop nor the exit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Worker:
+    """One thread that runs functions in order. A function that outlasts its timeout gets the thread to itself."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start()
+
+    async def run(self, function: Callable[[], T], limit: float | None = None) -> T:
+        """The function's result, or its exception.
+
+        Raises:
+            TimeoutError: it has not returned within `limit` seconds; the message says where it is.
+        """
+        future: Future[T] = Future()
+        thread, jobs = self._thread, self._jobs
+        jobs.put((function, future))
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), limit)
+        except TimeoutError:
+            if thread is self._thread and future.running():
+                self._replace()
+            raise TimeoutError(position(thread)) from None
+
+    def stop(self) -> None:
+        """End the thread after what is queued."""
+        self._jobs.put(None)
+
+    def _start(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
+        self._thread.start()
+
+    def _replace(self) -> None:
+        """Leave the hung thread behind, take its waiting jobs along."""
+        stuck = self._jobs
+        self._start()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._jobs.put(stuck.get_nowait())
+
+
+def position(thread: threading.Thread) -> str:
+    """Where a thread is now, as `file.py, line 12 in function`."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None:
+        return "already ended"
+    here = traceback.extract_stack(frame)[-1]
+    return f"{Path(here.filename).name}, line {here.lineno} in {here.name}"
+
+
+def _work(jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        function, future = job
+        if not future.set_running_or_notify_cancel():
+            continue
+        with contextlib.suppress(InvalidStateError):
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
