@@ -1,0 +1,138 @@
+"""From token ids to text, one token at a time: what `push` and `finish` return, joined, is the text of the whole.
+
+Three ways, by what the tokenizer allows; `Vocabulary` picks one and checks it against the tokenizer at load:
+
+ByteLevelDetokenizer   byte-level BPE (GPT-2, Llama 3, Qwen …): each token is bytes, joined by a UTF-8 decoder
+WindowDetokenizer      other fast tokenizers: a token's text depends on the one before it, so two are decoded
+WholeDetokenizer       anything else, a loader's decode hook included: everything is decoded again, ever more rarely
+
+Each holds text back while a later token could still change it.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class Detokenizer(Protocol):
+    """The text of one choice."""
+
+    def push(self, token_id: int) -> str:
+        """The text that has become certain with this token."""
+
+    def finish(self) -> str:
+        """The text still held back."""
+
+
+class ByteLevelDetokenizer:
+    """Joins tokens that are byte strings. An unfinished UTF-8 character is held back.
+
+    Args:
+        token_bytes: the bytes of a token; empty for one that is not shown.
+    """
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(self._token_bytes(token_id))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class WindowDetokenizer:
+    """Decodes each token together with the last one before it, and takes what it adds.
+
+    Byte tokens (`<0xE2>`) are held back until the run of them ends: the tokenizer decodes a run as a whole, and one
+    bad byte turns all of it into U+FFFD.
+
+    Args:
+        decode: of a short sequence of ids.
+        shown: whether a token has text; special tokens that are skipped and unknown ids have none.
+        is_byte: whether a token is a single byte.
+    """
+
+    def __init__(self, decode: Decode, shown: Callable[[int], bool], is_byte: Callable[[int], bool]) -> None:
+        self._decode = decode
+        self._shown = shown
+        self._is_byte = is_byte
+        self._before: list[int] = []
+        self._new: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        if not self._shown(token_id):
+            return ""
+        self._new.append(token_id)
+        if self._is_byte(token_id):
+            return ""
+        known, text = self._decode(self._before), self._decode(self._before + self._new)
+        if text.endswith("�") or not text.startswith(known):
+            return ""
+        self._before, self._new = [token_id], []
+        return text[len(known) :]
+
+    def finish(self) -> str:
+        known, text = self._decode(self._before), self._decode(self._before + self._new)
+        self._before, self._new = self._new[-1:], []
+        return text[len(known) :]
+
+
+class WholeDetokenizer:
+    """Decodes all ids again, at intervals that grow with the text so that the cost per token stays bounded.
+
+    Text is given out where two decodings in a row agree, without a trailing U+FFFD or a space that a clean-up of
+    English punctuation could still take away.
+
+    Args:
+        decode: of the whole sequence of ids.
+        is_byte: whether a token is a single byte; runs of them are held back.
+        share: the whole is decoded whenever it has grown by 1 / share.
+    """
+
+    def __init__(self, decode: Decode, is_byte: Callable[[int], bool], share: int = 64) -> None:
+        self._decode = decode
+        self._is_byte = is_byte
+        self._share = share
+        self._ids: list[int] = []
+        self._due = 1
+        self._last = ""
+        self._given = 0
+
+    def push(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        if len(self._ids) < self._due or self._is_byte(token_id):
+            return ""
+        self._due = len(self._ids) + max(1, len(self._ids) // self._share)
+        text = self._decode(self._ids)
+        certain = _without_doubtful_end(_common(self._last, text))
+        self._last = text
+        given = certain[self._given :]
+        self._given += len(given)
+        return given
+
+    def finish(self) -> str:
+        text = self._decode(self._ids) if self._ids else ""
+        given = text[self._given :]
+        self._given += len(given)
+        return given
+
+
+def _common(first: str, second: str) -> str:
+    """The longest common beginning."""
+    length = min(len(first), len(second))
+    if first[:length] == second[:length]:
+        return first[:length]
+    return first[: next(i for i in range(length) if first[i] != second[i])]
+
+
+def _without_doubtful_end(text: str) -> str:
+    text = text.rstrip("�")
+    # clean_up_tokenization drops the space of " n't" and the like: four characters at most are in doubt.
+    space = text.find(" ", max(0, len(text) - 4))
+    return text if space < 0 else text[:space]

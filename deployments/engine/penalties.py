@@ -1,0 +1,158 @@
+"""What one row changes in its logits before sampling, as sparse edits of few token ids.
+
+Kept on the host as numpy arrays that grow with the row, so that the edits of all rows of a step are concatenated and
+applied by a handful of tensor operations, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+class TokenCounts:
+    """How often each token id has occurred; the distinct ids in order of first occurrence."""
+
+    def __init__(self, ids: Iterable[int] = (), *, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._slots: dict[int, int] = {}
+        self._ids = np.zeros(64, dtype=np.int64)
+        self._counts = np.zeros(64, dtype=np.float32)
+        for token_id in ids:
+            self.add(token_id)
+
+    def add(self, token_id: int) -> None:
+        """Count one occurrence. Ids outside the vocabulary (placeholders of images) have no logit and are left out."""
+        if not 0 <= token_id < self._vocab_size:
+            return
+        slot = self._slots.setdefault(token_id, len(self._slots))
+        if slot == len(self._ids):
+            self._ids = np.concatenate((self._ids, np.zeros_like(self._ids)))
+            self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+        self._ids[slot] = token_id
+        self._counts[slot] += 1
+
+    @property
+    def ids(self) -> Ids:
+        return self._ids[: len(self._slots)]
+
+    @property
+    def counts(self) -> Floats:
+        return self._counts[: len(self._slots)]
+
+
+class Penalties:
+    """The repetition, presence and frequency penalties, the biases and the bad words of one row.
+
+    Args:
+        prompt_ids: the tokens the model was given; only the repetition penalty counts them.
+        repetition: divides positive and multiplies negative logits of seen tokens (CTRL, arXiv:1909.05858).
+        presence, frequency: logit[t] -= presence * (count[t] > 0) + frequency * count[t], over generated tokens
+            (https://platform.openai.com/docs/api-reference, "frequency_penalty").
+        bias: added to the logits of these ids.
+        bad_words: token sequences whose last token is banned wherever the others precede.
+    """
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        vocab_size: int,
+        repetition: float = 1.0,
+        presence: float = 0.0,
+        frequency: float = 0.0,
+        bias: Mapping[int, float] | None = None,
+        bad_words: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self.repetition = repetition
+        self._presence = presence
+        self._frequency = frequency
+        self._seen = TokenCounts(prompt_ids, vocab_size=vocab_size) if repetition != 1.0 else None
+        self._generated = TokenCounts(vocab_size=vocab_size) if presence or frequency else None
+        kept = {t: b for t, b in (bias or {}).items() if 0 <= t < vocab_size}
+        self._bias_ids = np.fromiter(kept.keys(), dtype=np.int64, count=len(kept))
+        self._bias = np.fromiter(kept.values(), dtype=np.float32, count=len(kept))
+        self._bad_words = [tuple(word) for word in bad_words if word and 0 <= word[-1] < vocab_size]
+        self.any = bool(self._seen or self._generated or kept or self._bad_words)
+
+    def add(self, token_id: int) -> None:
+        """Take note of a generated token."""
+        if self._seen is not None:
+            self._seen.add(token_id)
+        if self._generated is not None:
+            self._generated.add(token_id)
+
+    def seen(self) -> Ids | None:
+        """Ids under the repetition penalty."""
+        return self._seen.ids if self._seen is not None else None
+
+    def shifts(self) -> Iterable[tuple[Ids, Floats]]:
+        """Ids and the numbers added to their logits."""
+        if self._generated is not None:
+            counts = self._generated.counts
+            yield self._generated.ids, -(self._presence * (counts > 0) + self._frequency * counts).astype(np.float32)
+        if len(self._bias_ids):
+            yield self._bias_ids, self._bias
+
+    def banned(self, generated: Sequence[int]) -> list[int]:
+        """Ids that would complete a bad word after `generated`."""
+        return [
+            word[-1]
+            for word in self._bad_words
+            if len(word) == 1 or tuple(generated[-(len(word) - 1) :]) == tuple(word[:-1])
+        ]
+
+
+@dataclass(slots=True)
+class Edits:
+    """The edits of all rows of one step, gathered row by row and applied at once."""
+
+    vocab_size: int
+    _repeated: list[Ids] = field(default_factory=list)
+    _factors: list[Floats] = field(default_factory=list)
+    _shifted: list[Ids] = field(default_factory=list)
+    _shifts: list[Floats] = field(default_factory=list)
+    _banned: list[Ids] = field(default_factory=list)
+
+    def repeat(self, row: int, ids: Ids, factor: float) -> None:
+        self._repeated.append(ids + row * self.vocab_size)
+        self._factors.append(np.full(len(ids), factor, dtype=np.float32))
+
+    def shift(self, row: int, ids: Ids, shifts: Floats) -> None:
+        self._shifted.append(ids + row * self.vocab_size)
+        self._shifts.append(shifts)
+
+    def ban(self, row: int, ids: Iterable[int]) -> None:
+        banned = np.fromiter(ids, dtype=np.int64)
+        self._banned.append(banned[banned < self.vocab_size] + row * self.vocab_size)
+
+    def weigh(self, scores: torch.Tensor) -> None:
+        """Apply penalties, then biases, in place.
+
+        Args:
+            scores: float32 [rows, vocab], contiguous.
+        """
+        flat = scores.view(-1)
+        if self._repeated:
+            index, factor = _joined(self._repeated, flat.device), _joined(self._factors, flat.device)
+            values = flat[index]
+            flat[index] = torch.where(values < 0, values * factor, values / factor)
+        if self._shifted:
+            index, shift = _joined(self._shifted, flat.device), _joined(self._shifts, flat.device)
+            flat.index_add_(0, index, shift)
+
+    def forbid(self, scores: torch.Tensor) -> None:
+        """Set banned tokens to -inf, in place."""
+        if self._banned:
+            scores.view(-1)[_joined(self._banned, scores.device)] = float("-inf")
+
+
+def _joined(arrays: Sequence[npt.NDArray[np.generic]], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)

@@ -1,0 +1,209 @@
+"""What an engine knows of a model's tokens: their text and bytes, the terminators, how to decode them."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+
+from deployments.engine.detokenizer import ByteLevelDetokenizer, Detokenizer, WholeDetokenizer, WindowDetokenizer
+from deployments.engine.logprobs import TokenScore
+from deployments.engine.sampling import RowSampler, TokenMask
+from deployments.engine.terminators import special_tokens, terminator_ids
+from deployments.errors import TroupeError
+from deployments.messages import Candidate, SamplingParams, TokenLogprob
+from model_loaders.contract import ModelInfo
+from model_loaders.hooks import Hooks
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_Way = Literal["bytes", "window", "whole"]
+
+
+class Vocabulary:
+    """The tokens of one loaded model.
+
+    Attributes:
+        hooks: the model's hooks.
+        eos_ids: its terminators.
+        special_ids: ids left out of the text when special tokens are skipped.
+        special_contents: the text of every special token, and its id.
+        way: how token ids become text, see `detokenizer`.
+    """
+
+    def __init__(self, info: ModelInfo, hooks: Hooks | None = None) -> None:
+        self.hooks = hooks or Hooks(info)
+        self.eos_ids = terminator_ids(info, self.hooks)
+        self.special_contents = special_tokens(info.tokenizer)
+        self.special_ids = frozenset(self.special_contents.values())
+        self._info = info
+        self._backend: Any = getattr(info.tokenizer, "backend_tokenizer", None)
+        self._texts: dict[int, tuple[str, bytes]] = {}
+        self.way: _Way = self._choose_way()
+
+    def __len__(self) -> int:
+        """The number of tokens of the tokenizer, or 0 without one; the logits may be wider."""
+        try:
+            return len(self._info.tokenizer)
+        except TypeError:
+            return 0
+
+    def sampler(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        *,
+        vocab_size: int,
+        device: torch.device,
+        mask: TokenMask | None = None,
+    ) -> RowSampler:
+        """The sampling state of a new row of this model."""
+        return RowSampler(
+            params,
+            prompt_ids,
+            eos_ids=self.eos_ids,
+            vocab_size=vocab_size,
+            device=device,
+            processors=tuple(self._info.logits_processors),
+            mask=mask,
+            bad_words=self.bad_words(params.bad_words),
+        )
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """The incremental decoder of a new choice."""
+        return self._detokenizer(self.way, skip_special_tokens)
+
+    def bad_words(self, words: Iterable[str]) -> list[list[int]]:
+        """The token sequences of words, at the start of a text and after a space."""
+        found = []
+        for word in words:
+            for text in (word, " " + word):
+                ids = self.hooks.encode(text).input_ids if text else []
+                if ids and ids not in found:
+                    found.append(ids)
+        return found
+
+    def token_text(self, token_id: int) -> str:
+        """The text of a token in the middle of a text, special tokens included."""
+        return self._text_and_bytes(token_id)[0]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes of a token in the middle of a text, also where they are part of a UTF-8 character."""
+        return self._text_and_bytes(token_id)[1]
+
+    def scored(self, token_id: int, score: TokenScore) -> TokenLogprob:
+        """A token and its alternatives with their texts."""
+        text, data = self._text_and_bytes(token_id)
+        top = tuple(
+            Candidate(i, *self._text_and_bytes(i), logprob)
+            for i, logprob in zip(score.top_ids, score.top_logprobs, strict=True)
+        )
+        return TokenLogprob(token_id, text, data, score.logprob, score.rank, top)
+
+    def _text_and_bytes(self, token_id: int) -> tuple[str, bytes]:
+        known = self._texts.get(token_id)
+        if known is None:
+            known = self._texts[token_id] = self._look_up(token_id)
+        return known
+
+    def _look_up(self, token_id: int) -> tuple[str, bytes]:
+        token = self._token(token_id)
+        if token is not None and self.way == "bytes":
+            data = _byte_level(token)
+            return data.decode("utf-8", "replace"), data
+        if token is not None and (byte := _BYTE_TOKEN.fullmatch(token)):
+            data = bytes.fromhex(byte[1])
+            return data.decode("utf-8", "replace"), data
+        if token is not None and token_id in self.special_ids:
+            return token, token.encode()
+        text = self._added_text(token_id)
+        return text, text.encode()
+
+    def _added_text(self, token_id: int) -> str:
+        """What a token adds after another one: its own decoding, with the space that decoders strip from the first."""
+        try:
+            alone = self.hooks.decode([token_id], skip_special_tokens=False)
+            twice = self.hooks.decode([token_id, token_id], skip_special_tokens=False)
+        except TroupeError:
+            return ""
+        return twice[len(alone) :] if twice.startswith(alone) and len(twice) > len(alone) else alone
+
+    def _token(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it."""
+        if self._backend is not None:
+            token = self._backend.id_to_token(token_id)
+        else:
+            convert = getattr(self._info.tokenizer, "convert_ids_to_tokens", None)
+            try:
+                token = convert(token_id) if convert is not None else None
+            except (IndexError, KeyError, ValueError, OverflowError):
+                token = None
+        return token if isinstance(token, str) else None
+
+    def _is_byte(self, token_id: int) -> bool:
+        token = self._token(token_id)
+        return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
+
+    def _choose_way(self) -> _Way:
+        """The cheapest way whose pieces, joined, are what the tokenizer makes of the whole."""
+        if self._backend is None or self._info.decode is not None:
+            return "whole"
+        decoder = json.loads(self._backend.to_str()).get("decoder") or {}
+        first: _Way = "bytes" if decoder.get("type") == "ByteLevel" else "window"
+        return first if self._agrees(first) else "whole"
+
+    def _agrees(self, way: _Way) -> bool:
+        chance = random.Random(0)
+        size = max(1, len(self))
+        for length in (1, 2, 3, 40, 80):
+            for skip in (True, False):
+                ids = [chance.randrange(size) for _ in range(length)]
+                pieces = self._detokenizer(way, skip)
+                text = "".join(pieces.push(i) for i in ids) + pieces.finish()
+                try:
+                    if text != self.hooks.decode(ids, skip_special_tokens=skip):
+                        return False
+                except TroupeError:
+                    return False
+        return True
+
+    def _detokenizer(self, way: _Way, skip_special_tokens: bool) -> Detokenizer:
+        hidden = self.special_ids if skip_special_tokens else frozenset()
+        if way == "bytes":
+            return ByteLevelDetokenizer(lambda i: b"" if i in hidden else self._shown_bytes(i))
+        if way == "window":
+            return WindowDetokenizer(
+                lambda ids: self._backend.decode(ids, skip_special_tokens=False) if ids else "",
+                lambda i: i not in hidden and self._token(i) is not None,
+                self._is_byte,
+            )
+        return WholeDetokenizer(
+            lambda ids: self.hooks.decode(ids, skip_special_tokens=skip_special_tokens), self._is_byte
+        )
+
+    def _shown_bytes(self, token_id: int) -> bytes:
+        token = self._token(token_id)
+        return b"" if token is None else _byte_level(token)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes: themselves where printable, else U+0100 and up."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    stand_ins = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in printable)
+    stand_ins.update({chr(0x100 + i): byte for i, byte in enumerate(others)})
+    return stand_ins
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _byte_level(token: str) -> bytes:
+    """The bytes a byte-level token stands for; added tokens with other characters stand for themselves."""
+    try:
+        return bytes([_BYTE_OF[character] for character in token])
+    except KeyError:
+        return token.encode()
