@@ -1,0 +1,83 @@
+"""The API: every route, under /v1, without it, and under a model's own path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from deployments.client import ModelClient
+from deployments.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
+from deployments.openai.boundary import Boundary
+from deployments.openai.chat import create_chat_completion
+from deployments.openai.completions import create_completion
+from deployments.openai.errors import error_response, internal_error
+from deployments.openai.exchange import Handler, endpoint
+from deployments.openai.models import health, list_models, retrieve_model
+from deployments.openai.options import ApiOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path below /v1 and what answers there."""
+
+    method: str
+    path: str
+    handler: Handler
+    scoped: bool = True
+
+
+ROUTES = (
+    Route("POST", "/chat/completions", create_chat_completion),
+    Route("POST", "/completions", create_completion),
+    Route("GET", "/health", health, scoped=False),
+    Route("GET", "/models", list_models),
+    # Last: its path takes everything below /models.
+    Route("GET", "/models/{name:path}", retrieve_model, scoped=False),
+)
+
+
+def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI:
+    """The OpenAI API over the models of `client`."""
+    options = options or ApiOptions()
+    app = FastAPI(title="Troupe", redirect_slashes=False)
+    app.add_middleware(Boundary, options=options)
+    app.add_exception_handler(HTTPException, _http_error)
+    for route in ROUTES:
+        _add(app, route, client, options)
+    return app
+
+
+def _add(app: FastAPI, route: Route, client: ModelClient, options: ApiOptions) -> None:
+    answer = endpoint(route.handler, client, options)
+    paths = [f"/v1{route.path}", route.path]
+    if route.scoped:
+        paths += [f"/models/{{model_id:path}}/v1{route.path}", f"/models/{{model_id:path}}{route.path}"]
+    for path in paths:
+        app.add_api_route(
+            path,
+            answer,
+            methods=[route.method],
+            response_model=None,
+            include_in_schema=path.startswith("/v1/"),
+            summary=(route.handler.__doc__ or "").partition("\n")[0],
+        )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"][:200]
+    problem: TroupeError
+    if error.status_code == 404:
+        problem = RouteNotFound(f"No route {request.method} {path}; see /docs.")
+    elif error.status_code == 405:
+        problem = MethodNotAllowed(f"{path} does not answer {request.method}; see /docs.")
+    elif error.status_code < 500:
+        problem = BadRequest(str(error.detail))
+    else:
+        problem = internal_error(error)
+    response = error_response(problem)
+    if error.headers:
+        response.headers.update(error.headers)
+    return response

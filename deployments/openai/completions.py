@@ -1,0 +1,208 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from fastapi import Response
+
+from deployments.errors import BadRequest
+from deployments.messages import (
+    Accepted,
+    Candidate,
+    Delta,
+    Finished,
+    GenerateCall,
+    ModelCard,
+    Prompt,
+    PromptScores,
+    SamplingParams,
+    TextPrompt,
+    TokenLogprob,
+    TokensPrompt,
+)
+from deployments.openai.answer import DONE, Chunks, checked, json_answer, sse, sse_answer, to_json
+from deployments.openai.choices import Choice, gather
+from deployments.openai.completions_schema import CompletionBody, CompletionChoice, PromptInput, TextCompletion
+from deployments.openai.exchange import SAMPLING_HEADER, Exchange
+from deployments.openai.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
+from deployments.openai.options import ApiOptions
+from deployments.openai.sampling import check_choices, check_logprobs, effective
+from deployments.openai.usage import RunningUsage, usage_object
+
+
+async def create_completion(exchange: Exchange) -> Response:
+    """Continue prompts, at once or as a stream."""
+    body, card = await exchange.read(CompletionBody)
+    completion = CompletionAnswer(exchange, body, card)
+    exchange.headers[SAMPLING_HEADER] = effective(completion.call)
+    if body.stream:
+        return await sse_answer(exchange, completion.chunks())
+    return await json_answer(exchange, completion.completion())
+
+
+def _prompt(prompt: PromptInput, body: CompletionBody) -> Prompt:
+    if isinstance(prompt, str):
+        return TextPrompt(text=prompt, add_special_tokens=body.add_special_tokens)
+    return TokensPrompt(token_ids=tuple(prompt))
+
+
+def _sampling(body: CompletionBody, options: ApiOptions) -> SamplingParams:
+    check_logprobs("logprobs", body.logprobs, options)
+    sampling = body.sampling(options, max_tokens=body.max_tokens, logprobs=body.logprobs)
+    if not body.echo or body.logprobs is None:
+        return sampling
+    both = max(body.logprobs, body.prompt_logprobs or 0)
+    return replace(sampling, prompt_logprobs=both)
+
+
+def _best_of(body: CompletionBody) -> int | None:
+    if body.best_of is None or body.best_of == body.n:
+        return None
+    if body.best_of < body.n:
+        raise BadRequest(f"Invalid 'best_of': {body.best_of} is less than n, {body.n}.", param="best_of")
+    if body.stream:
+        raise BadRequest(
+            "Invalid 'best_of': a stream cannot choose the best afterwards; leave it out.", param="best_of"
+        )
+    return body.best_of
+
+
+@dataclass(slots=True)
+class Streamed:
+    """What a streamed choice remembers: prompt scores not yet sent, characters its logprobs have covered."""
+
+    scores: tuple[TokenLogprob | None, ...] = ()
+    covered: int = 0
+
+
+class CompletionAnswer:
+    """One text completion under way."""
+
+    def __init__(self, exchange: Exchange, body: CompletionBody, card: ModelCard) -> None:
+        self._body = body
+        self._client = exchange.client
+        self._created = int(time.time())
+        self._id = f"cmpl-{uuid4().hex}"
+        self._model = body.model or card.id
+        best_of = _best_of(body)
+        check_choices(len(body.prompt) * (best_of or body.n), exchange.options)
+        self._count = len(body.prompt) * body.n
+        self.call = GenerateCall(
+            request_id=self._id,
+            model=card.id,
+            prompts=tuple(_prompt(prompt, body) for prompt in body.prompt),
+            sampling=_sampling(body, exchange.options),
+            n=body.n,
+            best_of=best_of,
+            echo=body.echo,
+            affinity=exchange.affinity(body),
+            stream=body.stream,
+        )
+
+    async def completion(self) -> bytes:
+        """The whole answer."""
+        gathered = await gather(checked(self._client.generate(self.call)), self._count)
+        answer: TextCompletion = {
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [
+                await self._choice(index, choice, gathered.accepted) for index, choice in enumerate(gathered.choices)
+            ],
+            "usage": usage_object(gathered.usage),
+        }
+        return to_json(answer)
+
+    async def _choice(self, index: int, choice: Choice, accepted: Accepted) -> CompletionChoice:
+        assert choice.finish_reason != "tool_calls"
+        shape: CompletionChoice = {
+            "index": index,
+            "text": choice.text,
+            "logprobs": None,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if self._body.logprobs is not None:
+            echoed = choice.prompt_scores if self._body.echo else None
+            tokens = [*(echoed or ()), *choice.logprobs]
+            shape["logprobs"] = await self._logprobs(tokens, self._prompt_ids(index, accepted))
+        shape.update(self._extras(index, choice.token_ids, accepted))
+        if self._body.prompt_logprobs is not None and choice.prompt_scores is not None:
+            shape["prompt_logprobs"] = prompt_logprobs(choice.prompt_scores)
+        return shape
+
+    def _extras(self, index: int, token_ids: Sequence[int], accepted: Accepted) -> Any:
+        if not self._body.return_token_ids:
+            return {}
+        return {"token_ids": list(token_ids), "prompt_token_ids": list(self._prompt_ids(index, accepted))}
+
+    def _prompt_ids(self, index: int, accepted: Accepted) -> Sequence[int]:
+        return accepted.prompt_token_ids[index // self._body.n]
+
+    async def _logprobs(
+        self, tokens: Sequence[TokenLogprob | None], prompt_ids: Sequence[int], start: int = 0
+    ) -> CompletionLogprobs:
+        first = None
+        if tokens and tokens[0] is None:
+            text = await self._client.detokenize(self.call.model, prompt_ids[:1])
+            first = Candidate(token_id=prompt_ids[0], token=text, bytes=text.encode(), logprob=0.0)
+        return completion_logprobs(tokens, start=start, as_ids=self._body.return_tokens_as_token_ids, first=first)
+
+    async def chunks(self) -> Chunks:
+        """The answer as it comes."""
+        usage = RunningUsage()
+        accepted = Accepted(prompt_token_ids=(), prompt_texts=())
+        streamed = [Streamed() for _ in range(self._count)]
+        async with aclosing(checked(self._client.generate(self.call))) as events:
+            async for event in events:
+                match event:
+                    case Accepted():
+                        accepted = event
+                        usage.accept(event)
+                    case PromptScores():
+                        streamed[event.choice].scores = event.scores
+                    case Delta():
+                        usage.add(event)
+                        yield self._chunk([await self._chunk_choice(event, streamed[event.choice], accepted)], usage)
+                    case Finished():
+                        if self._body.stream_options.include_usage:
+                            yield self._chunk([], usage, usage=usage_object(event.usage))
+        yield DONE
+
+    async def _chunk_choice(self, delta: Delta, streamed: Streamed, accepted: Accepted) -> CompletionChoice:
+        assert delta.finish_reason != "tool_calls"
+        shape: CompletionChoice = {
+            "index": delta.choice,
+            "text": delta.text,
+            "logprobs": None,
+            "finish_reason": delta.finish_reason,
+        }
+        scores, streamed.scores = streamed.scores, ()
+        if self._body.prompt_logprobs is not None and scores:
+            shape["prompt_logprobs"] = prompt_logprobs(scores)
+        if self._body.logprobs is not None:
+            tokens = [*(scores if self._body.echo else ()), *(delta.logprobs or ())]
+            prompt_ids = self._prompt_ids(delta.choice, accepted)
+            logprobs = await self._logprobs(tokens, prompt_ids, streamed.covered)
+            streamed.covered += sum(map(len, logprobs["tokens"]))
+            shape["logprobs"] = logprobs
+        if delta.finish_reason is not None:
+            shape["stop_reason"] = delta.stop_reason
+        shape.update(self._extras(delta.choice, delta.token_ids, accepted))
+        return shape
+
+    def _chunk(self, choices: list[CompletionChoice], counted: RunningUsage, **more: Any) -> bytes:
+        options = self._body.stream_options
+        if options.continuous_usage_stats:
+            more.setdefault("usage", usage_object(counted.so_far))
+        elif options.include_usage:
+            more.setdefault("usage", None)
+        chunk = {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model}
+        return sse({**chunk, "choices": choices, **more})

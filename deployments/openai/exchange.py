@@ -1,0 +1,116 @@
+"""One request and its answer: who asks, for which model, and what the response's headers will say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from fastapi import Request, Response
+
+from deployments.client import ModelClient
+from deployments.errors import BadRequest, TroupeError, UnsupportedParameter
+from deployments.messages import ModelCard
+from deployments.openai.body import read_json
+from deployments.openai.cancel import Disconnected
+from deployments.openai.errors import error_response, internal_error
+from deployments.openai.fields import Body, parse_fields
+from deployments.openai.options import ApiOptions
+from deployments.openai.sampling import GenerationBody
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_HEADER = "x-troupe-sampling"
+IGNORED_HEADER = "x-troupe-ignored"
+_CLIENT_CLOSED = 499
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request being answered.
+
+    Attributes:
+        request_id: as the client sees it in `x-request-id`.
+        headers: further headers of the response.
+    """
+
+    client: ModelClient
+    options: ApiOptions
+    request: Request
+    request_id: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def read(self, schema: type[Body]) -> tuple[Body, ModelCard]:
+        """The request's fields and the model they are for; unknown keys go into a header.
+
+        Raises:
+            TroupeError: the body cannot be read, or a field or the model is unknown.
+        """
+        given = await read_json(self.request, self.options.max_body_bytes)
+        card = self.find_model(given.get("model"))
+        body, unknown = parse_fields(schema, given, card.options.default_params)
+        if unknown and self.options.strict_parameters:
+            raise UnsupportedParameter(
+                f"Unknown field {unknown[0][:100]!r}; remove it (this server is strict about parameters).",
+                param=unknown[0][:100],
+                code="unknown_parameter",
+            )
+        if unknown:
+            self.headers[IGNORED_HEADER] = ",".join(quote(key[:100], safe="") for key in unknown[:50])
+        return body, card
+
+    def find_model(self, name: object) -> ModelCard:
+        """The model of the path, else of the body, else the default one."""
+        scoped = self.request.path_params.get("model_id")
+        if scoped is not None:
+            return self.client.resolve(scoped)
+        if name is not None and not isinstance(name, str):
+            raise BadRequest(f"Invalid 'model': input should be a string; got {type(name).__name__}.", param="model")
+        if name:
+            return self.client.resolve(name)
+        if self.options.default_model is not None:
+            return self.client.resolve(self.options.default_model)
+        cards = self.client.models()
+        if len(cards) == 1:
+            return cards[0]
+        raise BadRequest(
+            f"Missing required field 'model'; this server has {', '.join(card.id for card in cards[:20])}.",
+            param="model",
+            code="missing_required_parameter",
+        )
+
+    def affinity(self, body: GenerationBody) -> str | None:
+        """The key by which the client says which requests belong together."""
+        return self.request.headers.get("x-session-affinity") or body.prompt_cache_key or body.session_id
+
+
+Handler = Callable[[Exchange], Awaitable[Response]]
+
+
+def endpoint(handler: Handler, client: ModelClient, options: ApiOptions) -> Callable[[Request], Awaitable[Response]]:
+    """A FastAPI endpoint around a handler, which answers with OpenAI's JSON whatever is raised.
+
+    Caught here and not in exception handlers of the application, because Ray Serve replaces some of those.
+    """
+
+    async def answer(request: Request) -> Response:
+        exchange = Exchange(client, options, request, request_id_of(request))
+        try:
+            response = await handler(exchange)
+        except TroupeError as error:
+            response = error_response(error)
+        except Disconnected:
+            response = Response(status_code=_CLIENT_CLOSED)
+        except Exception as error:
+            logger.exception("Request %s to %s failed", exchange.request_id, request.scope["path"])
+            response = error_response(internal_error(error))
+        for name, value in exchange.headers.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    return answer
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.scope["state"]["request_id"])

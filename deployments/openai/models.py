@@ -1,0 +1,60 @@
+"""GET /v1/models, /v1/models/{id} and /health."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal, NotRequired, TypedDict
+
+from fastapi import Response
+
+from deployments.messages import ModelCard
+from deployments.openai.answer import to_json
+from deployments.openai.exchange import Exchange
+
+_STARTED = int(time.time())
+
+
+class ModelObject(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    max_model_len: NotRequired[int]
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelObject]
+
+
+async def list_models(exchange: Exchange) -> Response:
+    """Every model, then every alias; under a model's own path that model alone."""
+    client = exchange.client
+    scoped = exchange.request.path_params.get("model_id")
+    cards = client.models() if scoped is None else [client.resolve(scoped)]
+    data = [_model_object(card.id, card) for card in cards]
+    data += [_model_object(alias, card) for card in cards for alias in card.aliases]
+    return json_response({"object": "list", "data": data})
+
+
+async def retrieve_model(exchange: Exchange) -> Response:
+    """One model by its id or an alias."""
+    name = exchange.request.path_params["name"]
+    return json_response(_model_object(name, exchange.client.resolve(name)))
+
+
+async def health(exchange: Exchange) -> Response:
+    """The server accepts requests."""
+    return json_response({"status": "ok"})
+
+
+def json_response(value: object) -> Response:
+    return Response(to_json(value), media_type="application/json")
+
+
+def _model_object(name: str, card: ModelCard) -> ModelObject:
+    shape: ModelObject = {"id": name, "object": "model", "created": _STARTED, "owned_by": "troupe", "root": card.id}
+    if card.max_model_len is not None:
+        shape["max_model_len"] = card.max_model_len
+    return shape

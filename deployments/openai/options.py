@@ -1,0 +1,43 @@
+"""Options of the API as a whole, the `api:` section of serve_config.yaml, and of each model's part of it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.messages import ModelOptions
+
+__all__ = ["ApiOptions", "ModelOptions"]
+
+
+class ApiOptions(BaseModel):
+    """What the server accepts and how it answers, the same for all models.
+
+    Attributes:
+        api_keys: keys that open the API, as they are or as `sha256:<hex digest>`; none at all leaves it open.
+        api_keys_file: further keys, one a line, read again when the file changes.
+        cors_origins: origins whose pages may call the API from a browser; `*` is every one.
+        default_model: answers requests that name no model; None means the only model where there is one.
+        strict_parameters: refuse unknown request fields instead of listing them in a response header.
+        allow_request_chat_template: requests may bring a chat template of their own.
+        max_body_bytes, max_header_bytes: larger requests are refused.
+        max_choices: choices (prompts times n) of one request at most.
+        max_logprobs: alternatives reported per token at most.
+        heartbeat_seconds: after so many silent seconds send white space, and again after as many, so that a client's
+            read timeout does not strike while the model computes. The status is 200 from then on. 0 is off.
+        record_dir: folder for a JSONL record of every request and its answer; None records nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    api_keys: tuple[str, ...] = ()
+    api_keys_file: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    default_model: str | None = None
+    strict_parameters: bool = False
+    allow_request_chat_template: bool = False
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1024)
+    max_header_bytes: int = Field(default=64 * 2**10, ge=1024)
+    max_choices: int = Field(default=1024, ge=1)
+    max_logprobs: int = Field(default=20, ge=0)
+    heartbeat_seconds: float = Field(default=0, ge=0)
+    record_dir: str | None = None

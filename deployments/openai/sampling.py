@@ -1,0 +1,179 @@
+"""Request fields that steer generation, the same for chats and completions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from deployments.errors import BadRequest
+from deployments.messages import GenerateCall, SamplingParams
+from deployments.openai.fields import MAX_WHOLE, Count, Real, RequestBody, Strings, TokenId, Whole
+from deployments.openai.options import ApiOptions
+
+_MAX_STRINGS = 1024
+_INT64 = 2**63
+
+
+class StreamOptions(BaseModel):
+    """What a stream reports besides the answer."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool | None = Field(default=None, description="Send token counts in a last chunk without choices.")
+    continuous_usage_stats: bool | None = Field(default=None, description="Send token counts in every chunk.")
+    include_obfuscation: bool | None = Field(default=None, description="Accepted; chunks are never padded.")
+
+
+class GenerationBody(RequestBody):
+    """What chats and completions have in common. Names and meanings are OpenAI's, then vLLM's, then transformers'."""
+
+    bookkeeping: ClassVar[frozenset[str]] = frozenset(
+        {
+            "user",
+            "metadata",
+            "store",
+            "service_tier",
+            "safety_identifier",
+            "prompt_cache_retention",
+            "prompt_cache_options",
+            "request_id",
+            "stream_interval",
+        }
+    )
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "use_beam_search": (False,),
+        "length_penalty": (1, 1.0),
+        "early_stopping": (False,),
+        "spaces_between_special_tokens": (True,),
+        "truncate_prompt_tokens": (),
+        "truncation_side": (),
+        "logprob_token_ids": (),
+        "watermarking": (False,),
+        "priority": (0,),
+        "cache_salt": (),
+        "kv_transfer_params": ({},),
+        "ec_transfer_params": ({},),
+        "vllm_xargs": ({},),
+        "repetition_detection": ({},),
+        "thinking_token_budget": (-1,),
+        "routed_experts_prompt_start": (0,),
+        "return_token_offsets": (False,),
+        "return_mm_kwargs": (True, False),
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
+    }
+
+    n: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Answers to every prompt.")
+    temperature: Annotated[Real, Field(ge=0)] = Field(default=1.0, description="0 is greedy.", examples=[0])
+    top_p: Annotated[Real, Field(ge=0, le=1)] = 1.0
+    top_k: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] = Field(default=0, description="0 and -1 are off.")
+    min_p: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    typical_p: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    repetition_penalty: Annotated[Real, Field(gt=0)] = 1.0
+    presence_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
+    logit_bias: dict[int, Annotated[Real, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, description="Token id to a number added to its logit."
+    )
+    allowed_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
+    bad_words: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(default_factory=list)
+    stop: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(default_factory=list)
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=_MAX_STRINGS)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: Count = 0
+    seed: Annotated[Whole, Field(ge=-_INT64, lt=_INT64)] | None = None
+    num_beams: Annotated[Whole, Field(ge=1, le=64)] = 1
+    skip_special_tokens: bool = True
+    prompt_logprobs: Count | None = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    stream: bool = False
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    generate_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments for the loader's own generate hook."
+    )
+    prompt_cache_key: str | None = Field(default=None, description="Requests with one key go to one replica.")
+    session_id: str | None = Field(default=None, description="The same as prompt_cache_key.")
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, bias: dict[int, float]) -> dict[int, float]:
+        if any(not 0 <= token_id <= MAX_WHOLE for token_id in bias):
+            raise ValueError("keys should be token ids")
+        return bias
+
+    def sampling(self, options: ApiOptions, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """The parameters of every choice.
+
+        Raises:
+            BadRequest: more alternatives are asked for than the server reports.
+        """
+        check_logprobs("prompt_logprobs", self.prompt_logprobs, options)
+        if max_tokens is not None and self.min_tokens > max_tokens:
+            raise BadRequest(
+                f"Invalid 'min_tokens': {self.min_tokens} is more than max_tokens, {max_tokens}.", param="min_tokens"
+            )
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=max(self.top_k, 0),
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+            bad_words=tuple(self.bad_words),
+            stop=tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids),
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            seed=self.seed,
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            skip_special_tokens=self.skip_special_tokens,
+            num_beams=self.num_beams,
+            extra=self.generate_kwargs,
+        )
+
+
+def check_logprobs(name: str, asked: int | None, options: ApiOptions) -> None:
+    """Refuse more alternatives per token than the server reports."""
+    if asked is not None and asked > options.max_logprobs:
+        raise BadRequest(
+            f"Invalid {name!r}: at most {options.max_logprobs} alternatives (max_logprobs); got {asked}.", param=name
+        )
+
+
+def check_choices(count: int, options: ApiOptions) -> None:
+    """Refuse more choices than the server computes for one request."""
+    if count > options.max_choices:
+        raise BadRequest(
+            f"Invalid 'n': the request asks for {count} choices, this server computes at most {options.max_choices} "
+            "(max_choices).",
+            param="n",
+        )
+
+
+_HIDDEN = ("extra", "grammar")
+_HEADER_LIMIT = 4096
+
+
+def effective(call: GenerateCall) -> str:
+    """The parameters a call is computed with, as one line of ASCII JSON; the longest are left out beyond 4 KiB."""
+    params = call.sampling
+    values: dict[str, Any] = {"n": call.n}
+    for each in fields(params):
+        value = getattr(params, each.name)
+        if each.name not in _HIDDEN and value is not None and value != {} and value != ():
+            values[each.name] = value
+    while len(line := json.dumps(values, separators=(",", ":"))) > _HEADER_LIMIT:
+        del values[max(values, key=lambda name: len(json.dumps(values[name])))]
+    return line

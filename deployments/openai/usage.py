@@ -1,0 +1,47 @@
+"""Token counts as clients get them."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from deployments.messages import Accepted, Delta, Usage
+
+
+class PromptDetails(TypedDict):
+    cached_tokens: int
+
+
+class UsageObject(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+def usage_object(usage: Usage) -> UsageObject:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+class RunningUsage:
+    """Token counts of an answer under way."""
+
+    def __init__(self) -> None:
+        self._prompt = 0
+        self._completion = 0
+        self._cached = 0
+
+    def accept(self, accepted: Accepted) -> None:
+        self._prompt = sum(len(ids) for ids in accepted.prompt_token_ids)
+
+    def add(self, delta: Delta) -> None:
+        self._completion += len(delta.token_ids)
+        self._cached = max(self._cached, delta.cached_tokens)
+
+    @property
+    def so_far(self) -> Usage:
+        return Usage(prompt_tokens=self._prompt, completion_tokens=self._completion, cached_tokens=self._cached)
