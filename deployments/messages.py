@@ -248,7 +248,7 @@ EngineEvent = PromptScores | Delta | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
+class ModelSurface:
     """How the API presents one model. The same dataclass is the `api:` section of a model in serve_config.yaml.
 
     Attributes:
@@ -273,4 +273,4 @@ class ModelCard:
     id: str
     aliases: tuple[str, ...] = ()
     max_model_len: int | None = None
-    options: ModelOptions = field(default_factory=ModelOptions)
+    surface: ModelSurface = field(default_factory=ModelSurface)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deployments.messages import ModelOptions
-
-__all__ = ["ApiOptions", "ModelOptions"]
-
 
 class ApiOptions(BaseModel):
     """What the server accepts and how it answers, the same for all models.
