@@ -248,7 +248,7 @@ EngineEvent = PromptScores | Delta | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSurface:
+class ModelOptions:
     """How the API presents one model. The same dataclass is the `api:` section of a model in serve_config.yaml.
 
     Attributes:
@@ -273,4 +273,4 @@ class ModelCard:
     id: str
     aliases: tuple[str, ...] = ()
     max_model_len: int | None = None
-    surface: ModelSurface = field(default_factory=ModelSurface)
+    options: ModelOptions = field(default_factory=ModelOptions)

@@ -64,7 +64,7 @@ def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions) -> ChatPro
     extras = {"documents": body.documents, "reasoning_effort": body.reasoning_effort}
     kwargs = {key: value for key, value in extras.items() if value is not None}
     return ChatPrompt(
-        messages=template_messages(body.messages, merge_roles=card.surface.merge_consecutive_roles),
+        messages=template_messages(body.messages, merge_roles=card.options.merge_consecutive_roles),
         template_kwargs={**kwargs, **body.chat_template_kwargs},
         add_generation_prompt=opens,
         continue_final_message=body.continue_final_message,

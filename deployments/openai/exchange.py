@@ -49,7 +49,7 @@ class Exchange:
         """
         given = await read_json(self.request, self.options.max_body_bytes)
         card = self.find_model(given.get("model"))
-        body, unknown = parse_fields(schema, given, card.surface.default_params)
+        body, unknown = parse_fields(schema, given, card.options.default_params)
         if unknown and self.options.strict_parameters:
             raise UnsupportedParameter(
                 f"Unknown field {unknown[0][:100]!r}; remove it (this server is strict about parameters).",
