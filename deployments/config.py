@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deployments.engine.options import EngineOptions
 from deployments.errors import ConfigError, ModelNotFound
-from deployments.messages import ModelCard, ModelSurface
+from deployments.messages import ModelCard, ModelOptions
 from deployments.openai.options import ApiOptions
 
 
@@ -26,7 +26,7 @@ class ModelEntry(_Strict):
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the loader.")
     aliases: list[str] = Field(default_factory=list, description="Other names of the same model.")
     engine: EngineOptions = Field(default_factory=EngineOptions, description="How its engine runs.")
-    api: ModelSurface = Field(default_factory=ModelSurface, description="How its routes read and answer.")
+    api: ModelOptions = Field(default_factory=ModelOptions, description="How its routes read and answer.")
     pinned: bool = Field(default=False, description="Loaded at start and never evicted.")
     load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
     load_retry_s: float = Field(default=60.0, ge=0, description="Seconds a failed load's error is answered again.")
@@ -37,7 +37,7 @@ class ModelEntry(_Strict):
 
     @property
     def card(self) -> ModelCard:
-        return ModelCard(id=self.id, aliases=tuple(self.aliases), surface=self.api)
+        return ModelCard(id=self.id, aliases=tuple(self.aliases), options=self.api)
 
 
 class AppArgs(_Strict):
