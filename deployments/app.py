@@ -8,7 +8,7 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from deployments.config import parse_args
+from deployments.config import AppArgs, parse_args
 from deployments.ingress import OpenAIIngress
 from deployments.replica import ModelReplica
 
@@ -16,26 +16,31 @@ ROUTER = "deployments.routing:ModelAffinityRouter"
 
 
 def build_app(args: dict[str, Any]) -> serve.Application:
-    """The application: an OpenAI ingress before model replicas, one per GPU of the cluster, one on CPU without GPUs.
-
-    The `deployments` section of the configuration overrides what is chosen here.
+    """The application of a configuration file; its `deployments` section overrides what is chosen here.
 
     Raises:
         ConfigError: the arguments are wrong.
     """
-    checked = parse_args(args)
+    return application(parse_args(args))
+
+
+def application(args: AppArgs, **replica_options: Any) -> serve.Application:
+    """An OpenAI ingress before model replicas: one per GPU of the cluster, one on CPU where there is none.
+
+    Args:
+        args: the models, and how they are served.
+        replica_options: of `serve.deployment`, for the model replicas.
+    """
     gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
     model_replica: Any = ModelReplica
     ingress: Any = OpenAIIngress
-    replicas = model_replica.options(
-        num_replicas=max(gpus, 1),
-        ray_actor_options={"num_gpus": 1 if gpus else 0},
-        request_router_config=RequestRouterConfig(
-            request_router_class=ROUTER,
-            request_router_kwargs={
-                "max_models": checked.max_models_per_replica,
-                "spill_at": 2 * max(entry.engine.max_rows for entry in checked.models),
-            },
-        ),
-    ).bind(checked)
-    return ingress.bind(checked, replicas)
+    router = RequestRouterConfig(
+        request_router_class=ROUTER,
+        request_router_kwargs={
+            "max_models": args.max_models_per_replica,
+            "spill_at": 2 * max(entry.engine.max_rows for entry in args.models),
+        },
+    )
+    defaults = {"num_replicas": max(gpus, 1), "ray_actor_options": {"num_gpus": 1 if gpus else 0}}
+    replicas = model_replica.options(request_router_config=router, **(defaults | replica_options)).bind(args)
+    return ingress.bind(args, replicas)

@@ -121,8 +121,8 @@ def _place(loc: tuple[int | str, ...]) -> str:
 
 
 def _nearest(loc: tuple[int | str, ...]) -> str:
-    known = _known_keys(loc[:-1])
-    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    known, wrong = _known_keys(loc[:-1]), str(loc[-1])
+    close = [key for key in known if key.startswith(wrong)] or difflib.get_close_matches(wrong, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
 
 

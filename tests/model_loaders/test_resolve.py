@@ -1,0 +1,94 @@
+"""From a loader's name to a model, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deployments.errors import ModelLoadFailed
+from model_loaders.resolve import load_model_info
+
+LOADER = """
+def model(**inputs): ...
+
+class Tokenizer:
+    pass
+
+def load_model(device, size: int = 1):
+    return {"model": model, "tokenizer": Tokenizer(), "model_name": f"{device}-{size}"}
+
+def needs(path):
+    return {}
+
+def breaks():
+    raise RuntimeError("first line\\nthe weights are torn")
+
+def returns_a_list():
+    return [1]
+
+def wrong_key():
+    return {"modle": model}
+
+def no_tokenizer():
+    return {"model": model}
+
+def hook_is_text():
+    return {"model": model, "tokenizer": Tokenizer(), "encode": "yes"}
+
+def quits():
+    raise SystemExit(3)
+
+model_info = {"model": model, "tokenizer": Tokenizer(), "model_name": "ready made"}
+"""
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> str:
+    file = tmp_path / "my_loader.py"
+    file.write_text(LOADER)
+    return str(file)
+
+
+def test_a_function_of_a_file_gets_its_kwargs_and_the_device(loader: str) -> None:
+    assert load_model_info(f"{loader}:load_model", {"size": 3}, "cuda:1").model_name == "cuda:1-3"
+    assert load_model_info(f"{loader}:load_model", {"device": "cpu"}, "cuda:1").model_name == "cpu-1"
+
+
+def test_a_file_may_hold_a_model_info_of_its_own(loader: str) -> None:
+    assert load_model_info(loader, {}, "cpu").model_name == "ready made"
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "said"),
+    [
+        ("nothing", {}, "has no 'nothing'"),
+        ("load_model", {"sizes": 3}, "takes no 'sizes'; its arguments: device, size"),
+        ("needs", {}, "needs 'path'; give it under kwargs"),
+        ("breaks", {}, "RuntimeError: the weights are torn (my_loader.py, line 14)"),
+        ("returns_a_list", {}, "returned list ([1]); expected a ModelInfo or a dict"),
+        ("wrong_key", {}, "unknown key 'modle'; known keys: model,"),
+        ("no_tokenizer", {}, "neither tokenizer nor processor"),
+        ("hook_is_text", {}, "encode=str ('yes'); expected a function"),
+        ("quits", {}, "SystemExit: 3"),
+    ],
+)
+def test_what_is_wrong_is_named(loader: str, name: str, kwargs: dict[str, object], said: str) -> None:
+    with pytest.raises(ModelLoadFailed) as caught:
+        load_model_info(f"{loader}:{name}", kwargs, "cpu")
+    assert said in str(caught.value)
+    assert f"{loader}:{name}" in str(caught.value) or "has no" in said
+
+
+def test_modules_and_files_that_are_not_there() -> None:
+    with pytest.raises(ModelLoadFailed, match="no module named 'no_such_module'"):
+        load_model_info("no_such_module:load", {}, "cpu")
+    with pytest.raises(ModelLoadFailed, match=r"nowhere/loader\.py does not exist"):
+        load_model_info("nowhere/loader.py:load", {}, "cpu")
+
+
+def test_a_file_that_does_not_parse(tmp_path: Path) -> None:
+    file = tmp_path / "torn.py"
+    file.write_text("def load_model(:")
+    with pytest.raises(ModelLoadFailed, match="SyntaxError"):
+        load_model_info(f"{file}:load_model", {}, "cpu")

@@ -1,0 +1,67 @@
+"""A real Ray Serve for the tests: one cluster per session, one application per test that asks for one."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray import serve
+
+from deployments.app import application
+from deployments.config import parse_args
+
+_names = itertools.count()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def cluster(cpus: int = 16, gpus: int = 8) -> Iterator[str]:
+    """A local Ray with logical CPUs and GPUs, and Serve's proxy; yields the proxy's address."""
+    folder = tempfile.mkdtemp(prefix="tr", dir="/tmp")  # short: Ray puts sockets there
+    port = free_port()
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=gpus,
+        include_dashboard=False,
+        _temp_dir=folder,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def serving(address: str, args: dict[str, Any], **replica_options: Any) -> Iterator[str]:
+    """A running application; yields its base URL without /v1.
+
+    Args:
+        address: of the cluster.
+        args: as under `args` in serve_config.yaml.
+        replica_options: of the ModelReplica deployment; on CPU unless it says otherwise.
+    """
+    name = f"app{next(_names)}"
+    options = {"num_replicas": 1, "ray_actor_options": {"num_gpus": 0}, **replica_options}
+    serve.run(application(parse_args(args), **options), name=name, route_prefix=f"/{name}")
+    try:
+        yield f"{address}/{name}"
+    finally:
+        serve.delete(name)
