@@ -1,0 +1,91 @@
+"""What an engine can take: the length of a model's context, and the check of a request before it is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from deployments.engine.options import EngineOptions
+from deployments.engine.protocol import EngineRequest
+from deployments.errors import BadRequest, ContextOverflow, UnsupportedParameter
+from deployments.messages import SamplingParams
+from model_loaders.contract import ModelInfo
+
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "max_sequence_length")
+_UNLIMITED = 131072
+_ALWAYS = frozenset({"max_tokens", "skip_special_tokens", "extra"})
+_DEFAULTS = SamplingParams()
+
+
+def context_length(info: ModelInfo, options: EngineOptions) -> int:
+    """Positions a request may use, prompt and text together.
+
+    The option, else the loader's `max_model_len`, else the positions the model's config names, else what the tokenizer
+    says; a model without any limit (recurrent, relative positions) gets 131072.
+    """
+    for given in (options.max_model_len, info.max_model_len):
+        if given is not None:
+            return given
+    config: Any = getattr(info.model, "config", None)
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    for name in _LENGTHS:
+        length = getattr(text, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    length = getattr(info.tokenizer, "model_max_length", None)
+    return length if isinstance(length, int) and 0 < length <= 10 * _UNLIMITED else _UNLIMITED
+
+
+def vocab_size(model: Any) -> int | None:
+    """How many token ids the model's input embedding has; None if it cannot be told."""
+    try:
+        weight = model.get_input_embeddings().weight
+    except (AttributeError, NotImplementedError):
+        return None
+    return int(weight.shape[0]) if weight.dim() == 2 else None
+
+
+def check_request(request: EngineRequest, *, max_model_len: int, supports: frozenset[str], vocab: int | None) -> None:
+    """Refuse what can never be served.
+
+    Raises:
+        BadRequest: no tokens, or ids the model does not have.
+        ContextOverflow: the prompt, or prompt and `max_tokens`, are longer than the context.
+        UnsupportedParameter: a parameter that differs from its default is not among `supports`.
+    """
+    if not request.input_ids:
+        raise BadRequest("The prompt is empty; send at least one token.", param="prompt")
+    wrong = [i for i in request.input_ids if i < 0 or (vocab is not None and i >= vocab)]
+    if wrong:
+        raise BadRequest(
+            f"Token id {wrong[0]} does not exist; this model has ids 0 to {(vocab or 1) - 1}.", param="prompt"
+        )
+    asked = len(request.input_ids) + (request.sampling.max_tokens or 1)
+    if asked > max_model_len:
+        raise ContextOverflow(max_model_len, asked, param="prompt")
+    check_supported(request.sampling, supports)
+
+
+def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
+    """Refuse parameters an engine cannot honour.
+
+    Raises:
+        UnsupportedParameter: it names the first one.
+    """
+    for field in fields(SamplingParams):
+        value = getattr(params, field.name)
+        if field.name not in supports and field.name not in _ALWAYS and value != getattr(_DEFAULTS, field.name):
+            raise UnsupportedParameter(
+                f"This model cannot honour {field.name}={value!r}; leave it out.", param=field.name
+            )
+
+
+ALL_PARAMS: frozenset[str] = frozenset(field.name for field in fields(SamplingParams))
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of equal length, padded on the left, and their attention mask."""
+    width = max(len(row) for row in rows)
+    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
+    return ids, [[0] * (width - len(row)) + [1] * len(row) for row in rows]
