@@ -67,5 +67,5 @@ def score_positions(logits: torch.Tensor, targets: torch.Tensor, top: int) -> li
     if not len(targets):
         return []
     step = max(1, _FLOATS // logits.shape[1])
-    pieces = zip(logits.split(step), targets.split(step), strict=True)
+    pieces = zip(torch.split(logits, step), torch.split(targets, step), strict=True)
     return [score for piece, ids in pieces for score in token_scores(piece, ids, [top] * len(ids))]
