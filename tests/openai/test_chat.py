@@ -38,7 +38,7 @@ def test_nullable_fields_are_present(server: Server, client: OpenAI) -> None:
 
 def test_an_empty_answer_is_a_string(client: OpenAI) -> None:
     assert ask(client, "").choices[0].message.content == ""
-    streamed = [chunk for chunk in ask(client, "", stream=True)]
+    streamed = list(ask(client, "", stream=True))
     assert streamed[0].choices[0].delta.content == ""
     assert streamed[-1].choices[0].finish_reason == "stop"
 
@@ -168,9 +168,9 @@ def test_errors_before_and_in_a_stream(client: OpenAI) -> None:
         ask(client, "[fail out_of_memory]", stream=True)
     assert before.value.status_code == 503
     assert before.value.code == "out_of_memory"
-    received = ""
+    stream = ask(client, "[wait 0.05][after 3 fail model_error]abcdef", stream=True)
+    pieces: list[str] = []
     with pytest.raises(openai.APIError) as during:
-        for chunk in ask(client, "[wait 0.05][after 3 fail model_error]abcdef", stream=True):
-            received += chunk.choices[0].delta.content or ""
-    assert received == "abc"
+        pieces.extend(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert "".join(pieces) == "abc"
     assert during.value.code == "model_error"

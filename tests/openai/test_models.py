@@ -14,7 +14,7 @@ from tests.openai.conftest import Serve, Server
 
 def test_list(client: OpenAI) -> None:
     models = list(client.models.list())
-    assert [model.id for model in models] == ["org/scripted", "gpt-3.5-turbo-0613", "merging"]
+    assert [model.id for model in models] == ["org/scripted", "merging", "gpt-3.5-turbo-0613"]
     assert {model.object for model in models} == {"model"}
     assert all(isinstance(model.created, int) for model in models)
 
