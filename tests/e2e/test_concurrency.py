@@ -1,0 +1,31 @@
+"""Benchmark workers at once: every call answered, every answer that of the same chat asked alone."""
+
+from __future__ import annotations
+
+from openai import OpenAI
+
+from tests.workload import Ran, alone, ask_by_post, ask_by_stream, run
+
+
+def _check(ran: Ran, answers_alone: list[str]) -> None:
+    mixed_up = [
+        (call.messages[-1], call.answer, answer)
+        for call, answer in zip(ran.calls, answers_alone, strict=True)
+        if call.answer != answer
+    ]
+    assert mixed_up == []
+    assert ran.right >= 0.95 * ran.tasks
+    assert sum(ran.scores) >= 0.9 * len(ran.scores)
+
+
+def test_32_workers_in_the_manner_of_agentbench(demo: str) -> None:
+    ask = ask_by_post(demo)
+    ran = run(ask, tasks=400, episodes=32, workers=32)
+    assert len(ran.calls) >= 600
+    _check(ran, alone(ask, ran.calls))
+
+
+def test_32_workers_through_the_streaming_client(demo: str) -> None:
+    client = OpenAI(base_url=f"{demo}/v1", api_key="EMPTY", max_retries=0, _strict_response_validation=True)
+    ran = run(ask_by_stream(client), tasks=160, episodes=16, workers=32, seed=1)
+    _check(ran, alone(ask_by_post(demo), ran.calls))
