@@ -1,0 +1,147 @@
+"""What a model's forward gets right, measured with a few tokens when it loads.
+
+Every claim is tested against one forward over the whole prompt: computing a prompt in two forwards, two prompts
+padded together, and two rows of different lengths decoding together.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deployments.engine.forward import Forward
+from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache, UnknownLayer, new_cache
+from deployments.engine.memory import RowBytes
+
+_LONG, _SHORT = 9, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What rows of a model may do.
+
+    Attributes:
+        row_bytes: what they cost.
+        logits_width: of the model's logits.
+        chunks: a prompt may be computed in several forwards.
+        pads: prompts of different lengths may be computed together.
+        mixes: rows of different lengths may decode together.
+    """
+
+    row_bytes: RowBytes
+    logits_width: int
+    chunks: bool
+    pads: bool
+    mixes: bool
+
+    @classmethod
+    def of(cls, forward: Forward) -> Capabilities:
+        """Measured with the model's own forward.
+
+        Raises:
+            Exception: the model's forward does not run on our caches; whatever it raised.
+        """
+        probe = _Probe(forward)
+        cache, logits = probe.alone(probe.long)
+        return cls(
+            row_bytes=RowBytes.of(cache),
+            logits_width=logits.shape[-1],
+            chunks=_holds(probe.chunks),
+            pads=not forward.is_encoder_decoder and _holds(probe.pads),
+            mixes=_holds(probe.mixes),
+        )
+
+
+def rows_can_hold(model: Any) -> str | None:
+    """Why rows cannot hold a model, or None if nothing speaks against trying; costs no forward."""
+    if getattr(model, "config", None) is None or not hasattr(model, "get_input_embeddings"):
+        return "it is no transformers model"
+    parameters = inspect.signature(model.forward).parameters
+    if not {"past_key_values", "cache_params"} & parameters.keys():
+        return "its forward takes no cache"
+    supports = getattr(model, "_supports_default_dynamic_cache", None)
+    if supports is not None and not supports():
+        return "it brings a cache class of its own"
+    try:
+        new_cache(model)
+    except UnknownLayer as error:
+        return f"rows cannot hold its {error}"
+    except Exception as error:
+        return f"its cache cannot be built: {type(error).__name__}: {error}"
+    return None
+
+
+class _Probe:
+    """Prompts of arbitrary tokens, and the logits of what follows them."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+        ids = _ordinary_ids(forward.model, 2 * _LONG)
+        self.long, self.short = ids[:_LONG], ids[-_SHORT:]
+
+    def alone(self, ids: Sequence[int]) -> tuple[AnyRowsCache, Tensor]:
+        """The cache and the last logits [vocab] of one forward over a prompt."""
+        cache = new_cache(self.forward.model)
+        if isinstance(cache, EncoderRowsCache):
+            inputs = _encoder_inputs(self.forward.model)
+            chunk = self.forward.encode(self.long, inputs, ids, cache)
+        else:
+            chunk = self.forward.prefill([ids], cache)
+        return cache, chunk.logits[0, -1]
+
+    def chunks(self) -> bool:
+        half = _LONG // 2
+        cache, _ = self.alone(self.long[:half])
+        chunk = self.forward.prefill([self.long[half:]], cache)
+        return _close(chunk.logits[0, -1], self.alone(self.long)[1])
+
+    def pads(self) -> bool:
+        chunk = self.forward.prefill([self.long, self.short], new_cache(self.forward.model))
+        return _close(chunk.logits[0, -1], self.alone(self.long)[1]) and _close(
+            chunk.logits[1, -1], self.alone(self.short)[1]
+        )
+
+    def mixes(self) -> bool:
+        cache, _ = self.alone(self.long[:-1])
+        cache.append(self.alone(self.short[:-1])[0], 0)
+        last = [self.long[-1], self.short[-1]]
+        logits = self.forward.decode(last, [(0,), (0,)], cache)
+        return _close(logits[0], self.alone(self.long)[1]) and _close(logits[1], self.alone(self.short)[1])
+
+
+def _holds(claim: Any) -> bool:
+    try:
+        return bool(claim())
+    except Exception:
+        return False
+
+
+def _close(logits: Tensor, expected: Tensor) -> bool:
+    """Whether two rows of logits differ by no more than rounding."""
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 0.2
+    logits, expected = logits.float(), expected.float()
+    spread = (expected - expected.mean()).norm()
+    return bool((logits - expected).norm() <= tolerance * spread)
+
+
+def _ordinary_ids(model: Any, count: int) -> list[int]:
+    """Arbitrary token ids that no field of the model's config gives a meaning to."""
+    size = int(model.get_input_embeddings().weight.shape[0])
+    special: set[int] = set()
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        named = [v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index"))]
+        special.update(i for value in named for i in (value if isinstance(value, list) else [value]) if i is not None)
+    ids = [i for i in (7919 * n % size for n in range(1, size)) if i not in special]
+    return (ids * count)[:count]
+
+
+def _encoder_inputs(model: Any) -> dict[str, Tensor]:
+    """Input of an encoder that takes no tokens: what transformers itself tries such a model with."""
+    if model.main_input_name == "input_ids":
+        return {}
+    return {model.main_input_name: model.dummy_inputs[model.main_input_name]}

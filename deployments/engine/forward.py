@@ -1,0 +1,242 @@
+"""Calling a stock model for rows: the one place that knows which arguments a model's `forward` takes.
+
+Masks, positions and caches are what `generate` would pass for a left-padded batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache
+
+Offset = tuple[int, ...]
+"""What is added to a token's index to give its position, per position dimension (M-RoPE has several)."""
+
+NO_OFFSET: Offset = (0,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Logits of a prefill forward, and the position offset of what follows.
+
+    Attributes:
+        logits: [rows, kept, vocab]: of the last token, or of all of the chunk.
+    """
+
+    logits: Tensor
+    offset: Offset = NO_OFFSET
+
+
+class Forward:
+    """One loaded model's forward passes.
+
+    Args:
+        model: a transformers model with a language-model head.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.device = torch.device(model.get_input_embeddings().weight.device)
+        parameters = inspect.signature(model.forward).parameters
+        open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self._prefix = "decoder_" if self.is_encoder_decoder else ""
+        self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
+        self._takes_mask = f"{self._prefix}attention_mask" in parameters
+        self._takes_positions = f"{self._prefix}position_ids" in parameters
+        self._takes_keep = "logits_to_keep" in parameters
+        self._common: dict[str, Any] = {"return_dict": True}
+        if "use_cache" in parameters or open_ended:
+            self._common["use_cache"] = True
+        self._media_ids = media_ids(model.config)
+        self._takes_encoder_mask = self.is_encoder_decoder and model.main_input_name == "input_ids"
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether rows of different ages can be told their positions."""
+        return self._takes_positions
+
+    def decoder_prompt(self, input_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> list[int]:
+        """The tokens the decoder begins with: the prompt itself, or for an encoder-decoder model what follows it."""
+        if not self.is_encoder_decoder or self.model.main_input_name in inputs:
+            return list(input_ids)
+        given = inputs.get("decoder_input_ids")
+        if given is not None:
+            return [int(i) for i in given.reshape(-1)]
+        configs = (self.model.generation_config, self.model.config)
+        names = ("decoder_start_token_id", "bos_token_id")
+        found = [getattr(config, name, None) for name in names for config in configs]
+        return [next(int(i) for i in found if i is not None)]
+
+    def media_end(self, input_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> int:
+        """The tokens up to which a prompt depends on its other tensors; 0 where there are none or it cannot be told."""
+        if not inputs:
+            return 0
+        places = [i for i, token_id in enumerate(input_ids) if token_id in self._media_ids]
+        return places[-1] + 1 if places else 0
+
+    def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyRowsCache) -> Tensor:
+        """Append one token to every row.
+
+        Args:
+            token_ids: the rows' last tokens, not yet in the cache.
+            offsets: of each row, all of the same number of dimensions.
+            cache: the rows' cache; grows by one column.
+
+        Returns:
+            Logits [rows, vocab] of the next token.
+        """
+        lengths = torch.tensor(cache.lengths)
+        ids = torch.tensor(token_ids)[:, None].to(self.device, non_blocking=True)
+        arguments = self._arguments(ids, cache, lengths + 1, cache.width + 1)
+        if self._takes_positions:
+            positions = lengths + torch.tensor(offsets).T
+            arguments[f"{self._prefix}position_ids"] = _squeezed(positions[:, :, None]).to(self.device)
+        if isinstance(cache, EncoderRowsCache):
+            self._add_encoder(arguments, cache)
+        logits: Tensor = self.model(**arguments).logits[:, -1]
+        cache.added([length + 1 for length in cache.lengths])
+        return logits
+
+    def prefill(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        cache: AnyRowsCache,
+        *,
+        offset: Offset = NO_OFFSET,
+        all_logits: bool = False,
+    ) -> Chunk:
+        """Append several tokens to every row.
+
+        Args:
+            token_ids: the new tokens of each row. Rows may differ in length only while the cache is empty: they are
+                padded on the left, as the rows of a cache are.
+            cache: grows by the longest.
+            offset: of the only row.
+            all_logits: return the logits of every token, not of the last alone.
+        """
+        new = max(len(ids) for ids in token_ids)
+        past = cache.lengths or [0] * len(token_ids)
+        after = [p + len(ids) for p, ids in zip(past, token_ids, strict=True)]
+        padded = [[0] * (new - len(ids)) + list(ids) for ids in token_ids]
+        arguments = self._arguments(torch.tensor(padded).to(self.device), cache, torch.tensor(after), cache.width + new)
+        if self._takes_positions:
+            first = torch.tensor(after) - new
+            positions = (first[:, None] + torch.arange(new)).clamp_(min=0) + torch.tensor(offset)[:, None, None]
+            arguments[f"{self._prefix}position_ids"] = _squeezed(positions).to(self.device)
+        if self._takes_keep and not all_logits:
+            arguments["logits_to_keep"] = 1
+        if isinstance(cache, EncoderRowsCache):
+            self._add_encoder(arguments, cache)
+        logits = self.model(**arguments).logits
+        cache.added(after)
+        return Chunk(logits=logits if all_logits else logits[:, -1:], offset=offset)
+
+    def prefill_media(
+        self, token_ids: Sequence[int], inputs: Mapping[str, Tensor], cache: AnyRowsCache, *, all_logits: bool = False
+    ) -> Chunk:
+        """Prefill one row whose prompt has tensors beside its tokens, as the model's own `generate` would.
+
+        Args:
+            token_ids: the whole prompt.
+            inputs: pixel values and the like, batch dimension 1, floating ones cast to the model's dtype.
+            cache: empty.
+        """
+        ids = torch.tensor([list(token_ids)]).to(self.device)
+        extra: dict[str, Any] = {key: self._placed(value) for key, value in inputs.items()}
+        extra[self._cache_name] = cache
+        if self._takes_mask:
+            extra["attention_mask"] = torch.ones_like(ids)
+        if self._takes_positions and "position_ids" not in extra:
+            known = {key: value for key, value in extra.items() if key != self._cache_name}
+            extra["position_ids"] = self.model._prepare_position_ids_for_generation(ids, known)
+        if self._takes_keep and not all_logits:
+            extra["logits_to_keep"] = 1
+        arguments = self.model.prepare_inputs_for_generation(ids, is_first_iteration=True, use_cache=True, **extra)
+        logits = self.model(**{**arguments, **self._common}).logits
+        cache.added([len(token_ids)])
+        positions = arguments.get("position_ids")
+        offset = NO_OFFSET
+        if positions is not None:
+            offset = tuple((positions[..., -1].reshape(-1) + 1 - len(token_ids)).tolist())
+        return Chunk(logits=logits if all_logits else logits[:, -1:], offset=offset)
+
+    def encode(
+        self,
+        token_ids: Sequence[int],
+        inputs: Mapping[str, Tensor],
+        decoder_ids: Sequence[int],
+        cache: EncoderRowsCache,
+        *,
+        all_logits: bool = False,
+    ) -> Chunk:
+        """Run the encoder for one row and prefill its decoder.
+
+        Args:
+            token_ids: the encoder's tokens; unused where `inputs` has the encoder's main input.
+            inputs: input features and the like, batch dimension 1.
+            decoder_ids: the decoder's prompt, at least its start token.
+            cache: empty.
+        """
+        encoder = self.model.get_encoder()
+        accepted = inspect.signature(encoder.forward).parameters
+        arguments = {key: self._placed(value) for key, value in inputs.items() if key in accepted}
+        if self.model.main_input_name == "input_ids":
+            arguments["input_ids"] = torch.tensor([list(token_ids)]).to(self.device)
+            arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
+        encoded = encoder(**arguments, return_dict=True)[0]
+        ids = torch.tensor([list(decoder_ids)]).to(self.device)
+        call = self._arguments(ids, cache, torch.tensor([len(decoder_ids)]), len(decoder_ids))
+        call["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
+        if self._takes_encoder_mask:
+            call["attention_mask"] = torch.ones(encoded.shape[:2], dtype=torch.long, device=self.device)
+        if self._takes_positions:
+            call[f"{self._prefix}position_ids"] = torch.arange(len(decoder_ids), device=self.device)[None]
+        logits = self.model(**call).logits
+        cache.added([len(decoder_ids)])
+        return Chunk(logits=logits if all_logits else logits[:, -1:])
+
+    def _arguments(self, ids: Tensor, cache: AnyRowsCache, lengths: Tensor, width: int) -> dict[str, Any]:
+        """Arguments common to all forwards; `lengths` and `width` count the new tokens.
+
+        The mask is left out where no row is padded, as `generate` does.
+        """
+        arguments = {f"{self._prefix}input_ids": ids, self._cache_name: cache, **self._common}
+        if self._takes_mask and int(lengths.min()) < width:
+            mask = torch.arange(width) >= width - lengths[:, None]
+            arguments[f"{self._prefix}attention_mask"] = mask.long().to(self.device, non_blocking=True)
+        return arguments
+
+    def _add_encoder(self, arguments: dict[str, Any], cache: EncoderRowsCache) -> None:
+        """Stand-ins of the right shape for what the encoder returned: the cross-attention cache has its substance."""
+        cross = cache.cross_attention_cache
+        lengths, width = torch.tensor(cross.lengths), cross.width
+        hidden = torch.zeros((), dtype=self.model.dtype, device=self.device)
+        hidden = hidden.expand(len(lengths), width, self.model.config.get_text_config(encoder=True).hidden_size)
+        arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden)
+        if self._takes_encoder_mask:
+            mask = torch.arange(width) >= width - lengths[:, None]
+            arguments["attention_mask"] = mask.long().to(self.device)
+
+    def _placed(self, value: Tensor) -> Tensor:
+        value = value.to(self.device)
+        return value.to(self.model.dtype) if value.is_floating_point() else value
+
+
+def _squeezed(positions: Tensor) -> Tensor:
+    """Positions `[dims, rows, tokens]`, without the first dimension where there is only one."""
+    return positions[0] if positions.shape[0] == 1 else positions
+
+
+def media_ids(config: Any) -> frozenset[int]:
+    """The ids of tokens that stand for images, videos or sounds."""
+    names = [f"{kind}_token_{noun}" for kind in ("image", "video", "audio") for noun in ("id", "index")]
+    found = [getattr(config, name, None) for name in names]
+    return frozenset(i for i in found if isinstance(i, int))

@@ -1,0 +1,300 @@
+"""One layer's cache for rows that decode together.
+
+Rows are right-aligned: every row's last token lies in the same column, whatever its length, as in a left-padded
+batch. Columns left of a row's first token hold leftovers that the attention mask hides. Buffers are allocated with
+room to the right (tokens to come) and below (rows to join), and laid out anew when that room is used up, so that a
+decode step writes one column and copies nothing.
+
+The classes take the place of transformers' own cache layers and answer the model the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers.cache_utils import (
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
+
+
+class RowsLayer(Protocol):
+    """What a cache asks of each of its layers; `lengths` are tokens per row, in the order of the rows."""
+
+    def append(self, other: Any, index: int, length: int, cut: int, width: int) -> None:
+        """Copy row `index` of `other`, which has `length` tokens, below the last row, without its last `cut` tokens.
+
+        `width` is the longest row then.
+        """
+
+    def drop(self, index: int) -> None:
+        """Remove a row; the last row takes its place."""
+
+    def resize(self, width: int) -> None:
+        """The longest row has `width` tokens now: forget the columns left of it."""
+
+    def rewind(self, width: int) -> None:
+        """Forget the columns that a forward which failed has added after `width`."""
+
+    def holds(self, length: int, cut: int) -> bool:
+        """Whether a row of `length` tokens can be copied without its last `cut`."""
+
+    def blank(self, index: int) -> None:
+        """Overwrite a row whose values may not be finite, as hidden columns must be."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+def column_room(columns: int) -> int:
+    """Columns a buffer gets that must hold `columns`: an eighth more, at least 64 and at most 512."""
+    return -(-(columns + min(max(columns // 8, 64), 512)) // 32) * 32
+
+
+def row_room(rows: int) -> int:
+    """Rows a buffer gets that must hold `rows`: powers of two up to 8, then multiples of 8."""
+    return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
+
+
+class KeyValueRows(DynamicLayer):  # type: ignore[misc]
+    """Keys and values `[rows, heads, columns, dim]` of one attention layer.
+
+    Args:
+        sliding_window: tokens a query sees, its own included; None for full attention.
+        capacity: columns to allocate at first; None leaves room for what comes.
+    """
+
+    is_croppable = False
+
+    def __init__(self, sliding_window: int | None = None, capacity: int | None = None) -> None:
+        DynamicLayer.__init__(self)
+        self.is_sliding = sliding_window is not None
+        self.keep = None if sliding_window is None else sliding_window - 1
+        self.capacity = capacity
+        self.rows = 0
+        self.width = 0
+        self.start = 0
+        self.end = 0
+        self.buffers: list[Tensor] = []
+
+    # What the model asks.
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.rows = key_states.shape[0]
+        self._begin([key_states, value_states], columns=key_states.shape[-2])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the new columns and return all that a query of this forward may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = key_states.shape[-2]
+        self.reserve(new)
+        first, middle, self.end = self.start, self.end, self.end + new
+        self.width += new
+        self.buffers[0][: self.rows, :, middle : self.end].copy_(key_states)
+        self.buffers[1][: self.rows, :, middle : self.end].copy_(value_states)
+        self.start = self.end - self._kept(self.width)
+        self._show(first)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.width
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        kept = self._kept(self.width)
+        return kept + query_length, self.width - kept
+
+    # What the cache asks.
+
+    def reserve(self, new: int) -> None:
+        """Make room for `new` columns."""
+        if self.is_initialized and self.end + new > self.buffers[0].shape[2]:
+            self._lay_out(self.buffers[0].shape[0], self._kept(self.width) + new)
+
+    def append(self, other: KeyValueRows, index: int, length: int, cut: int, width: int) -> None:
+        if not other.is_initialized:
+            return
+        kept, mine = self._kept(length - cut), self._kept(max(width, self.width))
+        if not self.is_initialized:
+            self._begin(other.buffers, columns=mine)
+        if self.rows == self.buffers[0].shape[0] or self.end < mine:
+            self._lay_out(row_room(self.rows + 1), mine, end=mine)
+        last = other.end - cut
+        for buffer, source in zip(self.buffers, other.buffers, strict=True):
+            buffer[self.rows, :, self.end - kept : self.end] = source[index, :, last - kept : last]
+        self.rows += 1
+        self.width = max(width, self.width)
+        self.start = self.end - mine
+        self._show(self.start)
+
+    def drop(self, index: int) -> None:
+        if not self.is_initialized:
+            return
+        self.rows -= 1
+        if index != self.rows:
+            for buffer in self.buffers:
+                buffer[index, :, self.start : self.end] = buffer[self.rows, :, self.start : self.end]
+        if row_room(2 * max(self.rows, 1)) < self.buffers[0].shape[0]:
+            self._lay_out(row_room(max(self.rows, 1)), self._kept(self.width))
+        self._show(self.start)
+
+    def resize(self, width: int) -> None:
+        if self.is_initialized:
+            self.width = width
+            self.start = self.end - self._kept(width)
+            if 2 * column_room(self.end - self.start) < self.buffers[0].shape[2]:
+                self._lay_out(self.buffers[0].shape[0], self.end - self.start)
+            self._show(self.start)
+
+    def rewind(self, width: int) -> None:
+        if self.is_initialized and self.width > width:
+            self.end -= self.width - width
+            self.width = width
+            self.start = self.end - self._kept(width)
+            self._show(self.start)
+
+    def holds(self, length: int, cut: int) -> bool:
+        return cut == 0 or self.keep is None or length <= self.keep
+
+    def blank(self, index: int) -> None:
+        for buffer in self.buffers:
+            buffer[index].zero_()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def _kept(self, width: int) -> int:
+        return width if self.keep is None else min(width, self.keep)
+
+    def _show(self, first: int) -> None:
+        """Let `keys` and `values`, which some models read by themselves, be the live columns from `first` on."""
+        self.keys, self.values = (buffer[: self.rows, :, first : self.end] for buffer in self.buffers)
+
+    def _begin(self, like: Sequence[Tensor], columns: int) -> None:
+        """Allocate buffers for at least so many columns of tensors like these `[rows, heads, columns, dim]`."""
+        rows = max(self.rows, 1)
+        columns = column_room(columns) if self.capacity is None else max(columns, self._kept(self.capacity))
+        self.buffers = [t.new_zeros((rows, t.shape[1], columns, t.shape[3])) for t in like]
+        self.dtype, self.device = like[0].dtype, like[0].device
+        self.is_initialized = True
+
+    def _lay_out(self, rows: int, columns: int, end: int | None = None) -> None:
+        """Move to buffers with room for so many rows and columns; the window's last column becomes `end`."""
+        window = self.end - self.start
+        end = window if end is None else end
+        for i, old in enumerate(self.buffers):
+            new = old.new_zeros((rows, old.shape[1], column_room(columns), old.shape[3]))
+            new[: self.rows, :, end - window : end] = old[: self.rows, :, self.start : self.end]
+            self.buffers[i] = new
+        self.start, self.end = end - window, end
+
+
+class StateRows(LinearAttentionLayer):  # type: ignore[misc]
+    """Convolution and recurrent states of one layer, rows in dimension 0; a state has no columns."""
+
+    def __init__(self, number_of_states: int = 1) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+        self.state_rows = 0
+        self._room: dict[tuple[str, int], Tensor] = {}
+
+    def append(self, other: StateRows, index: int, length: int, cut: int, width: int) -> None:
+        for name in ("conv_states", "recurrent_states"):
+            for key, source in getattr(other, name).items():
+                if source is not None:
+                    room = self._with_room((name, key), source)
+                    room[self.state_rows] = source[index]
+                    getattr(self, name)[key] = room[: self.state_rows + 1]
+        self.state_rows += 1
+        self.device, self.dtype = other.device, other.dtype  # type: ignore[has-type]
+        for flags in ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state"):
+            setattr(self, flags, dict(getattr(other, flags)))
+        self.conv_kernel_size = dict(other.conv_kernel_size)  # type: ignore[has-type]
+
+    def drop(self, index: int) -> None:
+        self.state_rows -= 1
+        for (name, key), room in self._room.items():
+            room[index] = room[self.state_rows]
+            getattr(self, name)[key] = room[: self.state_rows]
+
+    def resize(self, width: int) -> None: ...
+
+    def rewind(self, width: int) -> None: ...
+
+    def holds(self, length: int, cut: int) -> bool:
+        """A state is that of its last token and of no other."""
+        return cut == 0
+
+    def blank(self, index: int) -> None:
+        """A dropped row's state is never read again."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.state_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        tensors = self._room.values() or [*self.conv_states.values(), *self.recurrent_states.values()]
+        return sum(t.nbytes for t in tensors if t is not None)
+
+    def _with_room(self, key: tuple[str, int], like: Tensor) -> Tensor:
+        room = self._room.get(key)
+        if room is None or self.state_rows == room.shape[0]:
+            grown = like.new_empty((row_room(self.state_rows + 1), *like.shape[1:]))
+            if room is not None:
+                grown[: self.state_rows] = room[: self.state_rows]
+            self._room[key] = room = grown
+        return room
+
+
+class _StateAndKeyValueRows(StateRows, KeyValueRows):  # type: ignore[misc]
+    """A layer with both states and keys and values."""
+
+    def __init__(
+        self, number_of_states: int = 1, sliding_window: int | None = None, capacity: int | None = None
+    ) -> None:
+        KeyValueRows.__init__(self, sliding_window, capacity)
+        StateRows.__init__(self, number_of_states)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        # transformers tells the two apart in the same way: keys and values are positional.
+        if args:
+            KeyValueRows.lazy_initialization(self, *args)
+        else:
+            LinearAttentionLayer.lazy_initialization(self, **kwargs)
+
+    def append(self, other: Any, index: int, length: int, cut: int, width: int) -> None:
+        StateRows.append(self, other, index, length, cut, width)
+        KeyValueRows.append(self, other, index, length, cut, width)
+
+    def drop(self, index: int) -> None:
+        StateRows.drop(self, index)
+        KeyValueRows.drop(self, index)
+
+    def resize(self, width: int) -> None:
+        KeyValueRows.resize(self, width)
+
+    def rewind(self, width: int) -> None:
+        KeyValueRows.rewind(self, width)
+
+    def blank(self, index: int) -> None:
+        KeyValueRows.blank(self, index)
+
+    def holds(self, length: int, cut: int) -> bool:
+        return cut == 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.state_bytes + sum(buffer.nbytes for buffer in self.buffers)
+
+
+class HybridRows(_StateAndKeyValueRows, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
+    """A layer with states and full attention."""
+
+
+class HybridSlidingRows(_StateAndKeyValueRows, LinearAttentionAndSlidingWindowAttentionLayer):  # type: ignore[misc]
+    """A layer with states and a sliding window of keys and values."""

@@ -1,0 +1,111 @@
+"""How many bytes rows take, and how many there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache, RowsCache
+from deployments.engine.kv_layers import KeyValueRows, StateRows, column_room, row_room
+
+_CPU_SHARE, _DEVICE_SHARE = 0.5, 0.85
+
+
+@dataclass(frozen=True, slots=True)
+class RowBytes:
+    """What a row costs, measured on a cache that a forward has filled.
+
+    Attributes:
+        columns: per attention layer, the bytes of one column and how many columns it keeps (None: all).
+        states: bytes of the states, whatever the row's length.
+        encoded: bytes of one column of the encoder's keys and values.
+    """
+
+    columns: tuple[tuple[int, int | None], ...]
+    states: int
+    encoded: int = 0
+
+    @classmethod
+    def of(cls, cache: AnyRowsCache) -> RowBytes:
+        """Measured on a cache with one row."""
+        if isinstance(cache, EncoderRowsCache):
+            own, cross = cls.of(cache.self_attention_cache), cls.of(cache.cross_attention_cache)
+            return cls(own.columns, own.states, sum(size for size, _ in cross.columns))
+        assert isinstance(cache, RowsCache)
+        attention = [layer for layer in cache.layers if isinstance(layer, KeyValueRows) and layer.is_initialized]
+        columns = tuple((sum(b[0, :, 0].nbytes for b in layer.buffers), layer.keep) for layer in attention)
+        states = sum(layer.state_bytes for layer in cache.layers if isinstance(layer, StateRows))
+        return cls(columns, states)
+
+    def of_rows(self, rows: int, width: int, encoded: int = 0) -> int:
+        """Bytes of the buffers of so many rows of at most `width` tokens, with `encoded` encoder tokens each."""
+        columns = sum(size * column_room(width if keep is None else min(width, keep)) for size, keep in self.columns)
+        return row_room(rows) * (columns + self.states + self.encoded * column_room(encoded))
+
+    def read(self, width: int) -> int:
+        """Bytes of columns that a decode step reads for a row of a batch so wide."""
+        return sum(size * (width if keep is None else min(width, keep)) for size, keep in self.columns)
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes for caches when the configuration names none: a share of what is free now, weights already loaded."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((free + spare) * _DEVICE_SHARE)
+    return int(_free_host_bytes() * _CPU_SHARE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _free_host_bytes() -> int:
+    """Free memory of the machine or of the cgroup, whichever is less."""
+    free = [_meminfo("MemAvailable")]
+    for limit, used, stat in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+            "/sys/fs/cgroup/memory/memory.stat",
+        ),
+    ):
+        bytes_limit, bytes_used = _number(limit), _number(used)
+        if bytes_limit is not None and bytes_used is not None:
+            free.append(bytes_limit - bytes_used + _reclaimable(stat))
+    return max(0, min(free))
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _reclaimable(path: str) -> int:
+    """Page cache that the kernel gives back before it refuses memory."""
+    try:
+        stat = dict(line.split() for line in Path(path).read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(stat.get("inactive_file", 0))
+
+
+def _meminfo(key: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of a model's parameters."""
+    return sum(parameter.nbytes for parameter in model.parameters())

@@ -1,0 +1,200 @@
+"""The engine that batches continuously: requests of any length join and leave the running rows at any step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from deployments.engine.admission import ALL_PARAMS, check_request, context_length
+from deployments.engine.batches import Limits
+from deployments.engine.capabilities import Capabilities
+from deployments.engine.forward import Forward
+from deployments.engine.memory import default_budget, weight_bytes
+from deployments.engine.options import EngineOptions
+from deployments.engine.output import ChoiceOutput
+from deployments.engine.prefill import Prefiller
+from deployments.engine.prefix_store import PrefixStore
+from deployments.engine.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.rows import Row
+from deployments.engine.scoring import PromptScorer
+from deployments.engine.step_loop import StepLoop
+from deployments.engine.vocabulary import Vocabulary
+from deployments.errors import BadRequest, ModelError, Unavailable
+from deployments.messages import Delta, EngineEvent, Failed
+from model_loaders.contract import ModelInfo
+from model_loaders.hooks import Hooks
+
+logger = logging.getLogger(__name__)
+
+_GIB = 1 << 30
+
+
+class RowEngine:
+    """Serves one model through its stock `forward`, on a thread of its own. See `protocol.Engine`.
+
+    Args:
+        info: the loaded model.
+        hooks: its hooks.
+        options: see `EngineOptions`.
+
+    Raises:
+        UnknownLayer: the model's cache is none that rows can hold.
+    """
+
+    def __init__(self, info: ModelInfo, hooks: Hooks, options: EngineOptions) -> None:
+        info.model.eval()
+        self.max_model_len = context_length(info, options)
+        self.supports = ALL_PARAMS - {"grammar", "num_beams"}
+        self._vocabulary = Vocabulary(info, hooks)
+        self._forward = Forward(info.model)
+        with torch.inference_mode():
+            self.capabilities = Capabilities.of(self._forward)
+        self._logits_width = self.capabilities.logits_width
+        self._loop = _step_loop(self._forward, self.capabilities, options)
+        self._changed = threading.Condition()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._live: set[str] = set()
+        self._closing = False
+        self._deadline = float("inf")
+        self._death: BaseException | None = None
+        self._stats = self._loop.stats()
+        self._thread = threading.Thread(target=self._work, name="row-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: EngineRequest, emit: Emit) -> None:
+        inputs = self._forward.model.get_input_embeddings().weight.shape[0]
+        check_request(request, max_model_len=self.max_model_len, supports=self.supports, vocab=inputs)
+        row = self._row(request, emit)
+        need = self._loop.need(row)
+        if need > self._loop.limits.budget:
+            raise BadRequest(
+                f"This request may need {need / _GIB:.2f} GiB of cache and the engine has "
+                f"{self._loop.limits.budget / _GIB:.2f} GiB; shorten the prompt or lower max_tokens.",
+                param="max_tokens",
+            )
+        with self._changed:
+            if self._closing:
+                raise Unavailable("The model is being unloaded; try again.")
+            if self._death is not None:
+                raise Unavailable(f"The engine has stopped: {self._death}")
+            if request.request_id in self._live:
+                raise BadRequest(f"Request {request.request_id!r} is already running.")
+            self._live.add(request.request_id)
+            self._commands.append(lambda: self._loop.add(row))
+            self._changed.notify()
+
+    def cancel(self, request_id: str) -> None:
+        with self._changed:
+            self._live.discard(request_id)
+            self._commands.append(lambda: self._loop.cancel(request_id))
+            self._changed.notify()
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    def check(self) -> None:
+        if self._death is not None or not (self._thread.is_alive() or self._closing):
+            raise ModelError(f"The engine's thread has died: {self._death}")
+
+    def close(self, timeout: float = 30.0) -> None:
+        with self._changed:
+            self._closing = True
+            self._deadline = min(self._deadline, time.monotonic() + timeout)
+            self._changed.notify()
+        self._thread.join(timeout + 30.0)
+
+    def _row(self, request: EngineRequest, emit: Emit) -> Row:
+        """The state of a new request."""
+        params, vocabulary = request.sampling, self._vocabulary
+        ids = self._forward.decoder_prompt(request.input_ids, request.model_inputs)
+        scorer = None
+        if params.prompt_logprobs is not None:
+            scorer = PromptScorer(vocabulary, ids, params.prompt_logprobs)
+
+        def deliver(event: EngineEvent) -> None:
+            if isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None):
+                self._live.discard(request.request_id)
+            emit(event)
+
+        return Row(
+            request=request,
+            emit=deliver,
+            sampler=vocabulary.sampler(params, ids, vocab_size=self._logits_width, device=self._forward.device),
+            output=ChoiceOutput(vocabulary, params),
+            ids=ids,
+            prompt_length=len(ids),
+            salt=request.salt,
+            encoded_length=len(request.input_ids) if self._forward.is_encoder_decoder else 0,
+            media_end=self._forward.media_end(request.input_ids, request.model_inputs),
+            scorer=scorer,
+        )
+
+    # The engine's thread.
+
+    def _work(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._take_commands():
+                    self._step()
+                self._end()
+        except BaseException as error:
+            self._death = error
+            logger.exception("The row engine's thread has died.")
+            self._loop.fail_all(Unavailable(f"The engine has stopped: {error}"))
+        self._stats = self._loop.stats()
+
+    def _take_commands(self) -> bool:
+        """Wait for work and carry out what was asked; False when the engine is to end."""
+        with self._changed:
+            while not (self._commands or self._closing) and self._loop.idle:
+                self._changed.wait()
+            commands, self._commands = self._commands, deque()
+            closing = self._closing
+        for command in commands:
+            command()
+        if not closing:
+            return True
+        self._loop.fail_waiting(Unavailable("The model is being unloaded; try again."))
+        return not self._loop.idle and time.monotonic() < self._deadline
+
+    def _step(self) -> None:
+        try:
+            self._loop.step()
+        except Exception as error:
+            logger.exception("A step of the row engine failed; its requests are ended.")
+            self._loop.fail_all(ModelError(f"The engine failed: {type(error).__name__}: {error}"))
+        self._stats = self._loop.stats()
+
+    def _end(self) -> None:
+        self._loop.fail_all(Unavailable("The model is being unloaded; try again."))
+        self._loop.store.clear()
+        if self._forward.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _step_loop(forward: Forward, capabilities: Capabilities, options: EngineOptions) -> StepLoop:
+    """The step loop that options and capabilities ask for."""
+    given = options.memory_gib
+    budget = int(given * _GIB) if given is not None else default_budget(forward.device)
+    share = budget // 2 if options.prefix_cache_gib is None else int(options.prefix_cache_gib * _GIB)
+    keeps = options.prefix_cache and capabilities.chunks
+    limits = Limits(
+        max_rows=max(1, options.max_rows),
+        budget=budget,
+        split_bytes=weight_bytes(forward.model),
+        mixes_lengths=capabilities.mixes,
+    )
+    prefiller = Prefiller(
+        forward,
+        chunk=options.prefill_chunk,
+        vocab_size=capabilities.logits_width,
+        chunks=capabilities.chunks,
+        pads=capabilities.pads,
+    )
+    store = PrefixStore(min(share, budget) if keeps else 0)
+    return StepLoop(forward, prefiller, store, capabilities.row_bytes, limits)

@@ -1,0 +1,404 @@
+"""Continuous batching: one step advances a prefill by a chunk and every running row by a token.
+
+All of it runs in one thread and knows nothing of threads. A row is waiting, then being prefilled, then in a batch,
+and leaves by finishing, failing or being cancelled, at any of these.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deployments.engine.batches import Batches, Limits
+from deployments.engine.forward import Forward
+from deployments.engine.memory import RowBytes, is_out_of_memory
+from deployments.engine.prefill import Prefill, Prefiller, Source
+from deployments.engine.prefix_store import Prefix, PrefixStore
+from deployments.engine.protocol import EngineStats
+from deployments.engine.rows import Batch, Row, common_prefix
+from deployments.engine.sampling import Sampled, sample_rows
+from deployments.errors import ModelError, OutOfMemory, TroupeError
+from deployments.messages import EngineEvent, Failed
+
+logger = logging.getLogger(__name__)
+
+_MAX_ATTEMPTS = 3
+_WORTH_REUSING = 16
+_RECOVERY_STEPS = 64
+
+
+class StepLoop:
+    """The rows of one model.
+
+    Args:
+        forward: the model's forward passes.
+        prefiller: computes prompts.
+        store: prefixes of finished rows.
+        row_bytes: what a row costs.
+        limits: what the rows may use.
+    """
+
+    def __init__(
+        self, forward: Forward, prefiller: Prefiller, store: PrefixStore, row_bytes: RowBytes, limits: Limits
+    ) -> None:
+        self.forward = forward
+        self.prefiller = prefiller
+        self.store = store
+        self.limits = limits
+        self.waiting: deque[Row] = deque()
+        self.prefills: list[Prefill] = []
+        self.batches = Batches(row_bytes, limits)
+        self.max_rows = limits.max_rows
+        self._counts: Counter[str] = Counter()
+        self._calm_steps = 0
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every row that has left the queue."""
+        return [*(row for prefill in self.prefills for row in prefill.rows), *self.batches.rows]
+
+    @property
+    def idle(self) -> bool:
+        return not (self.waiting or self.prefills or self.batches)
+
+    def need(self, row: Row) -> int:
+        """Bytes a row may come to need, by itself."""
+        return self.batches.need([row])
+
+    def add(self, row: Row) -> None:
+        """Queue a row."""
+        self.waiting.append(row)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a row, wherever it is."""
+        for row in [row for row in self.waiting if row.request.request_id == request_id]:
+            self.waiting.remove(row)
+        for row in [row for row in self.rows if row.request.request_id == request_id]:
+            self._leave(row)
+
+    def fail_waiting(self, error: TroupeError) -> None:
+        """End the rows that nothing has been computed for."""
+        for row in self.waiting:
+            self._emit(row, Failed(error))
+        self.waiting.clear()
+
+    def fail_all(self, error: TroupeError) -> None:
+        """End every row with an error."""
+        self.fail_waiting(error)
+        for row in self.rows:
+            self._emit(row, Failed(error))
+        self.prefills.clear()
+        self.batches.clear()
+
+    def step(self) -> None:
+        """Advance one prefill by one forward, and every batch by one token."""
+        self._admit()
+        if self.prefills:
+            self._advance(self._next_prefill())
+        for batch in self.batches:
+            self._decode(batch)
+        self.batches.regroup(self.limits.budget - self._prefilling())
+        self._calm_steps += 1
+        if self.max_rows < self.limits.max_rows and self._calm_steps >= _RECOVERY_STEPS:
+            self.max_rows, self._calm_steps = self.max_rows + 1, 0
+        self._counts["steps"] += 1
+
+    def stats(self) -> EngineStats:
+        """Counters of this moment."""
+        caches = [*(prefill.cache for prefill in self.prefills), *(batch.cache for batch in self.batches)]
+        return EngineStats(
+            kind="rows",
+            rows=len(self.rows),
+            waiting=len(self.waiting),
+            prefix_entries=len(self.store),
+            cache_bytes=sum(cache.nbytes for cache in caches),
+            prefix_bytes=self.store.nbytes,
+            budget_bytes=self.limits.budget,
+            **self._counts,
+        )
+
+    # Waiting rows.
+
+    def _admit(self) -> None:
+        """Begin prefills for waiting rows, first come first served, as far as rows and bytes go.
+
+        At most two are under way: a prompt of several chunks lets short ones pass.
+        """
+        while self.waiting and len(self.prefills) < 2:
+            if any(prefill.remaining <= self.prefiller.chunk for prefill in self.prefills):
+                return
+            rows, sources = self._candidates(short_only=bool(self.prefills))
+            if not rows:
+                return
+            sources = self.prefiller.together(rows, sources)
+            self._begin(rows[: len(sources)], sources)
+
+    def _candidates(self, *, short_only: bool) -> tuple[list[Row], list[Source | None]]:
+        """Waiting rows that may begin now, as many as one forward computes."""
+        rows: list[Row] = []
+        sources: list[Source | None] = []
+        spare = self.limits.budget - self._reserved()
+        places = self.max_rows - len(self.rows)
+        tokens = 0
+        for row in self.waiting:
+            spare -= self.need(row)
+            too_much = spare < 0 and (rows or not self.nothing_runs)
+            if too_much or len(rows) >= places or tokens >= self.prefiller.chunk:
+                break
+            source = self._source(row)
+            to_go = len(row.ids) - (0 if source is None else source.length)
+            if self._soon_served(row, source, rows) or (short_only and to_go > self.prefiller.chunk):
+                spare += self.need(row)
+                continue
+            tokens += to_go
+            rows.append(row)
+            sources.append(source)
+        return rows, sources
+
+    def _begin(self, rows: list[Row], sources: list[Source | None]) -> None:
+        for row in rows:
+            self.waiting.remove(row)
+        needed = self._reserved() + sum(map(self.need, rows))
+        self.store.shrink(min(self.store.limit, self.limits.budget - needed))
+        try:
+            prefill = self.prefiller.begin(rows, sources)
+        except Exception as error:
+            self._recover_rows(rows, error)
+            return
+        self.prefills.append(prefill)
+        if prefill.logits is not None:
+            self._advance(prefill)
+
+    @property
+    def nothing_runs(self) -> bool:
+        """Whether all memory is free, so that the first waiting row fits if it ever will."""
+        return not (self.prefills or self.batches)
+
+    def _reserved(self) -> int:
+        """Bytes that the running rows may come to need."""
+        return self._prefilling() + self.batches.reserved
+
+    def _prefilling(self) -> int:
+        return sum(self.need(row) for prefill in self.prefills for row in prefill.rows)
+
+    def _source(self, row: Row) -> Source | None:
+        """The best beginning of a row's tokens among kept prefixes and running rows."""
+        if self.store.limit <= 0 or row.scorer is not None or (row.media_end == 0 and row.request.model_inputs):
+            return None
+        entry, saved = self.store.find(row.ids, row.salt)
+        source = None
+        if entry is not None:
+            logits = entry.logits if saved == len(row.ids) else None
+            source = Source(entry.cache, 0, len(entry.ids) - saved, logits)
+            offset = entry.offset
+        for batch in self.batches:
+            for index, other in enumerate(batch.rows):
+                if other.ids[:_WORTH_REUSING] != row.ids[:_WORTH_REUSING]:
+                    continue
+                usable = min(common_prefix(other.ids, row.ids), len(row.ids) - 1, batch.cache.lengths[index])
+                cut = batch.cache.lengths[index] - usable
+                if other.salt == row.salt and usable > saved and batch.cache.holds(index, cut):
+                    source, saved, offset = Source(batch.cache, index, cut), usable, other.offset
+        if source is None or saved < max(_WORTH_REUSING, row.media_end):
+            return None
+        row.offset = offset
+        return source
+
+    def _soon_served(self, row: Row, source: Source | None, chosen: Sequence[Row]) -> bool:
+        """Whether a prompt under way or chosen computes most of what this row lacks, so that waiting saves work."""
+        if self.store.limit <= 0 or row.scorer is not None:
+            return False
+        have = 0 if source is None else source.length
+        enough = have + max(_WORTH_REUSING, (len(row.ids) - have) // 2)
+        under_way = [other for prefill in self.prefills for other in prefill.rows]
+        return any(
+            other.salt == row.salt
+            and other.ids[:_WORTH_REUSING] == row.ids[:_WORTH_REUSING]
+            and common_prefix(other.ids, row.ids) >= enough
+            for other in (*under_way, *chosen)
+        )
+
+    # Prefill.
+
+    def _next_prefill(self) -> Prefill:
+        """The oldest and the shortest in turn, so that neither short nor long prompts wait for the others."""
+        if self._counts["steps"] % 2:
+            return self.prefills[0]
+        return min(self.prefills, key=lambda prefill: prefill.remaining)
+
+    def _advance(self, prefill: Prefill) -> None:
+        try:
+            logits = self.prefiller.advance(prefill)
+        except Exception as error:
+            self.prefills.remove(prefill)
+            self._recover_rows(prefill.rows, error)
+            return
+        if logits is None:
+            return
+        self.prefills.remove(prefill)
+        batch = Batch(prefill.cache, prefill.rows)
+        for row in batch.rows:
+            self._count_prompt(row)
+        self._keep_prompt(batch, logits)
+        self.batches.add(batch)
+        self._sample(batch, logits)
+
+    def _count_prompt(self, row: Row) -> None:
+        if len(row.ids) == row.prompt_length:
+            self._counts["prompt_tokens"] += row.prompt_length
+            self._counts["cached_tokens"] += row.output.cached_tokens
+        if row.scorer is not None:
+            self._emit(row, row.scorer.scores())
+            row.scorer = None
+
+    def _keep_prompt(self, batch: Batch, logits: Tensor) -> None:
+        """Keep a prompt's state where no crop of the finished row can bring it back."""
+        if len(batch.rows) == 1 and self.store.limit > 0 and batch.cache.has_states:
+            self._keep(batch, 0, logits[0].clone())
+
+    # Decode.
+
+    def _decode(self, batch: Batch) -> None:
+        try:
+            logits = self.forward.decode(
+                [row.ids[-1] for row in batch.rows], [row.offset for row in batch.rows], batch.cache
+            )
+        except Exception as error:
+            self._recover(batch, error)
+            return
+        for row in batch.rows:
+            row.alone = False
+        self._sample(batch, logits)
+
+    def _sample(self, batch: Batch, logits: Tensor) -> None:
+        """Choose every row's next token, tell its client, and let finished rows leave."""
+        rows = list(batch.rows)
+        for row, sampled in zip(rows, self._sampled(rows, logits), strict=True):
+            if sampled.error is not None:
+                self._emit(row, Failed(sampled.error))
+                self._leave(row, blank=True)
+                continue
+            if row.request.sampling.max_tokens == 0:
+                self._emit(row, row.output.finish("length"))
+                self._leave(row, keep=True)
+                continue
+            self._counts["generated_tokens"] += 1
+            row.ids.append(sampled.token_id)
+            if not self._push(row, sampled):
+                self._leave(row, keep=True)
+
+    def _sampled(self, rows: Sequence[Row], logits: Tensor) -> list[Sampled]:
+        samplers = [row.sampler for row in rows]
+        try:
+            return sample_rows(logits, samplers)
+        except Exception as error:
+            if len(rows) == 1:
+                return [Sampled(-1, error=_as_error(error))]
+            return [self._sampled([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
+
+    def _push(self, row: Row, sampled: Sampled) -> bool:
+        """Give a token to the row's client; False if it was the last."""
+        try:
+            delta = row.output.push(sampled)
+        except Exception as error:
+            self._emit(row, Failed(_as_error(error)))
+            return False
+        if delta is not None:
+            self._emit(row, delta)
+        return not row.output.finished
+
+    def _emit(self, row: Row, event: EngineEvent) -> None:
+        try:
+            row.emit(event)
+        except Exception:
+            logger.exception("An event of request %s could not be delivered.", row.request.request_id)
+
+    # Leaving.
+
+    def _leave(self, row: Row, *, keep: bool = False, blank: bool = False) -> None:
+        """Remove a row that runs.
+
+        Args:
+            keep: put its cache into the prefix store.
+            blank: its cache may hold values that are not finite.
+        """
+        for prefill in self.prefills:
+            if row in prefill.rows:
+                self.prefills.remove(prefill)
+                self.waiting.extendleft(other for other in reversed(prefill.rows) if other is not row)
+                return
+        batch = self.batches.of(row)
+        if keep and self.store.limit > 0:
+            self._keep(batch, batch.rows.index(row))
+        if len(batch.rows) == 1:
+            self.batches.remove(batch)
+        else:
+            batch.drop(row, blank=blank)
+
+    def _keep(self, batch: Batch, index: int, logits: Tensor | None = None) -> None:
+        """Put a copy of a row's cache into the store, unless it is too short to be worth it."""
+        row, length = batch.rows[index], batch.cache.lengths[index]
+        lacks_mark = bool(row.request.model_inputs) and row.media_end == 0
+        if length < _WORTH_REUSING or lacks_mark or self.forward.is_encoder_decoder:
+            return
+        room = self.limits.budget - self._reserved()
+        if self.batches.row_bytes.of_rows(1, length) > min(room, self.store.limit):
+            return
+        try:
+            copy = batch.cache.copy_row(index)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.store.clear()
+            return
+        self.store.add(Prefix(ids=row.ids[:length], cache=copy, offset=row.offset, salt=row.salt, logits=logits))
+        self.store.shrink(min(self.store.limit, room))
+
+    # Failures.
+
+    def _recover(self, batch: Batch, error: Exception) -> None:
+        """After a decode forward that raised: put its rows where the guilty one, if there is one, fails alone."""
+        self.batches.remove(batch)
+        if len(batch.rows) == 1 or batch.cache.has_states or is_out_of_memory(error):
+            self._recover_rows(batch.rows, error)
+            return
+        batch.cache.rewind()
+        for index, row in enumerate(batch.rows):
+            row.alone = True
+            self.batches.add(Batch(batch.cache.copy_row(index), [row]))
+
+    def _recover_rows(self, rows: Sequence[Row], error: Exception) -> None:
+        """After a forward that raised and left no usable cache: compute its rows again, alone, or give up."""
+        memory = is_out_of_memory(error)
+        if memory:
+            self._free_memory(len(rows))
+        for row in rows:
+            row.attempts += 1
+        others_run = len(rows) > 1 or not self.nothing_runs
+        if len(rows) == 1 and not (memory and others_run and rows[0].attempts <= _MAX_ATTEMPTS):
+            self._emit(rows[0], Failed(_as_out_of_memory(error) if memory else _as_error(error)))
+            return
+        for row in reversed(rows):
+            row.alone = True
+            self.waiting.appendleft(row)
+
+    def _free_memory(self, rows: int) -> None:
+        """Give up what can be computed again, and run fewer rows for a while."""
+        self.store.clear()
+        self.max_rows, self._calm_steps = max(1, min(self.max_rows, len(self.rows) + rows) // 2), 0
+        if self.forward.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _as_error(error: Exception) -> TroupeError:
+    if isinstance(error, TroupeError):
+        return error
+    return ModelError(f"The model failed on this request: {type(error).__name__}: {error}")
+
+
+def _as_out_of_memory(error: Exception) -> TroupeError:
+    return OutOfMemory(f"The device has no memory left for this request, even alone: {error}")
