@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from deployments.messages import Event, GenerateCall, ModelCard, Prompt
 
@@ -18,6 +18,7 @@ class Rendered:
 
     text: str | None
     token_ids: tuple[int, ...]
+    max_model_len: int
 
 
 class ModelClient(Protocol):
@@ -41,3 +42,6 @@ class ModelClient(Protocol):
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
+
+    async def tokenizer_info(self, model: str) -> dict[str, Any]:
+        """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""

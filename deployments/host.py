@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -46,6 +46,7 @@ from deployments.threads import Worker
 from model_loaders.contract import ModelInfo
 from model_loaders.hooks import Encoded, Hooks
 from model_loaders.resolve import load_model_info
+from model_loaders.tokenizer_card import tokenizer_card
 
 logger = logging.getLogger("troupe.host")
 
@@ -191,12 +192,21 @@ class ModelHost:
         """A prompt's text after the chat template, and its token ids."""
         async with self.leases.lease(self.resolve(model).id) as loaded:
             (encoded,) = await loaded.encode([prompt])
-        return Rendered(text=encoded.text, token_ids=tuple(encoded.encoded.input_ids))
+        return Rendered(
+            text=encoded.text,
+            token_ids=tuple(encoded.encoded.input_ids),
+            max_model_len=loaded.engine.max_model_len,
+        )
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         async with self.leases.lease(self.resolve(model).id) as loaded:
             return await loaded.decode(token_ids)
+
+    async def tokenizer_info(self, model: str) -> dict[str, Any]:
+        """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
+        async with self.leases.lease(self.resolve(model).id) as loaded:
+            return {**tokenizer_card(loaded.info), "model_max_length": loaded.engine.max_model_len}
 
     def check(self) -> None:
         """Raise TroupeError if the engine of a loaded model has died."""

@@ -80,6 +80,10 @@ class HandleClient:
         """The text of token ids, special tokens included."""
         return cast(str, await self._unary("detokenize", self.resolve(model).id, token_ids))
 
+    async def tokenizer_info(self, model: str) -> dict[str, Any]:
+        """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
+        return cast(dict[str, Any], await self._unary("tokenizer_info", self.resolve(model).id))
+
     async def _events(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
         handle = self._handle.options(multiplexed_model_id=call.model, session_id=call.affinity or "")
         if not call.stream:

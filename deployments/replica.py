@@ -80,6 +80,11 @@ class ModelReplica:
         await self._advertise(model)
         return await self._host.detokenize(model, token_ids)
 
+    async def tokenizer_info(self, model: str) -> dict[str, Any]:
+        """What a client needs to know of the tokenizer."""
+        await self._advertise(model)
+        return await self._host.tokenizer_info(model)
+
     async def check_health(self) -> None:
         """Raise if an engine has died, so that Serve replaces this replica."""
         self._host.check()
