@@ -1,0 +1,71 @@
+"""What can be configured, called or met is documented."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from deployments import errors
+from deployments.config import AppArgs, ModelEntry
+from deployments.engine.options import EngineOptions
+from deployments.messages import ModelOptions
+from deployments.openai.app import ROUTES
+from deployments.openai.options import ApiOptions
+from model_loaders.contract import ModelInfo
+
+DOCS = Path(__file__).parent.parent / "docs"
+README = DOCS.parent / "README.md"
+
+
+def table_keys(page: str) -> set[str]:
+    """What stands between backticks in the first cell of a table's rows."""
+    rows = re.findall(r"^\| (.+?) \|", (DOCS / page).read_text(), re.MULTILINE)
+    return {key for row in rows for key in re.findall(r"`([^`]+)`", row)}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        set(AppArgs.model_fields),
+        set(ModelEntry.model_fields),
+        {field.name for field in fields(EngineOptions)},
+        {field.name for field in fields(ModelOptions)},
+        set(ApiOptions.model_fields),
+    ],
+)
+def test_every_key_of_the_configuration(keys: set[str]) -> None:
+    assert keys - table_keys("configuration.md") == set()
+
+
+def test_no_key_that_does_not_exist() -> None:
+    known = {*AppArgs.model_fields, *ModelEntry.model_fields, *ApiOptions.model_fields}
+    known |= {field.name for schema in (EngineOptions, ModelOptions) for field in fields(schema)}
+    assert table_keys("configuration.md") - known == set()
+
+
+def test_every_hook_and_field_of_a_loader() -> None:
+    documented = table_keys("loaders.md")
+    missing = {field.name for field in fields(ModelInfo) if not field.name.endswith("_kwargs")} - documented
+    assert missing == set()
+
+
+def test_every_error_code() -> None:
+    page = (DOCS / "errors.md").read_text()
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.TroupeError)]
+    for kind in classes:
+        if kind.code is not None:
+            assert f"| {kind.status} | {kind.type} | {kind.code} |" in page, kind
+
+
+def test_every_route() -> None:
+    text = README.read_text()
+    for route in ROUTES:
+        path = re.sub(r"\{\w+:path\}", "{id}", route.path)
+        assert f"{route.method} /v1{path}`" in text or f"{route.method} {path}`" in text, route
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 150
