@@ -47,12 +47,12 @@ class ChoiceOutput:
             self._logprobs.append(self._vocabulary.scored(token_id, sampled.score))
         may_end = self._count >= self._params.min_tokens
         if may_end and self._terminates(token_id):
-            return self._terminate(token_id)
+            return self._terminate(token_id, sampled.ends or "stop")
         text, stop = self._stops.feed(self._detokenizer.push(token_id), may_end)
         if stop is not None:
             return self._delta(text, "stop", stop)
-        if sampled.ends:
-            return self._finish(text, "stop")
+        if sampled.ends is not None:
+            return self._finish(text, sampled.ends)
         if self._params.max_tokens is not None and self._count >= self._params.max_tokens:
             return self._finish(text, "length")
         return self._delta(text) if text or self._logprobs else None
@@ -64,14 +64,14 @@ class ChoiceOutput:
     def _terminates(self, token_id: int) -> bool:
         return token_id in self._eos_ids or token_id in self._stop_ids or token_id in self._stop_specials
 
-    def _terminate(self, token_id: int) -> Delta:
-        text, reason = "", self._stop_specials.get(token_id)
+    def _terminate(self, token_id: int, reason: FinishReason) -> Delta:
+        text = ""
         if self._params.include_stop_str_in_output:
             text, _ = self._stops.feed(self._detokenizer.push(token_id), False)
-        delta_reason: str | int | None = reason
-        if reason is None and token_id in self._stop_ids:
-            delta_reason = token_id
-        return self._finish(text, "stop", delta_reason)
+        stop_reason: str | int | None = self._stop_specials.get(token_id)
+        if stop_reason is None and token_id in self._stop_ids:
+            stop_reason = token_id
+        return self._finish(text, reason, stop_reason)
 
     def _finish(self, text: str, reason: FinishReason, stop_reason: str | int | None = None) -> Delta:
         """The last delta; text that was held back may still complete a stop string."""

@@ -22,7 +22,7 @@ from deployments.engine.logprobs import TokenScore, token_scores
 from deployments.engine.penalties import Edits, Penalties
 from deployments.engine.truncation import Kept, Truncation, draw_untruncated, truncate
 from deployments.errors import BadRequest, ModelError, TroupeError
-from deployments.messages import SamplingParams
+from deployments.messages import FinishReason, SamplingParams
 
 
 class TokenMask(Protocol):
@@ -31,12 +31,12 @@ class TokenMask(Protocol):
     def mask(self, scores: torch.Tensor) -> None:
         """Set the logits of tokens that may not come next to -inf, in place; `scores` is float32 [vocab]."""
 
-    def advance(self, token_id: int) -> None:
-        """Take note of the token that was chosen."""
+    def advance(self, token_id: int) -> int:
+        """Take the token that was chosen, or another one in its place; returns the one taken."""
 
     @property
-    def is_terminated(self) -> bool:
-        """Whether the text is complete and nothing may follow."""
+    def ends(self) -> FinishReason | None:
+        """Why nothing may follow: `stop` if the text is complete, `length` if it had to be cut short; else None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class Sampled:
         token_id: the token; -1 with an error.
         score: its log-probabilities, where the row asks for them.
         error: why this row alone has failed.
-        ends: the row's TokenMask admits nothing after this token.
+        ends: why the row's TokenMask admits nothing after this token.
     """
 
     token_id: int
     score: TokenScore | None = None
     error: TroupeError | None = None
-    ends: bool = False
+    ends: FinishReason | None = None
 
 
 class RowSampler:
@@ -155,17 +155,13 @@ class RowSampler:
         """Whether `process` or `forbid` does anything."""
         return self._ids is not None or self._disallowed is not None or self.mask is not None
 
-    def advance(self, token_id: int) -> bool:
-        """Take note of the chosen token; True if the mask admits nothing after it."""
+    def advance(self, token_id: int) -> None:
+        """Take note of the chosen token."""
         self.generated.append(token_id)
         if self._penalties.any:
             self._penalties.add(token_id)
         if self._ids is not None:
             self._ids.append(token_id)
-        if self.mask is None:
-            return False
-        self.mask.advance(token_id)
-        return self.mask.is_terminated
 
 
 class _Ids:
@@ -212,22 +208,20 @@ def sample_rows(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[Sample
         step = _Step(logits, others, [rows[i] for i in others])
         step.adjust()
         step.choose()
+        step.settle()
         step.score()
         for place, i in enumerate(others):
             tokens[i] = step.tokens[place]
         errors.update({others[place]: error for place, error in step.errors.items()})
         scores.update({others[place]: score for place, score in step.scores.items()})
-    return [_advanced(row, tokens[i], scores.get(i), errors.get(i)) for i, row in enumerate(rows)]
-
-
-def _advanced(row: RowSampler, token_id: int, score: TokenScore | None, error: TroupeError | None) -> Sampled:
-    if error is not None:
-        return Sampled(-1, error=error)
-    try:
-        ends = row.advance(token_id)
-    except Exception as failure:
-        return Sampled(-1, error=_as_error(failure))
-    return Sampled(token_id, score, ends=ends)
+    sampled = []
+    for i, row in enumerate(rows):
+        if i in errors:
+            sampled.append(Sampled(-1, error=errors[i]))
+            continue
+        row.advance(tokens[i])
+        sampled.append(Sampled(tokens[i], scores.get(i), ends=row.mask.ends if row.mask is not None else None))
+    return sampled
 
 
 class _Step:
@@ -296,6 +290,16 @@ class _Step:
                 places = [cut[g] for g in group]
                 self._place(places, kept.draw(self._uniform(places)))
                 self._kept.append((places, kept))
+
+    def settle(self) -> None:
+        """Let the masks take the tokens, or replace them."""
+        for i, row in enumerate(self.rows):
+            if row.mask is None or i in self.errors:
+                continue
+            try:
+                self.tokens[i] = row.mask.advance(self.tokens[i])
+            except Exception as error:
+                self.errors[i] = _as_error(error)
 
     def score(self) -> None:
         """Log-probabilities for the rows that report them."""

@@ -1,0 +1,126 @@
+"""Ending a constrained text in time.
+
+A model that is not to be trusted (random weights are the extreme) opens strings and lists without end, and a JSON text
+cut off at `max_tokens` is no JSON. So the shortest way to complete the text is estimated as it grows, and where the
+tokens left would not suffice after the model's choice, that way is taken instead; the choice then finishes as `length`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import llguidance
+import numpy as np
+
+_LONGEST = 1024
+# What completes a JSON text soonest, then any other byte, white space last. A place that admits "#" is inside a string.
+_LATE = b" \t\n\r"
+
+
+def _order(first: bytes) -> list[int]:
+    return [*first, *(byte for byte in range(256) if byte not in first and byte not in _LATE), *_LATE]
+
+
+_OUTSIDE, _INSIDE = _order(b'}]",:0'), _order(b'"')
+
+
+class EndingTokens(Protocol):
+    """What the search needs of a vocabulary.
+
+    Attributes:
+        width: number of token ids.
+        eos_ids: tokens that end the text.
+        single: the token id of each single byte that has one.
+    """
+
+    width: int
+    eos_ids: frozenset[int]
+    single: dict[int, int]
+
+
+def shortest_ending(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list[int] | None:
+    """Few tokens that complete the text from where the matcher stands, found greedily.
+
+    Returns:
+        The tokens, a terminator included if it is needed; None if none were found within a bounded search.
+    """
+    matcher = matcher.deep_copy()
+    path: list[int] = []
+    while len(path) < _LONGEST and not matcher.is_stopped():
+        step = _step(matcher, tokens)
+        if not step or not matcher.consume_tokens(step):
+            return None
+        path += step
+    return path if matcher.is_stopped() and not matcher.is_error() else None
+
+
+def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list[int]:
+    """The next tokens towards the end; none if the matcher is stuck."""
+    if matcher.is_accepting():
+        return [min(tokens.eos_ids)]
+    forced = matcher.compute_ff_tokens()
+    if forced:
+        return forced
+    bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    allowed = np.unpackbits(bits, bitorder="little", count=tokens.width)
+    inside = tokens.single.get(ord("#"))
+    for byte in _INSIDE if inside is not None and allowed[inside] else _OUTSIDE:
+        token_id = tokens.single.get(byte)
+        if token_id is not None and allowed[token_id]:
+            return [token_id]
+    found = allowed.nonzero()[0]
+    return [int(found[0])] if len(found) else []
+
+
+class Closing:
+    """Watches one row's budget.
+
+    Args:
+        ending: a way to complete the empty text; None leaves the row to itself.
+        max_tokens: the budget.
+
+    Attributes:
+        forced: whether the model's choice was ever replaced.
+    """
+
+    def __init__(self, ending: list[int] | None, max_tokens: int) -> None:
+        self.forced = False
+        self._ending = list(ending) if ending is not None and len(ending) <= max_tokens else None
+        self._left = max_tokens
+        self._fresh = True
+        self._due = 0
+        self._schedule()
+
+    def choose(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> int:
+        """The token to take: the given one if the text can still be completed after it, else the next of the ending."""
+        self._left -= 1
+        if self._ending is None:
+            return token_id
+        if self._left > self._due:
+            self._fresh = False
+            return token_id
+        if not self._fresh:
+            self._ending, self._fresh = shortest_ending(matcher, tokens), True
+            if self._ending is None or len(self._ending) > self._left + 1:
+                self._ending = None
+                return token_id
+        return self._checked(matcher, tokens, token_id)
+
+    def _checked(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> int:
+        """Take the token if an ending that fits follows it; `_ending` is of the place before it."""
+        known = self._ending or []
+        if known[:1] != [token_id] and len(known) <= self._left:
+            after = matcher.deep_copy()
+            ending = shortest_ending(after, tokens) if after.consume_token(token_id) else None
+            if ending is not None and len(ending) <= self._left:
+                self._ending = ending
+                self._schedule()
+                return token_id
+        self.forced |= known[:1] != [token_id]
+        self._ending = known[1:]
+        self._schedule()
+        return known[0] if known else token_id
+
+    def _schedule(self) -> None:
+        """Look again after an eighth of the slack: rarely while there is plenty, at every token when there is none."""
+        self._due = self._left - 1 - (self._left - len(self._ending or [])) // 8
