@@ -1,0 +1,96 @@
+"""The official client over a real Ray Serve, checking every response against its types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import openai
+import pytest
+import requests
+from openai import OpenAI
+
+
+@pytest.fixture(scope="module")
+def client(demo: str) -> OpenAI:
+    return OpenAI(base_url=f"{demo}/v1", api_key="EMPTY", max_retries=0, _strict_response_validation=True)
+
+
+CHAT = [{"role": "user", "content": "Repeat exactly: k7Qp2x"}]
+
+
+def test_chat(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model="demo", messages=CHAT, temperature=0, n=2)
+    assert [choice.message.content for choice in answer.choices] == ["k7Qp2x", "k7Qp2x"]
+    assert [choice.finish_reason for choice in answer.choices] == ["stop", "stop"]
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_chat_stream_is_the_same_text(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="gpt-3.5-turbo-0613", messages=CHAT, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "k7Qp2x"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].choices == []
+
+
+def test_completions(client: OpenAI) -> None:
+    answer = client.completions.create(model="demo", prompt=["one", "two"], max_tokens=4, temperature=0)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    stream = client.completions.create(model="demo", prompt="one", max_tokens=4, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == answer.choices[0].text
+
+
+def test_models(client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["demo"]
+    assert client.models.retrieve("gpt-3.5-turbo-0613").id in ("demo", "gpt-3.5-turbo-0613")
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "code", "param"),
+    [
+        (
+            lambda c: c.chat.completions.create(model="nope", messages=CHAT),
+            openai.NotFoundError,
+            "model_not_found",
+            "model",
+        ),
+        (
+            lambda c: c.chat.completions.create(model="demo", messages=CHAT, temperature=-1),
+            openai.BadRequestError,
+            "invalid_value",
+            "temperature",
+        ),
+        (
+            lambda c: c.chat.completions.create(model="demo", messages=[{"role": "user", "content": "x" * 5000}]),
+            openai.BadRequestError,
+            "context_length_exceeded",
+            "messages",
+        ),
+        (lambda c: c.models.retrieve("org/nope"), openai.NotFoundError, "model_not_found", "model"),
+    ],
+)
+def test_errors_arrive_as_the_sdks_exceptions(
+    client: OpenAI, call: Callable[[OpenAI], object], kind: type[openai.APIStatusError], code: str, param: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        call(client)
+    error = caught.value
+    assert (error.code, error.param, error.type) == (code, param, "invalid_request_error")
+    assert error.body["message"]  # type: ignore[index]
+
+
+def test_context_overflow_has_the_wording_that_clients_know(demo: str) -> None:
+    body = {"model": "demo", "messages": [{"role": "user", "content": "x" * 5000}]}
+    message = requests.post(f"{demo}/v1/chat/completions", json=body, timeout=30).json()["error"]["message"]
+    assert message.startswith("This model's maximum context length is 2048 tokens. However, your messages resulted in ")
+    assert message.endswith(" tokens. Please reduce the length of the messages.")
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1/chat/completions", "/v1/chat/completions/more"])
+def test_even_a_wrong_path_answers_in_openais_json(demo: str, path: str) -> None:
+    error = requests.get(demo + path, timeout=30).json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
