@@ -48,7 +48,7 @@ class CompiledGrammar:
 
 
 class GrammarMask:
-    """A row's place in its grammar; implements `sampling.TokenMask`."""
+    """A row's place in its grammar; implements `row_sampler.TokenMask`."""
 
     def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, closing: Closing) -> None:
         self._matcher = matcher

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Emit, EngineRequest
-from deployments.engine.sampling import RowSampler, Sampled
+from deployments.engine.row_sampler import RowSampler
+from deployments.engine.sampling import Sampled
 from deployments.errors import TroupeError
 from deployments.messages import Failed, FinishReason
 

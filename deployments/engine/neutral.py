@@ -1,8 +1,9 @@
 """A view of a model whose generation_config changes nothing by itself.
 
 The policy: the request alone decides how text is sampled. Of a checkpoint's generation_config only what belongs to the
-model's format is kept: the ids of bos, pad and decoder start, forced and suppressed tokens, and the kind of cache.
-Its sampling settings, penalties and lengths are recommendations for a request's author, and are left out.
+model's format is kept: the ids of bos, pad and decoder start, and the kind of cache.
+Its sampling settings, penalties and lengths are recommendations for a request's author, and are left out. A forced
+first token and suppressed tokens are the row sampler's business (`row_sampler.FormatRules`); a last token is not forced.
 """
 
 from __future__ import annotations
@@ -14,10 +15,6 @@ _KEPT = (
     "bos_token_id",
     "pad_token_id",
     "decoder_start_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "suppress_tokens",
-    "begin_suppress_tokens",
     "use_cache",
     "cache_implementation",
     "cache_config",

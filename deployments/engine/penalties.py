@@ -49,7 +49,7 @@ class TokenCounts:
 
 
 class Penalties:
-    """The repetition, presence and frequency penalties, the biases and the bad words of one row.
+    """The repetition, presence and frequency penalties and the biases of one row.
 
     Args:
         prompt_ids: the tokens the model was given; only the repetition penalty counts them.
@@ -57,7 +57,6 @@ class Penalties:
         presence, frequency: logit[t] -= presence * (count[t] > 0) + frequency * count[t], over generated tokens
             (https://platform.openai.com/docs/api-reference, "frequency_penalty").
         bias: added to the logits of these ids.
-        bad_words: token sequences whose last token is banned wherever the others precede.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class Penalties:
         presence: float = 0.0,
         frequency: float = 0.0,
         bias: Mapping[int, float] | None = None,
-        bad_words: Sequence[Sequence[int]] = (),
     ) -> None:
         self.repetition = repetition
         self._presence = presence
@@ -79,8 +77,7 @@ class Penalties:
         kept = {t: b for t, b in (bias or {}).items() if 0 <= t < vocab_size}
         self._bias_ids = np.fromiter(kept.keys(), dtype=np.int64, count=len(kept))
         self._bias = np.fromiter(kept.values(), dtype=np.float32, count=len(kept))
-        self._bad_words = [tuple(word) for word in bad_words if word and 0 <= word[-1] < vocab_size]
-        self.any = bool(self._seen or self._generated or kept or self._bad_words)
+        self.any = bool(self._seen or self._generated or kept)
 
     def add(self, token_id: int) -> None:
         """Take note of a generated token."""
@@ -100,14 +97,6 @@ class Penalties:
             yield self._generated.ids, -(self._presence * (counts > 0) + self._frequency * counts).astype(np.float32)
         if len(self._bias_ids):
             yield self._bias_ids, self._bias
-
-    def banned(self, generated: Sequence[int]) -> list[int]:
-        """Ids that would complete a bad word after `generated`."""
-        return [
-            word[-1]
-            for word in self._bad_words
-            if len(word) == 1 or tuple(generated[-(len(word) - 1) :]) == tuple(word[:-1])
-        ]
 
 
 @dataclass(slots=True)
@@ -129,9 +118,8 @@ class Edits:
         self._shifted.append(ids + row * self.vocab_size)
         self._shifts.append(shifts)
 
-    def ban(self, row: int, ids: Iterable[int]) -> None:
-        banned = np.fromiter(ids, dtype=np.int64)
-        self._banned.append(banned[banned < self.vocab_size] + row * self.vocab_size)
+    def ban(self, row: int, ids: Ids) -> None:
+        self._banned.append(ids[ids < self.vocab_size] + row * self.vocab_size)
 
     def weigh(self, scores: torch.Tensor) -> None:
         """Apply penalties, then biases, in place.

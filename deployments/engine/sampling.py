@@ -11,32 +11,18 @@ typical_p.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from deployments.engine.logprobs import TokenScore, token_scores
-from deployments.engine.penalties import Edits, Penalties
+from deployments.engine.penalties import Edits
+from deployments.engine.row_sampler import RowSampler
 from deployments.engine.truncation import Kept, Truncation, draw_untruncated, truncate
 from deployments.errors import BadRequest, ModelError, TroupeError
-from deployments.messages import FinishReason, SamplingParams
-
-
-class TokenMask(Protocol):
-    """A constraint on a row's tokens, such as a grammar. One object per row; only `sample_rows` calls it."""
-
-    def mask(self, scores: torch.Tensor) -> None:
-        """Set the logits of tokens that may not come next to -inf, in place; `scores` is float32 [vocab]."""
-
-    def advance(self, token_id: int) -> int:
-        """Take the token that was chosen, or another one in its place; returns the one taken."""
-
-    @property
-    def ends(self) -> FinishReason | None:
-        """Why nothing may follow: `stop` if the text is complete, `length` if it had to be cut short; else None."""
+from deployments.messages import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,134 +40,6 @@ class Sampled:
     score: TokenScore | None = None
     error: TroupeError | None = None
     ends: FinishReason | None = None
-
-
-class RowSampler:
-    """One row's parameters and what it has generated so far.
-
-    Args:
-        params: the request's sampling parameters.
-        prompt_ids: the tokens before the first generated one (of an encoder-decoder, the decoder's).
-        eos_ids: the model's terminators.
-        vocab_size: width of the logits.
-        device: of the logits.
-        processors: transformers LogitsProcessors, called with int64 [1, length] and float32 [1, vocab].
-        mask: a constraint on the tokens.
-        bad_words: token sequences never generated (`Vocabulary.bad_words`).
-    """
-
-    def __init__(
-        self,
-        params: SamplingParams,
-        prompt_ids: Sequence[int],
-        *,
-        eos_ids: frozenset[int],
-        vocab_size: int,
-        device: torch.device,
-        processors: Sequence[Any] = (),
-        mask: TokenMask | None = None,
-        bad_words: Sequence[Sequence[int]] = (),
-    ) -> None:
-        self.params = params
-        self.generated: list[int] = []
-        self.greedy = params.temperature <= 0
-        self.mask = mask
-        self._processors = tuple(processors)
-        self._ids = _Ids(prompt_ids, device) if self._processors else None
-        self._random = random.Random(params.seed)
-        self._terminators = eos_ids.union(params.stop_token_ids)
-        self._penalties = Penalties(
-            prompt_ids,
-            vocab_size=vocab_size,
-            repetition=params.repetition_penalty,
-            presence=params.presence_penalty,
-            frequency=params.frequency_penalty,
-            bias=params.logit_bias,
-            bad_words=bad_words,
-        )
-        self._disallowed = _disallowed(params.allowed_token_ids, vocab_size, device)
-        self._adjusted = bool(
-            self._penalties.any or self._processors or mask is not None or self._disallowed is not None
-        )
-        self.truncated = params.top_k > 0 or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1
-
-    @property
-    def adjusts(self) -> bool:
-        """Whether the logits are changed before the temperature."""
-        return self._adjusted or len(self.generated) < self.params.min_tokens
-
-    @property
-    def plain(self) -> bool:
-        """Whether the next token is the argmax of the raw logits and nothing else is asked."""
-        return self.greedy and self.params.logprobs is None and not self.adjusts
-
-    def uniform(self) -> float:
-        """The row's next random number in [0, 1)."""
-        return self._random.random()
-
-    def edit(self, row: int, edits: Edits) -> None:
-        """Contribute this row's sparse edits."""
-        seen = self._penalties.seen()
-        if seen is not None:
-            edits.repeat(row, seen, self._penalties.repetition)
-        for ids, shifts in self._penalties.shifts():
-            edits.shift(row, ids, shifts)
-        edits.ban(row, self._penalties.banned(self.generated))
-        if len(self.generated) < self.params.min_tokens:
-            edits.ban(row, self._terminators)
-
-    def process(self, scores: torch.Tensor) -> None:
-        """Apply the loader's processors in place; `scores` is float32 [vocab]."""
-        if self._ids is None:
-            return
-        processed = scores[None]
-        for processor in self._processors:
-            processed = processor(self._ids.all, processed)
-        if processed.shape != (1, len(scores)):
-            raise ModelError(
-                f"A logits processor returned shape {tuple(processed.shape)}; expected (1, {len(scores)})."
-            )
-        scores.copy_(processed[0])
-
-    def forbid(self, scores: torch.Tensor) -> None:
-        """Apply the masks in place; `scores` is float32 [vocab]."""
-        if self._disallowed is not None:
-            scores.masked_fill_(self._disallowed, float("-inf"))
-        if self.mask is not None:
-            self.mask.mask(scores)
-
-    @property
-    def dense(self) -> bool:
-        """Whether `process` or `forbid` does anything."""
-        return self._ids is not None or self._disallowed is not None or self.mask is not None
-
-    def advance(self, token_id: int) -> None:
-        """Take note of the chosen token."""
-        self.generated.append(token_id)
-        if self._penalties.any:
-            self._penalties.add(token_id)
-        if self._ids is not None:
-            self._ids.append(token_id)
-
-
-class _Ids:
-    """A row's token ids as a tensor that grows without being copied at every token."""
-
-    def __init__(self, ids: Sequence[int], device: torch.device) -> None:
-        self._buffer = torch.empty(1, len(ids) + 256, dtype=torch.long, device=device)
-        self._buffer[0, : len(ids)] = torch.tensor(list(ids), dtype=torch.long)
-        self._length = len(ids)
-
-    @property
-    def all(self) -> torch.Tensor:
-        """int64 [1, length]."""
-        return self._buffer[:, : self._length]
-
-    def append(self, token_id: int) -> None:
-        if self._length == self._buffer.shape[1]:
-            self._buffer = torch.cat((self._buffer, torch.empty_like(self._buffer)), dim=1)
-        self._buffer[0, self._length] = token_id
-        self._length += 1
 
 
 def sample_rows(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
@@ -346,14 +204,6 @@ class _Step:
     def _place(self, places: Sequence[int], drawn: torch.Tensor) -> None:
         for i, token_id in zip(places, drawn.tolist(), strict=True):
             self.tokens[i] = token_id
-
-
-def _disallowed(allowed: Sequence[int] | None, vocab_size: int, device: torch.device) -> torch.Tensor | None:
-    if allowed is None:
-        return None
-    mask = torch.ones(vocab_size, dtype=torch.bool)
-    mask[[i for i in allowed if 0 <= i < vocab_size]] = False
-    return mask.to(device)
 
 
 def _dead_end(peak: float) -> TroupeError:

@@ -16,7 +16,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from deployments.engine.admission import left_padded
 from deployments.engine.job import Job
 from deployments.engine.neutral import neutral_view
-from deployments.engine.sampling import RowSampler, sample_rows
+from deployments.engine.row_sampler import RowSampler
+from deployments.engine.sampling import sample_rows
 
 _NEVER = 1 << 40
 

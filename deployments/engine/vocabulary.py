@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
+from deployments.engine.bad_words import BadWords, WordIndex
 from deployments.engine.detokenizer import ByteLevelDetokenizer, Detokenizer, WholeDetokenizer, WindowDetokenizer
 from deployments.engine.logprobs import TokenScore
-from deployments.engine.sampling import RowSampler, TokenMask
+from deployments.engine.row_sampler import FormatRules, RowSampler, TokenMask
 from deployments.engine.terminators import special_tokens, terminator_ids
 from deployments.errors import TroupeError
 from deployments.messages import Candidate, SamplingParams, TokenLogprob
@@ -42,6 +44,8 @@ class Vocabulary:
         self._info = info
         self._backend: Any = getattr(info.tokenizer, "backend_tokenizer", None)
         self._texts: dict[int, tuple[str, bytes]] = {}
+        self._words: WordIndex | None = None
+        self._lock = threading.Lock()
         self.way: _Way = self._choose_way()
 
     def __len__(self) -> int:
@@ -67,24 +71,15 @@ class Vocabulary:
             eos_ids=self.eos_ids,
             vocab_size=vocab_size,
             device=device,
+            rules=self._rules(prompt_ids),
             processors=tuple(self._info.logits_processors),
             mask=mask,
-            bad_words=self.bad_words(params.bad_words),
+            bad_words=self._bad_words(params, vocab_size),
         )
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
         """The incremental decoder of a new choice."""
         return self._detokenizer(self.way, skip_special_tokens)
-
-    def bad_words(self, words: Iterable[str]) -> list[list[int]]:
-        """The token sequences of words, at the start of a text and after a space."""
-        found = []
-        for word in words:
-            for text in (word, " " + word):
-                ids = self.hooks.encode(text).input_ids if text else []
-                if ids and ids not in found:
-                    found.append(ids)
-        return found
 
     def token_text(self, token_id: int) -> str:
         """The text of a token in the middle of a text, special tokens included."""
@@ -102,6 +97,27 @@ class Vocabulary:
             for i, logprob in zip(score.top_ids, score.top_logprobs, strict=True)
         )
         return TokenLogprob(token_id, text, data, score.logprob, score.rank, top)
+
+    def _bad_words(self, params: SamplingParams, vocab_size: int) -> BadWords | None:
+        if not any(params.bad_words):
+            return None
+        with self._lock:
+            if self._words is None:
+                self._words = WordIndex(self._visible_bytes, vocab_size)
+        shown = self._visible_bytes if params.skip_special_tokens else self.token_bytes
+        return BadWords(self._words, shown, params.bad_words)
+
+    def _visible_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id in self.special_ids else self.token_bytes(token_id)
+
+    def _rules(self, prompt_ids: Sequence[int]) -> FormatRules:
+        config = getattr(self._info.model, "generation_config", None)
+        first = getattr(config, "forced_bos_token_id", None)
+        return FormatRules(
+            suppressed=tuple(getattr(config, "suppress_tokens", None) or ()),
+            first_suppressed=tuple(getattr(config, "begin_suppress_tokens", None) or ()),
+            first=first if len(prompt_ids) == 1 else None,
+        )
 
     def _text_and_bytes(self, token_id: int) -> tuple[str, bytes]:
         known = self._texts.get(token_id)
