@@ -9,7 +9,7 @@ from deployments.engine.forward import NO_OFFSET, Offset
 from deployments.engine.kv_cache import AnyRowsCache
 from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Emit, EngineRequest
-from deployments.engine.sampling import RowSampler
+from deployments.engine.row_sampler import RowSampler
 from deployments.engine.scoring import PromptScorer
 
 
