@@ -16,6 +16,7 @@ from deployments.openai.errors import error_response, internal_error
 from deployments.openai.exchange import Handler, endpoint
 from deployments.openai.models import health, list_models, retrieve_model
 from deployments.openai.options import ApiOptions
+from deployments.openai.tokens import detokenize, render_chat, render_completion, tokenize, tokenizer_info
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class Route:
 ROUTES = (
     Route("POST", "/chat/completions", create_chat_completion),
     Route("POST", "/completions", create_completion),
+    Route("POST", "/chat/completions/render", render_chat),
+    Route("POST", "/completions/render", render_completion),
+    Route("POST", "/tokenize", tokenize),
+    Route("POST", "/detokenize", detokenize),
+    Route("GET", "/tokenizer_info", tokenizer_info),
     Route("GET", "/health", health, scoped=False),
     Route("GET", "/models", list_models),
     # Last: its path takes everything below /models.

@@ -124,8 +124,7 @@ class ChatAnswer:
             "choices": [self._choice(index, choice) for index, choice in enumerate(gathered.choices)],
             "usage": usage_object(gathered.usage),
         }
-        if self._body.return_token_ids:
-            answer["prompt_token_ids"] = list(gathered.accepted.prompt_token_ids[0])
+        answer.update(self._prompt(gathered.accepted))
         scores = gathered.choices[0].prompt_scores
         if scores is not None:
             answer["prompt_logprobs"] = prompt_logprobs(scores)
@@ -148,7 +147,7 @@ class ChatAnswer:
         """The answer as it comes."""
         usage = RunningUsage()
         opened: set[int] = set()
-        accepted: Accepted | None = None
+        accepted = Accepted(prompt_token_ids=(), prompt_texts=())
         async with aclosing(checked(self._client.generate(self.call))) as events:
             async for event in events:
                 match event:
@@ -170,17 +169,23 @@ class ChatAnswer:
                             yield self._chunk([], usage, usage=usage_object(event.usage))
         yield DONE
 
-    def _opening_chunk(self, index: int, accepted: Accepted | None, usage: RunningUsage) -> bytes:
+    def _opening_chunk(self, index: int, accepted: Accepted, usage: RunningUsage) -> bytes:
         choice: ChunkChoice = {
             "index": index,
             "delta": {"role": "assistant", "content": self._opening},
             "logprobs": None,
             "finish_reason": None,
         }
-        more: dict[str, Any] = {}
-        if self._body.return_token_ids and accepted is not None:
-            more["prompt_token_ids"] = list(accepted.prompt_token_ids[0])
-        return self._chunk([choice], usage, **more)
+        return self._chunk([choice], usage, **self._prompt(accepted))
+
+    def _prompt(self, accepted: Accepted) -> Any:
+        """What the client wants to know of its prompt."""
+        shape: dict[str, Any] = {}
+        if self._body.return_prompt_text:
+            shape["prompt_text"] = accepted.prompt_texts[0]
+        if self._body.return_token_ids:
+            shape["prompt_token_ids"] = list(accepted.prompt_token_ids[0])
+        return shape
 
     def _chunk_choice(self, delta: Delta) -> ChunkChoice | None:
         wanted = delta.text or delta.finish_reason or delta.logprobs or self._body.return_token_ids

@@ -24,6 +24,7 @@ class ChatBody(GenerationBody):
         "moderation": (),
         "verbosity": ("medium",),
         "add_special_tokens": (False,),
+        "best_of": (1,),
     }
 
     messages: list[Any] = Field(
@@ -39,6 +40,7 @@ class ChatBody(GenerationBody):
     echo: bool = Field(default=False, description="Begin the answer with the final message that it continues.")
     chat_template: str | None = Field(default=None, max_length=65536)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    return_prompt_text: bool = Field(default=False, description="Report the prompt as the chat template wrote it.")
     documents: list[Any] | None = Field(default=None, description="Passed to the chat template.")
     reasoning_effort: str | None = Field(default=None, max_length=32, description="Passed to the chat template.")
 
@@ -78,6 +80,7 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[ChatChoice]
     usage: UsageObject
+    prompt_text: NotRequired[str | None]
     prompt_token_ids: NotRequired[list[int]]
     prompt_logprobs: NotRequired[list[dict[str, Any] | None] | None]
 

@@ -46,7 +46,8 @@ async def create_completion(exchange: Exchange) -> Response:
     return await json_answer(exchange, completion.completion())
 
 
-def _prompt(prompt: PromptInput, body: CompletionBody) -> Prompt:
+def completion_prompt(prompt: PromptInput, body: CompletionBody) -> Prompt:
+    """One prompt of a completion."""
     if isinstance(prompt, str):
         return TextPrompt(text=prompt, add_special_tokens=body.add_special_tokens)
     return TokensPrompt(token_ids=tuple(prompt))
@@ -96,7 +97,7 @@ class CompletionAnswer:
         self.call = GenerateCall(
             request_id=self._id,
             model=card.id,
-            prompts=tuple(_prompt(prompt, body) for prompt in body.prompt),
+            prompts=tuple(completion_prompt(prompt, body) for prompt in body.prompt),
             sampling=_sampling(body, exchange.options),
             n=body.n,
             best_of=best_of,

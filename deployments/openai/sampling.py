@@ -9,7 +9,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deployments.errors import BadRequest
-from deployments.messages import GenerateCall, SamplingParams
+from deployments.messages import GenerateCall, Grammar, SamplingParams
+from deployments.openai.constraint import (
+    ResponseFormat,
+    StructuredOutputs,
+    guided_grammar,
+    only_one,
+    response_grammar,
+    structured_grammar,
+)
 from deployments.openai.fields import MAX_WHOLE, Count, Real, RequestBody, Strings, TokenId, Whole
 from deployments.openai.options import ApiOptions
 
@@ -64,6 +72,8 @@ class GenerationBody(RequestBody):
         "return_mm_kwargs": (True, False),
         "media_io_kwargs": ({},),
         "mm_processor_kwargs": ({},),
+        "guided_decoding_backend": ("auto",),
+        "guided_whitespace_pattern": (),
     }
 
     n: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Answers to every prompt.")
@@ -96,6 +106,12 @@ class GenerationBody(RequestBody):
     generate_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments for the loader's own generate hook."
     )
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = Field(default=None, description="structured_outputs.json")
+    guided_regex: str | None = Field(default=None, description="structured_outputs.regex")
+    guided_choice: list[str] | None = Field(default=None, description="structured_outputs.choice")
+    guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar")
     prompt_cache_key: str | None = Field(default=None, description="Requests with one key go to one replica.")
     session_id: str | None = Field(default=None, description="The same as prompt_cache_key.")
 
@@ -105,6 +121,19 @@ class GenerationBody(RequestBody):
         if any(not 0 <= token_id <= MAX_WHOLE for token_id in bias):
             raise ValueError("keys should be token ids")
         return bias
+
+    def grammar(self) -> Grammar | None:
+        """The constraint on the text.
+
+        Raises:
+            BadRequest: there are several, or it cannot be followed.
+        """
+        found = [
+            response_grammar(self.response_format),
+            structured_grammar(self.structured_outputs),
+            guided_grammar(dict(self)),
+        ]
+        return only_one([grammar for grammar in found if grammar is not None], "response_format")
 
     def sampling(self, options: ApiOptions, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The parameters of every choice.
@@ -139,6 +168,7 @@ class GenerationBody(RequestBody):
             logprobs=logprobs,
             prompt_logprobs=self.prompt_logprobs,
             skip_special_tokens=self.skip_special_tokens,
+            grammar=self.grammar(),
             num_beams=self.num_beams,
             extra=self.generate_kwargs,
         )

@@ -1,0 +1,142 @@
+"""How a model reads text: /tokenize, /detokenize, /tokenizer_info, and the prompts of /…/completions/render."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NotRequired, TypedDict
+
+from fastapi import Response
+from pydantic import Field
+
+from deployments.errors import BadRequest
+from deployments.messages import ModelCard, Prompt, TextPrompt
+from deployments.openai.answer import json_answer, to_json
+from deployments.openai.chat import chat_prompt
+from deployments.openai.chat_schema import ChatBody
+from deployments.openai.completions import completion_prompt
+from deployments.openai.completions_schema import CompletionBody
+from deployments.openai.exchange import Exchange
+from deployments.openai.fields import RequestBody, TokenId, parse_fields
+
+
+class TokenizeBody(RequestBody):
+    """A text, or the messages of a chat with the fields that shape its prompt."""
+
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {"return_token_strs": (False,), "mm_processor_kwargs": ({},)}
+
+    prompt: str | None = None
+    messages: list[Any] | None = None
+    add_special_tokens: bool | None = Field(default=None, description="Begin a prompt with BOS; true by default.")
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    tools: list[Any] | None = None
+
+
+class Tokenized(TypedDict):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class DetokenizeBody(RequestBody):
+    """Token ids."""
+
+    tokens: list[TokenId]
+
+
+class Detokenized(TypedDict):
+    prompt: str
+
+
+class RenderedPrompt(TypedDict):
+    """A prompt as the model would get it."""
+
+    model: str
+    prompt: NotRequired[str | None]
+    token_ids: list[int]
+    count: int
+    max_model_len: int
+
+
+class RenderedPrompts(TypedDict):
+    data: list[RenderedPrompt]
+
+
+async def tokenize(exchange: Exchange) -> Response:
+    """The token ids of a text or of a chat's prompt."""
+    body, card = await exchange.read(TokenizeBody)
+    prompt = _prompt(exchange, body, card)
+
+    async def answer() -> bytes:
+        rendered = await exchange.client.render(card.id, prompt)
+        ids = list(rendered.token_ids)
+        shape: Tokenized = {"count": len(ids), "max_model_len": rendered.max_model_len, "tokens": ids}
+        return to_json(shape)
+
+    return await json_answer(exchange, answer())
+
+
+async def detokenize(exchange: Exchange) -> Response:
+    """The text of token ids, special tokens included."""
+    body, card = await exchange.read(DetokenizeBody)
+
+    async def answer() -> bytes:
+        shape: Detokenized = {"prompt": await exchange.client.detokenize(card.id, body.tokens)}
+        return to_json(shape)
+
+    return await json_answer(exchange, answer())
+
+
+async def tokenizer_info(exchange: Exchange) -> Response:
+    """The tokenizer's class, special tokens, chat template and limit."""
+    card = exchange.find_model(exchange.request.query_params.get("model"))
+
+    async def answer() -> bytes:
+        return to_json(await exchange.client.tokenizer_info(card.id))
+
+    return await json_answer(exchange, answer())
+
+
+async def render_chat(exchange: Exchange) -> Response:
+    """The exact prompt a chat completion with this body would give."""
+    body, card = await exchange.read(ChatBody)
+    prompt = chat_prompt(body, card, exchange.options)
+
+    async def answer() -> bytes:
+        return to_json(await _rendered(exchange, card, prompt))
+
+    return await json_answer(exchange, answer())
+
+
+async def render_completion(exchange: Exchange) -> Response:
+    """The exact prompts a text completion with this body would give."""
+    body, card = await exchange.read(CompletionBody)
+
+    async def answer() -> bytes:
+        prompts = [await _rendered(exchange, card, completion_prompt(prompt, body)) for prompt in body.prompt]
+        shape: RenderedPrompts = {"data": prompts}
+        return to_json(shape)
+
+    return await json_answer(exchange, answer())
+
+
+async def _rendered(exchange: Exchange, card: ModelCard, prompt: Prompt) -> RenderedPrompt:
+    rendered = await exchange.client.render(card.id, prompt)
+    return {
+        "model": card.id,
+        "prompt": rendered.text,
+        "token_ids": list(rendered.token_ids),
+        "count": len(rendered.token_ids),
+        "max_model_len": rendered.max_model_len,
+    }
+
+
+def _prompt(exchange: Exchange, body: TokenizeBody, card: ModelCard) -> Prompt:
+    if (body.prompt is None) == (body.messages is None):
+        raise BadRequest("Invalid request: send either 'prompt' or 'messages'.", param="prompt")
+    if body.prompt is not None:
+        return TextPrompt(text=body.prompt, add_special_tokens=body.add_special_tokens is not False)
+    given = body.model_dump(exclude_unset=True, exclude={"prompt"})
+    chat, _ = parse_fields(ChatBody, given)
+    return chat_prompt(chat, card, exchange.options)
