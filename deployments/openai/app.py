@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from deployments.client import ModelClient
 from deployments.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
@@ -13,7 +14,8 @@ from deployments.openai.boundary import Boundary
 from deployments.openai.chat import create_chat_completion
 from deployments.openai.completions import create_completion
 from deployments.openai.errors import error_response, internal_error
-from deployments.openai.exchange import Handler, endpoint
+from deployments.openai.exchange import IGNORED_HEADER, SAMPLING_HEADER, Handler, endpoint
+from deployments.openai.keys import ApiKeys
 from deployments.openai.models import health, list_models, retrieve_model
 from deployments.openai.options import ApiOptions
 from deployments.openai.tokens import detokenize, render_chat, render_completion, tokenize, tokenizer_info
@@ -45,10 +47,22 @@ ROUTES = (
 
 
 def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI:
-    """The OpenAI API over the models of `client`."""
+    """The OpenAI API over the models of `client`.
+
+    Raises:
+        ConfigError: an option names something that cannot be used.
+    """
     options = options or ApiOptions()
     app = FastAPI(title="Troupe", redirect_slashes=False)
-    app.add_middleware(Boundary, options=options)
+    app.add_middleware(Boundary, options=options, keys=ApiKeys(options))
+    if options.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER],
+        )
     app.add_exception_handler(HTTPException, _http_error)
     for route in ROUTES:
         _add(app, route, client, options)

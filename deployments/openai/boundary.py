@@ -1,4 +1,4 @@
-"""The outermost layer of the API: request ids, header limits, and an OpenAI error for whatever gets this far."""
+"""The outermost layer of the API: request ids, header limits, keys, and an OpenAI error for whatever gets this far."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from fastapi import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import HeadersTooLarge
+from deployments.errors import HeadersTooLarge, TroupeError, Unauthorized
 from deployments.openai.errors import error_response, internal_error
+from deployments.openai.keys import ApiKeys
 from deployments.openai.options import ApiOptions
 
 logger = logging.getLogger(__name__)
 
+OPEN_PATHS = ("/health", "/v1/health")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class Boundary:
     """ASGI middleware around every route."""
 
-    def __init__(self, app: ASGIApp, options: ApiOptions) -> None:
+    def __init__(self, app: ASGIApp, options: ApiOptions, keys: ApiKeys) -> None:
         self._app = app
         self._options = options
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,13 +54,29 @@ class Boundary:
             await error_response(internal_error(error))(scope, receive, send_with_id)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        size = sum(len(name) + len(value) for name, value in scope["headers"])
-        if size > self._options.max_header_bytes:
-            limit = self._options.max_header_bytes
-            return error_response(
-                HeadersTooLarge(f"The request headers have {size} bytes; this server reads {limit} (max_header_bytes).")
-            )
+        try:
+            self._check_headers(scope)
+            if route_path(scope) not in OPEN_PATHS:
+                self._keys.check(Headers(scope=scope))
+        except TroupeError as error:
+            response = error_response(error)
+            if isinstance(error, Unauthorized):
+                response.headers["www-authenticate"] = "Bearer"
+            return response
         return None
+
+    def _check_headers(self, scope: Scope) -> None:
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        limit = self._options.max_header_bytes
+        if size > limit:
+            raise HeadersTooLarge(
+                f"The request headers have {size} bytes; this server reads {limit} (max_header_bytes)."
+            )
+
+
+def route_path(scope: Scope) -> str:
+    """The path that the routes see, whatever prefix the application is served under."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
 def _request_id(given: str | None) -> str:

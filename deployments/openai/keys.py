@@ -1,0 +1,105 @@
+"""API keys: which requests may come in."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from starlette.datastructures import Headers
+
+from deployments.errors import ConfigError, Unauthorized
+from deployments.openai.options import ApiOptions
+
+logger = logging.getLogger(__name__)
+
+_DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_RELOAD_SECONDS = 1.0
+
+
+class ApiKeys:
+    """The digests of the keys that open the API.
+
+    Raises:
+        ConfigError: the file cannot be read, or an entry is no key.
+    """
+
+    def __init__(self, options: ApiOptions) -> None:
+        self._fixed = _digests(options.api_keys)
+        self._file = None if options.api_keys_file is None else KeyFile(Path(options.api_keys_file))
+        self._required = bool(options.api_keys) or self._file is not None
+
+    def check(self, headers: Headers) -> None:
+        """Let a request pass.
+
+        Raises:
+            Unauthorized: it brings no key, or one that is not ours.
+        """
+        if not self._required:
+            return
+        given = _given(headers)
+        if not given:
+            raise Unauthorized("No API key; send the header Authorization: Bearer <key>.")
+        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+        known = [*self._fixed, *(self._file.digests() if self._file is not None else ())]
+        # Every digest is compared, so that the time tells nothing of which one was nearly right.
+        if not sum(hmac.compare_digest(digest, each) for each in known):
+            raise Unauthorized("Unknown API key.")
+
+
+class KeyFile:
+    """Keys in a file, one a line; lines that begin with # are comments. Read again when the file changes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._version = self._stat()
+            self._digests = self._read()
+        except OSError as error:
+            raise ConfigError(f"api_keys_file {str(path)!r} cannot be read: {error.strerror}.") from error
+        self._looked = time.monotonic()
+
+    def digests(self) -> list[bytes]:
+        """The digests of the file's keys, at most a second old; the last good ones while it cannot be read."""
+        if time.monotonic() - self._looked >= _RELOAD_SECONDS:
+            self._looked = time.monotonic()
+            try:
+                if (version := self._stat()) != self._version:
+                    self._digests, self._version = self._read(), version
+                    logger.info("read %d API keys from %s", len(self._digests), self._path)
+            except (OSError, ConfigError) as error:
+                logger.error("api_keys_file %s is not used: %s", self._path, error)
+        return self._digests
+
+    def _stat(self) -> tuple[int, int, int]:
+        stat = self._path.stat()
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+    def _read(self) -> list[bytes]:
+        lines = (line.strip() for line in self._path.read_text(encoding="utf-8").splitlines())
+        return _digests(line for line in lines if line and not line.startswith("#"))
+
+
+def _digests(keys: Iterable[str]) -> list[bytes]:
+    return [_digest(key) for key in keys]
+
+
+def _digest(key: str) -> bytes:
+    if not key or key != key.strip():
+        raise ConfigError("An API key is empty or has white space around it.")
+    if match := _DIGEST.fullmatch(key):
+        return bytes.fromhex(match[1])
+    if key.startswith("sha256:"):
+        raise ConfigError("An API key begins with sha256: but 64 hex digits do not follow.")
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _given(headers: Headers) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return headers.get("api-key") or headers.get("x-api-key") or ""
