@@ -99,6 +99,7 @@ class _Step:
         self.errors: dict[int, TroupeError] = {}
         self.scores: dict[int, TokenScore] = {}
         self._kept: list[tuple[list[int], Kept]] = []
+        self._cut: list[tuple[list[int], torch.Tensor]] = []
 
     def adjust(self) -> None:
         """Penalties, processors, bans."""
@@ -144,10 +145,19 @@ class _Step:
             drawn = draw_untruncated(self._subset(free), temperature, self._uniform(free))
             self._place(free, drawn)
         if cut:
-            for group, kept in truncate(self._subset(cut), self._truncation(cut)):
-                places = [cut[g] for g in group]
-                self._place(places, kept.draw(self._uniform(places)))
-                self._kept.append((places, kept))
+            self._draw_truncated(cut)
+
+    def _draw_truncated(self, places: Sequence[int]) -> None:
+        truncation = Truncation.of([self.rows[i].params for i in places], self.raw.device)
+        settled, kept, unsettled, masked = truncate(self._subset(places), truncation)
+        if settled:
+            group = [places[i] for i in settled]
+            self._place(group, kept.draw(self._uniform(group)))
+            self._kept.append((group, kept))
+        if unsettled:
+            group = [places[i] for i in unsettled]
+            self._place(group, draw_untruncated(masked, truncation.temperature[unsettled], self._uniform(group)))
+            self._cut.append((group, masked))
 
     def settle(self) -> None:
         """Let the masks take the tokens, or replace them."""
@@ -177,16 +187,18 @@ class _Step:
     def _processed(self, places: Sequence[int]) -> torch.Tensor:
         """Logits of the distribution sampled from: after the temperature (1 where greedy) and the truncations."""
         scores = self.adjusted[list(places)]
-        scores = scores / self._column([self.rows[i].params.temperature or 1.0 for i in places])[:, None]
         row_of = {place: row for row, place in enumerate(places)}
         for group, kept in self._kept:
             for g, place in enumerate(group):
                 if place in row_of:
-                    row = scores[row_of[place]]
-                    allowed = torch.zeros_like(row, dtype=torch.bool)
+                    allowed = torch.zeros_like(scores[0], dtype=torch.bool)
                     allowed[kept.ids[g]] = kept.weights[g] > 0
-                    row.masked_fill_(~allowed, float("-inf"))
-        return scores
+                    scores[row_of[place]].masked_fill_(~allowed, float("-inf"))
+        for group, masked in self._cut:
+            for g, place in enumerate(group):
+                if place in row_of:
+                    scores[row_of[place]] = masked[g]
+        return scores / self._column([self.rows[i].params.temperature or 1.0 for i in places])[:, None]
 
     def _subset(self, places: Sequence[int]) -> torch.Tensor:
         return self.adjusted if len(places) == len(self.adjusted) else self.adjusted[list(places)]
@@ -196,10 +208,6 @@ class _Step:
 
     def _column(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype).to(self.raw.device, non_blocking=True)
-
-    def _truncation(self, places: Sequence[int]) -> Truncation:
-        params = [self.rows[i].params for i in places]
-        return Truncation.of(params, self.raw.device)
 
     def _place(self, places: Sequence[int], drawn: torch.Tensor) -> None:
         for i, token_id in zip(places, drawn.tolist(), strict=True):

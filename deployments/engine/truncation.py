@@ -1,8 +1,8 @@
 """Truncated distributions: top_k, top_p, min_p, typical_p, in transformers' order and with its kept sets.
 
-Sorting 128k logits per row and step would cost more than the model's forward. The kept sets of top_k, top_p and min_p
-are prefixes of the sorted tokens, and nearly always short: the largest `CANDIDATES` logits are looked at first, and
-only a row whose last candidate is still kept is sorted whole.
+Sorting 128k logits per row and step would cost more than a small model's forward. The kept sets of top_k, top_p and
+min_p are the likeliest so many tokens, and nearly always few: the largest `CANDIDATES` logits are looked at first.
+Where the last of them is still kept, the row's cut is found with a histogram of its weights. Only typical_p sorts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from deployments.messages import SamplingParams
 
 CANDIDATES = 256
 _BLOCK = 256
+# Bins of the histogram: an eighth of a nat each, down to e^-64 of the heaviest weight.
+_PER_UNIT = 8
+_BINS = 512
 
 
 @dataclass(slots=True)
@@ -24,7 +27,7 @@ class Truncation:
 
     Attributes:
         of_all: whether some row's top_p is a share of the whole vocabulary, top_k being off.
-        any_typical: whether some row has a typical_p.
+        params: the same as plain numbers.
     """
 
     temperature: torch.Tensor
@@ -33,7 +36,7 @@ class Truncation:
     min_p: torch.Tensor
     typical_p: torch.Tensor
     of_all: bool
-    any_typical: bool
+    params: Sequence[SamplingParams]
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Truncation:
@@ -47,18 +50,7 @@ class Truncation:
             min_p=column([p.min_p for p in params], torch.float64),
             typical_p=column([p.typical_p for p in params], torch.float64),
             of_all=any(p.top_p < 1 and p.top_k <= 0 for p in params),
-            any_typical=any(p.typical_p < 1 for p in params),
-        )
-
-    def rows(self, index: torch.Tensor) -> Truncation:
-        return Truncation(
-            self.temperature[index],
-            self.top_k[index],
-            self.top_p[index],
-            self.min_p[index],
-            self.typical_p[index],
-            self.of_all,
-            self.any_typical,
+            params=params,
         )
 
 
@@ -82,36 +74,71 @@ class Kept:
         return self.ids.gather(1, torch.minimum(place, last))[:, 0]
 
 
-def truncate(scores: torch.Tensor, cut: Truncation) -> list[tuple[list[int], Kept]]:
-    """The kept tokens of each row.
+def truncate(scores: torch.Tensor, cut: Truncation) -> tuple[list[int], Kept, list[int], torch.Tensor]:
+    """What is left of each row's distribution.
 
     Args:
         scores: float32 [rows, vocab], after penalties and masks; every row has a finite maximum.
         cut: the rows' truncations.
 
     Returns:
-        Groups of rows, as indices into `scores`, with their kept tokens: those settled by the first candidates, and
-        those that had to be sorted whole.
+        The rows settled by the first candidates, with their kept tokens; the other rows, with their scores, which are
+        -inf for tokens that are cut off.
     """
     vocab = scores.shape[1]
     count = min(CANDIDATES, vocab)
     values, ids = scores.topk(count, dim=-1)
     weights = _weights(values, _totals(scores, values[:, :1], cut), cut)
-    whole = cut.typical_p < 1
+    is_open = cut.typical_p < 1
     if count < vocab:
-        whole |= weights[:, -1] > 0
-    else:
-        whole &= False
-        weights = _typical(weights, cut)
-    settled, open_rows = (~whole).nonzero()[:, 0], whole.nonzero()[:, 0]
-    groups = []
-    if len(settled):
-        groups.append((settled.tolist(), Kept(ids[settled], weights[settled])))
-    if len(open_rows):
-        cut = cut.rows(open_rows)
-        values, ids = scores[open_rows].sort(dim=-1, descending=True)
-        groups.append((open_rows.tolist(), Kept(ids, _typical(_weights(values, None, cut), cut))))
-    return groups
+        is_open |= (weights[:, -1] > 0) | (cut.top_k > count)
+    settled, unsettled = (~is_open).nonzero()[:, 0], is_open.nonzero()[:, 0].tolist()
+    masked = scores[unsettled]
+    for row, place in enumerate(unsettled):
+        masked[row].masked_fill_(~_kept_by_row(scores[place], cut.params[place]), float("-inf"))
+    return settled.tolist(), Kept(ids[settled], weights[settled]), unsettled, masked
+
+
+def _kept_by_row(scores: torch.Tensor, cut: SamplingParams) -> torch.Tensor:
+    """Which of all tokens a row keeps; float32 [vocab] to bool [vocab]."""
+    weights = ((scores - scores.max()) / cut.temperature).exp_()
+    keep = scores > float("-inf")
+    if 0 < cut.top_k < len(scores):
+        # Ties with the k-th logit are kept, as TopKLogitsWarper keeps them.
+        keep &= scores >= scores.topk(cut.top_k).values[-1]
+        weights *= keep
+    if cut.top_p < 1:
+        keep &= weights >= _nucleus(weights, cut.top_p)
+    if cut.min_p > 0:
+        keep &= weights >= cut.min_p
+    if cut.typical_p < 1:
+        keep &= _typical(torch.where(keep, weights, 0.0), cut.typical_p)
+    return keep
+
+
+def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest weight that top_p keeps: of the fewest heaviest tokens that hold `top_p` of the sum.
+
+    Weights are counted into bins by their logarithm; only the bin in which the sum is reached is sorted.
+    """
+    bins = (weights.log().clamp_(min=-_BINS / _PER_UNIT) * -_PER_UNIT).long().clamp_(max=_BINS - 1)
+    sums = torch.bincount(bins, weights.double(), minlength=_BINS).cumsum(0)
+    target = sums[-1] * top_p
+    place = torch.searchsorted(sums, target)
+    inside = weights[bins == place].sort(descending=True).values
+    before = inside.double().cumsum(0) - inside + torch.where(place > 0, sums[place - 1], 0.0)
+    return inside[(before < target).sum().clamp(min=1) - 1]
+
+
+def _typical(weights: torch.Tensor, typical_p: float) -> torch.Tensor:
+    """Which tokens locally typical sampling keeps (arXiv:2202.00666); float32 [vocab] to bool [vocab]."""
+    p = weights.double() / weights.double().sum()
+    surprise = -p.log()
+    entropy = torch.where(p > 0, p * surprise, 0.0).sum()
+    distance = (surprise - entropy).abs()
+    ordered, order = distance.sort()
+    reached = (p[order].cumsum(0) < typical_p).sum().clamp(max=len(p) - 1)
+    return distance <= ordered[reached]
 
 
 def draw_untruncated(scores: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -173,17 +200,3 @@ def _weights(values: torch.Tensor, totals: torch.Tensor | None, cut: Truncation)
     keep &= weights >= cut.min_p[:, None]
     keep[:, 0] = True
     return weights * keep
-
-
-def _typical(weights: torch.Tensor, cut: Truncation) -> torch.Tensor:
-    """Weights after typical_p (locally typical sampling, arXiv:2202.00666)."""
-    if not cut.any_typical:
-        return weights
-    p = weights / weights.sum(-1, keepdim=True)
-    surprise = -p.log()
-    entropy = torch.where(p > 0, p * surprise, 0.0).sum(-1, keepdim=True)
-    distance = (surprise - entropy).abs()
-    ordered, order = distance.sort(dim=-1)
-    reached = (p.gather(1, order).cumsum(-1) < cut.typical_p[:, None]).sum(-1).clamp(max=p.shape[1] - 1)
-    keep = distance <= ordered.gather(1, reached[:, None])
-    return torch.where(cut.typical_p[:, None] < 1, weights * keep, weights)
