@@ -1,0 +1,148 @@
+"""Packed linears: the same bits, no second copy of the weights, and a model that is as it was afterwards."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from deployments.engine.packed_linear import PackedLinears
+from tests.tiny import llama
+
+BF16 = torch.bfloat16
+IDS = torch.arange(24).reshape(2, 12)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return llama(tie_word_embeddings=False).to(BF16)
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        out: torch.Tensor = model(IDS).logits
+    return out
+
+
+def test_the_same_bits(model: nn.Module) -> None:
+    before = logits(model)
+    packed = PackedLinears.of(model, wanted=True)
+    assert packed.modules == 2 * 7 + 1
+    assert torch.equal(logits(model), before)
+
+
+def test_with_biases_and_any_shape_of_input() -> None:
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(80, 48).to(BF16))
+    inputs = [torch.randn(*shape, 80, dtype=BF16) for shape in [(), (1,), (5,), (2, 3), (2, 1, 4)]]
+    inputs.append(torch.randn(4, 160, dtype=BF16)[:, ::2])
+    with torch.no_grad():
+        before = [linear(x) for x in inputs]
+        PackedLinears.of(linear, wanted=True)
+        assert all(torch.equal(linear(x), y) for x, y in zip(inputs, before, strict=True))
+
+
+def test_undo_gives_the_very_parameters_back(model: nn.Module) -> None:
+    before, bits, expected = dict(model.named_parameters()), copy.deepcopy(model.state_dict()), logits(model)
+    packed = PackedLinears.of(model, wanted=True)
+    with torch.inference_mode():
+        packed.undo()
+    packed.undo()
+    after = dict(model.named_parameters())
+    assert all(after[name] is before[name] for name in before)
+    assert all(torch.equal(value, bits[name]) for name, value in model.state_dict().items())
+    assert all("forward" not in vars(module) for module in model.modules())
+    assert torch.equal(logits(model), expected)
+    model(IDS).logits.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    copy.deepcopy(model)
+
+
+def test_plain_weights_are_released(model: nn.Module) -> None:
+    weight = model.get_submodule("model.layers.0.mlp.up_proj").weight
+    before = weight.untyped_storage().nbytes()
+    PackedLinears.of(model, wanted=True)
+    gc.collect()
+    assert before > 0
+    assert weight.untyped_storage().nbytes() == 0
+
+
+def test_a_tied_head_is_packed_beside_its_embedding() -> None:
+    tied = llama(tie_word_embeddings=True).to(BF16)
+    expected = logits(tied)
+    packed = PackedLinears.of(tied, wanted=True)
+    assert packed.modules == 2 * 7 + 1
+    assert tied.get_input_embeddings().weight.layout is torch.strided
+    assert torch.equal(logits(tied), expected)
+    packed.undo()
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+
+
+def test_a_tied_head_that_is_most_of_the_model_is_left_alone() -> None:
+    tied = llama(tie_word_embeddings=True, vocab_size=4000).to(BF16)
+    packed = PackedLinears.of(tied, wanted=True)
+    assert packed.modules == 2 * 7
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+
+
+def test_one_weight_in_two_linears_is_packed_once() -> None:
+    pair = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)).to(BF16)
+    pair[1].weight = pair[0].weight
+    packed = PackedLinears.of(pair, wanted=True)
+    assert packed.modules == 2
+    assert pair[0].weight is pair[1].weight
+    packed.undo()
+    assert pair[0].weight is pair[1].weight
+    assert pair[0].weight.shape == (32, 32)
+
+
+def test_what_user_code_reads_still_works(model: nn.Module, tmp_path: Path) -> None:
+    before = copy.deepcopy(model.state_dict())
+    PackedLinears.of(model, wanted=True)
+    head = model.get_output_embeddings()
+    assert head.weight.dtype is BF16
+    assert head.weight.shape == (261, 48)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.save_pretrained(tmp_path)
+    saved = type(model).from_pretrained(tmp_path, dtype=BF16).state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in saved.items())
+
+
+def test_gradients_and_other_dtypes_take_the_plain_way(model: nn.Module) -> None:
+    embedded = model.get_input_embeddings()(IDS).detach()
+    expected = embedded.clone().requires_grad_()
+    model(inputs_embeds=expected).logits.float().sum().backward()
+    PackedLinears.of(model, wanted=True)
+    given = embedded.clone().requires_grad_()
+    model(inputs_embeds=given).logits.float().sum().backward()
+    assert torch.equal(given.grad, expected.grad)
+    with pytest.raises(RuntimeError):
+        model.get_output_embeddings()(torch.zeros(1, 48))
+
+
+@pytest.mark.parametrize("wanted", [True, None, False])
+def test_float32_is_left_alone(wanted: bool | None) -> None:
+    model = llama()
+    assert PackedLinears.of(model, wanted).modules == 0
+
+
+def test_subclasses_and_replaced_forwards_are_left_alone() -> None:
+    class Own(nn.Linear):
+        pass
+
+    replaced = nn.Linear(32, 32).to(BF16)
+    replaced.forward = lambda x: x
+    model = nn.Sequential(Own(32, 32).to(BF16), replaced, nn.Linear(32, 32).to(BF16))
+    assert PackedLinears.of(model, wanted=True).modules == 1
+    assert PackedLinears.of(model, wanted=True).modules == 0
+
+
+def test_measured_or_not_wanted(model: nn.Module) -> None:
+    assert PackedLinears.of(model, wanted=False).modules == 0
+    expected = logits(model)
+    PackedLinears.of(model)
+    assert torch.equal(logits(model), expected)
