@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
@@ -54,3 +54,36 @@ def llama(*, seed: int = 0, **kwargs: Any) -> LlamaForCausalLM:
     }
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**{**settings, **kwargs})).eval()
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer decoded as Llama 2's and Gemma's are: `▁` for spaces, byte tokens `<0x00>` to `<0xFF>`.
+
+    <unk> 0, <s> 1, </s> 2, the byte tokens from 3, then pieces.
+    """
+    pieces = ["▁", "a", "b", "c", "e", "h", "l", "o", "é", "▁a", "▁b", "▁hello", "lo", "he", "!", ".", "▁.", "日", "▁▁"]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    backend = Tokenizer(
+        models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[], unk_token="<unk>", byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def wordpiece_tokenizer(*, clean_up: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer decoded as BERT's is: `##` continues a word. `clean_up` removes spaces before punctuation."""
+    names = ["[UNK]", "[SEP]", "[PAD]", "do", "n", "##n", "'", "t", "##t", ".", ",", "hello", "wor", "##ld", "s", "we"]
+    vocab = {name: i for i, name in enumerate(names)}
+    backend = Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        eos_token="[SEP]",
+        pad_token="[PAD]",
+        clean_up_tokenization_spaces=clean_up,
+    )
