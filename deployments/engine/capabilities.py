@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deployments.engine.forward import Forward
+from deployments.engine.forward import NO_OFFSET, Forward
 from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache, UnknownLayer, new_cache
 from deployments.engine.memory import RowBytes
 
 _LONG, _SHORT = 9, 4
+
+
+class Unfaithful(RuntimeError):
+    """A model computes something else with rows than by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +48,13 @@ class Capabilities:
         """Measured with the model's own forward.
 
         Raises:
+            Unfaithful: the model's forward with a cache differs from the one without.
             Exception: the model's forward does not run on our caches; whatever it raised.
         """
         probe = _Probe(forward)
         cache, logits = probe.alone(probe.long)
+        if not probe.decodes():
+            raise Unfaithful("its forward with a cache is not what it is without")
         return cls(
             row_bytes=RowBytes.of(cache),
             logits_width=logits.shape[-1],
@@ -94,6 +101,13 @@ class _Probe:
             chunk = self.forward.prefill([ids], cache)
         return cache, chunk.logits[0, -1]
 
+    def decodes(self) -> bool:
+        """A row by itself, with another prompt computed in between: nothing of it may be kept outside its cache."""
+        cache, _ = self.alone(self.long[:-1])
+        self.alone(self.short)
+        logits = self.forward.decode([self.long[-1]], [NO_OFFSET], cache)
+        return _close(logits[0], self.alone(self.long)[1])
+
     def chunks(self) -> bool:
         half = _LONG // 2
         cache, _ = self.alone(self.long[:half])
@@ -110,7 +124,7 @@ class _Probe:
         cache, _ = self.alone(self.long[:-1])
         cache.append(self.alone(self.short[:-1])[0], 0)
         last = [self.long[-1], self.short[-1]]
-        logits = self.forward.decode(last, [(0,), (0,)], cache)
+        logits = self.forward.decode(last, [NO_OFFSET, NO_OFFSET], cache)
         return _close(logits[0], self.alone(self.long)[1]) and _close(logits[1], self.alone(self.short)[1])
 
 

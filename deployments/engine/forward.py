@@ -206,10 +206,11 @@ class Forward:
     def _arguments(self, ids: Tensor, cache: AnyRowsCache, lengths: Tensor, width: int) -> dict[str, Any]:
         """Arguments common to all forwards; `lengths` and `width` count the new tokens.
 
-        The mask is left out where no row is padded, as `generate` does.
+        The mask is left out where no row is padded, as `generate` does, and where there are no columns to hide.
         """
         arguments = {f"{self._prefix}input_ids": ids, self._cache_name: cache, **self._common}
-        if self._takes_mask and int(lengths.min()) < width:
+        hides = cache.has_columns or not cache.lengths
+        if self._takes_mask and hides and int(lengths.min()) < width:
             mask = torch.arange(width) >= width - lengths[:, None]
             arguments[f"{self._prefix}attention_mask"] = mask.long().to(self.device, non_blocking=True)
         return arguments

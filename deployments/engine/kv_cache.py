@@ -55,6 +55,11 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
         return any(isinstance(layer, StateRows) for layer in self.layers)
 
     @property
+    def has_columns(self) -> bool:
+        """Whether some layer keeps keys and values."""
+        return any(isinstance(layer, KeyValueRows) for layer in self.layers)
+
+    @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.held)
 
@@ -130,6 +135,10 @@ class EncoderRowsCache(EncoderDecoderCache):  # type: ignore[misc]
     @property
     def has_states(self) -> bool:
         return bool(self.self_attention_cache.has_states)
+
+    @property
+    def has_columns(self) -> bool:
+        return bool(self.self_attention_cache.has_columns)
 
     @property
     def nbytes(self) -> int:

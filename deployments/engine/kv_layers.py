@@ -22,6 +22,9 @@ from transformers.cache_utils import (
 )
 
 
+_STATES = ("conv_states", "recurrent_states")
+
+
 class RowsLayer(Protocol):
     """What a cache asks of each of its layers; `lengths` are tokens per row, in the order of the rows."""
 
@@ -203,7 +206,8 @@ class StateRows(LinearAttentionLayer):  # type: ignore[misc]
         self._room: dict[tuple[str, int], Tensor] = {}
 
     def append(self, other: StateRows, index: int, length: int, cut: int, width: int) -> None:
-        for name in ("conv_states", "recurrent_states"):
+        self._adopt()
+        for name in _STATES:
             for key, source in getattr(other, name).items():
                 if source is not None:
                     room = self._with_room((name, key), source)
@@ -216,6 +220,7 @@ class StateRows(LinearAttentionLayer):  # type: ignore[misc]
         self.conv_kernel_size = dict(other.conv_kernel_size)  # type: ignore[has-type]
 
     def drop(self, index: int) -> None:
+        self._adopt()
         self.state_rows -= 1
         for (name, key), room in self._room.items():
             room[index] = room[self.state_rows]
@@ -240,6 +245,16 @@ class StateRows(LinearAttentionLayer):  # type: ignore[misc]
     def state_bytes(self) -> int:
         tensors = self._room.values() or [*self.conv_states.values(), *self.recurrent_states.values()]
         return sum(t.nbytes for t in tensors if t is not None)
+
+    def _adopt(self) -> None:
+        """Take over the states that a forward has made in an empty cache."""
+        if self.state_rows:
+            return
+        for name in _STATES:
+            for key, state in getattr(self, name).items():
+                if state is not None:
+                    self._room[name, key] = state
+                    self.state_rows = state.shape[0]
 
     def _with_room(self, key: tuple[str, int], like: Tensor) -> Tensor:
         room = self._room.get(key)
