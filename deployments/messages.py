@@ -254,8 +254,10 @@ class ModelOptions:
     Attributes:
         merge_consecutive_roles: join neighbouring messages of one role, for templates that insist on alternation.
         default_params: request fields for requests that leave them out, such as `temperature`.
-        tool_parser: how this model writes its tool calls; None takes it from the chat template.
-        reasoning_parser: how this model marks its reasoning; None leaves it in the content.
+        tool_parser: how this model writes its tool calls, a key of `deployments.openai.parsing.families.FAMILIES`; None
+            takes it from the chat template.
+        reasoning_parser: how this model marks its reasoning, a key of `deployments.openai.parsing.reasoning.MARKERS`;
+            None leaves it in the content.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}

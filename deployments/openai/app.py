@@ -9,7 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from deployments.client import ModelClient
-from deployments.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
+from deployments.errors import BadRequest, ConfigError, MethodNotAllowed, RouteNotFound, TroupeError
+from deployments.messages import ModelCard
+from deployments.openai.api import Api
 from deployments.openai.boundary import Boundary
 from deployments.openai.chat import create_chat_completion
 from deployments.openai.completions import create_completion
@@ -18,6 +20,8 @@ from deployments.openai.exchange import IGNORED_HEADER, SAMPLING_HEADER, Handler
 from deployments.openai.keys import ApiKeys
 from deployments.openai.models import health, list_models, retrieve_model
 from deployments.openai.options import ApiOptions
+from deployments.openai.parsing.families import FAMILIES
+from deployments.openai.parsing.reasoning import MARKERS
 from deployments.openai.tokens import detokenize, render_chat, render_completion, tokenize, tokenizer_info
 
 
@@ -53,6 +57,8 @@ def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI
         ConfigError: an option names something that cannot be used.
     """
     options = options or ApiOptions()
+    for card in client.models():
+        _check_parsers(card)
     app = FastAPI(title="Troupe", redirect_slashes=False)
     app.add_middleware(Boundary, options=options, keys=ApiKeys(options))
     if options.cors_origins:
@@ -64,13 +70,23 @@ def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI
             expose_headers=["x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER],
         )
     app.add_exception_handler(HTTPException, _http_error)
+    api = Api(client, options)
     for route in ROUTES:
-        _add(app, route, client, options)
+        _add(app, route, api)
     return app
 
 
-def _add(app: FastAPI, route: Route, client: ModelClient, options: ApiOptions) -> None:
-    answer = endpoint(route.handler, client, options)
+def _check_parsers(card: ModelCard) -> None:
+    for name, chosen, known in (
+        ("tool_parser", card.options.tool_parser, FAMILIES),
+        ("reasoning_parser", card.options.reasoning_parser, MARKERS),
+    ):
+        if chosen is not None and chosen not in known:
+            raise ConfigError(f"Model {card.id!r} has {name}: {chosen!r}; known ones: {', '.join(known)}.")
+
+
+def _add(app: FastAPI, route: Route, api: Api) -> None:
+    answer = endpoint(route.handler, api)
     paths = [f"/v1{route.path}", route.path]
     if route.scoped:
         paths += [f"/models/{{model_id:path}}/v1{route.path}", f"/models/{{model_id:path}}{route.path}"]

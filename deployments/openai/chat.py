@@ -1,50 +1,68 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: from the request to the call."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 from fastapi import Response
 
 from deployments.errors import BadRequest, UnsupportedParameter
-from deployments.messages import (
-    Accepted,
-    ChatPrompt,
-    Delta,
-    Finished,
-    GenerateCall,
-    ModelCard,
-    PromptScores,
-    SamplingParams,
-)
-from deployments.openai.answer import DONE, Chunks, checked, json_answer, sse, sse_answer, to_json
-from deployments.openai.chat_schema import AssistantMessage, ChatBody, ChatChoice, ChatCompletion, ChunkChoice
-from deployments.openai.choices import Choice, gather
+from deployments.messages import ChatPrompt, ModelCard, SamplingParams
+from deployments.openai.answer import json_answer, sse_answer
+from deployments.openai.cancel import until_disconnect
+from deployments.openai.chat_answer import ChatAnswer
+from deployments.openai.chat_schema import ChatBody
 from deployments.openai.conversation import template_messages
 from deployments.openai.exchange import SAMPLING_HEADER, Exchange
-from deployments.openai.logprobs import chat_logprobs, prompt_logprobs
+from deployments.openai.message import Reading
 from deployments.openai.options import ApiOptions
+from deployments.openai.parsing.families import FAMILIES, Family, family_of
+from deployments.openai.parsing.reasoning import MARKERS
 from deployments.openai.sampling import check_choices, check_logprobs, effective
-from deployments.openai.usage import RunningUsage, usage_object
+from deployments.openai.tools import ToolSet, read_tools
 
 
 async def create_chat_completion(exchange: Exchange) -> Response:
     """Answer a conversation, at once or as a stream."""
     body, card = await exchange.read(ChatBody)
-    chat = ChatAnswer(exchange, body, card)
-    exchange.headers[SAMPLING_HEADER] = effective(chat.call)
+    answer = await chat_answer(exchange, body, card)
+    exchange.headers[SAMPLING_HEADER] = effective(answer.call)
     if body.stream:
-        return await sse_answer(exchange, chat.chunks())
-    return await json_answer(exchange, chat.completion())
+        return await sse_answer(exchange, answer.chunks())
+    return await json_answer(exchange, answer.completion())
 
 
-def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions) -> ChatPrompt:
+async def chat_answer(exchange: Exchange, body: ChatBody, card: ModelCard) -> ChatAnswer:
+    """The answer to a request, not yet begun.
+
+    Raises:
+        TroupeError: something in the request cannot be used.
+    """
+    check_choices(body.n, exchange.options)
+    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    prompt = chat_prompt(body, card, exchange.options, tools)
+    sampling = _sampling(body, exchange.options, tools)
+    family = None
+    if tools is not None:
+        info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
+        family = _family(card, info)
+    if family is not None and family.special:
+        sampling = replace(sampling, skip_special_tokens=False)
+    reading = Reading(
+        tools=tools,
+        family=family,
+        reasoning=None if card.options.reasoning_parser is None else MARKERS[card.options.reasoning_parser],
+        include_reasoning=body.include_reasoning,
+    )
+    affinity = exchange.affinity(body) or conversation_key(card.id, prompt.messages)
+    return ChatAnswer(exchange.client, body, card, prompt, sampling, reading, affinity)
+
+
+def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: ToolSet | None) -> ChatPrompt:
     """The conversation as the model's chat template gets it.
 
     Raises:
@@ -65,6 +83,7 @@ def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions) -> ChatPro
     kwargs = {key: value for key, value in extras.items() if value is not None}
     return ChatPrompt(
         messages=template_messages(body.messages, merge_roles=card.options.merge_consecutive_roles),
+        tools=None if tools is None else tools.definitions,
         template_kwargs={**kwargs, **body.chat_template_kwargs},
         add_generation_prompt=opens,
         continue_final_message=body.continue_final_message,
@@ -72,16 +91,41 @@ def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions) -> ChatPro
     )
 
 
-def _sampling(body: ChatBody, options: ApiOptions) -> SamplingParams:
+def _sampling(body: ChatBody, options: ApiOptions, tools: ToolSet | None) -> SamplingParams:
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("Invalid 'top_logprobs': it needs logprobs to be true.", param="top_logprobs")
     check_logprobs("top_logprobs", body.top_logprobs, options)
     limits = [limit for limit in (body.max_completion_tokens, body.max_tokens) if limit is not None]
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return body.sampling(options, max_tokens=min(limits, default=None), logprobs=logprobs)
+    sampling = body.sampling(options, max_tokens=min(limits, default=None), logprobs=logprobs)
+    if tools is None:
+        return sampling
+    if sampling.grammar is not None:
+        raise UnsupportedParameter(
+            "A text that follows response_format cannot hold tool calls; leave out one of them, or set tool_choice "
+            "to none.",
+            param="response_format",
+        )
+    return replace(sampling, grammar=tools.grammar())
 
 
-def conversation_key(model: str, messages: Sequence[Any]) -> str:
+def _family(card: ModelCard, info: Mapping[str, Any]) -> Family:
+    """How the model writes tool calls.
+
+    Raises:
+        UnsupportedParameter: its chat template has no place for tools, so that it would never hear of them.
+    """
+    template = info.get("chat_template")
+    if isinstance(template, str) and "tools" not in template:
+        raise UnsupportedParameter(
+            f"The chat template of model {card.id!r} has no place for tools. Give its loader a chat_template that has, "
+            "or leave tools out.",
+            param="tools",
+        )
+    return FAMILIES[card.options.tool_parser or family_of(template)]
+
+
+def conversation_key(model: str, messages: Sequence[Mapping[str, Any]]) -> str:
     """The same for every turn of a conversation: a digest of what stood before the assistant first spoke."""
     opening = []
     for message in messages:
@@ -89,143 +133,3 @@ def conversation_key(model: str, messages: Sequence[Any]) -> str:
             break
         opening.append(message)
     return hashlib.blake2b(json.dumps([model, opening]).encode(), digest_size=16).hexdigest()
-
-
-class ChatAnswer:
-    """One chat completion under way."""
-
-    def __init__(self, exchange: Exchange, body: ChatBody, card: ModelCard) -> None:
-        self._body = body
-        self._client = exchange.client
-        self._created = int(time.time())
-        self._id = f"chatcmpl-{uuid4().hex}"
-        self._model = body.model or card.id
-        prompt = chat_prompt(body, card, exchange.options)
-        check_choices(body.n, exchange.options)
-        self._opening = _final_text(prompt) if body.echo and body.continue_final_message else ""
-        self.call = GenerateCall(
-            request_id=self._id,
-            model=card.id,
-            prompts=(prompt,),
-            sampling=_sampling(body, exchange.options),
-            n=body.n,
-            affinity=exchange.affinity(body) or conversation_key(card.id, prompt.messages),
-            stream=body.stream,
-        )
-
-    async def completion(self) -> bytes:
-        """The whole answer."""
-        gathered = await gather(checked(self._client.generate(self.call)), self.call.n)
-        answer: ChatCompletion = {
-            "id": self._id,
-            "object": "chat.completion",
-            "created": self._created,
-            "model": self._model,
-            "choices": [self._choice(index, choice) for index, choice in enumerate(gathered.choices)],
-            "usage": usage_object(gathered.usage),
-        }
-        answer.update(self._prompt(gathered.accepted))
-        scores = gathered.choices[0].prompt_scores
-        if scores is not None:
-            answer["prompt_logprobs"] = prompt_logprobs(scores)
-        return to_json(answer)
-
-    def _choice(self, index: int, choice: Choice) -> ChatChoice:
-        message: AssistantMessage = {"role": "assistant", "content": self._opening + choice.text, "refusal": None}
-        shape: ChatChoice = {
-            "index": index,
-            "message": message,
-            "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": choice.finish_reason,
-            "stop_reason": choice.stop_reason,
-        }
-        if self._body.return_token_ids:
-            shape["token_ids"] = choice.token_ids
-        return shape
-
-    async def chunks(self) -> Chunks:
-        """The answer as it comes."""
-        usage = RunningUsage()
-        opened: set[int] = set()
-        accepted = Accepted(prompt_token_ids=(), prompt_texts=())
-        async with aclosing(checked(self._client.generate(self.call))) as events:
-            async for event in events:
-                match event:
-                    case Accepted():
-                        accepted = event
-                        usage.accept(event)
-                    case PromptScores():
-                        if event.choice == 0:
-                            yield self._chunk([], usage, prompt_logprobs=prompt_logprobs(event.scores))
-                    case Delta():
-                        usage.add(event)
-                        if event.choice not in opened:
-                            opened.add(event.choice)
-                            yield self._opening_chunk(event.choice, accepted, usage)
-                        if (choice := self._chunk_choice(event)) is not None:
-                            yield self._chunk([choice], usage)
-                    case Finished():
-                        if self._body.stream_options.include_usage:
-                            yield self._chunk([], usage, usage=usage_object(event.usage))
-        yield DONE
-
-    def _opening_chunk(self, index: int, accepted: Accepted, usage: RunningUsage) -> bytes:
-        choice: ChunkChoice = {
-            "index": index,
-            "delta": {"role": "assistant", "content": self._opening},
-            "logprobs": None,
-            "finish_reason": None,
-        }
-        return self._chunk([choice], usage, **self._prompt(accepted))
-
-    def _prompt(self, accepted: Accepted) -> Any:
-        """What the client wants to know of its prompt."""
-        shape: dict[str, Any] = {}
-        if self._body.return_prompt_text:
-            shape["prompt_text"] = accepted.prompt_texts[0]
-        if self._body.return_token_ids:
-            shape["prompt_token_ids"] = list(accepted.prompt_token_ids[0])
-        return shape
-
-    def _chunk_choice(self, delta: Delta) -> ChunkChoice | None:
-        wanted = delta.text or delta.finish_reason or delta.logprobs or self._body.return_token_ids
-        if not wanted and not self._body.stream_options.continuous_usage_stats:
-            return None
-        choice: ChunkChoice = {
-            "index": delta.choice,
-            "delta": {"content": delta.text} if delta.text else {},
-            "logprobs": self._logprobs(delta.logprobs or ()),
-            "finish_reason": delta.finish_reason,
-        }
-        if delta.finish_reason is not None:
-            choice["stop_reason"] = delta.stop_reason
-        if self._body.return_token_ids:
-            choice["token_ids"] = list(delta.token_ids)
-        return choice
-
-    def _logprobs(self, tokens: Sequence[Any]) -> Any:
-        if not self._body.logprobs:
-            return None
-        return chat_logprobs(tokens, as_ids=self._body.return_tokens_as_token_ids)
-
-    def _chunk(self, choices: list[ChunkChoice], counted: RunningUsage, **more: Any) -> bytes:
-        options = self._body.stream_options
-        if options.continuous_usage_stats:
-            more.setdefault("usage", usage_object(counted.so_far))
-        elif options.include_usage:
-            more.setdefault("usage", None)
-        return sse(
-            {
-                "id": self._id,
-                "object": "chat.completion.chunk",
-                "created": self._created,
-                "model": self._model,
-                "choices": choices,
-                **more,
-            }
-        )
-
-
-def _final_text(prompt: ChatPrompt) -> str:
-    content = prompt.messages[-1]["content"]
-    return content if isinstance(content, str) else ""

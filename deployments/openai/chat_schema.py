@@ -25,6 +25,8 @@ class ChatBody(GenerationBody):
         "verbosity": ("medium",),
         "add_special_tokens": (False,),
         "best_of": (1,),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
     }
 
     messages: list[Any] = Field(
@@ -38,6 +40,10 @@ class ChatBody(GenerationBody):
     add_generation_prompt: bool | None = Field(default=None, description="Open the assistant's turn.")
     continue_final_message: bool = Field(default=False, description="Continue the last message.")
     echo: bool = Field(default=False, description="Begin the answer with the final message that it continues.")
+    tools: list[Any] | None = Field(default=None, description="Functions the model may call.")
+    tool_choice: Any = Field(default=None, description="none, auto, required, or the function to call.")
+    parallel_tool_calls: bool = Field(default=True, description="False keeps the first call alone.")
+    include_reasoning: bool = Field(default=True, description="False leaves reasoning_content out.")
     chat_template: str | None = Field(default=None, max_length=65536)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     return_prompt_text: bool = Field(default=False, description="Report the prompt as the chat template wrote it.")

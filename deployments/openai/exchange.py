@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from deployments.client import ModelClient
 from deployments.errors import BadRequest, TroupeError, UnsupportedParameter
 from deployments.messages import ModelCard
+from deployments.openai.api import Api
 from deployments.openai.body import read_json
 from deployments.openai.cancel import Disconnected
 from deployments.openai.errors import error_response, internal_error
@@ -35,11 +36,18 @@ class Exchange:
         headers: further headers of the response.
     """
 
-    client: ModelClient
-    options: ApiOptions
+    api: Api
     request: Request
     request_id: str
     headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def client(self) -> ModelClient:
+        return self.api.client
+
+    @property
+    def options(self) -> ApiOptions:
+        return self.api.options
 
     async def read(self, schema: type[Body]) -> tuple[Body, ModelCard]:
         """The request's fields and the model they are for; unknown keys go into a header.
@@ -88,14 +96,14 @@ class Exchange:
 Handler = Callable[[Exchange], Awaitable[Response]]
 
 
-def endpoint(handler: Handler, client: ModelClient, options: ApiOptions) -> Callable[[Request], Awaitable[Response]]:
+def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Response]]:
     """A FastAPI endpoint around a handler, which answers with OpenAI's JSON whatever is raised.
 
     Caught here and not in exception handlers of the application, because Ray Serve replaces some of those.
     """
 
     async def answer(request: Request) -> Response:
-        exchange = Exchange(client, options, request, request_id_of(request))
+        exchange = Exchange(api, request, request_id_of(request))
         try:
             response = await handler(exchange)
         except TroupeError as error:

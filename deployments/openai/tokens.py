@@ -16,6 +16,7 @@ from deployments.openai.completions import completion_prompt
 from deployments.openai.completions_schema import CompletionBody
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import RequestBody, TokenId, parse_fields
+from deployments.openai.tools import read_tools
 
 
 class TokenizeBody(RequestBody):
@@ -101,7 +102,8 @@ async def tokenizer_info(exchange: Exchange) -> Response:
 async def render_chat(exchange: Exchange) -> Response:
     """The exact prompt a chat completion with this body would give."""
     body, card = await exchange.read(ChatBody)
-    prompt = chat_prompt(body, card, exchange.options)
+    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    prompt = chat_prompt(body, card, exchange.options, tools)
 
     async def answer() -> bytes:
         return to_json(await _rendered(exchange, card, prompt))
@@ -139,4 +141,4 @@ def _prompt(exchange: Exchange, body: TokenizeBody, card: ModelCard) -> Prompt:
         return TextPrompt(text=body.prompt, add_special_tokens=body.add_special_tokens is not False)
     given = body.model_dump(exclude_unset=True, exclude={"prompt"})
     chat, _ = parse_fields(ChatBody, given)
-    return chat_prompt(chat, card, exchange.options)
+    return chat_prompt(chat, card, exchange.options, read_tools(chat.tools, chat.tool_choice, True))

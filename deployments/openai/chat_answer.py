@@ -1,0 +1,198 @@
+"""One chat completion under way: from the call's events to OpenAI's objects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+from uuid import uuid4
+
+from deployments.client import ModelClient
+from deployments.errors import BadRequest
+from deployments.messages import (
+    Accepted,
+    ChatPrompt,
+    Delta,
+    Event,
+    Finished,
+    GenerateCall,
+    ModelCard,
+    PromptScores,
+    SamplingParams,
+    TokenLogprob,
+)
+from deployments.openai.answer import DONE, Chunks, checked, sse, to_json
+from deployments.openai.chat_schema import ChatBody, ChatChoice, ChatCompletion, ChunkChoice, MessageDelta
+from deployments.openai.choices import Choice, gather
+from deployments.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from deployments.openai.message import MessageWriter, Reading
+from deployments.openai.usage import RunningUsage, usage_object
+
+_NOTHING = Accepted(prompt_token_ids=((),), prompt_texts=(None,))
+
+
+class ChatAnswer:
+    """The answer to one request.
+
+    Attributes:
+        call: what the model is asked.
+    """
+
+    def __init__(
+        self,
+        client: ModelClient,
+        body: ChatBody,
+        card: ModelCard,
+        prompt: ChatPrompt,
+        sampling: SamplingParams,
+        reading: Reading,
+        affinity: str,
+    ) -> None:
+        self._client = client
+        self._body = body
+        self._reading = reading
+        self._created = int(time.time())
+        self._id = f"chatcmpl-{uuid4().hex}"
+        self._model = body.model or card.id
+        self._opening = _final_text(prompt) if body.echo and body.continue_final_message else ""
+        self.call = GenerateCall(
+            request_id=self._id,
+            model=card.id,
+            prompts=(prompt,),
+            sampling=sampling,
+            n=body.n,
+            affinity=affinity,
+            stream=body.stream,
+        )
+
+    async def completion(self) -> bytes:
+        """The whole answer."""
+        gathered = await gather(self._events(), self.call.n)
+        accepted = gathered.accepted
+        answer: ChatCompletion = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [self._choice(index, choice, accepted) for index, choice in enumerate(gathered.choices)],
+            "usage": usage_object(gathered.usage),
+        }
+        answer.update(self._prompt(accepted))
+        scores = gathered.choices[0].prompt_scores
+        if scores is not None:
+            answer["prompt_logprobs"] = prompt_logprobs(scores)
+        return to_json(answer)
+
+    async def chunks(self) -> Chunks:
+        """The answer as it comes."""
+        usage = RunningUsage()
+        accepted = _NOTHING
+        writers: dict[int, MessageWriter] = {}
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                match event:
+                    case Accepted():
+                        accepted = event
+                        usage.accept(event)
+                    case PromptScores():
+                        if event.choice == 0:
+                            yield self._chunk([], usage, prompt_logprobs=prompt_logprobs(event.scores))
+                    case Delta():
+                        usage.add(event)
+                        if event.choice not in writers:
+                            writers[event.choice] = self._writer(accepted)
+                            yield self._opening_chunk(event.choice, accepted, usage)
+                        if (choice := self._chunk_choice(event, writers[event.choice])) is not None:
+                            yield self._chunk([choice], usage)
+                    case Finished():
+                        if self._body.stream_options.include_usage:
+                            yield self._chunk([], usage, usage=usage_object(event.usage))
+        yield DONE
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        try:
+            async with aclosing(checked(self._client.generate(self.call))) as events:
+                async for event in events:
+                    yield event
+        except BadRequest as error:
+            if self._reading.tools is not None and error.param == "response_format":
+                error.param = "tools"
+            raise
+
+    def _writer(self, accepted: Accepted) -> MessageWriter:
+        splitter = self._reading.splitter(accepted.prompt_texts[0], continued=self._body.continue_final_message)
+        return MessageWriter(self._reading, splitter)
+
+    def _choice(self, index: int, choice: Choice, accepted: Accepted) -> ChatChoice:
+        writer = self._writer(accepted)
+        writer.delta(choice.text, last=True)
+        shape: ChatChoice = {
+            "index": index,
+            "message": writer.message(self._opening),
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": writer.finish_reason(choice.finish_reason),
+            "stop_reason": choice.stop_reason,
+        }
+        if self._body.return_token_ids:
+            shape["token_ids"] = choice.token_ids
+        return shape
+
+    def _opening_chunk(self, index: int, accepted: Accepted, usage: RunningUsage) -> bytes:
+        delta: MessageDelta = {"role": "assistant", "content": self._opening}
+        choice: ChunkChoice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self._chunk([choice], usage, **self._prompt(accepted))
+
+    def _prompt(self, accepted: Accepted) -> Any:
+        """What the client wants to know of its prompt."""
+        shape: dict[str, Any] = {}
+        if self._body.return_prompt_text:
+            shape["prompt_text"] = accepted.prompt_texts[0]
+        if self._body.return_token_ids:
+            shape["prompt_token_ids"] = list(accepted.prompt_token_ids[0])
+        return shape
+
+    def _chunk_choice(self, event: Delta, writer: MessageWriter) -> ChunkChoice | None:
+        delta = writer.delta(event.text, last=event.finish_reason is not None)
+        wanted = delta or event.finish_reason or event.logprobs or self._body.return_token_ids
+        if not wanted and not self._body.stream_options.continuous_usage_stats:
+            return None
+        choice: ChunkChoice = {
+            "index": event.choice,
+            "delta": delta,
+            "logprobs": self._logprobs(event.logprobs or ()),
+            "finish_reason": None,
+        }
+        if event.finish_reason is not None:
+            choice["finish_reason"] = writer.finish_reason(event.finish_reason)
+            choice["stop_reason"] = event.stop_reason
+        if self._body.return_token_ids:
+            choice["token_ids"] = list(event.token_ids)
+        return choice
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+        if not self._body.logprobs:
+            return None
+        return chat_logprobs(tokens, as_ids=self._body.return_tokens_as_token_ids)
+
+    def _chunk(self, choices: list[ChunkChoice], counted: RunningUsage, **more: Any) -> bytes:
+        options = self._body.stream_options
+        if options.continuous_usage_stats:
+            more.setdefault("usage", usage_object(counted.so_far))
+        elif options.include_usage:
+            more.setdefault("usage", None)
+        return sse(
+            {
+                "id": self._id,
+                "object": "chat.completion.chunk",
+                "created": self._created,
+                "model": self._model,
+                "choices": choices,
+                **more,
+            }
+        )
+
+
+def _final_text(prompt: ChatPrompt) -> str:
+    content = prompt.messages[-1]["content"]
+    return content if isinstance(content, str) else ""

@@ -1,0 +1,69 @@
+"""What a model's text is made of, and the pieces that split it while it comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Text for the reader."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Text the model wrote for itself."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call; `arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+Part = Content | Reasoning | Call
+
+
+class Splitter(Protocol):
+    """Splits the text of one choice. Nothing that is fed is ever lost: what is no call or reasoning is content."""
+
+    def feed(self, text: str) -> list[Part]:
+        """The parts that are certain after this text."""
+
+    def finish(self) -> list[Part]:
+        """The parts that were held back; nothing is fed afterwards."""
+
+
+class Plain:
+    """All text is content."""
+
+    def feed(self, text: str) -> list[Part]:
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Part]:
+        return []
+
+
+def held_back(text: str, markers: tuple[str, ...]) -> int:
+    """How many characters at the end of `text` could be the beginning of a marker."""
+    longest = max(map(len, markers), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(marker.startswith(text[-size:]) for marker in markers):
+            return size
+    return 0
+
+
+def find_first(text: str, markers: tuple[str, ...]) -> tuple[int, str] | None:
+    """The place of the first marker in `text`, and the marker; of several at one place the longest."""
+    found = [(place, -len(marker), marker) for marker in markers if (place := text.find(marker)) >= 0]
+    if not found:
+        return None
+    place, _, marker = min(found)
+    return place, marker
