@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -82,10 +81,3 @@ def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
 
 
 ALL_PARAMS: frozenset[str] = frozenset(field.name for field in fields(SamplingParams))
-
-
-def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of equal length, padded on the left, and their attention mask."""
-    width = max(len(row) for row in rows)
-    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
-    return ids, [[0] * (width - len(row)) + [1] * len(row) for row in rows]

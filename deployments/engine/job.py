@@ -2,60 +2,80 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Emit, EngineRequest
 from deployments.engine.row_sampler import RowSampler
 from deployments.engine.sampling import Sampled
 from deployments.errors import TroupeError
-from deployments.messages import Failed, FinishReason
+from deployments.messages import Failed, FinishReason, PromptScores
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """A request, its state and its events.
+    """A request, its state and its events. Events never cross a cancellation or follow the last one.
 
     Attributes:
-        sampler: where the engine samples; None where a loader's hook does.
-        cancelled: set from any thread; nothing is emitted from then on.
-        done: nothing more is to be computed.
+        sampler: where the engine samples; None until it is known, and where a loader's hook samples.
         on_token: called for every token taken, for the counters.
+        begun: it has been run at least once.
+        scored: the prompt's log-probabilities have been given out.
     """
 
     request: EngineRequest
     emit: Emit
     output: ChoiceOutput
-    sampler: RowSampler | None
     on_token: Callable[[], None]
-    cancelled: bool = False
-    done: bool = False
+    sampler: RowSampler | None = None
+    begun: bool = False
+    scored: bool = False
+    _ended: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def active(self) -> bool:
-        return not (self.cancelled or self.done)
+        """Whether anything is still to be computed."""
+        return not self._ended
 
     def take(self, sampled: Sampled) -> None:
         """Give out the next token, or the error of this row."""
-        if not self.active:
-            return
         if sampled.error is not None:
             self.fail(sampled.error)
             return
-        self.on_token()
-        delta = self.output.push(sampled)
-        self.done = self.output.finished
-        if delta is not None:
-            self.emit(delta)
+        with self._lock:
+            if self._ended:
+                return
+            self.on_token()
+            delta = self.output.push(sampled)
+            self._ended = self.output.finished
+            if delta is not None:
+                self.emit(delta)
+
+    def give(self, scores: PromptScores) -> None:
+        """Give out the prompt's scores."""
+        with self._lock:
+            self.scored = True
+            if not self._ended:
+                self.emit(scores)
 
     def finish(self, reason: FinishReason) -> None:
         """End the text where it is."""
-        if self.active:
-            self.done = True
-            self.emit(self.output.finish(reason))
+        with self._lock:
+            if not self._ended:
+                self._ended = True
+                self.emit(self.output.finish(reason))
 
     def fail(self, error: TroupeError) -> None:
-        if self.active:
-            self.done = True
-            self.emit(Failed(error))
+        """End with an error."""
+        with self._lock:
+            if not self._ended:
+                self._ended = True
+                self.emit(Failed(error))
+
+    def cancel(self) -> None:
+        """End without a word."""
+        with self._lock:
+            self._ended = True

@@ -7,74 +7,168 @@ but an argmax over that one token; a stopping criterion ends the rows that are d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from deployments.engine.admission import left_padded
+from deployments.engine.admission import vocab_size
 from deployments.engine.job import Job
 from deployments.engine.neutral import neutral_view
 from deployments.engine.row_sampler import RowSampler
 from deployments.engine.sampling import sample_rows
+from deployments.engine.scoring import PromptScorer
+from deployments.engine.vocabulary import Vocabulary
+from deployments.errors import ModelLoadFailed
 
+# An id beyond every vocabulary: the engine alone ends a text.
 _NEVER = 1 << 40
+_SCORED_FLOATS = 1 << 28
+_SAFE_IDS = 100
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
 class StockGenerate:
-    """Runs jobs through `model.generate`, several at once where left padding does not change their logits.
+    """Runs jobs through `model.generate`, several at once where padding does not change their logits.
 
     Args:
         model: a transformers model with `generate`.
+        vocabulary: of the model.
+
+    Attributes:
+        device: of the model's inputs.
+        encoder_decoder: whether the prompt goes to an encoder.
+        width: of the logits.
+        batches: whether several jobs can run at once, as a probe has found.
+
+    Raises:
+        ModelLoadFailed: the model cannot generate.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
         self._model = neutral_view(model, _NEVER)
-        self._encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        self._vocabulary = vocabulary
+        self._forward = set(inspect.signature(model.forward).parameters)
         self._pad = int(self._model.generation_config.pad_token_id)
-        self.device = next(iter(model.parameters())).device
+        self.device = _device(model)
+        self.encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        self._prompts = self._probe_prompts()
+        self.width = self._measured_width()
+        self.batches = self._padding_is_harmless()
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Generate until every job is done. A job that was begun before goes on where it was."""
-        ids, mask = left_padded([self._context(job) for job in jobs], self._pad)
+    def run(self, jobs: Sequence[Job], regroup: Callable[[int], bool]) -> None:
+        """Generate until every job has ended, or until `regroup` calls for a new choice of jobs.
+
+        A job that was begun before goes on where it was.
+
+        Args:
+            jobs: more than one only where all are text alone.
+            regroup: told how many jobs are still active, at every step.
+        """
         samplers = [_sampler(job) for job in jobs]
-        inputs: dict[str, Any] = {
-            "input_ids": torch.tensor(ids, device=self.device),
-            "attention_mask": torch.tensor(mask, device=self.device),
-        }
-        if len(jobs) == 1:
-            inputs.update({key: self._moved(value) for key, value in jobs[0].request.model_inputs.items()})
-        if self._encoder_decoder and samplers[0].generated:
-            start = self._model.generation_config.decoder_start_token_id
-            inputs["decoder_input_ids"] = torch.tensor([[start, *samplers[0].generated]], device=self.device)
         bridge = _Bridge(jobs, samplers)
-        left = max(
-            (job.request.sampling.max_tokens or 1) - len(s.generated) for job, s in zip(jobs, samplers, strict=True)
-        )
+        left = max((s.params.max_tokens or 1) - len(s.generated) for s in samplers)
+        inputs = self._inputs([self._context(job) for job in jobs])
+        if len(jobs) == 1:
+            inputs = {**self._media(jobs[0]), **inputs}
+        if self.encoder_decoder and any(s.generated for s in samplers):
+            # Only jobs that were alone or have come equally far share a decoder: it has no padding.
+            begun = [[*self.prompt_ids(job.request.input_ids), *_sampler(job).generated] for job in jobs]
+            inputs["decoder_input_ids"] = torch.tensor(begun, device=self.device)
+        stop = _Stop(jobs, regroup)
         with torch.inference_mode():
             self._model.generate(
                 **inputs,
                 max_new_tokens=max(1, left),
                 logits_processor=LogitsProcessorList([bridge]),
-                stopping_criteria=StoppingCriteriaList([_Stop(jobs)]),
+                stopping_criteria=StoppingCriteriaList([stop]),
             )
-        for job in jobs:
-            job.finish("length")
+        if not stop.regrouping:
+            for job in jobs:
+                job.finish("length")
 
-    def prompt_ids(self, job_ids: Sequence[int]) -> list[int]:
+    def prompt_ids(self, input_ids: Sequence[int]) -> list[int]:
         """The tokens before the first generated one."""
-        if self._encoder_decoder:
+        if self.encoder_decoder:
             return [int(self._model.generation_config.decoder_start_token_id or 0)]
-        return list(job_ids)
+        return list(input_ids)
+
+    def inputs(self, job: Job) -> dict[str, Any]:
+        """The tensors of one prompt."""
+        return {**self._media(job), **self._inputs([job.request.input_ids])}
+
+    def score_prompt(self, job: Job) -> None:
+        """Compute and give out the log-probabilities of a prompt's own tokens."""
+        ids = job.request.input_ids
+        scorer = PromptScorer(self._vocabulary, ids, job.request.sampling.prompt_logprobs or 0)
+        inputs = self.inputs(job)
+        step = len(ids) if "logits_to_keep" not in self._forward else max(1, _SCORED_FLOATS // self.width)
+        with torch.inference_mode():
+            for start in range(0, len(ids), step):
+                if step < len(ids):
+                    kept = torch.arange(start, min(start + step, len(ids)), device=self.device)
+                    inputs["logits_to_keep"] = kept
+                logits = self._model(**inputs, use_cache=False).logits[0]
+                scorer.feed(logits[-len(ids) :], start)
+        job.give(scorer.scores())
 
     def _context(self, job: Job) -> list[int]:
-        generated = [] if self._encoder_decoder else _sampler(job).generated
+        generated = [] if self.encoder_decoder else _sampler(job).generated
         return [*job.request.input_ids, *generated]
 
-    def _moved(self, value: torch.Tensor) -> torch.Tensor:
-        dtype = self._model.dtype if value.is_floating_point() else value.dtype
-        return value.to(device=self.device, dtype=dtype)
+    def _inputs(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Ids and mask, padded on the side where a model of this kind is trained to be padded."""
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self._pad, dtype=torch.long)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            place = slice(0, len(row)) if self.encoder_decoder else slice(width - len(row), width)
+            ids[i, place], mask[i, place] = torch.tensor(list(row), dtype=torch.long), 1
+        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+
+    def _media(self, job: Job) -> dict[str, Any]:
+        """The encoder's other tensors, in the model's dtype and on its device."""
+        return {
+            key: value.to(device=self.device, dtype=self._model.dtype if value.is_floating_point() else value.dtype)
+            for key, value in job.request.model_inputs.items()
+        }
+
+    def _probe_prompts(self) -> list[list[int]]:
+        """Three prompts of ordinary tokens, of lengths 2, 5 and 9."""
+        size = min(len(self._vocabulary) or _SAFE_IDS, vocab_size(self._model) or _SAFE_IDS)
+        avoided = self._vocabulary.special_ids | self._vocabulary.eos_ids | {self._pad}
+        usable = [i for i in range(size) if i not in avoided] or [0]
+        ids = random.Random(0).choices(usable, k=16)
+        return [ids[:2], ids[2:7], ids[7:16]]
+
+    def _measured_width(self) -> int:
+        try:
+            return self._probe_logits(self._prompts[:1]).shape[-1]
+        except Exception as error:
+            raise ModelLoadFailed(f"The model cannot generate: {type(error).__name__}: {error}") from error
+
+    def _padding_is_harmless(self) -> bool:
+        """Whether prompts of several lengths give the same logits together as alone."""
+        try:
+            together = self._probe_logits(self._prompts)
+            alone = torch.cat([self._probe_logits([prompt]) for prompt in self._prompts], dim=1)
+        except Exception:
+            return False
+        scale = max(1.0, float(alone[alone.isfinite()].abs().max()))
+        tolerance = _TOLERANCE.get(self._model.dtype, 1e-3) * scale
+        return bool(torch.isclose(together, alone, rtol=0, atol=tolerance).all())
+
+    def _probe_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits of three steps in which every row is given the same tokens; float32 [steps, rows, vocab]."""
+        probe = _Probe(self._pad)
+        with torch.inference_mode():
+            self._model.generate(
+                **self._inputs(prompts), max_new_tokens=3, logits_processor=LogitsProcessorList([probe])
+            )
+        return torch.stack(probe.seen)
 
 
 class _Bridge(LogitsProcessor):  # type: ignore[misc]
@@ -92,21 +186,49 @@ class _Bridge(LogitsProcessor):  # type: ignore[misc]
             for i, sampled in zip(active, sample_rows(logits, [self._samplers[i] for i in active]), strict=True):
                 tokens[i] = max(sampled.token_id, 0)
                 self._jobs[i].take(sampled)
-        forced = torch.full_like(scores, float("-inf"))
-        return forced.scatter_(1, torch.tensor(tokens, device=scores.device)[:, None], 0.0)
+        return _only(scores, tokens)
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends the rows whose jobs are done or cancelled."""
+    """Ends the rows whose jobs have ended; all of them when other jobs should be run instead."""
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], regroup: Callable[[int], bool]) -> None:
         self._jobs = jobs
+        self._regroup = regroup
+        self.regrouping = False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.tensor([not job.active for job in self._jobs], device=input_ids.device)
+        ended = [not job.active for job in self._jobs]
+        if not all(ended):
+            self.regrouping = self.regrouping or self._regroup(ended.count(False))
+        return torch.tensor([e or self.regrouping for e in ended], device=input_ids.device)
+
+
+class _Probe(LogitsProcessor):  # type: ignore[misc]
+    """Notes the logits and gives every row the same next token."""
+
+    def __init__(self, avoided: int) -> None:
+        self.seen: list[torch.Tensor] = []
+        self._avoided = avoided
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.seen.append(scores.float().clone())
+        token_id = 5 + len(self.seen) + (5 + len(self.seen) == self._avoided)
+        return _only(scores, [token_id % scores.shape[1]] * len(scores))
+
+
+def _only(scores: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """Scores under which each row can only choose its token."""
+    forced = torch.full_like(scores, float("-inf"))
+    return forced.scatter_(1, torch.tensor(tokens, device=scores.device)[:, None], 0.0)
 
 
 def _sampler(job: Job) -> RowSampler:
     if job.sampler is None:
         raise RuntimeError("A job of StockGenerate needs a sampler.")
     return job.sampler
+
+
+def _device(model: Any) -> torch.device:
+    parameter = next(iter(model.parameters()), None)
+    return parameter.device if parameter is not None else torch.device("cpu")

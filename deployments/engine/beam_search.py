@@ -1,0 +1,117 @@
+"""Beam search by the model's own `generate`. It knows its text only at the end, so nothing streams."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from deployments.engine.job import Job
+from deployments.engine.neutral import neutral_view
+from deployments.engine.sampling import Sampled
+from deployments.engine.vocabulary import Vocabulary
+from deployments.errors import BadRequest, ModelError, UnsupportedParameter
+from deployments.messages import SamplingParams
+
+_HONOURED = frozenset(
+    {
+        "max_tokens",
+        "min_tokens",
+        "temperature",
+        "repetition_penalty",
+        "stop",
+        "stop_token_ids",
+        "include_stop_str_in_output",
+        "ignore_eos",
+        "seed",
+        "skip_special_tokens",
+        "num_beams",
+        "prompt_logprobs",
+    }
+)
+_MOST = 64
+_NEVER = 1 << 40
+_DEFAULTS = SamplingParams()
+
+
+def check_beams(params: SamplingParams) -> None:
+    """Refuse what beam search cannot honour; it is deterministic, so a seed changes nothing.
+
+    Raises:
+        BadRequest: more beams than the engine runs.
+        UnsupportedParameter: a setting of sampling together with beams.
+    """
+    if not 1 <= params.num_beams <= _MOST:
+        raise BadRequest(f"num_beams={params.num_beams} is out of range; give 1 to {_MOST}.", param="num_beams")
+    if params.temperature not in (0.0, 1.0):
+        raise UnsupportedParameter(
+            f"Beam search does not sample: temperature={params.temperature} cannot be honoured with num_beams; "
+            "leave one of them out.",
+            param="temperature",
+        )
+    for field in fields(SamplingParams):
+        value = getattr(params, field.name)
+        if field.name not in _HONOURED and value != getattr(_DEFAULTS, field.name):
+            raise UnsupportedParameter(
+                f"Beam search cannot honour {field.name}={value!r}; leave it or num_beams out.", param=field.name
+            )
+
+
+class BeamSearch:
+    """Runs jobs through beam search, one at a time."""
+
+    def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
+        self._view = neutral_view(model, _NEVER)
+        self._eos_ids = vocabulary.eos_ids
+        self._encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+
+    def run(self, job: Job, inputs: dict[str, Any]) -> None:
+        """Search one job's text.
+
+        Args:
+            inputs: the prompt's tensors, batch dimension 1.
+        """
+        params = job.request.sampling
+        ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._eos_ids)
+        check = _Check(job)
+        with torch.inference_mode():
+            found = self._view.generate(
+                **inputs,
+                num_beams=params.num_beams,
+                max_new_tokens=params.max_tokens or 1,
+                min_new_tokens=params.min_tokens or None,
+                repetition_penalty=params.repetition_penalty,
+                eos_token_id=sorted(ends) or _NEVER,
+                logits_processor=LogitsProcessorList([check]),
+                stopping_criteria=StoppingCriteriaList([_Stop(job)]),
+            )
+        if check.poisoned:
+            raise ModelError("The model's logits are not finite numbers (NaN or infinity) for this input.")
+        begun = 1 if self._encoder_decoder else inputs["input_ids"].shape[1]
+        for token_id in found[0, begun:].tolist():
+            job.take(Sampled(token_id))
+        job.finish("length")
+
+
+class _Check(LogitsProcessor):  # type: ignore[misc]
+    """Notes logits that are no numbers: beam search would carry on with them."""
+
+    def __init__(self, job: Job) -> None:
+        self.poisoned = False
+        self._job = job
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if bool(scores.isnan().any()):
+            self.poisoned = True
+            return torch.zeros_like(scores)
+        return scores
+
+
+class _Stop(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), not self._job.active, device=input_ids.device)

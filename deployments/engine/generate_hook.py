@@ -1,0 +1,221 @@
+"""The loader's own `generate` hook, called for one request at a time.
+
+    generate(**inputs, max_new_tokens=..., temperature=..., ...) -> LongTensor[1, prompt + new]
+
+A hook is given what it names, or everything below if it takes **kwargs: `input_ids` and the encoder's other tensors,
+`max_new_tokens`, `temperature`, `do_sample`, and those of the request's other settings that differ from their defaults,
+under transformers' names. One that takes `streamer` (transformers' protocol: put, end) streams; one that takes
+`stopping_criteria` stops where the text ends and when the client leaves. A seed is set as torch's global one around
+the call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from deployments.engine.job import Job
+from deployments.engine.sampling import Sampled
+from deployments.errors import ModelError
+from deployments.messages import SamplingParams
+from model_loaders.contract import ModelInfo
+
+# Our name of a setting and transformers' name of it.
+_SETTINGS = {
+    "min_tokens": "min_new_tokens",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "repetition_penalty": "repetition_penalty",
+    "num_beams": "num_beams",
+}
+# Settings that transformers' generate does not have: given only to a hook that names them.
+_NAMED = ("presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "allowed_token_ids", "ignore_eos")
+# What the engine does around any hook.
+_OURS = ("max_tokens", "temperature", "stop", "stop_token_ids", "include_stop_str_in_output", "skip_special_tokens")
+_LIVE = ("streamer", "stopping_criteria")
+_DEFAULTS = SamplingParams()
+
+
+class _Ended(Exception):
+    """Raised out of a hook that streams but cannot be told to stop."""
+
+
+class GenerateHook:
+    """Runs jobs through a loader's hook.
+
+    Attributes:
+        supports: the `SamplingParams` fields that the hook, or the engine around it, honours.
+    """
+
+    def __init__(self, info: ModelInfo) -> None:
+        if info.generate is None:
+            raise ModelError("The loader has no generate hook.")
+        self._hook = info.generate
+        self._kwargs = dict(info.generate_kwargs)
+        self._model = info.model
+        parameters = _parameters(self._hook)
+        self._names = frozenset(parameters)
+        self._anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        self._live = tuple(name for name in _LIVE if self._takes(name))
+        self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
+        self.supports = frozenset(
+            {"seed", "extra", *_OURS}
+            | {ours for ours, theirs in _SETTINGS.items() if self._takes(theirs)}
+            | {name for name in _NAMED if name in self._names}
+        )
+
+    def run(self, job: Job) -> None:
+        """Generate one job's text."""
+        prompt = job.request.input_ids
+        streamer = _Streamer(job, prompt, raising="stopping_criteria" not in self._live)
+        kwargs = {**self._inputs(job), **self._settings(job.request.sampling)}
+        with _seeded(job.request.sampling.seed, self._model), torch.no_grad():
+            try:
+                returned = self._call(kwargs, streamer, job)
+            except _Ended:
+                return
+        tokens = self._new_tokens(returned, prompt)
+        given = streamer.given
+        if tokens[: len(given)] != given:
+            # The hook streamed something else than it returns: what the client has seen counts.
+            tokens = given
+        for token_id in tokens[len(given) :]:
+            job.take(Sampled(token_id))
+        limit = job.request.sampling.max_tokens
+        job.finish("length" if limit is not None and len(tokens) >= limit else "stop")
+
+    def _call(self, kwargs: Mapping[str, Any], streamer: _Streamer, job: Job) -> Any:
+        live = {"streamer": streamer, "stopping_criteria": StoppingCriteriaList([_Stop(job)])}
+        try:
+            return self._hook(**kwargs, **{name: live[name] for name in self._live})
+        except (TypeError, ValueError) as error:
+            # **kwargs may lead to a function that knows neither; nothing has been computed then.
+            named = [name for name in self._live if name in str(error) and name not in self._names]
+            if not named or streamer.given:
+                raise
+            self._live = tuple(name for name in self._live if name not in named)
+            streamer.raising = "stopping_criteria" not in self._live
+            return self._call(kwargs, streamer, job)
+
+    def _inputs(self, job: Job) -> dict[str, Any]:
+        device = _device(self._model)
+        ids = torch.tensor([job.request.input_ids], device=device)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        dtype = getattr(self._model, "dtype", None)
+        for key, value in job.request.model_inputs.items():
+            floating = value.is_floating_point() and isinstance(dtype, torch.dtype)
+            inputs[key] = value.to(device=device, dtype=dtype if floating else value.dtype)
+        return {key: value for key, value in inputs.items() if self._takes(key)}
+
+    def _settings(self, params: SamplingParams) -> dict[str, Any]:
+        """The request's settings under the hook's names, over the loader's `generate_kwargs`."""
+        settings: dict[str, Any] = {**self._kwargs, "max_new_tokens": params.max_tokens}
+        greedy = params.temperature <= 0
+        settings["do_sample"] = not greedy
+        if "temperature" in self._names or not greedy:
+            settings["temperature"] = params.temperature
+        elif greedy:
+            settings.pop("temperature", None)
+        for ours, theirs in _SETTINGS.items():
+            if getattr(params, ours) != getattr(_DEFAULTS, ours):
+                settings[theirs] = getattr(params, ours)
+        for name in _NAMED:
+            if name in self._names:
+                settings[name] = getattr(params, name)
+        taken = {key: value for key, value in settings.items() if self._takes(key)}
+        return {**taken, **params.extra}
+
+    def _takes(self, name: str) -> bool:
+        return self._anything or name in self._names
+
+    def _new_tokens(self, returned: Any, prompt: Sequence[int]) -> list[int]:
+        """The generated part of what the hook returned."""
+        sequences = getattr(returned, "sequences", returned)
+        try:
+            ids = torch.as_tensor(sequences)
+        except (TypeError, ValueError, RuntimeError):
+            ids = None
+        if ids is None or ids.is_floating_point() or ids.dim() not in (1, 2) or (ids.dim() == 2 and len(ids) != 1):
+            shown = tuple(ids.shape) if ids is not None else type(returned).__name__
+            raise ModelError(f"Hook generate returned {shown}; expected whole numbers of shape (1, prompt + new).")
+        tokens: list[int] = ids.reshape(-1).tolist()
+        if self._encoder_decoder:
+            return tokens[1:]
+        return tokens[len(prompt) :] if tokens[: len(prompt)] == list(prompt) else tokens
+
+
+class _Streamer:
+    """Passes tokens on as the hook finds them; transformers' streamer protocol.
+
+    Attributes:
+        given: the tokens passed on.
+        raising: end the hook by an exception once the text has ended.
+    """
+
+    def __init__(self, job: Job, prompt: Sequence[int], *, raising: bool) -> None:
+        self.given: list[int] = []
+        self.raising = raising
+        self._job = job
+        self._prompt = list(prompt)
+        self._begun = False
+
+    def put(self, value: Any) -> None:
+        """Take tokens; the first call may bring the prompt."""
+        tensor = torch.as_tensor(value)
+        tokens: list[int] = tensor.reshape(-1).tolist()
+        # transformers streams the context first, with a batch dimension, and then tokens without one.
+        context = not self._begun and (tokens == self._prompt or tensor.dim() == 2)
+        self._begun = True
+        if context:
+            return
+        for token_id in tokens:
+            self.given.append(token_id)
+            self._job.take(Sampled(token_id))
+        if self.raising and not self._job.active:
+            raise _Ended
+
+    def end(self) -> None:
+        """Nothing follows; the hook's result tells the same."""
+
+
+class _Stop(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), not self._job.active, device=input_ids.device)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, model: Any) -> Iterator[None]:
+    """Torch's global random numbers from a seed, or fresh ones; what they were before is restored."""
+    device = _device(model)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed if seed is not None else int.from_bytes(os.urandom(8), "big") >> 1)
+        yield
+
+
+def _device(model: Any) -> torch.device:
+    device = getattr(model, "device", None)
+    if isinstance(device, torch.device):
+        return device
+    parameters = getattr(model, "parameters", None)
+    first = next(iter(parameters()), None) if callable(parameters) else None
+    return first.device if isinstance(first, torch.Tensor) else torch.device("cpu")
+
+
+def _parameters(hook: Any) -> Mapping[str, inspect.Parameter]:
+    """The hook's parameters; where they cannot be read, it is trusted to take anything."""
+    try:
+        return inspect.signature(hook).parameters
+    except (TypeError, ValueError):
+        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
