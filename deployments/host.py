@@ -30,6 +30,8 @@ from deployments.errors import (
     last_line,
 )
 from deployments.generation import Generation
+from deployments.images import decode_image, split_images
+from deployments.inspection import Inspection
 from deployments.leases import Leases
 from deployments.messages import (
     ChatPrompt,
@@ -105,8 +107,15 @@ class LoadedModel:
                 encoded = self.hooks.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
                 return EncodedPrompt(text=prompt.text, encoded=encoded)
             case ChatPrompt():
-                text = self.hooks.render(prompt)
-                return EncodedPrompt(text=text, encoded=self.hooks.encode(text))
+                return self._encode_chat(prompt)
+
+    def _encode_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
+        chat, sources = split_images(prompt)
+        if sources:
+            self.hooks.check_images(sources[0].param)
+        text = self.hooks.render(chat)
+        encoded = self.hooks.encode(text, images=[decode_image(source) for source in sources])
+        return EncodedPrompt(text=text, encoded=encoded)
 
 
 class ModelHost:
@@ -175,10 +184,14 @@ class ModelHost:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation."""
         try:
             async with self.leases.lease(call.model) as model:
-                requests, generation = await self._prepare(model, call)
+                prompts = await self._prompts(model, call)
+                requests, generation = await self._prepare(model, call, prompts)
+                inspection = Inspection(model.info, call, prompts) if model.info.done_callback else None
                 try:
                     generation.submit(model.engine, requests)
                     async for event in generation.events():
+                        if inspection is not None and (call_back := inspection.ended(event)) is not None:
+                            await asyncio.to_thread(call_back)
                         yield event
                 finally:
                     generation.cancel(model.engine)
@@ -217,9 +230,13 @@ class ModelHost:
         """End what runs, unload every model."""
         await self.leases.close(CLOSE_LIMIT_S)
 
-    async def _prepare(self, model: LoadedModel, call: GenerateCall) -> tuple[list[EngineRequest], Generation]:
+    async def _prompts(self, model: LoadedModel, call: GenerateCall) -> list[EncodedPrompt]:
         _refuse_unsupported(call.sampling, model)
-        prompts = await model.encode(call.prompts)
+        return await model.encode(call.prompts)
+
+    async def _prepare(
+        self, model: LoadedModel, call: GenerateCall, prompts: list[EncodedPrompt]
+    ) -> tuple[list[EngineRequest], Generation]:
         texts = [prompt.text for prompt in prompts]
         if call.echo:
             texts = [

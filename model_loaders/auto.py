@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from deployments.errors import ModelLoadFailed
 from model_loaders.contract import ModelInfo
+from model_loaders.text_side import load_text_side
 
 logger = logging.getLogger("troupe.loader")
 
@@ -86,7 +87,7 @@ def load_model(
         **{key: value for key, value in optional.items() if value is not None},
         **(model_kwargs or {}),
     )
-    processor, tokenizer = _text_side(tokenizer_name or model_name, common)
+    processor, tokenizer = load_text_side(tokenizer_name or model_name, **common)
     return ModelInfo(
         model=model.eval(),
         model_name=model_name,
@@ -137,21 +138,6 @@ def _quantization(config: dict[str, Any] | None) -> Any:
     from transformers.quantizers import AutoQuantizationConfig
 
     return AutoQuantizationConfig.from_dict(config)
-
-
-def _text_side(name: str, common: dict[str, Any]) -> tuple[Any, Any]:
-    """The processor of a multimodal model, or None, and the tokenizer."""
-    try:
-        processor = AutoProcessor.from_pretrained(name, **common)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        logger.info("%s has no processor (%s); using its tokenizer", name, type(error).__name__)
-        processor = None
-    if processor is not None and hasattr(processor, "tokenizer"):
-        return processor, processor.tokenizer
-    tokenizer = (
-        processor if hasattr(processor, "convert_ids_to_tokens") else AutoTokenizer.from_pretrained(name, **common)
-    )
-    return None, tokenizer
 
 
 def _template(given: str | None) -> str | None:

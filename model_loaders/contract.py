@@ -1,8 +1,8 @@
 """The loader contract: what a loader function returns.
 
 A loader is a function `load_model(device="cuda:0", **kwargs)` (or a module-level `model_info`) that returns a
-`ModelInfo`, or a dict of the same keys. Required: `model`, and `tokenizer` or `processor`. Everything else has a
-default that does what the model's own `generate` would.
+`ModelInfo`, or a dict of the same keys. Required: `model`, and `tokenizer` or `processor` (or the Hub id or folder of
+one as `model_name`). Everything else has a default that does what the model's own `generate` would.
 
     def load_model(device: str, path: str):
         model = AutoModelForCausalLM.from_pretrained(path).to(device)
@@ -15,6 +15,7 @@ The hooks, each with keyword arguments of its own (`<hook>_kwargs`) that are pas
     generate(**inputs, max_new_tokens=..., temperature=..., ...) -> LongTensor[1, prompt + new]
     decode(token_ids: LongTensor[new], **kwargs) -> str
     embed(texts: list[str]) -> FloatTensor[len(texts), dim]
+    done_callback(uid=..., prompt=..., input=..., output=..., response=..., ...) -> None
 
 A hook given here always wins over the tokenizer's or processor's own.
 """
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
-from deployments.errors import ModelLoadFailed
+from deployments.errors import ModelLoadFailed, last_line
 
 Hook: TypeAlias = Callable[..., Any]
 
@@ -36,7 +37,7 @@ class ModelInfo:
 
     Attributes:
         model: the module, on its device, in eval mode (put there if it is not).
-        model_name: for logs; the configured id is what clients see.
+        model_name: for logs; the configured id is what clients see. Names the tokenizer where none is given.
         tokenizer: a transformers tokenizer, or anything with its `encode`, `decode` and `eos_token_id`.
         processor: a transformers processor (its `.tokenizer` is used when `tokenizer` is not given).
         apply_chat_template, encode, generate, decode, embed: the hooks, see the module's docstring.
@@ -47,6 +48,7 @@ class ModelInfo:
         max_model_len: positions, prompt and text together; None reads the model's config.
         stop_token_ids: terminators besides those of tokenizer, template and generation_config.
         logits_processors: transformers `LogitsProcessor`s applied to every row.
+        done_callback: shown every choice that has ended, for inspection; see `deployments.inspection`.
         close: called once when the model is unloaded.
         engine: builds another engine than ours: `engine(info, options) -> Engine`; `model` may be None then.
     """
@@ -69,6 +71,7 @@ class ModelInfo:
     max_model_len: int | None = None
     stop_token_ids: Sequence[int] = ()
     logits_processors: Sequence[Any] = ()
+    done_callback: Hook | None = None
     close: Callable[[], None] | None = None
     engine: Callable[..., Any] | None = None
 
@@ -77,7 +80,7 @@ class ModelInfo:
             self.tokenizer = getattr(self.processor, "tokenizer", None)
 
 
-_HOOKS = ("apply_chat_template", "encode", "generate", "decode", "embed", "close", "engine")
+_HOOKS = ("apply_chat_template", "encode", "generate", "decode", "embed", "done_callback", "close", "engine")
 _KWARGS = ("apply_chat_template_kwargs", "encode_kwargs", "generate_kwargs", "decode_kwargs")
 
 
@@ -104,16 +107,36 @@ def as_model_info(returned: object, loader: str) -> ModelInfo:
             f"Loader {loader} returned {_kind(returned)}; expected a ModelInfo or a dict with its fields."
         )
     _check(returned, loader)
+    if returned.engine is None and _has_no_text_side(returned):
+        _add_text_side(returned, loader)
     return returned
+
+
+def _has_no_text_side(info: ModelInfo) -> bool:
+    return info.tokenizer is None and info.processor is None and (info.encode is None or info.decode is None)
+
+
+def _add_text_side(info: ModelInfo, loader: str) -> None:
+    """The processor or tokenizer that `model_name` names."""
+    from model_loaders.text_side import load_text_side
+
+    try:
+        info.processor, info.tokenizer = load_text_side(info.model_name)
+    except Exception as error:
+        raise ModelLoadFailed(
+            f"Loader {loader} returned neither tokenizer nor processor, and {info.model_name!r} names none: "
+            f"{last_line(error)}"
+        ) from error
 
 
 def _check(info: ModelInfo, loader: str) -> None:
     if info.engine is None:
         if not callable(info.model):
             raise ModelLoadFailed(f"Loader {loader} returned model={_kind(info.model)}; expected a torch module.")
-        if info.tokenizer is None and info.processor is None and (info.encode is None or info.decode is None):
+        if _has_no_text_side(info) and not info.model_name:
             raise ModelLoadFailed(
-                f"Loader {loader} returned neither tokenizer nor processor; give one, or an encode and a decode hook."
+                f"Loader {loader} returned neither tokenizer nor processor; give one, or encode and decode hooks, or a "
+                "model_name that has a tokenizer."
             )
     for name in _HOOKS:
         hook = getattr(info, name)

@@ -5,6 +5,7 @@ The only place that calls them, so that a hook that raises or returns the wrong 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ import torch
 from deployments.errors import BadRequest, ModelError, TemplateFailed, TroupeError, UnsupportedParameter, last_line
 from deployments.messages import ChatPrompt
 from model_loaders.contract import Hook, ModelInfo
+
+_PROBE = "troupe"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +44,8 @@ class Hooks:
         self.tokenizer = info.tokenizer
         self._template = info.apply_chat_template or self._default_template()
         self._encoder: Hook | None = info.encode or info.processor or info.tokenizer
+        self._contents = functools.lru_cache(maxsize=8)(self._probe_contents)
+        self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
         self.sees_images = _accepts(self._encoder, "images")
 
     def render(self, chat: ChatPrompt) -> str:
@@ -67,8 +72,10 @@ class Hooks:
             kwargs["chat_template"] = template
         kwargs.update(chat.template_kwargs)
         messages = [dict(message) for message in chat.messages]
+        if self.info.apply_chat_template is None:
+            messages = self._for_template(messages, template)
         try:
-            text = self._template(messages, **_accepted(self._template, kwargs))
+            text = self._template(messages, **accepted(self._template, kwargs))
         except TroupeError:
             raise
         except Exception as error:
@@ -85,7 +92,11 @@ class Hooks:
     def encode(self, text: str, *, add_special_tokens: bool = False, images: Sequence[Any] = ()) -> Encoded:
         """Token ids of a prompt text, and the tensors that belong to it.
 
-        A beginning-of-sequence token is added only where asked for and not already written in the text.
+        A beginning-of-sequence token is added only where asked for and not already written in the text. The prompt of
+        an encoder-decoder ends with the end-of-sequence token, as its tokenizer writes it.
+
+        Args:
+            images: `PIL.Image.Image`s in RGB, in the order of the conversation.
 
         Raises:
             UnsupportedParameter: images for a model whose encoder takes none.
@@ -94,28 +105,37 @@ class Hooks:
         if self._encoder is None:
             raise BadRequest(f"Model {self.info.model_name!r} has no encoder; send token ids.", param="prompt")
         kwargs: dict[str, Any] = {
-            "add_special_tokens": add_special_tokens and not self._begins_with_bos(text),
+            "add_special_tokens": self._adds_special_tokens(text, add_special_tokens),
             "return_tensors": "pt",
             **self.info.encode_kwargs,
         }
         if images:
-            if not self.sees_images:
-                raise UnsupportedParameter(
-                    f"Model {self.info.model_name!r} takes no images.",
-                    param="messages",
-                    code="images_unsupported",
-                )
+            self.check_images("messages")
             kwargs["images"] = list(images)
         try:
             if self._encoder is self.info.processor and self.info.encode is None:
                 encoded = self._encoder(text=text, **kwargs)
             else:
-                encoded = self._encoder(text, **_accepted(self._encoder, kwargs))
+                encoded = self._encoder(text, **accepted(self._encoder, kwargs))
         except TroupeError:
             raise
         except Exception as error:
             raise ModelError(f"Hook encode failed: {last_line(error)}") from error
         return _as_encoded(encoded)
+
+    def check_images(self, param: str) -> None:
+        """Refuse images for a model whose encoder takes none.
+
+        Args:
+            param: the request field that brought them.
+
+        Raises:
+            UnsupportedParameter: code `images_unsupported`.
+        """
+        if not self.sees_images:
+            raise UnsupportedParameter(
+                f"Model {self.info.model_name!r} takes no images.", param=param, code="images_unsupported"
+            )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of generated token ids.
@@ -123,7 +143,8 @@ class Hooks:
         Raises:
             ModelError: the hook raised or returned no str.
         """
-        decoder = self.info.decode or getattr(self.tokenizer, "decode", None)
+        own = getattr(self.tokenizer, "decode", None) or getattr(self.info.processor, "decode", None)
+        decoder = self.info.decode or own
         if decoder is None:
             raise ModelError(f"Model {self.info.model_name!r} has no decoder; give its loader a decode hook.")
         kwargs = {"skip_special_tokens": skip_special_tokens, **self.info.decode_kwargs}
@@ -131,7 +152,7 @@ class Hooks:
             kwargs["skip_special_tokens"] = False
         ids: Any = torch.tensor(list(token_ids), dtype=torch.long) if self.info.decode else list(token_ids)
         try:
-            text = decoder(ids, **_accepted(decoder, kwargs))
+            text = decoder(ids, **accepted(decoder, kwargs))
         except Exception as error:
             raise ModelError(f"Hook decode failed: {last_line(error)}") from error
         if not isinstance(text, str):
@@ -145,13 +166,57 @@ class Hooks:
                 return method  # type: ignore[no-any-return]
         return None
 
+    def _for_template(self, messages: list[dict[str, Any]], template: str | None) -> list[dict[str, Any]]:
+        """Messages whose contents are what the template reads: texts, lists of parts, or either."""
+        mixed = [m for m in messages if isinstance(m.get("content"), list)]
+        kinds = {str(part.get("type")) for m in mixed for part in m["content"] if isinstance(part, Mapping)}
+        if foreign := sorted(kinds - {"text", "image"}):
+            raise UnsupportedParameter(
+                f"Model {self.info.model_name!r} reads no content parts of type {foreign[0]!r}.", param="messages"
+            )
+        reads = self._contents(template)
+        if mixed and reads == "text":
+            raise TemplateFailed(
+                f"The chat template of model {self.info.model_name!r} writes texts only, so it has no place for an "
+                "image. Give its loader an apply_chat_template hook or a chat_template that writes one.",
+                param="messages",
+            )
+        if reads != "parts":
+            return messages
+        return [
+            {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
+            for m in messages
+        ]
+
+    def _probe_contents(self, template: str | None) -> str:
+        """What a template reads as a message's content, tried out: "text", "parts" (a list of them) or "both"."""
+        if self._written([{"type": "text", "text": _PROBE}], template):
+            return "both" if self._written(_PROBE, template) else "parts"
+        return "text"
+
+    def _written(self, content: Any, template: str | None) -> bool:
+        """Whether a template writes the text of a content, and not the content's Python form."""
+        kwargs: dict[str, Any] = {"tokenize": False, **self.info.apply_chat_template_kwargs}
+        if template is not None:
+            kwargs["chat_template"] = template
+        try:
+            text = self._template([{"role": "user", "content": content}], **kwargs)  # type: ignore[misc]
+        except Exception:
+            return False
+        return isinstance(text, str) and _PROBE in text and f"'{_PROBE}'" not in text
+
+    def _adds_special_tokens(self, text: str, asked: bool) -> bool:
+        if self._encoder_decoder:
+            return not _ends(text, getattr(self.tokenizer, "eos_token", None))
+        return asked and not self._begins_with_bos(text)
+
     def _begins_with_bos(self, text: str) -> bool:
         bos = getattr(self.tokenizer, "bos_token", None)
         return isinstance(bos, str) and bool(bos) and text.startswith(bos)
 
 
 def _as_encoded(returned: Any) -> Encoded:
-    """The encoder's mapping as ids and tensors of batch dimension 1."""
+    """The encoder's mapping as ids and tensors of batch dimension 1, positions that its mask hides left out."""
     if isinstance(returned, torch.Tensor | list):
         returned = {"input_ids": returned}
     if not isinstance(returned, Mapping) or "input_ids" not in returned:
@@ -167,11 +232,22 @@ def _as_encoded(returned: Any) -> Encoded:
             "expected whole numbers of shape [1, length]."
         )
     rest = {
-        key: value.detach().cpu()
+        key: _tensor(key, value)
         for key, value in returned.items()
-        if key not in ("input_ids", "attention_mask") and isinstance(value, torch.Tensor)
+        if key not in ("input_ids", "attention_mask", "labels") and value is not None
     }
+    hidden = returned.get("attention_mask")
+    if hidden is not None and not (shown := torch.as_tensor(hidden).reshape(-1).bool()).all():
+        rest = {k: v[..., shown] if v.shape[-1:] == shown.shape and v.dim() <= 2 else v for k, v in rest.items()}
+        ids = ids.reshape(-1)[shown]
     return Encoded(input_ids=ids.reshape(-1).tolist(), model_inputs=rest, salt=_digest(rest))
+
+
+def _tensor(key: str, value: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ModelError(f"Hook encode returned {key}={type(value).__name__}; expected a tensor.") from None
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -183,6 +259,10 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _ends(text: str, token: Any) -> bool:
+    return isinstance(token, str) and bool(token) and text.endswith(token)
 
 
 def _plain_chat(chat: ChatPrompt) -> str:
@@ -209,7 +289,7 @@ def _accepts(hook: Hook | None, name: str) -> bool:
     return name in parameters
 
 
-def _accepted(hook: Hook, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def accepted(hook: Hook, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments that a user's function names; all of them where it takes **kwargs."""
     target = hook if inspect.isroutine(hook) else type(hook).__call__
     try:
