@@ -155,7 +155,14 @@ def _ordinary_ids(model: Any, count: int) -> list[int]:
 
 
 def _encoder_inputs(model: Any) -> dict[str, Tensor]:
-    """Input of an encoder that takes no tokens: what transformers itself tries such a model with."""
+    """Input of an encoder that takes no tokens: a spectrogram as long as the encoder asks for.
+
+    Raises:
+        Unfaithful: the encoder takes something else.
+    """
     if model.main_input_name == "input_ids":
         return {}
-    return {model.main_input_name: model.dummy_inputs[model.main_input_name]}
+    bins, frames = (getattr(model.config, name, None) for name in ("num_mel_bins", "max_source_positions"))
+    if model.main_input_name != "input_features" or bins is None or frames is None:
+        raise Unfaithful(f"it cannot be tried: its encoder takes {model.main_input_name}")
+    return {"input_features": torch.randn((1, bins, 2 * frames), generator=torch.Generator().manual_seed(0))}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from deployments.engine.attention import decoding
 from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache
 
 Offset = tuple[int, ...]
@@ -57,6 +58,7 @@ class Forward:
             self._common["use_cache"] = True
         self._media_ids = media_ids(model.config)
         self._takes_encoder_mask = self.is_encoder_decoder and model.main_input_name == "input_ids"
+        self.decoding = decoding()
 
     @property
     def takes_positions(self) -> bool:
@@ -101,7 +103,8 @@ class Forward:
             arguments[f"{self._prefix}position_ids"] = _squeezed(positions[:, :, None]).to(self.device)
         if isinstance(cache, EncoderRowsCache):
             self._add_encoder(arguments, cache)
-        logits: Tensor = self.model(**arguments).logits[:, -1]
+        with self.decoding:
+            logits: Tensor = self.model(**arguments).logits[:, -1]
         cache.added([length + 1 for length in cache.lengths])
         return logits
 
@@ -191,12 +194,12 @@ class Forward:
         if self.model.main_input_name == "input_ids":
             arguments["input_ids"] = torch.tensor([list(token_ids)]).to(self.device)
             arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
-        encoded = encoder(**arguments, return_dict=True)[0]
+        outputs = encoder(**arguments, return_dict=True)
         ids = torch.tensor([list(decoder_ids)]).to(self.device)
         call = self._arguments(ids, cache, torch.tensor([len(decoder_ids)]), len(decoder_ids))
-        call["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
+        call["encoder_outputs"] = outputs
         if self._takes_encoder_mask:
-            call["attention_mask"] = torch.ones(encoded.shape[:2], dtype=torch.long, device=self.device)
+            call["attention_mask"] = torch.ones(outputs[0].shape[:2], dtype=torch.long, device=self.device)
         if self._takes_positions:
             call[f"{self._prefix}position_ids"] = torch.arange(len(decoder_ids), device=self.device)[None]
         logits = self.model(**call).logits

@@ -1,0 +1,153 @@
+"""Running requests through an engine, and what `generate` gives for them alone."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from deployments.engine.options import EngineOptions
+from deployments.engine.protocol import EngineRequest
+from deployments.engine.row_engine import RowEngine
+from deployments.errors import TroupeError
+from deployments.messages import Delta, EngineEvent, Failed, PromptScores, SamplingParams
+from model_loaders.contract import ModelInfo
+from model_loaders.hooks import Hooks
+
+NO_EOS = 1 << 20
+"""A terminator that no tiny model has: `generate` then ends by length alone."""
+
+
+def words(token_ids: torch.Tensor) -> str:
+    """A decoder that makes every token visible."""
+    return "".join(f"<{i}>" for i in token_ids.tolist())
+
+
+def model_info(model: Any, **kwargs: Any) -> ModelInfo:
+    """A model whose text is its token ids."""
+    return ModelInfo(
+        model=model, encode=lambda text: {"input_ids": [[int(i) for i in text.split()]]}, decode=words, **kwargs
+    )
+
+
+def row_engine(model: Any, **options: Any) -> RowEngine:
+    """An engine with room for tests."""
+    info = model_info(model)
+    return RowEngine(info, Hooks(info), EngineOptions(**{"memory_gib": 0.25, **options}))
+
+
+def prompt(seed: int, length: int, vocab: int = 150) -> list[int]:
+    """Ordinary tokens of a tiny model."""
+    chance = random.Random(seed)
+    return [chance.randrange(3, vocab) for _ in range(length)]
+
+
+@dataclass
+class Answer:
+    """What a request has received."""
+
+    request_id: str
+    deltas: list[Delta] = field(default_factory=list)
+    scores: PromptScores | None = None
+    error: TroupeError | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+    on_delta: Callable[[Answer], None] | None = None
+
+    def emit(self, event: EngineEvent) -> None:
+        if isinstance(event, Failed):
+            self.error = event.error
+            self.done.set()
+        elif isinstance(event, PromptScores):
+            self.scores = event
+        else:
+            self.deltas.append(event)
+            if self.on_delta is not None:
+                self.on_delta(self)
+            if event.finish_reason is not None:
+                self.done.set()
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [i for delta in self.deltas for i in delta.token_ids]
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def logprobs(self) -> list[float]:
+        return [entry.logprob for delta in self.deltas for entry in delta.logprobs or ()]
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(delta.cached_tokens for delta in self.deltas)
+
+    def wait(self, timeout: float = 60.0) -> Answer:
+        """Block until the request has ended; raises its error."""
+        assert self.done.wait(timeout), f"request {self.request_id} has not ended"
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+def submit(
+    engine: RowEngine,
+    ids: Sequence[int],
+    max_tokens: int,
+    *,
+    name: str = "",
+    inputs: Mapping[str, torch.Tensor] | None = None,
+    salt: str = "",
+    on_delta: Callable[[Answer], None] | None = None,
+    **sampling: Any,
+) -> Answer:
+    """Send a greedy request, or one as `sampling` says."""
+    answer = Answer(name or f"request-{random.getrandbits(64):x}", on_delta=on_delta)
+    params = SamplingParams(**{"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True, **sampling})
+    request = EngineRequest(
+        request_id=answer.request_id, input_ids=list(ids), sampling=params, model_inputs=inputs or {}, salt=salt
+    )
+    engine.submit(request, answer.emit)
+    return answer
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What `generate` gives: tokens, and their log-probabilities."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+
+def generate_alone(model: Any, ids: Sequence[int], max_tokens: int, **inputs: Any) -> Alone:
+    """Greedy `generate` of one request by itself."""
+    given = torch.tensor([list(ids)])
+    if "input_features" in inputs:
+        inputs["decoder_input_ids"] = given
+    else:
+        inputs["input_ids"] = given
+        inputs["attention_mask"] = torch.ones_like(given)
+    with torch.inference_mode():
+        output = generation(model)(
+            **inputs,
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=NO_EOS,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    new = output.sequences[0, -max_tokens:].tolist()
+    logprobs = [logits[0].float().log_softmax(-1)[i].item() for logits, i in zip(output.logits, new, strict=True)]
+    return Alone(new, logprobs)
+
+
+def generation(model: Any) -> Callable[..., Any]:
+    """The plain `generate`; Whisper's own cuts audio into windows."""
+    from transformers import GenerationMixin
+
+    return lambda **kwargs: GenerationMixin.generate(model, **kwargs)

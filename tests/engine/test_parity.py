@@ -1,0 +1,135 @@
+"""Rows give what `generate` gives, for every architecture: joined and left at any step, whatever the neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from deployments.engine.capabilities import Unfaithful, rows_can_hold
+from deployments.engine.kv_cache import UnknownLayer
+from deployments.engine.row_engine import RowEngine
+from tests.engine.architectures import DECODERS, ENCODER_DECODERS, VISION, decoder, encoder_decoder, whisper
+from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
+
+LENGTHS = (40, 1, 7, 3, 170, 25, 2, 60, 5)
+TOKENS = (12, 10, 25, 30, 8, 25, 5, 20, 15)
+CANCELLED = {2: 6, 5: 9}
+"""Which requests are dropped after how many tokens."""
+
+NOT_HELD = {
+    "cpmant": {"num_attention_heads": 4, "dim_head": 16, "dim_ff": 96},
+    "recurrent_gemma": {},
+    "minimax": {},
+    "openai-gpt": {},
+    "rwkv": {},
+    "xlm": {},
+    "xlstm": {"num_heads": 4},
+}
+"""Architectures that keep state outside their cache, bring a cache class of their own, or have no cache."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def staggered(
+    engine: RowEngine,
+    prompts: Sequence[Sequence[int]],
+    inputs: Sequence[Mapping[str, torch.Tensor]] | None = None,
+) -> list[Answer]:
+    """Send a few requests at once and each further one at some token of another; drop two on their way."""
+    answers: list[Answer] = []
+
+    def send(i: int) -> None:
+        answers.append(
+            submit(
+                engine,
+                prompts[i],
+                TOKENS[i],
+                name=str(i),
+                inputs=inputs[i] if inputs else None,
+                salt=str(i) if inputs else "",
+                logprobs=0,
+                on_delta=watch,
+            )
+        )
+
+    def watch(answer: Answer) -> None:
+        i = int(answer.request_id)
+        if len(answer.token_ids) == CANCELLED.get(i):
+            engine.cancel(answer.request_id)
+            answer.done.set()
+        if len(answer.token_ids) == 3 + i and len(answers) < len(prompts):
+            send(len(answers))
+
+    for i in range(3):
+        send(i)
+    while len(answers) < len(prompts):
+        answers[-1].wait()
+        if all(answer.done.is_set() for answer in answers) and len(answers) < len(prompts):
+            send(len(answers))
+    return [answer.wait() for answer in answers]
+
+
+def assert_equal_alone(
+    model: Any, prompts: Sequence[Sequence[int]], inputs: Sequence[Mapping[str, torch.Tensor]] | None = None
+) -> None:
+    engine = row_engine(model, max_rows=4, prefill_chunk=32)
+    try:
+        answers = staggered(engine, prompts, inputs)
+    finally:
+        engine.close(5)
+    for i, answer in enumerate(answers):
+        alone = generate_alone(model, prompts[i], TOKENS[i], **(inputs[i] if inputs else {}))
+        count = len(answer.token_ids)
+        assert count >= CANCELLED.get(i, TOKENS[i])
+        assert answer.token_ids == alone.token_ids[:count], f"request {i}"
+        assert answer.logprobs == pytest.approx(alone.logprobs[:count], abs=1e-4), f"request {i}"
+
+
+@pytest.mark.parametrize("kind", sorted(DECODERS))
+def test_decoder(kind: str) -> None:
+    model = decoder(kind)
+    assert rows_can_hold(model) is None
+    assert_equal_alone(model, [prompt(i, length) for i, length in enumerate(LENGTHS)])
+
+
+@pytest.mark.parametrize("kind", ENCODER_DECODERS)
+def test_encoder_decoder(kind: str) -> None:
+    assert_equal_alone(encoder_decoder(kind), [prompt(i, length) for i, length in enumerate(LENGTHS)])
+
+
+def test_whisper() -> None:
+    features = [torch.randn((1, 8, 60), generator=torch.Generator().manual_seed(i)) for i in range(len(LENGTHS))]
+    prompts = [prompt(i, 1 + i % 4) for i in range(len(LENGTHS))]
+    assert_equal_alone(whisper(), prompts, [{"input_features": spectrogram} for spectrogram in features])
+
+
+@pytest.mark.parametrize("kind", sorted(VISION))
+def test_vision(kind: str) -> None:
+    build, image, media = VISION[kind]
+    prompts, inputs = [], []
+    for i, length in enumerate(LENGTHS):
+        ids = prompt(i, length)
+        shows = i % 4 != 3
+        at = min(i, length)
+        ids = [*ids[:at], *image, *ids[at:]] if shows else ids
+        prompts.append(ids)
+        inputs.append(media(ids, i) if shows else {})
+    assert_equal_alone(build(), prompts, inputs)
+
+
+@pytest.mark.parametrize("kind", sorted(NOT_HELD))
+def test_what_rows_cannot_hold_is_refused(kind: str) -> None:
+    """Never wrong: such a model is told apart at load, and served by the one-shot engine."""
+    model = decoder(kind, **NOT_HELD[kind])
+    if rows_can_hold(model) is None:
+        with pytest.raises((Unfaithful, UnknownLayer, RuntimeError, IndexError)):
+            row_engine(model)
