@@ -6,14 +6,12 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from deployments.errors import TroupeError, Unavailable
-from deployments.messages import Event, Failed, Finished
+from deployments.errors import TroupeError
 from deployments.openai.cancel import Disconnected, until_disconnect
 from deployments.openai.errors import error_body, internal_error
 from deployments.openai.exchange import Exchange
@@ -34,22 +32,6 @@ def sse(value: Any, event: str | None = None) -> bytes:
     """A server-sent event; newlines are escaped in JSON, so that its data is one line."""
     name = f"event: {event}\n".encode() if event else b""
     return name + b"data: " + to_json(value) + b"\n\n"
-
-
-async def checked(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    """The events of a call, the last one being `Finished`.
-
-    Raises:
-        TroupeError: the call failed, or ended without saying how.
-    """
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Failed):
-                raise event.error
-            yield event
-            if isinstance(event, Finished):
-                return
-    raise Unavailable("The model's replica stopped before the answer was complete; try again.")
 
 
 async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) -> Response:

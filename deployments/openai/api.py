@@ -8,6 +8,7 @@ from typing import Any
 
 from deployments.client import ModelClient
 from deployments.openai.options import ApiOptions
+from deployments.openai.record import Recorder
 
 _REMEMBERED = 10_000
 
@@ -18,6 +19,7 @@ class Api:
 
     client: ModelClient
     options: ApiOptions
+    recorder: Recorder | None = None
     _infos: dict[str, dict[str, Any]] = field(default_factory=dict)
     _texts: dict[tuple[str, int], str] = field(default_factory=dict)
 

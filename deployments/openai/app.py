@@ -22,6 +22,7 @@ from deployments.openai.models import health, list_models, retrieve_model
 from deployments.openai.options import ApiOptions
 from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.reasoning import MARKERS
+from deployments.openai.record import Recorder
 from deployments.openai.tokens import detokenize, render_chat, render_completion, tokenize, tokenizer_info
 
 
@@ -70,7 +71,7 @@ def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI
             expose_headers=["x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER],
         )
     app.add_exception_handler(HTTPException, _http_error)
-    api = Api(client, options)
+    api = Api(client, options, None if options.record_dir is None else Recorder(options.record_dir))
     for route in ROUTES:
         _add(app, route, api)
     return app

@@ -59,7 +59,7 @@ async def chat_answer(exchange: Exchange, body: ChatBody, card: ModelCard) -> Ch
         include_reasoning=body.include_reasoning,
     )
     affinity = exchange.affinity(body) or conversation_key(card.id, prompt.messages)
-    return ChatAnswer(exchange.client, body, card, prompt, sampling, reading, affinity)
+    return ChatAnswer(exchange, body, card, prompt, sampling, reading, affinity)
 
 
 def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: ToolSet | None) -> ChatPrompt:

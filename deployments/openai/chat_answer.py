@@ -8,7 +8,6 @@ from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
-from deployments.client import ModelClient
 from deployments.errors import BadRequest
 from deployments.messages import (
     Accepted,
@@ -22,9 +21,10 @@ from deployments.messages import (
     SamplingParams,
     TokenLogprob,
 )
-from deployments.openai.answer import DONE, Chunks, checked, sse, to_json
+from deployments.openai.answer import DONE, Chunks, sse, to_json
 from deployments.openai.chat_schema import ChatBody, ChatChoice, ChatCompletion, ChunkChoice, MessageDelta
 from deployments.openai.choices import Choice, gather
+from deployments.openai.exchange import Exchange
 from deployments.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from deployments.openai.message import MessageWriter, Reading
 from deployments.openai.usage import RunningUsage, usage_object
@@ -41,7 +41,7 @@ class ChatAnswer:
 
     def __init__(
         self,
-        client: ModelClient,
+        exchange: Exchange,
         body: ChatBody,
         card: ModelCard,
         prompt: ChatPrompt,
@@ -49,7 +49,7 @@ class ChatAnswer:
         reading: Reading,
         affinity: str,
     ) -> None:
-        self._client = client
+        self._exchange = exchange
         self._body = body
         self._reading = reading
         self._created = int(time.time())
@@ -112,7 +112,7 @@ class ChatAnswer:
 
     async def _events(self) -> AsyncGenerator[Event, None]:
         try:
-            async with aclosing(checked(self._client.generate(self.call))) as events:
+            async with aclosing(self._exchange.generate(self.call)) as events:
                 async for event in events:
                     yield event
         except BadRequest as error:

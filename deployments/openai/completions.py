@@ -26,7 +26,7 @@ from deployments.messages import (
     TokenLogprob,
     TokensPrompt,
 )
-from deployments.openai.answer import DONE, Chunks, checked, json_answer, sse, sse_answer, to_json
+from deployments.openai.answer import DONE, Chunks, json_answer, sse, sse_answer, to_json
 from deployments.openai.choices import Choice, gather
 from deployments.openai.completions_schema import CompletionBody, CompletionChoice, PromptInput, TextCompletion
 from deployments.openai.exchange import SAMPLING_HEADER, Exchange
@@ -87,7 +87,7 @@ class CompletionAnswer:
 
     def __init__(self, exchange: Exchange, body: CompletionBody, card: ModelCard) -> None:
         self._body = body
-        self._api = exchange.api
+        self._exchange = exchange
         self._created = int(time.time())
         self._id = f"cmpl-{uuid4().hex}"
         self._model = body.model or card.id
@@ -108,7 +108,7 @@ class CompletionAnswer:
 
     async def completion(self) -> bytes:
         """The whole answer."""
-        gathered = await gather(checked(self._api.client.generate(self.call)), self._count)
+        gathered = await gather(self._exchange.generate(self.call), self._count)
         answer: TextCompletion = {
             "id": self._id,
             "object": "text_completion",
@@ -152,7 +152,7 @@ class CompletionAnswer:
     ) -> CompletionLogprobs:
         first = None
         if tokens and tokens[0] is None:
-            text = await self._api.first_text(self.call.model, prompt_ids)
+            text = await self._exchange.api.first_text(self.call.model, prompt_ids)
             first = Candidate(token_id=prompt_ids[0], token=text, bytes=text.encode(), logprob=0.0)
         return completion_logprobs(tokens, start=start, as_ids=self._body.return_tokens_as_token_ids, first=first)
 
@@ -161,7 +161,7 @@ class CompletionAnswer:
         usage = RunningUsage()
         accepted = Accepted(prompt_token_ids=(), prompt_texts=())
         streamed = [Streamed() for _ in range(self._count)]
-        async with aclosing(checked(self._api.client.generate(self.call))) as events:
+        async with aclosing(self._exchange.generate(self.call)) as events:
             async for event in events:
                 match event:
                     case Accepted():

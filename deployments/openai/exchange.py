@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import Request, Response
 
 from deployments.client import ModelClient
 from deployments.errors import BadRequest, TroupeError, UnsupportedParameter
-from deployments.messages import ModelCard
+from deployments.messages import Event, GenerateCall, ModelCard
 from deployments.openai.api import Api
 from deployments.openai.body import read_json
 from deployments.openai.cancel import Disconnected
+from deployments.openai.choices import checked
 from deployments.openai.errors import error_response, internal_error
 from deployments.openai.fields import Body, parse_fields
 from deployments.openai.options import ApiOptions
@@ -34,12 +36,14 @@ class Exchange:
     Attributes:
         request_id: as the client sees it in `x-request-id`.
         headers: further headers of the response.
+        given: the request's JSON body.
     """
 
     api: Api
     request: Request
     request_id: str
     headers: dict[str, str] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
 
     @property
     def client(self) -> ModelClient:
@@ -55,7 +59,7 @@ class Exchange:
         Raises:
             TroupeError: the body cannot be read, or a field or the model is unknown.
         """
-        given = await read_json(self.request, self.options.max_body_bytes)
+        given = self.given = await read_json(self.request, self.options.max_body_bytes)
         card = self.find_model(given.get("model"))
         body, unknown = parse_fields(schema, given, card.options.default_params)
         if unknown and self.options.strict_parameters:
@@ -91,6 +95,14 @@ class Exchange:
     def affinity(self, body: GenerationBody) -> str | None:
         """The key by which the client says which requests belong together."""
         return self.request.headers.get("x-session-affinity") or body.prompt_cache_key or body.session_id
+
+    def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+        """The events of a call, recorded where that is wanted; see `choices.checked` for its errors."""
+        events = self.client.generate(call)
+        if self.api.recorder is not None:
+            asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
+            events = self.api.recorder.tap(events, call, asked)
+        return checked(events)
 
 
 Handler = Callable[[Exchange], Awaitable[Response]]

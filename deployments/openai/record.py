@@ -1,0 +1,124 @@
+"""The record: one JSON line for every call, with what was asked, what the model got and gave, and when."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from deployments.errors import ConfigError, TroupeError
+from deployments.messages import Accepted, Delta, Event, Failed, Finished, GenerateCall
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Appends to a file of its own in a folder, from a thread of its own.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: str) -> None:
+        name = f"calls-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.jsonl"
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self._file = (Path(folder) / name).open("a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"record_dir {folder!r} cannot be written: {error.strerror}.") from error
+        self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._write, name="record", daemon=True).start()
+
+    async def tap(
+        self, events: AsyncGenerator[Event, None], call: GenerateCall, request: Mapping[str, Any]
+    ) -> AsyncGenerator[Event, None]:
+        """The same events; when they end, however they do, the call is written.
+
+        Args:
+            request: what to write of the request besides the call.
+        """
+        line = _Line(call, request)
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    line.add(event)
+                    yield event
+        except TroupeError as error:
+            line.add(Failed(error))
+            raise
+        finally:
+            self._lines.put(line.finish())
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            try:
+                self._file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+                if self._lines.empty():
+                    self._file.flush()
+            except (OSError, ValueError) as error:
+                logger.error("a call could not be recorded: %s", error)
+
+
+class _Line:
+    """The record of one call."""
+
+    def __init__(self, call: GenerateCall, request: Mapping[str, Any]) -> None:
+        self._begun = time.monotonic()
+        self._seconds: dict[str, float] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+        self._line: dict[str, Any] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "id": call.request_id,
+            "model": call.model,
+            **request,
+            "sampling": asdict(call.sampling),
+            "prompts": [],
+            "usage": None,
+            "error": None,
+        }
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Accepted():
+                self._stamp("accepted")
+                prompts = zip(event.prompt_texts, event.prompt_token_ids, strict=True)
+                self._line["prompts"] = [{"text": text, "token_ids": ids} for text, ids in prompts]
+            case Delta():
+                self._stamp("first")
+                self._add(event)
+            case Failed():
+                self._line["error"] = _error(event.error)
+            case Finished():
+                self._line["usage"] = asdict(event.usage)
+
+    def finish(self) -> dict[str, Any]:
+        """The whole line. A call with neither usage nor error was given up by its client."""
+        self._stamp("finished")
+        return {**self._line, "choices": list(self._choices.values()), "seconds": self._seconds}
+
+    def _add(self, delta: Delta) -> None:
+        fresh = {"index": delta.choice, "text": "", "token_ids": [], "finish_reason": None, "stop_reason": None}
+        choice = self._choices.setdefault(delta.choice, fresh)
+        choice["text"] += delta.text
+        choice["token_ids"].extend(delta.token_ids)
+        if delta.logprobs is not None:
+            choice.setdefault("logprobs", []).extend(token.logprob for token in delta.logprobs)
+        if delta.finish_reason is not None:
+            choice["finish_reason"], choice["stop_reason"] = delta.finish_reason, delta.stop_reason
+
+    def _stamp(self, name: str) -> None:
+        self._seconds.setdefault(name, round(time.monotonic() - self._begun, 6))
+
+
+def _error(error: TroupeError) -> dict[str, Any]:
+    return {"code": error.code, "message": error.message, "status": error.status}
