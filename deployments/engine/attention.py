@@ -1,0 +1,140 @@
+"""Attention of a decode step: one query per row, over keys that end in the same column.
+
+transformers' `sdpa` attention is replaced by one that does the same, inside `decoding` only: elsewhere, and for
+whatever it does not know, it calls the original. Two things are done differently on the CPU:
+
+- The queries of the heads that share a key head become the queries of that head, with or without a mask, so that keys
+  are read once per key head. In bfloat16 a lone query is sent twice: one query takes a slower kernel than two.
+- Where a batch is mostly padding, or bits must not depend on neighbours, each row attends to its own keys by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import AttentionInterface
+
+_PADDED_SHARE = 0.4
+_UNKNOWN = ("softcap", "position_bias", "cache", "output_attentions")
+
+
+class decoding:
+    """A context in which this thread's `sdpa` attention is that of rows.
+
+    Args:
+        apart: every row attends to its own keys by itself, always.
+    """
+
+    def __init__(self, *, apart: bool = False) -> None:
+        if _registered["sdpa"] is sdpa_attention_forward:
+            AttentionInterface.register("sdpa", _attention)
+        self.apart = apart
+        self._starts: dict[int, tuple[Tensor, list[int] | None]] = {}
+
+    def __enter__(self) -> decoding:
+        _local.step = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _local.step = None
+        self._starts.clear()
+
+    def starts(self, mask: Tensor) -> list[int] | None:
+        """The first key of each row, if it sees all keys from there on; computed once for all layers of a step."""
+        known = self._starts.get(id(mask))
+        if known is None:
+            known = self._starts[id(mask)] = (mask, _starts(mask))
+        return known[1]
+
+
+_local = threading.local()
+_registered = AttentionInterface()
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What `sdpa_attention_forward` does.
+
+    Args:
+        query: [rows, heads, tokens, dim].
+        key, value: [rows, key heads, columns, dim].
+        attention_mask: [rows, 1 or heads, tokens, columns], or None.
+
+    Returns:
+        [rows, tokens, heads, dim], and no weights.
+    """
+    step: decoding | None = None if torch.compiler.is_compiling() else getattr(_local, "step", None)
+    if step is None or dropout or not _is_decode(query, key, kwargs):
+        output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
+        return output
+    rows, heads = query.shape[:2]
+    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], query.shape[3])
+    starts = _apart(step, key, attention_mask)
+    if starts is None:
+        attended = _grouped(grouped, key, value, _shared(attention_mask, grouped), scaling)
+    else:
+        each = [
+            _grouped(grouped[i : i + 1], key[i : i + 1, :, start:], value[i : i + 1, :, start:], None, scaling)
+            for i, start in enumerate(starts)
+        ]
+        attended = torch.cat(each) if rows > 1 else each[0]
+    return attended.reshape(rows, 1, heads, value.shape[3]), None
+
+
+def _is_decode(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> bool:
+    return (
+        query.shape[2] == 1
+        and query.device.type == "cpu"
+        and query.shape[0] == key.shape[0]
+        and query.shape[1] % key.shape[1] == 0
+        and not any(kwargs.get(name) is not None for name in _UNKNOWN if kwargs)
+    )
+
+
+def _apart(step: decoding, key: Tensor, mask: Tensor | None) -> list[int] | None:
+    """The first key of each row, if the rows are to attend by themselves."""
+    if mask is None:
+        return [0] * key.shape[0] if step.apart else None
+    starts = step.starts(mask)
+    if starts is None or step.apart:
+        return starts
+    return starts if sum(starts) > _PADDED_SHARE * mask.shape[0] * mask.shape[-1] else None
+
+
+def _starts(mask: Tensor) -> list[int] | None:
+    if mask.dtype is not torch.bool or mask.shape[1] != 1:
+        return None
+    visible = mask[:, 0, -1]
+    starts = visible.int().argmax(-1)
+    whole = visible.sum(-1) + starts == mask.shape[-1]
+    return starts.tolist() if bool(whole.all()) else None
+
+
+def _shared(mask: Tensor | None, grouped: Tensor) -> Tensor | None:
+    """The mask for grouped queries."""
+    if mask is None or mask.shape[1] == 1:
+        return mask
+    return mask.reshape(*grouped.shape[:3], mask.shape[-1])
+
+
+def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    if query.shape[2] > 1 or query.dtype is torch.float32:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    twice = query.expand(-1, -1, 2, -1)
+    return scaled_dot_product_attention(twice, key, value, attn_mask=mask, scale=scaling)[:, :, :1]
