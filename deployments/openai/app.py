@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -13,42 +14,16 @@ from deployments.errors import BadRequest, ConfigError, MethodNotAllowed, RouteN
 from deployments.messages import ModelCard
 from deployments.openai.api import Api
 from deployments.openai.boundary import Boundary
-from deployments.openai.chat import create_chat_completion
-from deployments.openai.completions import create_completion
+from deployments.openai.docs import openapi
 from deployments.openai.errors import error_response, internal_error
-from deployments.openai.exchange import IGNORED_HEADER, SAMPLING_HEADER, Handler, endpoint
+from deployments.openai.exchange import IGNORED_HEADER, SAMPLING_HEADER, endpoint
 from deployments.openai.keys import ApiKeys
-from deployments.openai.models import health, list_models, retrieve_model
 from deployments.openai.options import ApiOptions
 from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.reasoning import MARKERS
 from deployments.openai.record import Recorder
-from deployments.openai.tokens import detokenize, render_chat, render_completion, tokenize, tokenizer_info
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A path below /v1 and what answers there."""
-
-    method: str
-    path: str
-    handler: Handler
-    scoped: bool = True
-
-
-ROUTES = (
-    Route("POST", "/chat/completions", create_chat_completion),
-    Route("POST", "/completions", create_completion),
-    Route("POST", "/chat/completions/render", render_chat),
-    Route("POST", "/completions/render", render_completion),
-    Route("POST", "/tokenize", tokenize),
-    Route("POST", "/detokenize", detokenize),
-    Route("GET", "/tokenizer_info", tokenizer_info),
-    Route("GET", "/health", health, scoped=False),
-    Route("GET", "/models", list_models),
-    # Last: its path takes everything below /models.
-    Route("GET", "/models/{name:path}", retrieve_model, scoped=False),
-)
+from deployments.openai.route import Route
+from deployments.openai.routes import ROUTES
 
 
 def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI:
@@ -60,7 +35,9 @@ def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI
     options = options or ApiOptions()
     for card in client.models():
         _check_parsers(card)
+    keys = bool(options.api_keys or options.api_keys_file)
     app = FastAPI(title="Troupe", redirect_slashes=False)
+    app.openapi = cache(partial(openapi, ROUTES, _version(), keys=keys))  # type: ignore[method-assign]
     app.add_middleware(Boundary, options=options, keys=ApiKeys(options))
     if options.cors_origins:
         app.add_middleware(
@@ -92,14 +69,14 @@ def _add(app: FastAPI, route: Route, api: Api) -> None:
     if route.scoped:
         paths += [f"/models/{{model_id:path}}/v1{route.path}", f"/models/{{model_id:path}}{route.path}"]
     for path in paths:
-        app.add_api_route(
-            path,
-            answer,
-            methods=[route.method],
-            response_model=None,
-            include_in_schema=path.startswith("/v1/"),
-            summary=(route.handler.__doc__ or "").partition("\n")[0],
-        )
+        app.add_api_route(path, answer, methods=[route.method], response_model=None)
+
+
+def _version() -> str:
+    try:
+        return version("troupe")
+    except PackageNotFoundError:
+        return "0"
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

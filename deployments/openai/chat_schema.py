@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal, NotRequired
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from deployments.openai.fields import Count
 from deployments.openai.logprobs import ChatLogprobs

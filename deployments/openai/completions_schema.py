@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import BeforeValidator, Field
+from typing_extensions import TypedDict
 
 from deployments.openai.fields import MAX_WHOLE, Count, TokenId, Whole
 from deployments.openai.logprobs import CompletionLogprobs

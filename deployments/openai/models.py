@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired
 
 from fastapi import Response
+from typing_extensions import TypedDict
 
 from deployments.messages import ModelCard
 from deployments.openai.answer import to_json
@@ -21,6 +22,10 @@ class ModelObject(TypedDict):
     owned_by: str
     root: str
     max_model_len: NotRequired[int]
+
+
+class Health(TypedDict):
+    status: Literal["ok"]
 
 
 class ModelList(TypedDict):

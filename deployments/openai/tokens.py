@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NotRequired, TypedDict
+from typing import Any, ClassVar, NotRequired
 
 from fastapi import Response
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from deployments.errors import BadRequest
 from deployments.messages import ModelCard, Prompt, TextPrompt

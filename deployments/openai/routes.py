@@ -1,0 +1,106 @@
+"""Every route of the API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.openai.chat import create_chat_completion
+from deployments.openai.chat_schema import ChatBody, ChatCompletion, ChatCompletionChunk
+from deployments.openai.completions import create_completion
+from deployments.openai.completions_schema import CompletionBody, TextCompletion
+from deployments.openai.models import Health, ModelList, ModelObject, health, list_models, retrieve_model
+from deployments.openai.route import Route
+from deployments.openai.tokens import (
+    DetokenizeBody,
+    Detokenized,
+    RenderedPrompt,
+    RenderedPrompts,
+    TokenizeBody,
+    Tokenized,
+    detokenize,
+    render_chat,
+    render_completion,
+    tokenize,
+    tokenizer_info,
+)
+
+_CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 27 + 15?"}], "temperature": 0}
+_TEXT: dict[str, Any] = {"prompt": "What is 27 + 15?", "max_tokens": 16, "temperature": 0}
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/chat/completions",
+        handler=create_chat_completion,
+        tag="chat",
+        body=ChatBody,
+        answer=ChatCompletion,
+        event=ChatCompletionChunk,
+        example=_CHAT,
+    ),
+    Route(
+        method="POST",
+        path="/completions",
+        handler=create_completion,
+        tag="completions",
+        body=CompletionBody,
+        answer=TextCompletion,
+        event=TextCompletion,
+        example=_TEXT,
+    ),
+    Route(
+        method="POST",
+        path="/chat/completions/render",
+        handler=render_chat,
+        tag="tokens",
+        body=ChatBody,
+        answer=RenderedPrompt,
+        example=_CHAT,
+    ),
+    Route(
+        method="POST",
+        path="/completions/render",
+        handler=render_completion,
+        tag="tokens",
+        body=CompletionBody,
+        answer=RenderedPrompts,
+        example=_TEXT,
+    ),
+    Route(
+        method="POST",
+        path="/tokenize",
+        handler=tokenize,
+        tag="tokens",
+        body=TokenizeBody,
+        answer=Tokenized,
+        example={"prompt": "What is 27 + 15?"},
+    ),
+    Route(
+        method="POST",
+        path="/detokenize",
+        handler=detokenize,
+        tag="tokens",
+        body=DetokenizeBody,
+        answer=Detokenized,
+        example={"tokens": [1, 2, 3]},
+    ),
+    Route(
+        method="GET",
+        path="/tokenizer_info",
+        handler=tokenizer_info,
+        tag="tokens",
+        answer=dict[str, Any],
+        query=("model",),
+    ),
+    Route(method="GET", path="/health", handler=health, tag="models", answer=Health, scoped=False),
+    Route(method="GET", path="/models", handler=list_models, tag="models", answer=ModelList),
+    # Last: its path takes everything below /models.
+    Route(
+        method="GET",
+        path="/models/{name:path}",
+        handler=retrieve_model,
+        tag="models",
+        answer=ModelObject,
+        scoped=False,
+    ),
+)
