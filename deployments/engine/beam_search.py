@@ -89,7 +89,10 @@ class BeamSearch:
             )
         if check.poisoned:
             raise ModelError("The model's logits are not finite numbers (NaN or infinity) for this input.")
-        begun = 1 if self._encoder_decoder else inputs["input_ids"].shape[1]
+        if self._encoder_decoder:
+            begun = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
+        else:
+            begun = inputs["input_ids"].shape[1]
         for token_id in found[0, begun:].tolist():
             job.take(Sampled(token_id))
         job.finish("length")

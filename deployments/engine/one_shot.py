@@ -267,7 +267,7 @@ class _StockRunner(_Runner):
         params = job.request.sampling
         job.sampler = self._vocabulary.sampler(
             params,
-            self._generate.prompt_ids(job.request.input_ids),
+            self._generate.prompt_ids(job.request),
             vocab_size=self._generate.width,
             device=self._generate.device,
             mask=grammar.mask(params.max_tokens or 1) if grammar is not None else None,

@@ -13,11 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from deployments.engine.admission import vocab_size
 from deployments.engine.job import Job
 from deployments.engine.neutral import neutral_view
+from deployments.engine.protocol import EngineRequest
 from deployments.engine.row_sampler import RowSampler
 from deployments.engine.sampling import sample_rows
 from deployments.engine.scoring import PromptScorer
@@ -52,6 +59,7 @@ class StockGenerate:
         self._model = neutral_view(model, _NEVER)
         self._vocabulary = vocabulary
         self._forward = set(inspect.signature(model.forward).parameters)
+        self._main_input = str(model.main_input_name)
         self._pad = int(self._model.generation_config.pad_token_id)
         self.device = _device(model)
         self.encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
@@ -71,17 +79,10 @@ class StockGenerate:
         samplers = [_sampler(job) for job in jobs]
         bridge = _Bridge(jobs, samplers)
         left = max((s.params.max_tokens or 1) - len(s.generated) for s in samplers)
-        inputs = self._inputs([self._context(job) for job in jobs])
-        if len(jobs) == 1:
-            inputs = {**self._media(jobs[0]), **inputs}
-        if self.encoder_decoder and any(s.generated for s in samplers):
-            # Only jobs that were alone or have come equally far share a decoder: it has no padding.
-            begun = [[*self.prompt_ids(job.request.input_ids), *_sampler(job).generated] for job in jobs]
-            inputs["decoder_input_ids"] = torch.tensor(begun, device=self.device)
         stop = _Stop(jobs, regroup)
         with torch.inference_mode():
-            self._model.generate(
-                **inputs,
+            self.call(
+                **self._batch(jobs),
                 max_new_tokens=max(1, left),
                 logits_processor=LogitsProcessorList([bridge]),
                 stopping_criteria=StoppingCriteriaList([stop]),
@@ -90,15 +91,39 @@ class StockGenerate:
             for job in jobs:
                 job.finish("length")
 
-    def prompt_ids(self, input_ids: Sequence[int]) -> list[int]:
-        """The tokens before the first generated one."""
-        if self.encoder_decoder:
-            return [int(self._model.generation_config.decoder_start_token_id or 0)]
-        return list(input_ids)
+    def call(self, **kwargs: Any) -> Any:
+        """The model's `generate`; transformers' plain one for a model such as Whisper, whose own splits and retries."""
+        if "decoder_input_ids" in kwargs and self._main_input in kwargs and self._main_input != "input_ids":
+            return GenerationMixin.generate(self._model, **kwargs)
+        return self._model.generate(**kwargs)
+
+    def prompt_ids(self, request: EngineRequest) -> list[int]:
+        """The tokens before the first generated one: those of the decoder."""
+        if not self.encoder_decoder or self._main_input in request.model_inputs:
+            return list(request.input_ids)
+        config = self._model.generation_config
+        start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.bos_token_id
+        return [int(start or 0)]
 
     def inputs(self, job: Job) -> dict[str, Any]:
         """The tensors of one prompt."""
-        return {**self._media(job), **self._inputs([job.request.input_ids])}
+        return self._batch([job], resume=False)
+
+    def _batch(self, jobs: Sequence[Job], *, resume: bool = True) -> dict[str, Any]:
+        """The tensors of several prompts, and with `resume` of what was generated already."""
+        begun = [_sampler(job).generated if resume else [] for job in jobs]
+        if not self.encoder_decoder:
+            ids = [[*job.request.input_ids, *done] for job, done in zip(jobs, begun, strict=True)]
+            return {**self._media(jobs), **self._padded(ids)}
+        heard = self._main_input in jobs[0].request.model_inputs
+        inputs = self._media(jobs)
+        if not heard:
+            inputs.update(self._padded([job.request.input_ids for job in jobs]))
+        if heard or any(begun):
+            # Jobs share a decoder only when they have come equally far: it has no padding.
+            ids = [[*self.prompt_ids(job.request), *done] for job, done in zip(jobs, begun, strict=True)]
+            inputs["decoder_input_ids"] = torch.tensor(ids, device=self.device)
+        return inputs
 
     def score_prompt(self, job: Job) -> None:
         """Compute and give out the log-probabilities of a prompt's own tokens."""
@@ -115,11 +140,7 @@ class StockGenerate:
                 scorer.feed(logits[-len(ids) :], start)
         job.give(scorer.scores())
 
-    def _context(self, job: Job) -> list[int]:
-        generated = [] if self.encoder_decoder else _sampler(job).generated
-        return [*job.request.input_ids, *generated]
-
-    def _inputs(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         """Ids and mask, padded on the side where a model of this kind is trained to be padded."""
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), self._pad, dtype=torch.long)
@@ -129,11 +150,13 @@ class StockGenerate:
             ids[i, place], mask[i, place] = torch.tensor(list(row), dtype=torch.long), 1
         return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
 
-    def _media(self, job: Job) -> dict[str, Any]:
-        """The encoder's other tensors, in the model's dtype and on its device."""
+    def _media(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """The encoder's other tensors of a job that is alone, in the model's dtype and on its device."""
+        if len(jobs) > 1:
+            return {}
         return {
             key: value.to(device=self.device, dtype=self._model.dtype if value.is_floating_point() else value.dtype)
-            for key, value in job.request.model_inputs.items()
+            for key, value in jobs[0].request.model_inputs.items()
         }
 
     def _probe_prompts(self) -> list[list[int]]:
@@ -145,10 +168,14 @@ class StockGenerate:
         return [ids[:2], ids[2:7], ids[7:16]]
 
     def _measured_width(self) -> int:
+        """The width of the logits, from a run, or from the model's head where it needs more than text to run."""
         try:
             return self._probe_logits(self._prompts[:1]).shape[-1]
         except Exception as error:
-            raise ModelLoadFailed(f"The model cannot generate: {type(error).__name__}: {error}") from error
+            head = getattr(self._model.get_output_embeddings(), "weight", None)
+            if head is None:
+                raise ModelLoadFailed(f"The model cannot generate: {type(error).__name__}: {error}") from error
+            return int(head.shape[0])
 
     def _padding_is_harmless(self) -> bool:
         """Whether prompts of several lengths give the same logits together as alone."""
@@ -166,7 +193,7 @@ class StockGenerate:
         probe = _Probe(self._pad)
         with torch.inference_mode():
             self._model.generate(
-                **self._inputs(prompts), max_new_tokens=3, logits_processor=LogitsProcessorList([probe])
+                **self._padded(prompts), max_new_tokens=3, logits_processor=LogitsProcessorList([probe])
             )
         return torch.stack(probe.seen)
 
