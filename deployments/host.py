@@ -66,6 +66,11 @@ class EncodedPrompt:
     encoded: Encoded
 
 
+def default_device() -> str:
+    """Where loaders put their models unless told otherwise: the first GPU this process sees, else the CPU."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
 class LoadedModel:
     """A model with its hooks and engine. Encoding runs in a thread of its own."""
 
@@ -139,7 +144,7 @@ class ModelHost:
         self.args = args
         self._given = dict(given or {})
         self._on_gone = on_gone
-        self.device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+        self.device = device or default_device()
         self._entries = args.by_name()
         self._by_id = {entry.id: entry for entry in args.models}
         self._loaders: dict[str, Worker] = {}

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -17,9 +18,11 @@ import yaml
 from fastapi import FastAPI
 
 from deployments.config import AppArgs, parse_args
-from deployments.host import ModelHost
+from deployments.errors import ConfigError, TroupeError
+from deployments.host import ModelHost, default_device
 from deployments.openai.app import build_api
 from model_loaders.contract import ModelInfo, as_model_info
+from model_loaders.resolve import load_model_info
 
 Source = ModelInfo | Mapping[str, Any] | str
 
@@ -51,30 +54,57 @@ def make_app(
     return app
 
 
-def model_app(model_info_from: Source | None = None, *, device: str | None = None, **entry: Any) -> FastAPI:
-    """The API over one model, pinned.
+def model_app(
+    model_info_from: Source | None = None,
+    *,
+    device: str | None = None,
+    api: Mapping[str, Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    **entry: Any,
+) -> FastAPI:
+    """The API over one model, loaded before this returns.
 
     Args:
-        model_info_from: a loaded model, or the name of a loader (`module:function`, `path.py:function`, or `path.py`
-            with a module-level `model_info`); None reads the name from the environment variable ENTRYPOINT.
-        device: where the loader puts the model.
-        entry: further fields of the model's entry in serve_config.yaml (`id`, `kwargs`, `aliases`, `engine`, …).
+        model_info_from: a loaded model (a `ModelInfo` or a dict of its fields), or the name of a loader
+            (`module:function`, `path.py:function`, or `path.py` with a module-level `model_info`); None or
+            "entrypoint" reads the name from the environment variable ENTRYPOINT, by default model_entrypoint.py.
+        device: where the loader puts the model; None reads the environment variable DEVICE.
+        api: options of the API, the `api` section of serve_config.yaml. With the environment variable SAVE=true its
+            `record_dir` is REQUEST_SAVE_DIR, by default out/requests.
+        kwargs: arguments of the loader.
+        entry: further fields of the model's entry in serve_config.yaml (`id`, `aliases`, `engine`, …). Without an
+            `id` clients find the model under its `model_name`, and as `model`.
+
+    Raises:
+        ModelLoadFailed: the loader failed, or gives no model.
+        ConfigError: a field or option is wrong.
     """
-    source = model_info_from if model_info_from is not None else os.environ.get("ENTRYPOINT", "model_entrypoint.py")
+    source = model_info_from
+    if source is None or source == "entrypoint":
+        source = os.environ.get("ENTRYPOINT", "model_entrypoint.py")
+    device = device or os.environ.get("DEVICE") or default_device()
     if isinstance(source, str):
-        model = {"id": "model", "loader": source, "pinned": True, **entry}
-        return make_app({"models": [model]}, device=device)
-    info = as_model_info(source, "given to run_app")
-    model = {"id": info.model_name or "model", "loader": "given", "pinned": True, **entry}
-    return make_app({"models": [model]}, given={model["id"]: info}, device=device)
+        info = load_model_info(source, kwargs or {}, device)
+    else:
+        info = as_model_info(source, "given to run_app")
+    names = {"id": info.model_name or "model", "aliases": ["model"] if info.model_name not in ("", "model") else []}
+    model = {**({} if "id" in entry else names), "loader": "given", "pinned": True, **entry}
+    return make_app({"models": [model], "api": {**_saving(), **(api or {})}}, given={model["id"]: info}, device=device)
+
+
+def _saving() -> dict[str, str]:
+    if os.environ.get("SAVE", "").lower() not in ("1", "true", "yes"):
+        return {}
+    return {"record_dir": os.environ.get("REQUEST_SAVE_DIR", "out/requests")}
 
 
 def run_app(
     model_info_from: Source | None = None, *, host: str = "127.0.0.1", port: int = 8000, **options: Any
 ) -> None:
     """Serve one model until interrupted; `options` as for `model_app`."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    uvicorn.run(model_app(model_info_from, **options), host=host, port=port, log_level="info")
+    level = os.environ.get("LOGLEVEL", "INFO").upper()
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    uvicorn.run(model_app(model_info_from, **options), host=host, port=port, log_level=level.lower())
 
 
 def main() -> None:
@@ -82,19 +112,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m deployments.local", description=__doc__)
     parser.add_argument("--loader", help="module:function, path.py:function or path.py; default: $ENTRYPOINT")
     parser.add_argument("--kwargs", default="{}", help="the loader's keyword arguments, as YAML or JSON")
-    parser.add_argument("--id", default="model", help="the name clients send as `model`")
-    parser.add_argument("--device", help="such as cuda:0; default: the first GPU, else cpu")
+    parser.add_argument("--id", help="the name clients send as `model`; default: the model's own, and `model`")
+    parser.add_argument("--device", help="such as cuda:0; default: $DEVICE, else the first GPU, else cpu")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
-    run_app(
-        given.loader,
-        host=given.host,
-        port=given.port,
-        id=given.id,
-        kwargs=yaml.safe_load(given.kwargs),
-        device=given.device,
-    )
+    named = {"id": given.id} if given.id else {}
+    try:
+        run_app(
+            given.loader,
+            host=given.host,
+            port=given.port,
+            kwargs=yaml.safe_load(given.kwargs),
+            device=given.device,
+            **named,
+        )
+    except (ConfigError, TroupeError) as error:
+        sys.exit(f"troupe: {error}")
 
 
 if __name__ == "__main__":
