@@ -78,6 +78,7 @@ class RowSampler:
         generated: the tokens chosen so far.
         greedy: the likeliest token is taken.
         truncated: some truncation of the distribution is on.
+        mask: the constraint; it may be set until the first token is sampled.
     """
 
     def __init__(
@@ -115,7 +116,6 @@ class RowSampler:
         self._adjusted = bool(
             self._penalties.any
             or self._processors
-            or mask is not None
             or self._disallowed is not None
             or bad_words is not None
             or self._rules.suppressed
@@ -126,7 +126,7 @@ class RowSampler:
     def adjusts(self) -> bool:
         """Whether the logits are changed before the temperature."""
         begun = len(self.generated)
-        return self._adjusted or begun < self.params.min_tokens or begun < self._rules.beginning
+        return self._adjusted or self.mask is not None or begun < self.params.min_tokens or begun < self._rules.beginning
 
     @property
     def plain(self) -> bool:
