@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import torch
 
@@ -14,9 +15,11 @@ from deployments.engine.admission import ALL_PARAMS, check_request, context_leng
 from deployments.engine.batches import Limits
 from deployments.engine.capabilities import Capabilities
 from deployments.engine.forward import Forward
+from deployments.engine.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.memory import default_budget, weight_bytes
 from deployments.engine.options import EngineOptions
 from deployments.engine.output import ChoiceOutput
+from deployments.engine.packed_linear import PackedLinears
 from deployments.engine.prefill import Prefiller
 from deployments.engine.prefix_store import PrefixStore
 from deployments.engine.protocol import Emit, EngineRequest, EngineStats
@@ -24,7 +27,7 @@ from deployments.engine.rows import Row
 from deployments.engine.scoring import PromptScorer
 from deployments.engine.step_loop import StepLoop
 from deployments.engine.vocabulary import Vocabulary
-from deployments.errors import BadRequest, ModelError, Unavailable
+from deployments.errors import BadRequest, ModelError, TroupeError, Unavailable
 from deployments.messages import Delta, EngineEvent, Failed
 from model_loaders.contract import ModelInfo
 from model_loaders.hooks import Hooks
@@ -49,12 +52,15 @@ class RowEngine:
     def __init__(self, info: ModelInfo, hooks: Hooks, options: EngineOptions) -> None:
         info.model.eval()
         self.max_model_len = context_length(info, options)
-        self.supports = ALL_PARAMS - {"grammar", "num_beams"}
+        self.supports = ALL_PARAMS - {"num_beams"}
         self._vocabulary = Vocabulary(info, hooks)
         self._forward = Forward(info.model)
         with torch.inference_mode():
             self.capabilities = Capabilities.of(self._forward)
         self._logits_width = self.capabilities.logits_width
+        self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
+        self._packed = PackedLinears.of(info.model, options.pack_linears)
+        self._threads = options.threads
         self._loop = _step_loop(self._forward, self.capabilities, options)
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
@@ -77,6 +83,8 @@ class RowEngine:
                 f"{self._loop.limits.budget / _GIB:.2f} GiB; shorten the prompt or lower max_tokens.",
                 param="max_tokens",
             )
+        grammar = request.sampling.grammar
+        compiled = self._grammars.compile(grammar) if grammar is not None else None
         with self._changed:
             if self._closing:
                 raise Unavailable("The model is being unloaded; try again.")
@@ -85,8 +93,29 @@ class RowEngine:
             if request.request_id in self._live:
                 raise BadRequest(f"Request {request.request_id!r} is already running.")
             self._live.add(request.request_id)
-            self._commands.append(lambda: self._loop.add(row))
-            self._changed.notify()
+            if compiled is None:
+                self._commands.append(lambda: self._loop.add(row))
+                self._changed.notify()
+        if compiled is not None:
+            compiled.add_done_callback(lambda done: self._constrain(row, done))
+
+    def _constrain(self, row: Row, compiled: Future[CompiledGrammar]) -> None:
+        """Let a row in once its grammar is compiled."""
+        error: TroupeError | None = None
+        try:
+            row.sampler.mask = compiled.result().mask(row.sampler.params.max_tokens or 1)
+        except TroupeError as refusal:
+            error = refusal
+        with self._changed:
+            if row.request.request_id not in self._live:
+                return
+            if self._closing or self._death is not None:
+                error = Unavailable("The model is being unloaded; try again.")
+            if error is None:
+                self._commands.append(lambda: self._loop.add(row))
+                self._changed.notify()
+        if error is not None:
+            row.emit(Failed(error))
 
     def cancel(self, request_id: str) -> None:
         with self._changed:
@@ -106,6 +135,7 @@ class RowEngine:
             self._closing = True
             self._deadline = min(self._deadline, time.monotonic() + timeout)
             self._changed.notify()
+        self._grammars.close()
         self._thread.join(timeout + 30.0)
 
     def _row(self, request: EngineRequest, emit: Emit) -> Row:
@@ -137,6 +167,8 @@ class RowEngine:
     # The engine's thread.
 
     def _work(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
                 while self._take_commands():
@@ -146,6 +178,7 @@ class RowEngine:
             self._death = error
             logger.exception("The row engine's thread has died.")
             self._loop.fail_all(Unavailable(f"The engine has stopped: {error}"))
+        self._packed.undo()
         self._stats = self._loop.stats()
 
     def _take_commands(self) -> bool:
