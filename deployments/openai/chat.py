@@ -14,7 +14,7 @@ from deployments.errors import BadRequest, UnsupportedParameter
 from deployments.messages import ChatPrompt, ModelCard, SamplingParams
 from deployments.openai.answer import json_answer, sse_answer
 from deployments.openai.cancel import until_disconnect
-from deployments.openai.chat_answer import ChatAnswer
+from deployments.openai.chat_answer import ChatAnswer, ChatPlan
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.conversation import template_messages
 from deployments.openai.exchange import SAMPLING_HEADER, Exchange
@@ -29,15 +29,15 @@ from deployments.openai.tools import ToolSet, read_tools
 async def create_chat_completion(exchange: Exchange) -> Response:
     """Answer a conversation, at once or as a stream."""
     body, card = await exchange.read(ChatBody)
-    answer = await chat_answer(exchange, body, card)
+    answer = ChatAnswer(exchange, body, card, await chat_plan(exchange, body, card))
     exchange.headers[SAMPLING_HEADER] = effective(answer.call)
     if body.stream:
         return await sse_answer(exchange, answer.chunks())
     return await json_answer(exchange, answer.completion())
 
 
-async def chat_answer(exchange: Exchange, body: ChatBody, card: ModelCard) -> ChatAnswer:
-    """The answer to a request, not yet begun.
+async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> ChatPlan:
+    """What the model is to be asked, and how its text will be read.
 
     Raises:
         TroupeError: something in the request cannot be used.
@@ -59,7 +59,7 @@ async def chat_answer(exchange: Exchange, body: ChatBody, card: ModelCard) -> Ch
         include_reasoning=body.include_reasoning,
     )
     affinity = exchange.affinity(body) or conversation_key(card.id, prompt.messages)
-    return ChatAnswer(exchange, body, card, prompt, sampling, reading, affinity)
+    return ChatPlan(prompt=prompt, sampling=sampling, reading=reading, affinity=affinity)
 
 
 def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: ToolSet | None) -> ChatPrompt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -32,6 +33,33 @@ from deployments.openai.usage import RunningUsage, usage_object
 _NOTHING = Accepted(prompt_token_ids=((),), prompt_texts=(None,))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPlan:
+    """What the model is asked, and how its text is read."""
+
+    prompt: ChatPrompt
+    sampling: SamplingParams
+    reading: Reading
+    affinity: str
+
+    def writer(self, accepted: Accepted) -> MessageWriter:
+        """What makes a message of one choice's text."""
+        continued = self.prompt.continue_final_message
+        return MessageWriter(self.reading, self.reading.splitter(accepted.prompt_texts[0], continued=continued))
+
+
+async def chat_events(exchange: Exchange, call: GenerateCall, plan: ChatPlan) -> AsyncGenerator[Event, None]:
+    """The events of a call; a grammar that cannot be followed is the fault of the field it was made from."""
+    try:
+        async with aclosing(exchange.generate(call)) as events:
+            async for event in events:
+                yield event
+    except BadRequest as error:
+        if plan.reading.tools is not None and error.param == "response_format":
+            error.param = "tools"
+        raise
+
+
 class ChatAnswer:
     """The answer to one request.
 
@@ -44,31 +72,28 @@ class ChatAnswer:
         exchange: Exchange,
         body: ChatBody,
         card: ModelCard,
-        prompt: ChatPrompt,
-        sampling: SamplingParams,
-        reading: Reading,
-        affinity: str,
+        plan: ChatPlan,
     ) -> None:
         self._exchange = exchange
         self._body = body
-        self._reading = reading
+        self._plan = plan
         self._created = int(time.time())
         self._id = f"chatcmpl-{uuid4().hex}"
         self._model = body.model or card.id
-        self._opening = _final_text(prompt) if body.echo and body.continue_final_message else ""
+        self._opening = _final_text(plan.prompt) if body.echo and body.continue_final_message else ""
         self.call = GenerateCall(
             request_id=self._id,
             model=card.id,
-            prompts=(prompt,),
-            sampling=sampling,
+            prompts=(plan.prompt,),
+            sampling=plan.sampling,
             n=body.n,
-            affinity=affinity,
+            affinity=plan.affinity,
             stream=body.stream,
         )
 
     async def completion(self) -> bytes:
         """The whole answer."""
-        gathered = await gather(self._events(), self.call.n)
+        gathered = await gather(chat_events(self._exchange, self.call, self._plan), self.call.n)
         accepted = gathered.accepted
         answer: ChatCompletion = {
             "id": self._id,
@@ -89,7 +114,7 @@ class ChatAnswer:
         usage = RunningUsage()
         accepted = _NOTHING
         writers: dict[int, MessageWriter] = {}
-        async with aclosing(self._events()) as events:
+        async with aclosing(chat_events(self._exchange, self.call, self._plan)) as events:
             async for event in events:
                 match event:
                     case Accepted():
@@ -110,19 +135,8 @@ class ChatAnswer:
                             yield self._chunk([], usage, usage=usage_object(event.usage))
         yield DONE
 
-    async def _events(self) -> AsyncGenerator[Event, None]:
-        try:
-            async with aclosing(self._exchange.generate(self.call)) as events:
-                async for event in events:
-                    yield event
-        except BadRequest as error:
-            if self._reading.tools is not None and error.param == "response_format":
-                error.param = "tools"
-            raise
-
     def _writer(self, accepted: Accepted) -> MessageWriter:
-        splitter = self._reading.splitter(accepted.prompt_texts[0], continued=self._body.continue_final_message)
-        return MessageWriter(self._reading, splitter)
+        return self._plan.writer(accepted)
 
     def _choice(self, index: int, choice: Choice, accepted: Accepted) -> ChatChoice:
         writer = self._writer(accepted)

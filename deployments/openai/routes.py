@@ -9,6 +9,8 @@ from deployments.openai.chat_schema import ChatBody, ChatCompletion, ChatComplet
 from deployments.openai.completions import create_completion
 from deployments.openai.completions_schema import CompletionBody, TextCompletion
 from deployments.openai.models import Health, ModelList, ModelObject, health, list_models, retrieve_model
+from deployments.openai.responses import create_response
+from deployments.openai.responses_schema import ResponseObject, ResponsesBody
 from deployments.openai.route import Route
 from deployments.openai.tokens import (
     DetokenizeBody,
@@ -47,6 +49,16 @@ ROUTES = (
         answer=TextCompletion,
         event=TextCompletion,
         example=_TEXT,
+    ),
+    Route(
+        method="POST",
+        path="/responses",
+        handler=create_response,
+        tag="responses",
+        body=ResponsesBody,
+        answer=ResponseObject,
+        event=dict[str, Any],
+        example={"input": "What is 27 + 15?", "temperature": 0},
     ),
     Route(
         method="POST",

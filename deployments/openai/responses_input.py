@@ -1,0 +1,127 @@
+"""The items of a Responses request as the messages and tools of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deployments.errors import BadRequest, UnsupportedParameter
+from deployments.openai.fields import shown
+from deployments.openai.responses_schema import ResponsesBody
+from deployments.openai.sampling import GenerationBody
+
+_LOGPROBS = "message.output_text.logprobs"
+_SHARED = GenerationBody.model_fields.keys() | {"parallel_tool_calls", "chat_template_kwargs"}
+# What may be asked for and is never there to include.
+_EMPTY_INCLUDES = ("reasoning.encrypted_content",)
+
+
+def chat_fields(body: ResponsesBody, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the chat request that asks the same.
+
+    Args:
+        given: the request's JSON, whose fields that both have are taken over as they are.
+
+    Raises:
+        BadRequest: an item, a tool or an option cannot be used.
+    """
+    shared = {key: value for key, value in given.items() if key in _SHARED}
+    fields: dict[str, Any] = {
+        **shared,
+        "messages": _messages(body),
+        "max_tokens": body.max_output_tokens,
+        "tools": [_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools)],
+        "tool_choice": _tool_choice(body.tool_choice),
+        "reasoning_effort": body.reasoning.effort,
+        "response_format": _response_format(body),
+        "logprobs": wants_logprobs(body),
+    }
+    if wants_logprobs(body):
+        fields["top_logprobs"] = body.top_logprobs
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def wants_logprobs(body: ResponsesBody) -> bool:
+    """Whether the text's log-probabilities are asked for.
+
+    Raises:
+        UnsupportedParameter: something else is to be included.
+    """
+    for name in body.include:
+        if name not in (_LOGPROBS, *_EMPTY_INCLUDES):
+            raise UnsupportedParameter(f"This server does not support including {shown(name)}.", param="include")
+    return _LOGPROBS in body.include or bool(body.top_logprobs)
+
+
+def _response_format(body: ResponsesBody) -> dict[str, Any] | None:
+    wanted = body.text.format
+    if wanted is None or wanted.type == "text":
+        return None
+    return {"type": wanted.type, "json_schema": {"name": wanted.name, "schema": wanted.schema_}}
+
+
+def _tool(tool: object, place: str) -> dict[str, Any]:
+    if not isinstance(tool, Mapping) or tool.get("type") != "function":
+        kind = tool.get("type") if isinstance(tool, Mapping) else tool
+        raise UnsupportedParameter(
+            f"This server does not support '{place}' of type {shown(kind)}; use functions.", param=f"{place}.type"
+        )
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
+def _tool_choice(choice: Any) -> Any:
+    if not isinstance(choice, Mapping):
+        return choice
+    if choice.get("type") == "allowed_tools":
+        tools = [_named(tool) for tool in choice.get("tools") or ()]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": tools}}
+    return _named(choice)
+
+
+def _named(tool: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": tool.get("name") if isinstance(tool, Mapping) else tool}}
+
+
+def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    if body.instructions:
+        messages.append({"role": "system", "content": body.instructions})
+    if isinstance(body.input, str):
+        return [*messages, {"role": "user", "content": body.input}]
+    if not body.input:
+        raise BadRequest("Invalid 'input': there is no item; send at least one.", param="input")
+    for index, item in enumerate(body.input):
+        _add_item(messages, item, f"input[{index}]")
+    return messages
+
+
+def _add_item(messages: list[dict[str, Any]], item: object, place: str) -> None:
+    """Add an item; reasoning, text and calls of one turn of the assistant become one message."""
+    if not isinstance(item, Mapping):
+        raise BadRequest(f"Invalid '{place}': input should be an object; got {shown(item)}.", param=place)
+    match item.get("type", "message"):
+        case "message":
+            message = {"role": item.get("role"), "content": item.get("content")}
+            if message["role"] == "assistant" and _is_open(messages, "content"):
+                messages[-1].update(content=message["content"])
+            else:
+                messages.append(message)
+        case "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant"})
+            messages[-1].setdefault("tool_calls", []).append(call)
+        case "function_call_output":
+            output = item.get("output")
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
+        case "reasoning":
+            text = "".join(part.get("text", "") for part in item.get("content") or () if isinstance(part, Mapping))
+            messages.append({"role": "assistant", "reasoning_content": text})
+        case kind:
+            raise UnsupportedParameter(f"This server does not support '{place}' of type {shown(kind)}.", param=place)
+
+
+def _is_open(messages: list[dict[str, Any]], field: str) -> bool:
+    """Whether the last message is the assistant's and still lacks a field."""
+    return bool(messages) and messages[-1]["role"] == "assistant" and field not in messages[-1]
