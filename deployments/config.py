@@ -28,6 +28,11 @@ class ModelEntry(_Strict):
     engine: EngineOptions = Field(default_factory=EngineOptions, description="How its engine runs.")
     api: ModelOptions = Field(default_factory=ModelOptions, description="How its routes read and answer.")
     pinned: bool = Field(default=False, description="Loaded at start and never evicted.")
+    preload: bool = Field(default=False, description="Loaded at start, but evicted like any other.")
+    idle_unload_s: float | None = Field(default=None, gt=0, description="Unloaded when nobody has used it so long.")
+    hook_timeout_s: float = Field(
+        default=60.0, gt=0, description="Seconds until an encode, template or decode hook counts as hung."
+    )
     load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
     load_retry_s: float = Field(default=60.0, ge=0, description="Seconds a failed load's error is answered again.")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from deployments.messages import (
 )
 
 if TYPE_CHECKING:
-    from deployments.host import EncodedPrompt
+    from deployments.loaded_model import EncodedPrompt
 
 
 class Generation:
@@ -97,11 +97,12 @@ class Generation:
         )
         ranked = self._per_prompt > self.call.n
         source = self._best(self._batches()) if ranked else self._batches()
-        async for batch in source:
-            for event in batch:
-                yield event
-                if isinstance(event, Failed):
-                    return
+        async with aclosing(source):
+            async for batch in source:
+                for event in batch:
+                    yield event
+                    if isinstance(event, Failed):
+                        return
         prompt_tokens = sum(len(prompt.encoded.input_ids) for prompt in self._prompts)
         cached = sum(min(self._cached.get(i * self._per_prompt, 0), prompt_tokens) for i in range(len(self._prompts)))
         yield Finished(
@@ -116,10 +117,8 @@ class Generation:
                 held[choice].append(Delta(text=self._texts[choice // self._per_prompt] or ""))
         due = 0.0
         while self._running:
-            if self._interval is not None and (wait := due - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
             events: list[Event] = []
-            for choice, event in await self._inbox.take():
+            for choice, event in await self._inbox.take(not_before=due):
                 if isinstance(event, Failed):
                     yield [event]
                     return

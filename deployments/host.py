@@ -8,119 +8,49 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from contextlib import aclosing
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 import torch
 
 from deployments.client import Rendered
 from deployments.config import AppArgs, ModelEntry, unknown_model
-from deployments.engine.choice import build_engine
-from deployments.engine.protocol import Engine, EngineRequest
+from deployments.engine.protocol import EngineRequest
 from deployments.errors import (
     BadRequest,
     ContextOverflow,
     LoadTimeout,
     ModelError,
     ModelLoadFailed,
+    OutOfMemory,
     TroupeError,
+    Unavailable,
     UnsupportedParameter,
     last_line,
 )
 from deployments.generation import Generation
-from deployments.images import decode_image, split_images
 from deployments.inspection import Inspection
 from deployments.leases import Leases
-from deployments.messages import (
-    ChatPrompt,
-    Event,
-    Failed,
-    GenerateCall,
-    ModelCard,
-    Prompt,
-    SamplingParams,
-    TextPrompt,
-    TokensPrompt,
-)
-from deployments.threads import Worker
+from deployments.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
+from deployments.messages import Event, Failed, GenerateCall, ModelCard, Prompt, SamplingParams
+from deployments.threads import Worker, position
 from model_loaders.contract import ModelInfo
-from model_loaders.hooks import Encoded, Hooks
 from model_loaders.resolve import load_model_info
 from model_loaders.tokenizer_card import tokenizer_card
 
 logger = logging.getLogger("troupe.host")
 
-T = TypeVar("T")
-
-HOOK_LIMIT_S = 60.0
-CLOSE_LIMIT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedPrompt:
-    """A prompt as text, where there is one, and as token ids and tensors."""
-
-    text: str | None
-    encoded: Encoded
+LEAVE_LIMIT_S = 90.0
 
 
 def default_device() -> str:
     """Where loaders put their models unless told otherwise: the first GPU this process sees, else the CPU."""
     return "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
-class LoadedModel:
-    """A model with its hooks and engine. Encoding runs in a thread of its own."""
-
-    def __init__(self, entry: ModelEntry, info: ModelInfo) -> None:
-        self.entry = entry
-        self.info = info
-        self.hooks = Hooks(info)
-        self.engine: Engine = build_engine(info, entry.engine)
-        self._codec = Worker(f"codec-{entry.id}")
-
-    async def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-        """Render and encode prompts off the event loop."""
-        return await self._off_loop(lambda: [self._encode(prompt) for prompt in prompts])
-
-    async def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included."""
-        return await self._off_loop(lambda: self.hooks.decode(token_ids, skip_special_tokens=False))
-
-    def close(self) -> None:
-        """End the engine, run the loader's `close`, free memory. Blocks."""
-        self.engine.close(CLOSE_LIMIT_S)
-        self._codec.stop()
-        if self.info.close is not None:
-            self.info.close()
-
-    async def _off_loop(self, function: Callable[[], T]) -> T:
-        try:
-            return await self._codec.run(function, HOOK_LIMIT_S)
-        except TimeoutError as error:
-            raise ModelError(
-                f"A hook of model {self.entry.id!r} has not returned for {HOOK_LIMIT_S:.0f} s (at {error})."
-            ) from None
-
-    def _encode(self, prompt: Prompt) -> EncodedPrompt:
-        match prompt:
-            case TokensPrompt():
-                return EncodedPrompt(text=None, encoded=Encoded(input_ids=list(prompt.token_ids)))
-            case TextPrompt():
-                encoded = self.hooks.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-                return EncodedPrompt(text=prompt.text, encoded=encoded)
-            case ChatPrompt():
-                return self._encode_chat(prompt)
-
-    def _encode_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
-        chat, sources = split_images(prompt)
-        if sources:
-            self.hooks.check_images(sources[0].param)
-        text = self.hooks.render(chat)
-        encoded = self.hooks.encode(text, images=[decode_image(source) for source in sources])
-        return EncodedPrompt(text=text, encoded=encoded)
 
 
 class ModelHost:
@@ -147,7 +77,8 @@ class ModelHost:
         self.device = device or default_device()
         self._entries = args.by_name()
         self._by_id = {entry.id: entry for entry in args.models}
-        self._loaders: dict[str, Worker] = {}
+        self._hung_loads: dict[str, tuple[threading.Thread, float]] = {}
+        self._draining = False
         self._limits: dict[str, int] = {}
         self.leases: Leases[LoadedModel] = Leases(
             self._load,
@@ -155,6 +86,7 @@ class ModelHost:
             capacity=args.max_models_per_replica,
             patience=args.swap_patience_s,
             retry_after=lambda key: self._by_id[key].load_retry_s,
+            idle_limit=lambda key: self._by_id[key].idle_unload_s,
         )
         for entry in args.models:
             if entry.pinned:
@@ -176,31 +108,70 @@ class ModelHost:
         return replace(entry.card, max_model_len=self._limits.get(entry.id))
 
     async def preload(self) -> None:
-        """Load the pinned models now; a failure is logged and answered to the requests that ask for it."""
+        """Load what is to be there from the start; a failure is logged, and answered to requests that ask for it."""
         for entry in self.args.models:
-            if entry.pinned:
+            if entry.pinned or entry.preload:
                 try:
-                    async with self.leases.lease(entry.id):
-                        pass
+                    await self.load(entry.id)
                 except TroupeError as error:
                     logger.error("preloading %s: %s", entry.id, error)
+
+    async def load(self, model: str) -> None:
+        """Load a model now, as a request for it would."""
+        async with self.leases.lease(self.resolve(model).id):
+            pass
+
+    async def unload(self, model: str) -> bool:
+        """Unload a model once nobody uses it; False if it is not loaded. A later request loads it again."""
+        return await self.leases.evict(self.resolve(model).id)
+
+    async def drain(self, on: bool = True) -> None:
+        """Refuse new calls and end those that run; or take calls again."""
+        self._draining = on
+
+    async def status(self) -> list[dict[str, Any]]:
+        """What this process holds and does, as JSON values."""
+        return [self.snapshot()]
+
+    def snapshot(self) -> dict[str, Any]:
+        """The same, at this moment."""
+        stats = self.leases.stats()
+        models = [
+            {"id": key, "in_use": stats.in_use.get(key, 0), **asdict(model.engine.stats())}
+            for key, model in self.leases.values().items()
+        ]
+        return {
+            "pid": os.getpid(),
+            "device": self.device,
+            "draining": self._draining,
+            "models": models,
+            "loading": list(stats.loading),
+            "waiting": stats.waiting,
+            "loads": stats.loads,
+            "load_failures": stats.failures,
+            "evictions": stats.evictions,
+        }
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation."""
         try:
+            if self._draining:
+                raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
             async with self.leases.lease(call.model) as model:
                 prompts = await self._prompts(model, call)
                 requests, generation = await self._prepare(model, call, prompts)
                 inspection = Inspection(model.info, call, prompts) if model.info.done_callback else None
                 try:
                     generation.submit(model.engine, requests)
-                    async for event in generation.events():
-                        if inspection is not None and (call_back := inspection.ended(event)) is not None:
-                            await asyncio.to_thread(call_back)
-                        yield event
+                    async with aclosing(generation.events()) as events:
+                        async for event in events:
+                            if inspection is not None and (call_back := inspection.ended(event)) is not None:
+                                await asyncio.to_thread(call_back)
+                            yield event
                 finally:
                     generation.cancel(model.engine)
         except TroupeError as error:
+            self._say_if_gone(call.model)
             yield Failed(error)
         except Exception as error:
             logger.exception("request %s failed", call.request_id)
@@ -254,34 +225,56 @@ class ModelHost:
             request for prompt in prompts for request in generation.requests_for(prompt, _budget(call, prompt, limit))
         ], generation
 
+    def _say_if_gone(self, key: str) -> None:
+        stats = self.leases.stats()
+        if key not in stats.loaded and key not in stats.loading:
+            self._on_gone(key)
+
     async def _load(self, key: str) -> LoadedModel:
         try:
             model = await self._load_in_thread(self._by_id[key])
-        except TroupeError:
+        except BaseException:
             self._on_gone(key)
+            _free_memory()
             raise
         self._limits[key] = model.engine.max_model_len
         return model
 
     async def _load_in_thread(self, entry: ModelEntry) -> LoadedModel:
-        key = entry.id
-        worker = self._loaders.setdefault(key, Worker(f"load-{key}"))
+        thread, began = self._hung_loads.get(entry.id, (None, 0.0))
+        if thread is not None and thread.is_alive():
+            raise _load_timeout(entry, time.monotonic() - began, position(thread))
+        worker = Worker(f"load-{entry.id}")
+        thread, began = worker.thread, time.monotonic()
+        abandoned = threading.Event()
+
+        def load() -> LoadedModel:
+            model = self._load_now(entry)
+            if abandoned.is_set():
+                logger.warning("%s came too late, after %.0f s; it is closed", entry.id, time.monotonic() - began)
+                model.close()
+            return model
+
         try:
-            return await worker.run(lambda: self._load_now(entry), entry.load_timeout_s)
+            return await worker.run(load, entry.load_timeout_s)
         except TimeoutError as error:
-            raise LoadTimeout(
-                f"Loader {entry.loader} of model {key!r} has not returned for {entry.load_timeout_s:g} s (at {error})."
-            ) from None
+            self._hung_loads[entry.id] = (thread, began)
+            raise _load_timeout(entry, entry.load_timeout_s, str(error)) from None
+        finally:
+            abandoned.set()
+            worker.stop()
 
     def _load_now(self, entry: ModelEntry) -> LoadedModel:
         started = time.monotonic()
-        info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
-        info.model_name = info.model_name or entry.id
         try:
+            info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
+            info.model_name = info.model_name or entry.id
             model = LoadedModel(entry, info)
-        except TroupeError:
-            raise
         except Exception as error:
+            if _is_out_of_memory(error):
+                raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error
+            if isinstance(error, TroupeError):
+                raise
             logger.exception("model %s has no engine", entry.id)
             raise ModelLoadFailed(f"Model {entry.id!r} of loader {entry.loader}: {last_line(error)}") from error
         logger.info("model %s is ready after %.1f s", entry.id, time.monotonic() - started)
@@ -290,11 +283,17 @@ class ModelHost:
     async def _unload(self, key: str, model: LoadedModel) -> None:
         logger.info("unloading %s", key)
         self._on_gone(key)
-        await asyncio.to_thread(model.close)
+        worker = Worker(f"close-{key}")
+        close = model.close
         del model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        try:
+            await worker.run(close, LEAVE_LIMIT_S)
+        except TimeoutError as error:
+            logger.error("%s has not closed for %.0f s (at %s); its memory may be lost", key, LEAVE_LIMIT_S, error)
+        finally:
+            worker.stop()
+            del close
+            _free_memory()
 
 
 def _budget(call: GenerateCall, prompt: EncodedPrompt, limit: int) -> int:
@@ -322,3 +321,24 @@ def _refuse_unsupported(sampling: SamplingParams, model: LoadedModel) -> None:
         name = field.name
         if name not in model.engine.supports and getattr(sampling, name) != getattr(_DEFAULTS, name):
             raise UnsupportedParameter(f"Model {model.entry.id!r} cannot honour {name}.", param=name)
+
+
+def _load_timeout(entry: ModelEntry, seconds: float, place: str) -> LoadTimeout:
+    return LoadTimeout(
+        f"Loader {entry.loader} of model {entry.id!r} has not returned for {seconds:.3g} s (at {place})."
+    )
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _free_memory() -> None:
+    """Give back what nobody refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -29,7 +29,7 @@ from deployments.messages import Delta, Event, GenerateCall
 from model_loaders.hooks import accepted
 
 if TYPE_CHECKING:
-    from deployments.host import EncodedPrompt
+    from deployments.loaded_model import EncodedPrompt
     from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger("troupe.host")

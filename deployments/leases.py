@@ -3,13 +3,15 @@
 A request holds a lease while it computes. A leased model is never unloaded. A model that is not loaded takes a free
 place, else the place of the least recently used idle model; where all are busy the request waits, and after
 `patience` seconds the least recently used one takes no new leases until its place has changed hands, so that steady
-traffic for one model cannot starve another. Loads are shared by all who wait and outlive a waiter that gives up.
+traffic for one model cannot starve another. Loads are shared by all who wait and outlive a waiter that gives up. A
+model whose load runs out of memory beside others is loaded again with fewer of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import time
 from collections import OrderedDict
@@ -17,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from deployments.errors import ModelLoadFailed, TroupeError, Unavailable, last_line
+from deployments.errors import ModelLoadFailed, OutOfMemory, TroupeError, Unavailable, last_line
 
 logger = logging.getLogger("troupe.leases")
 
@@ -31,11 +33,15 @@ class _Place(Generic[T]):
     value: T
     leases: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    idle_since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseStats:
-    """Counters since the start. A swap is a load that needed an eviction."""
+    """What is held, and counters since the start.
+
+    `in_use` is the number of leases of each loaded key.
+    """
 
     loaded: tuple[str, ...]
     loading: tuple[str, ...]
@@ -44,6 +50,7 @@ class LeaseStats:
     loads: int
     failures: int
     evictions: int
+    in_use: dict[str, int] = field(default_factory=dict)
 
 
 class Leases(Generic[T]):
@@ -57,6 +64,7 @@ class Leases(Generic[T]):
         capacity: values held or being loaded at the same time.
         patience: seconds until a waiter makes the least recently used busy value drain.
         retry_after: seconds for which a failed load's error is given again instead of loading anew.
+        idle_limit: seconds after which a value that nobody leases is unloaded; None keeps it.
     """
 
     def __init__(
@@ -67,12 +75,15 @@ class Leases(Generic[T]):
         capacity: int,
         patience: float = 2.0,
         retry_after: Callable[[str], float] = lambda key: 60.0,
+        idle_limit: Callable[[str], float | None] = lambda key: None,
     ) -> None:
         self._load = load
         self._unload = unload
         self._capacity = capacity
         self._patience = patience
         self._retry_after = retry_after
+        self._idle_limit = idle_limit
+        self._most_others: dict[str, int] = {}
         self._places: OrderedDict[str, _Place[T]] = OrderedDict()
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._unloading: set[asyncio.Task[None]] = set()
@@ -96,8 +107,7 @@ class Leases(Generic[T]):
         finally:
             place.leases -= 1
             if place.leases == 0:
-                place.idle.set()
-                self._wake()
+                self._became_idle(key, place)
 
     def pin(self, key: str) -> None:
         """Never evict this key."""
@@ -113,6 +123,7 @@ class Leases(Generic[T]):
             loads=self.loads,
             failures=self.failures,
             evictions=self.evictions,
+            in_use={key: place.leases for key, place in self._places.items()},
         )
 
     def values(self) -> dict[str, T]:
@@ -141,6 +152,20 @@ class Leases(Generic[T]):
             self._start_unload(key)
         if self._unloading:
             await asyncio.wait(self._unloading)
+
+    def _became_idle(self, key: str, place: _Place[T]) -> None:
+        place.idle.set()
+        place.idle_since = time.monotonic()
+        limit = self._idle_limit(key)
+        if limit is not None and key not in self._pinned:
+            asyncio.get_running_loop().call_later(limit, self._unload_if_idle, key, place, limit)
+        self._wake()
+
+    def _unload_if_idle(self, key: str, place: _Place[T], limit: float) -> None:
+        unused = time.monotonic() - place.idle_since + 0.01 >= limit and not place.leases and key not in self._queue
+        if unused and self._places.get(key) is place:
+            logger.info("%s was not asked for in %g s", key, limit)
+            self._start_unload(key)
 
     async def _acquire(self, key: str) -> _Place[T]:
         self._queue[key] = self._queue.get(key, 0) + 1
@@ -176,7 +201,8 @@ class Leases(Generic[T]):
 
     def _make_room(self, key: str) -> bool:
         """Whether a place is free for `key`; starts to evict an idle model where none is."""
-        if len(self._places) + len(self._loading) + len(self._unloading) < self._capacity:
+        others = len(self._places) + len(self._loading) + len(self._unloading)
+        if others < min(self._capacity, self._most_others.get(key, self._capacity - 1) + 1):
             return True
         if self._is_next(key) and (idle := [k for k in self._evictable() if not self._places[k].leases]):
             self._start_unload(idle[0])
@@ -212,8 +238,11 @@ class Leases(Generic[T]):
         if place.leases:
             await place.idle.wait()
         self.evictions += 1
+        unloading = self._unload(key, place.value)
+        # The value must not live on here while `unload` frees its memory.
+        del place
         try:
-            await self._unload(key, place.value)
+            await unloading
         except Exception:
             logger.exception("unloading %s failed", key)
 
@@ -223,8 +252,8 @@ class Leases(Generic[T]):
             value = await self._load(key)
         except Exception as error:
             self.failures += 1
-            known = error if isinstance(error, TroupeError) else ModelLoadFailed(f"{key}: {last_line(error)}")
-            self._failed[key] = (time.monotonic(), known)
+            if not (isinstance(error, OutOfMemory) and self._ask_for_more_room(key)):
+                self._failed[key] = (time.monotonic(), _kept(error, key))
         else:
             self._failed.pop(key, None)
             self._places[key] = _Place(value)
@@ -237,8 +266,24 @@ class Leases(Generic[T]):
         if key in self._failed:
             failed_at, error = self._failed[key]
             if failed_at >= since or time.monotonic() - failed_at < self._retry_after(key):
-                raise error
+                raise copy.copy(error)
+
+    def _ask_for_more_room(self, key: str) -> bool:
+        """Whether a key whose load ran out of memory may try again, with one neighbour less."""
+        others = len([other for other in self._places if other not in self._pinned])
+        if not others:
+            return False
+        self._most_others[key] = len(self._places) - 1
+        logger.warning("%s does not fit beside %s; it will be loaded with one less", key, ", ".join(self._places))
+        return True
 
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _kept(error: Exception, key: str) -> TroupeError:
+    """A load's error as it is kept and given again: without its traceback, whose frames hold the half-loaded model."""
+    if isinstance(error, TroupeError):
+        return copy.copy(error)
+    return ModelLoadFailed(f"{key}: {last_line(error)}")

@@ -39,6 +39,11 @@ class Worker:
                 self._replace()
             raise TimeoutError(position(thread)) from None
 
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread that runs what comes next."""
+        return self._thread
+
     def stop(self) -> None:
         """End the thread after what is queued."""
         self._jobs.put(None)
@@ -68,11 +73,16 @@ def position(thread: threading.Thread) -> str:
 
 def _work(jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
     while (job := jobs.get()) is not None:
-        function, future = job
-        if not future.set_running_or_notify_cancel():
-            continue
-        with contextlib.suppress(InvalidStateError):
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+        _run(*job)
+        # While the thread waits it must not keep alive what the last function was given or returned.
+        del job
+
+
+def _run(function: Callable[[], Any], future: Future[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    with contextlib.suppress(InvalidStateError):
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
