@@ -2,19 +2,79 @@
 
 from __future__ import annotations
 
-from deployments.engine.one_shot import OneShotEngine
+import logging
+
+from deployments.engine.capabilities import rows_can_hold
+from deployments.engine.one_shot import OneShotEngine, is_stock
 from deployments.engine.options import EngineOptions
+from deployments.engine.parity import find_mismatch
 from deployments.engine.protocol import Engine
+from deployments.engine.row_engine import RowEngine
+from deployments.engine.vocabulary import Vocabulary
+from deployments.errors import ModelLoadFailed
 from model_loaders.contract import ModelInfo
+from model_loaders.hooks import Hooks
+
+logger = logging.getLogger(__name__)
 
 
 def build_engine(info: ModelInfo, options: EngineOptions) -> Engine:
     """The engine of a loaded model.
 
+    `auto` takes rows if they can hold the model, the loader has no `generate` hook, and a probe finds their logits
+    equal to those of `generate`; else the one-shot engine, with a warning that says why. `rows` takes rows without the
+    comparison. A loader's own `engine` always wins.
+
     Raises:
-        ModelLoadFailed: no engine can run it.
+        ModelLoadFailed: the engine that was asked for cannot run the model.
     """
     if info.engine is not None:
         engine: Engine = info.engine(info, options)
         return engine
-    return OneShotEngine(info, options)
+    hooks = Hooks(info)
+    hooked = info.generate is not None and not is_stock(info)
+    if options.kind == "one_shot" or (options.kind == "auto" and hooked):
+        return OneShotEngine(info, options, hooks)
+    if options.kind == "rows":
+        return _rows(info, hooks, options, hooked)
+    found = _proven_rows(info, hooks, options)
+    if isinstance(found, str):
+        logger.warning(
+            "Model %s runs in the one-shot engine, which batches little: %s.",
+            info.model_name or "without a name",
+            found,
+        )
+        return OneShotEngine(info, options, hooks)
+    return found
+
+
+def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -> RowEngine:
+    """Rows or an error."""
+    name = info.model_name or type(info.model).__name__
+    reason = "its loader has a generate hook, which only the one-shot engine calls" if hooked else None
+    reason = reason or rows_can_hold(info.model)
+    if reason is None:
+        try:
+            return RowEngine(info, hooks, options)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+    raise ModelLoadFailed(f"Engine kind 'rows' cannot run model {name}: {reason}. Use kind 'auto' or 'one_shot'.")
+
+
+def _proven_rows(info: ModelInfo, hooks: Hooks, options: EngineOptions) -> RowEngine | str:
+    """Rows that agree with `generate`, or why there are none."""
+    reason = rows_can_hold(info.model)
+    if reason is not None:
+        return reason
+    try:
+        engine = RowEngine(info, hooks, options)
+    except Exception as error:
+        return f"rows cannot run it: {type(error).__name__}: {error}"
+    try:
+        mismatch = find_mismatch(info.model, Vocabulary(info, hooks), engine)
+    except Exception as error:
+        mismatch = f"rows could not be compared with generate: {type(error).__name__}: {error}"
+    if mismatch is None:
+        return engine
+    engine.close(timeout=0.0)
+    return mismatch

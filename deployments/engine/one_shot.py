@@ -254,6 +254,7 @@ class _StockRunner(_Runner):
     def __init__(self, info: ModelInfo, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._generate = StockGenerate(info.model, vocabulary)
+        self._batches = self._generate.batches
         self._beams = BeamSearch(info.model, vocabulary)
         self._grammars = GrammarCompiler(vocabulary, self._generate.width)
         unable = {"prompt_logprobs"} if self._generate.encoder_decoder else set()
@@ -274,7 +275,7 @@ class _StockRunner(_Runner):
         )
 
     def together(self, first: Job, other: Job) -> bool:
-        if not self._generate.batches:
+        if not self._batches:
             return False
         plain = all(not job.request.model_inputs and job.request.sampling.num_beams == 1 for job in (first, other))
         return plain and (not self._generate.encoder_decoder or _begun(first) == _begun(other))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,7 +50,6 @@ class StockGenerate:
         device: of the model's inputs.
         encoder_decoder: whether the prompt goes to an encoder.
         width: of the logits.
-        batches: whether several jobs can run at once, as a probe has found.
 
     Raises:
         ModelLoadFailed: the model cannot generate.
@@ -63,9 +63,9 @@ class StockGenerate:
         self._pad = int(self._model.generation_config.pad_token_id)
         self.device = _device(model)
         self.encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-        self._prompts = self._probe_prompts()
+        ids = ordinary_ids(model, vocabulary, 16)
+        self._prompts = [ids[:2], ids[2:7], ids[7:16]]
         self.width = self._measured_width()
-        self.batches = self._padding_is_harmless()
 
     def run(self, jobs: Sequence[Job], regroup: Callable[[int], bool]) -> None:
         """Generate until every job has ended, or until `regroup` calls for a new choice of jobs.
@@ -159,14 +159,6 @@ class StockGenerate:
             for key, value in jobs[0].request.model_inputs.items()
         }
 
-    def _probe_prompts(self) -> list[list[int]]:
-        """Three prompts of ordinary tokens, of lengths 2, 5 and 9."""
-        size = min(len(self._vocabulary) or _SAFE_IDS, vocab_size(self._model) or _SAFE_IDS)
-        avoided = self._vocabulary.special_ids | self._vocabulary.eos_ids | {self._pad}
-        usable = [i for i in range(size) if i not in avoided] or [0]
-        ids = random.Random(0).choices(usable, k=16)
-        return [ids[:2], ids[2:7], ids[7:16]]
-
     def _measured_width(self) -> int:
         """The width of the logits, from a run, or from the model's head where it needs more than text to run."""
         try:
@@ -177,8 +169,9 @@ class StockGenerate:
                 raise ModelLoadFailed(f"The model cannot generate: {type(error).__name__}: {error}") from error
             return int(head.shape[0])
 
-    def _padding_is_harmless(self) -> bool:
-        """Whether prompts of several lengths give the same logits together as alone."""
+    @cached_property
+    def batches(self) -> bool:
+        """Whether prompts of several lengths give the same logits together as alone, as a probe finds."""
         try:
             together = self._probe_logits(self._prompts)
             alone = torch.cat([self._probe_logits([prompt]) for prompt in self._prompts], dim=1)
@@ -248,6 +241,16 @@ def _only(scores: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
     """Scores under which each row can only choose its token."""
     forced = torch.full_like(scores, float("-inf"))
     return forced.scatter_(1, torch.tensor(tokens, device=scores.device)[:, None], 0.0)
+
+
+def ordinary_ids(model: Any, vocabulary: Vocabulary, count: int) -> list[int]:
+    """Arbitrary token ids that are no special tokens and no placeholders of the model's config."""
+    size = min(len(vocabulary) or _SAFE_IDS, vocab_size(model) or _SAFE_IDS)
+    avoided = set(vocabulary.special_ids | vocabulary.eos_ids)
+    for key, value in model.config.to_dict().items():
+        if key.endswith(("_token_id", "_token_index")):
+            avoided.update(value if isinstance(value, list) else [value])
+    return random.Random(0).choices([i for i in range(size) if i not in avoided] or [0], k=count)
 
 
 def _sampler(job: Job) -> RowSampler:

@@ -1,0 +1,152 @@
+"""The proof at load: a few prompts through the model's own `generate` one by one, and through an engine together.
+
+Both sides go through the same sampler and output, so that all that can differ is the model's computation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from deployments.engine.job import Job
+from deployments.engine.output import ChoiceOutput
+from deployments.engine.protocol import Engine, EngineRequest
+from deployments.engine.stock_generate import StockGenerate, ordinary_ids
+from deployments.engine.vocabulary import Vocabulary
+from deployments.messages import Delta, EngineEvent, Failed, SamplingParams, TokenLogprob
+
+_LENGTHS = (33, 1, 12, 70)
+_TOKENS = 5
+# Of log-probabilities, for each unit of the largest one: rounding of a few layers in the model's dtype.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# In half precision rounding alone can flip an expert's choice: a few positions may be off.
+_SHARE = {torch.float32: 1.0}
+_HALF_SHARE = 0.7
+_PATIENCE = 2.0
+_WAIT = 120.0
+
+Answer = list[TokenLogprob]
+
+
+def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine) -> str | None:
+    """Where an engine's logits differ from those of `generate` by more than rounding.
+
+    Args:
+        model: a transformers model whose prompts are token ids.
+        vocabulary: of the model.
+        engine: an engine of the same model, idle.
+
+    Returns:
+        What differs, in one line; None if nothing does, or if the model has no `generate` to compare with.
+    """
+    if not callable(getattr(model, "generate", None)) or getattr(model, "main_input_name", "input_ids") != "input_ids":
+        return None
+    ids = ordinary_ids(model, vocabulary, sum(_LENGTHS))
+    room = engine.max_model_len - _TOKENS
+    ends = list(itertools.accumulate(_LENGTHS))
+    prompts = [ids[end - length : end] for end, length in zip(ends, _LENGTHS, strict=True) if length <= room]
+    alone = _alone(StockGenerate(model, vocabulary), vocabulary, prompts)
+    together = _together(engine, prompts[: len(alone)])
+    if isinstance(together, str):
+        return together
+    return _difference(alone, together, prompts, model.dtype)
+
+
+def _request(name: str, ids: Sequence[int]) -> EngineRequest:
+    params = SamplingParams(max_tokens=_TOKENS, temperature=0.0, ignore_eos=True, logprobs=2)
+    return EngineRequest(request_id=f"parity-{name}", input_ids=list(ids), sampling=params)
+
+
+def _alone(generate: StockGenerate, vocabulary: Vocabulary, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+    """What each prompt gets by itself; on a slow model, fewer of them."""
+    answers = []
+    begun = time.monotonic()
+    for i, prompt in enumerate(prompts):
+        events: list[EngineEvent] = []
+        request = _request(str(i), prompt)
+        job = Job(
+            request=request,
+            emit=events.append,
+            output=ChoiceOutput(vocabulary, request.sampling),
+            on_token=lambda: None,
+            sampler=vocabulary.sampler(
+                request.sampling, generate.prompt_ids(request), vocab_size=generate.width, device=generate.device
+            ),
+        )
+        generate.run([job], lambda active: False)
+        answers.append(_scores(events))
+        if len(answers) > 1 and time.monotonic() - begun > _PATIENCE:
+            break
+    return answers
+
+
+def _together(engine: Engine, prompts: Sequence[Sequence[int]]) -> list[Answer] | str:
+    """What the prompts get when half of them join the other half on its way; a failure as text."""
+    queues: list[queue.Queue[EngineEvent]] = [queue.Queue() for _ in prompts]
+    events: list[list[EngineEvent]] = [[] for _ in prompts]
+    half = (len(prompts) + 1) // 2
+    try:
+        for i in range(half):
+            engine.submit(_request(str(i), prompts[i]), queues[i].put)
+        events[0].append(queues[0].get(timeout=_WAIT))
+        for i in range(half, len(prompts)):
+            engine.submit(_request(str(i), prompts[i]), queues[i].put)
+        for i, seen in enumerate(events):
+            while not (seen and _is_last(seen[-1])):
+                seen.append(queues[i].get(timeout=_WAIT))
+    except queue.Empty:
+        return "the engine has not answered"
+    except Exception as error:
+        return f"the engine failed: {type(error).__name__}: {error}"
+    failed = [event.error for seen in events for event in seen if isinstance(event, Failed)]
+    return f"the engine failed: {failed[0]}" if failed else [_scores(seen) for seen in events]
+
+
+def _is_last(event: EngineEvent) -> bool:
+    return isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None)
+
+
+def _scores(events: Sequence[EngineEvent]) -> Answer:
+    return [entry for event in events if isinstance(event, Delta) for entry in event.logprobs or ()]
+
+
+def _difference(
+    alone: Sequence[Answer], together: Sequence[Answer], prompts: Sequence[Sequence[int]], dtype: torch.dtype
+) -> str | None:
+    unit = _TOLERANCE.get(dtype, _TOLERANCE[torch.bfloat16])
+    compared, worst, place = 0, 0.0, ""
+    off = 0
+    for prompt, expected, found in zip(prompts, alone, together, strict=True):
+        for position, (one, other) in enumerate(zip(expected, found, strict=False)):
+            scale = max(10.0, *(abs(candidate.logprob) for candidate in one.top))
+            tolerance = unit * scale
+            tied = one.token_id == other.token_id or _gap(one, other.token_id) <= tolerance
+            distance = abs(_best(one) - _best(other))
+            compared += 1
+            if not tied or distance > tolerance:
+                off += 1
+                if distance >= worst:
+                    worst = distance
+                    place = f"token {position + 1} after a prompt of {len(prompt)} tokens"
+            if one.token_id != other.token_id:
+                # From here on the two have different histories.
+                break
+    needed = _SHARE.get(dtype, _HALF_SHARE)
+    if compared and (compared - off) / compared >= needed:
+        return None
+    return f"{off} of {compared} log-probabilities differ from generate's, by {worst:.3g} at {place or 'the start'}"
+
+
+def _best(entry: TokenLogprob) -> float:
+    return entry.top[0].logprob if entry.top else entry.logprob
+
+
+def _gap(entry: TokenLogprob, token_id: int) -> float:
+    """How far below the likeliest token another one is."""
+    known = {candidate.token_id: candidate.logprob for candidate in entry.top}
+    return _best(entry) - known[token_id] if token_id in known else float("inf")
