@@ -1,0 +1,538 @@
+"""How fast the engine is, against the same stock model without it. Needs torch and transformers only.
+
+    python scripts/bench_engine.py                              everything, the 88 M model
+    python scripts/bench_engine.py --parts speed --rows 16 32 --prompt 300 --json out.json
+    python scripts/bench_engine.py --model 8b --device cuda     on a GPU
+
+Models are built from configs with random weights. The contenders of a comparison take turns in one process; figures
+are medians over the turns, ratios are medians of the ratios within a turn. Every turn has new prompts.
+
+Parts:
+    speed          tokens/s, prefill included, and the time of a decode step; against the bare loop, generate and CB
+    gap            time between two tokens of running rows while a long prompt is computed
+    conversations  agents whose every prompt begins with the last one; the prefix store on and off
+    proof          deterministic mode: requests among neighbours against the same ones alone, bit by bit
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import transformers
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from deployments.engine.options import EngineOptions
+from deployments.engine.protocol import EngineRequest
+from deployments.engine.row_engine import RowEngine
+from deployments.messages import Delta, EngineEvent, Failed, SamplingParams
+from model_loaders.contract import ModelInfo
+from model_loaders.hooks import Hooks
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "88m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+}
+KEY_HEADS = {"tiny": 2, "88m": 4, "1b": 8, "8b": 8}
+VOCAB = {"tiny": 512, "88m": 8192, "1b": 128256, "8b": 128256}
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+Run = Callable[[list[list[int]], int], float]
+
+
+def build_model(size: str, dtype: torch.dtype, device: str) -> LlamaForCausalLM:
+    """A Llama with random weights, built where it is to be."""
+    config = LlamaConfig(
+        **SIZES[size],
+        vocab_size=VOCAB[size],
+        num_key_value_heads=KEY_HEADS[size],
+        max_position_embeddings=8192,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    return model.eval()
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def bandwidth(device: str) -> float:
+    """Bytes per second read from memory, the best of several sums over 512 MiB (4 GiB on a GPU)."""
+    data = torch.ones((4 << 30 if device.startswith("cuda") else 512 << 20) // 4, device=device)
+    best = float("inf")
+    for _ in range(7):
+        synchronize(device)
+        start = time.perf_counter()
+        data.sum()
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return data.nbytes / best
+
+
+@dataclass
+class Client:
+    """Receives one request's events and notes when they came."""
+
+    times: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    cached: int = 0
+    error: str = ""
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def emit(self, event: EngineEvent) -> None:
+        if isinstance(event, Failed):
+            self.error = str(event.error)
+            self.done.set()
+        elif isinstance(event, Delta):
+            self.times.append(time.perf_counter())
+            self.tokens.extend(event.token_ids)
+            self.logprobs.extend(entry.logprob for entry in event.logprobs or ())
+            self.cached += event.cached_tokens
+            if event.finish_reason is not None:
+                self.done.set()
+
+    def wait(self) -> Client:
+        self.done.wait()
+        if self.error:
+            raise SystemExit(f"A request failed: {self.error}")
+        return self
+
+    @property
+    def gaps(self) -> list[float]:
+        return [later - sooner for sooner, later in zip(self.times, self.times[1:], strict=False)]
+
+
+class Engine:
+    """The engine under test, by the names of a benchmark."""
+
+    def __init__(self, model: Any, arguments: argparse.Namespace, **options: Any) -> None:
+        info = ModelInfo(model=model, encode=lambda text: {"input_ids": [[0]]}, decode=lambda ids: f"{ids.tolist()}")
+        info.tokenizer = _tokenizer(model.config.vocab_size)
+        info.decode = None
+        settings = {"max_rows": max(arguments.rows), "memory_gib": arguments.memory_gib, "threads": arguments.threads}
+        self.row_engine = RowEngine(info, Hooks(info), EngineOptions(**{**settings, **options}))
+        self._count = 0
+        self.steps: list[float] = []
+
+    def start(self, ids: list[int], new: int, **sampling: Any) -> Client:
+        client = Client()
+        self._count += 1
+        params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": new, **sampling})
+        request = EngineRequest(request_id=str(self._count), input_ids=ids, sampling=params)
+        self.row_engine.submit(request, client.emit)
+        return client
+
+    def run(self, prompts: list[list[int]], new: int) -> float:
+        start = time.perf_counter()
+        clients = [self.start(ids, new) for ids in prompts]
+        for client in clients:
+            client.wait()
+        seconds = time.perf_counter() - start
+        self.steps = [gap for client in clients for gap in client.gaps[new // 3 :]]
+        return seconds
+
+    def close(self) -> None:
+        self.row_engine.close(timeout=0.0)
+
+
+def _tokenizer(vocab: int) -> Any:
+    """A byte-level tokenizer with a text for every id, so that detokenising costs what it does in earnest."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = "etaoinshrdlucmfwypvbgkjqxz"
+    words = (f"Ġ{a}{b}{c}{d}" for a in letters for b in letters for c in letters for d in letters)
+    vocabulary = {token: i for i, token in zip(range(vocab), [*alphabet, *words], strict=False)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def random_prompts(rng: random.Random, count: int, length: int, vocab: int) -> list[list[int]]:
+    return [[rng.randrange(1, vocab) for _ in range(length)] for _ in range(count)]
+
+
+# What the engine is compared with.
+
+
+def bare_loop(model: Any, device: str) -> Run:
+    """Prefill and decode of equally long prompts with the stock cache and an argmax: no code around the model."""
+
+    @torch.inference_mode()
+    def run(prompts: list[list[int]], new: int) -> float:
+        start = time.perf_counter()
+        ids = torch.tensor(prompts, device=device)
+        cache = DynamicCache(config=model.config)
+        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        for _ in range(new - 1):
+            token = logits[:, -1].argmax(-1, keepdim=True)
+            logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
+            token.tolist()
+        logits[:, -1].argmax(-1).tolist()
+        return time.perf_counter() - start
+
+    return run
+
+
+def padded_generate(model: Any, device: str) -> Run:
+    """`model.generate` for the batch, as a script that pads its prompts would call it."""
+
+    @torch.inference_mode()
+    def run(prompts: list[list[int]], new: int) -> float:
+        start = time.perf_counter()
+        ids = torch.tensor(prompts, device=device)
+        config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
+        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config).tolist()
+        return time.perf_counter() - start
+
+    return run
+
+
+@contextmanager
+def continuous_batching(model: Any, rows: int, positions: int, at_once: int) -> Iterator[Run]:
+    """transformers' continuous batching, sized by hand: its defaults take most of the memory of a CPU.
+
+    Args:
+        rows: requests of a run.
+        positions: tokens of each, prompt and text together.
+        at_once: requests in one forward at most.
+    """
+    from transformers import ContinuousBatchingConfig
+
+    page = 64
+    sizes: dict[str, Any] = {
+        "num_blocks": (rows + 1) * (-(-positions // page) + 1),
+        "max_batch_tokens": 512,
+        "max_requests_per_batch": at_once,
+        "allow_block_sharing": False,
+        "auto_switch_to_flash": False,
+    }
+    known = ContinuousBatchingConfig.__dataclass_fields__
+    sizes = {key: value for key, value in sizes.items() if key in known}
+    sizes["page_size" if "page_size" in known else "block_size"] = page
+    generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=8)
+    with model.continuous_batching_context_manager(
+        generation_config=generation, continuous_batching_config=ContinuousBatchingConfig(**sizes)
+    ) as manager:
+
+        def run(prompts: list[list[int]], new: int) -> float:
+            start, left = time.perf_counter(), len(prompts)
+            manager.add_requests(inputs=prompts, max_new_tokens=new)
+            while left:
+                result = manager.get_result(timeout=1)
+                if result is None and not manager.is_running():
+                    raise SystemExit("Continuous batching stopped.")
+                if result is not None and result.is_finished():
+                    assert len(result.generated_tokens) == new, result.error
+                    left -= 1
+            return time.perf_counter() - start
+
+        yield run
+
+
+# The parts.
+
+
+def compare(contenders: dict[str, Run], turn: Callable[[], list[list[int]]], new: int, turns: int) -> dict[str, Any]:
+    """Seconds of each contender, one turn after the other, the first of which does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(turns + 1):
+        prompts = turn()
+        for name, run in contenders.items():
+            taken = run(prompts, new)
+            if number:
+                seconds[name].append(taken)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], other: str, this: str = "engine") -> float | None:
+    """How many times the time of `this` the other needs, the median over the turns."""
+    if other not in seconds:
+        return None
+    return median(b / a for a, b in zip(seconds[this], seconds[other], strict=True))
+
+
+def speed(model: Any, own: Any, arguments: argparse.Namespace, bytes_per_second: float) -> list[dict[str, Any]]:
+    """Tokens per second with the prefill, and decode steps, at several row counts."""
+    rng = random.Random(1)
+    results = []
+    header = ("prompt", "rows", "tokens/s", "step ms", "roofline", "/loop", "/generate", "/CB", "/determin.")
+    print("".join(f"{name:>11}" for name in header))
+    for length in arguments.prompt:
+        for rows in arguments.rows:
+            result = _speed_of(model, own, arguments, bytes_per_second, rng, length, rows)
+            results.append(result)
+            values = [length, rows, f"{result['tokens_per_s']:.0f}", f"{result['step_ms']:.2f}"]
+            values.append(f"{100 * result['roofline']:.0f} %")
+            for name in ("loop", "generate", "cb", "deterministic"):
+                value = result["times"].get(name)
+                values.append("-" if value is None else f"{value:.2f}")
+            print("".join(f"{value:>11}" for value in values), flush=True)
+    return results
+
+
+def _speed_of(
+    model: Any,
+    own: Any,
+    arguments: argparse.Namespace,
+    bytes_per_second: float,
+    rng: random.Random,
+    length: int,
+    rows: int,
+) -> dict[str, Any]:
+    new, against = arguments.new, arguments.against
+    engine = Engine(own, arguments, max_rows=rows, prefix_cache=False)
+    contenders: dict[str, Run] = {"engine": engine.run}
+    steps: list[float] = []
+    if "loop" in against:
+        contenders["loop"] = bare_loop(model, arguments.device)
+    if "generate" in against:
+        contenders["generate"] = padded_generate(model, arguments.device)
+
+    def turn() -> list[list[int]]:
+        steps.extend(engine.steps)
+        return random_prompts(rng, rows, length, model.config.vocab_size)
+
+    seconds = compare(contenders, turn, new, arguments.turns)
+    steps.extend(engine.steps)
+    if "cb" in against:
+        _add_batching(seconds, engine, model, arguments, turn, length)
+    engine.close()
+    if "deterministic" in against:
+        _add_deterministic(seconds, own, arguments, turn, rows)
+    step = median(steps)
+    read = sum(p.nbytes for p in own.parameters()) - own.get_input_embeddings().weight.nbytes
+    read += rows * (length + new // 2) * _position_bytes(own.config, own.dtype)
+    return {
+        "prompt": length,
+        "new": new,
+        "rows": rows,
+        "tokens_per_s": rows * new / median(seconds["engine"]),
+        "step_ms": 1000 * step,
+        "roofline": read / bytes_per_second / step,
+        "times": seconds.pop("ratios", {}) | {name: ratio(seconds, name) for name in ("loop", "generate")},
+        "seconds": seconds,
+    }
+
+
+def _add_batching(
+    seconds: dict[str, Any], engine: Engine, model: Any, arguments: argparse.Namespace, turn: Any, length: int
+) -> None:
+    """Continuous batching with all rows in one forward, and with eight at most; the faster of the two counts."""
+    best, rows = None, len(turn())
+    for at_once in sorted({rows, min(8, rows)}):
+        with continuous_batching(model, rows, length + arguments.new, at_once) as run:
+            turns = compare({"engine": engine.run, "cb": run}, turn, arguments.new, max(2, arguments.turns // 2))
+        seconds[f"cb{at_once}"] = turns["cb"]
+        times = ratio(turns, "cb")
+        best = times if best is None or (times is not None and times < best) else best
+    seconds.setdefault("ratios", {})["cb"] = best
+
+
+def _add_deterministic(seconds: dict[str, Any], own: Any, arguments: argparse.Namespace, turn: Any, rows: int) -> None:
+    """Deterministic mode against the ordinary one."""
+    plain = Engine(own, arguments, max_rows=rows, prefix_cache=False)
+    fixed = Engine(own, arguments, max_rows=rows, prefix_cache=False, deterministic=True)
+    turns = compare({"engine": plain.run, "deterministic": fixed.run}, turn, arguments.new, arguments.turns)
+    seconds["deterministic"] = turns["deterministic"]
+    seconds.setdefault("ratios", {})["deterministic"] = ratio(turns, "deterministic")
+    fixed.close()
+    plain.close()
+
+
+def _position_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of keys and values of one position."""
+    head = config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize)
+
+
+def gap(model: Any, own: Any, arguments: argparse.Namespace, bytes_per_second: float) -> list[dict[str, Any]]:
+    """Gaps between tokens of running rows, before and while a long prompt is computed."""
+    rng, vocab = random.Random(2), model.config.vocab_size
+    results = []
+    print(f"{'chunk':>11}{'step ms':>11}{'gap ms':>11}{'longest':>11}{'first token of the long prompt, s':>36}")
+    for chunk in arguments.chunks:
+        engine = Engine(own, arguments, max_rows=9, prefill_chunk=chunk, prefix_cache=False)
+        engine.run(random_prompts(rng, 2, 64, vocab), 4)
+        clients = [engine.start(ids, 4000) for ids in random_prompts(rng, 8, 64, vocab)]
+        while min(len(client.times) for client in clients) < 60:
+            time.sleep(0.01)
+        quiet = median(gap for client in clients for gap in client.gaps[20:])
+        start = time.perf_counter()
+        long = engine.start(random_prompts(rng, 1, arguments.long, vocab)[0], 1).wait()
+        gaps = [
+            later - sooner
+            for client in clients
+            for sooner, later in zip(client.times, client.times[1:], strict=False)
+            if start < later and sooner < long.times[0]
+        ]
+        first = long.times[0] - start
+        engine.close()
+        results.append({"chunk": chunk, "step": quiet, "gap": median(gaps), "longest": max(gaps), "first_token": first})
+        print(f"{chunk:>11}{1e3 * quiet:>11.1f}{1e3 * median(gaps):>11.1f}{1e3 * max(gaps):>11.1f}{first:>36.2f}")
+    return results
+
+
+def conversations(model: Any, own: Any, arguments: argparse.Namespace, _: float) -> list[dict[str, Any]]:
+    """Agents at work side by side: each prompt is the last one, its answer and a new observation."""
+    first, observed, answer, agents = arguments.conversation
+    results = []
+    print(f"{'turns':>11}{'off s':>11}{'on s':>11}{'off / on':>11}{'computed':>11}")
+    for turns in (6, 20):
+        wall: dict[bool, list[float]] = {True: [], False: []}
+        computed = 0.0
+        for repeat in range(max(1, arguments.turns // 2)):
+            for kept in (True, False):
+                engine = Engine(own, arguments, max_rows=agents, prefix_cache=kept)
+                engine.run([[1, 2, 3]], 4)
+                rng = random.Random(repeat)
+                start = time.perf_counter()
+                asked, reused = _converse(engine, rng, turns, first, observed, answer, agents, own.config.vocab_size)
+                wall[kept].append(time.perf_counter() - start)
+                engine.close()
+                computed = 1 - reused / asked if kept else computed
+        times = median(off / on for on, off in zip(wall[True], wall[False], strict=True))
+        result = {"turns": turns, "off": median(wall[False]), "on": median(wall[True]), "times": times}
+        results.append({**result, "computed": computed})
+        print(f"{turns:>11}{result['off']:>11.2f}{result['on']:>11.2f}{times:>11.2f}{100 * computed:>9.1f} %")
+    return results
+
+
+def _converse(
+    engine: Engine, rng: random.Random, turns: int, first: int, observed: int, answer: int, agents: int, vocab: int
+) -> tuple[int, int]:
+    """Prompt tokens sent, and of those reused."""
+    histories = random_prompts(rng, agents, first, vocab)
+    asked = reused = 0
+    for _ in range(turns):
+        clients = [engine.start(list(ids), answer) for ids in histories]
+        for ids, client in zip(histories, clients, strict=True):
+            asked += len(ids)
+            reused += client.wait().cached
+            ids += client.tokens + random_prompts(rng, 1, observed, vocab)[0]
+    return asked, reused
+
+
+def proof(model: Any, own: Any, arguments: argparse.Namespace, _: float) -> list[dict[str, Any]]:
+    """Deterministic mode: tokens and log-probabilities among neighbours equal those alone, bit for bit."""
+    rng, vocab = random.Random(3), model.config.vocab_size
+    count = arguments.requests
+    shared = random_prompts(rng, 4, 600, vocab)
+    asked = []
+    for number in range(count):
+        ids = random_prompts(rng, 1, rng.randrange(1, 160), vocab)[0]
+        if number % 4 == 0:
+            ids = shared[rng.randrange(4)] + ids[:40]
+        sampling = {"logprobs": 0, "seed": number, "temperature": float(number % 2)}
+        asked.append((ids, rng.randrange(1, 33), sampling))
+    alone = Engine(own, arguments, max_rows=32, deterministic=True, prefix_cache=False)
+    together = Engine(own, arguments, max_rows=32, deterministic=True)
+    start = time.perf_counter()
+    clients = [together.start(ids, new, **sampling) for ids, new, sampling in asked]
+    for client in clients:
+        client.wait()
+    busy = time.perf_counter() - start
+    differ = 0
+    for (ids, new, sampling), client in zip(asked, clients, strict=True):
+        other = alone.start(ids, new, **sampling).wait()
+        differ += (other.tokens, other.logprobs) != (client.tokens, client.logprobs)
+    reused = sum(client.cached for client in clients)
+    together.close()
+    alone.close()
+    print(f"{count} requests at 32 rows, {reused} prompt tokens reused: {differ} differ from alone ({busy:.0f} s)")
+    return [{"requests": count, "differ": differ, "reused": reused}]
+
+
+PARTS = {"speed": speed, "gap": gap, "conversations": conversations, "proof": proof}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--model", choices=SIZES, default="88m")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of a forward")
+    parser.add_argument("--memory-gib", type=float, default=None, help="the engine's budget for caches")
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 16, 32, 64])
+    parser.add_argument("--prompt", nargs="+", type=int, default=[100, 300], help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=48, help="tokens to generate")
+    parser.add_argument("--turns", type=int, default=5)
+    names = ("loop", "generate", "cb", "deterministic")
+    parser.add_argument("--against", nargs="*", choices=names, default=list(names))
+    parser.add_argument("--long", type=int, default=4000, help="tokens of the long prompt of `gap`")
+    parser.add_argument("--chunks", nargs="+", type=int, default=[512, 128, 8192], help="prefill_chunk in `gap`")
+    sizes = ("FIRST", "OBSERVED", "ANSWER", "AGENTS")
+    parser.add_argument("--conversation", nargs=4, type=int, default=(400, 80, 24, 8), metavar=sizes)
+    parser.add_argument("--requests", type=int, default=1000, help="requests of `proof`")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    model = build_model(arguments.model, getattr(torch, arguments.dtype), arguments.device)
+    # The engine packs its model's weights in place on a CPU: the stock contenders have a model of their own.
+    own = copy.deepcopy(model) if arguments.device == "cpu" else model
+    measured = bandwidth(arguments.device)
+    where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()
+    facts = {
+        "model": arguments.model,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": arguments.dtype,
+        "device": where,
+        "threads": torch.get_num_threads(),
+        "bandwidth_gb_s": measured / 1e9,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "load_before": os.getloadavg()[0],
+    }
+    print(
+        ", ".join(
+            f"{key} {value:.1f}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items()
+        )
+    )
+    results: dict[str, Any] = {"facts": facts}
+    for part in arguments.parts:
+        print(f"\n{part}")
+        results[part] = PARTS[part](model, own, arguments, measured)
+    results["facts"]["load_after"] = os.getloadavg()[0]
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
