@@ -62,7 +62,7 @@ class Hooks:
                 "a chat_template string, set plain_chat, or use /v1/completions."
             )
         kwargs: dict[str, Any] = {"tokenize": False, **self.info.apply_chat_template_kwargs}
-        kwargs["add_generation_prompt"] = chat.add_generation_prompt
+        kwargs["add_generation_prompt"] = chat.add_generation_prompt and kwargs.get("add_generation_prompt", True)
         if chat.continue_final_message:
             kwargs["continue_final_message"] = True
         if chat.tools:
