@@ -39,11 +39,8 @@ def build_engine(info: ModelInfo, options: EngineOptions) -> Engine:
         return _rows(info, hooks, options, hooked)
     found = _proven_rows(info, hooks, options)
     if isinstance(found, str):
-        logger.warning(
-            "Model %s runs in the one-shot engine, which batches little: %s.",
-            info.model_name or "without a name",
-            found,
-        )
+        name = info.model_name or type(info.model).__name__
+        logger.warning("Model %s runs in the one-shot engine, which batches little: %s.", name, found)
         return OneShotEngine(info, options, hooks)
     return found
 
