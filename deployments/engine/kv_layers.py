@@ -21,7 +21,6 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-
 _STATES = ("conv_states", "recurrent_states")
 
 
@@ -124,6 +123,7 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         kept, mine = self._kept(length - cut), self._kept(max(width, self.width))
         if not self.is_initialized:
             self._begin(other.buffers, columns=mine)
+            self.start = self.end = mine
         if self.rows == self.buffers[0].shape[0] or self.end < mine:
             self._lay_out(row_room(self.rows + 1), mine, end=mine)
         last = other.end - cut

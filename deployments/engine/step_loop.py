@@ -189,7 +189,10 @@ class StepLoop:
         """The best beginning of a row's tokens among kept prefixes and running rows."""
         if self.store.limit <= 0 or row.scorer is not None or (row.media_end == 0 and row.request.model_inputs):
             return None
-        entry, saved = self.store.find(row.ids, row.salt)
+        border = self.limits.border
+        if border is not None and row.request.model_inputs:
+            return None
+        entry, saved = self.store.find(row.ids, row.salt, border)
         source = None
         if entry is not None:
             logits = entry.logits if saved == len(row.ids) else None
@@ -200,6 +203,8 @@ class StepLoop:
                 if other.ids[:_WORTH_REUSING] != row.ids[:_WORTH_REUSING]:
                     continue
                 usable = min(common_prefix(other.ids, row.ids), len(row.ids) - 1, batch.cache.lengths[index])
+                if border is not None:
+                    usable = min(usable, self._prefilled(other)) // border * border
                 cut = batch.cache.lengths[index] - usable
                 if other.salt == row.salt and usable > saved and batch.cache.holds(index, cut):
                     source, saved, offset = Source(batch.cache, index, cut), usable, other.offset
@@ -207,6 +212,11 @@ class StepLoop:
             return None
         row.offset = offset
         return source
+
+    def _prefilled(self, row: Row) -> int:
+        """Tokens of a row that were computed as those of any prompt are; told in deterministic mode only."""
+        scored = row.request.sampling.prompt_logprobs is not None
+        return 0 if scored or self.limits.border is None else row.prompt_length
 
     def _soon_served(self, row: Row, source: Source | None, chosen: Sequence[Row]) -> bool:
         """Whether a prompt under way or chosen computes most of what this row lacks, so that waiting saves work."""
@@ -243,7 +253,7 @@ class StepLoop:
         batch = Batch(prefill.cache, prefill.rows)
         for row in batch.rows:
             self._count_prompt(row)
-        self._keep_prompt(batch, logits)
+        self._keep_prompts(batch, logits)
         self.batches.add(batch)
         self._sample(batch, logits)
 
@@ -255,10 +265,11 @@ class StepLoop:
             self._emit(row, row.scorer.scores())
             row.scorer = None
 
-    def _keep_prompt(self, batch: Batch, logits: Tensor) -> None:
-        """Keep a prompt's state where no crop of the finished row can bring it back."""
-        if len(batch.rows) == 1 and self.store.limit > 0 and batch.cache.has_states:
-            self._keep(batch, 0, logits[0].clone())
+    def _keep_prompts(self, batch: Batch, logits: Tensor) -> None:
+        """Keep prompts that no crop of the finished rows could bring back."""
+        for index, row in enumerate(batch.rows):
+            if not batch.cache.holds(index, 1) and row.output.cached_tokens < row.prompt_length:
+                self._keep(batch, index, logits[index].clone())
 
     # Decode.
 
@@ -293,12 +304,14 @@ class StepLoop:
 
     def _sampled(self, rows: Sequence[Row], logits: Tensor) -> list[Sampled]:
         samplers = [row.sampler for row in rows]
+        one_by_one = self.limits.border is not None and len(rows) > 1 and not all(s.plain for s in samplers)
         try:
-            return sample_rows(logits, samplers)
+            if not one_by_one:
+                return sample_rows(logits, samplers)
         except Exception as error:
             if len(rows) == 1:
                 return [Sampled(-1, error=_as_error(error))]
-            return [self._sampled([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
+        return [self._sampled([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
 
     def _push(self, row: Row, sampled: Sampled) -> bool:
         """Give a token to the row's client; False if it was the last."""
@@ -332,7 +345,7 @@ class StepLoop:
                 self.waiting.extendleft(other for other in reversed(prefill.rows) if other is not row)
                 return
         batch = self.batches.of(row)
-        if keep and self.store.limit > 0:
+        if keep:
             self._keep(batch, batch.rows.index(row))
         if len(batch.rows) == 1:
             self.batches.remove(batch)
@@ -343,7 +356,7 @@ class StepLoop:
         """Put a copy of a row's cache into the store, unless it is too short to be worth it."""
         row, length = batch.rows[index], batch.cache.lengths[index]
         lacks_mark = bool(row.request.model_inputs) and row.media_end == 0
-        if length < _WORTH_REUSING or lacks_mark or self.forward.is_encoder_decoder:
+        if not self.store.limit or length < _WORTH_REUSING or lacks_mark or self.forward.is_encoder_decoder:
             return
         room = self.limits.budget - self._reserved()
         if self.batches.row_bytes.of_rows(1, length) > min(room, self.store.limit):
@@ -355,7 +368,10 @@ class StepLoop:
                 raise
             self.store.clear()
             return
-        self.store.add(Prefix(ids=row.ids[:length], cache=copy, offset=row.offset, salt=row.salt, logits=logits))
+        prefilled = min(length, self._prefilled(row))
+        ids = row.ids[:length]
+        prefix = Prefix(ids=ids, cache=copy, offset=row.offset, salt=row.salt, logits=logits, prefilled=prefilled)
+        self.store.add(prefix)
         self.store.shrink(min(self.store.limit, room))
 
     # Failures.
