@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from deployments.engine.attention import decoding
 from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache
+from deployments.engine.row_positions import RowPositions
 
 Offset = tuple[int, ...]
 """What is added to a token's index to give its position, per position dimension (M-RoPE has several)."""
@@ -59,6 +60,7 @@ class Forward:
         self._media_ids = media_ids(model.config)
         self._takes_encoder_mask = self.is_encoder_decoder and model.main_input_name == "input_ids"
         self.decoding = decoding()
+        self._row_positions = RowPositions(model)
 
     @property
     def takes_positions(self) -> bool:
@@ -103,7 +105,7 @@ class Forward:
             arguments[f"{self._prefix}position_ids"] = _squeezed(positions[:, :, None]).to(self.device)
         if isinstance(cache, EncoderRowsCache):
             self._add_encoder(arguments, cache)
-        with self.decoding:
+        with self.decoding, self._row_positions.of(cache.lengths):
             logits: Tensor = self.model(**arguments).logits[:, -1]
         cache.added([length + 1 for length in cache.lengths])
         return logits

@@ -1,0 +1,71 @@
+"""Positions of rows of different ages, for decoders that read them off the length of the cache.
+
+BART and its relatives take no position ids: they embed the positions that follow `past_key_values_length`, the same for
+all rows. Inside the context their embedding is asked once for every age that occurs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LENGTH = "past_key_values_length"
+
+
+class RowPositions:
+    """The position embedding of one decoder.
+
+    Args:
+        model: any model; `known` tells whether there is something to do.
+    """
+
+    def __init__(self, model: Any) -> None:
+        find = getattr(model, "get_decoder", None)
+        self._embedding: Any = getattr(find(), "embed_positions", None) if find is not None else None
+        self._signature = inspect.signature(self._embedding.forward) if self._embedding is not None else None
+
+    @property
+    def known(self) -> bool:
+        return self._signature is not None and _LENGTH in self._signature.parameters
+
+    @contextmanager
+    def of(self, lengths: Sequence[int]) -> Iterator[None]:
+        """Let a forward of one token per row embed each row's own position, `lengths` tokens from the first."""
+        if not self.known or len(set(lengths)) < 2:
+            yield
+            return
+        handle = self._embedding.register_forward_hook(
+            lambda module, args, kwargs, output: self._embedded(lengths, args, kwargs), with_kwargs=True
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _embedded(self, lengths: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """[rows, 1, dim]."""
+        assert self._signature is not None
+        call = self._signature.bind(*args, **kwargs).arguments
+        ages = sorted(set(lengths))
+        each = [self._embedding.forward(**_at(call, age)).reshape(1, -1) for age in ages]
+        return torch.cat(each)[[ages.index(length) for length in lengths], None]
+
+
+def _at(call: dict[str, Any], age: int) -> dict[str, Any]:
+    """The arguments of a call for a single row of an age."""
+    changed = dict(call)
+    for name, value in call.items():
+        if name == _LENGTH:
+            changed[name] = age
+        elif isinstance(value, torch.Size):
+            changed[name] = torch.Size((1, *value[1:]))
+        elif name == "position_ids" and isinstance(value, Tensor):
+            changed[name] = torch.full_like(value.reshape(-1)[:1].reshape([1] * value.dim()), age)
+        elif isinstance(value, Tensor):
+            changed[name] = value[:1]
+    return changed
