@@ -31,6 +31,7 @@ from deployments.engine.protocol import Emit, EngineRequest, EngineStats
 from deployments.engine.stock_generate import StockGenerate
 from deployments.engine.vocabulary import Vocabulary
 from deployments.errors import BadRequest, ModelError, ModelLoadFailed, OutOfMemory, TroupeError, Unavailable
+from deployments.messages import SamplingParams
 from model_loaders.contract import ModelInfo
 from model_loaders.hooks import Hooks
 
@@ -71,8 +72,7 @@ class OneShotEngine:
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         check_request(request, max_model_len=self.max_model_len, supports=self.supports, vocab=self._vocab_size)
-        if request.sampling.num_beams != 1:
-            check_beams(request.sampling)
+        self._runner.check(request.sampling)
         if request.sampling.max_tokens is None:
             left = self.max_model_len - len(request.input_ids)
             request = dataclasses.replace(
@@ -219,6 +219,9 @@ class _Runner:
     def __init__(self, supports: frozenset[str]) -> None:
         self.supports = supports
 
+    def check(self, params: SamplingParams) -> None:
+        """Refuse combinations of parameters that cannot be honoured together."""
+
     def grammar(self, job: Job) -> Future[CompiledGrammar] | None:
         """The compilation a job has to wait for."""
         return None
@@ -259,6 +262,10 @@ class _StockRunner(_Runner):
         self._grammars = GrammarCompiler(vocabulary, self._generate.width)
         unable = {"prompt_logprobs"} if self._generate.encoder_decoder else set()
         super().__init__(ALL_PARAMS - unable)
+
+    def check(self, params: SamplingParams) -> None:
+        if params.num_beams != 1:
+            check_beams(params)
 
     def grammar(self, job: Job) -> Future[CompiledGrammar] | None:
         grammar = job.request.sampling.grammar
