@@ -30,6 +30,7 @@ class ModelEntry(_Strict):
     pinned: bool = Field(default=False, description="Loaded at start and never evicted.")
     preload: bool = Field(default=False, description="Loaded at start, but evicted like any other.")
     idle_unload_s: float | None = Field(default=None, gt=0, description="Unloaded when nobody has used it so long.")
+    profile_dir: str | None = Field(default=None, description="Folder for a trace of its first requests.")
     hook_timeout_s: float = Field(
         default=60.0, gt=0, description="Seconds until an encode, template or decode hook counts as hung."
     )

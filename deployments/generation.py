@@ -21,6 +21,7 @@ from deployments.messages import (
     GenerateCall,
     PromptScores,
     SamplingParams,
+    Timings,
     Usage,
 )
 
@@ -37,6 +38,7 @@ class Generation:
         texts: the prompts' texts; with `echo` each is there.
         interval: seconds between two deltas of a stream, the first excepted.
         max_model_len: what `Accepted` tells of the model.
+        started: by `time.monotonic()`, to report timings from; None reports none.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Generation:
         *,
         interval: float,
         max_model_len: int,
+        started: float | None = None,
     ) -> None:
         self.call = call
         self._prompts = prompts
@@ -58,6 +61,8 @@ class Generation:
         self._running: set[int] = set()
         self._requests: list[EngineRequest] = []
         self._completion_tokens = 0
+        self._started = started
+        self._first_token = 0.0
         self._cached: dict[int, int] = {}
 
     def requests_for(self, prompt: EncodedPrompt, max_tokens: int) -> list[EngineRequest]:
@@ -106,7 +111,23 @@ class Generation:
         prompt_tokens = sum(len(prompt.encoded.input_ids) for prompt in self._prompts)
         cached = sum(min(self._cached.get(i * self._per_prompt, 0), prompt_tokens) for i in range(len(self._prompts)))
         yield Finished(
-            usage=Usage(prompt_tokens=prompt_tokens, completion_tokens=self._completion_tokens, cached_tokens=cached)
+            usage=Usage(
+                prompt_tokens=prompt_tokens,
+                completion_tokens=self._completion_tokens,
+                cached_tokens=cached,
+                timings=self._timings(),
+            )
+        )
+
+    def _timings(self) -> Timings | None:
+        if self._started is None:
+            return None
+        ended = time.monotonic()
+        total = ended - self._started
+        return Timings(
+            time_to_first_token=round((self._first_token or ended) - self._started, 6),
+            total_time=round(total, 6),
+            tokens_per_second=round(self._completion_tokens / max(total, 1e-6), 3),
         )
 
     async def _batches(self) -> AsyncGenerator[list[Event], None]:
@@ -139,6 +160,8 @@ class Generation:
             return [replace(event, choice=sibling) for sibling in siblings]
         assert isinstance(event, Delta)
         held[choice].append(event)
+        if not self._first_token and event.token_ids:
+            self._first_token = time.monotonic()
         self._completion_tokens += len(event.token_ids)
         self._cached[choice] = max(self._cached.get(choice, 0), event.cached_tokens)
         if event.finish_reason is not None:

@@ -11,8 +11,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ from deployments.inspection import Inspection
 from deployments.leases import Leases
 from deployments.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
 from deployments.messages import Event, Failed, GenerateCall, ModelCard, Prompt, SamplingParams
+from deployments.profiling import Trace
 from deployments.threads import Worker, position
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
@@ -80,6 +81,9 @@ class ModelHost:
         self._hung_loads: dict[str, tuple[threading.Thread, float]] = {}
         self._draining = False
         self._limits: dict[str, int] = {}
+        self._traces = {
+            entry.id: Trace(entry.profile_dir, entry.id) for entry in args.models if entry.profile_dir is not None
+        }
         self.leases: Leases[LoadedModel] = Leases(
             self._load,
             self._unload,
@@ -157,9 +161,10 @@ class ModelHost:
         try:
             if self._draining:
                 raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
-            async with self.leases.lease(call.model) as model:
+            started = time.monotonic()
+            async with self.leases.lease(call.model) as model, self._traced(model):
                 prompts = await self._prompts(model, call)
-                requests, generation = await self._prepare(model, call, prompts)
+                requests, generation = await self._prepare(model, call, prompts, started)
                 inspection = Inspection(model.info, call, prompts) if model.info.done_callback else None
                 try:
                     generation.submit(model.engine, requests)
@@ -205,13 +210,28 @@ class ModelHost:
     async def close(self) -> None:
         """End what runs, unload every model."""
         await self.leases.close(CLOSE_LIMIT_S)
+        for trace in self._traces.values():
+            await asyncio.to_thread(trace.close)
 
     async def _prompts(self, model: LoadedModel, call: GenerateCall) -> list[EncodedPrompt]:
         _refuse_unsupported(call.sampling, model)
         return await model.encode(call.prompts)
 
+    @asynccontextmanager
+    async def _traced(self, model: LoadedModel) -> AsyncIterator[None]:
+        """While a request of the model is computed: it may be part of a trace."""
+        trace = self._traces.get(model.entry.id)
+        if trace is None:
+            yield
+            return
+        await asyncio.to_thread(trace.begin)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(trace.end)
+
     async def _prepare(
-        self, model: LoadedModel, call: GenerateCall, prompts: list[EncodedPrompt]
+        self, model: LoadedModel, call: GenerateCall, prompts: list[EncodedPrompt], started: float
     ) -> tuple[list[EngineRequest], Generation]:
         texts = [prompt.text for prompt in prompts]
         if call.echo:
@@ -220,7 +240,14 @@ class ModelHost:
                 for text, prompt in zip(texts, prompts, strict=True)
             ]
         limit = model.engine.max_model_len
-        generation = Generation(call, prompts, texts, interval=self.args.stream_interval_ms / 1000, max_model_len=limit)
+        generation = Generation(
+            call,
+            prompts,
+            texts,
+            interval=self.args.stream_interval_ms / 1000,
+            max_model_len=limit,
+            started=started if model.entry.api.usage_timings else None,
+        )
         return [
             request for prompt in prompts for request in generation.requests_for(prompt, _budget(call, prompt, limit))
         ], generation

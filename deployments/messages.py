@@ -217,12 +217,25 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """How long a request took, in seconds from when the model took it up, waiting and encoding included.
+
+    `tokens_per_second` is over all choices and the whole time.
+    """
+
+    time_to_first_token: float
+    total_time: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Token counts of a whole request. `cached_tokens` are the prompt tokens whose computation was reused."""
 
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    timings: Timings | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -256,6 +269,7 @@ class ModelOptions:
         default_params: request fields for requests that leave them out, such as `temperature`.
         tool_parser: how this model writes its tool calls, a key of `deployments.openai.parsing.families.FAMILIES`; None
             takes it from the chat template.
+        usage_timings: report time_to_first_token, total_time and tokens_per_second beside the token counts.
         reasoning_parser: how this model marks its reasoning, a key of `deployments.openai.parsing.reasoning.MARKERS`;
             None leaves it in the content.
     """
@@ -266,6 +280,7 @@ class ModelOptions:
     default_params: Mapping[str, Any] = field(default_factory=dict)
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    usage_timings: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

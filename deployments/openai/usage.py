@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NotRequired
+
 from typing_extensions import TypedDict
 
 from deployments.messages import Accepted, Delta, Usage
@@ -16,15 +18,23 @@ class UsageObject(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    time_to_first_token: NotRequired[float]
+    total_time: NotRequired[float]
+    tokens_per_second: NotRequired[float]
 
 
 def usage_object(usage: Usage) -> UsageObject:
-    return {
+    shape: UsageObject = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.timings is not None:
+        shape["time_to_first_token"] = usage.timings.time_to_first_token
+        shape["total_time"] = usage.timings.total_time
+        shape["tokens_per_second"] = usage.timings.tokens_per_second
+    return shape
 
 
 class RunningUsage:
