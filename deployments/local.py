@@ -58,7 +58,7 @@ def model_app(
     model_info_from: Source | None = None,
     *,
     device: str | None = None,
-    api: Mapping[str, Any] | None = None,
+    server: Mapping[str, Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     **entry: Any,
 ) -> FastAPI:
@@ -69,11 +69,11 @@ def model_app(
             (`module:function`, `path.py:function`, or `path.py` with a module-level `model_info`); None or
             "entrypoint" reads the name from the environment variable ENTRYPOINT, by default model_entrypoint.py.
         device: where the loader puts the model; None reads the environment variable DEVICE.
-        api: options of the API, the `api` section of serve_config.yaml. With the environment variable SAVE=true its
-            `record_dir` is REQUEST_SAVE_DIR, by default out/requests.
+        server: options of the API as a whole, the `api` section of serve_config.yaml's args. With the environment
+            variable SAVE=true its `record_dir` is REQUEST_SAVE_DIR, by default out/requests.
         kwargs: arguments of the loader.
-        entry: further fields of the model's entry in serve_config.yaml (`id`, `aliases`, `engine`, …). Without an
-            `id` clients find the model under its `model_name`, and as `model`.
+        entry: further fields of the model's entry in serve_config.yaml (`id`, `aliases`, `engine`, `api`, …). Without
+            an `id` clients find the model under its `model_name`, and as `model`.
 
     Raises:
         ModelLoadFailed: the loader failed, or gives no model.
@@ -89,7 +89,9 @@ def model_app(
         info = as_model_info(source, "given to run_app")
     names = {"id": info.model_name or "model", "aliases": ["model"] if info.model_name not in ("", "model") else []}
     model = {**({} if "id" in entry else names), "loader": "given", "pinned": True, **entry}
-    return make_app({"models": [model], "api": {**_saving(), **(api or {})}}, given={model["id"]: info}, device=device)
+    return make_app(
+        {"models": [model], "api": {**_saving(), **(server or {})}}, given={model["id"]: info}, device=device
+    )
 
 
 def _saving() -> dict[str, str]:

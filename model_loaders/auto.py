@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from deployments.errors import ModelLoadFailed
+from deployments.errors import ModelLoadFailed, last_line
 from model_loaders.contract import ModelInfo
 from model_loaders.text_side import load_text_side
 
@@ -54,7 +55,7 @@ def load_model(
     Args:
         model_name: Hub id or local folder.
         device: where the model goes, unless `device_map` says otherwise.
-        auto_class: name of a transformers class; None chooses the Auto class that knows the config.
+        auto_class: name of a transformers class, or package.Class; None chooses the Auto class that knows the config.
         dtype: such as "bfloat16"; None takes the checkpoint's on a GPU, and on a CPU bfloat16 where the processor
             computes with it and the checkpoint is no wider, else float32.
         device_map: "auto" spreads the model over all GPUs of the replica (accelerate).
@@ -101,10 +102,7 @@ def load_model(
 
 def _class_for(config: Any, auto_class: str | None) -> Any:
     if auto_class is not None:
-        found = getattr(transformers, auto_class, None)
-        if found is None:
-            raise ModelLoadFailed(f"auto_class {auto_class!r} is no class of transformers {transformers.__version__}.")
-        return found
+        return _named_class(auto_class)
     for architecture in getattr(config, "architectures", None) or ():
         found = getattr(transformers, architecture, None)
         if isinstance(found, type) and issubclass(found, PreTrainedModel) and hasattr(found, "generate"):
@@ -117,6 +115,18 @@ def _class_for(config: Any, auto_class: str | None) -> Any:
     raise ModelLoadFailed(
         f"No Auto class knows model type {config.model_type!r}; name one with auto_class, or write a loader."
     )
+
+
+def _named_class(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module) if module else transformers, attribute, None)
+    except ImportError as error:
+        raise ModelLoadFailed(f"auto_class {name!r}: {last_line(error)}") from error
+    if found is None:
+        place = module or f"transformers {transformers.__version__}"
+        raise ModelLoadFailed(f"auto_class {attribute!r} is no class of {place}.")
+    return found
 
 
 def _dtype(asked: str | None, config: Any, device: str) -> torch.dtype:
