@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deployments.engine.admission import ALL_PARAMS, check_request, context_length, vocab_size
+from deployments.engine.options import EngineOptions
+from deployments.engine.protocol import EngineRequest
+from deployments.errors import BadRequest, ContextOverflow, UnsupportedParameter
+from deployments.messages import SamplingParams
+from model_loaders.contract import ModelInfo
+from tests.tiny import llama
+
+
+def info(tokenizer: Any = None, max_model_len: int | None = None, **config: Any) -> ModelInfo:
+    return ModelInfo(
+        model=SimpleNamespace(config=SimpleNamespace(**config)), tokenizer=tokenizer, max_model_len=max_model_len
+    )
+
+
+def tokenizer(length: int) -> Any:
+    return SimpleNamespace(model_max_length=length)
+
+
+class TestContextLength:
+    def test_the_option_wins_then_the_loader_then_the_config(self) -> None:
+        given = info(max_model_len=300, max_position_embeddings=200)
+        assert context_length(given, EngineOptions(max_model_len=100)) == 100
+        assert context_length(given, EngineOptions()) == 300
+        assert context_length(info(max_position_embeddings=200), EngineOptions()) == 200
+
+    @pytest.mark.parametrize("name", ["n_positions", "max_seq_len", "max_target_positions"])
+    def test_the_names_configs_use(self, name: str) -> None:
+        assert context_length(info(**{name: 77}), EngineOptions()) == 77
+
+    def test_of_the_text_model(self) -> None:
+        model = llama()
+        assert context_length(ModelInfo(model=model), EngineOptions()) == 512
+
+    def test_the_tokenizer_and_no_limit_at_all(self) -> None:
+        assert context_length(info(tokenizer(64)), EngineOptions()) == 64
+        assert context_length(info(tokenizer(10**30)), EngineOptions()) == 131072
+        assert context_length(info(), EngineOptions()) == 131072
+
+
+def test_vocab_size() -> None:
+    assert vocab_size(llama()) == 261
+    assert vocab_size(object()) is None
+
+
+def check(ids: list[int], *, supports: frozenset[str] = ALL_PARAMS, vocab: int | None = 50, **kwargs: Any) -> None:
+    request = EngineRequest(request_id="r", input_ids=ids, sampling=SamplingParams(**{"max_tokens": 4, **kwargs}))
+    check_request(request, max_model_len=10, supports=supports, vocab=vocab)
+
+
+class TestCheck:
+    def test_what_fits(self) -> None:
+        check([0, 49])
+        check([1] * 6)
+        check([10**6], vocab=None)
+
+    @pytest.mark.parametrize("ids", [[], [50], [-1], [3, 10**9]])
+    def test_ids(self, ids: list[int]) -> None:
+        with pytest.raises(BadRequest):
+            check(ids)
+
+    def test_the_length_of_prompt_and_text(self) -> None:
+        with pytest.raises(ContextOverflow, match="11 tokens"):
+            check([1] * 7)
+        with pytest.raises(ContextOverflow):
+            check([1] * 10, max_tokens=None)
+
+    def test_only_what_differs_from_its_default_must_be_supported(self) -> None:
+        few = frozenset({"temperature"})
+        check([1], supports=few, temperature=0.5, top_p=1.0, logit_bias={}, extra={"x": 1})
+        with pytest.raises(UnsupportedParameter, match=r"top_p=0\.5") as caught:
+            check([1], supports=few, top_p=0.5)
+        assert caught.value.param == "top_p"
