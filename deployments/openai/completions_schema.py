@@ -19,7 +19,7 @@ def _is_ids(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_WHOLE for item in value)
 
 
-def _prompts(value: object) -> list[PromptInput]:
+def prompt_inputs(value: object) -> list[PromptInput]:
     """Any of the four shapes of a prompt as a list of texts and lists of token ids."""
     if isinstance(value, str):
         return [value]
@@ -40,7 +40,7 @@ class CompletionBody(GenerationBody):
 
     prompt: Annotated[
         list[PromptInput],
-        BeforeValidator(_prompts, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]),
+        BeforeValidator(prompt_inputs, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]),
     ] = Field(description="One or several prompts, as text or as token ids.", examples=["Once upon a time"])
     max_tokens: Count = Field(default=16, description="0 generates nothing, for echo with logprobs.")
     logprobs: Count | None = None

@@ -86,7 +86,20 @@ def _schemas(routes: Sequence[Route]) -> tuple[dict[_Key, Any], dict[str, Any]]:
         if route.event is not None:
             wanted.append(((route.name, "event"), "serialization", TypeAdapter(route.event)))
     references, definitions = TypeAdapter.json_schemas(wanted, ref_template=_REF)
-    return {key: schema for (key, _), schema in references.items()}, definitions["$defs"]
+    return {key: _standard(schema) for (key, _), schema in references.items()}, _standard(definitions["$defs"])
+
+
+_STANDARD = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def _standard(schema: Any) -> Any:
+    """Limits that pydantic wrote under its own names, where they stand before a validator, under JSON Schema's."""
+    if isinstance(schema, dict):
+        return {
+            _STANDARD.get(key, key) if isinstance(value, int | float) else key: _standard(value)
+            for key, value in schema.items()
+        }
+    return [_standard(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:

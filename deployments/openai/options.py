@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import ipaddress
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ApiOptions(BaseModel):
@@ -20,6 +22,9 @@ class ApiOptions(BaseModel):
         max_logprobs: alternatives reported per token at most.
         heartbeat_seconds: after so many silent seconds send white space, and again after as many, so that a client's
             read timeout does not strike while the model computes. The status is 200 from then on. 0 is off.
+        media_urls: fetch images that messages name by http(s) URL; data: URIs are always read.
+        media_networks: networks besides the public internet that URLs may lead to, such as 10.0.0.0/8.
+        media_max_bytes, media_timeout_s: of one fetch at most.
         record_dir: folder for a JSONL record of every request and its answer; None records nothing.
     """
 
@@ -36,4 +41,15 @@ class ApiOptions(BaseModel):
     max_choices: int = Field(default=1024, ge=1)
     max_logprobs: int = Field(default=20, ge=0)
     heartbeat_seconds: float = Field(default=0, ge=0)
+    media_urls: bool = False
+    media_networks: tuple[str, ...] = ()
+    media_max_bytes: int = Field(default=20 * 2**20, ge=1024)
+    media_timeout_s: float = Field(default=10, gt=0)
     record_dir: str | None = None
+
+    @field_validator("media_networks")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ipaddress.ip_network(network)
+        return networks

@@ -182,7 +182,9 @@ def _rebased(schema: Any, base: str) -> Any:
 
 
 class ForcedCalls:
-    """Reads an answer that a grammar made a tool call; cut off before its end it stays content."""
+    """Reads an answer that a grammar made tool calls. Of one cut off, the calls that are complete; without any the text
+    stays content.
+    """
 
     def __init__(self, tools: ToolSet) -> None:
         self._tools = tools
@@ -193,11 +195,32 @@ class ForcedCalls:
         return []
 
     def finish(self) -> list[Part]:
-        try:
-            value = json.loads(self._text)
-        except (ValueError, RecursionError):
-            return [Content(self._text)] if self._text else []
         if self._tools.mode == "named":
-            value = {"name": self._tools.callable[0], "arguments": value}
-        calls = json_calls(value)
-        return [*calls] if calls else [Content(self._text)]
+            value = _loads(self._text)
+            calls = None if value is None else json_calls({"name": self._tools.callable[0], "arguments": value})
+        else:
+            calls = json_calls(_complete_items(self._text))
+        if calls:
+            return [*calls]
+        return [Content(self._text)] if self._text else []
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _complete_items(text: str) -> list[Any]:
+    """The items of a JSON array that are complete, though the array may be cut off."""
+    decoder, items = json.JSONDecoder(), []
+    rest = text.lstrip().removeprefix("[").lstrip()
+    while rest.startswith("{"):
+        try:
+            item, end = decoder.raw_decode(rest)
+        except (ValueError, RecursionError):
+            break
+        items.append(item)
+        rest = rest[end:].lstrip().removeprefix(",").lstrip()
+    return items

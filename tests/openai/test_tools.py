@@ -174,6 +174,13 @@ def test_a_forced_call_cut_off_stays_content(client: OpenAI) -> None:
     assert (choice.message.content, choice.finish_reason) == ('{"com', "length")
 
 
+def test_of_forced_calls_cut_off_the_complete_ones_are_left(client: OpenAI) -> None:
+    text = '[{"name": "bash", "arguments": {"command": "]},"}} , {"name": "finish", "argu'
+    choice, _ = grammar(client, text + "ments", "required", max_tokens=len(text))
+    assert [call.function.name for call in choice.message.tool_calls] == ["bash"]
+    assert choice.finish_reason == "length"
+
+
 def test_references_in_schemas_stay_right(client: OpenAI) -> None:
     parameters = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "integer"}}}
     tool = {"type": "function", "function": {"name": "f/g", "parameters": parameters}}

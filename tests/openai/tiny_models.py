@@ -1,0 +1,32 @@
+"""Loaders of tiny models with random weights, for the API over the real engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, llama
+
+TOOLS_TEMPLATE = "{% if tools %}<tools>{{ tools | tojson }}</tools> <tool_call>\n{% endif %}" + CHAT_TEMPLATE
+
+
+def load_model(template: str = CHAT_TEMPLATE, length: int = 1024) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    model, tokenizer = llama(max_position_embeddings=length), byte_tokenizer()
+    return {"model": model, "tokenizer": tokenizer, "chat_template": template}
+
+
+def with_tools() -> dict[str, Any]:
+    return load_model(TOOLS_TEMPLATE, 4096)
+
+
+def with_embed() -> dict[str, Any]:
+    def embed(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[float(len(text)), 3.0, 4.0] for text in texts])
+
+    return {**load_model(), "embed": embed}
+
+
+def with_broken_embed() -> dict[str, Any]:
+    return {**load_model(), "embed": lambda texts: [1.0]}
