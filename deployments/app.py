@@ -8,7 +8,7 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from deployments.config import AppArgs, parse_args
+from deployments.config import AppArgs, Pool, parse_args
 from deployments.ingress import OpenAIIngress
 from deployments.replica import ModelReplica
 
@@ -31,16 +31,27 @@ def application(args: AppArgs, **replica_options: Any) -> serve.Application:
         args: the models, and how they are served.
         replica_options: of `serve.deployment`, for the model replicas.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
-    model_replica: Any = ModelReplica
     ingress: Any = OpenAIIngress
+    pools = {name: _replicas(name, pool, args, replica_options) for name, pool in args.all_pools().items()}
+    return ingress.bind(args, pools)
+
+
+def _replicas(name: str, pool: Pool, args: AppArgs, options: dict[str, Any]) -> Any:
+    """The deployment of a pool."""
+    own = args.of_pool(pool)
     router = RequestRouterConfig(
         request_router_class=ROUTER,
         request_router_kwargs={
-            "max_models": args.max_models_per_replica,
-            "spill_at": 2 * max(entry.engine.max_rows for entry in args.models),
+            "max_models": own.max_models_per_replica,
+            "spill_at": 2 * max(entry.engine.max_rows for entry in own.models),
         },
     )
-    defaults = {"num_replicas": max(gpus, 1), "ray_actor_options": {"num_gpus": 1 if gpus else 0}}
-    replicas = model_replica.options(request_router_config=router, **(defaults | replica_options)).bind(args)
-    return ingress.bind(args, replicas)
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
+    each = pool.gpus_per_replica if pool.gpus_per_replica is not None else min(gpus, 1)
+    defaults = {
+        "name": f"ModelReplica-{name}" if args.pools else "ModelReplica",
+        "num_replicas": pool.replicas or max(1, int(gpus / each) if each else 1),
+        "ray_actor_options": {"num_gpus": each},
+    }
+    model_replica: Any = ModelReplica
+    return model_replica.options(request_router_config=router, **(defaults | options)).bind(own)

@@ -21,6 +21,14 @@ class Rendered:
     max_model_len: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """A vector for each prompt, as little-endian float32, and the tokens they took."""
+
+    vectors: tuple[bytes, ...]
+    prompt_tokens: int
+
+
 class ModelClient(Protocol):
     """The configured models, wherever they are loaded. Every method raises errors of `deployments.errors`."""
 
@@ -43,5 +51,20 @@ class ModelClient(Protocol):
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
 
+    async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
+        """A vector for each prompt."""
+
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
+
+    async def status(self) -> list[dict[str, Any]]:
+        """What each replica is, holds and does, as JSON values."""
+
+    async def load(self, model: str) -> None:
+        """Load a model now."""
+
+    async def unload(self, model: str) -> bool:
+        """Unload a model once nobody uses it; False if it is loaded nowhere. A later request loads it again."""
+
+    async def drain(self, on: bool = True) -> None:
+        """Refuse new calls and end those that run; or take calls again."""

@@ -46,6 +46,15 @@ class ModelEntry(_Strict):
         return ModelCard(id=self.id, aliases=tuple(self.aliases), options=self.api)
 
 
+class Pool(_Strict):
+    """Replicas that serve some of the models, with so many GPUs each."""
+
+    models: list[str] = Field(min_length=1, description="Ids of the models it serves.")
+    replicas: int | None = Field(default=None, ge=1, description="How many; None is one for every GPU, or set of GPUs.")
+    gpus_per_replica: float | None = Field(default=None, ge=0, description="None is 1 where the cluster has GPUs.")
+    max_models_per_replica: int | None = Field(default=None, ge=1, description="None is that of the application.")
+
+
 class AppArgs(_Strict):
     """`args` of the application: the models, and how replicas and the API behave."""
 
@@ -56,6 +65,12 @@ class AppArgs(_Strict):
     )
     swap_patience_s: float = Field(
         default=2.0, ge=0, description="Seconds a request waits before a busy model is drained for its own."
+    )
+    max_concurrent_requests: int | None = Field(
+        default=None, ge=1, description="More at once are refused with 429; None queues without end."
+    )
+    pools: dict[str, Pool] = Field(
+        default_factory=dict, description="Deployments of replicas by name; without any, one serves all models."
     )
     api: ApiOptions = Field(default_factory=ApiOptions, description="What the HTTP surface accepts.")
 
@@ -71,16 +86,45 @@ class AppArgs(_Strict):
         return models
 
     @model_validator(mode="after")
-    def _pinned_models_fit(self) -> Self:
-        pinned = [entry.id for entry in self.models if entry.pinned]
-        if len(pinned) > self.max_models_per_replica or (
-            len(pinned) == self.max_models_per_replica and len(pinned) < len(self.models)
-        ):
-            raise ValueError(
-                f"{len(pinned)} pinned models ({', '.join(pinned)}) leave no room among "
-                f"max_models_per_replica={self.max_models_per_replica} for the others"
-            )
+    def _every_model_has_one_pool(self) -> Self:
+        ids = [entry.id for entry in self.models]
+        of: dict[str, str] = {}
+        for name, pool in self.pools.items():
+            for model in pool.models:
+                if model not in ids:
+                    raise ValueError(f"pool {name!r} has the model {model!r}, which is not among models")
+                if model in of:
+                    raise ValueError(f"model {model!r} is in the pools {of[model]!r} and {name!r}")
+                of[model] = name
+        if self.pools and (left := [model for model in ids if model not in of]):
+            raise ValueError(f"{', '.join(left)}: in no pool")
         return self
+
+    @model_validator(mode="after")
+    def _pinned_models_fit(self) -> Self:
+        for pool in self.all_pools().values():
+            room = pool.max_models_per_replica or self.max_models_per_replica
+            pinned = [entry.id for entry in self.models if entry.pinned and entry.id in pool.models]
+            if len(pinned) > room or (len(pinned) == room and len(pinned) < len(pool.models)):
+                raise ValueError(
+                    f"{len(pinned)} pinned models ({', '.join(pinned)}) leave no room among "
+                    f"max_models_per_replica={room} for the others"
+                )
+        return self
+
+    def all_pools(self) -> dict[str, Pool]:
+        """The pools by name; the one of all models, where none are configured, is called "all"."""
+        return self.pools or {"all": Pool(models=[entry.id for entry in self.models])}
+
+    def of_pool(self, pool: Pool) -> Self:
+        """These arguments as the replicas of a pool see them: with its models alone."""
+        return self.model_copy(
+            update={
+                "models": [entry for entry in self.models if entry.id in pool.models],
+                "max_models_per_replica": pool.max_models_per_replica or self.max_models_per_replica,
+                "pools": {},
+            }
+        )
 
     def by_name(self) -> dict[str, ModelEntry]:
         """Every id and alias with its entry."""
@@ -135,8 +179,8 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
 def _known_keys(path: tuple[int | str, ...]) -> list[str]:
     """The keys allowed at a place of the configuration."""
     model: Any = AppArgs
-    for part in path:
-        if isinstance(part, int):
+    for before, part in zip((None, *path), path, strict=False):
+        if isinstance(part, int) or before == "pools":
             continue
         model = _type_of(model, part)
     return list(_fields(model))
@@ -147,7 +191,7 @@ def _fields(model: Any) -> dict[str, Any]:
 
 
 def _type_of(model: Any, key: str) -> Any:
-    nested = {"models": ModelEntry}
+    nested = {"models": ModelEntry, "pools": Pool}
     if key in nested:
         return nested[key]
     return getattr(_fields(model).get(key), "annotation", None)

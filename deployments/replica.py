@@ -8,19 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 
 from deployments.config import AppArgs
 from deployments.messages import Event, GenerateCall, Prompt
 
 if TYPE_CHECKING:
-    from deployments.client import Rendered
+    from deployments.client import Embeddings, Rendered
 
 _RAY_WRAPPER = "__serve_multiplex_wrapper"
+_REPORT_EVERY_S = 2.0
 
 
 @serve.deployment(
@@ -35,17 +38,24 @@ class ModelReplica:
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         from deployments.host import ModelHost
+        from deployments.metrics import ReplicaMetrics
 
         _log_like_serve()
         _share_cores()
         self._host = ModelHost(args, on_gone=self._withdraw)
-        self._preload = asyncio.create_task(self._load_pinned(args))
+        self._metrics = ReplicaMetrics()
+        self._tasks = [asyncio.create_task(self._preload(args)), asyncio.create_task(self._report())]
 
-    async def _load_pinned(self, args: AppArgs) -> None:
+    async def _preload(self, args: AppArgs) -> None:
         for entry in args.models:
-            if entry.pinned:
+            if entry.pinned or entry.preload:
                 await self._advertise(entry.id)
         await self._host.preload()
+
+    async def _report(self) -> None:
+        while True:
+            self._metrics.report(self._host.snapshot())
+            await asyncio.sleep(_REPORT_EVERY_S)
 
     @serve.multiplexed(max_num_models_per_replica=-1)  # type: ignore[untyped-decorator]
     async def _advertise(self, model_id: str) -> str:
@@ -60,14 +70,16 @@ class ModelReplica:
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
         """The events of a call as they come."""
         await self._advertise(call.model)
-        async with contextlib.aclosing(self._host.generate(call)) as events:
-            async for event in events:
+        async with (
+            contextlib.aclosing(self._host.generate(call)) as events,
+            contextlib.aclosing(self._metrics.observed(call.model, events)) as observed,
+        ):
+            async for event in observed:
                 yield event
 
     async def answer(self, call: GenerateCall) -> list[Event]:
         """The events of a call, all at once."""
-        await self._advertise(call.model)
-        async with contextlib.aclosing(self._host.generate(call)) as events:
+        async with contextlib.aclosing(self.generate(call)) as events:
             return [event async for event in events]
 
     async def render(self, model: str, prompt: Prompt) -> Rendered:
@@ -80,17 +92,49 @@ class ModelReplica:
         await self._advertise(model)
         return await self._host.detokenize(model, token_ids)
 
+    async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
+        """A vector for each prompt."""
+        await self._advertise(model)
+        return await self._host.embed(model, prompts)
+
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """What a client needs to know of the tokenizer."""
         await self._advertise(model)
         return await self._host.tokenizer_info(model)
+
+    async def load(self, model: str) -> None:
+        """Load a model now."""
+        await self._advertise(model)
+        await self._host.load(model)
+
+    async def unload(self, model: str) -> bool:
+        """Unload a model once nobody uses it; False if it is not loaded."""
+        return await self._host.unload(model)
+
+    async def drain(self, on: bool) -> None:
+        """Refuse new calls and end those that run; or take calls again."""
+        await self._host.drain(on)
+
+    async def status(self) -> dict[str, Any]:
+        """What this replica is, holds and does, as JSON values."""
+        context = serve.get_replica_context()
+        return {
+            "replica": context.replica_id.unique_id,
+            "deployment": context.deployment,
+            "node": ray.get_runtime_context().get_node_id()[:8],
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            **self._host.snapshot(),
+        }
 
     async def check_health(self) -> None:
         """Raise if an engine has died, so that Serve replaces this replica."""
         self._host.check()
 
     async def __del__(self) -> None:
-        await self._host.close()
+        for task in getattr(self, "_tasks", ()):
+            task.cancel()
+        if hasattr(self, "_host"):
+            await self._host.close()
 
 
 def _log_like_serve() -> None:
@@ -102,9 +146,11 @@ def _log_like_serve() -> None:
 
 
 def _share_cores() -> None:
-    """Give torch the cores of this replica: its num_cpus, or all cores where the replica is alone on the machine."""
+    """Give torch this replica's part of the machine's cores: what it reserved, or an equal share if that is more."""
     import torch
 
-    cores = os.cpu_count() or 1
-    replicas = getattr(serve.get_replica_context(), "world_size", 1) or 1
-    torch.set_num_threads(max(1, cores // replicas))
+    nodes = max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
+    replicas = max(1, serve.get_replica_context().world_size or 1)
+    share = (os.cpu_count() or 1) // math.ceil(replicas / nodes)
+    reserved = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
+    torch.set_num_threads(max(1, share, min(reserved, os.cpu_count() or 1)))

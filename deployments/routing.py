@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable
+from collections import Counter
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 logger = logging.getLogger("ray.serve")
 
-PLAN_LIFETIME_S = 5.0
+PLAN_LIFETIME_S = 10.0
+LOST_AFTER_S = 5.0
 
 
 class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
@@ -23,8 +24,11 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
 
     1. A replica that has the model, or was just sent a request for it, and is not full. With several, the
        conversation's own (rendezvous hash of the session id), unless it is much busier than the idlest.
-    2. Where none has it, or all that have it are full: the model's home among those with room for another model,
-       else among all (rendezvous hash of the model id), so that a burst loads it once.
+    2. Where all that have it are full: the model's next home among replicas that could hold it at once, because they
+       have a free place or nothing to do. Where there are none, the least busy of those that have it: a model that is
+       in use elsewhere is never driven out by another's queue.
+    3. Where none has it: its home (rendezvous hash of the model id) among those with a free place, else among the
+       idle, else among all, so that a burst loads it once.
 
     Rendezvous hashing (Thaler & Ravishankar, 1998) lets several ingress replicas agree without talking.
 
@@ -39,6 +43,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._max_models = max_models
         self._slack = slack
         self._planned: dict[str, dict[ReplicaID, float]] = {}
+        self._sent: Counter[ReplicaID] = Counter()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -48,35 +53,58 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         pending_request.routing_context.should_backoff = True
         try:
             metadata = pending_request.metadata
-            if not metadata.multiplexed_model_id:
+            waited = time.time() - pending_request.created_at
+            if not metadata.multiplexed_model_id or waited > LOST_AFTER_S:
                 return [candidate_replicas]
-            return self._rank(candidate_replicas, metadata.multiplexed_model_id, metadata.session_id or "")
+            return [self.choose(candidate_replicas, metadata.multiplexed_model_id, metadata.session_id or "")]
         except Exception:
             logger.exception("routing by model failed; any replica will do")
             return [candidate_replicas]
 
-    def _rank(self, replicas: list[RunningReplica], model: str, session: str) -> list[list[RunningReplica]]:
+    def choose(self, replicas: list[RunningReplica], model: str, session: str) -> list[RunningReplica]:
+        """The replicas that may get a request; the least busy of them will."""
         warm = [r for r in replicas if self._has(r, model)]
-        open_warm = [r for r in warm if self._queue(r) < self._spill_at]
+        open_warm = [r for r in warm if self._load(r) < self._spill_at]
         if open_warm:
-            chosen = self._by_session(open_warm, session)
-        else:
-            cold = [r for r in replicas if r not in warm]
-            chosen = [self._home(cold, model)] if cold else warm
-            if cold:
-                self._planned.setdefault(model, {})[chosen[0].replica_id] = time.monotonic()
-        return [chosen, warm, replicas]
+            return self._by_session(open_warm, session)
+        cold = [r for r in replicas if r not in warm]
+        ready = [r for r in cold if self._models_on(r) < self._max_models] or [r for r in cold if not self._load(r)]
+        if warm and not ready:
+            return warm
+        home = max(ready or cold, key=lambda r: _weight(model, r))
+        self._planned.setdefault(model, {})[home.replica_id] = time.monotonic()
+        return [home]
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
+        # Kept by the base class for mixins that this router does without; nobody else would ever empty it.
+        self._pending_requests_by_model_id.pop(pending_request.metadata.multiplexed_model_id, None)
+
+    def on_send_request(self, replica_id: ReplicaID) -> None:
+        super().on_send_request(replica_id)
+        self._sent[replica_id] += 1
+
+    def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
+        super().on_new_queue_len_info(replica_id, num_ongoing_requests)
+        self._sent[replica_id] = min(self._sent[replica_id], num_ongoing_requests)
+
+    def decrement_queue_len_cache(self, replica_id: ReplicaID) -> None:
+        super().decrement_queue_len_cache(replica_id)
+        self._sent[replica_id] = max(0, self._sent[replica_id] - 1)
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        super().update_replicas(replicas)
+        alive = {replica.replica_id for replica in replicas}
+        tables: list[dict[ReplicaID, Any]] = [self._sent, *self._planned.values()]
+        for known in tables:
+            for replica_id in [r for r in known if r not in alive]:
+                del known[replica_id]
 
     def _by_session(self, warm: list[RunningReplica], session: str) -> list[RunningReplica]:
         if not session or len(warm) == 1:
             return warm
         own = max(warm, key=lambda r: _weight(session, r))
-        idlest = min(self._queue(r) for r in warm)
-        return [own] if self._queue(own) <= idlest + self._slack else warm
-
-    def _home(self, cold: list[RunningReplica], model: str) -> RunningReplica:
-        roomy = [r for r in cold if self._models_on(r) < self._max_models]
-        return max(roomy or cold, key=lambda r: _weight(model, r))
+        idlest = min(self._load(r) for r in warm)
+        return [own] if self._load(own) <= idlest + self._slack else warm
 
     def _has(self, replica: RunningReplica, model: str) -> bool:
         return model in replica.multiplexed_model_ids or replica.replica_id in self._plans(model)
@@ -85,7 +113,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         planned = {model for model in list(self._planned) if replica.replica_id in self._plans(model)}
         return len(planned | set(replica.multiplexed_model_ids))
 
-    def _plans(self, model: str) -> Iterable[ReplicaID]:
+    def _plans(self, model: str) -> dict[ReplicaID, float]:
         """Replicas that were sent a first request for the model too lately to have said that they load it."""
         plans = self._planned.get(model, {})
         oldest = time.monotonic() - PLAN_LIFETIME_S
@@ -95,8 +123,13 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
             self._planned.pop(model, None)
         return plans
 
-    def _queue(self, replica: RunningReplica) -> int:
-        return self.replica_queue_len_cache.get(replica.replica_id) or 0
+    def _load(self, replica: RunningReplica) -> int:
+        """Unfinished requests: what the replica last said, but at least what was sent from here.
+
+        What a replica says is forgotten after some seconds without a request, however long its streams run.
+        """
+        known = self.replica_queue_len_cache.get(replica.replica_id) or 0
+        return max(known, self._sent[replica.replica_id])
 
 
 def _weight(key: str, replica: Any) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deployments import errors
-from deployments.config import AppArgs, ModelEntry
+from deployments.config import AppArgs, ModelEntry, Pool
 from deployments.engine.options import EngineOptions
 from deployments.messages import ModelOptions
 from deployments.openai.app import ROUTES
@@ -31,6 +31,7 @@ def table_keys(page: str) -> set[str]:
     [
         set(AppArgs.model_fields),
         set(ModelEntry.model_fields),
+        set(Pool.model_fields),
         {field.name for field in fields(EngineOptions)},
         {field.name for field in fields(ModelOptions)},
         set(ApiOptions.model_fields),
@@ -41,7 +42,7 @@ def test_every_key_of_the_configuration(keys: set[str]) -> None:
 
 
 def test_no_key_that_does_not_exist() -> None:
-    known = {*AppArgs.model_fields, *ModelEntry.model_fields, *ApiOptions.model_fields}
+    known = {*AppArgs.model_fields, *ModelEntry.model_fields, *Pool.model_fields, *ApiOptions.model_fields}
     known |= {field.name for schema in (EngineOptions, ModelOptions) for field in fields(schema)}
     assert table_keys("configuration.md") - known == set()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 from fastapi import Response
 from typing_extensions import TypedDict
@@ -26,6 +26,7 @@ class ModelObject(TypedDict):
 
 class Health(TypedDict):
     status: Literal["ok"]
+    replicas: NotRequired[list[str]]
 
 
 class ModelList(TypedDict):
@@ -50,8 +51,11 @@ async def retrieve_model(exchange: Exchange) -> Response:
 
 
 async def health(exchange: Exchange) -> Response:
-    """The server accepts requests."""
-    return json_response({"status": "ok"})
+    """The server accepts requests; with `?verbose`, a line for every replica."""
+    if "verbose" not in exchange.request.query_params:
+        return json_response({"status": "ok"})
+    replicas = await exchange.client.status()
+    return json_response({"status": "ok", "replicas": [_line(replica) for replica in replicas]})
 
 
 def json_response(value: object) -> Response:
@@ -63,3 +67,17 @@ def _model_object(name: str, card: ModelCard) -> ModelObject:
     if card.max_model_len is not None:
         shape["max_model_len"] = card.max_model_len
     return shape
+
+
+def _line(replica: dict[str, Any]) -> str:
+    """A replica's status as one line."""
+    models = [
+        f"{model['id']} ({model['kind']}: {model['rows']} running, {model['waiting']} waiting)"
+        for model in replica["models"]
+    ]
+    models += [f"{model} (loading)" for model in replica["loading"]]
+    return (
+        f"{replica.get('replica', 'local')} on {replica['device']}, pid {replica['pid']}"
+        f"{', draining' if replica['draining'] else ''}: {', '.join(models) or 'no model'}; "
+        f"{replica['waiting']} waiting for a model, {replica['loads']} loads, {replica['evictions']} evictions"
+    )

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from deployments.openai.admin import (
+    AdminAnswer,
+    DrainBody,
+    ModelBody,
+    ReplicaList,
+    drain,
+    list_replicas,
+    load_model,
+    unload_model,
+)
 from deployments.openai.chat import create_chat_completion
 from deployments.openai.chat_schema import ChatBody, ChatCompletion, ChatCompletionChunk
 from deployments.openai.completions import create_completion
 from deployments.openai.completions_schema import CompletionBody, TextCompletion
+from deployments.openai.embeddings import EmbeddingList, EmbeddingsBody, create_embeddings
 from deployments.openai.models import Health, ModelList, ModelObject, health, list_models, retrieve_model
 from deployments.openai.responses import create_response
 from deployments.openai.responses_schema import ResponseObject, ResponsesBody
@@ -62,6 +73,15 @@ ROUTES = (
     ),
     Route(
         method="POST",
+        path="/embeddings",
+        handler=create_embeddings,
+        tag="embeddings",
+        body=EmbeddingsBody,
+        answer=EmbeddingList,
+        example={"input": "What is 27 + 15?"},
+    ),
+    Route(
+        method="POST",
         path="/chat/completions/render",
         handler=render_chat,
         tag="tokens",
@@ -104,7 +124,29 @@ ROUTES = (
         answer=dict[str, Any],
         query=("model",),
     ),
-    Route(method="GET", path="/health", handler=health, tag="models", answer=Health, scoped=False),
+    Route(method="GET", path="/health", handler=health, tag="models", answer=Health, query=("verbose",), scoped=False),
+    Route(method="GET", path="/admin/replicas", handler=list_replicas, tag="admin", answer=ReplicaList, scoped=False),
+    Route(
+        method="POST",
+        path="/admin/load",
+        handler=load_model,
+        tag="admin",
+        body=ModelBody,
+        answer=AdminAnswer,
+        scoped=False,
+    ),
+    Route(
+        method="POST",
+        path="/admin/unload",
+        handler=unload_model,
+        tag="admin",
+        body=ModelBody,
+        answer=AdminAnswer,
+        scoped=False,
+    ),
+    Route(
+        method="POST", path="/admin/drain", handler=drain, tag="admin", body=DrainBody, answer=AdminAnswer, scoped=False
+    ),
     Route(method="GET", path="/models", handler=list_models, tag="models", answer=ModelList),
     # Last: its path takes everything below /models.
     Route(

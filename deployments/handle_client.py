@@ -1,0 +1,245 @@
+"""A `ModelClient` over the Ray Serve handles of the model replicas: what the ingress calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, TypeAlias, cast
+
+import ray
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.client import Embeddings, Rendered
+from deployments.config import AppArgs, unknown_model
+from deployments.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
+from deployments.messages import Accepted, Event, Failed, GenerateCall, ModelCard, Prompt
+
+logger = logging.getLogger("ray.serve")
+
+Handle: TypeAlias = DeploymentHandle[Any]
+
+STATUS_LIMIT_S = 5.0
+UNLOAD_LIMIT_S = 600.0
+
+
+class Gate:
+    """Counts the calls under way and refuses those above a cap.
+
+    Args:
+        cap: calls at once; None never refuses.
+    """
+
+    def __init__(self, cap: int | None) -> None:
+        self._cap = cap
+        self._under_way = 0
+        self._ends: deque[float] = deque(maxlen=64)
+
+    def enter(self) -> None:
+        """Take a place.
+
+        Raises:
+            Overloaded: there is none; it says when one may be free.
+        """
+        if self._cap is not None and self._under_way >= self._cap:
+            raise Overloaded(
+                f"The server works on {self._under_way} requests, as many as it may (max_concurrent_requests).",
+                retry_after=self._retry_after(),
+            )
+        self._under_way += 1
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._under_way -= 1
+        self._ends.append(time.monotonic())
+
+    def _retry_after(self) -> int:
+        """Seconds in which as many calls end as wait in a full house: a queue's length over its pace (Little's law)."""
+        if len(self._ends) < 2:
+            return 1
+        pace = (len(self._ends) - 1) / max(self._ends[-1] - self._ends[0], 1e-3)
+        return max(1, min(60, round(self._under_way / pace)))
+
+
+class HandleClient:
+    """A `ModelClient` over handles.
+
+    Args:
+        args: the application's configuration.
+        pools: a handle of each deployment of model replicas, by the pool's name.
+    """
+
+    def __init__(self, args: AppArgs, pools: Mapping[str, Handle]) -> None:
+        self._args = args
+        self._entries = args.by_name()
+        self._pools = {name: handle.options(_by_reference=False) for name, handle in pools.items()}
+        self._pool_of = {model: name for name, pool in args.all_pools().items() for model in pool.models}
+        self._limits = {entry.id: entry.engine.max_model_len for entry in args.models}
+        self._gate = Gate(args.max_concurrent_requests)
+
+    def models(self) -> Sequence[ModelCard]:
+        """Every configured model; its limits once a request for it was accepted."""
+        return [replace(entry.card, max_model_len=self._limits[entry.id]) for entry in self._args.models]
+
+    def resolve(self, name: str) -> ModelCard:
+        """The model with this id or alias.
+
+        Raises:
+            ModelNotFound: there is none.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise unknown_model(name, self._args)
+        return replace(entry.card, max_model_len=self._limits[entry.id])
+
+    async def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+        """The events of a call; a failure is the last of them. Closing the generator stops the computation.
+
+        A call whose replica dies or drains before it has given anything but `Accepted` is sent once more.
+        """
+        try:
+            self._gate.enter()
+        except Overloaded as error:
+            yield Failed(error)
+            return
+        try:
+            async with aclosing(self._with_retry(call)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._gate.leave()
+
+    async def _with_retry(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+        accepted = given = retried = False
+        while True:
+            failure: TroupeError
+            try:
+                async with aclosing(self._events(call)) as events:
+                    async for event in events:
+                        if isinstance(event, Failed):
+                            raise event.error
+                        if isinstance(event, Accepted):
+                            self._limits[call.model] = event.max_model_len
+                            if accepted:
+                                continue
+                            accepted = True
+                        else:
+                            given = True
+                        yield event
+                return
+            except Exception as error:
+                failure = as_troupe_error(error)
+            if given or retried or not isinstance(failure, Unavailable):
+                yield Failed(failure)
+                return
+            retried = True
+            logger.warning("request %s: %s Sent once more.", call.request_id, failure)
+
+    async def render(self, model: str, prompt: Prompt) -> Rendered:
+        """A prompt's text after the chat template, and its token ids."""
+        return cast(Rendered, await self._ask("render", model, prompt))
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return cast(str, await self._ask("detokenize", model, token_ids))
+
+    async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
+        """A vector for each prompt."""
+        return cast(Embeddings, await self._ask("embed", model, prompts))
+
+    async def tokenizer_info(self, model: str) -> dict[str, Any]:
+        """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
+        return cast(dict[str, Any], await self._ask("tokenizer_info", model))
+
+    async def status(self) -> list[dict[str, Any]]:
+        """One entry for every replica that answers within `STATUS_LIMIT_S` seconds."""
+        return await self._tell_all("status", self._pools, limit=STATUS_LIMIT_S)
+
+    async def load(self, model: str) -> None:
+        """Load a model on the replica that a request for it would go to."""
+        await self._ask("load", model)
+
+    async def unload(self, model: str) -> bool:
+        """Unload a model wherever it is loaded, once nobody uses it; False if it was loaded nowhere."""
+        card = self.resolve(model)
+        pool = self._pool_of[card.id]
+        return any(await self._tell_all("unload", [pool], card.id, limit=UNLOAD_LIMIT_S))
+
+    async def drain(self, on: bool = True) -> None:
+        """Refuse new calls everywhere and end those that run; or take calls again."""
+        await self._tell_all("drain", self._pools, on, limit=STATUS_LIMIT_S)
+
+    async def _events(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+        handle = self._pools[self._pool_of[call.model]].options(
+            multiplexed_model_id=call.model, session_id=call.affinity or ""
+        )
+        if not call.stream:
+            answer = handle.options(method_name="answer").remote(call)
+            try:
+                events = await answer
+            except asyncio.CancelledError:
+                answer.cancel()
+                raise
+            for event in events:
+                yield event
+            return
+        stream = handle.options(method_name="generate", stream=True).remote(call)
+        try:
+            async for event in stream:
+                yield event
+        finally:
+            stream.cancel()
+
+    async def _ask(self, method: str, model: str, *arguments: Any) -> Any:
+        """The answer of a replica that has the model, asked once more when the first is lost."""
+        key = self.resolve(model).id
+        handle = self._pools[self._pool_of[key]].options(method_name=method, multiplexed_model_id=key)
+        for attempt in (1, 2):
+            answer = handle.remote(key, *arguments)
+            try:
+                return await answer
+            except asyncio.CancelledError:
+                answer.cancel()
+                raise
+            except Exception as error:
+                failure = as_troupe_error(error)
+                if attempt == 2 or not isinstance(failure, Unavailable):
+                    raise failure from None
+        raise AssertionError("unreachable")
+
+    async def _tell_all(self, method: str, pools: Iterable[str], *arguments: Any, limit: float) -> list[Any]:
+        """The answers of all replicas of some pools; replicas that fail to answer are logged and left out."""
+        asked = [self._pools[name].broadcast(method, *arguments) for name in pools]
+        try:
+            answers = await asyncio.gather(
+                *(each.results_async(timeout_s=limit, return_exceptions=True) for each in asked)
+            )
+        except TimeoutError:
+            raise Unavailable(f"A replica has not answered for {limit:g} s.", retry_after=5) from None
+        found = []
+        for answer in (answer for group in answers for answer in group):
+            if isinstance(answer, BaseException):
+                logger.warning("a replica did not answer to %s: %s", method, last_line(answer))
+            else:
+                found.append(answer)
+        return found
+
+
+def as_troupe_error(error: Exception) -> TroupeError:
+    """What a client is told of a failure on the way to a replica or in it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(error, TroupeError):
+        return error
+    if isinstance(cause, TroupeError):
+        return cause
+    if isinstance(error, BackPressureError):
+        return Overloaded("The request queue is full. Try again soon.", retry_after=5)
+    if isinstance(error, ray.exceptions.RayActorError | DeploymentUnavailableError):
+        return Unavailable("The model's replica was lost. Try again.", retry_after=2)
+    logger.exception("unexpected failure of a replica call", exc_info=error)
+    return ModelError(f"The model's replica failed: {last_line(error)}")
