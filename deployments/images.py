@@ -93,8 +93,8 @@ def _data(source: ImageSource) -> bytes:
     scheme, _, rest = source.url.partition(":")
     if scheme.lower() != "data":
         raise UnsupportedParameter(
-            f"Invalid '{source.param}': this server fetches no images; send a data: URI with the image in it "
-            f"(got {source.url[:60]!r}).",
+            f"Invalid '{source.param}': this server fetches no images (media_urls is off); send a data: URI with "
+            f"the image in it (got {source.url[:60]!r}).",
             param=source.param,
         )
     head, comma, payload = rest.partition(",")

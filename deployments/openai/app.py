@@ -18,6 +18,7 @@ from deployments.openai.docs import openapi
 from deployments.openai.errors import error_response, internal_error
 from deployments.openai.exchange import IGNORED_HEADER, SAMPLING_HEADER, endpoint
 from deployments.openai.keys import ApiKeys
+from deployments.openai.legacy import add_legacy_routes
 from deployments.openai.options import ApiOptions
 from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.reasoning import MARKERS
@@ -51,6 +52,7 @@ def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI
     api = Api(client, options, None if options.record_dir is None else Recorder(options.record_dir))
     for route in ROUTES:
         _add(app, route, api)
+    add_legacy_routes(app, api, ROUTES)
     return app
 
 
