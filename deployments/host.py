@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from deployments.client import Rendered
+from deployments.client import Embeddings, Rendered
 from deployments.config import AppArgs, ModelEntry, unknown_model
 from deployments.engine.protocol import EngineRequest
 from deployments.errors import (
@@ -196,6 +196,11 @@ class ModelHost:
         """The text of token ids, special tokens included."""
         async with self.leases.lease(self.resolve(model).id) as loaded:
             return await loaded.decode(token_ids)
+
+    async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
+        """A vector for each prompt."""
+        async with self.leases.lease(self.resolve(model).id) as loaded:
+            return await loaded.embed(prompts)
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""

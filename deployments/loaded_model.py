@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from deployments.client import Embeddings
 from deployments.config import ModelEntry
+from deployments.embedding import embed
 from deployments.engine.choice import build_engine
 from deployments.engine.protocol import Engine
 from deployments.errors import ModelError
@@ -38,6 +40,7 @@ class LoadedModel:
         self.hooks = Hooks(info)
         self.engine: Engine = build_engine(info, entry.engine)
         self._codec = Worker(f"codec-{entry.id}")
+        self._embedder = Worker(f"embed-{entry.id}")
 
     async def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Render and encode prompts off the event loop."""
@@ -47,16 +50,32 @@ class LoadedModel:
         """The text of token ids, special tokens included."""
         return await self._off_loop(lambda: self.hooks.decode(token_ids, skip_special_tokens=False))
 
+    async def embed(self, prompts: Sequence[Prompt]) -> Embeddings:
+        """A vector for each prompt; computed beside the engine, in a thread of its own."""
+        encoded = await self.encode(prompts)
+        pooling, limit = self.entry.api.pooling, self.engine.max_model_len
+        vectors = await self._run(
+            self._embedder, lambda: embed(self.info, encoded, pooling=pooling, limit=limit).numpy().astype("<f4")
+        )
+        return Embeddings(
+            vectors=tuple(vector.tobytes() for vector in vectors),
+            prompt_tokens=sum(len(prompt.encoded.input_ids) for prompt in encoded),
+        )
+
     def close(self) -> None:
         """End the engine, run the loader's `close`, free memory. Blocks."""
         self.engine.close(CLOSE_LIMIT_S)
         self._codec.stop()
+        self._embedder.stop()
         if self.info.close is not None:
             self.info.close()
 
     async def _off_loop(self, function: Callable[[], T]) -> T:
+        return await self._run(self._codec, function)
+
+    async def _run(self, worker: Worker, function: Callable[[], T]) -> T:
         try:
-            return await self._codec.run(function, self.entry.hook_timeout_s)
+            return await worker.run(function, self.entry.hook_timeout_s)
         except TimeoutError as error:
             raise ModelError(
                 f"A hook of model {self.entry.id!r} has not returned for {self.entry.hook_timeout_s:g} s (at {error})."

@@ -18,6 +18,7 @@ from deployments.openai.chat_answer import ChatAnswer, ChatPlan
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.conversation import template_messages
 from deployments.openai.exchange import SAMPLING_HEADER, Exchange
+from deployments.openai.media import inline_media
 from deployments.openai.message import Reading
 from deployments.openai.options import ApiOptions
 from deployments.openai.parsing.families import FAMILIES, Family, family_of
@@ -44,6 +45,7 @@ async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> Chat
     """
     check_choices(body.n, exchange.options)
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    body.messages = await until_disconnect(exchange.request.receive, inline_media(body.messages, exchange.options))
     prompt = chat_prompt(body, card, exchange.options, tools)
     sampling = _sampling(body, exchange.options, tools)
     family = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import ipaddress
 import socket
@@ -98,17 +99,17 @@ def _request(url: str, place: str, options: ApiOptions, deadline: float) -> byte
     try:
         path = (target.path or "/") + (f"?{target.query}" if target.query else "")
         connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "troupe"})
-        response = connection.getresponse()
-        location = response.headers.get("location")
-        if response.status in _REDIRECTS and location:
-            return str(location)
-        if response.status != 200:
-            _refuse(place, f"{url[:200]} answers with status {response.status}")
-        kind = response.headers.get_content_type()
-        if not kind.startswith("image/"):
-            _refuse(place, f"{url[:200]} is of type {kind[:100]}, not an image")
-        body = _read(response, place, options, deadline)
-        return b"data:" + kind.encode("ascii") + b";base64," + base64.b64encode(body)
+        with contextlib.closing(connection.getresponse()) as response:
+            location = response.headers.get("location")
+            if response.status in _REDIRECTS and location:
+                return str(location)
+            if response.status != 200:
+                _refuse(place, f"{url[:200]} answers with status {response.status}")
+            kind = response.headers.get_content_type()
+            if not kind.startswith("image/"):
+                _refuse(place, f"{url[:200]} is of type {kind[:100]}, not an image")
+            body = _read(response, place, options, deadline)
+            return b"data:" + kind.encode("ascii") + b";base64," + base64.b64encode(body)
     finally:
         connection.close()
 

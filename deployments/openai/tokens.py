@@ -17,6 +17,7 @@ from deployments.openai.completions import completion_prompt
 from deployments.openai.completions_schema import CompletionBody
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import RequestBody, TokenId, parse_fields
+from deployments.openai.media import inline_media
 from deployments.openai.tools import read_tools
 
 
@@ -104,6 +105,7 @@ async def render_chat(exchange: Exchange) -> Response:
     """The exact prompt a chat completion with this body would give."""
     body, card = await exchange.read(ChatBody)
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    body.messages = await inline_media(body.messages, exchange.options)
     prompt = chat_prompt(body, card, exchange.options, tools)
 
     async def answer() -> bytes:

@@ -49,6 +49,10 @@ def decode(token_ids: torch.Tensor) -> str:
     return "".join(chr(token_id) for token_id in token_ids.tolist() if token_id != EOS)
 
 
+def embed(texts: list[str]) -> torch.Tensor:
+    return torch.tensor([[float(len(text)), 1.0] for text in texts])
+
+
 class ScriptedEngine:
     """Speaks from scripts in threads, one per request.
 
@@ -154,4 +158,5 @@ def _candidate(token_id: int, logprob: float) -> Candidate:
 
 
 def load_model() -> dict[str, Any]:
-    return {"engine": ScriptedEngine, "apply_chat_template": render, "encode": encode, "decode": decode}
+    hooks = {"apply_chat_template": render, "encode": encode, "decode": decode, "embed": embed}
+    return {"engine": ScriptedEngine, **hooks}
