@@ -52,6 +52,11 @@ class decoding:
         return known[1]
 
 
+def is_decoding() -> bool:
+    """Whether this thread is inside a decode step."""
+    return getattr(_local, "step", None) is not None
+
+
 _local = threading.local()
 _registered = AttentionInterface()
 
@@ -78,7 +83,7 @@ def _attention(
         [rows, tokens, heads, dim], and no weights.
     """
     step: decoding | None = None if torch.compiler.is_compiling() else getattr(_local, "step", None)
-    if step is None or dropout or not _is_decode(query, key, kwargs):
+    if step is None or dropout or not _is_decode(query, key, kwargs) or not (step.apart or query.device.type == "cpu"):
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
@@ -100,7 +105,6 @@ def _attention(
 def _is_decode(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> bool:
     return (
         query.shape[2] == 1
-        and query.device.type == "cpu"
         and query.shape[0] == key.shape[0]
         and query.shape[1] % key.shape[1] == 0
         and not any(kwargs.get(name) is not None for name in _UNKNOWN if kwargs)

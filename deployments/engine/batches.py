@@ -23,12 +23,17 @@ class Limits:
         split_bytes: bytes that a batch may read in vain in a step before a batch of their own is worth another read
             of the weights.
         mixes_lengths: rows of different lengths may share a batch.
+        joins: rows may share a batch at all.
+        border: deterministic mode: prefixes are reused at multiples of so many tokens, as far as they were computed as
+            a prompt, and sampling is row by row. None elsewhere.
     """
 
     max_rows: int
     budget: int
     split_bytes: int
     mixes_lengths: bool = True
+    joins: bool = True
+    border: int | None = None
 
 
 class Batches:
@@ -77,23 +82,17 @@ class Batches:
     def clear(self) -> None:
         self._batches.clear()
 
-    def regroup(self, budget: int) -> None:
-        """Join batches where that saves reading more than it pads, within a budget of bytes."""
-        while (pair := self._joinable(budget)) is not None:
-            into, other = sorted(pair, key=lambda batch: -len(batch.rows))
-            into.absorb(other)
-            self.remove(other)
-
-    def _joinable(self, budget: int) -> tuple[Batch, Batch] | None:
+    def joinable(self, budget: int) -> tuple[Batch, Batch] | None:
+        """Two batches, the larger one first, that save reading if they join and fit into a budget of bytes."""
         for i, batch in enumerate(self._batches):
             for other in self._batches[:i]:
                 if self._worth_joining(batch, other) and self._fits(batch, other, budget):
-                    return other, batch
+                    return (other, batch) if len(other.rows) >= len(batch.rows) else (batch, other)
         return None
 
     def _worth_joining(self, a: Batch, b: Batch) -> bool:
         rows = [*a.rows, *b.rows]
-        if any(row.alone for row in rows) or len({len(row.offset) for row in rows}) > 1:
+        if not self.limits.joins or any(row.alone for row in rows) or len({len(row.offset) for row in rows}) > 1:
             return False
         if not self.limits.mixes_lengths and len({*a.cache.lengths, *b.cache.lengths}) > 1:
             return False

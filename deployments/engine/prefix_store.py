@@ -20,6 +20,7 @@ class Prefix:
         ids: the tokens in the cache, which has one row.
         logits: [vocab], of the token that follows; None where they were not kept.
         salt: digest of what the prompt has beside its tokens.
+        prefilled: of the tokens, how many were computed as a prompt is.
     """
 
     ids: list[int]
@@ -27,18 +28,25 @@ class Prefix:
     offset: Offset
     salt: str = ""
     logits: Tensor | None = None
+    prefilled: int = 0
 
     @property
     def nbytes(self) -> int:
         return self.cache.nbytes + (0 if self.logits is None else self.logits.nbytes)
 
-    def usable(self, ids: Sequence[int], salt: str) -> int:
-        """How many of a prompt's first tokens need not be computed; all of them only where `logits` are kept."""
+    def usable(self, ids: Sequence[int], salt: str, border: int | None = None) -> int:
+        """How many of a prompt's first tokens need not be computed; all of them only where `logits` are kept.
+
+        Args:
+            border: only multiples of so many tokens count, computed as a prompt is, or the whole prompt.
+        """
         if salt != self.salt or ids[:1] != self.ids[:1]:
             return 0
         common = common_prefix(self.ids, ids)
         if common == len(ids) and not (common == len(self.ids) and self.logits is not None):
             common -= 1
+        if border is not None and not common == len(ids) == self.prefilled:
+            common = min(common, self.prefilled) // border * border
         return common if common > 0 and self.cache.holds(0, len(self.ids) - common) else 0
 
 
@@ -57,11 +65,11 @@ class PrefixStore:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, ids: Sequence[int], salt: str) -> tuple[Prefix | None, int]:
-        """The entry that saves most of a prompt, and how many tokens it saves."""
+    def find(self, ids: Sequence[int], salt: str, border: int | None = None) -> tuple[Prefix | None, int]:
+        """The entry that saves most of a prompt, and how many tokens it saves; see `Prefix.usable`."""
         best, saved = None, 0
         for entry in self._entries:
-            usable = entry.usable(ids, salt)
+            usable = entry.usable(ids, salt, border)
             if usable > saved:
                 best, saved = entry, usable
         if best is not None:
@@ -98,5 +106,6 @@ def _serves(longer: Prefix, entry: Prefix) -> bool:
     return (
         longer.salt == entry.salt
         and longer.ids[: len(entry.ids)] == entry.ids
+        and longer.prefilled >= entry.prefilled
         and longer.cache.holds(0, len(longer.ids) - len(entry.ids))
     )

@@ -14,6 +14,7 @@ import torch
 from deployments.engine.admission import ALL_PARAMS, check_request, context_length
 from deployments.engine.batches import Limits
 from deployments.engine.capabilities import Capabilities
+from deployments.engine.deterministic import Deterministic
 from deployments.engine.forward import Forward
 from deployments.engine.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.memory import default_budget, weight_bytes
@@ -61,7 +62,8 @@ class RowEngine:
         self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
         self._packed = PackedLinears.of(info.model, options.pack_linears)
         self._threads = options.threads
-        self._loop = _step_loop(self._forward, self.capabilities, options)
+        self._deterministic = Deterministic(self._forward, options.max_rows) if options.deterministic else None
+        self._loop = _step_loop(self._forward, self.capabilities, options, self._deterministic)
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._live: set[str] = set()
@@ -178,6 +180,8 @@ class RowEngine:
             self._death = error
             logger.exception("The row engine's thread has died.")
             self._loop.fail_all(Unavailable(f"The engine has stopped: {error}"))
+        if self._deterministic is not None:
+            self._deterministic.undo()
         self._packed.undo()
         self._stats = self._loop.stats()
 
@@ -210,7 +214,9 @@ class RowEngine:
             torch.cuda.empty_cache()
 
 
-def _step_loop(forward: Forward, capabilities: Capabilities, options: EngineOptions) -> StepLoop:
+def _step_loop(
+    forward: Forward, capabilities: Capabilities, options: EngineOptions, deterministic: Deterministic | None
+) -> StepLoop:
     """The step loop that options and capabilities ask for."""
     given = options.memory_gib
     budget = int(given * _GIB) if given is not None else default_budget(forward.device)
@@ -221,13 +227,15 @@ def _step_loop(forward: Forward, capabilities: Capabilities, options: EngineOpti
         budget=budget,
         split_bytes=weight_bytes(forward.model),
         mixes_lengths=capabilities.mixes,
+        joins=deterministic is None or deterministic.way != "alone",
+        border=None if deterministic is None else max(1, options.prefill_chunk),
     )
     prefiller = Prefiller(
         forward,
         chunk=options.prefill_chunk,
         vocab_size=capabilities.logits_width,
         chunks=capabilities.chunks,
-        pads=capabilities.pads,
+        pads=capabilities.pads and deterministic is None,
     )
     store = PrefixStore(min(share, budget) if keeps else 0)
     return StepLoop(forward, prefiller, store, capabilities.row_bytes, limits)

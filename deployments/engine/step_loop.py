@@ -99,9 +99,9 @@ class StepLoop:
         self._admit()
         if self.prefills:
             self._advance(self._next_prefill())
+        self._regroup()
         for batch in self.batches:
             self._decode(batch)
-        self.batches.regroup(self.limits.budget - self._prefilling())
         self._calm_steps += 1
         if self.max_rows < self.limits.max_rows and self._calm_steps >= _RECOVERY_STEPS:
             self.max_rows, self._calm_steps = self.max_rows + 1, 0
@@ -185,9 +185,14 @@ class StepLoop:
     def _prefilling(self) -> int:
         return sum(self.need(row) for prefill in self.prefills for row in prefill.rows)
 
+    def _shares(self, row: Row) -> bool:
+        """Whether a row's tokens tell what its cache holds, so that it may begin with another's."""
+        whole = row.scorer is not None or self.forward.is_encoder_decoder
+        return self.store.limit > 0 and not whole and (row.media_end > 0 or not row.request.model_inputs)
+
     def _source(self, row: Row) -> Source | None:
         """The best beginning of a row's tokens among kept prefixes and running rows."""
-        if self.store.limit <= 0 or row.scorer is not None or (row.media_end == 0 and row.request.model_inputs):
+        if not self._shares(row):
             return None
         border = self.limits.border
         if border is not None and row.request.model_inputs:
@@ -220,7 +225,7 @@ class StepLoop:
 
     def _soon_served(self, row: Row, source: Source | None, chosen: Sequence[Row]) -> bool:
         """Whether a prompt under way or chosen computes most of what this row lacks, so that waiting saves work."""
-        if self.store.limit <= 0 or row.scorer is not None:
+        if not self._shares(row):
             return False
         have = 0 if source is None else source.length
         enough = have + max(_WORTH_REUSING, (len(row.ids) - have) // 2)
@@ -329,6 +334,17 @@ class StepLoop:
             row.emit(event)
         except Exception:
             logger.exception("An event of request %s could not be delivered.", row.request.request_id)
+
+    def _regroup(self) -> None:
+        """Join batches where that saves work."""
+        while (pair := self.batches.joinable(self.limits.budget - self._prefilling())) is not None:
+            into, other = pair
+            self.batches.remove(other)
+            try:
+                into.absorb(other)
+            except Exception as error:
+                self.batches.remove(into)
+                self._recover_rows([*into.rows, *other.rows], error)
 
     # Leaving.
 
