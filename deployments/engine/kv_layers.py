@@ -10,6 +10,7 @@ The classes take the place of transformers' own cache layers and answer the mode
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -142,7 +143,7 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
             for buffer in self.buffers:
                 buffer[index, :, self.start : self.end] = buffer[self.rows, :, self.start : self.end]
         if row_room(2 * max(self.rows, 1)) < self.buffers[0].shape[0]:
-            self._lay_out(row_room(max(self.rows, 1)), self._kept(self.width))
+            self._shrink(row_room(max(self.rows, 1)))
         self._show(self.start)
 
     def resize(self, width: int) -> None:
@@ -150,7 +151,7 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
             self.width = width
             self.start = self.end - self._kept(width)
             if 2 * column_room(self.end - self.start) < self.buffers[0].shape[2]:
-                self._lay_out(self.buffers[0].shape[0], self.end - self.start)
+                self._shrink(self.buffers[0].shape[0])
             self._show(self.start)
 
     def rewind(self, width: int) -> None:
@@ -186,15 +187,20 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         self.dtype, self.device = like[0].dtype, like[0].device
         self.is_initialized = True
 
+    def _shrink(self, rows: int) -> None:
+        """Move to smaller buffers, unless there is no memory even for those."""
+        with contextlib.suppress(RuntimeError):
+            self._lay_out(rows, self.end - self.start)
+
     def _lay_out(self, rows: int, columns: int, end: int | None = None) -> None:
         """Move to buffers with room for so many rows and columns; the window's last column becomes `end`."""
         window = self.end - self.start
         end = window if end is None else end
-        for i, old in enumerate(self.buffers):
-            new = old.new_zeros((rows, old.shape[1], column_room(columns), old.shape[3]))
-            new[: self.rows, :, end - window : end] = old[: self.rows, :, self.start : self.end]
-            self.buffers[i] = new
-        self.start, self.end = end - window, end
+        # Both before either is put in place: an allocation that fails must leave the layer as it was.
+        new = [old.new_zeros((rows, old.shape[1], column_room(columns), old.shape[3])) for old in self.buffers]
+        for old, larger in zip(self.buffers, new, strict=True):
+            larger[: self.rows, :, end - window : end] = old[: self.rows, :, self.start : self.end]
+        self.buffers, self.start, self.end = new, end - window, end
 
 
 class StateRows(LinearAttentionLayer):  # type: ignore[misc]
