@@ -329,7 +329,7 @@ def _speed_of(
         _add_batching(seconds, engine, model, arguments, turn, length)
     engine.close()
     if "deterministic" in against:
-        _add_deterministic(seconds, own, arguments, turn, rows)
+        _add_deterministic(seconds, model, own, arguments, turn, rows)
     step = median(steps)
     read = sum(p.nbytes for p in own.parameters()) - own.get_input_embeddings().weight.nbytes
     read += rows * (length + new // 2) * _position_bytes(own.config, own.dtype)
@@ -359,10 +359,12 @@ def _add_batching(
     seconds.setdefault("ratios", {})["cb"] = best
 
 
-def _add_deterministic(seconds: dict[str, Any], own: Any, arguments: argparse.Namespace, turn: Any, rows: int) -> None:
-    """Deterministic mode against the ordinary one."""
+def _add_deterministic(
+    seconds: dict[str, Any], model: Any, own: Any, arguments: argparse.Namespace, turn: Any, rows: int
+) -> None:
+    """Deterministic mode, which changes a model while it runs, against the ordinary one."""
     plain = Engine(own, arguments, max_rows=rows, prefix_cache=False)
-    fixed = Engine(own, arguments, max_rows=rows, prefix_cache=False, deterministic=True)
+    fixed = Engine(copy.deepcopy(model), arguments, max_rows=rows, prefix_cache=False, deterministic=True)
     turns = compare({"engine": plain.run, "deterministic": fixed.run}, turn, arguments.new, arguments.turns)
     seconds["deterministic"] = turns["deterministic"]
     seconds.setdefault("ratios", {})["deterministic"] = ratio(turns, "deterministic")
