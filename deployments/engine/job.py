@@ -10,7 +10,7 @@ from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Emit, EngineRequest
 from deployments.engine.row_sampler import RowSampler
 from deployments.engine.sampling import Sampled
-from deployments.errors import TroupeError
+from deployments.errors import ModelError, TroupeError
 from deployments.messages import Failed, FinishReason, PromptScores
 
 
@@ -33,7 +33,7 @@ class Job:
     begun: bool = False
     scored: bool = False
     _ended: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
     def active(self) -> bool:
@@ -49,7 +49,11 @@ class Job:
             if self._ended:
                 return
             self.on_token()
-            delta = self.output.push(sampled)
+            try:
+                delta = self.output.push(sampled)
+            except Exception as error:
+                self.fail(_as_error(error))
+                return
             self._ended = self.output.finished
             if delta is not None:
                 self.emit(delta)
@@ -64,9 +68,15 @@ class Job:
     def finish(self, reason: FinishReason) -> None:
         """End the text where it is."""
         with self._lock:
-            if not self._ended:
-                self._ended = True
-                self.emit(self.output.finish(reason))
+            if self._ended:
+                return
+            try:
+                delta = self.output.finish(reason)
+            except Exception as error:
+                self.fail(_as_error(error))
+                return
+            self._ended = True
+            self.emit(delta)
 
     def fail(self, error: TroupeError) -> None:
         """End with an error."""
@@ -79,3 +89,8 @@ class Job:
         """End without a word."""
         with self._lock:
             self._ended = True
+
+
+def _as_error(error: Exception) -> TroupeError:
+    """What a decode hook raised, as the request's failure."""
+    return error if isinstance(error, TroupeError) else ModelError(f"Hook decode failed: {error}")

@@ -43,7 +43,8 @@ class OneShotEngine:
 
     Args:
         info: the loaded model.
-        options: see `EngineOptions`; of them `max_rows`, `max_model_len` and `threads` count here.
+        options: see `EngineOptions`; of them `max_rows`, `max_model_len`, `deterministic` (nothing runs together),
+            `static_cache` and `threads` count here.
         hooks: the model's hooks, where they are known already.
 
     Raises:
@@ -56,7 +57,7 @@ class OneShotEngine:
         self.max_model_len = context_length(info, options)
         self._vocabulary = Vocabulary(info, hooks)
         self._vocab_size = vocab_size(info.model)
-        self._runner = _runner(info, self._vocabulary)
+        self._runner = _runner(info, self._vocabulary, options)
         self.supports = self._runner.supports
         self._options = options
         self._waiting: deque[Job] = deque()
@@ -254,10 +255,10 @@ class _HookRunner(_Runner):
 
 
 class _StockRunner(_Runner):
-    def __init__(self, info: ModelInfo, vocabulary: Vocabulary) -> None:
+    def __init__(self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> None:
         self._vocabulary = vocabulary
-        self._generate = StockGenerate(info.model, vocabulary)
-        self._batches = self._generate.batches
+        self._generate = StockGenerate(info.model, vocabulary, static_cache=options.static_cache)
+        self._batches = not options.deterministic and options.max_rows > 1 and self._generate.batches
         self._beams = BeamSearch(info.model, vocabulary)
         self._grammars = GrammarCompiler(vocabulary, self._generate.width)
         unable = {"prompt_logprobs"} if self._generate.encoder_decoder else set()
@@ -300,14 +301,14 @@ class _StockRunner(_Runner):
         self._grammars.close()
 
 
-def _runner(info: ModelInfo, vocabulary: Vocabulary) -> _Runner:
+def _runner(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> _Runner:
     if info.generate is not None and not is_stock(info):
         return _HookRunner(info)
     if not callable(getattr(info.model, "generate", None)):
         raise ModelLoadFailed(
             f"Model {info.model_name!r} ({type(info.model).__name__}) has no generate; give its loader a generate hook."
         )
-    return _StockRunner(info, vocabulary)
+    return _StockRunner(info, vocabulary, options)
 
 
 def is_stock(info: ModelInfo) -> bool:

@@ -126,7 +126,9 @@ class RowSampler:
     def adjusts(self) -> bool:
         """Whether the logits are changed before the temperature."""
         begun = len(self.generated)
-        return self._adjusted or self.mask is not None or begun < self.params.min_tokens or begun < self._rules.beginning
+        return (
+            self._adjusted or self.mask is not None or begun < self.params.min_tokens or begun < self._rules.beginning
+        )
 
     @property
     def plain(self) -> bool:

@@ -45,6 +45,7 @@ class StockGenerate:
     Args:
         model: a transformers model with `generate`.
         vocabulary: of the model.
+        static_cache: keep the KV cache at its full length from the start.
 
     Attributes:
         device: of the model's inputs.
@@ -55,8 +56,10 @@ class StockGenerate:
         ModelLoadFailed: the model cannot generate.
     """
 
-    def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
+    def __init__(self, model: Any, vocabulary: Vocabulary, *, static_cache: bool = False) -> None:
         self._model = neutral_view(model, _NEVER)
+        if static_cache:
+            self._model.generation_config.cache_implementation = "static"
         self._vocabulary = vocabulary
         self._forward = set(inspect.signature(model.forward).parameters)
         self._main_input = str(model.main_input_name)

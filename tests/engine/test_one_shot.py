@@ -20,6 +20,7 @@ from transformers import (
 
 from deployments.engine.one_shot import OneShotEngine
 from deployments.engine.options import EngineOptions
+from deployments.engine.protocol import EngineRequest
 from deployments.errors import (
     BadRequest,
     ContextOverflow,
@@ -30,7 +31,7 @@ from deployments.errors import (
     Unavailable,
     UnsupportedParameter,
 )
-from deployments.messages import Grammar, SamplingParams
+from deployments.messages import EngineEvent, Grammar, SamplingParams
 from model_loaders.contract import ModelInfo
 from tests.engine.drive import ask, greedy, start
 from tests.tiny import byte_tokenizer, llama
@@ -128,6 +129,24 @@ class TestFaithful:
         assert [run.result().tokens for run in runs] == expected
         # In turns of four, without regrouping, the steps would be those of the longest of each turn.
         assert engine.stats().steps < sum(counts)
+        engine.close()
+
+    @pytest.mark.parametrize("options", [EngineOptions(deterministic=True), EngineOptions(static_cache=True)])
+    def test_options_change_no_text(self, options: EngineOptions) -> None:
+        expected = [greedy(LLAMA, p, 10) for p in PROMPTS]
+        engine = build(options=options)
+        runs = [start(engine, p, max_tokens=10, ignore_eos=True) for p in PROMPTS]
+        assert [run.result().tokens for run in runs] == expected
+        engine.close()
+
+    def test_deterministic_requests_never_run_together(self) -> None:
+        engine = build(options=EngineOptions(deterministic=True))
+        runs = [start(engine, PROMPTS[1], max_tokens=20, ignore_eos=True) for _ in range(4)]
+        runs[0].next()
+        assert engine.stats().rows <= 1
+        for run in runs:
+            run.result()
+        assert engine.stats().steps == 4 * 19
         engine.close()
 
     def test_the_checkpoints_sampling_settings_change_nothing(self) -> None:
@@ -302,6 +321,39 @@ class TestItNeverDies:
         engine.check()
         engine.close()
 
+    def test_a_decode_hook_that_raises_fails_its_request_alone(self) -> None:
+        def decode(ids: torch.Tensor) -> str:
+            if 24 in ids.tolist():
+                raise RuntimeError("cannot decode 24")
+            return "".join(f"<{i}>" for i in ids.tolist())
+
+        engine = build(tokenizer=None, encode=lambda text: [[1]], decode=decode)
+        prompts = [list(b"goodbye"), *PROMPTS]
+        expected = [greedy(LLAMA, p, 12) for p in prompts]
+        runs = [start(engine, p, max_tokens=12, ignore_eos=True).wait() for p in prompts]
+        for run, tokens in zip(runs, expected, strict=True):
+            if 24 in tokens:
+                assert isinstance(run.error, ModelError)
+            else:
+                assert run.tokens == tokens
+        assert isinstance(runs[0].error, ModelError)
+        assert any(run.error is None for run in runs)
+        engine.close()
+
+    def test_a_request_can_be_cancelled_by_its_own_event(self) -> None:
+        engine = build()
+        seen: list[EngineEvent] = []
+
+        def emit(event: EngineEvent) -> None:
+            seen.append(event)
+            engine.cancel("own")
+
+        sampling = SamplingParams(max_tokens=50, ignore_eos=True, temperature=0.0, logprobs=0)
+        engine.submit(EngineRequest(request_id="own", input_ids=PROMPTS[1], sampling=sampling), emit)
+        assert ask(engine, PROMPTS[0], max_tokens=2).tokens
+        assert len(seen) == 1
+        engine.close()
+
     def test_cancel_is_silent_and_lets_others_go_on(self, engine: OneShotEngine) -> None:
         victim = start(engine, PROMPTS[1], max_tokens=400, ignore_eos=True)
         victim.next()
@@ -324,8 +376,6 @@ class TestItNeverDies:
         engine.close()
 
     def test_an_id_in_flight_is_refused(self, engine: OneShotEngine) -> None:
-        from deployments.engine.protocol import EngineRequest
-
         run = start(engine, PROMPTS[1], max_tokens=100, ignore_eos=True)
         twin = EngineRequest(request_id=run.request_id, input_ids=[5], sampling=SamplingParams(max_tokens=1))
         with pytest.raises(BadRequest, match="already"):
