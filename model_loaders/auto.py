@@ -61,7 +61,8 @@ def load_model(
         device_map: "auto" spreads the model over all GPUs of the replica (accelerate).
         attn_implementation: such as "sdpa", "eager" or "flash_attention_2".
         revision: branch, tag or commit of the Hub repository.
-        quantization_config: a transformers quantization config, `quant_method` included.
+        quantization_config: the arguments of a transformers quantization config and its `quant_method`
+            (`bitsandbytes`, `quanto`, `hqq`, `torchao` …; torchao's `quant_type` may be the name of its config class).
         trust_remote_code: run code that comes with the checkpoint.
         tokenizer_name: Hub id or folder of the tokenizer, if it is not the model's.
         chat_template: a Jinja template, or the path of a file that holds one.
@@ -145,8 +146,16 @@ def _dtype(asked: str | None, config: Any, device: str) -> torch.dtype:
 def _quantization(config: dict[str, Any] | None) -> Any:
     if config is None:
         return None
+    from transformers import HqqConfig, TorchAoConfig
     from transformers.quantizers import AutoQuantizationConfig
 
+    method, rest = config.get("quant_method"), {k: v for k, v in config.items() if k != "quant_method"}
+    # from_dict reads these two only in the form that checkpoints store.
+    if method == "hqq" and "quant_config" not in rest:
+        return HqqConfig(**rest)
+    if method == "torchao" and isinstance(rest.get("quant_type"), str):
+        quantization = importlib.import_module("torchao.quantization")
+        return TorchAoConfig(**{**rest, "quant_type": getattr(quantization, rest["quant_type"])()})
     return AutoQuantizationConfig.from_dict(config)
 
 

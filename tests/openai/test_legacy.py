@@ -20,11 +20,11 @@ def demo(serve: Serve) -> Server:
 
 
 def get(demo: Server, path: str) -> requests.Response:
-    return requests.get(f"{demo.url}{path}", timeout=30)
+    return requests.get(f"{demo.url}{path}", timeout=120)
 
 
 def post(demo: Server, path: str, body: dict[str, Any], **options: Any) -> requests.Response:
-    return requests.post(f"{demo.url}{path}", json=body, timeout=30, **options)
+    return requests.post(f"{demo.url}{path}", json=body, timeout=120, **options)
 
 
 def assert_deprecated(answer: requests.Response, successor: str) -> None:

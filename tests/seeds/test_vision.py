@@ -76,7 +76,7 @@ def client(serve: Serve, folders: dict[str, Path]) -> OpenAI:
             {"id": "text", "loader": "model_loaders.demo:load_model"},
         ]
     )
-    return server.client()
+    return server.client(timeout=120)
 
 
 @pytest.fixture(scope="module")
