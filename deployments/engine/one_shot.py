@@ -191,12 +191,15 @@ class OneShotEngine:
             logger.warning("generate failed with %d requests", len(jobs), exc_info=True)
             left = [job for job in jobs if job.active]
             if len(jobs) == 1:
-                left[0].fail(_as_error(error)) if left else None
+                jobs[0].fail(_as_error(error))
                 left = []
-            del error
+            out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        else:
+            return
+        if out_of_memory:
             _free_memory()
-            for job in left:
-                self._run([job])
+        for job in left:
+            self._run([job])
 
     def _regroup(self, active: int) -> bool:
         """Whether the running jobs should stop to be run together with those that wait."""

@@ -101,6 +101,7 @@ class RowSampler:
         self._processors = tuple(processors)
         self._ids = _Ids(prompt_ids, device) if self._processors else None
         self._random = random.Random(params.seed)
+        self._drawn = (-1, 0.0)
         self._terminators = np.array(sorted(eos_ids.union(params.stop_token_ids)), dtype=np.int64)
         self._penalties = Penalties(
             prompt_ids,
@@ -136,8 +137,12 @@ class RowSampler:
         return self.greedy and self.params.logprobs is None and not self.adjusts
 
     def uniform(self) -> float:
-        """The row's next random number in [0, 1)."""
-        return self._random.random()
+        """The random number in [0, 1) of the row's next token; the same however often it is asked for."""
+        place, number = self._drawn
+        if place != len(self.generated):
+            number = self._random.random()
+            self._drawn = (len(self.generated), number)
+        return number
 
     def edit(self, row: int, edits: Edits) -> None:
         """Contribute this row's sparse edits."""
