@@ -35,23 +35,24 @@ def token_scores(logits: torch.Tensor, token_ids: torch.Tensor, tops: Sequence[i
     logits = logits.float()
     norm = logits.logsumexp(-1)
     chosen = logits.gather(1, token_ids[:, None])
-    ranks = (logits > chosen).sum(-1) + 1
-    count = min(max(tops, default=0), logits.shape[1])
+    count = min(max([1, *tops]), logits.shape[1])
     values, ids = logits.topk(count, dim=-1)
-    return _as_scores(
-        (chosen[:, 0] - norm).tolist(), ranks.tolist(), ids.tolist(), (values - norm[:, None]).tolist(), tops
-    )
+    best, own = values.tolist(), chosen[:, 0].tolist()
+    ranks = [1 + sum(value > mine for value in row) for row, mine in zip(best, own, strict=True)]
+    # Only a token that is not among the likeliest has to be compared with all others.
+    deep = [row for row, rank in enumerate(ranks) if rank > count]
+    if deep:
+        for row, above in zip(deep, (logits[deep] > chosen[deep]).sum(-1).tolist(), strict=True):
+            ranks[row] = above + 1
+    logprobs = (chosen[:, 0] - norm).tolist()
+    alternatives = (values - norm[:, None]).tolist()
+    return [
+        TokenScore(logprobs[row], ranks[row], *_finite(found[:top], alternatives[row][:top]))
+        for row, (found, top) in enumerate(zip(ids.tolist(), tops, strict=True))
+    ]
 
 
-def _as_scores(
-    logprobs: Sequence[float],
-    ranks: Sequence[int],
-    ids: Sequence[Sequence[int]],
-    values: Sequence[Sequence[float]],
-    tops: Sequence[int],
-) -> list[TokenScore]:
-    scores = []
-    for row, top in enumerate(tops):
-        kept = sum(value > float("-inf") for value in values[row][:top])
-        scores.append(TokenScore(logprobs[row], ranks[row], tuple(ids[row][:kept]), tuple(values[row][:kept])))
-    return scores
+def _finite(ids: Sequence[int], logprobs: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The candidates, best first, without those of probability 0."""
+    kept = sum(logprob > float("-inf") for logprob in logprobs)
+    return tuple(ids[:kept]), tuple(logprobs[:kept])

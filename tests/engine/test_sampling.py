@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from deployments.engine.row_sampler import FormatRules, RowSampler
@@ -15,6 +18,24 @@ from deployments.messages import FinishReason, SamplingParams
 
 CPU = torch.device("cpu")
 VOCAB = 1200
+PARAMS = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+        "top_p": st.sampled_from([0.1, 0.9, 1.0]),
+        "top_k": st.sampled_from([0, 1, 20, 280]),
+        "min_p": st.sampled_from([0.0, 0.05]),
+        "typical_p": st.sampled_from([0.8, 1.0]),
+        "repetition_penalty": st.sampled_from([0.8, 1.3]),
+        "presence_penalty": st.sampled_from([-1.0, 1.0]),
+        "frequency_penalty": st.sampled_from([-0.5, 0.5]),
+        "logit_bias": st.dictionaries(st.integers(0, 299), st.floats(-50, 50), max_size=3),
+        "allowed_token_ids": st.just(tuple(range(0, 300, 3))),
+        "min_tokens": st.integers(0, 3),
+        "logprobs": st.integers(0, 5),
+        "processed_logprobs": st.booleans(),
+    },
+)
 PROMPT = [3, 4, 5, 3]
 
 
@@ -319,3 +340,43 @@ class TestMasks:
         first, second = sample_rows(logits(2), rows)
         assert first.error is not None
         assert second.token_id == logits(2)[1].argmax().item()
+
+
+def test_a_batch_of_plain_greedy_rows_costs_about_one_argmax() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    scores = logits(32, vocab=64_000)
+    rows = [row(vocab=64_000, temperature=0) for _ in range(32)]
+
+    def cost(call: Any) -> float:
+        times = []
+        for _ in range(12):
+            begun = time.thread_time()
+            call()
+            times.append(time.thread_time() - begun)
+        return min(times)
+
+    argmax = cost(lambda: scores.argmax(-1))
+    sampled = cost(lambda: sample_rows(scores, rows))
+    torch.set_num_threads(threads)
+    assert sampled < 2 * argmax
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_mixture_of_rows_gives_each_what_it_would_get_alone(data: st.DataObject) -> None:
+    """Random parameters side by side: tokens and scores are those of each row by itself."""
+    wishes = data.draw(st.lists(PARAMS, min_size=1, max_size=6))
+    seeds = data.draw(st.lists(st.integers(0, 50), min_size=len(wishes), max_size=len(wishes)))
+    together = [row(vocab=300, seed=seed, **wish) for wish, seed in zip(wishes, seeds, strict=True)]
+    alone = [row(vocab=300, seed=seed, **wish) for wish, seed in zip(wishes, seeds, strict=True)]
+    for step in range(4):
+        scores = logits(len(wishes), seed=step, vocab=300)
+        expected = [sample_rows(scores[i : i + 1], [one])[0] for i, one in enumerate(alone)]
+        found = sample_rows(scores, together)
+        assert [s.token_id for s in found] == [s.token_id for s in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert (one.score is None) == (other.score is None)
+            if one.score is not None and other.score is not None:
+                assert one.score.logprob == pytest.approx(other.score.logprob, abs=1e-5)
+                assert one.score.top_ids == other.score.top_ids
