@@ -41,6 +41,7 @@ def embed(info: ModelInfo, prompts: Sequence[EncodedPrompt], *, pooling: str | N
             raise BadRequest("An input is empty: nothing to embed.", param="input")
         if len(prompt.encoded.input_ids) > limit:
             raise ContextOverflow(limit, len(prompt.encoded.input_ids), param="input")
+    _check_ids(info.model, prompts)
     try:
         with torch.inference_mode():
             if info.embed is not None:
@@ -52,6 +53,16 @@ def embed(info: ModelInfo, prompts: Sequence[EncodedPrompt], *, pooling: str | N
         raise OutOfMemory("The device had no memory left for this embedding; try again.") from error
     except Exception as error:
         raise ModelError(f"Model {info.model_name!r} failed to embed: {last_line(error)}") from error
+
+
+def _check_ids(model: Any, prompts: Sequence[EncodedPrompt]) -> None:
+    """Refuse ids that no embedding has: on a GPU they would take the whole process down."""
+    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    size = getattr(table, "num_embeddings", None)
+    for prompt in prompts:
+        worst = max(prompt.encoded.input_ids)
+        if size is not None and worst >= size:
+            raise BadRequest(f"Invalid 'input': token id {worst} is not below the vocabulary's {size}.", param="input")
 
 
 def _hooked(info: ModelInfo, prompts: Sequence[EncodedPrompt]) -> torch.Tensor:

@@ -26,6 +26,13 @@ from deployments.openai.parsing.reasoning import MARKERS
 from deployments.openai.sampling import check_choices, check_logprobs, effective
 from deployments.openai.tools import ToolSet, read_tools
 
+# Arguments of apply_chat_template that do not reach the template, or have a request field of their own.
+_RESERVED = {
+    *("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *("tokenize", "tokenizer_kwargs", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask"),
+}
+
 
 async def create_chat_completion(exchange: Exchange) -> Response:
     """Answer a conversation, at once or as a stream."""
@@ -80,6 +87,11 @@ def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: Too
         raise BadRequest(
             "Invalid 'continue_final_message': it excludes add_generation_prompt; set one of them.",
             param="continue_final_message",
+        )
+    for key in _RESERVED & body.chat_template_kwargs.keys():
+        raise BadRequest(
+            f"Invalid 'chat_template_kwargs': {key} is no variable of a template; leave it out.",
+            param=f"chat_template_kwargs.{key}",
         )
     extras = {"documents": body.documents, "reasoning_effort": body.reasoning_effort}
     kwargs = {key: value for key, value in extras.items() if value is not None}

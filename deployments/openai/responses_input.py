@@ -26,8 +26,7 @@ def chat_fields(body: ResponsesBody, given: Mapping[str, Any]) -> dict[str, Any]
         BadRequest: an item, a tool or an option cannot be used.
     """
     shared = {key: value for key, value in given.items() if key in _SHARED}
-    fields: dict[str, Any] = {
-        **shared,
+    translated: dict[str, Any] = {
         "messages": _messages(body),
         "max_tokens": body.max_output_tokens,
         "tools": [_tool(tool, f"tools[{index}]") for index, tool in enumerate(body.tools)],
@@ -37,8 +36,8 @@ def chat_fields(body: ResponsesBody, given: Mapping[str, Any]) -> dict[str, Any]
         "logprobs": wants_logprobs(body),
     }
     if wants_logprobs(body):
-        fields["top_logprobs"] = body.top_logprobs
-    return {key: value for key, value in fields.items() if value is not None}
+        translated["top_logprobs"] = body.top_logprobs
+    return {**shared, **{key: value for key, value in translated.items() if value is not None}}
 
 
 def wants_logprobs(body: ResponsesBody) -> bool:

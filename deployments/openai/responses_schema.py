@@ -55,6 +55,8 @@ class ResponsesBody(GenerationBody):
         "moderation": (),
         "image": (),
         "access_programs": (),
+        "prompt_logprobs": (),
+        "return_token_ids": (False,),
     }
 
     input: str | list[Any] = Field(

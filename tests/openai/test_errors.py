@@ -180,6 +180,8 @@ def test_paths(server: Server, method: str, path: str, status: int, code: str) -
         ({"use_beam_search": True}, "use_beam_search"),
         ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs.chat_template"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
     ],
 )

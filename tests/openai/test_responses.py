@@ -139,6 +139,7 @@ def test_formats(client: OpenAI) -> None:
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
         ({"extra_body": {"n": 2}}, "n"),
+        ({"extra_body": {"prompt_logprobs": 1}}, "prompt_logprobs"),
     ],
 )
 def test_mistakes(client: OpenAI, fields: dict[str, Any], param: str) -> None:

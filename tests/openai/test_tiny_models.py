@@ -202,6 +202,7 @@ def test_the_embed_hook(client: OpenAI) -> None:
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
         ({"input": "x" * 2000}, "input"),
+        ({"input": [300]}, "input"),
         ({"input": "a", "dimensions": 1000}, "dimensions"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
