@@ -32,4 +32,6 @@ def listening(app: FastAPI) -> Iterator[str]:
 
 def client(address: str) -> OpenAI:
     """The official client, which checks every answer against its types."""
-    return OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120, _strict_response_validation=True)
+    return OpenAI(
+        base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=120, _strict_response_validation=True
+    )
