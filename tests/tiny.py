@@ -87,3 +87,24 @@ def wordpiece_tokenizer(*, clean_up: bool = False) -> PreTrainedTokenizerFast:
         pad_token="[PAD]",
         clean_up_tokenization_spaces=clean_up,
     )
+
+
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer decoded as T5's and XLM-R's are: Unigram pieces with `▁`, no byte tokens."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", "▁hello", "▁wor", "ld", "a", "b", "▁a", "é", "日", "!", "▁▁", "s"]
+    backend = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", pad_token="<pad>")
+
+
+def suffix_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer decoded as GPT-1's and CLIP's are: `</w>` ends a word."""
+    pieces = ["<unk>", "<end>", "a", "b", "a</w>", "b</w>", "ab", "ab</w>", ".</w>", "é</w>"]
+    backend = Tokenizer(
+        models.BPE(
+            vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], unk_token="<unk>", end_of_word_suffix="</w>"
+        )
+    )
+    backend.decoder = decoders.BPEDecoder(suffix="</w>")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<end>")
