@@ -60,6 +60,7 @@ class Worker:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._jobs.put(stuck.get_nowait())
+        stuck.put(None)
 
 
 def position(thread: threading.Thread) -> str:
