@@ -25,8 +25,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -37,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import transformers
-from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from bench_baselines import SIZES, Run, bandwidth, bare_loop, build_model, continuous_batching, padded_generate
 
 from deployments.engine.options import EngineOptions
 from deployments.engine.protocol import EngineRequest
@@ -46,56 +45,7 @@ from deployments.messages import Delta, EngineEvent, Failed, SamplingParams
 from model_loaders.contract import ModelInfo
 from model_loaders.hooks import Hooks
 
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "88m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
-}
-KEY_HEADS = {"tiny": 2, "88m": 4, "1b": 8, "8b": 8}
-VOCAB = {"tiny": 512, "88m": 8192, "1b": 128256, "8b": 128256}
-GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
-Run = Callable[[list[list[int]], int], float]
-
-
-def build_model(size: str, dtype: torch.dtype, device: str) -> LlamaForCausalLM:
-    """A Llama with random weights, built where it is to be."""
-    config = LlamaConfig(
-        **SIZES[size],
-        vocab_size=VOCAB[size],
-        num_key_value_heads=KEY_HEADS[size],
-        max_position_embeddings=8192,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = LlamaForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
-    return model.eval()
-
-
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def bandwidth(device: str) -> float:
-    """Bytes per second read from memory, the best of several sums over 512 MiB (4 GiB on a GPU)."""
-    data = torch.ones((4 << 30 if device.startswith("cuda") else 512 << 20) // 4, device=device)
-    best = float("inf")
-    for _ in range(7):
-        synchronize(device)
-        start = time.perf_counter()
-        data.sum()
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return data.nbytes / best
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass
@@ -152,14 +102,11 @@ class Engine:
         self.row_engine.submit(request, client.emit)
         return client
 
-    def run(self, prompts: list[list[int]], new: int) -> float:
-        start = time.perf_counter()
+    def run(self, prompts: list[list[int]], new: int) -> None:
         clients = [self.start(ids, new) for ids in prompts]
         for client in clients:
             client.wait()
-        seconds = time.perf_counter() - start
         self.steps = [gap for client in clients for gap in client.gaps[new // 3 :]]
-        return seconds
 
     def close(self) -> None:
         self.row_engine.close(timeout=0.0)
@@ -182,96 +129,22 @@ def random_prompts(rng: random.Random, count: int, length: int, vocab: int) -> l
     return [[rng.randrange(1, vocab) for _ in range(length)] for _ in range(count)]
 
 
-# What the engine is compared with.
-
-
-def bare_loop(model: Any, device: str) -> Run:
-    """Prefill and decode of equally long prompts with the stock cache and an argmax: no code around the model."""
-
-    @torch.inference_mode()
-    def run(prompts: list[list[int]], new: int) -> float:
-        start = time.perf_counter()
-        ids = torch.tensor(prompts, device=device)
-        cache = DynamicCache(config=model.config)
-        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        for _ in range(new - 1):
-            token = logits[:, -1].argmax(-1, keepdim=True)
-            logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
-            token.tolist()
-        logits[:, -1].argmax(-1).tolist()
-        return time.perf_counter() - start
-
-    return run
-
-
-def padded_generate(model: Any, device: str) -> Run:
-    """`model.generate` for the batch, as a script that pads its prompts would call it."""
-
-    @torch.inference_mode()
-    def run(prompts: list[list[int]], new: int) -> float:
-        start = time.perf_counter()
-        ids = torch.tensor(prompts, device=device)
-        config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0)
-        model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config).tolist()
-        return time.perf_counter() - start
-
-    return run
-
-
-@contextmanager
-def continuous_batching(model: Any, rows: int, positions: int, at_once: int) -> Iterator[Run]:
-    """transformers' continuous batching, sized by hand: its defaults take most of the memory of a CPU.
-
-    Args:
-        rows: requests of a run.
-        positions: tokens of each, prompt and text together.
-        at_once: requests in one forward at most.
-    """
-    from transformers import ContinuousBatchingConfig
-
-    page = 64
-    sizes: dict[str, Any] = {
-        "num_blocks": (rows + 1) * (-(-positions // page) + 1),
-        "max_batch_tokens": 512,
-        "max_requests_per_batch": at_once,
-        "allow_block_sharing": False,
-        "auto_switch_to_flash": False,
-    }
-    known = ContinuousBatchingConfig.__dataclass_fields__
-    sizes = {key: value for key, value in sizes.items() if key in known}
-    sizes["page_size" if "page_size" in known else "block_size"] = page
-    generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=8)
-    with model.continuous_batching_context_manager(
-        generation_config=generation, continuous_batching_config=ContinuousBatchingConfig(**sizes)
-    ) as manager:
-
-        def run(prompts: list[list[int]], new: int) -> float:
-            start, left = time.perf_counter(), len(prompts)
-            manager.add_requests(inputs=prompts, max_new_tokens=new)
-            while left:
-                result = manager.get_result(timeout=1)
-                if result is None and not manager.is_running():
-                    raise SystemExit("Continuous batching stopped.")
-                if result is not None and result.is_finished():
-                    assert len(result.generated_tokens) == new, result.error
-                    left -= 1
-            return time.perf_counter() - start
-
-        yield run
-
-
 # The parts.
 
 
-def compare(contenders: dict[str, Run], turn: Callable[[], list[list[int]]], new: int, turns: int) -> dict[str, Any]:
+def compare(
+    contenders: dict[str, Run], turn: Callable[[], list[list[int]]], arguments: argparse.Namespace, turns: int
+) -> dict[str, Any]:
     """Seconds of each contender, one turn after the other, the first of which does not count."""
+    clock = CLOCKS[arguments.clock]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(turns + 1):
         prompts = turn()
         for name, run in contenders.items():
-            taken = run(prompts, new)
+            start = clock()
+            run(prompts, arguments.new)
             if number:
-                seconds[name].append(taken)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -323,7 +196,7 @@ def _speed_of(
         steps.extend(engine.steps)
         return random_prompts(rng, rows, length, model.config.vocab_size)
 
-    seconds = compare(contenders, turn, new, arguments.turns)
+    seconds = compare(contenders, turn, arguments, arguments.turns)
     steps.extend(engine.steps)
     if "cb" in against:
         _add_batching(seconds, engine, model, arguments, turn, length)
@@ -352,7 +225,7 @@ def _add_batching(
     best, rows = None, len(turn())
     for at_once in sorted({rows, min(8, rows)}):
         with continuous_batching(model, rows, length + arguments.new, at_once) as run:
-            turns = compare({"engine": engine.run, "cb": run}, turn, arguments.new, max(2, arguments.turns // 2))
+            turns = compare({"engine": engine.run, "cb": run}, turn, arguments, max(2, arguments.turns // 2))
         seconds[f"cb{at_once}"] = turns["cb"]
         times = ratio(turns, "cb")
         best = times if best is None or (times is not None and times < best) else best
@@ -365,7 +238,7 @@ def _add_deterministic(
     """Deterministic mode, which changes a model while it runs, against the ordinary one."""
     plain = Engine(own, arguments, max_rows=rows, prefix_cache=False)
     fixed = Engine(copy.deepcopy(model), arguments, max_rows=rows, prefix_cache=False, deterministic=True)
-    turns = compare({"engine": plain.run, "deterministic": fixed.run}, turn, arguments.new, arguments.turns)
+    turns = compare({"engine": plain.run, "deterministic": fixed.run}, turn, arguments, arguments.turns)
     seconds["deterministic"] = turns["deterministic"]
     seconds.setdefault("ratios", {})["deterministic"] = ratio(turns, "deterministic")
     fixed.close()
@@ -418,9 +291,10 @@ def conversations(model: Any, own: Any, arguments: argparse.Namespace, _: float)
                 engine = Engine(own, arguments, max_rows=agents, prefix_cache=kept)
                 engine.run([[1, 2, 3]], 4)
                 rng = random.Random(repeat)
-                start = time.perf_counter()
+                clock = CLOCKS[arguments.clock]
+                start = clock()
                 asked, reused = _converse(engine, rng, turns, first, observed, answer, agents, own.config.vocab_size)
-                wall[kept].append(time.perf_counter() - start)
+                wall[kept].append(clock() - start)
                 engine.close()
                 computed = 1 - reused / asked if kept else computed
         times = median(off / on for on, off in zip(wall[True], wall[False], strict=True))
@@ -490,6 +364,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", nargs="+", type=int, default=[100, 300], help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=48, help="tokens to generate")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: of this process, for busy machines with --threads 1",
+    )
     names = ("loop", "generate", "cb", "deterministic")
     parser.add_argument("--against", nargs="*", choices=names, default=list(names))
     parser.add_argument("--long", type=int, default=4000, help="tokens of the long prompt of `gap`")
