@@ -135,14 +135,14 @@ def random_prompts(rng: random.Random, count: int, length: int, vocab: int) -> l
 def compare(
     contenders: dict[str, Run], turn: Callable[[], list[list[int]]], arguments: argparse.Namespace, turns: int
 ) -> dict[str, Any]:
-    """Seconds of each contender, one turn after the other, the first of which does not count."""
+    """Seconds of each contender, one turn after the other; a first, short one does not count."""
     clock = CLOCKS[arguments.clock]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(turns + 1):
         prompts = turn()
         for name, run in contenders.items():
             start = clock()
-            run(prompts, arguments.new)
+            run(prompts, arguments.new if number else min(4, arguments.new))
             if number:
                 seconds[name].append(clock() - start)
     return seconds
@@ -225,7 +225,7 @@ def _add_batching(
     best, rows = None, len(turn())
     for at_once in sorted({rows, min(8, rows)}):
         with continuous_batching(model, rows, length + arguments.new, at_once) as run:
-            turns = compare({"engine": engine.run, "cb": run}, turn, arguments, max(2, arguments.turns // 2))
+            turns = compare({"engine": engine.run, "cb": run}, turn, arguments, max(1, arguments.turns // 2))
         seconds[f"cb{at_once}"] = turns["cb"]
         times = ratio(turns, "cb")
         best = times if best is None or (times is not None and times < best) else best

@@ -23,6 +23,7 @@ from torch.nn import functional
 _TIED_SHARE = 1 / 3
 _ROWS = (1, 8, 33)
 _REPEATS = 9
+_SLOWER = 1.1
 _Shape = tuple[int, int]
 
 
@@ -47,15 +48,15 @@ class PackedLinears:
 
         Args:
             model: not being run by anyone else meanwhile.
-            wanted: False packs nothing; True packs what keeps its bits; None packs it if a quick measurement says that
-                it is faster on this machine.
+            wanted: False packs nothing; True packs what keeps its bits; None packs it unless a quick measurement says
+                that it is slower on this machine.
         """
         packed = cls()
         groups = {} if wanted is False or not torch._C._has_mkldnn else _packable(model)
         with torch.inference_mode(False), torch.no_grad():
             good = {shape for shape in {_shape(modules[0]) for modules in groups.values()} if _same_bits(groups, shape)}
             groups = {key: modules for key, modules in groups.items() if _shape(modules[0]) in good}
-            if groups and (wanted or _faster([modules[0] for modules in groups.values()])):
+            if groups and (wanted or not _slower([modules[0] for modules in groups.values()])):
                 for modules in groups.values():
                     packed._pack(modules, _tied(model, modules[0].weight))
         return packed
@@ -155,8 +156,8 @@ def _same_bits(groups: dict[int, list[nn.Linear]], shape: _Shape) -> bool:
         return False
 
 
-def _faster(modules: list[nn.Linear]) -> bool:
-    """Whether the packed kernel takes less time on the weights that make up most of the model."""
+def _slower(modules: list[nn.Linear]) -> bool:
+    """Whether the packed kernel takes clearly more time on the weights that make up most of the model."""
     shapes = [_shape(module) for module in modules]
     heaviest = max(set(shapes), key=lambda shape: shapes.count(shape) * shape[0] * shape[1])
     plain = modules[shapes.index(heaviest)].weight.detach()
@@ -164,9 +165,9 @@ def _faster(modules: list[nn.Linear]) -> bool:
     for input in _inputs(plain):
         before = _best_time(partial(functional.linear, input, plain))
         after = _best_time(partial(torch.ops.mkldnn._linear_pointwise, input, packed, None, "none", [], ""))
-        if len(input) <= 8 and after > 0.95 * before:
-            return False
-    return True
+        if after > _SLOWER * before:
+            return True
+    return False
 
 
 def _inputs(weight: Tensor) -> Iterator[Tensor]:
