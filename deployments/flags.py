@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import ipaddress
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -201,9 +202,13 @@ def _engine(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
 
 def _is_meant(flag: Flag, text: str) -> bool:
     """Whether an environment variable says something: HOSTNAME is in most shells and containers the machine's name."""
-    if flag.env == "HOSTNAME":
-        return text == "localhost" or text.replace(".", "").isdigit() or ":" in text
-    return text != ""
+    if flag.env != "HOSTNAME" or text == "localhost":
+        return text != ""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read(flag: Flag, source: str, text: str) -> Any:

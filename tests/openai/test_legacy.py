@@ -53,6 +53,12 @@ def test_completions_of_an_engine_are_those_of_its_model(demo: Server, engine: s
     assert old.json()["choices"] == new.json()["choices"]
 
 
+def test_embeddings_of_an_engine_are_those_of_its_model(demo: Server) -> None:
+    old = post(demo, "/v1/engines/org/alias/embeddings", {"input": "27 + 15"})
+    assert_deprecated(old, "/embeddings")
+    assert old.json()["data"] == post(demo, "/v1/embeddings", {"model": "demo", "input": "27 + 15"}).json()["data"]
+
+
 def test_an_unknown_engine_is_an_openai_error(demo: Server) -> None:
     answer = post(demo, "/v1/engines/gpt-2/completions", {"prompt": "a"})
     assert answer.status_code == 404

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 import torch
+import uvicorn
 
 from deployments.errors import ModelLoadFailed
 from deployments.local import model_app
@@ -105,6 +106,15 @@ def test_the_entry_file_is_named_by_path_or_variable(entry_file: Path, monkeypat
     monkeypatch.setenv("ENTRYPOINT", str(elsewhere))
     assert chat(None).usage.completion_tokens == 4
     assert chat(tiny()).usage.completion_tokens == 4  # a given model wins over the variable
+
+
+def test_the_entry_file_under_uvicorns_reload(entry_file: Path) -> None:
+    """troapis was developed with `fastapi dev`; here `uvicorn --factory deployments.local:model_app --reload`."""
+    served = uvicorn.Config("deployments.local:model_app", factory=True)
+    served.load()
+    app: Any = served.loaded_app
+    with listening(app) as address:
+        assert requests.get(f"{address}/v1/models/org/tiny", timeout=60).status_code == 200
 
 
 def test_a_missing_entry_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,69 @@
+"""Any checkpoint through the Auto classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deployments.errors import ModelLoadFailed
+from model_loaders.resolve import load_model_info
+from tests.tiny import byte_tokenizer, llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    llama().save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def load(folder: Path, **kwargs: Any) -> Any:
+    given = {"model_name": str(folder / "model"), "tokenizer_name": str(folder / "tokenizer"), **kwargs}
+    return load_model_info("model_loaders.auto:load_model", given, "cpu")
+
+
+def test_names_and_arguments(folder: Path) -> None:
+    info = load(folder, model_kwargs={"attn_implementation": "eager"}, max_model_len=64)
+    assert info.model.config._attn_implementation == "eager"
+    assert info.max_model_len == 64
+    assert info.tokenizer.decode(info.tokenizer.encode("Grüße")) == "Grüße"
+    assert not info.model.training
+
+
+@pytest.mark.parametrize("dtype", ["float16", "torch.bfloat16"])
+def test_a_dtype(folder: Path, dtype: str) -> None:
+    assert load(folder, dtype=dtype).model.dtype == getattr(torch, dtype.removeprefix("torch."))
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "AutoModelForCausalLM", "transformers.AutoModelForCausalLM"])
+def test_a_class_by_name(folder: Path, name: str) -> None:
+    assert type(load(folder, auto_class=name).model).__name__ == "LlamaForCausalLM"
+
+
+def test_a_chat_template_or_its_file(folder: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    file = folder / "template.jinja"
+    file.write_text(template)
+    assert load(folder, chat_template=template).chat_template == template
+    assert load(folder, chat_template=str(file)).chat_template == template
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"dtype": "float12"}, "dtype 'float12' is unknown"),
+        ({"auto_class": "NoModel"}, "no class of transformers"),
+        ({"auto_class": "nowhere.NoModel"}, "ModuleNotFoundError"),
+        ({"auto_class": "transformers.NoModel"}, "no class of transformers"),
+        ({"chat_template": "missing.jinja"}, "missing.jinja does not exist"),
+        ({"quantization_config": {"quant_method": "magic"}}, "magic"),
+        ({"model_name": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(folder: Path, kwargs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=said):
+        load(folder, **kwargs)
