@@ -473,6 +473,9 @@ def test_quantization_and_path_may_come_from_elsewhere(
 ) -> None:
     target = converted(tmp_path, llama(), byte_tokenizer(), "--quantization", "int8")
     assert (target / "model.bin").stat().st_size < 0.5 * (llama_folder / "model.bin").stat().st_size
+    given = json.loads((target / "bootstrap_config.json").read_text())
+    params = sum(p.numel() for p in llama().parameters())
+    assert given == {"name": "hf", "params": params, "quantization": "int8", "max_tokens": 256}
     monkeypatch.setenv("LLM_ARTIFACT_DIR", str(target))
     running = Running(as_model_info(load_model(), "loader"))
     assert running.engine._backend._model.compute_type == "int8_float32"  # type: ignore[attr-defined]
