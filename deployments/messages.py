@@ -273,7 +273,8 @@ class ModelOptions:
             takes it from the chat template.
         usage_timings: report time_to_first_token, total_time and tokens_per_second beside the token counts.
         reasoning_parser: how this model marks its reasoning, a key of `deployments.openai.parsing.reasoning.MARKERS`;
-            None leaves it in the content.
+            None leaves it in the content. Either may be `response_template`, the tokenizer's own description of both,
+            which is also taken where both are None.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}

@@ -20,6 +20,7 @@ from deployments.openai.exchange import IGNORED_HEADER, SAMPLING_HEADER, endpoin
 from deployments.openai.keys import ApiKeys
 from deployments.openai.legacy import add_legacy_routes
 from deployments.openai.options import ApiOptions
+from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.reasoning import MARKERS
 from deployments.openai.record import Recorder
@@ -61,8 +62,10 @@ def _check_parsers(card: ModelCard) -> None:
         ("tool_parser", card.options.tool_parser, FAMILIES),
         ("reasoning_parser", card.options.reasoning_parser, MARKERS),
     ):
-        if chosen is not None and chosen not in known:
-            raise ConfigError(f"Model {card.id!r} has {name}: {chosen!r}; known ones: {', '.join(known)}.")
+        if chosen is not None and chosen not in (*known, response_template.NAME):
+            raise ConfigError(
+                f"Model {card.id!r} has {name}: {chosen!r}; known ones: {', '.join(known)}, {response_template.NAME}."
+            )
 
 
 def _add(app: FastAPI, route: Route, api: Api) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from fastapi import Response
 
-from deployments.errors import BadRequest, UnsupportedParameter
+from deployments.errors import BadRequest, ModelError, UnsupportedParameter
 from deployments.messages import ChatPrompt, ModelCard, SamplingParams
 from deployments.openai.answer import json_answer, sse_answer
 from deployments.openai.cancel import until_disconnect
@@ -21,7 +22,8 @@ from deployments.openai.exchange import SAMPLING_HEADER, Exchange
 from deployments.openai.media import inline_media
 from deployments.openai.message import Reading
 from deployments.openai.options import ApiOptions
-from deployments.openai.parsing.families import FAMILIES, Family, family_of
+from deployments.openai.parsing import response_template
+from deployments.openai.parsing.families import FAMILIES, family_of
 from deployments.openai.parsing.reasoning import MARKERS
 from deployments.openai.sampling import check_choices, check_logprobs, effective
 from deployments.openai.tools import ToolSet, read_tools
@@ -55,18 +57,9 @@ async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> Chat
     body.messages = await until_disconnect(exchange.request.receive, inline_media(body.messages, exchange.options))
     prompt = chat_prompt(body, card, exchange.options, tools)
     sampling = _sampling(body, exchange.options, tools)
-    family = None
-    if tools is not None:
-        info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
-        family = _family(card, info)
-    if family is not None and family.special:
+    reading = await _reading(exchange, card, tools, body.include_reasoning)
+    if reading.template is not None or (reading.family is not None and reading.family.special):
         sampling = replace(sampling, skip_special_tokens=False)
-    reading = Reading(
-        tools=tools,
-        family=family,
-        reasoning=None if card.options.reasoning_parser is None else MARKERS[card.options.reasoning_parser],
-        include_reasoning=body.include_reasoning,
-    )
     affinity = exchange.affinity(body) or conversation_key(card.id, prompt.messages)
     return ChatPlan(prompt=prompt, sampling=sampling, reading=reading, affinity=affinity)
 
@@ -123,20 +116,39 @@ def _sampling(body: ChatBody, options: ApiOptions, tools: ToolSet | None) -> Sam
     return replace(sampling, grammar=tools.grammar())
 
 
-def _family(card: ModelCard, info: Mapping[str, Any]) -> Family:
-    """How the model writes tool calls.
+async def _reading(exchange: Exchange, card: ModelCard, tools: ToolSet | None, include_reasoning: bool) -> Reading:
+    """How the model writes its answers, from its options and, where they leave it open, from its tokenizer.
 
     Raises:
         UnsupportedParameter: its chat template has no place for tools, so that it would never hear of them.
     """
-    template = info.get("chat_template")
+    options = card.options
+    reading = Reading(
+        tools=tools,
+        reasoning=MARKERS.get(options.reasoning_parser or ""),
+        include_reasoning=include_reasoning,
+    )
+    described = response_template.NAME in (options.tool_parser, options.reasoning_parser)
+    if tools is None and not described:
+        return reading
+    info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
+    if tools is not None:
+        _check_template(card, info.get("chat_template"))
+    if described or (options.tool_parser is None and options.reasoning_parser is None and info["response_template"]):
+        if not info["response_template"]:
+            raise ModelError(f"Model {card.id!r} is to be read by a response_template, but its tokenizer has none.")
+        await asyncio.to_thread(response_template.importable)
+        return replace(reading, template=info["response_template"])
+    return replace(reading, family=FAMILIES[options.tool_parser or family_of(info.get("chat_template"))])
+
+
+def _check_template(card: ModelCard, template: object) -> None:
     if isinstance(template, str) and "tools" not in template:
         raise UnsupportedParameter(
             f"The chat template of model {card.id!r} has no place for tools. Give its loader a chat_template that has, "
             "or leave tools out.",
             param="tools",
         )
-    return FAMILIES[card.options.tool_parser or family_of(template)]
 
 
 def conversation_key(model: str, messages: Sequence[Mapping[str, Any]]) -> str:

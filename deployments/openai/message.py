@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from deployments.messages import FinishReason
 from deployments.openai.chat_schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
@@ -13,6 +14,7 @@ from deployments.openai.parsing.calls import CallSplitter
 from deployments.openai.parsing.families import Family
 from deployments.openai.parsing.parts import Call, Content, Part, Plain, Reasoning, Splitter
 from deployments.openai.parsing.reasoning import ReasoningSplitter
+from deployments.openai.parsing.response_template import TemplateSplitter
 from deployments.openai.tools import ForcedCalls, ToolSet
 
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
@@ -25,12 +27,14 @@ class Reading:
     Attributes:
         tools: the tools the model may call; None reads no calls.
         family: how it writes them; None for a model that must call, whose text is JSON.
+        template: the tokenizer's own description of its answers, which says both in place of the other two.
         reasoning: the markers of its reasoning; None leaves it in the content.
         include_reasoning: give the reasoning out.
     """
 
     tools: ToolSet | None = None
     family: Family | None = None
+    template: Mapping[str, Any] | None = None
     reasoning: tuple[str, str] | None = None
     include_reasoning: bool = True
 
@@ -45,6 +49,8 @@ class Reading:
         calls: Splitter = Plain()
         if self.tools is not None and forced:
             calls = ForcedCalls(self.tools)
+        elif self.template is not None:
+            return TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
         elif self.tools is not None and self.family is not None:
             calls = CallSplitter(self.family, self.tools.schemas)
         if self.reasoning is None or forced:

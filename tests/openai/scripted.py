@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -160,3 +160,25 @@ def _candidate(token_id: int, logprob: float) -> Candidate:
 def load_model() -> dict[str, Any]:
     hooks = {"apply_chat_template": render, "encode": encode, "decode": decode, "embed": embed}
     return {"engine": ScriptedEngine, **hooks}
+
+
+class DescribedTokenizer:
+    """Nothing but a description of the model's answers."""
+
+    response_template: ClassVar[dict[str, Any]] = {
+        "start_anchor": "<assistant>",
+        "fields": {
+            "content": {},
+            "tool_calls": {
+                "open": "<call>",
+                "close": "</call>",
+                "content": "json",
+                "repeats": True,
+                "transform": {"type": "function", "function": "{content}"},
+            },
+        },
+    }
+
+
+def with_response_template() -> dict[str, Any]:
+    return {**load_model(), "tokenizer": DescribedTokenizer()}

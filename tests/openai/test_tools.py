@@ -253,6 +253,16 @@ def test_a_family_whose_markers_are_special(thinker: Server) -> None:
     assert engine.seen[-1].sampling.skip_special_tokens is False
 
 
+def test_a_tokenizers_own_description_is_followed(serve: Serve) -> None:
+    described = serve([{"id": "org/scripted", "loader": "tests.openai.scripted:with_response_template"}]).client()
+    choice = ask(described, 'So.<call>{"name": "bash", "arguments": {"command": "ls"}}</call>').choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("So.", "tool_calls")
+    assert choice.message.tool_calls[0].function.name == "bash"
+    text, calls, _ = streamed(described, 'So.<call>{"name": "finish", "arguments": {}}</call>')
+    assert (text, calls[0]["name"], calls[0]["arguments"]) == ("So.", "finish", "{}")
+    assert streamed(described, "So.<call>{broken</call>") == ("So.<call>{broken</call>", [], ["stop"])
+
+
 @pytest.mark.parametrize("api", [{"tool_parser": "hermse"}, {"reasoning_parser": "thinks"}])
 def test_unknown_parsers_are_refused_at_start(api: dict[str, str]) -> None:
     model = {"id": "m", "loader": SCRIPTED, "api": api}

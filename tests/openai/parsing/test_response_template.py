@@ -1,0 +1,60 @@
+"""Answers read by a tokenizer's own response template."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
+from deployments.openai.parsing.response_template import TemplateSplitter
+
+TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "content": {},
+        "thinking": {"open": "<think>", "close": "</think>"},
+        "tool_calls": {
+            "open": "<tool_call>",
+            "close": "</tool_call>",
+            "content": "json",
+            "repeats": True,
+            "transform": {"type": "function", "function": "{content}"},
+        },
+    },
+}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}}]
+CALL = '<tool_call>{"name": "f", "arguments": {"a": "1"}}</tool_call>'
+
+
+def split(pieces: list[str], prompt: str = "hi<|assistant|>") -> list[Part]:
+    splitter = TemplateSplitter(TEMPLATE, prompt, TOOLS)
+    return [*(part for piece in pieces for part in splitter.feed(piece)), *splitter.finish()]
+
+
+def told(parts: list[Part]) -> tuple[str, str, list[Any]]:
+    """Reasoning, content and calls."""
+    calls = [(part.name, json.loads(part.arguments)) for part in parts if isinstance(part, Call)]
+    reasoning = "".join(part.text for part in parts if isinstance(part, Reasoning))
+    return reasoning, "".join(part.text for part in parts if isinstance(part, Content)), calls
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "expected"),
+    [
+        ("hello", "<|assistant|>", ("", "hello", [])),
+        ("", "<|assistant|>", ("", "", [])),
+        (f"<think>hm</think>so{CALL}{CALL}", "<|assistant|>", ("hm", "so", [("f", {"a": 1})] * 2)),
+        ("hm</think>yes", "<|assistant|><think>", ("hm", "yes", [])),
+        (f"a{CALL}b", "<|assistant|>", ("", "ab", [("f", {"a": 1})])),
+        ("x<tool_call>{broken</tool_call>y", "<|assistant|>", ("", "x<tool_call>{broken</tool_call>y", [])),
+        ("x<tool_call>[1]</tool_call>", "<|assistant|>", ("", "x<tool_call>[1]</tool_call>", [])),
+        (f"{CALL}<tool_call>{{", "<|assistant|>", ("", "<tool_call>{", [("f", {"a": 1})])),
+        ("1 < 2 > 0 ] }", "<|assistant|>", ("", "1 < 2 > 0 ] }", [])),
+    ],
+)
+def test_cases(text: str, prompt: str, expected: Any) -> None:
+    for pieces in ([text], list(text)):
+        assert told(split(pieces, prompt)) == expected
