@@ -101,7 +101,7 @@ class RowSampler:
         self._processors = tuple(processors)
         self._ids = _Ids(prompt_ids, device) if self._processors else None
         self._random = random.Random(params.seed)
-        self._drawn = (-1, 0.0)
+        self._drawn = (-1, 0.0, 0)
         self._terminators = np.array(sorted(eos_ids.union(params.stop_token_ids)), dtype=np.int64)
         self._penalties = Penalties(
             prompt_ids,
@@ -136,13 +136,13 @@ class RowSampler:
         """Whether the next token is the argmax of the raw logits and nothing else is asked."""
         return self.greedy and self.params.logprobs is None and not self.adjusts
 
-    def uniform(self) -> float:
-        """The random number in [0, 1) of the row's next token; the same however often it is asked for."""
-        place, number = self._drawn
+    def chance(self) -> tuple[float, int]:
+        """The random numbers of the row's next token, one in [0, 1) and one of 63 bits; the same if asked again."""
+        place, uniform, key = self._drawn
         if place != len(self.generated):
-            number = self._random.random()
-            self._drawn = (len(self.generated), number)
-        return number
+            uniform, key = self._random.random(), self._random.getrandbits(63)
+            self._drawn = (len(self.generated), uniform, key)
+        return uniform, key
 
     def edit(self, row: int, edits: Edits) -> None:
         """Contribute this row's sparse edits."""

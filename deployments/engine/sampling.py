@@ -1,8 +1,8 @@
 """Choosing the next token of every row of a step, each row by its own parameters.
 
 `sample_rows` takes the logits of all rows at once. A row's token depends on its own logits, parameters and random
-numbers only: the random numbers come from a host-side generator per row (one uniform number per token), so that
-a seed gives the same text whatever the neighbours and the device.
+numbers only: the random numbers come from a host-side generator per row (two numbers per token), so that a seed gives
+the same text whatever the neighbours and the device.
 
 The order is transformers': repetition, presence and frequency penalties and biases; the loader's LogitsProcessors;
 bans (bad words, terminators before min_tokens, tokens not allowed, the grammar); temperature, top_k, top_p, min_p,
@@ -142,7 +142,7 @@ class _Step:
         cut = [i for i in drawing if self.rows[i].truncated]
         if free:
             temperature = self._column([self.rows[i].params.temperature for i in free])
-            drawn = draw_untruncated(self._subset(free), temperature, self._uniform(free))
+            drawn = draw_untruncated(self._subset(free), temperature, *self._chance(free))
             self._place(free, drawn)
         if cut:
             self._draw_truncated(cut)
@@ -152,11 +152,11 @@ class _Step:
         settled, kept, unsettled, masked = truncate(self._subset(places), truncation)
         if settled:
             group = [places[i] for i in settled]
-            self._place(group, kept.draw(self._uniform(group)))
+            self._place(group, kept.draw(self._chance(group)[1]))
             self._kept.append((group, kept))
         if unsettled:
             group = [places[i] for i in unsettled]
-            self._place(group, draw_untruncated(masked, truncation.temperature[unsettled], self._uniform(group)))
+            self._place(group, draw_untruncated(masked, truncation.temperature[unsettled], *self._chance(group)))
             self._cut.append((group, masked))
 
     def settle(self) -> None:
@@ -203,8 +203,10 @@ class _Step:
     def _subset(self, places: Sequence[int]) -> torch.Tensor:
         return self.adjusted if len(places) == len(self.adjusted) else self.adjusted[list(places)]
 
-    def _uniform(self, places: Sequence[int]) -> torch.Tensor:
-        return self._column([self.rows[i].uniform() for i in places], torch.float64)
+    def _chance(self, places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers = [self.rows[i].chance() for i in places]
+        keys = torch.tensor([key for _, key in numbers]).to(self.raw.device, non_blocking=True)
+        return self._column([uniform for uniform, _ in numbers], torch.float64), keys
 
     def _column(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype).to(self.raw.device, non_blocking=True)

@@ -19,6 +19,10 @@ _BLOCK = 256
 # Bins of the histogram: an eighth of a nat each, down to e^-64 of the heaviest weight.
 _PER_UNIT = 8
 _BINS = 512
+# Constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) as signed numbers.
+_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 @dataclass(slots=True)
@@ -66,12 +70,10 @@ class Kept:
     ids: torch.Tensor
     weights: torch.Tensor
 
-    def draw(self, uniform: torch.Tensor) -> torch.Tensor:
-        """One token id per row by inversion of the distribution function; `uniform` is float64 [rows] in [0, 1)."""
-        sums = self.weights.cumsum(-1)
-        place = torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True)
-        last = self.weights.shape[1] - 1 - (self.weights > 0).flip(-1).to(torch.uint8).argmax(-1, keepdim=True)
-        return self.ids.gather(1, torch.minimum(place, last))[:, 0]
+    def draw(self, keys: torch.Tensor) -> torch.Tensor:
+        """One token id per row; `keys` is int64 [rows], see `gumbel`."""
+        place = (self.weights.log() + gumbel(keys, self.ids)).argmax(-1, keepdim=True)
+        return self.ids.gather(1, place)[:, 0]
 
 
 def truncate(scores: torch.Tensor, cut: Truncation) -> tuple[list[int], Kept, list[int], torch.Tensor]:
@@ -141,14 +143,65 @@ def _typical(weights: torch.Tensor, typical_p: float) -> torch.Tensor:
     return distance <= ordered[reached]
 
 
-def draw_untruncated(scores: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """One token id per row from softmax(scores / temperature), by inversion in two levels of blocks.
+def draw_untruncated(
+    scores: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    """One token id per row from softmax(scores / temperature).
+
+    The likeliest tokens compete by the Gumbel trick, so that rounding in the logits, which differs with the number of
+    rows in a forward, changes a seed's token as rarely as it can; the many others, all in all unlikely, are drawn by
+    inversion.
 
     Args:
         scores: float32 [rows, vocab]; every row has a finite maximum.
         temperature: float32 [rows], positive.
-        uniform: float64 [rows] in [0, 1).
+        uniform: float64 [rows] in [0, 1): whether a token is among the likeliest, and else which one it is.
+        keys: int64 [rows], see `gumbel`.
     """
+    vocab = scores.shape[1]
+    values, ids = scores.topk(min(CANDIDATES, vocab), dim=-1)
+    head = ((values - values[:, :1]) / temperature[:, None]).exp().double()
+    drawn = Kept(ids, head).draw(keys)
+    if vocab <= CANDIDATES:
+        return drawn
+    total = ((scores - values[:, :1]) / temperature[:, None]).exp_().sum(-1).double()
+    share = head.sum(-1) / total
+    tail = (uniform >= share).nonzero()[:, 0]
+    if len(tail):
+        rest = scores[tail].scatter_(1, ids[tail], float("-inf"))
+        # Rounding may promise a tail where there is no token left.
+        empty = rest.amax(-1) == float("-inf")
+        rest[empty] = 0.0
+        left = (uniform[tail] - share[tail]) / (1 - share[tail])
+        drawn[tail] = torch.where(empty, drawn[tail], _invert(rest, temperature[tail], left))
+    return drawn
+
+
+def gumbel(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Gumbel-distributed numbers that depend on a row's key and a token's id alone, by SplitMix64.
+
+    Args:
+        keys: int64 [rows].
+        ids: int64 [rows, candidates].
+
+    Returns:
+        float64 [rows, candidates].
+    """
+    x = keys[:, None] + (ids + 1) * _STEP
+    x = (x ^ _shifted(x, 30)) * _MIX_1
+    x = (x ^ _shifted(x, 27)) * _MIX_2
+    x = x ^ _shifted(x, 31)
+    uniform = (_shifted(x, 11).double() + 0.5) * 2.0**-53
+    return -(-uniform.log()).log()
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """A logical shift to the right; torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _invert(scores: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Tokens by inversion of the distribution function, in two levels of blocks."""
     rows, vocab = scores.shape
     blocks = -(-vocab // _BLOCK)
     weights = scores.new_zeros(rows, blocks * _BLOCK)

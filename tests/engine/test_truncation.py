@@ -10,7 +10,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from deployments.engine.truncation import CANDIDATES, Truncation, draw_untruncated, truncate
+from deployments.engine.truncation import CANDIDATES, Truncation, draw_untruncated, gumbel, truncate
 from deployments.messages import SamplingParams
 
 
@@ -94,21 +94,56 @@ def test_a_row_is_cut_the_same_whatever_its_neighbours() -> None:
     assert together == alone
 
 
+def keys(count: int) -> torch.Tensor:
+    return torch.randint(0, 2**62, (count,), generator=torch.Generator().manual_seed(3))
+
+
 @pytest.mark.parametrize("vocab", [5, 256, 257, 3000])
-def test_untruncated_draws_follow_the_distribution_function(vocab: int) -> None:
+def test_untruncated_draws_follow_the_distribution(vocab: int) -> None:
     scores = torch.randn(1, vocab, generator=torch.Generator().manual_seed(vocab))
-    uniform = torch.linspace(0, 1 - 1e-12, 4001, dtype=torch.float64)
-    drawn = draw_untruncated(scores.expand(len(uniform), -1), torch.full((len(uniform),), 0.8), uniform)
-    sums = (scores[0].double() / 0.8).softmax(-1).cumsum(-1)
-    expected = torch.searchsorted(sums, uniform, right=True).clamp(max=vocab - 1)
-    assert (drawn == expected).float().mean() > 0.999
+    count = 40_000
+    uniform = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    drawn = torch.cat(
+        [
+            draw_untruncated(scores.expand(1000, -1), torch.full((1000,), 0.8), u, k)
+            for u, k in zip(uniform.split(1000), keys(count).split(1000), strict=True)
+        ]
+    )
+    expected = (scores[0].double() / 0.8).softmax(-1) * count
+    order = expected.argsort(descending=True)
+    # Tokens in groups of similar expected counts, so that every group is large enough for a chi-square.
+    groups = (expected[order].cumsum(0) / count * 20).long().clamp(max=19)
+    found = torch.bincount(drawn, minlength=vocab)[order].double()
+    want, got = (torch.zeros(20, dtype=torch.float64).index_add_(0, groups, x) for x in (expected[order], found))
+    used = want > 0
+    chi_square = ((got - want) ** 2 / want.clamp(min=1e-9))[used].sum()
+    assert chi_square < 60
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-4])
+def test_rounding_in_the_logits_rarely_changes_a_token(size: float) -> None:
+    generator = torch.Generator().manual_seed(7)
+    scores = torch.randn(4000, 261, generator=generator)
+    rounded = scores + torch.randn(scores.shape, generator=generator) * size
+    uniform = torch.rand(4000, dtype=torch.float64, generator=generator)
+    first, second = (draw_untruncated(x, torch.ones(4000), uniform, keys(4000)) for x in (scores, rounded))
+    assert (first != second).sum() <= 1 + 4000 * size * 3
 
 
 def test_draws_never_take_a_token_of_probability_zero() -> None:
     scores = torch.full((64, 700), float("-inf"))
     scores[:, 300] = 0.0
     scores[:, 301] = -5.0
-    uniform = torch.linspace(0, 1, 65, dtype=torch.float64)[:64].nextafter(torch.tensor(2.0, dtype=torch.float64))
-    assert set(draw_untruncated(scores, torch.ones(64), uniform).tolist()) <= {300, 301}
-    top = torch.tensor([1 - 2**-53], dtype=torch.float64)
-    assert draw_untruncated(scores[:1], torch.ones(1), top).tolist() == [301]
+    uniform = torch.linspace(0, 1 - 1e-16, 64, dtype=torch.float64)
+    assert set(draw_untruncated(scores, torch.ones(64), uniform, keys(64)).tolist()) <= {300, 301}
+
+
+def test_gumbel_numbers_depend_on_key_and_id_alone() -> None:
+    ids = torch.arange(50_000)[None]
+    numbers = gumbel(keys(1), ids)[0]
+    shuffled = torch.randperm(50_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(gumbel(keys(1), ids[:, shuffled])[0], numbers[shuffled])
+    assert numbers.isfinite().all()
+    assert abs(numbers.mean().item() - 0.5772) < 0.03
+    assert abs(numbers.var().item() - 1.6449) < 0.06
+    assert abs(torch.corrcoef(torch.stack((numbers, gumbel(keys(2)[1:], ids)[0])))[0, 1].item()) < 0.02
