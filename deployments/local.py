@@ -6,10 +6,12 @@ python -m deployments.local --loader path/to/my_model.py:load_model
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -103,10 +105,24 @@ def _saving() -> dict[str, str]:
 def run_app(
     model_info_from: Source | None = None, *, host: str = "127.0.0.1", port: int = 8000, **options: Any
 ) -> None:
-    """Serve one model until interrupted; `options` as for `model_app`."""
+    """Serve one model until interrupted, in a notebook too; `options` as for `model_app`."""
     level = os.environ.get("LOGLEVEL", "INFO").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    uvicorn.run(model_app(model_info_from, **options), host=host, port=port, log_level=level.lower())
+    app = model_app(model_info_from, **options)
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level=level.lower()))
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        server.run()
+        return
+    # A notebook's cell runs inside an event loop, where no other can run.
+    thread = threading.Thread(target=server.run, name="server")
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        server.should_exit = True
+        thread.join()
 
 
 def main() -> None:

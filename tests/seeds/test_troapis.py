@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -123,6 +124,15 @@ def test_a_missing_entry_file_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         model_app()
 
 
+def wait_for_health(port: int) -> None:
+    for _ in range(1200):
+        try:
+            assert requests.get(f"http://127.0.0.1:{port}/v1/health", timeout=60).json() == {"status": "ok"}
+            return
+        except requests.ConnectionError:
+            time.sleep(0.1)
+
+
 def test_the_entry_file_as_a_program(entry_file: Path) -> None:
     from tests.serving import free_port
 
@@ -130,17 +140,37 @@ def test_the_entry_file_as_a_program(entry_file: Path) -> None:
     environment = {**os.environ, "PORT": str(port), "PYTHONPATH": str(ROOT), "DEVICE": "cpu"}
     server = subprocess.Popen([sys.executable, str(entry_file)], env=environment, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
-            try:
-                assert requests.get(f"http://127.0.0.1:{port}/v1/health").json() == {"status": "ok"}
-                break
-            except requests.ConnectionError:
-                time.sleep(0.1)
+        wait_for_health(port)
         models = requests.get(f"http://127.0.0.1:{port}/v1/models").json()
         assert [model["id"] for model in models["data"]] == ["org/tiny", "model"]
     finally:
         server.terminate()
         assert server.wait(20) is not None
+
+
+def test_a_notebooks_cell(tmp_path: Path) -> None:
+    """A cell runs inside an event loop, and is interrupted like any other."""
+    from tests.serving import free_port
+
+    port = free_port()
+    code = f"""
+import asyncio
+from deployments.local import run_app
+from tests.tiny import byte_tokenizer, llama
+
+async def cell():
+    try:
+        run_app({{"model": llama(), "tokenizer": byte_tokenizer()}}, port={port})
+        print("interrupted")
+    except KeyboardInterrupt:
+        print("not caught")
+
+asyncio.new_event_loop().run_until_complete(cell())
+"""
+    notebook = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_for_health(port)
+    notebook.send_signal(signal.SIGINT)
+    assert notebook.communicate(timeout=60)[0].splitlines()[-1] == "interrupted"
 
 
 # Hooks
