@@ -18,7 +18,17 @@ from ray.serve.handle import DeploymentHandle
 from deployments.client import Embeddings, Rendered
 from deployments.config import AppArgs, unknown_model
 from deployments.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
-from deployments.messages import Accepted, Event, Failed, GenerateCall, ModelCard, Prompt
+from deployments.messages import (
+    Accepted,
+    ChatPrompt,
+    Event,
+    Failed,
+    GenerateCall,
+    ModelCard,
+    Prompt,
+    TextPrompt,
+    TokensPrompt,
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -26,6 +36,7 @@ Handle: TypeAlias = DeploymentHandle[Any]
 
 STATUS_LIMIT_S = 5.0
 UNLOAD_LIMIT_S = 600.0
+_BULKY = 2**20
 
 
 class Gate:
@@ -77,7 +88,10 @@ class HandleClient:
     def __init__(self, args: AppArgs, pools: Mapping[str, Handle]) -> None:
         self._args = args
         self._entries = args.by_name()
+        # Calls go straight to the replica by gRPC, which takes a millisecond less and messages of 4 MiB at most; what
+        # may be larger goes through Ray's object store.
         self._pools = {name: handle.options(_by_reference=False) for name, handle in pools.items()}
+        self._stores = {name: handle.options(_by_reference=True) for name, handle in pools.items()}
         self._pool_of = {model: name for name, pool in args.all_pools().items() for model in pool.models}
         self._limits = {entry.id: entry.engine.max_model_len for entry in args.models}
         self._gate = Gate(args.max_concurrent_requests)
@@ -175,9 +189,8 @@ class HandleClient:
         await self._tell_all("drain", self._pools, on, limit=STATUS_LIMIT_S)
 
     async def _events(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
-        handle = self._pools[self._pool_of[call.model]].options(
-            multiplexed_model_id=call.model, session_id=call.affinity or ""
-        )
+        way = self._stores if _is_bulky(call) else self._pools
+        handle = way[self._pool_of[call.model]].options(multiplexed_model_id=call.model, session_id=call.affinity or "")
         if not call.stream:
             answer = handle.options(method_name="answer").remote(call)
             try:
@@ -198,7 +211,7 @@ class HandleClient:
     async def _ask(self, method: str, model: str, *arguments: Any) -> Any:
         """The answer of a replica that has the model, asked once more when the first is lost."""
         key = self.resolve(model).id
-        handle = self._pools[self._pool_of[key]].options(method_name=method, multiplexed_model_id=key)
+        handle = self._stores[self._pool_of[key]].options(method_name=method, multiplexed_model_id=key)
         for attempt in (1, 2):
             answer = handle.remote(key, *arguments)
             try:
@@ -228,6 +241,30 @@ class HandleClient:
             else:
                 found.append(answer)
         return found
+
+
+def _is_bulky(call: GenerateCall) -> bool:
+    """Whether a call or its events may be megabytes: media, very long prompts, alternatives for every token."""
+    scores = call.sampling.logprobs is not None or call.sampling.prompt_logprobs is not None
+    return scores or sum(map(_size, call.prompts)) > _BULKY
+
+
+def _size(value: object) -> int:
+    """Roughly the bytes of a prompt's texts and ids."""
+    match value:
+        case str() | bytes():
+            return len(value)
+        case ChatPrompt():
+            return _size(value.messages) + _size(value.tools)
+        case TextPrompt():
+            return len(value.text)
+        case TokensPrompt():
+            return 4 * len(value.token_ids)
+        case Mapping():
+            return sum(map(_size, value.values()))
+        case list() | tuple():
+            return sum(map(_size, value))
+    return 8
 
 
 def as_troupe_error(error: Exception) -> TroupeError:
