@@ -113,7 +113,7 @@ def test_classes_and_architectures() -> None:
 
 def test_where_it_listens() -> None:
     assert config(*MODEL)["http_options"] == {"port": 7088}
-    assert config(*MODEL, HOSTNAME="3f2a91c0de11")["http_options"] == {"port": 7088}  # a container's name
+    assert config(*MODEL, HOSTNAME="342191005112")["http_options"] == {"port": 7088}  # a container's name
     assert config(*MODEL, HOSTNAME="0.0.0.0", PORT="80")["http_options"] == {"host": "0.0.0.0", "port": 80}
     cpu = config(*MODEL, ACCELERATOR_TYPE="cpu", LOGLEVEL="debug")
     assert cpu["applications"][0]["deployments"][0]["ray_actor_options"] == {"num_gpus": 0}
