@@ -18,8 +18,13 @@ def links(page: Path) -> list[tuple[str, Path]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    assert links(page)
     for text, file in links(page):
         assert file.is_file(), f"{text}: {file}"
         if text.startswith("test_"):
             assert re.search(rf"^def {text}\(", file.read_text(encoding="utf-8"), re.MULTILINE), text
+
+
+def test_the_table_has_every_page() -> None:
+    (table,) = [page for page in PAGES if page.name == "README.md"]
+    listed = {file.name for _, file in links(table)}
+    assert {page.name for page in PAGES} - {"README.md"} <= listed
