@@ -23,6 +23,7 @@ from deployments.openai.models import Health, ModelList, ModelObject, health, li
 from deployments.openai.responses import create_response
 from deployments.openai.responses_schema import ResponseObject, ResponsesBody
 from deployments.openai.route import Route
+from deployments.openai.score import ScoreBody, Scores, create_score
 from deployments.openai.tokens import (
     DetokenizeBody,
     Detokenized,
@@ -79,6 +80,15 @@ ROUTES = (
         body=EmbeddingsBody,
         answer=EmbeddingList,
         example={"input": "What is 27 + 15?"},
+    ),
+    Route(
+        method="POST",
+        path="/score",
+        handler=create_score,
+        tag="scores",
+        body=ScoreBody,
+        answer=Scores,
+        example={"prompt": "27 + 15 = ", "choices": ["42", "43"]},
     ),
     Route(
         method="POST",

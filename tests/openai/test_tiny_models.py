@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+import requests
 import torch
 from openai import OpenAI
 
@@ -212,3 +213,45 @@ def test_embedding_mistakes(client: OpenAI, fields: dict[str, Any], param: str) 
     with pytest.raises(openai.BadRequestError) as error:
         client.embeddings.create(**{"model": "plain", "encoding_format": "float", **fields})
     assert error.value.param == param
+
+
+CHOICES = [" blue", " green and wide", "."]
+
+
+def post(tiny: Server, path: str, **body: Any) -> Any:
+    return requests.post(tiny.url + path, json={"model": "plain", **body}, timeout=60)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_scores_are_log_probabilities(tiny: Server, chat: bool) -> None:
+    tokenizer, model = byte_tokenizer(), llama(max_position_embeddings=1024)
+    messages = [{"role": "user", "content": "The sky is"}]
+    given: dict[str, Any] = {"messages": messages} if chat else {"prompt": "The sky is"}
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) if chat else "The sky is"
+    scores = post(tiny, "/v1/score", choices=CHOICES, **given).json()
+    for item, choice in zip(scores["data"], CHOICES, strict=True):
+        prompt = tokenizer(text, add_special_tokens=not chat).input_ids
+        ids = tokenizer(text + choice, add_special_tokens=not chat).input_ids
+        with torch.inference_mode():
+            logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = sum(logprobs[i - 1, ids[i]].item() for i in range(len(prompt), len(ids)))
+        assert item["logprob"] == pytest.approx(expected, abs=1e-3)
+        assert item["tokens"] == len(choice)
+    assert sum(item["probability"] for item in scores["data"]) == pytest.approx(1)
+    assert scores["best"] == max(range(3), key=lambda index: scores["data"][index]["logprob"])
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "a", "choices": []}, "choices"),
+        ({"prompt": "a", "choices": [""]}, "choices"),
+        ({"choices": ["a"]}, "prompt"),
+        ({"prompt": "a", "choices": ["x" * 2000]}, "choices"),
+        ({"prompt": "", "choices": ["a"]}, "prompt"),
+    ],
+)
+def test_score_mistakes(tiny: Server, body: dict[str, Any], param: str) -> None:
+    response = post(tiny, "/v1/score", **body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
