@@ -50,6 +50,11 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
         return [layer for layer in self.layers if not isinstance(layer, DummyLayer)]
 
     @property
+    def room(self) -> int:
+        """Rows that the buffers can hold."""
+        return max(len(self.lengths), *(layer.room for layer in self.held))
+
+    @property
     def has_states(self) -> bool:
         """Whether some layer keeps a state that no crop can take back."""
         return any(isinstance(layer, StateRows) for layer in self.layers)
@@ -95,6 +100,11 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
                 layer.resize(width)
         self.width = width
 
+    def compact(self) -> None:
+        """Give up the room for further rows."""
+        for layer in self.held:
+            layer.compact()
+
     def rewind(self) -> None:
         """Forget what a failed forward has added. States cannot be taken back: see `has_states`."""
         for layer in self.held:
@@ -133,6 +143,10 @@ class EncoderRowsCache(EncoderDecoderCache):  # type: ignore[misc]
         return width
 
     @property
+    def room(self) -> int:
+        return int(self.self_attention_cache.room)
+
+    @property
     def has_states(self) -> bool:
         return bool(self.self_attention_cache.has_states)
 
@@ -158,6 +172,10 @@ class EncoderRowsCache(EncoderDecoderCache):  # type: ignore[misc]
     def drop(self, index: int, *, blank: bool = False) -> None:
         self.self_attention_cache.drop(index, blank=blank)
         self.cross_attention_cache.drop(index, blank=blank)
+
+    def compact(self) -> None:
+        self.self_attention_cache.compact()
+        self.cross_attention_cache.compact()
 
     def rewind(self) -> None:
         self.self_attention_cache.rewind()

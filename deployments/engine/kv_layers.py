@@ -49,6 +49,13 @@ class RowsLayer(Protocol):
     def blank(self, index: int) -> None:
         """Overwrite a row whose values may not be finite, as hidden columns must be."""
 
+    def compact(self) -> None:
+        """Give up the room for further rows."""
+
+    @property
+    def room(self) -> int:
+        """Rows that the buffers can hold."""
+
     @property
     def nbytes(self) -> int: ...
 
@@ -168,6 +175,15 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         for buffer in self.buffers:
             buffer[index].zero_()
 
+    def compact(self) -> None:
+        if self.is_initialized and self.rows < self.buffers[0].shape[0]:
+            self._shrink(self.rows)
+            self._show(self.start)
+
+    @property
+    def room(self) -> int:
+        return self.buffers[0].shape[0] if self.buffers else 0
+
     @property
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers)
@@ -243,6 +259,13 @@ class StateRows(LinearAttentionLayer):  # type: ignore[misc]
     def blank(self, index: int) -> None:
         """A dropped row's state is never read again."""
 
+    def compact(self) -> None:
+        """States have no columns and are small: they keep their room."""
+
+    @property
+    def room(self) -> int:
+        return max((room.shape[0] for room in self._room.values()), default=0)
+
     @property
     def nbytes(self) -> int:
         return self.state_bytes
@@ -304,6 +327,13 @@ class _StateAndKeyValueRows(StateRows, KeyValueRows):  # type: ignore[misc]
 
     def blank(self, index: int) -> None:
         KeyValueRows.blank(self, index)
+
+    def compact(self) -> None:
+        KeyValueRows.compact(self)
+
+    @property
+    def room(self) -> int:
+        return self.buffers[0].shape[0] if self.buffers else 0
 
     def holds(self, length: int, cut: int) -> bool:
         return cut == 0

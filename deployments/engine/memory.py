@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 
 from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache, RowsCache
-from deployments.engine.kv_layers import KeyValueRows, StateRows, column_room, row_room
+from deployments.engine.kv_layers import KeyValueRows, StateRows, column_room
 
 _CPU_SHARE, _DEVICE_SHARE = 0.5, 0.85
 
@@ -19,7 +21,7 @@ class RowBytes:
     """What a row costs, measured on a cache that a forward has filled.
 
     Attributes:
-        columns: per attention layer, the bytes of one column and how many columns it keeps (None: all).
+        columns: the bytes of one column of all layers that keep equally many columns, and how many (None: all).
         states: bytes of the states, whatever the row's length.
         encoded: bytes of one column of the encoder's keys and values.
     """
@@ -36,18 +38,39 @@ class RowBytes:
             return cls(own.columns, own.states, sum(size for size, _ in cross.columns))
         assert isinstance(cache, RowsCache)
         attention = [layer for layer in cache.layers if isinstance(layer, KeyValueRows) and layer.is_initialized]
-        columns = tuple((sum(b[0, :, 0].nbytes for b in layer.buffers), layer.keep) for layer in attention)
+        sizes: Counter[int | None] = Counter()
+        for layer in attention:
+            sizes[layer.keep] += sum(buffer[0, :, 0].nbytes for buffer in layer.buffers)
+        columns = tuple((size, keep) for keep, size in sizes.items())
         states = sum(layer.state_bytes for layer in cache.layers if isinstance(layer, StateRows))
         return cls(columns, states)
 
-    def of_rows(self, rows: int, width: int, encoded: int = 0) -> int:
-        """Bytes of the buffers of so many rows of at most `width` tokens, with `encoded` encoder tokens each."""
+    def of_row(self, width: int, encoded: int = 0) -> int:
+        """Bytes of a row in buffers for `width` tokens, and `encoded` tokens of an encoder."""
         columns = sum(size * column_room(width if keep is None else min(width, keep)) for size, keep in self.columns)
-        return row_room(rows) * (columns + self.states + self.encoded * column_room(encoded))
+        return columns + self.states + (self.encoded * column_room(encoded) if encoded else 0)
 
     def read(self, width: int) -> int:
         """Bytes of columns that a decode step reads for a row of a batch so wide."""
         return sum(size * (width if keep is None else min(width, keep)) for size, keep in self.columns)
+
+
+def can_all_finish(budget: int, rows: Iterable[tuple[int, int]]) -> bool:
+    """Whether rows can end one after the other, each taking over what those before it have left.
+
+    This is the safe state of the banker's algorithm (Dijkstra, EWD 623), for a given order.
+
+    Args:
+        budget: bytes in all.
+        rows: what each row has now and needs in the end, the first to end first.
+    """
+    rows = list(rows)
+    spare = budget - sum(now for now, _ in rows)
+    for now, final in rows:
+        if final - now > spare:
+            return False
+        spare += now
+    return True
 
 
 def default_budget(device: torch.device) -> int:

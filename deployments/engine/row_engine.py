@@ -60,6 +60,7 @@ class RowEngine:
             self.capabilities = Capabilities.of(self._forward)
         self._logits_width = self.capabilities.logits_width
         self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
+        _warn_of_idle(options)
         self._packed = PackedLinears.of(info.model, options.pack_linears)
         self._threads = options.threads
         self._deterministic = Deterministic(self._forward, options.max_rows) if options.deterministic else None
@@ -78,7 +79,7 @@ class RowEngine:
         inputs = self._forward.model.get_input_embeddings().weight.shape[0]
         check_request(request, max_model_len=self.max_model_len, supports=self.supports, vocab=inputs)
         row = self._row(request, emit)
-        need = self._loop.need(row)
+        need = self._loop.batches.most([row])
         if need > self._loop.limits.budget:
             raise BadRequest(
                 f"This request may need {need / _GIB:.2f} GiB of cache and the engine has "
@@ -212,6 +213,13 @@ class RowEngine:
         self._loop.store.clear()
         if self._forward.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _warn_of_idle(options: EngineOptions) -> None:
+    """Name the options that change nothing here, so that nobody measures them in vain."""
+    for name in ("torch_compile", "static_cache", "prompt_lookup"):
+        if getattr(options, name):
+            logger.warning("Engine option %s=%r has no effect on rows.", name, getattr(options, name))
 
 
 def _step_loop(

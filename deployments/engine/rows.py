@@ -27,6 +27,7 @@ class Row:
         offset: from a token's index to its position.
         alone: to be computed by itself, after a forward that it may have broken.
         attempts: forwards of this row that failed.
+        order: its place in the queue at arrival.
     """
 
     request: EngineRequest
@@ -42,6 +43,7 @@ class Row:
     offset: Offset = NO_OFFSET
     alone: bool = False
     attempts: int = 0
+    order: int = 0
 
     @property
     def final_length(self) -> int:

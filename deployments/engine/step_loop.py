@@ -55,22 +55,21 @@ class StepLoop:
         self.max_rows = limits.max_rows
         self._counts: Counter[str] = Counter()
         self._calm_steps = 0
+        self._arrived = 0
 
     @property
     def rows(self) -> list[Row]:
         """Every row that has left the queue."""
-        return [*(row for prefill in self.prefills for row in prefill.rows), *self.batches.rows]
+        return [*self._prefilling, *self.batches.rows]
 
     @property
     def idle(self) -> bool:
         return not (self.waiting or self.prefills or self.batches)
 
-    def need(self, row: Row) -> int:
-        """Bytes a row may come to need, by itself."""
-        return self.batches.need([row])
-
     def add(self, row: Row) -> None:
         """Queue a row."""
+        self._arrived += 1
+        row.order = self._arrived
         self.waiting.append(row)
 
     def cancel(self, request_id: str) -> None:
@@ -96,6 +95,8 @@ class StepLoop:
 
     def step(self) -> None:
         """Advance one prefill by one forward, and every batch by one token."""
+        self.batches.balance(self.limits.budget, self._prefilling)
+        self._make_room(0)
         self._admit()
         if self.prefills:
             self._advance(self._next_prefill())
@@ -109,7 +110,7 @@ class StepLoop:
 
     def stats(self) -> EngineStats:
         """Counters of this moment."""
-        caches = [*(prefill.cache for prefill in self.prefills), *(batch.cache for batch in self.batches)]
+        caches = [*(prefill.cache for prefill in self.prefills), *(batch.cache for batch in self.batches.all)]
         return EngineStats(
             kind="rows",
             rows=len(self.rows),
@@ -128,7 +129,7 @@ class StepLoop:
 
         At most two are under way: a prompt of several chunks lets short ones pass.
         """
-        while self.waiting and len(self.prefills) < 2:
+        while self.waiting and len(self.prefills) < 2 and not self.batches.paused:
             if any(prefill.remaining <= self.prefiller.chunk for prefill in self.prefills):
                 return
             rows, sources = self._candidates(short_only=bool(self.prefills))
@@ -145,14 +146,15 @@ class StepLoop:
         places = self.max_rows - len(self.rows)
         tokens = 0
         for row in self.waiting:
-            spare -= self.need(row)
-            too_much = spare < 0 and (rows or not self.nothing_runs)
-            if too_much or len(rows) >= places or tokens >= self.prefiller.chunk:
+            spare -= self.batches.need([row])
+            enough = spare >= 0 and self.batches.safe(self.limits.budget, [*self._prefilling, *rows, row])
+            lacking = not enough and (rows or not self.nothing_runs)
+            if lacking or len(rows) >= places or tokens >= self.prefiller.chunk:
                 break
             source = self._source(row)
             to_go = len(row.ids) - (0 if source is None else source.length)
             if self._soon_served(row, source, rows) or (short_only and to_go > self.prefiller.chunk):
-                spare += self.need(row)
+                spare += self.batches.need([row])
                 continue
             tokens += to_go
             rows.append(row)
@@ -162,8 +164,7 @@ class StepLoop:
     def _begin(self, rows: list[Row], sources: list[Source | None]) -> None:
         for row in rows:
             self.waiting.remove(row)
-        needed = self._reserved() + sum(map(self.need, rows))
-        self.store.shrink(min(self.store.limit, self.limits.budget - needed))
+        self._make_room(sum(self.batches.need([row]) for row in rows))
         try:
             prefill = self.prefiller.begin(rows, sources)
         except Exception as error:
@@ -178,12 +179,18 @@ class StepLoop:
         """Whether all memory is free, so that the first waiting row fits if it ever will."""
         return not (self.prefills or self.batches)
 
-    def _reserved(self) -> int:
-        """Bytes that the running rows may come to need."""
-        return self._prefilling() + self.batches.reserved
+    @property
+    def _prefilling(self) -> list[Row]:
+        return [row for prefill in self.prefills for row in prefill.rows]
 
-    def _prefilling(self) -> int:
-        return sum(self.need(row) for prefill in self.prefills for row in prefill.rows)
+    def _make_room(self, more: int) -> None:
+        """Let kept prefixes give way to what the rows need soon, and to so many bytes more."""
+        if len(self.store):
+            self.store.shrink(self.limits.budget - self._reserved() - more)
+
+    def _reserved(self) -> int:
+        """Bytes that the running rows need soon."""
+        return self.batches.reserved + sum(self.batches.need([row]) for row in self._prefilling)
 
     def _shares(self, row: Row) -> bool:
         """Whether a row's tokens tell what its cache holds, so that it may begin with another's."""
@@ -337,7 +344,8 @@ class StepLoop:
 
     def _regroup(self) -> None:
         """Join batches where that saves work."""
-        while (pair := self.batches.joinable(self.limits.budget - self._prefilling())) is not None:
+        room = self.limits.budget - sum(self.batches.need([row]) for row in self._prefilling)
+        while (pair := self.batches.joinable(room)) is not None:
             into, other = pair
             self.batches.remove(other)
             try:
@@ -375,7 +383,7 @@ class StepLoop:
         if not self.store.limit or length < _WORTH_REUSING or lacks_mark or self.forward.is_encoder_decoder:
             return
         room = self.limits.budget - self._reserved()
-        if self.batches.row_bytes.of_rows(1, length) > min(room, self.store.limit):
+        if self.batches.row_bytes.of_row(length) > min(room, self.store.limit):
             return
         try:
             copy = batch.cache.copy_row(index)
@@ -399,9 +407,14 @@ class StepLoop:
             self._recover_rows(batch.rows, error)
             return
         batch.cache.rewind()
-        for index, row in enumerate(batch.rows):
+        try:
+            alone = [Batch(batch.cache.copy_row(index), [row]) for index, row in enumerate(batch.rows)]
+        except Exception as failure:
+            self._recover_rows(batch.rows, failure)
+            return
+        for row, single in zip(batch.rows, alone, strict=True):
             row.alone = True
-            self.batches.add(Batch(batch.cache.copy_row(index), [row]))
+            self.batches.add(single)
 
     def _recover_rows(self, rows: Sequence[Row], error: Exception) -> None:
         """After a forward that raised and left no usable cache: compute its rows again, alone, or give up."""

@@ -206,8 +206,10 @@ _VISION = {
 }
 
 
-def randomised(model: Any) -> Any:
-    """Weights large enough that logits differ: matrices scaled by their width, vectors as the model starts them."""
+def randomised(build: Callable[[], Any]) -> Any:
+    """A model whose logits differ clearly: matrices scaled by their width, vectors near where they start."""
+    torch.manual_seed(0)
+    model = build()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.numel():
@@ -223,12 +225,12 @@ def decoder(kind: str, **overrides: Any) -> Any:
     """A causal language model of a transformers model type."""
     settings = {**_DECODER, **DECODERS.get(kind, {}), **overrides}
     config = AutoConfig.for_model(kind, **{k: v for k, v in settings.items() if (k, v) != ("head_dim", None)})
-    return randomised(AutoModelForCausalLM.from_config(config))
+    return randomised(lambda: AutoModelForCausalLM.from_config(config))
 
 
 def encoder_decoder(kind: str) -> Any:
     """A text-to-text model of a transformers model type."""
-    return randomised(AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **_ENCODER_DECODER)))
+    return randomised(lambda: AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **_ENCODER_DECODER)))
 
 
 def whisper() -> Any:
@@ -236,7 +238,7 @@ def whisper() -> Any:
     config = transformers.WhisperConfig(
         **_ENCODER_DECODER, num_mel_bins=8, max_source_positions=30, max_target_positions=128
     )
-    return randomised(transformers.WhisperForConditionalGeneration(config))
+    return randomised(lambda: transformers.WhisperForConditionalGeneration(config))
 
 
 def llava() -> Any:
@@ -247,7 +249,7 @@ def llava() -> Any:
         image_token_id=IMAGE_TOKEN,
         image_seq_length=4,
     )
-    return randomised(transformers.LlavaForConditionalGeneration(config))
+    return randomised(lambda: transformers.LlavaForConditionalGeneration(config))
 
 
 def gemma3() -> Any:
@@ -259,7 +261,7 @@ def gemma3() -> Any:
         eoi_token_id=157,
         mm_tokens_per_image=4,
     )
-    return randomised(transformers.Gemma3ForConditionalGeneration(config))
+    return randomised(lambda: transformers.Gemma3ForConditionalGeneration(config))
 
 
 def idefics3() -> Any:
@@ -269,7 +271,7 @@ def idefics3() -> Any:
         image_token_id=IMAGE_TOKEN,
         scale_factor=2,
     )
-    return randomised(transformers.Idefics3ForConditionalGeneration(config))
+    return randomised(lambda: transformers.Idefics3ForConditionalGeneration(config))
 
 
 def qwen2_vl() -> Any:
@@ -283,7 +285,7 @@ def qwen2_vl() -> Any:
         vision_start_token_id=153,
         vision_end_token_id=152,
     )
-    return randomised(transformers.Qwen2VLForConditionalGeneration(config))
+    return randomised(lambda: transformers.Qwen2VLForConditionalGeneration(config))
 
 
 def _pixels(shape: tuple[int, ...], seed: int) -> torch.Tensor:

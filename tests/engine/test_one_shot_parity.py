@@ -96,7 +96,7 @@ def paligemma() -> Any:
         image_token_id=IMAGE_TOKEN,
         projection_dim=_DECODER["hidden_size"],
     )
-    return randomised(transformers.PaliGemmaForConditionalGeneration(config))
+    return randomised(lambda: transformers.PaliGemmaForConditionalGeneration(config))
 
 
 def test_a_vision_model_whose_generate_is_not_its_forward() -> None:
