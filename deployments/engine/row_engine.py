@@ -79,7 +79,7 @@ class RowEngine:
         inputs = self._forward.model.get_input_embeddings().weight.shape[0]
         check_request(request, max_model_len=self.max_model_len, supports=self.supports, vocab=inputs)
         row = self._row(request, emit)
-        need = self._loop.need(row)
+        need = self._loop.batches.most([row])
         if need > self._loop.limits.budget:
             raise BadRequest(
                 f"This request may need {need / _GIB:.2f} GiB of cache and the engine has "
