@@ -133,21 +133,29 @@ def reverse_task(rng: random.Random, split: Split = "heldout") -> Task:
 def add_task(rng: random.Random, split: Split = "heldout") -> Task:
     """Add two numbers from 10 to 99."""
     a, b = _draw(rng, split, lambda r: f"{r.randint(10, 99)}+{r.randint(10, 99)}").split("+")
-    template = rng.choice(("What is {} + {}?", "{} + {} =", "Compute {} + {}"))
+    template = rng.choice(("What is {} + {}?", "Add {} and {}."))
     return _task(rng, "add", template.format(a, b), str(int(a) + int(b)))
 
 
-def lookup_task(rng: random.Random, split: Split = "heldout", fewest: int = 3) -> Task:
-    """Say the value of one key of `fewest` to eight pairs listed in the prompt."""
-    keys = [f"{letter}{rng.randrange(10)}" for letter in rng.sample(_LETTERS, rng.randint(fewest, 8))]
-    values = [nonce(rng, rng.randint(3, 6), rng.choice((_ALNUM, "0123456789"))) for _ in keys]
+def lookup_task(rng: random.Random, split: Split = "heldout") -> Task:
+    """Say the value of one key of three to five pairs listed in the prompt.
+
+    Keys are capital letters; values are three small letters or digits, none of them twice in a prompt.
+    """
+    keys = rng.sample(_LETTERS.upper(), rng.randint(3, 5))
     chosen = rng.randrange(len(keys))
-    key = keys[chosen]
-    values[chosen] = value = _draw(rng, split, lambda r: f"{key}={nonce(r, r.randint(3, 6), _ALNUM)}").partition("=")[2]
-    joint, between = rng.choice((" = ", ": ", "=")), rng.choice(("\n", ", ", "; "))
-    pairs = between.join(f"{k}{joint}{v}" for k, v in zip(keys, values, strict=True))
-    question = rng.choice(("What is the value of {}?", "Give the value of {}.", "The value of {}?"))
-    return _task(rng, "lookup", f"{pairs}\n{question.format(key)}", value)
+
+    def draw(rng: random.Random) -> str:
+        characters = "".join(rng.sample(_LETTERS + "0123456789", 3 * len(keys)))
+        own = characters[3 * chosen : 3 * chosen + 3]
+        return f"{keys[chosen]}={own}={characters}"
+
+    characters = _draw(rng, split, draw).rpartition("=")[2]
+    values = [characters[i : i + 3] for i in range(0, len(characters), 3)]
+    joint, between = rng.choice((" = ", ": ", "=")), rng.choice(("\n", ", "))
+    pairs = between.join(f"{key}{joint}{value}" for key, value in zip(keys, values, strict=True))
+    question = rng.choice(("What is the value of {}?", "Give the value of {}."))
+    return _task(rng, "lookup", f"{pairs}\n{question.format(keys[chosen])}", values[chosen])
 
 
 def count_task(rng: random.Random, split: Split = "heldout") -> Task:
