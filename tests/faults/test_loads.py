@@ -1,0 +1,121 @@
+"""Many replicas, many models: loaded once, never driven out while used."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.clients import KEY, ask, replicas, total
+from tests.faults.conftest import Say
+from tests.faults.paced import loads, model
+from tests.serving import serving
+
+API = {"api_keys": [KEY]}
+
+
+def test_eight_gpus_get_a_replica_each(cluster: str, say: Say) -> None:
+    args = {"models": [model("a")], "api": API}
+    with serving(cluster, args, num_replicas=8, ray_actor_options={"num_gpus": 1, "num_cpus": 0.5}) as url:
+        devices = sorted(str(replica["cuda_visible_devices"]) for replica in replicas(url))
+        pids = {replica["pid"] for replica in replicas(url)}
+    say(f"8 replicas in {len(pids)} processes, CUDA_VISIBLE_DEVICES {', '.join(devices)}")
+    assert devices == [str(i) for i in range(8)]
+    assert len(pids) == 8
+
+
+@pytest.fixture(scope="module")
+def four(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Four replicas that hold two of many models each."""
+    log = tmp_path_factory.mktemp("loads")
+    models = [model(name, log, seconds=0.5) for name in ("cold", "left", "a", "b", "c", *(f"m{i}" for i in range(8)))]
+    args = {"models": models, "max_models_per_replica": 2, "swap_patience_s": 0.2, "api": API}
+    with serving(cluster, args, num_replicas=4, ray_actor_options={"num_gpus": 0, "num_cpus": 0.5}) as url:
+        yield url, log
+
+
+def test_fifty_at_once_for_one_cold_model_load_it_once(four: tuple[str, Path], say: Say) -> None:
+    url, log = four
+
+    async def main() -> None:
+        replies = await asyncio.gather(*(ask(url, "cold", f"q{i}", max_tokens=2) for i in range(50)))
+        assert [reply.text for reply in replies] == [f"q{i} 0 q{i} 1 " for i in range(50)]
+        say(f"50 requests on 4 replicas: {loads(log, 'cold')} load, all answered in {replies[-1].seconds:.1f} s")
+        assert loads(log, "cold") == 1
+
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_while_its_model_loads_harms_nobody(four: tuple[str, Path], say: Say) -> None:
+    url, log = four
+
+    async def main() -> None:
+        busy = asyncio.create_task(ask(url, "cold", "busy", max_tokens=100, stream=True))
+        leaving = asyncio.create_task(ask(url, "left", max_tokens=2))
+        staying = asyncio.create_task(ask(url, "left", "stays", max_tokens=2))
+        await asyncio.sleep(0.15)
+        leaving.cancel()
+        assert (await staying).text == "stays 0 stays 1 "
+        assert (await busy).text == "".join(f"busy {i} " for i in range(100))
+        say(f"{loads(log, 'left')} load; the one who stayed and a running stream were served in full")
+        assert loads(log, "left") == 1
+
+    asyncio.run(main())
+
+
+def test_eight_models_with_skewed_popularity_on_eight_places(four: tuple[str, Path], say: Say) -> None:
+    url, log = four
+
+    async def main() -> None:
+        names = random.Random(3).choices([f"m{i}" for i in range(8)], [1 / (i + 1) for i in range(8)], k=200)
+        replies = await asyncio.gather(*(ask(url, name, name, max_tokens=2) for name in names))
+        assert all(reply.text.startswith(name) for reply, name in zip(replies, names, strict=True))
+        loaded = sum(loads(log, f"m{i}") for i in range(8))
+        say(f"200 requests over 8 models, 4 replicas of 2 places: {loaded} loads")
+        assert loaded <= 12
+
+    asyncio.run(main())
+
+
+def test_a_hundred_mixed_requests_over_three_models_in_two_places(cluster: str, tmp_path: Path, say: Say) -> None:
+    models = [model(name, tmp_path, seconds=0.2) for name in "abc"]
+    args = {"models": models, "max_models_per_replica": 2, "swap_patience_s": 0.3, "api": API}
+    with serving(cluster, args) as url:
+
+        async def main() -> None:
+            rng = random.Random(1)
+            names = [rng.choice("abc") for _ in range(100)]
+
+            async def later(name: str) -> Any:
+                await asyncio.sleep(rng.random() * 2)
+                return await ask(url, name, name, max_tokens=5, stream=rng.random() < 0.5)
+
+            replies = await asyncio.gather(*(later(name) for name in names))
+            assert [reply.text for reply in replies] == ["".join(f"{name} {i} " for i in range(5)) for name in names]
+            assert {reply.status for reply in replies} == {200}
+            loaded, evicted = (
+                sum(loads(tmp_path, name) for name in "abc"),
+                await asyncio.to_thread(total, url, "evictions"),
+            )
+            say(f"100 of 100 right; {loaded} loads, {evicted} evictions, none of a model in use")
+            assert loaded == evicted + 2
+
+        asyncio.run(main())
+
+
+def test_an_unknown_model_is_refused_at_once_and_drives_nothing_out(four: tuple[str, Path], say: Say) -> None:
+    url, _ = four
+
+    async def main() -> None:
+        before = await asyncio.to_thread(total, url, "evictions")
+        replies = [await ask(url, "nobody") for _ in range(10)]
+        assert {(reply.status, (reply.error or {})["code"]) for reply in replies} == {(404, "model_not_found")}
+        fastest = min(reply.seconds for reply in replies)
+        say(f"404 after {1e3 * fastest:.0f} ms")
+        assert fastest < 0.05
+        assert await asyncio.to_thread(total, url, "evictions") == before
+
+    asyncio.run(main())

@@ -1,0 +1,205 @@
+"""Clients that leave, clients that dawdle, and more clients than there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import requests
+
+from tests.faults.clients import KEY, Reply, ask, p, replicas, until
+from tests.faults.conftest import Say
+from tests.faults.paced import model
+from tests.serving import serving
+
+ROOT = Path(__file__).parent.parent.parent
+ROWS = 16
+PACE = 0.01
+
+
+@pytest.fixture(scope="module")
+def url(cluster: str) -> Any:
+    many = {"max_rows": 256}
+    models = [
+        model("a", pace=PACE, engine=many, preload=True),
+        model("calm", pace=0.1, engine=many, preload=True),
+        model("few", pace=PACE),
+    ]
+    with serving(cluster, {"models": models, "max_models_per_replica": 3, "api": {"api_keys": [KEY]}}) as address:
+        yield address
+
+
+def in_flight(url: str) -> int:
+    """Rows and requests that any replica still works on."""
+    return sum(m["rows"] + m["waiting"] + m["in_use"] for r in replicas(url) for m in r["models"])
+
+
+def memory(pid: int) -> int:
+    """Resident bytes of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_two_hundred_streams_dropped_after_one_token(url: str, say: Say, rounds: int) -> None:
+    async def main() -> None:
+        (replica,) = await asyncio.to_thread(replicas, url)
+        sizes, ends = [], []
+        for _ in range(rounds):
+            await asyncio.gather(
+                *(ask(url, "calm", f"{i}", leave_after=2, stream=True, max_tokens=5000) for i in range(200))
+            )
+            ends.append(await until(lambda: in_flight(url) == 0, 30))
+            sizes.append(memory(replica["pid"]))
+        assert (await ask(url, "a", "after", max_tokens=2)).text == "after 0 after 1 "
+        growth = sizes[-1] / sizes[0] - 1
+        say(f"{rounds} x 200 streams dropped: no row left {max(ends):.2f} s later at most; memory {growth:+.1%}")
+        assert growth < 0.05
+        assert max(ends) < 5
+
+    asyncio.run(main())
+
+
+def test_slow_readers_slow_nobody_else(url: str, say: Say) -> None:
+    async def first_tokens(count: int) -> list[float]:
+        replies = [await ask(url, "calm", f"{i}", stream=True, max_tokens=2) for i in range(count)]
+        return [reply.first or 99.0 for reply in replies]
+
+    async def main() -> None:
+        quick = [asyncio.create_task(ask(url, "calm", stream=True, max_tokens=2000)) for _ in range(20)]
+        await until(lambda: in_flight(url) >= 20, 20)
+        alone = await first_tokens(30)
+        for reader in quick:
+            reader.cancel()
+        await until(lambda: in_flight(url) == 0, 30)
+        slow = [asyncio.create_task(ask(url, "calm", pause=1, stream=True, max_tokens=2000)) for _ in range(20)]
+        await until(lambda: in_flight(url) >= 20, 20)
+        beside = await first_tokens(30)
+        for reader in slow:
+            reader.cancel()
+        gone = await until(lambda: in_flight(url) == 0, 30)
+        ratio = p(0.5, beside) / p(0.5, alone)
+        say(
+            f"time to first token beside 20 readers of a byte a second: median {1e3 * p(0.5, beside):.0f} ms against "
+            f"{1e3 * p(0.5, alone):.0f} ms beside 20 quick ones, x{ratio:.2f}; p99 x{p(0.99, beside) / p(0.99, alone):.2f}; "
+            f"their rows are free {gone:.2f} s after they leave"
+        )
+        assert ratio < 1.3
+
+    asyncio.run(main())
+
+
+def test_the_first_token_of_a_stream_is_not_held_back(url: str, say: Say) -> None:
+    async def main() -> None:
+        replies = [await ask(url, "a", stream=True, max_tokens=200) for _ in range(5)]
+        first, whole = p(0.5, [r.first or 99.0 for r in replies]), p(0.5, [r.seconds for r in replies])
+        events = len(replies[0].chunks)
+        say(f"first token after {1e3 * first:.0f} ms of {1e3 * whole:.0f} ms; {events} events for 200 tokens")
+        assert first < whole / 4
+        assert events < 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_six_megabytes_cross_to_the_replica_and_back(url: str, say: Say, stream: bool) -> None:
+    async def main() -> None:
+        text = "x" * 6_000_000
+        reply = await ask(url, "a", text, max_tokens=1, stream=stream)
+        say(f"6 MB in and out, {'streamed' if stream else 'whole'}: {reply.seconds:.2f} s")
+        assert reply.text == f"{text} 0 "
+
+    asyncio.run(main())
+
+
+async def flood(url: str, seconds: float, clients: int) -> list[Reply]:
+    """`clients` that ask again as soon as they are answered, or as long as they are told to wait."""
+    replies: list[Reply] = []
+    end = time.monotonic() + seconds
+
+    async def one(i: int) -> None:
+        while time.monotonic() < end:
+            reply = await ask(url, "few", f"{i}", max_tokens=20)
+            replies.append(reply)
+            if reply.status == 429:
+                await asyncio.sleep(min(float(reply.headers["retry-after"]), end - time.monotonic()) if end else 0)
+
+    await asyncio.gather(*(one(i) for i in range(clients)))
+    return replies
+
+
+def goodput(replies: list[Reply], seconds: float) -> float:
+    return sum(reply.status == 200 for reply in replies) / seconds
+
+
+def test_prometheus_sees_it(url: str, say: Say) -> None:
+    async def main() -> None:
+        for stream in (True, False):
+            assert (await ask(url, "a", max_tokens=5, stream=stream)).status == 200
+        port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
+        wanted = set(re.findall(r"ray_troupe_[a-z_]+", (ROOT / "docs" / "grafana.json").read_text()))
+        wanted -= {"ray_troupe_model_load_failures_total", "ray_troupe_model_evictions_total"}  # nothing failed yet
+        wanted -= {"ray_troupe_cached_tokens_total"}
+
+        def missing() -> set[str]:
+            text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+            return {name for name in wanted if name not in text}
+
+        await until(lambda: not missing(), 40)
+        assert missing() == set()
+        say(f"{len(wanted)} metrics of docs/grafana.json exported")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_overload_queues_without_a_cap(url: str, say: Say, seconds: int) -> None:
+    async def main() -> None:
+        await ask(url, "few", max_tokens=1)
+        capacity = goodput(await flood(url, 3, ROWS), 3)
+        replies = await flood(url, seconds, 10 * ROWS)
+        statuses = {reply.status for reply in replies}
+        began = time.monotonic()
+        await ask(url, "few", max_tokens=2)
+        recovery = time.monotonic() - began
+        share = goodput(replies, max(seconds, 1)) / capacity
+        say(
+            f"10 x capacity for {seconds} s: {len(replies)} requests, all 200; {share:.0%} of {capacity:.0f}/s; "
+            f"the next alone {1e3 * recovery:.0f} ms"
+        )
+        assert statuses == {200}
+        assert recovery < 5
+
+    asyncio.run(main())
+
+
+def test_overload_with_a_cap_is_refused_in_time(cluster: str, say: Say) -> None:
+    args = {"models": [model("few", pace=PACE, preload=True)], "max_concurrent_requests": 2 * ROWS}
+    with serving(cluster, args) as url:
+
+        async def main() -> None:
+            await ask(url, "few", max_tokens=1)
+            capacity = goodput(await flood(url, 3, ROWS), 3)
+            replies = await flood(url, 5, 10 * ROWS)
+            refused = [reply for reply in replies if reply.status == 429]
+            began = time.monotonic()
+            assert (await ask(url, "few", max_tokens=2)).status == 200
+            recovery = time.monotonic() - began
+            share = goodput(replies, 5) / capacity
+            say(
+                f"cap {2 * ROWS}: {len(refused)} of {len(replies)} refused with Retry-After, goodput {share:.0%} of "
+                f"{capacity:.0f}/s, the next alone {1e3 * recovery:.0f} ms"
+            )
+            assert {reply.status for reply in replies} == {200, 429}
+            assert all(
+                (reply.error or {})["code"] == "overloaded" and reply.headers["retry-after"] for reply in refused
+            )
+            assert share > 0.7
+            assert recovery < 5
+
+        asyncio.run(main())
