@@ -70,14 +70,17 @@ class GeneratorBackend:
         looped = settings.repetition_penalty != 1
         before = max(map(len, prompts)) - 1 if looped else 0
         steps = _Steps([len(prompt) - 1 if looped else 0 for prompt in prompts], on_token, self.target_size)
-        results = self._model.generate_batch(
-            [[self._tokens[i] for i in prompt] for prompt in prompts],
-            max_length=before + max_tokens,
-            min_length=before + settings.min_tokens if settings.min_tokens else 0,
-            include_prompt_in_result=looped,
-            callback=steps if settings.beam_size == 1 else None,
-            **settings.options(),
-        )
+        try:
+            results = self._model.generate_batch(
+                [[self._tokens[i] for i in prompt] for prompt in prompts],
+                max_length=before + max_tokens,
+                min_length=before + settings.min_tokens if settings.min_tokens else 0,
+                include_prompt_in_result=looped,
+                callback=steps if settings.beam_size == 1 else None,
+                **settings.options(),
+            )
+        finally:
+            steps.release()
         return [
             list(result.sequences_ids[0][len(prompt) if looped else 0 :])
             for result, prompt in zip(results, prompts, strict=True)
@@ -130,15 +133,18 @@ class TranslatorBackend:
     ) -> list[list[int]]:
         before = len(self._prefix)
         steps = _Steps([before] * len(prompts), on_token, self.target_size)
-        results = self._model.translate_batch(
-            [self._words(prompt) for prompt in prompts],
-            [self._prefix] * len(prompts) if self._prefix else None,
-            max_input_length=0,
-            max_decoding_length=before + max_tokens,
-            min_decoding_length=before + settings.min_tokens if settings.min_tokens else 0,
-            callback=steps if settings.beam_size == 1 else None,
-            **settings.options(),
-        )
+        try:
+            results = self._model.translate_batch(
+                [self._words(prompt) for prompt in prompts],
+                [self._prefix] * len(prompts) if self._prefix else None,
+                max_input_length=0,
+                max_decoding_length=before + max_tokens,
+                min_decoding_length=before + settings.min_tokens if settings.min_tokens else 0,
+                callback=steps if settings.beam_size == 1 else None,
+                **settings.options(),
+            )
+        finally:
+            steps.release()
         return [[self._ids[token] for token in result.hypotheses[0][before:]] for result in results]
 
     def prompt_logits(self, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -171,11 +177,20 @@ class _Steps:
 
     def __init__(self, skipped: Sequence[int], on_token: OnToken, vocab: int) -> None:
         self._left = list(skipped)
-        self._on_token = on_token
+        self._on_token: OnToken = on_token
         self._vocab = vocab
         self._step = -1
         self._place = 0
         self._logits: torch.Tensor | None = None
+
+    def release(self) -> None:
+        """Hold nothing any more.
+
+        The library's thread drops the callback after the batch was returned. If that were the last way to the model,
+        the thread would have to wait for its own end, and the process would be aborted.
+        """
+        self._on_token = _nothing
+        self._logits = None
 
     def __call__(self, result: Any) -> bool:
         if result.step != self._step:
@@ -188,6 +203,10 @@ class _Steps:
             return False
         logits = None if self._logits is None else self._logits[place, : self._vocab]
         return self._on_token(row, result.token_id, logits)
+
+
+def _nothing(row: int, token_id: int, logits: torch.Tensor | None) -> bool:
+    return True
 
 
 def _tensor(view: Any) -> torch.Tensor:

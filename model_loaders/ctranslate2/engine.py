@@ -158,8 +158,12 @@ class CTranslate2Engine:
         for job in left:
             job.fail(Unavailable("The model was unloaded before the request had ended; try again."))
         for thread in self._threads:
-            thread.join(1.0)
-        self._backend.unload()
+            thread.join(5.0)
+        # The library aborts the process if its weights go while it computes; they are freed with the thread then.
+        if any(thread.is_alive() for thread in self._threads):
+            logger.warning("a batch has not ended; its model is freed when it does")
+        else:
+            self._backend.unload()
 
     def _count(self) -> None:
         self._generated_tokens += 1
