@@ -85,7 +85,8 @@ def _module_from_file(path: str) -> ModuleType:
         raise ModelLoadFailed(f"Loader file {path} is no Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    if str(file.parent) not in sys.path:
+    # So that a loader finds the modules beside it; a package's own modules must not pass for top-level ones.
+    if str(file.parent) not in sys.path and not (file.parent / "__init__.py").exists():
         sys.path.append(str(file.parent))
     spec.loader.exec_module(module)
     return module

@@ -20,10 +20,8 @@ class EngineOptions:
         prefix_cache_gib: share of the budget the prefix store may keep; None is half.
         prefill_chunk: prompt tokens computed between two steps of the running rows.
         deterministic: a row's bits never depend on its neighbours; slower.
-        prompt_lookup: draft tokens guessed from the prompt per step (speculation without a second model); 0 is off.
-        torch_compile: a torch.compile mode for the decode forward (`default`, `reduce-overhead`, `max-autotune`).
-        static_cache: keep the KV cache at its full length from the start.
-        cuda_graphs: capture decode steps as CUDA graphs.
+        torch_compile: a torch.compile mode for the decode forward; no engine compiles yet, a warning at load says so.
+        static_cache: keep the KV cache at its full length from the start; one_shot only.
         pack_linears: pack linear weights for the CPU at load; None decides by dtype and instruction set.
         threads: CPU threads of a forward; None takes the cores the replica was given.
     """
@@ -38,9 +36,7 @@ class EngineOptions:
     prefix_cache_gib: float | None = None
     prefill_chunk: int = 512
     deterministic: bool = False
-    prompt_lookup: int = 0
     torch_compile: str | None = None
     static_cache: bool = False
-    cuda_graphs: bool = True
     pack_linears: bool | None = None
     threads: int | None = None

@@ -217,7 +217,7 @@ class RowEngine:
 
 def _warn_of_idle(options: EngineOptions) -> None:
     """Name the options that change nothing here, so that nobody measures them in vain."""
-    for name in ("torch_compile", "static_cache", "prompt_lookup"):
+    for name in ("torch_compile", "static_cache"):
         if getattr(options, name):
             logger.warning("Engine option %s=%r has no effect on rows.", name, getattr(options, name))
 
