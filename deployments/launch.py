@@ -1,7 +1,7 @@
 """What scripts/serve does beside `serve run`: check the configuration first, say where the API is once it answers.
 
 python -m deployments.launch serve_config.yaml              # check
-python -m deployments.launch --announce serve_config.yaml   # wait until it answers, print how to call it
+python -m deployments.launch --announce PID serve_config.yaml   # wait until it answers, print how to call it
 """
 
 from __future__ import annotations
@@ -55,12 +55,15 @@ def base_url(config: dict[str, Any]) -> str:
     return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{http.get('port', 8000)}{prefix.rstrip('/')}"
 
 
-def announce(config: dict[str, Any], args: AppArgs) -> None:
-    """Wait until the API answers, then print its address, its models and a line to try."""
+def announce(config: dict[str, Any], args: AppArgs, server: int) -> None:
+    """Wait until the API answers, then print its address, its models and a line to try.
+
+    Args:
+        server: process id of the server; without it there is nothing to wait for.
+    """
     url = base_url(config)
-    parent = os.getppid()
     while not _answers(f"{url}/health"):
-        if os.getppid() != parent:
+        if not _alive(server):
             return
         time.sleep(0.3)
     model = args.models[0].id
@@ -86,6 +89,14 @@ def _find_loader(loader: str) -> None:
         raise ConfigError(f"Loader {loader}: no module named {place!r}.")
 
 
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
@@ -98,15 +109,15 @@ def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m deployments.launch")
     parser.add_argument("config", type=Path)
-    parser.add_argument("--announce", action="store_true")
+    parser.add_argument("--announce", type=int, metavar="PID", help="process id of the server to wait for")
     given = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
     try:
         config, args = read_config(given.config)
     except ConfigError as error:
         sys.exit(f"troupe: {error}")
-    if given.announce:
-        announce(config, args)
+    if given.announce is not None:
+        announce(config, args, given.announce)
 
 
 if __name__ == "__main__":
