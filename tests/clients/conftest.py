@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent.parent
 WEIGHTS = ROOT / "model_loaders" / "demo" / "weights"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.clients)
 
 
 def client_python(name: str, *requirements: str) -> Path:
@@ -60,6 +66,3 @@ def folder_model(cluster: str) -> Iterator[str]:
     }
     with serving(cluster, {"models": [entry]}) as url:
         yield url
-
-
-Python = Callable[..., Path]
