@@ -43,9 +43,7 @@ def test_the_readmes_example() -> None:
 
 
 def test_the_readmes_variables() -> None:
-    model = entry(
-        HF_MODEL="org/name", HOTLOAD="false", TORCH_DTYPE="bfloat16", ATTN_IMPLEMENTATION="flash_attention_2"
-    )
+    model = entry(HF_MODEL="org/name", HOTLOAD="false", TORCH_DTYPE="bfloat16", ATTN_IMPLEMENTATION="flash_attention_2")
     assert model["pinned"] is False
     assert model["kwargs"]["dtype"] == "bfloat16"
     assert model["kwargs"]["attn_implementation"] == "flash_attention_2"

@@ -158,21 +158,12 @@ def lookup_task(rng: random.Random, split: Split = "heldout") -> Task:
     return _task(rng, "lookup", f"{pairs}\n{question.format(keys[chosen])}", values[chosen])
 
 
-def count_task(rng: random.Random, split: Split = "heldout") -> Task:
-    """Count from one number to another, below 100: up to 40 numbers, for long answers."""
-    bounds = _draw(rng, split, lambda r: f"{(a := r.randint(1, 60))}-{a + r.randint(2, 39)}")
-    first, last = map(int, bounds.split("-"))
-    template = rng.choice(("Count from {} to {}.", "Write the numbers from {} to {}."))
-    return _task(rng, "count", template.format(first, last), " ".join(map(str, range(first, last + 1))))
-
-
 TASKS: dict[str, Callable[..., Task]] = {
     "repeat": repeat_task,
     "reverse": reverse_task,
     "add": add_task,
     "lookup": lookup_task,
     "unicode": unicode_task,
-    "count": count_task,
 }
 
 
