@@ -245,6 +245,6 @@ def make_world(rng: random.Random, split: Split = "heldout", kind: str | None = 
         layout[second] = dict([*items[:place], ("vault", "locked"), *items[place:]])
         return World(kind, code, (f"{first}/{name}", f"{second}/vault"), layout, style, key)
     other = rng.choice(list(layout[second]))
-    layout[first][name] = f"part one {code[:3]}"
+    layout[first][name] = f"part one {code[:3]}, part two is in the {second}"
     layout[second][other] = f"part two {code[3:]}"
     return World(kind, f"{code[:3]}-{code[3:]}", (f"{first}/{name}", f"{second}/{other}"), layout, style)
