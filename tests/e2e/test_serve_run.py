@@ -42,7 +42,7 @@ def fresh_home(tmp_path: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command in a process group of its own, ended like Ctrl-C does."""
+    """A command in a process group of its own, ended with all that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -50,7 +50,7 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
