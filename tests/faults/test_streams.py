@@ -45,7 +45,8 @@ def memory(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rounds", [2, 10])
 def test_two_hundred_streams_dropped_after_one_token(url: str, say: Say, rounds: int) -> None:
     async def main() -> None:
         (replica,) = await asyncio.to_thread(replicas, url)
@@ -65,6 +66,7 @@ def test_two_hundred_streams_dropped_after_one_token(url: str, say: Say, rounds:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_slow_readers_slow_nobody_else(url: str, say: Say) -> None:
     async def first_tokens(count: int) -> list[float]:
         replies = [await ask(url, "calm", f"{i}", stream=True, max_tokens=2) for i in range(count)]
@@ -157,7 +159,8 @@ def test_prometheus_sees_it(url: str, say: Say) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [5, 60])
 def test_overload_queues_without_a_cap(url: str, say: Say, seconds: int) -> None:
     async def main() -> None:
         await ask(url, "few", max_tokens=1)
