@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,35 +47,41 @@ def staggered(
 ) -> list[Answer]:
     """Send a few requests at once and each further one at some token of another; drop two on their way."""
     answers: list[Answer] = []
+    sending = threading.Lock()
 
-    def send(i: int) -> None:
-        answers.append(
-            submit(
-                engine,
-                prompts[i],
-                TOKENS[i],
-                name=str(i),
-                inputs=inputs[i] if inputs else None,
-                salt=str(i) if inputs else "",
-                logprobs=0,
-                on_delta=watch,
+    def send() -> None:
+        """The next request; two threads send, so that one looks and sends at a time."""
+        with sending:
+            i = len(answers)
+            if i == len(prompts):
+                return
+            answers.append(
+                submit(
+                    engine,
+                    prompts[i],
+                    TOKENS[i],
+                    name=str(i),
+                    inputs=inputs[i] if inputs else None,
+                    salt=str(i) if inputs else "",
+                    logprobs=0,
+                    on_delta=watch,
+                )
             )
-        )
 
     def watch(answer: Answer) -> None:
         i = int(answer.request_id)
         if len(answer.token_ids) == CANCELLED.get(i):
             engine.cancel(answer.request_id)
             answer.done.set()
-        if len(answer.token_ids) == 3 + i and len(answers) < len(prompts):
-            send(len(answers))
+        if len(answer.token_ids) == 3 + i:
+            send()
 
-    for i in range(3):
-        send(i)
+    while len(answers) < 3:
+        send()
     while len(answers) < len(prompts):
         answers[-1].wait()
-        if all(answer.done.is_set() for answer in answers) and len(answers) < len(prompts):
-            send(len(answers))
+        if all(answer.done.is_set() for answer in answers):
+            send()
     return [answer.wait() for answer in answers]
 
 
