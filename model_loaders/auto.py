@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from deployments.errors import ModelLoadFailed, last_line
 from model_loaders.contract import ModelInfo
-from model_loaders.text_side import load_text_side
+from model_loaders.text_side import load_text_side, read_template
 
 logger = logging.getLogger("troupe.loader")
 
@@ -95,7 +94,7 @@ def load_model(
         model_name=model_name,
         processor=processor,
         tokenizer=tokenizer,
-        chat_template=_template(chat_template),
+        chat_template=read_template(chat_template),
         plain_chat=plain_chat,
         max_model_len=max_model_len,
     )
@@ -157,12 +156,3 @@ def _quantization(config: dict[str, Any] | None) -> Any:
         quantization = importlib.import_module("torchao.quantization")
         return TorchAoConfig(**{**rest, "quant_type": getattr(quantization, rest["quant_type"])()})
     return AutoQuantizationConfig.from_dict(config)
-
-
-def _template(given: str | None) -> str | None:
-    if given is None or "{" in given or "\n" in given:
-        return given
-    file = Path(given).expanduser()
-    if not file.is_file():
-        raise ModelLoadFailed(f"chat_template file {given} does not exist; give a path, or the template itself.")
-    return file.read_text(encoding="utf-8")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer
+
+from deployments.errors import ModelLoadFailed
 
 logger = logging.getLogger("troupe.loader")
 
@@ -25,3 +28,17 @@ def load_text_side(name: str, **options: Any) -> tuple[Any, Any]:
         return processor, processor.tokenizer
     is_tokenizer = hasattr(processor, "convert_ids_to_tokens")
     return None, processor if is_tokenizer else AutoTokenizer.from_pretrained(name, **options)
+
+
+def read_template(given: str | None) -> str | None:
+    """A chat template given as itself or as the path of a file that holds it.
+
+    Raises:
+        ModelLoadFailed: there is no such file.
+    """
+    if given is None or "{" in given or "\n" in given:
+        return given
+    file = Path(given).expanduser()
+    if not file.is_file():
+        raise ModelLoadFailed(f"chat_template file {given} does not exist; give a path, or the template itself.")
+    return file.read_text(encoding="utf-8")

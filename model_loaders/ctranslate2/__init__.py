@@ -18,6 +18,7 @@ from deployments.engine.protocol import Engine
 from deployments.errors import ModelLoadFailed
 from model_loaders.contract import ModelInfo
 from model_loaders.ctranslate2.folder import Folder, instruction_chat
+from model_loaders.text_side import read_template
 
 __all__ = ["load_model"]
 
@@ -89,7 +90,7 @@ def load_model(
         )
         return CTranslate2Engine(info, options, backend, workers=inter_threads, wait=batch_wait_ms / 1000)
 
-    template = _template(chat_template)
+    template = read_template(chat_template)
     has_template = template is not None or bool(getattr(tokenizer, "chat_template", None))
     form = None if has_template else prompt_fmt or bootstrap.prompt_fmt
     return ModelInfo(
@@ -130,12 +131,3 @@ def _formatted(tokenizer: Any, form: str) -> Any:
         return tokenizer(form.replace("{instruction}", text), **kwargs)
 
     return encode
-
-
-def _template(given: str | None) -> str | None:
-    if given is None or "{" in given or "\n" in given:
-        return given
-    file = Path(given).expanduser()
-    if not file.is_file():
-        raise ModelLoadFailed(f"chat_template file {given} does not exist; give a path, or the template itself.")
-    return file.read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ from deployments.engine.options import EngineOptions
 from deployments.engine.protocol import Engine
 from deployments.errors import ModelLoadFailed
 from model_loaders.contract import ModelInfo
+from model_loaders.text_side import read_template
 
 __all__ = ["load_model"]
 
@@ -89,7 +90,7 @@ def load_model(
         model_name=triton_model,
         processor=processor,
         tokenizer=tokenizer,
-        chat_template=_template(chat_template),
+        chat_template=read_template(chat_template),
         plain_chat=plain_chat,
         max_model_len=max_model_len or _positions(name, trust_remote_code),
         stop_token_ids=_ids(generation.get("eos_token_id")),
@@ -117,12 +118,3 @@ def _positions(name: str, trust_remote_code: bool) -> int | None:
 
 def _ids(value: Any) -> list[int]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
-
-
-def _template(given: str | None) -> str | None:
-    if given is None or "{" in given or "\n" in given:
-        return given
-    file = Path(given).expanduser()
-    if not file.is_file():
-        raise ModelLoadFailed(f"chat_template file {given} does not exist; give a path, or the template itself.")
-    return file.read_text(encoding="utf-8")
