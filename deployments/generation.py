@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -141,7 +141,8 @@ class Generation:
             events: list[Event] = []
             for choice, event in await self._inbox.take(not_before=due):
                 if isinstance(event, Failed):
-                    yield [event]
+                    # A stream that has begun shows all it had; one that has shown nothing fails as a whole, to be retried.
+                    yield [*events, *_merged(held), event] if due and self._interval is not None else [event]
                     return
                 events.extend(self._receive(choice, event, held))
             if self._interval is None and self._running:
@@ -149,9 +150,8 @@ class Generation:
                     yield events
                 continue
             due = time.monotonic() + (self._interval or 0)
-            events.extend(merge_deltas(choice, deltas) for choice, deltas in held.items())
+            yield [*events, *_merged(held)]
             held.clear()
-            yield events
 
     def _receive(self, choice: int, event: EngineEvent, held: dict[int, list[Delta]]) -> list[Event]:
         """Count an event; deltas are held for merging, prompt scores are returned for every choice of the prompt."""
@@ -203,6 +203,11 @@ class Generation:
             prompt_logprobs=asked.prompt_logprobs if j == 0 else None,
             logprobs=0 if asked.logprobs is None and self._per_prompt > self.call.n else asked.logprobs,
         )
+
+
+def _merged(held: Mapping[int, Sequence[Delta]]) -> list[Delta]:
+    """The deltas of each choice as one."""
+    return [merge_deltas(choice, deltas) for choice, deltas in held.items()]
 
 
 def _mean_logprob(delta: Delta) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import pytest
+
 from deployments.engine.protocol import Emit, EngineRequest
 from deployments.errors import OutOfMemory
 from deployments.generation import Generation
@@ -123,3 +125,55 @@ def test_a_failed_choice_fails_the_call_and_the_others_are_cancelled() -> None:
     events = run(engine, "ab", n=3, stream=True)
     assert isinstance(events[-1], Failed)
     assert sorted(engine.cancelled) == ["r#0", "r#1", "r#2"]
+
+
+class Keeps:
+    """An engine whose events come when the test says so."""
+
+    def __init__(self) -> None:
+        self.emits: list[Emit] = []
+
+    def submit(self, request: EngineRequest, emit: Emit) -> None:
+        self.emits.append(emit)
+
+    def cancel(self, request_id: str) -> None:
+        pass
+
+
+def failing(stream: bool, first: bool) -> list[Event]:
+    """The events of a call of two choices whose last deltas come together with a failure."""
+
+    async def main() -> list[Event]:
+        call = GenerateCall(
+            request_id="r", model="m", prompts=(TextPrompt(text="a"),), sampling=SamplingParams(), n=2, stream=stream
+        )
+        prompt = EncodedPrompt(text="a", encoded=Encoded(input_ids=[97]))
+        generation = Generation(call, [prompt], ["a"], interval=0.01, max_model_len=100)
+        engine = Keeps()
+        generation.submit(engine, generation.requests_for(prompt, 5))  # type: ignore[arg-type]
+        got: list[Event] = []
+        if first:
+            engine.emits[0](Delta(text="one", token_ids=(1,)))
+        async with aclosing(generation.events()) as events:
+            async for event in events:
+                got.append(event)
+                if isinstance(event, Delta if first and stream else Accepted) and len(got) < 3:
+                    engine.emits[0](Delta(text="two", token_ids=(2,)))
+                    engine.emits[1](Delta(text="other", token_ids=(3,)))
+                    engine.emits[0](Failed(OutOfMemory("no memory")))
+        return got
+
+    return asyncio.run(main())
+
+
+def test_a_stream_that_fails_shows_what_it_had() -> None:
+    events = failing(stream=True, first=True)
+    assert texts_of(events) == {0: "onetwo", 1: "other"}
+    assert isinstance(events[-1], Failed)
+
+
+@pytest.mark.parametrize(("stream", "first"), [(True, False), (False, True), (False, False)])
+def test_what_has_shown_nothing_fails_as_a_whole(stream: bool, first: bool) -> None:
+    accepted, failed = failing(stream, first)
+    assert isinstance(accepted, Accepted)
+    assert isinstance(failed, Failed)
