@@ -17,9 +17,10 @@ from deployments.engine.batches import Batches, Limits
 from deployments.engine.forward import Forward
 from deployments.engine.memory import RowBytes, is_out_of_memory
 from deployments.engine.prefill import Prefill, Prefiller, Source
-from deployments.engine.prefix_store import Prefix, PrefixStore
+from deployments.engine.prefix_store import PrefixStore
 from deployments.engine.protocol import EngineStats
-from deployments.engine.rows import Batch, Row, common_prefix
+from deployments.engine.reuse import Reuse
+from deployments.engine.rows import Batch, Row
 from deployments.engine.sampling import Sampled, sample_rows
 from deployments.errors import ModelError, OutOfMemory, TroupeError
 from deployments.messages import EngineEvent, Failed
@@ -27,7 +28,6 @@ from deployments.messages import EngineEvent, Failed
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 3
-_WORTH_REUSING = 16
 _RECOVERY_STEPS = 64
 
 
@@ -52,6 +52,7 @@ class StepLoop:
         self.waiting: deque[Row] = deque()
         self.prefills: list[Prefill] = []
         self.batches = Batches(row_bytes, limits)
+        self.reuse = Reuse(forward, store, row_bytes, limits.border)
         self.max_rows = limits.max_rows
         self._counts: Counter[str] = Counter()
         self._calm_steps = 0
@@ -151,9 +152,11 @@ class StepLoop:
             lacking = not enough and (rows or not self.nothing_runs)
             if lacking or len(rows) >= places or tokens >= self.prefiller.chunk:
                 break
-            source = self._source(row)
+            source = self.reuse.source(row, self.batches)
             to_go = len(row.ids) - (0 if source is None else source.length)
-            if self._soon_served(row, source, rows) or (short_only and to_go > self.prefiller.chunk):
+            if self.reuse.soon_served(row, source, [*self._prefilling, *rows]) or (
+                short_only and to_go > self.prefiller.chunk
+            ):
                 spare += self.batches.need([row])
                 continue
             tokens += to_go
@@ -191,58 +194,6 @@ class StepLoop:
     def _reserved(self) -> int:
         """Bytes that the running rows need soon."""
         return self.batches.reserved + sum(self.batches.need([row]) for row in self._prefilling)
-
-    def _shares(self, row: Row) -> bool:
-        """Whether a row's tokens tell what its cache holds, so that it may begin with another's."""
-        whole = row.scorer is not None or self.forward.is_encoder_decoder
-        return self.store.limit > 0 and not whole and (row.media_end > 0 or not row.request.model_inputs)
-
-    def _source(self, row: Row) -> Source | None:
-        """The best beginning of a row's tokens among kept prefixes and running rows."""
-        if not self._shares(row):
-            return None
-        border = self.limits.border
-        if border is not None and row.request.model_inputs:
-            return None
-        entry, saved = self.store.find(row.ids, row.salt, border)
-        source = None
-        if entry is not None:
-            logits = entry.logits if saved == len(row.ids) else None
-            source = Source(entry.cache, 0, len(entry.ids) - saved, logits)
-            offset = entry.offset
-        for batch in self.batches:
-            for index, other in enumerate(batch.rows):
-                if other.ids[:_WORTH_REUSING] != row.ids[:_WORTH_REUSING]:
-                    continue
-                usable = min(common_prefix(other.ids, row.ids), len(row.ids) - 1, batch.cache.lengths[index])
-                if border is not None:
-                    usable = min(usable, self._prefilled(other)) // border * border
-                cut = batch.cache.lengths[index] - usable
-                if other.salt == row.salt and usable > saved and batch.cache.holds(index, cut):
-                    source, saved, offset = Source(batch.cache, index, cut), usable, other.offset
-        if source is None or saved < max(_WORTH_REUSING, row.media_end):
-            return None
-        row.offset = offset
-        return source
-
-    def _prefilled(self, row: Row) -> int:
-        """Tokens of a row that were computed as those of any prompt are; told in deterministic mode only."""
-        scored = row.request.sampling.prompt_logprobs is not None
-        return 0 if scored or self.limits.border is None else row.prompt_length
-
-    def _soon_served(self, row: Row, source: Source | None, chosen: Sequence[Row]) -> bool:
-        """Whether a prompt under way or chosen computes most of what this row lacks, so that waiting saves work."""
-        if not self._shares(row):
-            return False
-        have = 0 if source is None else source.length
-        enough = have + max(_WORTH_REUSING, (len(row.ids) - have) // 2)
-        under_way = [other for prefill in self.prefills for other in prefill.rows]
-        return any(
-            other.salt == row.salt
-            and other.ids[:_WORTH_REUSING] == row.ids[:_WORTH_REUSING]
-            and common_prefix(other.ids, row.ids) >= enough
-            for other in (*under_way, *chosen)
-        )
 
     # Prefill.
 
@@ -377,26 +328,7 @@ class StepLoop:
             batch.drop(row, blank=blank)
 
     def _keep(self, batch: Batch, index: int, logits: Tensor | None = None) -> None:
-        """Put a copy of a row's cache into the store, unless it is too short to be worth it."""
-        row, length = batch.rows[index], batch.cache.lengths[index]
-        lacks_mark = bool(row.request.model_inputs) and row.media_end == 0
-        if not self.store.limit or length < _WORTH_REUSING or lacks_mark or self.forward.is_encoder_decoder:
-            return
-        room = self.limits.budget - self._reserved()
-        if self.batches.row_bytes.of_row(length) > min(room, self.store.limit):
-            return
-        try:
-            copy = batch.cache.copy_row(index)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self.store.clear()
-            return
-        prefilled = min(length, self._prefilled(row))
-        ids = row.ids[:length]
-        prefix = Prefix(ids=ids, cache=copy, offset=row.offset, salt=row.salt, logits=logits, prefilled=prefilled)
-        self.store.add(prefix)
-        self.store.shrink(min(self.store.limit, room))
+        self.reuse.keep(batch, index, self.limits.budget - self._reserved(), logits)
 
     # Failures.
 
