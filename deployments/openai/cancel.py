@@ -32,8 +32,7 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             return working.result()
         raise Disconnected
     finally:
-        await _stop(leaving)
-        await _stop(working)
+        await _end(working, leaving)
 
 
 async def _disconnect(receive: Receive) -> None:
@@ -41,9 +40,22 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-async def _stop(task: asyncio.Future[Any]) -> None:
-    if not task.done():
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait for their end, however often the caller is cancelled meanwhile.
+
+    Ray Serve cancels a request when its client leaves, and says so to `receive` at the same time: whichever comes
+    second must not leave a task behind that computes for nobody.
+    """
+    interrupted: asyncio.CancelledError | None = None
+    for task in tasks:
         task.cancel()
-    await asyncio.wait((task,))
-    if not task.cancelled():
-        task.exception()
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            interrupted = error
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
+    if interrupted is not None:
+        raise interrupted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 
+from deployments.openai.cancel import until_disconnect
 from tests.openai import scripted
 from tests.openai.conftest import Serve, Server
 
@@ -116,3 +118,34 @@ def test_leaving_between_heartbeats_cancels(serve: Serve) -> None:
     time.sleep(0.2)
     connection.close()
     assert wait_for(lambda: cancelled() == before + 1) < 1.0
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_cancel_on_top_of_a_disconnect_leaves_no_work_behind(turns: int) -> None:
+    """Ray Serve does both when a client leaves, in either order and any number of turns of the loop apart."""
+
+    async def main() -> None:
+        gone = asyncio.Event()
+        ended = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        request = asyncio.ensure_future(until_disconnect(receive, work()))
+        await asyncio.sleep(0.01)
+        gone.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait((request,))
+        assert ended.is_set()
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
