@@ -1,14 +1,17 @@
 """The proof at load: a few prompts through the model's own `generate` one by one, and through an engine together.
 
+One of them shows an image, where the loader's template and encoder make a prompt of one.
+
 Both sides go through the same sampler and output, so that all that can differ is the model's computation.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +21,10 @@ from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Engine, EngineRequest
 from deployments.engine.stock_generate import StockGenerate, ordinary_ids
 from deployments.engine.vocabulary import Vocabulary
-from deployments.messages import Delta, EngineEvent, Failed, SamplingParams, TokenLogprob
+from deployments.messages import ChatPrompt, Delta, EngineEvent, Failed, SamplingParams, TokenLogprob
+from model_loaders.hooks import Encoded, Hooks
+
+logger = logging.getLogger(__name__)
 
 _LENGTHS = (33, 1, 12, 70)
 _TOKENS = 5
@@ -33,13 +39,14 @@ _WAIT = 120.0
 Answer = list[TokenLogprob]
 
 
-def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine) -> str | None:
+def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine, hooks: Hooks) -> str | None:
     """Where an engine's logits differ from those of `generate` by more than rounding.
 
     Args:
         model: a transformers model whose prompts are token ids.
         vocabulary: of the model.
         engine: an engine of the same model, idle.
+        hooks: of the model, which make the prompt that shows an image.
 
     Returns:
         What differs, in one line; None if nothing does, or if the model has no `generate` to compare with.
@@ -49,26 +56,59 @@ def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine) -> str | N
     ids = ordinary_ids(model, vocabulary, sum(_LENGTHS))
     room = engine.max_model_len - _TOKENS
     ends = list(itertools.accumulate(_LENGTHS))
-    prompts = [ids[end - length : end] for end, length in zip(ends, _LENGTHS, strict=True) if length <= room]
-    alone = _alone(StockGenerate(model, vocabulary), vocabulary, prompts)
-    together = _together(engine, prompts[: len(alone)])
+    prompts = [Encoded(input_ids=ids[end - length : end]) for end, length in zip(ends, _LENGTHS, strict=True)]
+    # Second, as a slow model is asked the first two only.
+    prompts[1:1] = image_prompt(hooks)
+    prompts = [prompt for prompt in prompts if len(prompt.input_ids) <= room]
+    requests = [_request(i, prompt) for i, prompt in enumerate(prompts)]
+    alone = _alone(StockGenerate(model, vocabulary), vocabulary, requests)
+    together = _together(engine, [request for request, _ in alone])
     if isinstance(together, str):
         return together
-    return _difference(alone, together, prompts, model.dtype)
+    return _difference(alone, together, model.dtype)
 
 
-def _request(name: str, ids: Sequence[int]) -> EngineRequest:
-    params = SamplingParams(max_tokens=_TOKENS, temperature=0.0, ignore_eos=True, logprobs=2)
-    return EngineRequest(request_id=f"parity-{name}", input_ids=list(ids), sampling=params)
+def image_prompt(hooks: Hooks) -> list[Encoded]:
+    """A prompt with an image, as the model's own template and encoder write it; none where they make none."""
+    if not hooks.sees_images:
+        return []
+    from PIL import Image
+
+    picture = Image.linear_gradient("L").convert("RGB")
+    parts: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    texts: list[Callable[[], str]] = [
+        lambda: hooks.render(ChatPrompt(messages=[{"role": "user", "content": parts}])),
+        lambda: f"{hooks.info.processor.image_token}What is this?",
+    ]
+    for text in texts:
+        try:
+            encoded = hooks.encode(text(), images=[picture])
+        except Exception as error:
+            logger.debug("No prompt with an image: %s: %s", type(error).__name__, error)
+            continue
+        if encoded.model_inputs:
+            return [encoded]
+    return []
 
 
-def _alone(generate: StockGenerate, vocabulary: Vocabulary, prompts: Sequence[Sequence[int]]) -> list[Answer]:
-    """What each prompt gets by itself; on a slow model, fewer of them."""
+def _request(number: int, prompt: Encoded) -> EngineRequest:
+    return EngineRequest(
+        request_id=f"parity-{number}",
+        input_ids=list(prompt.input_ids),
+        sampling=SamplingParams(max_tokens=_TOKENS, temperature=0.0, ignore_eos=True, logprobs=2),
+        model_inputs=prompt.model_inputs,
+        salt=prompt.salt,
+    )
+
+
+def _alone(
+    generate: StockGenerate, vocabulary: Vocabulary, requests: Sequence[EngineRequest]
+) -> list[tuple[EngineRequest, Answer]]:
+    """What each prompt gets by itself; on a slow model, fewer of them, and no image that `generate` refuses."""
     answers = []
     begun = time.monotonic()
-    for i, prompt in enumerate(prompts):
+    for request in requests:
         events: list[EngineEvent] = []
-        request = _request(str(i), prompt)
         job = Job(
             request=request,
             emit=events.append,
@@ -78,24 +118,30 @@ def _alone(generate: StockGenerate, vocabulary: Vocabulary, prompts: Sequence[Se
                 request.sampling, generate.prompt_ids(request), vocab_size=generate.width, device=generate.device
             ),
         )
-        generate.run([job], lambda active: False)
-        answers.append(_scores(events))
+        try:
+            generate.run([job], lambda active: False)
+        except Exception as error:
+            if not request.model_inputs:
+                raise
+            logger.debug("generate refuses a prompt with an image: %s: %s", type(error).__name__, error)
+            continue
+        answers.append((request, _scores(events)))
         if len(answers) > 1 and time.monotonic() - begun > _PATIENCE:
             break
     return answers
 
 
-def _together(engine: Engine, prompts: Sequence[Sequence[int]]) -> list[Answer] | str:
+def _together(engine: Engine, requests: Sequence[EngineRequest]) -> list[Answer] | str:
     """What the prompts get when half of them join the other half on its way; a failure as text."""
-    queues: list[queue.Queue[EngineEvent]] = [queue.Queue() for _ in prompts]
-    events: list[list[EngineEvent]] = [[] for _ in prompts]
-    half = (len(prompts) + 1) // 2
+    queues: list[queue.Queue[EngineEvent]] = [queue.Queue() for _ in requests]
+    events: list[list[EngineEvent]] = [[] for _ in requests]
+    half = (len(requests) + 1) // 2
     try:
         for i in range(half):
-            engine.submit(_request(str(i), prompts[i]), queues[i].put)
+            engine.submit(requests[i], queues[i].put)
         events[0].append(queues[0].get(timeout=_WAIT))
-        for i in range(half, len(prompts)):
-            engine.submit(_request(str(i), prompts[i]), queues[i].put)
+        for i in range(half, len(requests)):
+            engine.submit(requests[i], queues[i].put)
         for i, seen in enumerate(events):
             while not (seen and _is_last(seen[-1])):
                 seen.append(queues[i].get(timeout=_WAIT))
@@ -116,12 +162,12 @@ def _scores(events: Sequence[EngineEvent]) -> Answer:
 
 
 def _difference(
-    alone: Sequence[Answer], together: Sequence[Answer], prompts: Sequence[Sequence[int]], dtype: torch.dtype
+    alone: Sequence[tuple[EngineRequest, Answer]], together: Sequence[Answer], dtype: torch.dtype
 ) -> str | None:
     unit = _TOLERANCE.get(dtype, _TOLERANCE[torch.bfloat16])
     compared, worst, place = 0, 0.0, ""
     off = 0
-    for prompt, expected, found in zip(prompts, alone, together, strict=True):
+    for (request, expected), found in zip(alone, together, strict=True):
         for position, (one, other) in enumerate(zip(expected, found, strict=False)):
             scale = max(10.0, *(abs(candidate.logprob) for candidate in one.top))
             tolerance = unit * scale
@@ -132,7 +178,8 @@ def _difference(
                 off += 1
                 if distance >= worst:
                     worst = distance
-                    place = f"token {position + 1} after a prompt of {len(prompt)} tokens"
+                    image = " with an image" if request.model_inputs else ""
+                    place = f"token {position + 1} after a prompt of {len(request.input_ids)} tokens{image}"
             if one.token_id != other.token_id:
                 # From here on the two have different histories.
                 break

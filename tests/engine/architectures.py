@@ -241,15 +241,15 @@ def whisper() -> Any:
     return randomised(lambda: transformers.WhisperForConditionalGeneration(config))
 
 
-def llava() -> Any:
+def llava(kind: Any = None, vocab_size: int = VOCAB, image_token_id: int = IMAGE_TOKEN) -> Any:
     vision = transformers.CLIPVisionConfig(**_VISION, projection_dim=32)
     config = transformers.LlavaConfig(
         vision_config=vision,
-        text_config=transformers.LlamaConfig(**_DECODER),
-        image_token_id=IMAGE_TOKEN,
+        text_config=transformers.LlamaConfig(**{**_DECODER, "vocab_size": vocab_size}),
+        image_token_id=image_token_id,
         image_seq_length=4,
     )
-    return randomised(lambda: transformers.LlavaForConditionalGeneration(config))
+    return randomised(lambda: (kind or transformers.LlavaForConditionalGeneration)(config))
 
 
 def gemma3() -> Any:

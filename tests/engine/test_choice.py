@@ -6,16 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import CLIPImageProcessor, LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
 
 from deployments.engine import choice
 from deployments.engine.choice import build_engine
 from deployments.engine.one_shot import OneShotEngine
 from deployments.engine.options import EngineOptions
+from deployments.engine.parity import image_prompt
 from deployments.engine.protocol import Engine
 from deployments.engine.row_engine import RowEngine
 from deployments.errors import ModelLoadFailed
 from model_loaders.contract import ModelInfo
+from model_loaders.hooks import Hooks
+from tests.engine.architectures import llava
 from tests.engine.drive import ask, greedy
 from tests.tiny import byte_tokenizer, llama
 
@@ -113,6 +116,63 @@ class TestAuto:
         engine = build(model, generate=model.generate)
         assert isinstance(engine, RowEngine)
         engine.close()
+
+
+class Forgetful(LlavaForConditionalGeneration):
+    """It keeps what it has seen last on the module: right by itself, wrong for the row of an image beside others."""
+
+    seen: Any = None
+
+    def forward(
+        self, input_ids: Any = None, pixel_values: Any = None, past_key_values: Any = None, **kwargs: Any
+    ) -> Any:
+        if not past_key_values.get_seq_length():
+            self.seen = None if pixel_values is None else pixel_values.mean()
+        kwargs = {**kwargs, "pixel_values": pixel_values, "past_key_values": past_key_values}
+        output = super().forward(input_ids=input_ids, **kwargs)
+        if self.seen is not None:
+            output.logits[..., 7] += 20 * self.seen
+        return output
+
+
+class TestImages:
+    @staticmethod
+    def loaded(kind: type[LlavaForConditionalGeneration], **kwargs: Any) -> dict[str, Any]:
+        """A vision model with its processor, as a loader returns them."""
+        tokenizer = byte_tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        pixels = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+        processor = LlavaProcessor(
+            pixels, tokenizer, patch_size=14, num_additional_image_tokens=1, vision_feature_select_strategy="default"
+        )
+        model = llava(vocab_size=264, image_token_id=tokenizer.convert_tokens_to_ids("<image>"), kind=kind)
+        return {"model": model, "processor": processor, "tokenizer": tokenizer, **kwargs}
+
+    def test_the_probe_shows_an_image(self) -> None:
+        info = ModelInfo(**self.loaded(LlavaForConditionalGeneration))
+        [prompt] = image_prompt(Hooks(info))
+        assert prompt.input_ids.count(info.model.config.image_token_id) == 4
+        assert prompt.model_inputs["pixel_values"].shape == (1, 3, 28, 28)
+        assert prompt.salt
+        engine = build_engine(info, EngineOptions(memory_gib=0.1))
+        assert isinstance(engine, RowEngine)
+        engine.close()
+
+    def test_a_template_writes_the_images_place(self) -> None:
+        template = "{% for p in messages[0]['content'] %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}!"
+        info = ModelInfo(**self.loaded(LlavaForConditionalGeneration, chat_template=template))
+        [prompt] = image_prompt(Hooks(info))
+        assert prompt.input_ids[-1] == info.tokenizer.convert_tokens_to_ids("!")
+
+    def test_a_model_that_is_wrong_with_images_only_gets_no_rows(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING):
+            engine = build(**self.loaded(Forgetful))
+        assert isinstance(engine, OneShotEngine)
+        assert "with an image" in caplog.text
+        engine.close()
+        without_eyes = build(**self.loaded(Forgetful, processor=None))
+        assert isinstance(without_eyes, RowEngine)
+        without_eyes.close()
 
 
 class TestKinds:

@@ -271,6 +271,23 @@ class TestLogprobs:
             assert score.top_ids == tuple(expected[i].topk(i).indices.tolist())
             assert score.top_logprobs == pytest.approx(expected[i].topk(i).values.tolist(), abs=1e-5)
 
+    def test_named_tokens_in_place_of_the_likeliest(self) -> None:
+        steps = logits(rows=2)
+        rows = [
+            row(temperature=0, logprobs=0, logprob_token_ids=(3, 9, VOCAB + 5), allowed_token_ids=(4,)),
+            row(temperature=0, logprobs=1),
+        ]
+        named, plain = (sampled.score for sampled in sample_rows(steps, rows))
+        assert named is not None
+        assert plain is not None
+        expected = steps[0].log_softmax(-1)
+        assert sorted(named.top_ids) == [3, 9]
+        assert dict(zip(named.top_ids, named.top_logprobs, strict=True)) == pytest.approx(
+            {i: expected[i].item() for i in (3, 9)}, abs=1e-5
+        )
+        assert named.top_logprobs[0] >= named.top_logprobs[1]
+        assert plain.top_ids == (int(steps[1].argmax()),)
+
     @pytest.mark.parametrize(
         "settings",
         [{"top_k": 3, "temperature": 0.7}, {"top_p": 0.4}, {"top_p": 0.99}, {"top_k": 400}, {"typical_p": 0.5}, {}],
