@@ -45,7 +45,8 @@ class SamplingParams:
         ignore_eos: the model's own terminators are ordinary tokens.
         seed: same seed, same text, whatever the neighbours; None draws fresh randomness.
         logprobs: how many alternatives to report beside each generated token; None reports no logprobs.
-        prompt_logprobs: the same for every prompt token.
+        logprob_token_ids: report these tokens beside each generated one, in place of the likeliest.
+        prompt_logprobs: how many alternatives to report beside each prompt token; None reports no logprobs.
         processed_logprobs: report them of the distribution sampled from, not of the raw logits.
         skip_special_tokens: leave special tokens out of the text.
         grammar: a constraint on the text.
@@ -72,6 +73,7 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     prompt_logprobs: int | None = None
     processed_logprobs: bool = False
     skip_special_tokens: bool = True

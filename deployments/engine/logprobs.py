@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -24,13 +25,19 @@ class TokenScore:
     top_logprobs: tuple[float, ...] = ()
 
 
-def token_scores(logits: torch.Tensor, token_ids: torch.Tensor, tops: Sequence[int]) -> list[TokenScore]:
+def token_scores(
+    logits: torch.Tensor,
+    token_ids: torch.Tensor,
+    tops: Sequence[int],
+    named: Mapping[int, Sequence[int]] | None = None,
+) -> list[TokenScore]:
     """Scores of one token per row under softmax(logits).
 
     Args:
         logits: [rows, vocab], any float dtype; computed in float32.
         token_ids: int64 [rows].
         tops: how many alternatives each row reports.
+        named: by row, the tokens that it reports in place of the likeliest; ids beyond the logits are left out.
     """
     logits = logits.float()
     norm = logits.logsumexp(-1)
@@ -46,10 +53,21 @@ def token_scores(logits: torch.Tensor, token_ids: torch.Tensor, tops: Sequence[i
             ranks[row] = above + 1
     logprobs = (chosen[:, 0] - norm).tolist()
     alternatives = (values - norm[:, None]).tolist()
-    return [
+    scores = [
         TokenScore(logprobs[row], ranks[row], *_finite(found[:top], alternatives[row][:top]))
         for row, (found, top) in enumerate(zip(ids.tolist(), tops, strict=True))
     ]
+    for row, wanted in (named or {}).items():
+        scores[row] = replace(scores[row], **_named(logits[row] - norm[row], wanted))
+    return scores
+
+
+def _named(logprobs: torch.Tensor, wanted: Sequence[int]) -> dict[str, Any]:
+    known = [i for i in wanted if 0 <= i < len(logprobs)]
+    found = zip(known, logprobs[known].tolist(), strict=True)
+    best_first = sorted(found, key=lambda pair: pair[1], reverse=True)
+    top_ids, top_logprobs = _finite([i for i, _ in best_first], [logprob for _, logprob in best_first])
+    return {"top_ids": top_ids, "top_logprobs": top_logprobs}
 
 
 def _finite(ids: Sequence[int], logprobs: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:

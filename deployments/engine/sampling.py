@@ -182,7 +182,12 @@ class _Step:
     def _score(self, places: Sequence[int], logits: torch.Tensor) -> None:
         tokens = torch.tensor([self.tokens[i] for i in places], device=logits.device)
         tops = [self.rows[i].params.logprobs or 0 for i in places]
-        self.scores.update(zip(places, token_scores(logits, tokens, tops), strict=True))
+        named = {
+            row: self.rows[i].params.logprob_token_ids
+            for row, i in enumerate(places)
+            if self.rows[i].params.logprob_token_ids
+        }
+        self.scores.update(zip(places, token_scores(logits, tokens, tops, named), strict=True))
 
     def _processed(self, places: Sequence[int]) -> torch.Tensor:
         """Logits of the distribution sampled from: after the temperature (1 where greedy) and the truncations."""

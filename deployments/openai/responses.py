@@ -72,7 +72,7 @@ class ResponseAnswer:
         writer.delta(choice.text, last=True)
         status = _status(choice.finish_reason)
         items = output_items(writer.message(), status, self._logprobs(choice.logprobs))
-        return to_json(self._object(status, items, _usage(gathered.usage)))
+        return to_json(self._object(status, items, usage_of(gathered.usage)))
 
     async def chunks(self) -> Chunks:
         """The events of the answer as it comes."""
@@ -97,7 +97,7 @@ class ResponseAnswer:
                         if pieces:
                             yield b"".join(pieces)
                     case Finished():
-                        whole = self._object(status, stream.items, _usage(event.usage))
+                        whole = self._object(status, stream.items, usage_of(event.usage))
                         yield stream.event(f"response.{status}", response=whole)
 
     def error_events(self, error: TroupeError) -> bytes:
@@ -159,7 +159,8 @@ def _status(finish_reason: str | None) -> Literal["completed", "incomplete"]:
     return "incomplete" if finish_reason == "length" else "completed"
 
 
-def _usage(usage: Usage) -> ResponseUsage:
+def usage_of(usage: Usage) -> ResponseUsage:
+    """Token counts as the Responses API has them."""
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},

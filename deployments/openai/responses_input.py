@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deployments.errors import BadRequest, UnsupportedParameter
@@ -89,9 +89,23 @@ def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
         return [*messages, {"role": "user", "content": body.input}]
     if not body.input:
         raise BadRequest("Invalid 'input': there is no item; send at least one.", param="input")
-    for index, item in enumerate(body.input):
-        _add_item(messages, item, f"input[{index}]")
-    return messages
+    return item_messages(body.input, "input", messages)
+
+
+def item_messages(items: Sequence[object], param: str, messages: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Items as the messages of a chat.
+
+    Args:
+        param: the request field that holds the items.
+        messages: those that stand before them.
+
+    Raises:
+        BadRequest: an item is none, or of a kind that cannot be used.
+    """
+    read = list(messages)
+    for index, item in enumerate(items):
+        _add_item(read, item, f"{param}[{index}]")
+    return read
 
 
 def _add_item(messages: list[dict[str, Any]], item: object, place: str) -> None:

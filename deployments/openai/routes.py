@@ -18,6 +18,8 @@ from deployments.openai.chat import create_chat_completion
 from deployments.openai.chat_schema import ChatBody, ChatCompletion, ChatCompletionChunk
 from deployments.openai.completions import create_completion
 from deployments.openai.completions_schema import CompletionBody, TextCompletion
+from deployments.openai.decisions import create_decision
+from deployments.openai.decisions_schema import Decision, DecisionsBody
 from deployments.openai.embeddings import EmbeddingList, EmbeddingsBody, create_embeddings
 from deployments.openai.models import Health, ModelList, ModelObject, health, list_models, retrieve_model
 from deployments.openai.responses import create_response
@@ -89,6 +91,18 @@ ROUTES = (
         body=ScoreBody,
         answer=Scores,
         example={"prompt": "27 + 15 = ", "choices": ["42", "43"]},
+    ),
+    Route(
+        method="POST",
+        path="/decisions",
+        handler=create_decision,
+        tag="scores",
+        body=DecisionsBody,
+        answer=Decision,
+        example={
+            "input": "27 + 15 = 42",
+            "questions": [{"type": "predicate", "instructions": "The sum is right."}],
+        },
     ),
     Route(
         method="POST",

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
-from uuid import uuid4
 
 from fastapi import Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.errors import BadRequest, ContextOverflow, UnsupportedParameter
-from deployments.messages import GenerateCall, ModelCard, Prompt, SamplingParams, TextPrompt, TokensPrompt
+from deployments.errors import BadRequest, UnsupportedParameter
+from deployments.messages import ModelCard, Prompt, TextPrompt
 from deployments.openai.answer import json_answer, to_json
 from deployments.openai.chat import chat_prompt
 from deployments.openai.chat_schema import ChatBody
-from deployments.openai.choices import Choice, gather
+from deployments.openai.continuations import score_continuations, shares
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import RequestBody, parse_fields
-from deployments.openai.logprobs import finite
 from deployments.openai.usage import UsageObject, usage_object
 
 _MAX_CHOICES = 256
@@ -76,57 +73,20 @@ def _prompt(exchange: Exchange, body: ScoreBody, card: ModelCard) -> Prompt:
 
 
 async def _scores(exchange: Exchange, body: ScoreBody, card: ModelCard, prompt: Prompt) -> bytes:
-    client = exchange.client
-    rendered = await client.render(card.id, prompt)
+    rendered = await exchange.client.render(card.id, prompt)
     if not rendered.token_ids:
         raise BadRequest("The prompt is empty: nothing to continue.", param="prompt")
-    starts: list[int] = []
-    prompts: list[TokensPrompt] = []
-    for choice in body.choices:
-        # Encoded as one text, because a token may reach across the border; the border is where the ids part.
-        text = (rendered.text or "") + choice
-        whole = await client.render(card.id, TextPrompt(text=text, add_special_tokens=isinstance(prompt, TextPrompt)))
-        if len(whole.token_ids) > whole.max_model_len:
-            raise ContextOverflow(whole.max_model_len, len(whole.token_ids), param="choices")
-        starts.append(_common(rendered.token_ids, whole.token_ids))
-        prompts.append(TokensPrompt(token_ids=whole.token_ids))
-    call = GenerateCall(
-        request_id=f"score-{uuid4().hex}",
-        model=card.id,
-        prompts=tuple(prompts),
-        sampling=SamplingParams(max_tokens=0, prompt_logprobs=0),
-    )
-    gathered = await gather(exchange.generate(call), len(prompts))
-    sums = [_sum(choice, start) for choice, start in zip(gathered.choices, starts, strict=True)]
-    highest = max(total for total, _ in sums)
-    weights = [math.exp(total - highest) for total, _ in sums]
+    plain = isinstance(prompt, TextPrompt)
+    sums, usage = await score_continuations(exchange, card, rendered, body.choices, param="choices", plain=plain)
+    probabilities = shares([total for total, _ in sums])
     shape: Scores = {
         "object": "list",
         "model": body.model or card.id,
         "best": max(range(len(sums)), key=lambda index: sums[index][0]),
         "data": [
-            {
-                "index": index,
-                "choice": choice,
-                "logprob": total,
-                "tokens": count,
-                "probability": weights[index] / math.fsum(weights),
-            }
+            {"index": index, "choice": choice, "logprob": total, "tokens": count, "probability": probabilities[index]}
             for index, (choice, (total, count)) in enumerate(zip(body.choices, sums, strict=True))
         ],
-        "usage": usage_object(gathered.usage),
+        "usage": usage_object(usage),
     }
     return to_json(shape)
-
-
-def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    """How many tokens two prompts share; at least one, which nothing predicts, and never all of the second."""
-    shared = 0
-    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
-        shared += 1
-    return max(1, min(shared, len(second) - 1))
-
-
-def _sum(choice: Choice, start: int) -> tuple[float, int]:
-    scores = [token for token in (choice.prompt_scores or ())[start:] if token is not None]
-    return math.fsum(finite(token.logprob) for token in scores), len(scores)

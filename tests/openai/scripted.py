@@ -141,13 +141,14 @@ def _events(answer: str, params: SamplingParams, orders: Mapping[str, str]) -> l
 
 def _delta(character: str, params: SamplingParams, **ending: Any) -> Delta:
     token_id = ord(character) if character else EOS
-    logprobs = None if params.logprobs is None else (score(token_id, params.logprobs),)
+    logprobs = None if params.logprobs is None else (score(token_id, params.logprobs, params.logprob_token_ids),)
     return Delta(text=character, token_ids=(token_id,), logprobs=logprobs, **ending)
 
 
-def score(token_id: int, alternatives: int) -> TokenLogprob:
-    """The token is likeliest; the alternatives are the characters after it."""
-    top = tuple(_candidate(token_id + i, -0.25 * (i + 1)) for i in range(alternatives))
+def score(token_id: int, alternatives: int, named: Sequence[int] = ()) -> TokenLogprob:
+    """The token is likeliest; the alternatives are the characters after it, or those that are named."""
+    ids = named or range(token_id, token_id + alternatives)
+    top = tuple(_candidate(each, -0.25 * (i + 1)) for i, each in enumerate(ids))
     own = _candidate(token_id, -0.25)
     return TokenLogprob(own.token_id, own.token, own.bytes, own.logprob, rank=1, top=top)
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import requests
 from openai.types import completion_create_params as completion_params
+from openai.types import decision_create_params as decision_params
 from openai.types.chat import completion_create_params as chat_params
 
 from deployments.messages import SamplingParams
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.completions_schema import CompletionBody
+from deployments.openai.decisions_schema import DecisionsBody
 from deployments.openai.fields import RequestBody
 from tests.openai import scripted
 from tests.openai.conftest import Server
@@ -47,7 +49,12 @@ def test_no_field_of_a_completion_is_missing() -> None:
     assert openai_fields | set(f"{VLLM_BOTH} {VLLM_COMPLETIONS}".split()) <= known(CompletionBody)
 
 
-@pytest.mark.parametrize("schema", [ChatBody, CompletionBody])
+def test_no_field_of_a_decision_is_missing() -> None:
+    openai_fields = set(decision_params.DecisionCreateParams.__annotations__)
+    assert openai_fields <= known(DecisionsBody)
+
+
+@pytest.mark.parametrize("schema", [ChatBody, CompletionBody, DecisionsBody])
 def test_each_field_has_one_fate(schema: type[RequestBody]) -> None:
     assert not schema.bookkeeping & set(schema.refused)
     assert not (schema.bookkeeping | set(schema.refused)) & set(schema.model_fields)
