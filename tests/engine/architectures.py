@@ -174,6 +174,17 @@ DECODERS: dict[str, dict[str, Any]] = {
     "zaya": {**_EXPERTS, "num_experts_per_tok": 1},
 }
 
+NOT_HELD: dict[str, dict[str, Any]] = {
+    "cpmant": {"num_attention_heads": 4, "dim_head": 16, "dim_ff": 96},
+    "minimax": {},
+    "openai-gpt": {},
+    "recurrent_gemma": {},
+    "rwkv": {},
+    "xlm": {},
+    "xlstm": {"num_heads": 4},
+}
+"""Decoders that keep state outside their cache, bring a cache class of their own, or have no cache."""
+
 _ENCODER_DECODER = {
     "vocab_size": VOCAB,
     "d_model": 32,
@@ -272,6 +283,17 @@ def idefics3() -> Any:
         scale_factor=2,
     )
     return randomised(lambda: transformers.Idefics3ForConditionalGeneration(config))
+
+
+def paligemma() -> Any:
+    text = transformers.GemmaConfig(**{**_DECODER, "num_hidden_layers": 2})
+    config = transformers.PaliGemmaConfig(
+        vision_config=transformers.SiglipVisionConfig(**_VISION, num_image_tokens=4).to_dict(),
+        text_config=text.to_dict(),
+        image_token_id=IMAGE_TOKEN,
+        projection_dim=_DECODER["hidden_size"],
+    )
+    return randomised(lambda: transformers.PaliGemmaForConditionalGeneration(config))
 
 
 def qwen2_vl() -> Any:

@@ -7,24 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from deployments.engine.choice import build_engine
 from deployments.engine.one_shot import OneShotEngine
 from deployments.engine.options import EngineOptions
-from tests.engine.architectures import (
-    _DECODER,
-    _VISION,
-    IMAGE_TOKEN,
-    VISION,
-    decoder,
-    encoder_decoder,
-    randomised,
-    whisper,
-)
+from tests.engine.architectures import IMAGE_TOKEN, NOT_HELD, VISION, decoder, encoder_decoder, paligemma, whisper
 from tests.engine.drive import start
 from tests.engine.running import generate_alone, model_info, prompt
-from tests.engine.test_parity import NOT_HELD
 
 LENGTHS = (3, 40, 1, 17)
 
@@ -83,19 +72,8 @@ def test_whisper() -> None:
     assert_equal_alone(whisper(), PROMPTS, [{"input_features": spectrogram} for spectrogram in features])
 
 
-def paligemma() -> Any:
-    text = transformers.GemmaConfig(**{**_DECODER, "num_hidden_layers": 2})
-    config = transformers.PaliGemmaConfig(
-        vision_config=transformers.SiglipVisionConfig(**_VISION, num_image_tokens=4).to_dict(),
-        text_config=text.to_dict(),
-        image_token_id=IMAGE_TOKEN,
-        projection_dim=_DECODER["hidden_size"],
-    )
-    return randomised(lambda: transformers.PaliGemmaForConditionalGeneration(config))
-
-
 def test_a_vision_model_whose_generate_is_not_its_forward() -> None:
-    """PaliGemma counts positions from one."""
+    """PaliGemma counts positions from one, which the probe at load finds."""
     prompts = [[*[IMAGE_TOKEN] * 4, *ids] for ids in PROMPTS]
     media = [
         {
@@ -104,4 +82,4 @@ def test_a_vision_model_whose_generate_is_not_its_forward() -> None:
         }
         for i, ids in enumerate(prompts)
     ]
-    assert_equal_alone(paligemma(), prompts, media)
+    assert_equal_alone(paligemma(), prompts, media, kind="auto")

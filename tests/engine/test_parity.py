@@ -12,25 +12,13 @@ import torch
 from deployments.engine.capabilities import Unfaithful, rows_can_hold
 from deployments.engine.kv_cache import UnknownLayer
 from deployments.engine.row_engine import RowEngine
-from tests.engine.architectures import DECODERS, ENCODER_DECODERS, VISION, decoder, encoder_decoder, whisper
+from tests.engine.architectures import DECODERS, ENCODER_DECODERS, NOT_HELD, VISION, decoder, encoder_decoder, whisper
 from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
 
 LENGTHS = (40, 1, 7, 3, 170, 25, 2, 60, 5)
 TOKENS = (12, 10, 25, 30, 8, 25, 5, 20, 15)
 CANCELLED = {2: 6, 5: 9}
 """Which requests are dropped after how many tokens."""
-
-NOT_HELD = {
-    "cpmant": {"num_attention_heads": 4, "dim_head": 16, "dim_ff": 96},
-    "recurrent_gemma": {},
-    "minimax": {},
-    "openai-gpt": {},
-    "rwkv": {},
-    "xlm": {},
-    "xlstm": {"num_heads": 4},
-}
-"""Architectures that keep state outside their cache, bring a cache class of their own, or have no cache."""
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
