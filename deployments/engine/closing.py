@@ -13,6 +13,7 @@ import llguidance
 import numpy as np
 
 _LONGEST = 1024
+_PLENTY = 256
 # What completes a JSON text soonest, then any other byte, white space last. A place that admits "#" is inside a string.
 _LATE = b" \t\n\r"
 
@@ -38,8 +39,13 @@ class EndingTokens(Protocol):
     single: dict[int, int]
 
 
-def shortest_ending(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list[int] | None:
+def shortest_ending(
+    matcher: llguidance.LLMatcher, tokens: EndingTokens, known: list[int] | None = None
+) -> list[int] | None:
     """Few tokens that complete the text from where the matcher stands, found greedily.
+
+    Args:
+        known: an ending of the text before its last token; often it still is one, or its last part is.
 
     Returns:
         The tokens, a terminator included if it is needed; None if none were found within a bounded search.
@@ -47,11 +53,21 @@ def shortest_ending(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list
     matcher = matcher.deep_copy()
     path: list[int] = []
     while len(path) < _LONGEST and not matcher.is_stopped():
+        if known and _completes(matcher, tokens, known):
+            path += known
+            return path if len(path) <= _LONGEST else None
         step = _step(matcher, tokens)
         if not step or not matcher.consume_tokens(step):
             return None
         path += step
-    return path if matcher.is_stopped() and not matcher.is_error() else None
+    found = matcher.is_stopped() and not matcher.is_error() and len(path) <= _LONGEST
+    return path if found else None
+
+
+def _completes(matcher: llguidance.LLMatcher, tokens: EndingTokens, ending: list[int]) -> bool:
+    """Whether the text is complete after these tokens; asking the matcher takes a fortieth of stepping a copy of it."""
+    whole = ending if ending[-1] in tokens.eos_ids else [*ending, min(tokens.eos_ids)]
+    return matcher.validate_tokens(whole) == len(whole)
 
 
 def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list[int]:
@@ -75,6 +91,9 @@ def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list[int]:
 class Closing:
     """Watches one row's budget.
 
+    An ending is looked for again at every token that makes the known one wrong, once it could be too long for what is
+    left; what it may grow by in one token (an object with many required fields) has no bound worth naming.
+
     Args:
         ending: a way to complete the empty text; None leaves the row to itself.
         max_tokens: the budget.
@@ -87,40 +106,47 @@ class Closing:
         self.forced = False
         self._ending = list(ending) if ending is not None and len(ending) <= max_tokens else None
         self._left = max_tokens
+        self._due = _LONGEST
         self._fresh = True
-        self._due = 0
-        self._schedule()
 
     def choose(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> int:
         """The token to take: the given one if the text can still be completed after it, else the next of the ending."""
         self._left -= 1
         if self._ending is None:
             return token_id
-        if self._left > self._due:
+        if self._left >= self._due:
             self._fresh = False
             return token_id
         if not self._fresh:
-            self._ending, self._fresh = shortest_ending(matcher, tokens), True
+            self._ending = shortest_ending(matcher, tokens)
+            self._fresh = self._ending is not None
             if self._ending is None or len(self._ending) > self._left + 1:
-                self._ending = None
+                self._postpone()
                 return token_id
-        return self._checked(matcher, tokens, token_id)
+        known = self._ending
+        after = self._after(matcher, tokens, token_id)
+        if after is not None and len(after) <= self._left:
+            self._ending = after
+            return token_id
+        if after is None and self._left > _PLENTY:
+            self._postpone()
+            return token_id
+        self.forced, self._ending = True, known[1:]
+        return known[0] if known else min(tokens.eos_ids)
 
-    def _checked(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> int:
-        """Take the token if an ending that fits follows it; `_ending` is of the place before it."""
+    def _after(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> list[int] | None:
+        """An ending of the text with one more token."""
         known = self._ending or []
-        if known[:1] != [token_id] and len(known) <= self._left:
-            after = matcher.deep_copy()
-            ending = shortest_ending(after, tokens) if after.consume_token(token_id) else None
-            if ending is not None and len(ending) <= self._left:
-                self._ending = ending
-                self._schedule()
-                return token_id
-        self.forced |= known[:1] != [token_id]
-        self._ending = known[1:]
-        self._schedule()
-        return known[0] if known else token_id
+        if known[:1] == [token_id]:
+            return known[1:]
+        after = matcher.deep_copy()
+        if not after.consume_token(token_id):
+            return None
+        return shortest_ending(after, tokens, known) or shortest_ending(after, tokens)
 
-    def _schedule(self) -> None:
-        """Look again after an eighth of the slack: rarely while there is plenty, at every token when there is none."""
-        self._due = self._left - 1 - (self._left - len(self._ending or [])) // 8
+    def _postpone(self) -> None:
+        """An ending that was not found may be there: look again later, as long as there is plenty left."""
+        if self._left > _PLENTY:
+            self._ending, self._fresh, self._due = [], False, self._left * 7 // 8
+        else:
+            self._ending = None

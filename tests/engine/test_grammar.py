@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deployments.engine import grammar as grammar_module
-from deployments.engine.grammar import MAX_SOURCE, CompiledGrammar, GrammarCompiler
+from deployments.engine.grammar import MAX_SOURCE, CompiledGrammar, GrammarCompiler, GrammarMask
 from deployments.engine.output import ChoiceOutput
 from deployments.engine.sampling import sample_rows
 from deployments.engine.vocabulary import Vocabulary
@@ -67,6 +67,33 @@ def random_text(
             return text, delta
 
 
+TREE = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "left": {"$ref": "#/$defs/node"},
+                "right": {"$ref": "#/$defs/node"},
+                "label": {"type": "string", "minLength": 20},
+            },
+            "required": ["label"],
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+
+
+def _driven(mask: GrammarMask, text: bytes) -> list[int]:
+    """The bytes a row takes whose model wants to write a text."""
+    single = {BYTES.token_bytes(i): i for i in range(256)}
+    taken: list[int] = []
+    for byte in text:
+        taken += BYTES.token_bytes(mask.advance(single[bytes([byte])]))
+        if mask.ends:
+            break
+    return taken
+
+
 class TestRandomWeights:
     @pytest.mark.parametrize("max_tokens", [29, 31, 60, 200])
     def test_write_json_of_the_schema_within_max_tokens(self, compiler: GrammarCompiler, max_tokens: int) -> None:
@@ -78,6 +105,21 @@ class TestRandomWeights:
             assert {"name", "tags"} <= set(value) <= set(PERSON["properties"])  # type: ignore[call-overload]
             assert len(value["tags"]) <= 3
             assert last.finish_reason in ("stop", "length")
+
+    @pytest.mark.parametrize("beyond", [3, 20, 40, 70, 150])
+    def test_write_json_whose_ending_grows_by_many_tokens_at_once(self, compiler: GrammarCompiler, beyond: int) -> None:
+        budget = len(compiled(compiler, schema(TREE)).ending or ()) + beyond
+        for seed in range(6):
+            text, _ = random_text(schema(TREE), compiler, BYTES, width=261, seed=seed, max_tokens=budget)
+            assert len(json.loads(text)["label"]) >= 20
+
+    def test_a_place_without_a_known_ending_is_left_while_there_is_time(self, compiler: GrammarCompiler) -> None:
+        # The greedy search writes x for ever.
+        grammar = schema({"type": "object", "properties": {"p": {"type": "string", "pattern": "^x*y$"}}})
+        mask = compiled(compiler, grammar).mask(400)
+        assert bytes(_driven(mask, b'{"p":"xxxy"}')) == b'{"p":"xxxy"}'
+        short = compiled(compiler, grammar).mask(40)
+        assert "p" not in json.loads(bytes(_driven(short, b'{"p":"xxxy"}')))
 
     def test_a_text_cut_short_says_so_and_one_that_is_complete_does_not(self, compiler: GrammarCompiler) -> None:
         reasons = {
