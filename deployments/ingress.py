@@ -25,4 +25,4 @@ class OpenAIIngress:
         self._client = HandleClient(args, pools)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._client, self._args.api)
+        return build_api(self._client, self._args.api, names_requests=False)  # Serve adds x-request-id itself

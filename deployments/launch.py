@@ -1,7 +1,10 @@
 """What scripts/serve does beside `serve run`: check the configuration first, say where the API is once it answers.
 
-python -m deployments.launch serve_config.yaml              # check
+python -m deployments.launch serve_config.yaml                  # check
 python -m deployments.launch --announce PID serve_config.yaml   # wait until it answers, print how to call it
+python -m deployments.launch --announce PID --reap serve_config.yaml    # and in the end, that no HAProxy is left
+python -m deployments.launch --fast-environment                 # Ray's settings of the fast mode, for `eval`
+python -m deployments.launch --fast-config serve_config.yaml    # the configuration as the fast mode needs it
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shlex
 import sys
 import time
 import urllib.error
@@ -21,6 +25,7 @@ import yaml
 
 from deployments.config import AppArgs, parse_args
 from deployments.errors import ConfigError
+from deployments.fast_mode import fast_config, fast_environment, is_alive, reap_haproxy
 
 IMPORT_PATH = "deployments.app:build_app"
 
@@ -63,7 +68,7 @@ def announce(config: dict[str, Any], args: AppArgs, server: int) -> None:
     """
     url = base_url(config)
     while not _answers(f"{url}/health"):
-        if not _alive(server):
+        if not is_alive(server):
             return
         time.sleep(0.3)
     model = args.models[0].id
@@ -89,14 +94,6 @@ def _find_loader(loader: str) -> None:
         raise ConfigError(f"Loader {loader}: no module named {place!r}.")
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
@@ -108,16 +105,28 @@ def _answers(url: str) -> bool:
 def main() -> None:
     """Command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m deployments.launch")
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, nargs="?")
     parser.add_argument("--announce", type=int, metavar="PID", help="process id of the server to wait for")
+    parser.add_argument("--reap", action="store_true", help="then wait for its end, and end its HAProxy")
+    parser.add_argument("--fast-environment", action="store_true", help="print export lines")
+    parser.add_argument("--fast-config", action="store_true", help="print the configuration for the fast mode")
     given = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
     try:
+        if given.fast_environment:
+            for name, value in fast_environment(os.environ).items():
+                print(f"export {name}={shlex.quote(value)}")
+        if given.config is None:
+            return
         config, args = read_config(given.config)
     except ConfigError as error:
         sys.exit(f"troupe: {error}")
+    if given.fast_config:
+        print(yaml.safe_dump(fast_config(config), sort_keys=False), end="")
     if given.announce is not None:
         announce(config, args, given.announce)
+    if given.reap:
+        reap_haproxy(given.announce, os.environ)
 
 
 if __name__ == "__main__":

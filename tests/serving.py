@@ -7,10 +7,12 @@ import itertools
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import ray
+import requests
 from ray import serve
 
 from deployments.app import application
@@ -61,7 +63,17 @@ def serving(address: str, args: dict[str, Any], **replica_options: Any) -> Itera
     name = f"app{next(_names)}"
     options = {"num_replicas": 1, "ray_actor_options": {"num_gpus": 0}, **replica_options}
     serve.run(application(parse_args(args), **options), name=name, route_prefix=f"/{name}")
+    url = f"{address}/{name}"
     try:
-        yield f"{address}/{name}"
+        _wait_for(url)
+        yield url
     finally:
         serve.delete(name)
+
+
+def _wait_for(url: str, seconds: float = 60.0) -> None:
+    """Until an application answers: HAProxy, in the fast mode, hears of it after `serve.run` has returned."""
+    end = time.monotonic() + seconds
+    while requests.get(f"{url}/health", timeout=10).status_code != 200:
+        assert time.monotonic() < end, f"{url} has not answered for {seconds:g} s"
+        time.sleep(0.05)

@@ -28,8 +28,11 @@ from deployments.openai.route import Route
 from deployments.openai.routes import ROUTES
 
 
-def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI:
+def build_api(client: ModelClient, options: ApiOptions | None = None, *, names_requests: bool = True) -> FastAPI:
     """The OpenAI API over the models of `client`.
+
+    Args:
+        names_requests: see `Boundary`.
 
     Raises:
         ConfigError: an option names something that cannot be used.
@@ -40,7 +43,7 @@ def build_api(client: ModelClient, options: ApiOptions | None = None) -> FastAPI
     keys = bool(options.api_keys or options.api_keys_file)
     app = FastAPI(title="Troupe", redirect_slashes=False)
     app.openapi = cache(partial(openapi, ROUTES, _version(), keys=keys))  # type: ignore[method-assign]
-    app.add_middleware(Boundary, options=options, keys=ApiKeys(options))
+    app.add_middleware(Boundary, options=options, keys=ApiKeys(options), names_requests=names_requests)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,

