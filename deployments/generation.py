@@ -141,7 +141,7 @@ class Generation:
             events: list[Event] = []
             for choice, event in await self._inbox.take(not_before=due):
                 if isinstance(event, Failed):
-                    # A stream that has begun shows all it had; one that has shown nothing fails as a whole, to be retried.
+                    # A stream that has begun shows all it had; one that has shown nothing can be sent once more.
                     yield [*events, *_merged(held), event] if due and self._interval is not None else [event]
                     return
                 events.extend(self._receive(choice, event, held))

@@ -49,7 +49,7 @@ def check_request(request: EngineRequest, *, max_model_len: int, supports: froze
     """Refuse what can never be served.
 
     Raises:
-        BadRequest: no tokens, or ids the model does not have.
+        BadRequest: no tokens, or ids the model does not have, in the prompt or in a parameter.
         ContextOverflow: the prompt, or prompt and `max_tokens`, are longer than the context.
         UnsupportedParameter: a parameter that differs from its default is not among `supports`.
     """
@@ -60,10 +60,18 @@ def check_request(request: EngineRequest, *, max_model_len: int, supports: froze
         raise BadRequest(
             f"Token id {wrong[0]} does not exist; this model has ids 0 to {(vocab or 1) - 1}.", param="prompt"
         )
-    asked = len(request.input_ids) + (request.sampling.max_tokens or 1)
+    params = request.sampling
+    for name, ids in (("logit_bias", params.logit_bias), ("allowed_token_ids", params.allowed_token_ids or ())):
+        beyond = [i for i in ids if vocab is not None and not 0 <= i < vocab]
+        if beyond:
+            raise BadRequest(
+                f"Invalid {name!r}: token id {beyond[0]} does not exist; this model has ids 0 to {(vocab or 1) - 1}.",
+                param=name,
+            )
+    asked = len(request.input_ids) + (params.max_tokens or 1)
     if asked > max_model_len:
         raise ContextOverflow(max_model_len, asked, param="prompt")
-    check_supported(request.sampling, supports)
+    check_supported(params, supports)
 
 
 def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:

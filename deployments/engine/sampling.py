@@ -22,7 +22,7 @@ from deployments.engine.penalties import Edits
 from deployments.engine.row_sampler import RowSampler
 from deployments.engine.truncation import Kept, Truncation, draw_untruncated, truncate
 from deployments.errors import BadRequest, ModelError, TroupeError
-from deployments.messages import FinishReason
+from deployments.messages import FinishReason, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class _Step:
         peaks = self.adjusted.amax(-1).tolist()
         for i in changing:
             if i not in self.errors and not float("-inf") < peaks[i] < float("inf"):
-                self.errors[i] = _dead_end(peaks[i])
+                self.errors[i] = _dead_end(peaks[i], self.rows[i].params)
         for i in self.errors:
             self.adjusted[i] = 0.0
 
@@ -221,10 +221,18 @@ class _Step:
             self.tokens[i] = token_id
 
 
-def _dead_end(peak: float) -> TroupeError:
+def _dead_end(peak: float, params: SamplingParams) -> TroupeError:
     if peak == float("-inf"):
+        asked = {
+            "allowed_token_ids": params.allowed_token_ids,
+            "bad_words": params.bad_words,
+            "min_tokens": params.min_tokens,
+            "response_format": params.grammar,
+        }
+        names = [name for name, value in asked.items() if value]
         return BadRequest(
-            "No token is left to choose: bad_words, allowed_token_ids, min_tokens and the grammar exclude all of them."
+            f"No token is left to choose: {' and '.join(names) or 'the model'} excludes all of them.",
+            param=names[0] if names else None,
         )
     return ModelError("A logits processor or bias made the logits NaN or infinite.")
 

@@ -66,6 +66,15 @@ class TestCheck:
         with pytest.raises(BadRequest):
             check(ids)
 
+    @pytest.mark.parametrize(
+        ("name", "value"), [("logit_bias", {49: 1.0, 50: -1.0}), ("allowed_token_ids", (3, 10**9))]
+    )
+    def test_ids_in_parameters(self, name: str, value: Any) -> None:
+        with pytest.raises(BadRequest, match=f"Invalid '{name}': token id .* does not exist") as caught:
+            check([1], **{name: value})
+        assert caught.value.param == name
+        check([1], vocab=None, **{name: value})
+
     def test_the_length_of_prompt_and_text(self) -> None:
         with pytest.raises(ContextOverflow, match="11 tokens"):
             check([1] * 7)
