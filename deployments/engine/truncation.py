@@ -2,7 +2,7 @@
 
 Sorting 128k logits per row and step would cost more than a small model's forward. The kept sets of top_k, top_p and
 min_p are the likeliest so many tokens, and nearly always few: the largest `CANDIDATES` logits are looked at first.
-Where the last of them is still kept, the row's cut is found with a histogram of its weights. Only typical_p sorts.
+Where the last of them is still kept, and for typical_p, the row's cut is found with a histogram of its weights.
 """
 
 from __future__ import annotations
@@ -103,44 +103,61 @@ def truncate(scores: torch.Tensor, cut: Truncation) -> tuple[list[int], Kept, li
 
 def _kept_by_row(scores: torch.Tensor, cut: SamplingParams) -> torch.Tensor:
     """Which of all tokens a row keeps; float32 [vocab] to bool [vocab]."""
-    weights = ((scores - scores.max()) / cut.temperature).exp_()
+    exponents = (scores - scores.max()) / cut.temperature
+    weights = exponents.exp()
     keep = scores > float("-inf")
     if 0 < cut.top_k < len(scores):
         # Ties with the k-th logit are kept, as TopKLogitsWarper keeps them.
         keep &= scores >= scores.topk(cut.top_k).values[-1]
         weights *= keep
     if cut.top_p < 1:
-        keep &= weights >= _nucleus(weights, cut.top_p)
+        # The fewest heaviest tokens that hold top_p of the sum.
+        keep &= -weights <= _reached(-weights.log(), -weights, weights, cut.top_p)
     if cut.min_p > 0:
         keep &= weights >= cut.min_p
     if cut.typical_p < 1:
-        keep &= _typical(torch.where(keep, weights, 0.0), cut.typical_p)
+        distance = _distance(torch.where(keep, exponents, 0.0), weights * keep)
+        keep &= distance <= _reached(distance, distance, weights * keep, cut.typical_p)
     return keep
 
 
-def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The smallest weight that top_p keeps: of the fewest heaviest tokens that hold `top_p` of the sum.
+def _distance(exponents: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """How far each token's surprise is from the entropy (locally typical sampling, arXiv:2202.00666).
 
-    Weights are counted into bins by their logarithm; only the bin in which the sum is reached is sorted.
+    With p = exp(x) / Z the surprise is log Z - x and the entropy log Z - E[x]: the distance is that of x to its mean.
+
+    Args:
+        exponents: float32 [vocab], x; finite.
+        weights: float32 [vocab], exp(x), or 0 for a token that is cut off.
+
+    Returns:
+        float64 [vocab].
     """
-    bins = (weights.log().clamp_(min=-_BINS / _PER_UNIT) * -_PER_UNIT).long().clamp_(max=_BINS - 1)
+    doubled = exponents.double()
+    mass = weights.double()
+    return doubled.sub_((mass @ doubled) / mass.sum()).abs_()
+
+
+def _reached(nats: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor, share: float) -> torch.Tensor:
+    """The key at which the weights of tokens, added up by rising keys, hold a share of their sum.
+
+    Weights are counted into bins; only the bin in which the share is reached is sorted.
+
+    Args:
+        nats: [vocab], what is binned: at least 0, rising with the keys.
+        keys: [vocab].
+        weights: float32 [vocab].
+        share: below 1.
+    """
+    bins = nats.clamp(max=_BINS / _PER_UNIT).mul_(_PER_UNIT).long().clamp_(max=_BINS - 1)
     sums = torch.bincount(bins, weights.double(), minlength=_BINS).cumsum(0)
-    target = sums[-1] * top_p
+    target = sums[-1] * share
     place = torch.searchsorted(sums, target)
-    inside = weights[bins == place].sort(descending=True).values
-    before = inside.double().cumsum(0) - inside + torch.where(place > 0, sums[place - 1], 0.0)
-    return inside[(before < target).sum().clamp(min=1) - 1]
-
-
-def _typical(weights: torch.Tensor, typical_p: float) -> torch.Tensor:
-    """Which tokens locally typical sampling keeps (arXiv:2202.00666); float32 [vocab] to bool [vocab]."""
-    p = weights.double() / weights.double().sum()
-    surprise = -p.log()
-    entropy = torch.where(p > 0, p * surprise, 0.0).sum()
-    distance = (surprise - entropy).abs()
-    ordered, order = distance.sort()
-    reached = (p[order].cumsum(0) < typical_p).sum().clamp(max=len(p) - 1)
-    return distance <= ordered[reached]
+    inside = bins == place
+    ordered, order = keys[inside].sort()
+    mass = weights[inside][order].double()
+    before = mass.cumsum(0) - mass + torch.where(place > 0, sums[place - 1], 0.0)
+    return ordered[(before < target).sum().clamp(min=1) - 1]
 
 
 def draw_untruncated(
