@@ -9,6 +9,7 @@ TroupeError                     500 server_error
 ├── ModelNotFound               404 model_not_found
 ├── RouteNotFound               404 route_not_found
 ├── MethodNotAllowed            405 method_not_allowed
+├── RouteGone                   410 route_gone
 ├── TooLarge                    413 request_too_large
 ├── UnsupportedMediaType        415 unsupported_media_type
 ├── HeadersTooLarge             431 headers_too_large
@@ -137,6 +138,14 @@ class MethodNotAllowed(TroupeError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class RouteGone(TroupeError):
+    """A route of an older server that another one, or nothing, has replaced."""
+
+    status = 410
+    type = "invalid_request_error"
+    code = "route_gone"
 
 
 class TooLarge(TroupeError):

@@ -7,6 +7,8 @@ Every answer carries `Deprecation` (RFC 9745) and a `Link` to the route that has
     POST /api/v1/chat/completions, /api/v1/token_check       FastChat
     POST /generate, /batch_generate                          fastapi_tritonserver
     GET  /                                                   transformers-openai-api
+    POST /v1/edits                                           OpenAI before 2024, simpleAI: 410
+    GET  /v1/metrics                                         transformers-openai-api (jquesnelle): 410
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from fastapi import FastAPI, Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.errors import BadRequest, Unavailable, UnsupportedParameter
+from deployments.errors import BadRequest, RouteGone, Unavailable, UnsupportedParameter
 from deployments.messages import ChatPrompt, Delta, GenerateCall, ModelCard, SamplingParams, TextPrompt
 from deployments.openai.answer import DONE, Chunks, json_answer, sse, sse_answer, to_json
 from deployments.openai.api import Api
@@ -54,6 +56,9 @@ def add_legacy_routes(app: FastAPI, api: Api, routes: Sequence[Route]) -> None:
     _add(app, api, "POST", "/generate", generate, "/chat/completions")
     _add(app, api, "POST", "/batch_generate", generate, "/chat/completions")
     _add(app, api, "GET", "/", root, "/models")
+    for path in ("/v1/edits", "/edits"):
+        _add(app, api, "POST", path, edits, "/chat/completions")
+    _add(app, api, "GET", "/v1/metrics", metrics, "/models")
 
 
 def _add(app: FastAPI, api: Api, method: str, path: str, handler: Handler, successor: str) -> None:
@@ -94,6 +99,22 @@ async def root(exchange: Exchange) -> Response:
     """What this server is."""
     models = [card.id for card in exchange.client.models()]
     return json_response({"message": f"Troupe serves {', '.join(models)}; see /docs.", "models": models})
+
+
+async def edits(exchange: Exchange) -> Response:
+    """Not served: how a model is asked to edit a text is for the client to say."""
+    raise RouteGone(
+        "/v1/edits is gone, as at OpenAI. Send instruction and input in a message to /v1/chat/completions: "
+        '{"role": "user", "content": "<instruction>\\n\\n<input>"}; or have them in the model\'s chat template.'
+    )
+
+
+async def metrics(exchange: Exchange) -> Response:
+    """Not served: each process of the API would have counts of its own."""
+    raise RouteGone(
+        "/v1/metrics is gone. Requests and tokens of all models and processes are Prometheus metrics, which Ray exports "
+        "on its metrics port; the counts of one request are its answer's usage."
+    )
 
 
 class TokenCheck(RequestBody):

@@ -170,6 +170,24 @@ def test_the_root_says_what_is_served(demo: Server) -> None:
     assert get(demo, "/").json()["models"] == ["demo"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "successor", "names"),
+    [
+        ("POST", "/v1/edits", "/chat/completions", "/v1/chat/completions"),
+        ("POST", "/edits", "/chat/completions", "/v1/chat/completions"),
+        ("GET", "/v1/metrics", "/models", "Prometheus"),
+    ],
+)
+def test_what_is_gone_says_what_has_replaced_it(
+    demo: Server, method: str, path: str, successor: str, names: str
+) -> None:
+    answer = requests.request(method, demo.url + path, json={"input": "a", "instruction": "b"}, timeout=30)
+    assert answer.status_code == 410
+    assert_deprecated(answer, successor)
+    assert answer.json()["error"]["code"] == "route_gone"
+    assert names in answer.json()["error"]["message"]
+
+
 def test_keys_are_asked_for_here_too(serve: Serve) -> None:
     locked = serve([DEMO], api_keys=["secret"])
     for path in ("/v1/engines", "/"):
