@@ -22,26 +22,29 @@ LOST_AFTER_S = 5.0
 class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
     """Ranks replicas for a request by model, conversation and load.
 
-    1. A replica that has the model, or was just sent a request for it, and is not full. With several, the
-       conversation's own (rendezvous hash of the session id), unless it is much busier than the idlest.
-    2. Where all that have it are full: the model's next home among replicas that could hold it at once, because they
-       have a free place or nothing to do. Where there are none, the least busy of those that have it: a model that is
-       in use elsewhere is never driven out by another's queue.
+    1. Replicas that have the model, or were just sent a request for it. With several, the conversation's own
+       (rendezvous hash of the session id), unless it is much busier than the idlest.
+    2. Where all of these have been full for a while: the model's next home among replicas with a free place and less
+       than half their load; where they have twice as many requests as fill them, among those with nothing to do too. A
+       model that is in use elsewhere is never driven out by another's queue, and a burst does not load a model twice.
     3. Where none has it: its home (rendezvous hash of the model id) among those with a free place, else among the
        idle, else among all, so that a burst loads it once.
 
     Rendezvous hashing (Thaler & Ravishankar, 1998) lets several ingress replicas agree without talking.
 
     Args, from request_router_kwargs:
-        spill_at: a replica with so many unfinished requests is full.
+        full_at: a replica with so many unfinished requests is full.
         max_models: models a replica holds.
         slack: how many more requests a conversation's replica may have than the idlest one.
+        patience_s: seconds for which all replicas of a model are full before it gets a further one.
     """
 
-    def initialize_state(self, spill_at: int = 32, max_models: int = 1, slack: int = 8) -> None:
-        self._spill_at = spill_at
+    def initialize_state(self, full_at: int = 16, max_models: int = 1, slack: int = 8, patience_s: float = 1.0) -> None:
+        self._full_at = full_at
         self._max_models = max_models
         self._slack = slack
+        self._patience_s = patience_s
+        self._full_since: dict[str, float] = {}
         self._planned: dict[str, dict[ReplicaID, float]] = {}
         self._sent: Counter[ReplicaID] = Counter()
 
@@ -64,16 +67,28 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
     def choose(self, replicas: list[RunningReplica], model: str, session: str) -> list[RunningReplica]:
         """The replicas that may get a request; the least busy of them will."""
         warm = [r for r in replicas if self._has(r, model)]
-        open_warm = [r for r in warm if self._load(r) < self._spill_at]
-        if open_warm:
-            return self._by_session(open_warm, session)
         cold = [r for r in replicas if r not in warm]
-        ready = [r for r in cold if self._models_on(r) < self._max_models] or [r for r in cold if not self._load(r)]
-        if warm and not ready:
-            return warm
-        home = max(ready or cold, key=lambda r: _weight(model, r))
+        if not warm:
+            free = [r for r in cold if self._models_on(r) < self._max_models]
+            home = _home(model, free or [r for r in cold if not self._load(r)] or cold)
+        elif further := self._further(model, warm, cold):
+            home = _home(model, further)
+        else:
+            return self._by_session(warm, session)
         self._planned.setdefault(model, {})[home.replica_id] = time.monotonic()
         return [home]
+
+    def _further(self, model: str, warm: list[RunningReplica], cold: list[RunningReplica]) -> list[RunningReplica]:
+        """Replicas that could take on a model, if those that have it have been full for long enough."""
+        least = min(map(self._load, warm))
+        if least < self._full_at:
+            self._full_since.pop(model, None)
+            return []
+        now = time.monotonic()
+        if now - self._full_since.setdefault(model, now) < self._patience_s:
+            return []
+        free = [r for r in cold if self._models_on(r) < self._max_models and 2 * self._load(r) < least]
+        return free or [r for r in cold if not self._load(r) and least >= 2 * self._full_at]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         # Kept by the base class for mixins that this router does without; nobody else would ever empty it.
@@ -130,6 +145,10 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         """
         known = self.replica_queue_len_cache.get(replica.replica_id) or 0
         return max(known, self._sent[replica.replica_id])
+
+
+def _home(model: str, replicas: list[RunningReplica]) -> RunningReplica:
+    return max(replicas, key=lambda r: _weight(model, r))
 
 
 def _weight(key: str, replica: Any) -> bytes:

@@ -29,16 +29,16 @@ class Replica:
 class Router(ModelAffinityRouter):
     """The real choices, over queue lengths that a test sets instead of Serve."""
 
-    def __init__(self, queues: dict[ReplicaName, int], **options: int) -> None:
+    def __init__(self, queues: dict[ReplicaName, int], **options: Any) -> None:
         self.queues = queues
-        self.initialize_state(**options)
+        self.initialize_state(**{"patience_s": 0.0, **options})
 
     @property
     def replica_queue_len_cache(self) -> Any:
         return self.queues
 
 
-def fleet(count: int, **options: int) -> tuple[Router, list[Replica]]:
+def fleet(count: int, **options: Any) -> tuple[Router, list[Replica]]:
     replicas = [Replica(ReplicaName(f"r{i}")) for i in range(count)]
     return Router({r.replica_id: 0 for r in replicas}, **options), replicas
 
@@ -51,7 +51,7 @@ def send(router: Router, replicas: list[Replica], model: str, session: str = "")
 
 
 def test_a_cold_burst_goes_to_one_replica_and_stays_there() -> None:
-    router, replicas = fleet(4, spill_at=100)
+    router, replicas = fleet(4, full_at=100)
     assert len({send(router, replicas, "a").replica_id for _ in range(50)}) == 1
 
 
@@ -70,14 +70,41 @@ def test_models_spread_over_replicas_with_room() -> None:
 
 
 def test_a_hot_model_spreads_when_its_replica_is_full() -> None:
-    router, replicas = fleet(4, spill_at=10)
+    router, replicas = fleet(4, full_at=10)
     placed = Counter(send(router, replicas, "a").replica_id for _ in range(40))
     assert len(placed) == 4
     assert max(placed.values()) - min(placed.values()) <= 1
 
 
+def test_but_not_in_a_burst() -> None:
+    router, replicas = fleet(4, full_at=10, patience_s=30.0)
+    (first,) = {send(router, replicas, "a").replica_id for _ in range(100)}
+    router._full_since["a"] -= 31
+    (further,) = {send(router, replicas, "a").replica_id for _ in range(100)}
+    assert further != first
+
+
+def test_nor_after_a_pause_in_which_there_was_room() -> None:
+    router, replicas = fleet(4, full_at=10, patience_s=30.0)
+    (own,) = {send(router, replicas, "a").replica_id for _ in range(11)}
+    router._full_since["a"] -= 31
+    router.queues[own] = 5
+    assert len({send(router, replicas, "a").replica_id for _ in range(20)}) == 1
+
+
+def test_a_hot_model_does_not_go_where_others_are_as_busy() -> None:
+    router, replicas = fleet(2, full_at=10, max_models=2)
+    for replica, model in zip(replicas, "ab", strict=True):
+        replica.multiplexed_model_ids.add(model)
+    router.queues[replicas[0].replica_id] = 12
+    router.queues[replicas[1].replica_id] = 8
+    assert send(router, replicas, "a") is replicas[0]
+    router.queues[replicas[1].replica_id] = 2
+    assert send(router, replicas, "a") is replicas[1]
+
+
 def test_a_full_model_never_drives_out_one_in_use() -> None:
-    router, replicas = fleet(2, spill_at=10, max_models=1)
+    router, replicas = fleet(2, full_at=10, max_models=1)
     for replica, model in zip(replicas, "ab", strict=True):
         replica.multiplexed_model_ids.add(model)
         router.queues[replica.replica_id] = 5
@@ -85,14 +112,27 @@ def test_a_full_model_never_drives_out_one_in_use() -> None:
 
 
 def test_but_it_takes_the_place_of_an_idle_one() -> None:
-    router, replicas = fleet(2, spill_at=10, max_models=1)
+    router, replicas = fleet(2, full_at=10, max_models=1)
     for replica, model in zip(replicas, "ab", strict=True):
         replica.multiplexed_model_ids.add(model)
-    assert len({send(router, replicas, "a").replica_id for _ in range(20)}) == 2
+    assert {send(router, replicas, "a").replica_id for _ in range(20)} == {replicas[0].replica_id}
+    assert send(router, replicas, "a") is replicas[1]
+
+
+def test_a_conversation_stays_where_it_is_when_all_are_full() -> None:
+    router, replicas = fleet(2, full_at=4, slack=3)
+    for replica in replicas:
+        replica.multiplexed_model_ids.add("a")
+        router.queues[replica.replica_id] = 10
+    own = send(router, replicas, "a", "talk")
+    router.queues[own.replica_id] -= 1
+    for _ in range(5):
+        assert send(router, replicas, "a", "talk") is own
+        router.queues[own.replica_id] -= 1
 
 
 def test_a_conversation_stays_with_its_replica_until_that_is_much_busier() -> None:
-    router, replicas = fleet(4, spill_at=100, slack=3)
+    router, replicas = fleet(4, full_at=100, slack=3)
     for replica in replicas:
         replica.multiplexed_model_ids.add("a")
     own = send(router, replicas, "a", "talk")
@@ -104,7 +144,7 @@ def test_a_conversation_stays_with_its_replica_until_that_is_much_busier() -> No
 
 
 def test_conversations_are_spread_evenly() -> None:
-    router, replicas = fleet(8, spill_at=1000, slack=1000)
+    router, replicas = fleet(8, full_at=1000, slack=1000)
     for replica in replicas:
         replica.multiplexed_model_ids.add("a")
     placed = Counter(send(router, replicas, "a", f"talk {i}").replica_id for i in range(800))
@@ -112,7 +152,7 @@ def test_conversations_are_spread_evenly() -> None:
 
 
 def test_a_conversation_moves_only_when_its_replica_is_gone() -> None:
-    router, replicas = fleet(8, spill_at=1000, slack=1000)
+    router, replicas = fleet(8, full_at=1000, slack=1000)
     for replica in replicas:
         replica.multiplexed_model_ids.add("a")
     sessions = [f"talk {i}" for i in range(200)]

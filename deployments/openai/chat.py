@@ -60,7 +60,7 @@ async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> Chat
     reading = await _reading(exchange, card, tools, body.include_reasoning)
     if reading.template is not None or (reading.family is not None and reading.family.special):
         sampling = replace(sampling, skip_special_tokens=False)
-    affinity = exchange.affinity(body) or conversation_key(card.id, prompt.messages)
+    affinity = exchange.affinity(body) or conversation_key(card.id, prompt.messages, exchange.given.get("user"))
     return ChatPlan(prompt=prompt, sampling=sampling, reading=reading, affinity=affinity)
 
 
@@ -151,11 +151,11 @@ def _check_template(card: ModelCard, template: object) -> None:
         )
 
 
-def conversation_key(model: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The same for every turn of a conversation: a digest of what stood before the assistant first spoke."""
+def conversation_key(model: str, messages: Sequence[Mapping[str, Any]], user: object = None) -> str:
+    """The same for every turn of a conversation: a digest of its user and all before the assistant first spoke."""
     opening = []
     for message in messages:
         if message["role"] == "assistant":
             break
         opening.append(message)
-    return hashlib.blake2b(json.dumps([model, opening]).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json.dumps([model, user, opening]).encode(), digest_size=16).hexdigest()

@@ -226,3 +226,5 @@ def test_the_affinity_of_a_conversation() -> None:
     assert conversation_key("m", first) == conversation_key("m", later)
     assert conversation_key("m", first) != conversation_key("m", other)
     assert conversation_key("m", first) != conversation_key("n", first)
+    assert conversation_key("m", first, "me") == conversation_key("m", later, "me")
+    assert conversation_key("m", first, "me") != conversation_key("m", first, "you")
