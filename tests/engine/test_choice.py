@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessor, LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
 
-from deployments.engine import choice
+from deployments.engine import choice, parity
 from deployments.engine.choice import build_engine
 from deployments.engine.one_shot import OneShotEngine
 from deployments.engine.options import EngineOptions
@@ -58,6 +58,15 @@ class TestAuto:
         begun = time.process_time()
         build().close()
         assert time.process_time() - begun < 3
+
+    def test_a_slow_machine_compares_fewer_prompts_and_keeps_its_rows(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(parity, "_PATIENCE", 0.0)
+        engine = build()
+        assert isinstance(engine, RowEngine)
+        assert not caplog.records
+        engine.close()
 
     def test_rows_that_differ_from_generate_are_not_taken(self, caplog: pytest.LogCaptureFixture) -> None:
         model = shifted()
