@@ -13,7 +13,8 @@ from model_loaders.contract import ModelInfo
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "max_sequence_length")
 _UNLIMITED = 131072
-_ALWAYS = frozenset({"max_tokens", "skip_special_tokens", "extra"})
+_ALWAYS = frozenset({"max_tokens", "skip_special_tokens"})
+_FIELDS = {"extra": "generate_kwargs", "grammar": "response_format"}
 _DEFAULTS = SamplingParams()
 
 
@@ -83,9 +84,14 @@ def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
     for field in fields(SamplingParams):
         value = getattr(params, field.name)
         if field.name not in supports and field.name not in _ALWAYS and value != getattr(_DEFAULTS, field.name):
-            raise UnsupportedParameter(
-                f"This model cannot honour {field.name}={value!r}; leave it out.", param=field.name
-            )
+            name = request_field(field.name)
+            raise UnsupportedParameter(f"This model cannot honour {name}={value!r}; leave it out.", param=name)
 
 
-ALL_PARAMS: frozenset[str] = frozenset(field.name for field in fields(SamplingParams))
+def request_field(name: str) -> str:
+    """What clients call a field of `SamplingParams`."""
+    return _FIELDS.get(name, name)
+
+
+# Arguments for a hook are for engines that have one.
+ALL_PARAMS: frozenset[str] = frozenset(field.name for field in fields(SamplingParams)) - {"extra"}

@@ -14,7 +14,7 @@ Every answer carries `Deprecation` (RFC 9745) and a `Link` to the route that has
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,7 +25,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.errors import BadRequest, RouteGone, Unavailable, UnsupportedParameter
-from deployments.messages import ChatPrompt, Delta, GenerateCall, ModelCard, SamplingParams, TextPrompt
+from deployments.messages import ChatPrompt, Delta, Event, GenerateCall, ModelCard, SamplingParams, TextPrompt
 from deployments.openai.answer import DONE, Chunks, json_answer, sse, sse_answer, to_json
 from deployments.openai.api import Api
 from deployments.openai.body import read_json
@@ -112,8 +112,8 @@ async def edits(exchange: Exchange) -> Response:
 async def metrics(exchange: Exchange) -> Response:
     """Not served: each process of the API would have counts of its own."""
     raise RouteGone(
-        "/v1/metrics is gone. Requests and tokens of all models and processes are Prometheus metrics, which Ray exports "
-        "on its metrics port; the counts of one request are its answer's usage."
+        "/v1/metrics is gone. Requests and tokens of all models and processes are Prometheus metrics, which Ray "
+        "exports on its metrics port; the counts of one request are its answer's usage."
     )
 
 
@@ -162,7 +162,6 @@ class GenerateBody(GenerationBody):
     bookkeeping: ClassVar[frozenset[str]] = GenerationBody.bookkeeping | {"only_return_output", "pad_id"}
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
         **GenerationBody.refused,
-        "len_penalty": (0, 0.0, 1, 1.0),
         "n": (1,),
         "prompt_logprobs": (),
         "return_token_ids": (False,),
@@ -177,6 +176,9 @@ class GenerateBody(GenerationBody):
     uuid: str | None = Field(default=None, max_length=128, description="Comes back as id.")
     timeout: Annotated[Real, Field(gt=0)] = Field(default=6000, description="Seconds.")
     max_output_len: Count = 16
+    len_penalty: Real = Field(
+        default=1.0, description="Of beam search, where the model's backend has it; 0 and 1 are off."
+    )
     beam_width: Annotated[Whole, Field(ge=1, le=64)] = 1
     random_seed: Whole | None = None
     end_id: TokenId | None = None
@@ -212,13 +214,14 @@ async def generate(exchange: Exchange) -> Response:
         affinity=exchange.affinity(body),
         stream=body.stream,
     )
+    events = _named(exchange.generate(call), body)
     if body.stream and not batch:
-        return await sse_answer(exchange, _pieces(exchange, call, request_id))
+        return await sse_answer(exchange, _pieces(events, request_id))
 
     async def answer() -> bytes:
         try:
             async with asyncio.timeout(body.timeout):
-                gathered = await gather(exchange.generate(call), len(prompts))
+                gathered = await gather(events, len(prompts))
         except TimeoutError:
             raise Unavailable(f"The answer was not complete after the timeout of {body.timeout:g} s.") from None
         texts = [choice.text for choice in gathered.choices]
@@ -233,13 +236,32 @@ def _sampling(exchange: Exchange, body: GenerateBody) -> SamplingParams:
         sampling,
         num_beams=max(sampling.num_beams, body.beam_width),
         seed=sampling.seed if body.random_seed is None else body.random_seed,
+        extra={**sampling.extra, **({} if _is_off(body) else {"length_penalty": body.len_penalty})},
         stop=(*sampling.stop, *body.stop_words),
         stop_token_ids=sampling.stop_token_ids if body.end_id is None else (*sampling.stop_token_ids, body.end_id),
     )
 
 
-async def _pieces(exchange: Exchange, call: GenerateCall, request_id: str) -> Chunks:
-    async with aclosing(exchange.generate(call)) as events:
+def _is_off(body: GenerateBody) -> bool:
+    return body.len_penalty in (0.0, 1.0)
+
+
+async def _named(events: AsyncGenerator[Event, None], body: GenerateBody) -> AsyncGenerator[Event, None]:
+    """The events of a call; what the model's backend cannot do is named as this route names it."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield event
+    except BadRequest as error:
+        if error.param == "generate_kwargs" and not _is_off(body):
+            raise UnsupportedParameter(
+                f"This model cannot honour len_penalty={body.len_penalty:g}; leave it out.", param="len_penalty"
+            ) from None
+        raise
+
+
+async def _pieces(events: AsyncGenerator[Event, None], request_id: str) -> Chunks:
+    async with aclosing(events):
         async for event in events:
             if isinstance(event, Delta) and event.text:
                 yield sse({"text": event.text, "id": request_id})

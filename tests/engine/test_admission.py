@@ -83,7 +83,13 @@ class TestCheck:
 
     def test_only_what_differs_from_its_default_must_be_supported(self) -> None:
         few = frozenset({"temperature"})
-        check([1], supports=few, temperature=0.5, top_p=1.0, logit_bias={}, extra={"x": 1})
+        check([1], supports=few, temperature=0.5, top_p=1.0, logit_bias={}, extra={})
         with pytest.raises(UnsupportedParameter, match=r"top_p=0\.5") as caught:
             check([1], supports=few, top_p=0.5)
         assert caught.value.param == "top_p"
+
+    def test_arguments_of_a_hook_are_for_engines_that_have_one(self) -> None:
+        with pytest.raises(UnsupportedParameter, match="generate_kwargs") as caught:
+            check([1], extra={"penalty_alpha": 0.6})
+        assert caught.value.param == "generate_kwargs"
+        check([1], supports=ALL_PARAMS | {"extra"}, extra={"penalty_alpha": 0.6})

@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from tests.openai.conftest import Serve, Server
+from tests.openai.scripted import ENGINES
 
 DEMO = {"id": "demo", "loader": "model_loaders.demo:load_model", "aliases": ["text-davinci-003", "org/alias"]}
 REPEAT = "Repeat exactly: k7Qp2x"
@@ -122,6 +123,14 @@ def test_generate_maps_its_sampling_fields(demo: Server) -> None:
     assert post(demo, "/generate", drawn).json()["text"] == post(demo, "/generate", drawn).json()["text"]
 
 
+def test_a_length_penalty_is_for_the_backend(serve: Serve) -> None:
+    """Triton, CTranslate2 and a loader's own generate take it; the engine that computes rows has no beams."""
+    scripted = serve([{"id": "scripted", "loader": "tests.openai.scripted:load_model"}])
+    assert post(scripted, "/generate", {"prompt": "abc", "len_penalty": 0.5, "uuid": "u"}).json()["id"] == "u"
+    (sampling,) = [each.seen[-1].sampling for each in ENGINES if each.seen and each.seen[-1].sampling.extra]
+    assert sampling.extra == {"length_penalty": 0.5}
+
+
 def test_generate_streams(demo: Server) -> None:
     answer = post(demo, "/generate", {"prompt": REPEAT, "temperature": 0, "stream": True, "uuid": "u"})
     events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
@@ -147,6 +156,7 @@ def test_batch_generate(demo: Server) -> None:
         ("/batch_generate", {"prompts": []}, "prompts"),
         ("/batch_generate", {"prompts": ["a"], "stream": True}, "stream"),
         ("/generate", {"prompt": "a", "len_penalty": 2}, "len_penalty"),
+        ("/generate", {"prompt": "a", "len_penalty": 2, "stream": True}, "len_penalty"),
         ("/generate", {"prompt": "a", "n": 2}, "n"),
         ("/generate", {"prompt": "a", "top_p": 1.5}, "top_p"),
         ("/generate", {"prompt": "a", "image": "data:image/png;base64,AAAA"}, "messages[0].content[0].image_url"),

@@ -143,6 +143,7 @@ def test_tools_need_a_template_that_knows_them(client: OpenAI) -> None:
         ),
         ({"extra_body": {"guided_regex": "("}}, "response_format"),
         ({"extra_body": {"num_beams": 3}}, "num_beams"),
+        ({"extra_body": {"generate_kwargs": {"penalty_alpha": 0.6}}}, "generate_kwargs"),
         ({"logit_bias": {"5": 1, "261": 1}}, "logit_bias"),
         ({"extra_body": {"allowed_token_ids": [97, 261]}}, "allowed_token_ids"),
         ({"extra_body": {"allowed_token_ids": [257], "min_tokens": 2}}, "allowed_token_ids"),
