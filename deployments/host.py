@@ -20,6 +20,7 @@ import torch
 
 from deployments.client import Embeddings, Rendered
 from deployments.config import AppArgs, ModelEntry, unknown_model
+from deployments.engine.admission import request_field
 from deployments.engine.protocol import EngineRequest
 from deployments.errors import (
     BadRequest,
@@ -352,7 +353,8 @@ def _refuse_unsupported(sampling: SamplingParams, model: LoadedModel) -> None:
     for field in fields(SamplingParams):
         name = field.name
         if name not in model.engine.supports and getattr(sampling, name) != getattr(_DEFAULTS, name):
-            raise UnsupportedParameter(f"Model {model.entry.id!r} cannot honour {name}.", param=name)
+            asked = request_field(name)
+            raise UnsupportedParameter(f"Model {model.entry.id!r} cannot honour {asked}.", param=asked)
 
 
 def _load_timeout(entry: ModelEntry, seconds: float, place: str) -> LoadTimeout:
