@@ -171,7 +171,7 @@ class TestImages:
         with caplog.at_level(logging.WARNING):
             engine = build(**self.loaded(Forgetful))
         assert isinstance(engine, OneShotEngine)
-        assert "with an image" in caplog.text
+        assert "differ from generate's" in caplog.text
         engine.close()
         without_eyes = build(**self.loaded(Forgetful, processor=None))
         assert isinstance(without_eyes, RowEngine)
