@@ -7,6 +7,7 @@ from ray import serve
 
 from deployments.config import AppArgs
 from deployments.handle_client import Handle, HandleClient
+from deployments.logs import log_like_serve
 from deployments.openai.app import build_api
 
 
@@ -21,6 +22,7 @@ class OpenAIIngress:
     """
 
     def __init__(self, args: AppArgs, pools: dict[str, Handle]) -> None:
+        log_like_serve()
         self._args = args
         self._client = HandleClient(args, pools)
 

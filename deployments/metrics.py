@@ -6,6 +6,7 @@ under the port given to `ray start --metrics-export-port`, with the prefix `ray_
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter as Tally
 from collections.abc import AsyncGenerator
@@ -14,6 +15,8 @@ from typing import Any
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from deployments.messages import Delta, Event, Failed, Finished
+
+logger = logging.getLogger("troupe.requests")
 
 _SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 180, 600]
 _GAUGES = {
@@ -63,8 +66,10 @@ class ReplicaMetrics:
         self._seen: Tally[str] = Tally()
         self._models: set[str] = set()
 
-    async def observed(self, model: str, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """The events of a call as they are, counted."""
+    async def observed(
+        self, call_id: str, model: str, events: AsyncGenerator[Event, None]
+    ) -> AsyncGenerator[Event, None]:
+        """The events of a call as they are, counted; a line in the log when it ends."""
         tags = {"model": model}
         began = time.monotonic()
         first, tokens, outcome = 0.0, 0, "cancelled"
@@ -85,6 +90,7 @@ class ReplicaMetrics:
             now = time.monotonic()
             self._requests.inc(tags={**tags, "outcome": outcome})
             self._total.observe(now - began, tags)
+            _log(call_id, model, outcome, tokens, seconds=now - began, first_token=first - began if first else None)
             if tokens > 1 and now > first:
                 self._between.observe((now - first) / (tokens - 1), tags)
 
@@ -115,3 +121,11 @@ class ReplicaMetrics:
         ):
             if tokens:
                 counter.inc(tokens, tags)
+
+
+def _log(call_id: str, model: str, outcome: str, tokens: int, *, seconds: float, first_token: float | None) -> None:
+    """One line for a call, its figures also as fields of their own for logs in JSON."""
+    figures = {"call": call_id, "model": model, "outcome": outcome, "tokens": tokens, "seconds": round(seconds, 4)}
+    if first_token is not None:
+        figures["first_token"] = round(first_token, 4)
+    logger.info(" ".join(f"{name}=%s" for name in figures), *figures.values(), extra=figures)

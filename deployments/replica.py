@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 from collections.abc import AsyncGenerator, Sequence
@@ -17,6 +16,7 @@ import ray
 from ray import serve
 
 from deployments.config import AppArgs
+from deployments.logs import log_like_serve
 from deployments.messages import Event, GenerateCall, Prompt
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ModelReplica:
         from deployments.host import ModelHost
         from deployments.metrics import ReplicaMetrics
 
-        _log_like_serve()
+        log_like_serve()
         _share_cores()
         self._host = ModelHost(args, on_gone=self._withdraw)
         self._metrics = ReplicaMetrics()
@@ -72,7 +72,7 @@ class ModelReplica:
         await self._advertise(call.model)
         async with (
             contextlib.aclosing(self._host.generate(call)) as events,
-            contextlib.aclosing(self._metrics.observed(call.model, events)) as observed,
+            contextlib.aclosing(self._metrics.observed(call.request_id, call.model, events)) as observed,
         ):
             async for event in observed:
                 yield event
@@ -135,14 +135,6 @@ class ModelReplica:
             task.cancel()
         if hasattr(self, "_host"):
             await self._host.close()
-
-
-def _log_like_serve() -> None:
-    """Let our loggers write where Ray Serve's does."""
-    ours = logging.getLogger("troupe")
-    ours.handlers = logging.getLogger("ray.serve").handlers
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
 
 
 def _share_cores() -> None:

@@ -29,10 +29,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def cluster(cpus: int = 16, gpus: int = 8) -> Iterator[str]:
+def cluster(cpus: int = 16, gpus: int = 8, port: int | None = None) -> Iterator[str]:
     """A local Ray with logical CPUs and GPUs, and Serve's proxy; yields the proxy's address."""
     folder = tempfile.mkdtemp(prefix="tr", dir="/tmp")  # short: Ray puts sockets there
-    port = free_port()
+    port = port or free_port()
     ray.init(
         address="local",
         num_cpus=cpus,
@@ -52,23 +52,37 @@ def cluster(cpus: int = 16, gpus: int = 8) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def serving(address: str, args: dict[str, Any], **replica_options: Any) -> Iterator[str]:
+def serving(
+    address: str, args: dict[str, Any], logging_config: dict[str, Any] | None = None, **replica_options: Any
+) -> Iterator[str]:
     """A running application; yields its base URL without /v1.
 
     Args:
         address: of the cluster.
         args: as under `args` in serve_config.yaml.
+        logging_config: of the application, as in serve_config.yaml.
         replica_options: of the ModelReplica deployment; on CPU unless it says otherwise.
     """
-    name = f"app{next(_names)}"
-    options = {"num_replicas": 1, "ray_actor_options": {"num_gpus": 0}, **replica_options}
-    serve.run(application(parse_args(args), **options), name=name, route_prefix=f"/{name}")
-    url = f"{address}/{name}"
+    url = f"{address}/app{next(_names)}"
+    deploy(url, args, logging_config, **replica_options)
     try:
         _wait_for(url)
         yield url
     finally:
-        serve.delete(name)
+        serve.delete(_name(url))
+
+
+def deploy(
+    url: str, args: dict[str, Any], logging_config: dict[str, Any] | None = None, **replica_options: Any
+) -> None:
+    """Run an application under a URL; in place of what runs there, as `serve run` with a changed file would."""
+    options = {"num_replicas": 1, "ray_actor_options": {"num_gpus": 0}, **replica_options}
+    app = application(parse_args(args), **options)
+    serve.run(app, name=_name(url), route_prefix=f"/{_name(url)}", logging_config=logging_config)
+
+
+def _name(url: str) -> str:
+    return url.rpartition("/")[2]
 
 
 def _wait_for(url: str, seconds: float = 60.0) -> None:

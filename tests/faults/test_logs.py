@@ -1,0 +1,63 @@
+"""A request's id in the lines of the ingress and of the replica, as text and as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from tests.faults.clients import ask
+from tests.faults.conftest import Say
+from tests.faults.paced import model
+from tests.serving import serving
+
+
+def lines(deployment: str, request_id: str) -> list[str]:
+    """The log lines of a deployment's processes that name a request."""
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs" / "serve"
+    files = [file for file in logs.glob("replica_*") if deployment in file.name]
+    return [line for file in files for line in file.read_text().splitlines() if request_id in line]
+
+
+async def both(request_id: str) -> tuple[list[str], list[str]]:
+    """The lines of ingress and replica, once either has some."""
+    for _ in range(100):
+        found = lines("OpenAIIngress", request_id), lines("ModelReplica", request_id)
+        if all(found) and any("outcome" in line for line in found[1]):
+            return found
+        await asyncio.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("encoding", ["TEXT", "JSON"])
+def test_the_request_id_is_in_the_logs_of_ingress_and_replica(cluster: str, encoding: str, say: Say) -> None:
+    request_id = f"trace-{encoding}-{time.time_ns()}"
+
+    async def main(url: str) -> None:
+        reply = await ask(url, "a", max_tokens=3, headers={"x-request-id": request_id})
+        assert reply.headers["x-request-id"] == request_id
+        call = reply.json["id"]
+        ingress, replica = await both(request_id)
+        assert any("/v1/chat/completions" in line for line in ingress)
+        (ended,) = [line for line in replica if "outcome" in line]
+        if encoding == "TEXT":
+            assert f"call={call} model=a outcome=ok tokens=3" in ended
+        else:
+            fields: dict[str, Any] = json.loads(ended)
+            assert fields["request_id"] == request_id
+            assert (fields["call"], fields["model"], fields["outcome"], fields["tokens"]) == (call, "a", "ok", 3)
+            assert 0 < fields["first_token"] < fields["seconds"]
+            assert all(json.loads(line)["request_id"] == request_id for line in ingress)
+        left = f"left-{request_id}"
+        await ask(url, "a", max_tokens=5000, stream=True, leave_after=2, headers={"x-request-id": left})
+        _, replica = await both(left)
+        assert any("cancelled" in line for line in replica)
+        say(f"{len(ingress)} lines of the ingress and {len(replica)} of the replica name the request")
+
+    with serving(cluster, {"models": [model("a")]}, logging_config={"encoding": encoding}) as url:
+        asyncio.run(main(url))
