@@ -106,17 +106,17 @@ class _Probe:
         cache, _ = self.alone(self.long[:-1])
         self.alone(self.short)
         logits = self.forward.decode([self.long[-1]], [NO_OFFSET], cache)
-        return _close(logits[0], self.alone(self.long)[1])
+        return close(logits[0], self.alone(self.long)[1])
 
     def chunks(self) -> bool:
         half = _LONG // 2
         cache, _ = self.alone(self.long[:half])
         chunk = self.forward.prefill([self.long[half:]], cache)
-        return _close(chunk.logits[0, -1], self.alone(self.long)[1])
+        return close(chunk.logits[0, -1], self.alone(self.long)[1])
 
     def pads(self) -> bool:
         chunk = self.forward.prefill([self.long, self.short], new_cache(self.forward.model))
-        return _close(chunk.logits[0, -1], self.alone(self.long)[1]) and _close(
+        return close(chunk.logits[0, -1], self.alone(self.long)[1]) and close(
             chunk.logits[1, -1], self.alone(self.short)[1]
         )
 
@@ -125,7 +125,7 @@ class _Probe:
         cache.append(self.alone(self.short[:-1])[0], 0)
         last = [self.long[-1], self.short[-1]]
         logits = self.forward.decode(last, [NO_OFFSET, NO_OFFSET], cache)
-        return _close(logits[0], self.alone(self.long)[1]) and _close(logits[1], self.alone(self.short)[1])
+        return close(logits[0], self.alone(self.long)[1]) and close(logits[1], self.alone(self.short)[1])
 
 
 def _holds(claim: Any) -> bool:
@@ -135,7 +135,7 @@ def _holds(claim: Any) -> bool:
         return False
 
 
-def _close(logits: Tensor, expected: Tensor) -> bool:
+def close(logits: Tensor, expected: Tensor) -> bool:
     """Whether two rows of logits differ by no more than rounding."""
     tolerance = 1e-3 if expected.dtype == torch.float32 else 0.2
     logits, expected = logits.float(), expected.float()

@@ -6,7 +6,7 @@ Masks, positions and caches are what `generate` would pass for a left-padded bat
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ Offset = tuple[int, ...]
 """What is added to a token's index to give its position, per position dimension (M-RoPE has several)."""
 
 NO_OFFSET: Offset = (0,)
+
+Decode = Callable[[Sequence[int], Sequence[Offset], AnyRowsCache], Tensor]
+"""What `Forward.decode` is: last tokens, offsets, cache to logits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,17 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
         """After a forward: the tokens each row has now."""
         self.lengths, self.width = list(lengths), max(lengths)
 
+    def reserve(self, columns: int) -> None:
+        """Make room for so many columns; of layers that keep nothing but columns."""
+        for layer in self.held:
+            layer.reserve(columns)  # type: ignore[attr-defined]
+
+    def add_column(self) -> None:
+        """After one token was written for every row behind the last column, by someone else than the layers."""
+        for layer in self.held:
+            layer.add_column()  # type: ignore[attr-defined]
+        self.added([length + 1 for length in self.lengths])
+
     def append(self, other: RowsCache, index: int, cut: int = 0) -> None:
         """Copy row `index` of `other`, without its last `cut` tokens, below the last row."""
         length = other.lengths[index]

@@ -125,6 +125,13 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         if self.is_initialized and self.end + new > self.buffers[0].shape[2]:
             self._lay_out(self.buffers[0].shape[0], self._kept(self.width) + new)
 
+    def add_column(self) -> None:
+        """Count the column that was written behind the last one."""
+        self.width += 1
+        self.end += 1
+        self.start = self.end - self._kept(self.width)
+        self._show(self.start)
+
     def append(self, other: KeyValueRows, index: int, length: int, cut: int, width: int) -> None:
         if not other.is_initialized:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ class RowBytes:
         """Bytes of a row in buffers for `width` tokens, and `encoded` tokens of an encoder."""
         columns = sum(size * column_room(width if keep is None else min(width, keep)) for size, keep in self.columns)
         return columns + self.states + (self.encoded * column_room(encoded) if encoded else 0)
+
+    def longest(self, budget: int, limit: int) -> int:
+        """Tokens of the longest row that a budget of bytes holds, at most `limit`."""
+        return bisect.bisect_right(range(1, limit + 1), budget, key=self.of_row)
 
     def read(self, width: int) -> int:
         """Bytes of columns that a decode step reads for a row of a batch so wide."""

@@ -20,7 +20,9 @@ class EngineOptions:
         prefix_cache_gib: share of the budget the prefix store may keep; None is half.
         prefill_chunk: prompt tokens computed between two steps of the running rows.
         deterministic: a row's bits never depend on its neighbours; slower.
-        torch_compile: a torch.compile mode for the decode forward; no engine compiles yet, a warning at load says so.
+        torch_compile: a torch.compile mode for the decode steps of rows; models with layers of other kinds than full
+            attention, one_shot and deterministic mode run uncompiled, rows with a warning at load.
+        cuda_graphs: capture the decode steps of rows on a GPU, where the model allows it.
         static_cache: keep the KV cache at its full length from the start; one_shot only.
         pack_linears: pack linear weights for the CPU at load; None decides by dtype and instruction set.
         threads: CPU threads of a forward; None takes the cores the replica was given.
@@ -37,6 +39,7 @@ class EngineOptions:
     prefill_chunk: int = 512
     deterministic: bool = False
     torch_compile: str | None = None
+    cuda_graphs: bool = True
     static_cache: bool = False
     pack_linears: bool | None = None
     threads: int | None = None

@@ -15,6 +15,7 @@ from deployments.engine.admission import ALL_PARAMS, check_request, context_leng
 from deployments.engine.batches import Limits
 from deployments.engine.capabilities import Capabilities
 from deployments.engine.deterministic import Deterministic
+from deployments.engine.fixed_decode import FixedDecode, fixed_decode
 from deployments.engine.forward import Forward
 from deployments.engine.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.memory import default_budget, weight_bytes
@@ -52,7 +53,7 @@ class RowEngine:
 
     def __init__(self, info: ModelInfo, hooks: Hooks, options: EngineOptions) -> None:
         info.model.eval()
-        self.max_model_len = context_length(info, options)
+        self._context = context_length(info, options)
         self.supports = ALL_PARAMS - {"num_beams"}
         self._vocabulary = Vocabulary(info, hooks)
         self._forward = Forward(info.model)
@@ -60,11 +61,15 @@ class RowEngine:
             self.capabilities = Capabilities.of(self._forward)
         self._logits_width = self.capabilities.logits_width
         self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
-        _warn_of_idle(options)
-        self._packed = PackedLinears.of(info.model, options.pack_linears)
+        if options.static_cache:
+            logger.warning("Engine option static_cache=True has no effect on rows: their caches grow.")
+        self._fixed = fixed_decode(self._forward, options)
+        # A packed weight is nothing that torch.compile knows.
+        self._packed = PackedLinears.of(info.model, False if self._fixed is not None else options.pack_linears)
         self._threads = options.threads
         self._deterministic = Deterministic(self._forward, options.max_rows) if options.deterministic else None
-        self._loop = _step_loop(self._forward, self.capabilities, options, self._deterministic)
+        self._loop = _step_loop(self._forward, self.capabilities, options, self._deterministic, self._fixed)
+        self.max_model_len = _held_length(self._context, self._loop)
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._live: set[str] = set()
@@ -77,7 +82,7 @@ class RowEngine:
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         inputs = self._forward.model.get_input_embeddings().weight.shape[0]
-        check_request(request, max_model_len=self.max_model_len, supports=self.supports, vocab=inputs)
+        check_request(request, max_model_len=self._context, supports=self.supports, vocab=inputs)
         row = self._row(request, emit)
         need = self._loop.batches.most([row])
         if need > self._loop.limits.budget:
@@ -215,15 +220,26 @@ class RowEngine:
             torch.cuda.empty_cache()
 
 
-def _warn_of_idle(options: EngineOptions) -> None:
-    """Name the options that change nothing here, so that nobody measures them in vain."""
-    for name in ("torch_compile", "static_cache"):
-        if getattr(options, name):
-            logger.warning("Engine option %s=%r has no effect on rows.", name, getattr(options, name))
+def _held_length(length: int, loop: StepLoop) -> int:
+    """The context's length, or what the budget holds of it: a text without max_tokens may become so long."""
+    held = loop.batches.row_bytes.longest(loop.limits.budget, length)
+    if held < length:
+        logger.warning(
+            "The %.3g GiB for caches hold %d tokens of one request, the model's context has %d: longer requests are "
+            "refused. Set engine.memory_gib higher or engine.max_model_len lower.",
+            loop.limits.budget / _GIB,
+            held,
+            length,
+        )
+    return held
 
 
 def _step_loop(
-    forward: Forward, capabilities: Capabilities, options: EngineOptions, deterministic: Deterministic | None
+    forward: Forward,
+    capabilities: Capabilities,
+    options: EngineOptions,
+    deterministic: Deterministic | None,
+    fixed: FixedDecode | None,
 ) -> StepLoop:
     """The step loop that options and capabilities ask for."""
     given = options.memory_gib
@@ -246,4 +262,5 @@ def _step_loop(
         pads=capabilities.pads and deterministic is None,
     )
     store = PrefixStore(min(share, budget) if keeps else 0)
-    return StepLoop(forward, prefiller, store, capabilities.row_bytes, limits)
+    decode = None if fixed is None else fixed.decode
+    return StepLoop(forward, prefiller, store, capabilities.row_bytes, limits, decode)

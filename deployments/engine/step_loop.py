@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deployments.engine.batches import Batches, Limits
-from deployments.engine.forward import Forward
+from deployments.engine.forward import Decode, Forward
 from deployments.engine.memory import RowBytes, is_out_of_memory
 from deployments.engine.prefill import Prefill, Prefiller, Source
 from deployments.engine.prefix_store import PrefixStore
@@ -40,12 +40,20 @@ class StepLoop:
         store: prefixes of finished rows.
         row_bytes: what a row costs.
         limits: what the rows may use.
+        decode: computes a decode step in the place of `forward.decode`.
     """
 
     def __init__(
-        self, forward: Forward, prefiller: Prefiller, store: PrefixStore, row_bytes: RowBytes, limits: Limits
+        self,
+        forward: Forward,
+        prefiller: Prefiller,
+        store: PrefixStore,
+        row_bytes: RowBytes,
+        limits: Limits,
+        decode: Decode | None = None,
     ) -> None:
         self.forward = forward
+        self.decode: Decode = forward.decode if decode is None else decode
         self.prefiller = prefiller
         self.store = store
         self.limits = limits
@@ -238,9 +246,7 @@ class StepLoop:
 
     def _decode(self, batch: Batch) -> None:
         try:
-            logits = self.forward.decode(
-                [row.ids[-1] for row in batch.rows], [row.offset for row in batch.rows], batch.cache
-            )
+            logits = self.decode([row.ids[-1] for row in batch.rows], [row.offset for row in batch.rows], batch.cache)
         except Exception as error:
             self._recover(batch, error)
             return

@@ -121,6 +121,25 @@ def test_bits_do_not_depend_on_neighbours(make: Callable[[], Any], dtype: torch.
     assert sorted(again) == sorted(expected)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_thousand_requests_at_32_rows(dtype: torch.dtype) -> None:
+    asked = requests(1000)
+    single = row_engine(built(large, dtype), deterministic=True, max_rows=32, prefill_chunk=64, prefix_cache=False)
+    expected = alone(single, asked)
+    single.close()
+    engine = row_engine(built(large, dtype), deterministic=True, max_rows=32, prefill_chunk=64)
+    rows = []
+    answers = [
+        submit(engine, ids, new, on_delta=lambda _: rows.append(engine.stats().rows), **s) for ids, new, s in asked
+    ]
+    assert [outcome(answer) for answer in answers] == expected
+    assert max(rows) == 32
+    assert engine.stats().cached_tokens > 10_000
+    engine.close()
+
+
 def test_without_it_bits_do_depend_on_neighbours() -> None:
     asked = requests(40)
     engine = row_engine(built(large, torch.float32), max_rows=16, prefill_chunk=32, prefix_cache=False)

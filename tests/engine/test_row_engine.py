@@ -75,6 +75,19 @@ def test_bad_requests_are_refused_at_once(llama: Any) -> None:
         submit(engine, prompt(0, 4), 4, name="same").wait()
 
 
+def test_a_context_that_the_budget_does_not_hold_is_cut(llama: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A request without max_tokens may use all of `max_model_len`, so that must fit."""
+    with running(llama, memory_gib=0.001, max_model_len=4096) as engine:
+        held = engine.max_model_len
+        assert 500 < held < 4096
+        assert f"0.001 GiB for caches hold {held} tokens" in caplog.text
+        submit(engine, prompt(0, held - 5), 5).wait()
+        with pytest.raises(BadRequest, match="may need"):
+            submit(engine, prompt(0, held - 5), 300)
+    with running(llama, max_model_len=4096) as engine:
+        assert engine.max_model_len == 4096
+
+
 @pytest.mark.parametrize("kind", ["llama", "mamba2", "falcon_h1"])
 @pytest.mark.parametrize("place", ["prompt", "text"])
 def test_a_forward_that_raises_fails_the_guilty_request_alone(kind: str, place: str) -> None:
