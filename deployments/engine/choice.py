@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from deployments.engine.capabilities import rows_can_hold
-from deployments.engine.one_shot import OneShotEngine, is_stock
+from deployments.engine.one_shot import OneShotEngine, is_stock, own_settings
 from deployments.engine.options import EngineOptions
 from deployments.engine.parity import find_mismatch
 from deployments.engine.protocol import Engine
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 def build_engine(info: ModelInfo, options: EngineOptions) -> Engine:
     """The engine of a loaded model.
 
-    `auto` takes rows if they can hold the model, the loader has no `generate` hook, and a probe finds their logits
+    `auto` takes rows if they can hold the model, the loader has no `generate` hook or kwargs, and a probe finds their logits
     equal to those of `generate`; else the one-shot engine, with a warning that says why. `rows` takes rows without the
     comparison. A loader's own `engine` always wins.
 
@@ -31,6 +32,7 @@ def build_engine(info: ModelInfo, options: EngineOptions) -> Engine:
     if info.engine is not None:
         engine: Engine = info.engine(info, options)
         return engine
+    info = _with_generate(info)
     hooks = Hooks(info)
     hooked = info.generate is not None and not is_stock(info)
     if options.kind == "one_shot" or (options.kind == "auto" and hooked):
@@ -43,6 +45,20 @@ def build_engine(info: ModelInfo, options: EngineOptions) -> Engine:
         logger.warning("Model %s runs in the one-shot engine, which batches little: %s.", name, found)
         return OneShotEngine(info, options, hooks)
     return found
+
+
+def _with_generate(info: ModelInfo) -> ModelInfo:
+    """A model whose loader gives `generate_kwargs` and no hook: they are for its own `generate`."""
+    own = getattr(info.model, "generate", None)
+    if info.generate is not None or not own_settings(info) or not callable(own):
+        return info
+    logger.warning(
+        "Model %s runs through its own generate, one request at a time, for the sake of generate_kwargs %s. Requests' "
+        "own fields and models[].api.default_params do the same in batches.",
+        info.model_name or type(info.model).__name__,
+        ", ".join(own_settings(info)),
+    )
+    return replace(info, generate=own)
 
 
 def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -> RowEngine:

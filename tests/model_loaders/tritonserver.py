@@ -1,7 +1,7 @@
 """A real Triton server for the tests: NVIDIA's binaries from PyPI, on the CPU, with `triton_model` in it.
 
 The wheel of nvidia-pytriton carries them. They need numpy 1 in the interpreter that runs a model, so they live in an
-environment of their own, `.venv/pytriton`, made on first use.
+environment of their own, `.venv/pytriton`, made by `scripts/test`, or on first use.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def site_packages() -> Path:
     """Where the server and its numpy are; installed if they are not."""
     site = HOME / _SITE
     if not (site / "pytriton").is_dir() or not (site / "numpy").is_dir():
+        print("Installing a Triton server for the tests (224 MB, once) ...", file=sys.stderr, flush=True)
         venv.create(HOME, with_pip=False, clear=True)
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), *WHEELS]
         subprocess.run(command, check=True)
@@ -171,3 +172,7 @@ class TritonServer:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(10)
         self._process = None
+
+
+if __name__ == "__main__":
+    site_packages()

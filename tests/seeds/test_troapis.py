@@ -133,12 +133,14 @@ def wait_for_health(port: int) -> None:
             time.sleep(0.1)
 
 
-def test_the_entry_file_as_a_program(entry_file: Path) -> None:
+@pytest.mark.parametrize(("level", "says"), [("DEBUG", True), ("ERROR", False)])
+def test_the_entry_file_as_a_program(entry_file: Path, tmp_path: Path, level: str, says: bool) -> None:
     from tests.serving import free_port
 
     port = free_port()
-    environment = {**os.environ, "PORT": str(port), "PYTHONPATH": str(ROOT), "DEVICE": "cpu"}
-    server = subprocess.Popen([sys.executable, str(entry_file)], env=environment, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "PORT": str(port), "PYTHONPATH": str(ROOT), "DEVICE": "cpu", "LOGLEVEL": level}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen([sys.executable, str(entry_file)], env=environment, stderr=log)
     try:
         wait_for_health(port)
         models = requests.get(f"http://127.0.0.1:{port}/v1/models").json()
@@ -146,6 +148,7 @@ def test_the_entry_file_as_a_program(entry_file: Path) -> None:
     finally:
         server.terminate()
         assert server.wait(20) is not None
+    assert ("INFO" in (tmp_path / "log").read_text()) == says
 
 
 def test_a_notebooks_cell(tmp_path: Path) -> None:
@@ -240,6 +243,18 @@ def test_every_kwargs_reaches_its_hook() -> None:
     assert calls.seen["decode"][1] == {"skip_special_tokens": False}
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_generate_kwargs_are_for_the_models_own_generate_too(named: bool) -> None:
+    source = tiny(generate_kwargs={"do_sample": True, "no_repeat_ngram_size": 1})
+    if named:
+        source["generate"] = source["model"].generate
+    done = chat(source, max_tokens=12, extra_body={"return_token_ids": True})
+    ids = torch.tensor([done.prompt_token_ids])
+    expected = source["model"].generate(ids, max_new_tokens=12, do_sample=False, no_repeat_ngram_size=1, pad_token_id=0)
+    assert done.choices[0].token_ids == expected[0, ids.shape[1] :].tolist()
+    assert len(set(done.choices[0].token_ids)) == 12
+
+
 def test_the_users_template_wins_over_the_processors() -> None:
     """troapis took processor.tokenizer's own whenever there was a processor."""
     source = {
@@ -296,6 +311,27 @@ def test_the_fields_that_troapis_ignored(served: Any) -> None:
     assert asked(served, temperature=1.5, seed=3, top_p=1e-6).choices[0].message.content == text
     chunks = asked(served, stream=True)
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == text
+
+
+def test_the_end_of_a_text_can_be_said(served: Any) -> None:
+    """troapis had end_of_text, which would have failed on the first token; here it is stop_token_ids."""
+    with pytest.raises(ModelLoadFailed, match="unknown key 'end_of_text'; known keys: .*stop_token_ids"):
+        as_model_info(tiny(end_of_text=["</s>"]), "test")
+    third = asked(served, extra_body={"return_token_ids": True}).choices[0].token_ids[2]
+    done = chat(tiny(stop_token_ids=[third]), max_tokens=8)
+    assert done.choices[0].finish_reason == "stop"
+    assert done.usage.completion_tokens <= 3
+
+
+def test_completion_tokens_are_those_the_model_made(served: Any) -> None:
+    """troapis counted a terminator that nobody could see; it counts here, as everywhere, and token_ids show it."""
+    whole = asked(served, extra_body={"return_token_ids": True})
+    assert whole.usage.completion_tokens == 8 == len(whole.choices[0].token_ids)
+    end = whole.choices[0].token_ids[2]
+    ended = asked(served, extra_body={"return_token_ids": True, "stop_token_ids": [end]})
+    assert ended.choices[0].token_ids[-1] == end
+    assert ended.usage.completion_tokens == len(ended.choices[0].token_ids) <= 3
+    assert ended.choices[0].message.content == whole.choices[0].message.content[: ended.usage.completion_tokens - 1]
 
 
 def test_explicit_nulls_are_absent(served: Any) -> None:
