@@ -317,7 +317,13 @@ def _runner(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> 
 def is_stock(info: ModelInfo) -> bool:
     """Whether the loader's hook is nothing but the model's own `generate`."""
     hook = info.generate
-    return getattr(hook, "__self__", None) is info.model and getattr(hook, "__name__", "") == "generate"
+    own = getattr(hook, "__self__", None) is info.model and getattr(hook, "__name__", "") == "generate"
+    return own and not own_settings(info)
+
+
+def own_settings(info: ModelInfo) -> list[str]:
+    """The loader's `generate_kwargs` that change answers: every request says the others itself."""
+    return sorted(set(info.generate_kwargs) - {"do_sample", "temperature", "max_new_tokens"})
 
 
 def _begun(job: Job) -> int:
