@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 def build_engine(info: ModelInfo, options: EngineOptions) -> Engine:
     """The engine of a loaded model.
 
-    `auto` takes rows if they can hold the model, the loader has no `generate` hook or kwargs, and a probe finds their logits
-    equal to those of `generate`; else the one-shot engine, with a warning that says why. `rows` takes rows without the
-    comparison. A loader's own `engine` always wins.
+    `auto` takes rows if they can hold the model, the loader has no `generate` hook or kwargs, and a probe finds their
+    logits equal to those of `generate`; else the one-shot engine, with a warning that says why. `rows` takes rows
+    without the comparison. A loader's own `engine` always wins.
 
     Raises:
         ModelLoadFailed: the engine that was asked for cannot run the model.

@@ -315,7 +315,7 @@ def test_the_fields_that_troapis_ignored(served: Any) -> None:
 
 def test_the_end_of_a_text_can_be_said(served: Any) -> None:
     """troapis had end_of_text, which would have failed on the first token; here it is stop_token_ids."""
-    with pytest.raises(ModelLoadFailed, match="unknown key 'end_of_text'; known keys: .*stop_token_ids"):
+    with pytest.raises(ModelLoadFailed, match=r"unknown key 'end_of_text'; known keys: .*stop_token_ids"):
         as_model_info(tiny(end_of_text=["</s>"]), "test")
     third = asked(served, extra_body={"return_token_ids": True}).choices[0].token_ids[2]
     done = chat(tiny(stop_token_ids=[third]), max_tokens=8)
