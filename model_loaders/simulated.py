@@ -1,7 +1,8 @@
 """A model that computes nothing and takes as long as a large one would: for trying out a cluster's serving by itself.
 
 The time of a step follows from a roofline (Williams et al., 2009): decoding reads all weights and the caches of all
-rows from memory once, prefill multiplies every prompt token with all weights. Answers are the words `word0 word1 …`.
+rows from memory once, prefill multiplies every prompt token with all weights. Models of one process take turns on its
+device. Answers are the words `word0 word1 …`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,23 @@ class Roofline:
     def prefill(self, tokens: int) -> float:
         """Seconds for so many prompt tokens; two operations per weight of two bytes and token."""
         return self.slowdown * tokens * self.weight_bytes / self.flops
+
+
+class Device:
+    """What the models of a process compute on: one step at a time, whoever asks first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def book(self, earliest: float, seconds: float) -> float:
+        """When a step ends that can begin at `earliest` and takes so long; times of `time.monotonic()`."""
+        with self._lock:
+            self._free_at = max(self._free_at, earliest) + seconds
+            return self._free_at
+
+
+_DEVICE = Device()
 
 
 @dataclass(slots=True)
@@ -100,21 +118,21 @@ class SimulatedEngine:
         self._thread.join(timeout)
 
     def _work(self) -> None:
-        due = time.monotonic()
+        ready = 0.0
         while True:
             with self._changed:
                 while not (self._rows or self._waiting or self._closing):
+                    ready = 0.0
                     self._changed.wait()
                 if self._closing:
                     return
                 seconds = self._step()
             # A late wake-up is made up for by the next step, or a busy machine would slow the simulated one.
-            due = max(due, time.monotonic() - 1.0) + seconds
-            time.sleep(max(0.0, due - time.monotonic()))
+            now = time.monotonic()
+            ready = _DEVICE.book(max(ready, now - 1.0) if ready else now, seconds)
+            time.sleep(max(0.0, ready - time.monotonic()))
             with self._changed:
                 self._speak()
-                if not self._rows and not self._waiting:
-                    due = time.monotonic()
 
     def _step(self) -> float:
         """Admit rows; the seconds that a device would need for their prompts and a token of every row."""

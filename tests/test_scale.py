@@ -1,0 +1,90 @@
+"""scripts/simulate_scale and the models it serves: what a larger cluster would do, on no GPU."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import queue
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from deployments.engine.options import EngineOptions
+from deployments.engine.protocol import EngineRequest
+from deployments.messages import SamplingParams
+from model_loaders.simulated import Device, Roofline, SimulatedEngine
+from tests.faults.conftest import Say, say  # noqa: F401
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """scripts/simulate_scale as a module."""
+    loader = importlib.machinery.SourceFileLoader("simulate_scale", str(ROOT / "scripts" / "simulate_scale"))
+    spec = importlib.util.spec_from_loader("simulate_scale", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_two_replicas_share_models_and_keep_conversations(cluster: str, script: ModuleType, say: Say) -> None:  # noqa: F811
+    given = script.parser().parse_args(["--slowdown=4", "--models=2", "--places=4", "--clients=4", "--warmup=2"])
+    given.seconds = 6.0
+    figures: dict[str, Any] = script.simulate(cluster, 2, given)
+    say(f"{figures['tokens']:.0f} tokens/s, {figures['turns']} turns, {figures['hits']:.0%} with their prefix")
+    assert figures["turns"] >= 8
+    assert figures["tokens"] > 0
+    assert figures["loads"] <= 8
+    assert figures["hits"] > 0.9
+    assert 0 < figures["p50"] <= figures["p95"]
+
+
+@pytest.mark.slow
+def test_eight_replicas_do_nearly_eight_times_as_much_as_one(cluster: str, script: ModuleType, say: Say) -> None:  # noqa: F811
+    given = script.parser().parse_args(["--slowdown", "60"])
+    one, eight = (script.simulate(cluster, count, given) for count in (1, 8))
+    ratio = eight["tokens"] / one["tokens"]
+    say(f"8 replicas: x{ratio:.2f}; {eight['hits']:.1%} with their prefix; cores {eight['busy']:.0%} busy")
+    assert ratio > 7.6
+    assert eight["hits"] > 0.95
+
+
+def simulated(roofline: Roofline) -> SimulatedEngine:
+    return SimulatedEngine(None, EngineOptions(), roofline, prefixes=4)  # type: ignore[arg-type]
+
+
+def test_a_simulated_answer_takes_what_the_roofline_says() -> None:
+    roofline = Roofline(slowdown=2.0)
+    engine = simulated(roofline)
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    began = time.monotonic()
+    engine.submit(
+        EngineRequest(request_id="r", input_ids=[1] * 100, sampling=SamplingParams(max_tokens=20)), events.put
+    )
+    deltas = [events.get(timeout=10) for _ in range(20)]
+    seconds = time.monotonic() - began
+    engine.close()
+    assert [delta.finish_reason for delta in deltas] == [None] * 19 + ["length"]
+    assert seconds >= roofline.prefill(100) + 20 * roofline.decode(100)
+
+
+def test_a_known_beginning_is_not_computed_again() -> None:
+    engine = simulated(Roofline(slowdown=0.01))
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for ids in ([1, 2, 3], [1, 2, 3, 4, 5], [7, 8]):
+        engine.submit(EngineRequest(request_id="r", input_ids=ids, sampling=SamplingParams(max_tokens=1)), events.put)
+        cached = events.get(timeout=10).cached_tokens
+        assert cached == (3 if len(ids) == 5 else 0)
+    engine.close()
+
+
+def test_the_models_of_a_process_share_its_device() -> None:
+    device = Device()
+    assert device.book(10.0, 2.0) == 12.0
+    assert device.book(10.5, 1.0) == 13.0
+    assert device.book(20.0, 1.0) == 21.0
