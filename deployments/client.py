@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from deployments.messages import Event, GenerateCall, ModelCard, Prompt
+from deployments.messages import Call, Event, ModelCard, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class ModelClient(Protocol):
             ModelNotFound: there is none.
         """
 
-    def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+    def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a generation. Closing the generator stops the computation."""
 
     async def render(self, model: str, prompt: Prompt) -> Rendered:

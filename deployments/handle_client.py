@@ -20,14 +20,15 @@ from deployments.config import AppArgs, unknown_model
 from deployments.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
 from deployments.messages import (
     Accepted,
+    Call,
     ChatPrompt,
     Event,
     Failed,
-    GenerateCall,
     ModelCard,
     Prompt,
     TextPrompt,
     TokensPrompt,
+    TranscribeCall,
 )
 
 logger = logging.getLogger("ray.serve")
@@ -111,7 +112,7 @@ class HandleClient:
             raise unknown_model(name, self._args)
         return replace(entry.card, max_model_len=self._limits[entry.id])
 
-    async def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+    async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation.
 
         A call whose replica dies or drains before it has given anything but `Accepted` is sent once more.
@@ -128,7 +129,7 @@ class HandleClient:
         finally:
             self._gate.leave()
 
-    async def _with_retry(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+    async def _with_retry(self, call: Call) -> AsyncGenerator[Event, None]:
         accepted = given = retried = False
         while True:
             failure: TroupeError
@@ -188,7 +189,7 @@ class HandleClient:
         """Refuse new calls everywhere and end those that run; or take calls again."""
         await self._tell_all("drain", self._pools, on, limit=STATUS_LIMIT_S)
 
-    async def _events(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+    async def _events(self, call: Call) -> AsyncGenerator[Event, None]:
         way = self._stores if _is_bulky(call) else self._pools
         handle = way[self._pool_of[call.model]].options(multiplexed_model_id=call.model, session_id=call.affinity or "")
         if not call.stream:
@@ -243,8 +244,10 @@ class HandleClient:
         return found
 
 
-def _is_bulky(call: GenerateCall) -> bool:
+def _is_bulky(call: Call) -> bool:
     """Whether a call or its events may be megabytes: media, very long prompts, alternatives for every token."""
+    if isinstance(call, TranscribeCall):
+        return len(call.audio) > _BULKY
     scores = call.sampling.logprobs is not None or call.sampling.prompt_logprobs is not None
     return scores or sum(map(_size, call.prompts)) > _BULKY
 

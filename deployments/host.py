@@ -38,7 +38,7 @@ from deployments.generation import Generation
 from deployments.inspection import Inspection
 from deployments.leases import Leases
 from deployments.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
-from deployments.messages import Event, Failed, GenerateCall, ModelCard, Prompt, SamplingParams
+from deployments.messages import Call, Event, Failed, GenerateCall, ModelCard, Prompt, SamplingParams, TranscribeCall
 from deployments.profiling import Trace
 from deployments.threads import Worker, position
 from model_loaders.contract import ModelInfo
@@ -157,13 +157,20 @@ class ModelHost:
             "evictions": stats.evictions,
         }
 
-    async def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+    async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation."""
         try:
             if self._draining:
                 raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
             started = time.monotonic()
             async with self.leases.lease(call.model) as model, self._traced(model):
+                if isinstance(call, TranscribeCall):
+                    _refuse_unsupported(call.sampling, model)
+                    interval = self.args.stream_interval_ms / 1000
+                    async with aclosing(model.transcribe(call, interval=interval)) as heard:
+                        async for event in heard:
+                            yield event
+                    return
                 prompts = await self._prompts(model, call)
                 requests, generation = await self._prepare(model, call, prompts, started)
                 inspection = Inspection(model.info, call, prompts) if model.info.done_callback else None
@@ -201,6 +208,7 @@ class ModelHost:
     async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
         """A vector for each prompt."""
         async with self.leases.lease(self.resolve(model).id) as loaded:
+            loaded.check_text()
             return await loaded.embed(prompts)
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
@@ -220,6 +228,7 @@ class ModelHost:
             await asyncio.to_thread(trace.close)
 
     async def _prompts(self, model: LoadedModel, call: GenerateCall) -> list[EncodedPrompt]:
+        model.check_text()
         _refuse_unsupported(call.sampling, model)
         return await model.encode(call.prompts)
 

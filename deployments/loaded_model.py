@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,10 +11,14 @@ from deployments.config import ModelEntry
 from deployments.embedding import embed
 from deployments.engine.choice import build_engine
 from deployments.engine.protocol import Engine
-from deployments.errors import ModelError
+from deployments.engine.terminators import terminator_ids
+from deployments.errors import ModelError, UnsupportedParameter
 from deployments.images import decode_image, split_images
-from deployments.messages import ChatPrompt, Prompt, TextPrompt, TokensPrompt
+from deployments.messages import ChatPrompt, Event, Prompt, TextPrompt, TokensPrompt, TranscribeCall
 from deployments.threads import Worker
+from deployments.transcription import Transcriber
+from deployments.whisper import WhisperFormat
+from deployments.word_times import WordAligner
 from model_loaders.contract import ModelInfo
 from model_loaders.hooks import Encoded, Hooks
 
@@ -39,6 +43,8 @@ class LoadedModel:
         self.info = info
         self.hooks = Hooks(info)
         self.engine: Engine = build_engine(info, entry.engine)
+        self.speech = WhisperFormat.of(info) if info.engine is None and info.generate is None else None
+        self._aligner = None if self.speech is None else WordAligner.of(info, self.speech)
         self._codec = Worker(f"codec-{entry.id}")
         self._embedder = Worker(f"embed-{entry.id}")
 
@@ -61,6 +67,44 @@ class LoadedModel:
             vectors=tuple(vector.tobytes() for vector in vectors),
             prompt_tokens=sum(len(prompt.encoded.input_ids) for prompt in encoded),
         )
+
+    def transcribe(self, call: TranscribeCall, *, interval: float) -> AsyncGenerator[Event, None]:
+        """The events of a transcription.
+
+        Raises:
+            UnsupportedParameter: the model is no Whisper.
+        """
+        if self.speech is None:
+            raise UnsupportedParameter(
+                f"Model {self.entry.id!r} transcribes no audio; this route needs a Whisper model.",
+                param="model",
+                code="audio_unsupported",
+            )
+        return Transcriber(
+            call,
+            self.speech,
+            self.engine,
+            aligner=self._aligner,
+            encode=self._off_loop,
+            align=lambda function: self._run(self._embedder, function),
+            terminators=terminator_ids(self.info, self.hooks),
+            interval=interval,
+            device=self.info.model.device,
+        ).events()
+
+    def check_text(self) -> None:
+        """Refuse text for a model that only hears.
+
+        Raises:
+            UnsupportedParameter: it is a Whisper.
+        """
+        if self.speech is not None:
+            raise UnsupportedParameter(
+                f"Model {self.entry.id!r} turns recordings into text: send it a file at /v1/audio/transcriptions or "
+                "/v1/audio/translations.",
+                param="model",
+                code="text_unsupported",
+            )
 
     def close(self) -> None:
         """End the engine, run the loader's `close`, free memory. Blocks."""

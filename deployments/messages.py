@@ -45,8 +45,8 @@ class SamplingParams:
         ignore_eos: the model's own terminators are ordinary tokens.
         seed: same seed, same text, whatever the neighbours; None draws fresh randomness.
         logprobs: how many alternatives to report beside each generated token; None reports no logprobs.
-        logprob_token_ids: report these tokens beside each generated one, in place of the likeliest.
-        prompt_logprobs: how many alternatives to report beside each prompt token; None reports no logprobs.
+        prompt_logprobs: the same for every prompt token.
+        logprob_token_ids: report these tokens in place of the likeliest alternatives.
         processed_logprobs: report them of the distribution sampled from, not of the raw logits.
         skip_special_tokens: leave special tokens out of the text.
         grammar: a constraint on the text.
@@ -152,6 +152,41 @@ class GenerateCall:
         return "messages" if isinstance(self.prompts[0], ChatPrompt) else "prompt"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscribeCall:
+    """One request for the text of a recording. Answered by `Heard`, `Spoken`s and `Finished`, or by `Failed`.
+
+    Attributes:
+        model: a configured id, aliases resolved.
+        audio: an audio file as it was sent.
+        task: write down what is said, or translate it into English.
+        language: spoken in the recording, a code or an English name; None lets the model guess.
+        prompt: what might have been said before, to guide spelling and style.
+        segments: report segments with their times.
+        words: report words with their times.
+        logprobs: report the tokens' log-probabilities.
+        max_seconds: longer recordings are refused.
+        stream: pieces are wanted as they come.
+    """
+
+    request_id: str
+    model: str
+    audio: bytes
+    sampling: SamplingParams
+    task: Literal["transcribe", "translate"] = "transcribe"
+    language: str | None = None
+    prompt: str = ""
+    segments: bool = False
+    words: bool = False
+    logprobs: bool = False
+    max_seconds: float = float("inf")
+    affinity: str | None = None
+    stream: bool = False
+
+
+Call = GenerateCall | TranscribeCall
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A token that could have stood at a position, with its log-probability (natural logarithm)."""
@@ -219,6 +254,55 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """A recording is decoded: the English name of its language (such as `english`) and its length in seconds."""
+
+    language: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A piece of a recording between two times, in seconds from its beginning.
+
+    Attributes:
+        seek: the frame (of 10 ms) at which the window that has the segment begins.
+        text: with the space that Whisper writes before it.
+        token_ids: times included.
+        avg_logprob, compression_ratio, no_speech_prob: of its window; temperature as asked.
+    """
+
+    seek: int
+    start: float
+    end: float
+    text: str
+    token_ids: tuple[int, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word and when it is said, in seconds from the recording's beginning."""
+
+    word: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """What a transcription has gained. The texts of all, joined, are the whole."""
+
+    text: str = ""
+    segments: tuple[Segment, ...] = ()
+    words: tuple[Word, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """How long a request took, in seconds from when the model took it up, waiting and encoding included.
 
@@ -232,11 +316,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts of a whole request. `cached_tokens` are the prompt tokens whose computation was reused."""
+    """Token counts of a whole request.
+
+    `cached_tokens` are the prompt tokens whose computation was reused, `audio_tokens` those that stand for sound.
+    """
 
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
+    audio_tokens: int = 0
     timings: Timings | None = None
 
     @property
@@ -258,7 +346,7 @@ class Failed:
     error: TroupeError
 
 
-Event = Accepted | PromptScores | Delta | Finished | Failed
+Event = Accepted | PromptScores | Delta | Heard | Spoken | Finished | Failed
 EngineEvent = PromptScores | Delta | Failed
 
 

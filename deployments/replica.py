@@ -17,7 +17,7 @@ from ray import serve
 
 from deployments.config import AppArgs
 from deployments.logs import log_like_serve
-from deployments.messages import Event, GenerateCall, Prompt
+from deployments.messages import Call, Event, Prompt
 
 if TYPE_CHECKING:
     from deployments.client import Embeddings, Rendered
@@ -67,7 +67,7 @@ class ModelReplica:
         if wrapper is not None and wrapper.models.pop(model_id, None) is not None:
             wrapper._push_multiplexed_replica_info = True
 
-    async def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+    async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call as they come."""
         await self._advertise(call.model)
         async with (
@@ -77,7 +77,7 @@ class ModelReplica:
             async for event in observed:
                 yield event
 
-    async def answer(self, call: GenerateCall) -> list[Event]:
+    async def answer(self, call: Call) -> list[Event]:
         """The events of a call, all at once."""
         async with contextlib.aclosing(self.generate(call)) as events:
             return [event async for event in events]

@@ -283,6 +283,7 @@ class _StockRunner(_Runner):
             vocab_size=self._generate.width,
             device=self._generate.device,
             mask=grammar.mask(params.max_tokens or 1) if grammar is not None else None,
+            processors=job.request.processors,
         )
 
     def together(self, first: Job, other: Job) -> bool:

@@ -6,9 +6,9 @@ own thread, so `emit` must be quick and must not raise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deployments.messages import EngineEvent, SamplingParams
 
@@ -30,6 +30,8 @@ class EngineRequest:
             features, token types …), batch dimension 1, passed to the prefill forward or to `generate`.
         salt: a digest of `model_inputs`, so that prompts with different images never share a prefix.
         prompt_text: the rendered prompt, for engines that take text.
+        processors: transformers `LogitsProcessor`s of this request, called before the loader's with int64 [1, length]
+            and float32 [1, vocab].
     """
 
     request_id: str
@@ -38,6 +40,7 @@ class EngineRequest:
     model_inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
     salt: str = ""
     prompt_text: str | None = None
+    processors: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

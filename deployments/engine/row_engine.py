@@ -152,7 +152,7 @@ class RowEngine:
         ids = self._forward.decoder_prompt(request.input_ids, request.model_inputs)
         scorer = None
         if params.prompt_logprobs is not None:
-            scorer = PromptScorer(vocabulary, ids, params.prompt_logprobs)
+            scorer = PromptScorer(vocabulary, ids, params.prompt_logprobs, params.logprob_token_ids)
 
         def deliver(event: EngineEvent) -> None:
             if isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None):
@@ -162,7 +162,13 @@ class RowEngine:
         return Row(
             request=request,
             emit=deliver,
-            sampler=vocabulary.sampler(params, ids, vocab_size=self._logits_width, device=self._forward.device),
+            sampler=vocabulary.sampler(
+                params,
+                ids,
+                vocab_size=self._logits_width,
+                device=self._forward.device,
+                processors=request.processors,
+            ),
             output=ChoiceOutput(vocabulary, params),
             ids=ids,
             prompt_length=len(ids),

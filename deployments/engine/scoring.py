@@ -24,12 +24,14 @@ class PromptScorer:
         vocabulary: of the model.
         prompt_ids: the prompt; its first token has no score.
         top: how many alternatives to report per token.
+        named: tokens to report beside each one, in place of the likeliest.
     """
 
-    def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int], top: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, prompt_ids: Sequence[int], top: int, named: Sequence[int] = ()) -> None:
         self._vocabulary = vocabulary
         self._ids = list(prompt_ids)
         self._top = top
+        self._named = named
         self._scores: dict[int, TokenLogprob] = {}
 
     def feed(self, logits: torch.Tensor, start: int) -> None:
@@ -42,7 +44,7 @@ class PromptScorer:
         """
         following = self._ids[start + 1 : start + 1 + logits.shape[0]]
         targets = torch.tensor(following, dtype=torch.long, device=logits.device)
-        for place, score in enumerate(score_positions(logits[: len(following)], targets, self._top)):
+        for place, score in enumerate(score_positions(logits[: len(following)], targets, self._top, self._named)):
             position = start + 1 + place
             self._scores[position] = self._vocabulary.scored(self._ids[position], score)
 
@@ -56,16 +58,23 @@ class PromptScorer:
         return PromptScores(scores=tuple(self._scores.get(i) for i in range(len(self._ids))))
 
 
-def score_positions(logits: torch.Tensor, targets: torch.Tensor, top: int) -> list[TokenScore]:
+def score_positions(
+    logits: torch.Tensor, targets: torch.Tensor, top: int, named: Sequence[int] = ()
+) -> list[TokenScore]:
     """Scores of one target per position, in bounded memory.
 
     Args:
         logits: [positions, vocab], any float dtype.
         targets: int64 [positions].
         top: how many alternatives to report per position.
+        named: tokens to report at each position, in place of the likeliest.
     """
     if not len(targets):
         return []
     step = max(1, _FLOATS // logits.shape[1])
     pieces = zip(torch.split(logits, step), torch.split(targets, step), strict=True)
-    return [score for piece, ids in pieces for score in token_scores(piece, ids, [top] * len(ids))]
+    return [
+        score
+        for piece, ids in pieces
+        for score in token_scores(piece, ids, [top] * len(ids), {row: named for row in range(len(ids)) if named})
+    ]

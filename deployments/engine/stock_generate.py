@@ -131,7 +131,8 @@ class StockGenerate:
     def score_prompt(self, job: Job) -> None:
         """Compute and give out the log-probabilities of a prompt's own tokens."""
         ids = job.request.input_ids
-        scorer = PromptScorer(self._vocabulary, ids, job.request.sampling.prompt_logprobs or 0)
+        params = job.request.sampling
+        scorer = PromptScorer(self._vocabulary, ids, params.prompt_logprobs or 0, params.logprob_token_ids)
         inputs = self.inputs(job)
         step = len(ids) if "logits_to_keep" not in self._forward else max(1, _SCORED_FLOATS // self.width)
         with torch.inference_mode():

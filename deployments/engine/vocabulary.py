@@ -63,8 +63,9 @@ class Vocabulary:
         vocab_size: int,
         device: torch.device,
         mask: TokenMask | None = None,
+        processors: Sequence[Any] = (),
     ) -> RowSampler:
-        """The sampling state of a new row of this model."""
+        """The sampling state of a new row of this model; the request's `processors` come before the loader's."""
         return RowSampler(
             params,
             prompt_ids,
@@ -72,7 +73,7 @@ class Vocabulary:
             vocab_size=vocab_size,
             device=device,
             rules=self._rules(prompt_ids),
-            processors=tuple(self._info.logits_processors),
+            processors=(*processors, *self._info.logits_processors),
             mask=mask,
             bad_words=self._bad_words(params, vocab_size),
         )

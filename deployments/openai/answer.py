@@ -39,6 +39,11 @@ async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) ->
     return await _respond(exchange, _once(answer), "application/json", beat=b"\n", on_error=error_body)
 
 
+async def text_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes], media_type: str) -> Response:
+    """The same for a text, which no heartbeat can be put into."""
+    return await _respond(exchange, _once(answer), media_type, beat=b"", on_error=error_body)
+
+
 async def sse_answer(
     exchange: Exchange, chunks: Chunks, on_error: Callable[[TroupeError], bytes] | None = None
 ) -> Response:
@@ -68,7 +73,7 @@ async def _respond(
     exchange: Exchange, chunks: Chunks, media_type: str, *, beat: bytes, on_error: Callable[[TroupeError], bytes]
 ) -> Response:
     """The response that `chunks` will fill, once the first of them is there: an error before it has its own status."""
-    if exchange.options.heartbeat_seconds:
+    if exchange.options.heartbeat_seconds and beat:
         chunks = with_heartbeat(chunks, exchange.options.heartbeat_seconds, beat)
     try:
         first = await until_disconnect(exchange.request.receive, anext(chunks))

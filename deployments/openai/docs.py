@@ -30,7 +30,7 @@ _ERRORS = {
     "401": "No API key, or an unknown one.",
     "404": "No such model or path.",
     "413": "The body is larger than the server reads.",
-    "415": "The body is not declared to be JSON.",
+    "415": "The body is not declared to be JSON, or where a file is sent a form.",
     "429": "The queue is at its cap; see the header Retry-After.",
     "500": "The model, or a hook of its loader, failed.",
     "503": "Try again: out of memory, or a replica was lost.",
@@ -104,6 +104,9 @@ def _standard(schema: Any) -> Any:
 
 def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": schemas[route.name, "answer"]}}
+    if route.form:
+        content["text/plain"] = {"schema": {"type": "string"}}
+        content["text/vtt"] = {"schema": {"type": "string"}}
     if route.event is not None:
         content["text/event-stream"] = {"schema": schemas[route.name, "event"]}
     error = {"application/json": {"schema": schemas["", "error"]}}
@@ -121,7 +124,8 @@ def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
         body: dict[str, Any] = {"schema": schemas[route.name, "body"]}
         if route.example is not None:
             body["example"] = route.example
-        operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+        kind = "multipart/form-data" if route.form else "application/json"
+        operation["requestBody"] = {"required": True, "content": {kind: body}}
     return operation
 
 

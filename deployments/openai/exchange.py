@@ -12,13 +12,14 @@ from fastapi import Request, Response
 
 from deployments.client import ModelClient
 from deployments.errors import BadRequest, TroupeError, UnsupportedParameter
-from deployments.messages import Event, GenerateCall, ModelCard
+from deployments.messages import Call, Event, ModelCard
 from deployments.openai.api import Api
 from deployments.openai.body import read_json
 from deployments.openai.cancel import Disconnected
 from deployments.openai.choices import checked
 from deployments.openai.errors import error_response, internal_error
 from deployments.openai.fields import Body, parse_fields
+from deployments.openai.form import read_form
 from deployments.openai.options import ApiOptions
 from deployments.openai.sampling import GenerationBody
 
@@ -59,7 +60,23 @@ class Exchange:
         Raises:
             TroupeError: the body cannot be read, or a field or the model is unknown.
         """
-        given = self.given = await read_json(self.request, self.options.max_body_bytes)
+        self.given = await read_json(self.request, self.options.max_body_bytes)
+        return self._accept(schema, self.given)
+
+    async def read_form(self, schema: type[Body], lists: frozenset[str]) -> tuple[Body, ModelCard]:
+        """The same of a form with a file.
+
+        Args:
+            lists: the fields that are lists.
+
+        Raises:
+            TroupeError: the form cannot be read, or a field or the model is unknown.
+        """
+        given = await read_form(self.request, self.options.max_body_bytes, lists)
+        self.given = {key: value for key, value in given.items() if not isinstance(value, bytes)}
+        return self._accept(schema, given)
+
+    def _accept(self, schema: type[Body], given: dict[str, Any]) -> tuple[Body, ModelCard]:
         card = self.find_model(given.get("model"))
         body, unknown = parse_fields(schema, given, card.options.default_params)
         if unknown and self.options.strict_parameters:
@@ -96,7 +113,7 @@ class Exchange:
         """The key by which the client says which requests belong together."""
         return self.request.headers.get("x-session-affinity") or body.prompt_cache_key or body.session_id
 
-    def generate(self, call: GenerateCall) -> AsyncGenerator[Event, None]:
+    def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call, recorded where that is wanted; see `choices.checked` for its errors."""
         events = self.client.generate(call)
         if self.api.recorder is not None:

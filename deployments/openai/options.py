@@ -25,6 +25,7 @@ class ApiOptions(BaseModel):
         media_urls: fetch images that messages name by http(s) URL; data: URIs are always read.
         media_networks: networks besides the public internet that URLs may lead to, such as 10.0.0.0/8.
         media_max_bytes, media_timeout_s: of one fetch at most.
+        max_audio_seconds: longer recordings are refused.
         record_dir: folder for a JSONL record of every request and its answer; None records nothing.
     """
 
@@ -45,6 +46,7 @@ class ApiOptions(BaseModel):
     media_networks: tuple[str, ...] = ()
     media_max_bytes: int = Field(default=20 * 2**20, ge=1024)
     media_timeout_s: float = Field(default=10, gt=0)
+    max_audio_seconds: float = Field(default=3600, gt=0)
     record_dir: str | None = None
 
     @field_validator("media_networks")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.errors import ConfigError, TroupeError
-from deployments.messages import Accepted, Delta, Event, Failed, Finished, GenerateCall
+from deployments.messages import Accepted, Call, Delta, Event, Failed, Finished, Spoken
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Recorder:
         threading.Thread(target=self._write, name="record", daemon=True).start()
 
     async def tap(
-        self, events: AsyncGenerator[Event, None], call: GenerateCall, request: Mapping[str, Any]
+        self, events: AsyncGenerator[Event, None], call: Call, request: Mapping[str, Any]
     ) -> AsyncGenerator[Event, None]:
         """The same events; when they end, however they do, the call is written.
 
@@ -72,7 +72,7 @@ class Recorder:
 class _Line:
     """The record of one call."""
 
-    def __init__(self, call: GenerateCall, request: Mapping[str, Any]) -> None:
+    def __init__(self, call: Call, request: Mapping[str, Any]) -> None:
         self._begun = time.monotonic()
         self._seconds: dict[str, float] = {}
         self._choices: dict[int, dict[str, Any]] = {}
@@ -96,6 +96,9 @@ class _Line:
             case Delta():
                 self._stamp("first")
                 self._add(event)
+            case Spoken():
+                self._stamp("first")
+                self._add(Delta(text=event.text))
             case Failed():
                 self._line["error"] = _error(event.error)
             case Finished():

@@ -19,6 +19,7 @@ class Route:
         answer: the type of the response's JSON.
         event: the type of a stream's events.
         query: names of query parameters.
+        form: the request is a form with a file, not JSON.
         scoped: also served under /models/{id}.
         example: fields of a request that works.
     """
@@ -31,6 +32,7 @@ class Route:
     body: type[RequestBody] | None = None
     event: Any = None
     query: tuple[str, ...] = ()
+    form: bool = False
     scoped: bool = True
     example: dict[str, Any] | None = None
 

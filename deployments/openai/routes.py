@@ -14,6 +14,8 @@ from deployments.openai.admin import (
     load_model,
     unload_model,
 )
+from deployments.openai.audio import create_transcription, create_translation
+from deployments.openai.audio_schema import TranscriptEvent, Transcription, TranscriptionBody, TranslationBody
 from deployments.openai.chat import create_chat_completion
 from deployments.openai.chat_schema import ChatBody, ChatCompletion, ChatCompletionChunk
 from deployments.openai.completions import create_completion
@@ -73,6 +75,26 @@ ROUTES = (
         answer=ResponseObject,
         event=dict[str, Any],
         example={"input": "What is 27 + 15?", "temperature": 0},
+    ),
+    Route(
+        method="POST",
+        path="/audio/transcriptions",
+        handler=create_transcription,
+        tag="audio",
+        body=TranscriptionBody,
+        answer=Transcription,
+        event=TranscriptEvent,
+        form=True,
+    ),
+    Route(
+        method="POST",
+        path="/audio/translations",
+        handler=create_translation,
+        tag="audio",
+        body=TranslationBody,
+        answer=Transcription,
+        event=TranscriptEvent,
+        form=True,
     ),
     Route(
         method="POST",
