@@ -1,4 +1,4 @@
-"""Every row of docs/from points to a test that is there."""
+"""Every row of the README's table and of docs/from points to a test that is there."""
 
 from __future__ import annotations
 
@@ -7,24 +7,77 @@ from pathlib import Path
 
 import pytest
 
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "from").glob("*.md"))
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs" / "from").glob("*.md"))
+# The faults that the sources were read for, by page and heading; each is numbered, and each has a test.
+FAULTS = {
+    ("troapis", "What was wrong and is not"): 12,
+    ("transformers-openai-api", "What was wrong and is not"): 14,
+    ("transformers-openai-api", "CalunVier's rewrite"): 9,
+    ("fastapi_tritonserver", "What was wrong and is not"): 9,
+    ("ctranslate2-fastapi", "What was wrong and is not"): 6,
+    ("alternatives", "transformers-openai-api (jquesnelle, shing100)"): 5,
+    ("alternatives", "simpleAI"): 2,
+}
+PROJECTS = (
+    "troapis",
+    "transformers-openai-api",
+    "CalunVier's rewrite",
+    "fastapi_tritonserver",
+    "ctranslate2-fastapi",
+    "jquesnelle's",
+    "simpleAI",
+    "FastChat",
+)
 
 
-def links(page: Path) -> list[tuple[str, Path]]:
-    """The text and the file of every link to a place in this repository."""
-    found = re.findall(r"\[([^\]]+)\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    return [(text, page.parent / target) for text, target in found]
+def links(page: Path) -> list[tuple[str, Path, str]]:
+    """The text, the file and the anchor of every link to a place in this repository."""
+    found = re.findall(r"\[([^\]]+)\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
+    return [(text, page.parent / target if target else page, anchor) for text, target, anchor in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def section(page: str, heading: str) -> str:
+    text = (ROOT / "docs" / "from" / f"{page}.md").read_text(encoding="utf-8")
+    return text.split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    for text, file in links(page):
-        assert file.is_file(), f"{text}: {file}"
+    for text, file, anchor in links(page):
+        assert file.exists(), f"{text}: {file}"
+        assert not anchor or anchor in anchors(file), f"{text}: {file}#{anchor}"
         if text.startswith("test_"):
-            assert re.search(rf"^def {text}\(", file.read_text(encoding="utf-8"), re.MULTILINE), text
+            assert re.search(rf"^\s*def {text}\(", file.read_text(encoding="utf-8"), re.MULTILINE), text
 
 
-def test_the_table_has_every_page() -> None:
-    (table,) = [page for page in PAGES if page.name == "README.md"]
-    listed = {file.name for _, file in links(table)}
-    assert {page.name for page in PAGES} - {"README.md"} <= listed
+def test_the_readme_has_a_row_for_every_project_and_every_page() -> None:
+    table = README.read_text(encoding="utf-8").split("## Coming from elsewhere")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\[.+) \|$", table, re.MULTILINE)
+    assert tuple(re.findall(r"\[(.+?)\]", row)[0] for row in rows) == PROJECTS
+    for row in rows:
+        *cells, faults = row.split(" | ")
+        assert cells[0].count("](docs/from/") == 1, row
+        assert all("](tests/" in cell for cell in cells[1:]), row
+        assert "](docs/from/" in faults or faults == "–", row
+    assert {page.name for page in PAGES} <= set(re.findall(r"docs/from/([\w-]+\.md)", table))
+
+
+@pytest.mark.parametrize(("place", "count"), FAULTS.items(), ids=lambda value: str(value))
+def test_every_fault_has_a_test(place: tuple[str, str], count: int) -> None:
+    numbered = re.findall(r"^\| (\d+) \| .+ \| \[test_\w+\]\(.+\) \|$", section(*place), re.MULTILINE)
+    assert [int(number) for number in numbered] == list(range(1, count + 1))
+
+
+def test_the_readme_counts_them() -> None:
+    text = README.read_text(encoding="utf-8")
+    for (page, heading), count in FAULTS.items():
+        anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        assert f"[{count}](docs/from/{page}.md#{anchor})" in text
