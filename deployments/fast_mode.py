@@ -60,9 +60,10 @@ def fast_environment(given: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in settings.items() if name not in given}
 
 
-def fast_config(config: dict[str, Any]) -> dict[str, Any]:
+def fast_config(config: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """A configuration with the host that Serve listens on by default, which in the fast mode would be every one."""
-    return {**config, "http_options": {"host": "127.0.0.1", **(config.get("http_options") or {})}}
+    host = environment.get("RAY_SERVE_DEFAULT_HTTP_HOST", "127.0.0.1")
+    return {**config, "http_options": {"host": host, **(config.get("http_options") or {})}}
 
 
 def reap_haproxy(server: int, environment: Mapping[str, str]) -> None:

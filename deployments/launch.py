@@ -122,7 +122,7 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"troupe: {error}")
     if given.fast_config:
-        print(yaml.safe_dump(fast_config(config), sort_keys=False), end="")
+        print(yaml.safe_dump(fast_config(config, os.environ), sort_keys=False), end="")
     if given.announce is not None:
         announce(config, args, given.announce)
     if given.reap:

@@ -3,22 +3,70 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import queue
+import re
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
+from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
+from deployments.config import parse_args
 from deployments.engine.options import EngineOptions
 from deployments.engine.protocol import EngineRequest
+from deployments.launch import read_config
 from deployments.messages import SamplingParams
 from model_loaders.simulated import Device, Roofline, SimulatedEngine
 from tests.faults.conftest import Say, say  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
+
+
+def documented() -> list[Any]:
+    """The YAML examples of docs/scaling.md."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "scaling.md").read_text(), re.MULTILINE | re.DOTALL)
+    return [yaml.safe_load(block) for block in blocks]
+
+
+def test_the_examples_are_what_serve_and_troupe_read() -> None:
+    kinds = []
+    for block in documented():
+        for deployment in block.get("deployments", []):
+            DeploymentSchema.model_validate(deployment)
+            kinds.append("deployments")
+        if "args" in block:
+            parse_args(block["args"])
+            kinds.append("args")
+    assert sorted(kinds) == ["args", "deployments"]
+
+
+def test_the_kubernetes_manifest(tmp_path: Path) -> None:
+    (manifest,) = [block for block in documented() if block.get("kind") == "RayService"]
+    assert manifest["apiVersion"] == "ray.io/v1"
+    spec = manifest["spec"]
+    file = tmp_path / "serve.yaml"
+    file.write_text(spec["serveConfigV2"])
+    config, args = read_config(file)
+    schema = ServeDeploySchema.model_validate(config)
+    assert schema.http_options.host == "0.0.0.0"  # a Service reaches pods, not their loopback
+    deployments = {d.name: d for d in schema.applications[0].deployments}
+    assert set(deployments) == {"OpenAIIngress", *(f"ModelReplica-{name}" for name in args.pools), "ModelReplica"}
+    cluster = spec["rayClusterConfig"]
+    assert cluster["rayVersion"] == importlib.metadata.version("ray")
+    pods = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    gpus = 0
+    for pod in pods:
+        (container,) = pod["template"]["spec"]["containers"]
+        assert all(set(entry) == {"name", "value"} for entry in container["env"])
+        mounts = {mount["name"] for mount in container.get("volumeMounts", [])}
+        assert mounts == {volume["name"] for volume in pod["template"]["spec"].get("volumes", [])}
+        gpus += pod.get("replicas", 1) * container["resources"]["limits"].get("nvidia.com/gpu", 0)
+    assert deployments["ModelReplica"].num_replicas == gpus
 
 
 @pytest.fixture(scope="module")

@@ -173,8 +173,10 @@ def test_the_settings_leave_to_the_user_what_the_user_has_set() -> None:
 
 
 def test_the_host_is_the_default_one_unless_given() -> None:
-    assert fast_config({"applications": []})["http_options"] == {"host": "127.0.0.1"}
-    assert fast_config({"http_options": {"host": "0.0.0.0"}})["http_options"] == {"host": "0.0.0.0"}
+    assert fast_config({"applications": []}, {})["http_options"] == {"host": "127.0.0.1"}
+    assert fast_config({"http_options": {"host": "0.0.0.0"}}, {})["http_options"] == {"host": "0.0.0.0"}
+    container = {"RAY_SERVE_DEFAULT_HTTP_HOST": "0.0.0.0"}
+    assert fast_config({"http_options": {"port": 80}}, container)["http_options"] == {"host": "0.0.0.0", "port": 80}
 
 
 @pytest.mark.slow
