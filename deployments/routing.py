@@ -23,10 +23,11 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
     """Ranks replicas for a request by model, conversation and load.
 
     1. Replicas that have the model, or were just sent a request for it. With several, the conversation's own
-       (rendezvous hash of the session id), unless it is much busier than the idlest.
-    2. Where all of these have been full for a while: the model's next home among replicas with a free place and less
-       than half their load; where they have twice as many requests as fill them, among those with nothing to do too. A
-       model that is in use elsewhere is never driven out by another's queue, and a burst does not load a model twice.
+       (rendezvous hash of the session id), unless it is full and much busier than the idlest.
+    2. Its next home, where all of these have had much to do for a while, so that a burst does not load a model twice:
+       a quarter of what fills them, and a replica with a free place has nothing to do; full, and one with a free place
+       has less than half as much; twice full, and one with other models has nothing to do. A model that is in use
+       elsewhere is never driven out by another's queue.
     3. Where none has it: its home (rendezvous hash of the model id) among those with a free place, else among the
        idle, else among all, so that a burst loads it once.
 
@@ -35,8 +36,8 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
     Args, from request_router_kwargs:
         full_at: a replica with so many unfinished requests is full.
         max_models: models a replica holds.
-        slack: how many more requests a conversation's replica may have than the idlest one.
-        patience_s: seconds for which all replicas of a model are full before it gets a further one.
+        slack: how many more requests a conversation's replica may have than the idlest one, once it is full.
+        patience_s: seconds for which the replicas of a model have much to do before it gets a further one.
     """
 
     def initialize_state(self, full_at: int = 16, max_models: int = 1, slack: int = 8, patience_s: float = 1.0) -> None:
@@ -44,7 +45,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._max_models = max_models
         self._slack = slack
         self._patience_s = patience_s
-        self._full_since: dict[str, float] = {}
+        self._since: dict[tuple[str, str], float] = {}
         self._planned: dict[str, dict[ReplicaID, float]] = {}
         self._sent: Counter[ReplicaID] = Counter()
 
@@ -79,16 +80,25 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         return [home]
 
     def _further(self, model: str, warm: list[RunningReplica], cold: list[RunningReplica]) -> list[RunningReplica]:
-        """Replicas that could take on a model, if those that have it have been full for long enough."""
+        """Replicas that could take on a model, if those that have it have had enough to do for long enough."""
         least = min(map(self._load, warm))
-        if least < self._full_at:
-            self._full_since.pop(model, None)
-            return []
+        busy = self._has_been(model, "busy", least >= max(2, self._full_at // 4))
+        full = self._has_been(model, "full", least >= self._full_at)
+        over = self._has_been(model, "over", least >= 2 * self._full_at)
+        free = [r for r in cold if self._models_on(r) < self._max_models] if busy else []
+        return (
+            [r for r in free if not self._load(r)]
+            or [r for r in free if full and 2 * self._load(r) < least]
+            or [r for r in cold if over and not self._load(r)]
+        )
+
+    def _has_been(self, model: str, what: str, it_is: bool) -> bool:
+        """Whether something has been so at every request of the last `patience_s`."""
+        if not it_is:
+            self._since.pop((model, what), None)
+            return False
         now = time.monotonic()
-        if now - self._full_since.setdefault(model, now) < self._patience_s:
-            return []
-        free = [r for r in cold if self._models_on(r) < self._max_models and 2 * self._load(r) < least]
-        return free or [r for r in cold if not self._load(r) and least >= 2 * self._full_at]
+        return now - self._since.setdefault((model, what), now) >= self._patience_s
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         # Kept by the base class for mixins that this router does without; nobody else would ever empty it.
@@ -119,7 +129,8 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
             return warm
         own = max(warm, key=lambda r: _weight(session, r))
         idlest = min(self._load(r) for r in warm)
-        return [own] if self._load(own) <= idlest + self._slack else warm
+        load = self._load(own)
+        return [own] if load < self._full_at or load <= idlest + self._slack else warm
 
     def _has(self, replica: RunningReplica, model: str) -> bool:
         return model in replica.multiplexed_model_ids or replica.replica_id in self._plans(model)

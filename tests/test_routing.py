@@ -51,7 +51,7 @@ def send(router: Router, replicas: list[Replica], model: str, session: str = "")
 
 
 def test_a_cold_burst_goes_to_one_replica_and_stays_there() -> None:
-    router, replicas = fleet(4, full_at=100)
+    router, replicas = fleet(4, full_at=100, patience_s=1.0)
     assert len({send(router, replicas, "a").replica_id for _ in range(50)}) == 1
 
 
@@ -69,30 +69,37 @@ def test_models_spread_over_replicas_with_room() -> None:
     assert len({send(router, replicas, model).replica_id for model in "abcdefgh"}) == 8
 
 
-def test_a_hot_model_spreads_when_its_replica_is_full() -> None:
-    router, replicas = fleet(4, full_at=10)
+def test_a_hot_model_spreads_over_replicas_with_nothing_to_do() -> None:
+    router, replicas = fleet(4, full_at=12)
     placed = Counter(send(router, replicas, "a").replica_id for _ in range(40))
     assert len(placed) == 4
     assert max(placed.values()) - min(placed.values()) <= 1
 
 
-def test_but_not_in_a_burst() -> None:
+def test_a_model_with_little_to_do_does_not() -> None:
+    router, replicas = fleet(4, full_at=12)
+    assert len({send(router, replicas, "a").replica_id for _ in range(3)}) == 1
+
+
+def test_nor_a_burst() -> None:
     router, replicas = fleet(4, full_at=10, patience_s=30.0)
     (first,) = {send(router, replicas, "a").replica_id for _ in range(100)}
-    router._full_since["a"] -= 31
-    (further,) = {send(router, replicas, "a").replica_id for _ in range(100)}
+    for what in router._since:
+        router._since[what] -= 31
+    (further,) = {send(router, replicas, "a").replica_id for _ in range(80)}
     assert further != first
 
 
-def test_nor_after_a_pause_in_which_there_was_room() -> None:
+def test_nor_one_that_had_a_pause() -> None:
     router, replicas = fleet(4, full_at=10, patience_s=30.0)
     (own,) = {send(router, replicas, "a").replica_id for _ in range(11)}
-    router._full_since["a"] -= 31
-    router.queues[own] = 5
+    for what in router._since:
+        router._since[what] -= 31
+    router.queues[own] = 1
     assert len({send(router, replicas, "a").replica_id for _ in range(20)}) == 1
 
 
-def test_a_hot_model_does_not_go_where_others_are_as_busy() -> None:
+def test_a_full_model_goes_to_a_free_place_with_less_to_do() -> None:
     router, replicas = fleet(2, full_at=10, max_models=2)
     for replica, model in zip(replicas, "ab", strict=True):
         replica.multiplexed_model_ids.add(model)
@@ -131,15 +138,15 @@ def test_a_conversation_stays_where_it_is_when_all_are_full() -> None:
         router.queues[own.replica_id] -= 1
 
 
-def test_a_conversation_stays_with_its_replica_until_that_is_much_busier() -> None:
-    router, replicas = fleet(4, full_at=100, slack=3)
+def test_a_conversation_stays_with_its_replica_until_that_is_full_and_much_busier() -> None:
+    router, replicas = fleet(4, full_at=5, slack=3)
     for replica in replicas:
         replica.multiplexed_model_ids.add("a")
     own = send(router, replicas, "a", "talk")
-    for _ in range(3):
+    for _ in range(4):
         assert send(router, replicas, "a", "talk") is own
     assert send(router, replicas, "a", "talk") is not own
-    router.queues[own.replica_id] = 0
+    router.queues[own.replica_id] = 4
     assert send(router, replicas, "a", "talk") is own
 
 

@@ -81,7 +81,7 @@ def script() -> ModuleType:
 
 
 def test_two_replicas_share_models_and_keep_conversations(cluster: str, script: ModuleType, say: Say) -> None:  # noqa: F811
-    given = script.parser().parse_args(["--slowdown=4", "--models=2", "--places=4", "--clients=4", "--warmup=2"])
+    given = script.parser().parse_args(["--slowdown=4", "--models=4", "--places=4", "--clients=4", "--warmup=2"])
     given.seconds = 6.0
     figures: dict[str, Any] = script.simulate(cluster, 2, given)
     say(f"{figures['tokens']:.0f} tokens/s, {figures['turns']} turns, {figures['hits']:.0%} with their prefix")

@@ -112,7 +112,10 @@ def node(log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
         for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port")
     }
     command = ["ray", "start", "--block", *options, *(f"--{name}={port}" for name, port in ports.items())]
-    with running([*command, "--disable-usage-stats"], environment(), log) as process:
+    with (
+        contextlib.suppress(ProcessLookupError),  # the test has ended it
+        running([*command, "--disable-usage-stats"], environment(), log) as process,
+    ):
         wait_for(log, "Ray runtime started", process)
         yield process
 
