@@ -22,6 +22,7 @@ class Reply:
         chunks: the data of server-sent events, `[DONE]` included.
         first: seconds to the first event with text; None without one.
         seconds: to the end of the answer, or to when the client left.
+        ended: when that was, by `time.monotonic()`.
         complete: the body ended as HTTP says it should.
     """
 
@@ -31,6 +32,7 @@ class Reply:
     chunks: list[str] = field(default_factory=list)
     first: float | None = None
     seconds: float = 0.0
+    ended: float = 0.0
     complete: bool = False
 
     @property
@@ -107,7 +109,8 @@ async def ask(
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
-        reply.seconds = time.monotonic() - began
+        reply.ended = time.monotonic()
+        reply.seconds = reply.ended - began
         writer.close()
     return reply
 

@@ -26,8 +26,9 @@ class PacedEngine:
     supports = frozenset(SamplingParams.__dataclass_fields__)
     max_model_len = 10**8
 
-    def __init__(self, info: ModelInfo, options: EngineOptions, pace: float) -> None:
+    def __init__(self, options: EngineOptions, pace: float, closes: Path | None) -> None:
         self._pace = pace
+        self._closes = closes
         self._max_rows = options.max_rows
         self._changed = threading.Condition()
         self._rows: dict[str, tuple[EngineRequest, Emit, int]] = {}
@@ -56,6 +57,9 @@ class PacedEngine:
 
     def close(self, timeout: float = 30.0) -> None:
         with self._changed:
+            if self._closes is not None:
+                with self._closes.open("a") as closes:
+                    closes.write(f"{len(self._rows) + len(self._waiting)}\n")
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout)
@@ -91,25 +95,24 @@ class PacedEngine:
 
 
 def load_model(
-    device: str, name: str = "paced", log: str | None = None, pace: float = 0.01, seconds: float = 0.0
+    device: str, name: str = "paced", log: str | None = None, pace: float = 0.01, seconds: float = 0.0, tag: str = ""
 ) -> dict[str, Any]:
-    """A paced model; a line in the folder `log` for every load, which takes so many `seconds`."""
+    """A paced model, whose every word begins with `tag`.
+
+    With a folder `log`: a line there for every load, which takes so many `seconds`, and one for every close, which says
+    how many requests it cut off.
+    """
     if log is not None:
         with (Path(log) / f"{name}.loads").open("a") as loads:
             loads.write(f"{os.getpid()}\n")
     time.sleep(seconds)
 
-    def closed() -> None:
-        if log is not None:
-            with (Path(log) / f"{name}.closes").open("a") as closes:
-                closes.write(f"{os.getpid()}\n")
-
+    closes = None if log is None else Path(log) / f"{name}.closes"
     return {
-        "engine": lambda info, options: PacedEngine(info, options, pace),
-        "apply_chat_template": lambda messages, **_: str(messages[-1]["content"]),
+        "engine": lambda info, options: PacedEngine(options, pace, closes),
+        "apply_chat_template": lambda messages, **_: tag + str(messages[-1]["content"]),
         "encode": lambda text, **_: {"input_ids": list(text.encode())},
         "decode": lambda ids, **_: bytes(ids.tolist()).decode(),
-        "close": closed,
     }
 
 
@@ -119,8 +122,8 @@ def crashes(device: str) -> dict[str, Any]:
 
 
 def model(name: str, log: Path | str | None = None, **fields: Any) -> dict[str, Any]:
-    """The configuration of a paced model; `pace` and `seconds` go to the loader, the rest to the entry."""
-    kwargs = {key: fields.pop(key) for key in ("pace", "seconds") if key in fields}
+    """The configuration of a paced model; `pace`, `seconds` and `tag` go to the loader, the rest to the entry."""
+    kwargs = {key: fields.pop(key) for key in ("pace", "seconds", "tag") if key in fields}
     kwargs |= {"name": name, "log": None if log is None else str(log)}
     return {"id": name, "loader": "tests.faults.paced:load_model", "kwargs": kwargs, **fields}
 
@@ -129,3 +132,24 @@ def loads(log: Path, name: str) -> int:
     """How often a model was loaded, on any replica."""
     file = log / f"{name}.loads"
     return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def cut_off(log: Path, name: str) -> int:
+    """How many requests were running or waiting in a model when it was closed."""
+    file = log / f"{name}.closes"
+    return sum(map(int, file.read_text().split())) if file.exists() else 0
+
+
+def mortal(device: str, trigger: str) -> ModelInfo:
+    """The demo model, the thread of whose engine ends in the middle of a step once the file `trigger` is there."""
+    from model_loaders.demo import load_model as demo
+
+    info = demo(device)
+
+    def end(*_: object) -> None:
+        if Path(trigger).exists():
+            Path(trigger).unlink()
+            raise SystemExit("the file is there")
+
+    info.model.register_forward_pre_hook(end)
+    return info

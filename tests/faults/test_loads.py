@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.clients import KEY, ask, replicas, total
 from tests.faults.conftest import Say
-from tests.faults.paced import loads, model
+from tests.faults.paced import cut_off, loads, model
 from tests.serving import serving
 
 API = {"api_keys": [KEY]}
@@ -80,6 +80,16 @@ def test_eight_models_with_skewed_popularity_on_eight_places(four: tuple[str, Pa
     asyncio.run(main())
 
 
+def least_recently_used_misses(names: list[str], places: int) -> int:
+    """How often a cache of so many places, which keeps what was used last, would have to load."""
+    held: list[str] = []
+    misses = 0
+    for name in names:
+        misses += name not in held
+        held = [name, *(other for other in held if other != name)][:places]
+    return misses
+
+
 def test_a_hundred_mixed_requests_over_three_models_in_two_places(cluster: str, tmp_path: Path, say: Say) -> None:
     models = [model(name, tmp_path, seconds=0.2) for name in "abc"]
     args = {"models": models, "max_models_per_replica": 2, "swap_patience_s": 0.3, "api": API}
@@ -87,21 +97,27 @@ def test_a_hundred_mixed_requests_over_three_models_in_two_places(cluster: str, 
 
         async def main() -> None:
             rng = random.Random(1)
-            names = [rng.choice("abc") for _ in range(100)]
+            begins = sorted(rng.random() * 2 for _ in range(100))
+            names = [rng.choice("abc") for _ in begins]
 
-            async def later(name: str) -> Any:
-                await asyncio.sleep(rng.random() * 2)
+            async def later(name: str, begin: float) -> Any:
+                await asyncio.sleep(begin)
                 return await ask(url, name, name, max_tokens=5, stream=rng.random() < 0.5)
 
-            replies = await asyncio.gather(*(later(name) for name in names))
+            replies = await asyncio.gather(*map(later, names, begins))
             assert [reply.text for reply in replies] == ["".join(f"{name} {i} " for i in range(5)) for name in names]
             assert {reply.status for reply in replies} == {200}
-            loaded, evicted = (
-                sum(loads(tmp_path, name) for name in "abc"),
-                await asyncio.to_thread(total, url, "evictions"),
+            loaded = sum(loads(tmp_path, name) for name in "abc")
+            evicted = await asyncio.to_thread(total, url, "evictions")
+            busy = sum(cut_off(tmp_path, name) for name in "abc")
+            switches = least_recently_used_misses(names, 2)
+            say(
+                f"100 of 100 right; {evicted} evictions, {busy} of a model in use; {loaded} loads, where one after the "
+                f"other would have taken {switches}"
             )
-            say(f"100 of 100 right; {loaded} loads, {evicted} evictions, none of a model in use")
             assert loaded == evicted + 2
+            assert busy == 0
+            assert loaded <= switches
 
         asyncio.run(main())
 
