@@ -15,6 +15,7 @@ from deployments.messages import ModelOptions
 from deployments.openai.app import ROUTES
 from deployments.openai.options import ApiOptions
 from model_loaders.contract import ModelInfo
+from tests.clients import page
 
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
@@ -70,3 +71,16 @@ def test_every_route() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) <= 150
+
+
+def test_the_clients_page_is_what_the_clients_tests_run() -> None:
+    """tests/clients runs the page's own blocks in environments with the page's own versions; here: none is left out."""
+    sections = re.split(r"^## ", (DOCS / "clients.md").read_text(), flags=re.MULTILINE)[1:]
+    for client in (section.partition("\n")[0] for section in sections):
+        source = (DOCS.parent / "tests" / "clients" / f"test_{client}.py").read_text()
+        assert all(re.fullmatch(r"[\w\[\]]+[=~]=[\d.]+", name) for name in page.requirements(client)), client
+        assert f'client_python("{client}")' in source
+        for number in range(page.section(client).count("```bash") - (client == "litellm")):
+            assert re.search(rf'(block\(\s*"{client}", "bash", |documented\(){number}\b', source), (client, number)
+        if "```python" in page.section(client):
+            assert f'block("{client}", "python", 0' in source

@@ -1,4 +1,7 @@
-"""Call the server through litellm the way mini-swe-agent does; JSON in on standard input, JSON out on the output."""
+"""Call the server through litellm: streams against whole answers, and the classes of its errors.
+
+JSON on standard input, JSON on standard output.
+"""
 
 import json
 import sys
@@ -19,21 +22,33 @@ BASH = {
         },
     },
 }
+MESSAGES = [{"role": "system", "content": "You are an agent."}, {"role": "user", "content": "Repeat exactly: k7Qp2x"}]
 
 
-def ask(messages, provider="openai", **options):
+def ask(messages, provider="openai", model=given["model"], **options):
     return litellm.completion(
-        model=f"{provider}/{given['model']}",
+        model=f"{provider}/{model}",
         api_base=f"{given['url']}/v1",
-        api_key="EMPTY",
+        api_key="none",
         messages=messages,
-        **options,
+        temperature=0,
+        **{"max_tokens": 100, **options},
     )
 
 
-def failure(**options):
+def whole_and_streamed(provider, **options):
+    whole = ask(MESSAGES, provider, **options)
+    streamed = litellm.stream_chunk_builder(list(ask(MESSAGES, provider, stream=True, **options)))
+    return [answer.choices[0].message for answer in (whole, streamed)]
+
+
+def called(message):
+    return [[call.function.name, json.loads(call.function.arguments)] for call in message.tool_calls]
+
+
+def failure(text="hi", **options):
     try:
-        ask([{"role": "user", "content": options.pop("text", "hi")}], num_retries=0, **options)
+        ask([{"role": "user", "content": text}], num_retries=0, **options)
     except Exception as error:
         return type(error).__name__
     return None
@@ -41,26 +56,13 @@ def failure(**options):
 
 results = {}
 for provider in ("openai", "hosted_vllm"):
-    messages = [{"role": "system", "content": "You are an agent."}, {"role": "user", "content": "Run a command."}]
-    steps = []
-    for _ in range(3):
-        answer = ask(messages, provider, tools=[BASH], tool_choice="required", temperature=0)
-        message = answer.choices[0].message
-        calls = message.tool_calls or []
-        steps.append([[call.id, call.function.name, json.loads(call.function.arguments)] for call in calls])
-        messages.append(message.model_dump())
-        for call in calls:
-            messages.append({"role": "tool", "tool_call_id": call.id, "name": "bash", "content": "output: ok"})
-    streamed = litellm.stream_chunk_builder(list(ask(messages[:2], provider, stream=True, temperature=0)))
-    whole = ask(messages[:2], provider, temperature=0)
+    forced = whole_and_streamed(provider, tools=[BASH], tool_choice="required")
     results[provider] = {
-        "steps": steps,
-        "same": streamed.choices[0].message.content == whole.choices[0].message.content,
-        "free": ask(messages[:2], provider, tools=[BASH]).choices[0].finish_reason,
+        "texts": [message.content for message in whole_and_streamed(provider)],
+        "calls": [called(message) for message in forced],
+        "free": ask(MESSAGES, provider, tools=[BASH]).choices[0].finish_reason,
     }
-given_model = given["model"]
 results["overflow"] = failure(text="x" * 9000)
-results["bad"] = failure(temperature=-3)
-given["model"] = "no-such-model"
-results["unknown"] = failure()
+results["bad"] = failure(presence_penalty=-300)
+results["unknown"] = failure(model="no-such-model")
 print(json.dumps(results))

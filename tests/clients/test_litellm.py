@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from tests.clients.conftest import client_python, run_script
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import client_python, run_script, run_shell
+from tests.clients.page import block
 
 
-def test_the_agent_loop_and_the_error_classes(demo: str) -> None:
-    python = client_python("litellm", "litellm==1.109.1")
-    results = run_script(python, "litellm_run.py", {"url": demo, "model": "demo"})
+@pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
+def test_the_agent_loop(folder_model: str, tmp_path: Path, provider: str) -> None:
+    changes = {
+        "http://127.0.0.1:8000": folder_model,
+        "openai/my-model": f"{provider}/agent",
+        "temperature=0": "temperature=0, max_tokens=120",
+    }
+    (tmp_path / "loop.py").write_text(block("litellm", "python", 0, changes))
+    lines = run_shell(client_python("litellm"), "python loop.py", tmp_path).splitlines()
+    calls = [line.partition(" ") for line in lines if line.startswith("bash ")]
+    assert len(calls) >= 3
+    assert all(isinstance(json.loads(arguments)["command"], str) for _, _, arguments in calls)
+
+
+def test_streams_and_error_classes(folder_model: str) -> None:
+    arguments = {"url": folder_model, "model": "agent"}
+    results = run_script(client_python("litellm"), "litellm_run.py", arguments)
     for provider in ("openai", "hosted_vllm"):
-        steps = results[provider]["steps"]
-        assert all(len(calls) >= 1 for calls in steps)
-        assert all(
-            name == "bash" and isinstance(arguments["command"], str) for calls in steps for _, name, arguments in calls
-        )
-        ids = [call_id for calls in steps for call_id, _, _ in calls]
-        assert len(set(ids)) == len(ids)
-        assert results[provider]["same"]
+        whole, streamed = results[provider]["texts"]
+        assert whole == streamed
+        assert whole
+        whole, streamed = results[provider]["calls"]
+        assert whole == streamed
         assert results[provider]["free"] in ("stop", "length", "tool_calls")
     assert results["overflow"] == "ContextWindowExceededError"
     assert results["bad"] == "BadRequestError"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import random
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,55 +13,72 @@ import pytest
 import requests
 import yaml
 
-from tests.clients.conftest import WEIGHTS, client_python, run_script
+from model_loaders.demo.tasks import Task, make_tasks
+from tests.clients.conftest import WEIGHTS, client_python, run_shell
+from tests.clients.page import block
 
-REQUIREMENTS = ("lm_eval[api]==0.4.13",)
-TASKS = ("choices", "generated", "rolling")
-WORDS = ["apple", "river", "table", "green", "stone", "cloud", "house", "music", "paper", "light", "bread", "horse"]
+TASKS = ("choices", "rolling", "generated")
+WINDOW = 256
+REMOTE = "tokenizer_backend=remote"
+LOCAL = f"tokenizer_backend=huggingface,tokenizer={WEIGHTS}"
 
 Samples = dict[str, list[dict[str, Any]]]
+_runs = itertools.count()
 
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    return client_python("lm_eval", *REQUIREMENTS)
+    return client_python("lm_eval")
+
+
+def chat(task: Task, answered: bool = False) -> str:
+    turns = [*task.messages, {"role": "assistant", "content": task.answer}]
+    text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+    return text if answered else text.removesuffix(f"{task.answer}<|im_end|>\n")
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three tasks over local JSON data: multiple choice, generation, rolling likelihood."""
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tasks over local JSON data: multiple choice, rolling likelihood (some of several windows), generation.
+
+    The texts are near what the model knows: lm_eval's own backend adds log-likelihoods in float32, and of a sum beyond
+    -1000 that leaves an error of 1e-4.
+    """
     folder = tmp_path_factory.mktemp("tasks")
-    rng = random.Random(0)
-    sums = [(rng.randint(10, 99), rng.randint(10, 99)) for _ in range(16)]
+    asked = make_tasks(16, 5, ("add", "lookup", "unicode", "reverse"))
+    rests = [task.answer[1:] for task in asked]  # lm_eval counts white space before a choice as part of it
+    episodes = make_tasks(40, 6)
     data: dict[str, list[dict[str, Any]]] = {
         "choices": [
-            {"q": f"What is {a} + {b}?", "choices": [str(a + b), str(a + b + 1), "seven", ""][:3]} for a, b in sums
+            {"q": chat(task) + task.answer[0], "choices": [rests[i], rests[i - 1], rests[i][::-1] + "9", "no answer"]}
+            for i, task in enumerate(asked)
         ],
-        "generated": [{"q": f"Reverse the word {rng.choice(WORDS)}."} for _ in range(12)],
-        "rolling": [{"text": " ".join(rng.choices(WORDS, k=rng.randint(3, 60)))} for _ in range(6)],
+        "generated": [{"q": chat(task)} for task in make_tasks(16, 7)],
+        "rolling": [
+            {"text": "".join(chat(task, answered=True) for task in episodes[first : first + 1 + first % 9])}
+            for first in range(0, 24, 2)
+        ],
+        "chatted": [{"q": task.messages[-1]["content"]} for task in make_tasks(12, 8)],
     }
-    chat = "<|im_start|>user\n{{q}}<|im_end|>\n<|im_start|>assistant\n"
+    until: dict[str, Any] = {"until": ["\n", "<|im_end|>"], "max_gen_toks": 24, "temperature": 0, "do_sample": False}
+    generation = {
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "",
+        "generation_kwargs": until,
+        "metric_list": [{"metric": "exact_match"}],
+    }
     kinds: dict[str, dict[str, Any]] = {
         "choices": {
             "output_type": "multiple_choice",
-            "doc_to_text": chat,
+            "doc_to_text": "{{q}}",
             "doc_to_choice": "choices",
             "doc_to_target": 0,
             "target_delimiter": "",
             "metric_list": [{"metric": "acc"}],
         },
-        "generated": {
-            "output_type": "generate_until",
-            "doc_to_text": chat,
-            "doc_to_target": "",
-            "generation_kwargs": {
-                "until": ["\n", "<|im_end|>"],
-                "max_gen_toks": 24,
-                "temperature": 0,
-                "do_sample": False,
-            },
-            "metric_list": [{"metric": "exact_match"}],
-        },
+        "generated": generation,
+        "chatted": generation,
         "rolling": {
             "output_type": "loglikelihood_rolling",
             "doc_to_text": "",
@@ -78,98 +96,131 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
             **kinds[name],
         }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
-    return str(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def reference(python: Path, tasks: str) -> Samples:
+def reference(python: Path, tasks: Path) -> Samples:
     """What lm_eval's own backend gives."""
-    return evaluate(python, tasks, "hf", f"pretrained={WEIGHTS},dtype=float32,max_length=1024")
+    return evaluate(python, tasks, hugging_face(tasks, " ".join(TASKS)))
 
 
-def evaluate(python: Path, tasks: str, model: str, model_args: str, batch_size: int = 1) -> Samples:
-    arguments = {
-        "model": model,
-        "model_args": model_args,
-        "tasks": list(TASKS),
-        "include_path": tasks,
-        "batch_size": batch_size,
+def hugging_face(tasks: Path, names: str, more: str = "") -> str:
+    return (
+        f"lm_eval run --model hf --device cpu --batch_size 1 --log_samples --output_path results {more} "
+        f"--model_args pretrained={WEIGHTS},dtype=float32,max_length={WINDOW} "
+        f"--include_path {shlex.quote(str(tasks))} --tasks {names}"
+    )
+
+
+def documented(number: int, url: str, tasks: Path, changes: dict[str, str]) -> str:
+    """A command of docs/clients.md, for this server and these tasks."""
+    names = " ".join(TASKS) if number == 0 else "chatted"
+    theirs = "hellaswag wikitext gsm8k" if number == 0 else "gsm8k"
+    return block(
+        "lm_eval",
+        "bash",
+        number,
+        {
+            **changes,
+            "http://127.0.0.1:8000": url,
+            "my-model": "folder",
+            f"--tasks {theirs}": f"--include_path {shlex.quote(str(tasks))} --tasks {names}",
+        },
+    )
+
+
+def completions(url: str, tasks: Path, tokenizer: str, batch_size: int = 1, concurrent: int = 8) -> str:
+    changes = {
+        "--batch_size 4": f"--batch_size {batch_size}",
+        "num_concurrent=8": f"num_concurrent={concurrent}",
+        "max_length=1025": f"max_length={WINDOW + 1}",
+        REMOTE: tokenizer,
     }
-    samples: Samples = run_script(python, "lm_eval_run.py", arguments)
+    return documented(0, url, tasks, changes)
+
+
+def evaluate(python: Path, tasks: Path, command: str) -> Samples:
+    """Run lm_eval; the samples it logged, by task, in the order of the documents."""
+    folder = tasks / f"run{next(_runs)}"
+    folder.mkdir()
+    run_shell(python, f"export HF_DATASETS_CACHE={shlex.quote(str(tasks / 'cache'))}\n{command}", folder)
+    samples: Samples = {}
+    for file in folder.glob("results/*/samples_*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        samples[file.name.split("_")[1]] = sorted(rows, key=lambda row: int(row["doc_id"]))
     return samples
 
 
-def through_api(url: str, **more: Any) -> str:
-    options = {
-        "model": "folder",
-        "base_url": f"{url}/models/folder/v1/completions",
-        "num_concurrent": 8,
-        "max_length": 1024,
-        "max_retries": 1,
-        "tokenizer": str(WEIGHTS),
-        "tokenizer_backend": "huggingface",
-        **more,
-    }
-    return ",".join(f"{key}={value}" for key, value in options.items() if value is not None)
-
-
 def largest_gap(ours: Samples, theirs: Samples) -> float:
-    """The largest difference of a log-likelihood; greedy flags and generated texts must be equal."""
+    """The largest difference of a sample's log-likelihood; greedy flags and generated texts must be equal."""
+    assert set(ours) == set(theirs)
     gap = 0.0
-    for task in TASKS:
-        assert len(ours[task]) == len(theirs[task]) > 0
-        for mine, other in zip(ours[task], theirs[task], strict=True):
-            if task == "generated":
-                assert mine["raw"] == other["raw"]
+    for task, rows in ours.items():
+        for mine, other in zip(rows, theirs[task], strict=True):
+            if task in ("generated", "chatted"):
+                assert mine["resps"] == other["resps"]
                 continue
-            for a, b in zip(flat(mine["responses"]), flat(other["responses"]), strict=True):
+            for a, b in zip(flat(mine["filtered_resps"]), flat(other["filtered_resps"]), strict=True):
                 if isinstance(a, float):
                     gap = max(gap, abs(a - b))
                 else:
                     assert a == b, "greedy flags differ"
+    print(f"largest difference of a log-likelihood: {gap:.2e}")
     return gap
 
 
 def flat(values: Any) -> list[Any]:
-    return [leaf for value in values for leaf in flat(value)] if isinstance(values, list) else [values]
+    """The leaves of nested lists; lm_eval logs numbers and flags as text in some of them."""
+    if isinstance(values, list):
+        return [leaf for value in values for leaf in flat(value)]
+    return [{"True": True, "False": False}[values] if values in ("True", "False") else float(values)]
+
+
+def test_the_reference_is_worth_comparing_with(reference: Samples) -> None:
+    assert set(reference) == set(TASKS)
+    flags = [leaf for row in reference["choices"] for leaf in flat(row["filtered_resps"]) if isinstance(leaf, bool)]
+    assert 8 <= sum(flags) < len(flags) == 64
+    assert sum(len(row["doc"]["text"].encode()) > 2 * WINDOW for row in reference["rolling"]) >= 3
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "more"),
-    [
-        (1, {}),
-        (4, {}),
-        (1, {"tokenized_requests": False}),
-        (1, {"tokenizer": None, "tokenizer_backend": "remote"}),
-    ],
+    ("batch_size", "tokenizer"),
+    [(1, LOCAL), (4, LOCAL), (1, f"{LOCAL},tokenized_requests=False"), (4, REMOTE)],
     ids=["ids", "batches of ids", "strings", "remote tokenizer"],
 )
 def test_parity(
-    folder_model: str, python: Path, tasks: str, reference: Samples, batch_size: int, more: dict[str, Any]
+    folder_model: str, python: Path, tasks: Path, reference: Samples, batch_size: int, tokenizer: str
 ) -> None:
-    ours = evaluate(python, tasks, "local-completions", through_api(folder_model, **more), batch_size)
-    gap = largest_gap(ours, reference)
-    print(f"largest difference of a log-likelihood: {gap:.2e}")
-    assert gap < 1e-4
+    ours = evaluate(python, tasks, completions(folder_model, tasks, tokenizer, batch_size))
+    assert largest_gap(ours, reference) < 1e-4
 
 
 def test_parity_at_32_concurrent_beside_other_load(
-    folder_model: str, python: Path, tasks: str, reference: Samples
+    folder_model: str, python: Path, tasks: Path, reference: Samples
 ) -> None:
     stop = threading.Event()
+    answered = []
 
     def load() -> None:
         body = {"model": "folder", "max_tokens": 64, "ignore_eos": True, "prompt": "Noise " * 20}
         while not stop.is_set():
-            assert requests.post(f"{folder_model}/v1/completions", json=body, timeout=120).status_code == 200
+            answered.append(requests.post(f"{folder_model}/v1/completions", json=body, timeout=120).status_code)
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
         thread.start()
     try:
-        ours = evaluate(python, tasks, "local-completions", through_api(folder_model, num_concurrent=32))
+        ours = evaluate(python, tasks, completions(folder_model, tasks, LOCAL, concurrent=32))
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert largest_gap(ours, reference) < 1e-4
+    assert set(answered) == {200}
+
+
+def test_chats(folder_model: str, python: Path, tasks: Path) -> None:
+    ours = evaluate(python, tasks, documented(1, folder_model, tasks, {}))
+    theirs = evaluate(python, tasks, hugging_face(tasks, "chatted", "--apply_chat_template"))
+    assert largest_gap(ours, theirs) == 0.0
