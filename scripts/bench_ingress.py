@@ -11,7 +11,8 @@
 
 All servers run at once and take turns of a few requests, so that a busy machine is equally busy for each. A request is
 a chat of 1,000 words and an answer of one token (5 ms of a simulated decode step, 40 of prefill the first time), whole
-and streamed; times are medians in milliseconds, and what they are above the engine's.
+and streamed; times are medians in milliseconds, and what they are above the engine's; `cpu` is the processor time of a
+request in all processes of the server, which a busy machine changes least.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,26 @@ from model_loaders.contract import as_model_info  # noqa: E402
 from model_loaders.simulated import load_model  # noqa: E402
 from tests.serving import free_port  # noqa: E402
 
-Ask = Callable[[bool], None]
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked, streamed or not, and the process it runs in, with all that this has started."""
+
+    ask: Callable[[bool], None]
+    process: int
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the target has taken so far."""
+        parents: dict[int, tuple[int, int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                parents[int(stat.parent.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+        tree = {self.process}
+        while more := {pid for pid, (parent, _) in parents.items() if parent in tree} - tree:
+            tree |= more
+        return sum(parents[pid][1] for pid in tree if pid in parents) / os.sysconf("SC_CLK_TCK")
+
 
 LOADER = {"loader": "model_loaders.simulated:load_model", "kwargs": {"load_seconds": 0.0}}
 MESSAGES = [
@@ -59,7 +80,7 @@ ARGS: dict[str, Any] = {"models": [{"id": "m", "preload": True, **LOADER}]}
 
 
 @contextlib.contextmanager
-def engine() -> Iterator[Ask]:
+def engine() -> Iterator[Target]:
     info = as_model_info(load_model("cpu", load_seconds=0.0), "here")
     assert info.engine is not None
     running = info.engine(info, EngineOptions())
@@ -70,12 +91,12 @@ def engine() -> Iterator[Ask]:
         running.submit(EngineRequest(request_id="r", input_ids=ids, sampling=SamplingParams(max_tokens=1)), events.put)
         assert events.get().finish_reason
 
-    yield ask
+    yield Target(ask, 0)
     running.close()
 
 
 @contextlib.contextmanager
-def host() -> Iterator[Ask]:
+def host() -> Iterator[Target]:
     models = ModelHost(parse_args(ARGS), "cpu")
     loop = asyncio.new_event_loop()
     loop.run_until_complete(models.preload())
@@ -86,27 +107,27 @@ def host() -> Iterator[Ask]:
         call = GenerateCall(request_id="r", model="m", prompts=(prompt,), sampling=sampling, stream=stream)
         assert [event async for event in models.generate(call)]
 
-    yield lambda stream: loop.run_until_complete(all_events(stream))
+    yield Target(lambda stream: loop.run_until_complete(all_events(stream)), 0)
     loop.run_until_complete(models.close())
     loop.close()
 
 
 @contextlib.contextmanager
-def local() -> Iterator[Ask]:
+def local() -> Iterator[Target]:
     port = free_port()
     command = [sys.executable, "-m", "deployments.local", "--port", str(port), "--id", "m"]
-    with server([*command, "--loader", str(LOADER["loader"]), "--kwargs", json.dumps(LOADER["kwargs"])], port) as ask:
-        yield ask
+    with server([*command, "--loader", str(LOADER["loader"]), "--kwargs", json.dumps(LOADER["kwargs"])], port) as asked:
+        yield asked
 
 
 @contextlib.contextmanager
-def serve(fast: bool = False) -> Iterator[Ask]:
+def serve(fast: bool = False) -> Iterator[Target]:
     """Ray Serve without its dashboard, with one ingress and one replica."""
     port = free_port()
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from scripts.bench_ingress import stay; stay({port})"
     settings = fast_environment(os.environ) if fast else {}
-    with server([sys.executable, "-c", code], port, settings) as ask:
-        yield ask
+    with server([sys.executable, "-c", code], port, settings) as asked:
+        yield asked
     if fast:
         shutil.rmtree(Path(settings["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent)
 
@@ -125,7 +146,7 @@ def stay(port: int) -> None:
 
 
 @contextlib.contextmanager
-def server(command: list[str], port: int, settings: Mapping[str, str] | None = None) -> Iterator[Ask]:
+def server(command: list[str], port: int, settings: Mapping[str, str] | None = None) -> Iterator[Target]:
     """A server in a process of its own, asked over one connection."""
     environment = {**os.environ, **(settings or {}), "LOGLEVEL": "WARNING"}
     with tempfile.TemporaryFile("w+") as log:
@@ -135,7 +156,7 @@ def server(command: list[str], port: int, settings: Mapping[str, str] | None = N
             if connection is None:
                 log.seek(0)
                 raise SystemExit(f"{' '.join(command)} does not answer:\n{log.read()[-3000:]}")
-            yield asker(connection)
+            yield Target(asker(connection), process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
@@ -157,7 +178,7 @@ def wait_for(process: subprocess.Popen[bytes], port: int) -> http.client.HTTPCon
     return None
 
 
-def asker(connection: http.client.HTTPConnection) -> Ask:
+def asker(connection: http.client.HTTPConnection) -> Callable[[bool], None]:
     def ask(stream: bool) -> None:
         body = json.dumps({"model": "m", "messages": MESSAGES, "max_tokens": 1, "stream": stream})
         try:
@@ -173,7 +194,7 @@ def asker(connection: http.client.HTTPConnection) -> Ask:
     return ask
 
 
-TARGETS: dict[str, Callable[[], contextlib.AbstractContextManager[Ask]]] = {
+TARGETS: dict[str, Callable[[], contextlib.AbstractContextManager[Target]]] = {
     "engine": engine,
     "host": host,
     "local": local,
@@ -182,19 +203,34 @@ TARGETS: dict[str, Callable[[], contextlib.AbstractContextManager[Ask]]] = {
 }
 
 
-def measure(asks: dict[str, Ask], rounds: int, each: int) -> dict[tuple[str, bool], list[float]]:
-    """Seconds of every request, by target and whether it was streamed."""
-    times: dict[tuple[str, bool], list[float]] = {(name, stream): [] for name in asks for stream in (False, True)}
-    for ask in asks.values():
+@dataclass(slots=True)
+class Measured:
+    """Seconds of every request, and processor seconds of all, the target's own housekeeping taken off."""
+
+    whole: list[float] = field(default_factory=list)
+    streamed: list[float] = field(default_factory=list)
+    cpu: float = 0.0
+
+
+def measure(targets: dict[str, Target], rounds: int, each: int) -> dict[str, Measured]:
+    """What requests take, in turns of `each` requests."""
+    for target in targets.values():
         for _ in range(20):
-            ask(False)
+            target.ask(False)
+    idle = {name: -target.cpu_seconds() for name, target in targets.items()}
+    time.sleep(5)
+    idle = {name: (idle[name] + target.cpu_seconds()) / 5 for name, target in targets.items()}
+    found = {name: Measured() for name in targets}
     for _ in range(rounds):
-        for (name, stream), seconds in times.items():
-            for _ in range(each):
-                began = time.perf_counter()
-                asks[name](stream)
-                seconds.append(time.perf_counter() - began)
-    return times
+        for name, target in targets.items():
+            started, cpu = time.perf_counter(), target.cpu_seconds()
+            for stream, times in ((False, found[name].whole), (True, found[name].streamed)):
+                for _ in range(each):
+                    began = time.perf_counter()
+                    target.ask(stream)
+                    times.append(time.perf_counter() - began)
+            found[name].cpu += target.cpu_seconds() - cpu - idle[name] * (time.perf_counter() - started)
+    return found
 
 
 def main() -> None:
@@ -204,18 +240,20 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     given = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        asks = {name: stack.enter_context(TARGETS[name]()) for name in given.targets}
-        times = measure(asks, given.rounds, given.each)
-    base = statistics.median(times[given.targets[0], False])
+        targets = {name: stack.enter_context(TARGETS[name]()) for name in given.targets}
+        measured = measure(targets, given.rounds, given.each)
+    base = statistics.median(measured[given.targets[0]].whole)
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {given.rounds * given.each} requests each")
-    print("target    whole  p50   +p50   p95    stream  p50   +p50   p95")
-    for name in given.targets:
+    print("target    whole  p50   +p50    p95   stream  p50   +p50    p95   cpu")
+    for name, found in measured.items():
         row = f"{name:8}"
-        for stream in (False, True):
-            taken = sorted(times[name, stream])
-            middle = statistics.median(taken)
-            row += f"{1e3 * middle:12.2f} {1e3 * (middle - base):6.2f} {1e3 * taken[int(0.95 * len(taken))]:6.2f}   "
-        print(row)
+        for times in (found.whole, found.streamed):
+            middle = statistics.median(times)
+            row += (
+                f"{1e3 * middle:12.2f} {1e3 * (middle - base):6.2f} {1e3 * sorted(times)[int(0.95 * len(times))]:6.2f} "
+            )
+        cpu = 1e3 * found.cpu / len(found.whole + found.streamed)
+        print(row + (f"{cpu:7.2f}" if targets[name].process else ""))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> Chat
     """
     check_choices(body.n, exchange.options)
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    body.messages = await until_disconnect(exchange.request.receive, inline_media(body.messages, exchange.options))
+    if exchange.options.media_urls:
+        body.messages = await until_disconnect(exchange.request.receive, inline_media(body.messages, exchange.options))
     prompt = chat_prompt(body, card, exchange.options, tools)
     sampling = _sampling(body, exchange.options, tools)
     reading = await _reading(exchange, card, tools, body.include_reasoning)
