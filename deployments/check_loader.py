@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import logging
+import math
 import sys
 import time
+import wave
 from typing import Any
 
 import yaml
@@ -14,9 +17,21 @@ import yaml
 from deployments.config import parse_args
 from deployments.errors import TroupeError
 from deployments.host import ModelHost
-from deployments.messages import ChatPrompt, Delta, Failed, GenerateCall, SamplingParams, TextPrompt
+from deployments.messages import (
+    ChatPrompt,
+    Delta,
+    Failed,
+    Finished,
+    GenerateCall,
+    Heard,
+    SamplingParams,
+    Spoken,
+    TextPrompt,
+    TranscribeCall,
+)
 
 _ID = "model"
+_RATE = 16_000
 
 
 async def check(loader: str, kwargs: dict[str, Any], *, message: str, max_tokens: int, device: str | None) -> None:
@@ -32,6 +47,11 @@ async def check(loader: str, kwargs: dict[str, Any], *, message: str, max_tokens
         async with host.leases.lease(_ID) as model:
             _say("loaded", f"{type(model.info.model).__name__} in {time.monotonic() - started:.1f} s on {host.device}")
             _say("engine", f"{model.engine.stats().kind}, {model.engine.max_model_len} positions")
+            speech = model.speech
+        if speech is not None:
+            _say("speech", f"windows of {speech.frames / 100:g} s; {', '.join(speech.languages) or 'English'}")
+            await _transcribe(host, max_tokens)
+            return
         chat = ChatPrompt(messages=[{"role": "user", "content": message}])
         try:
             rendered = await host.render(_ID, chat)
@@ -59,6 +79,31 @@ async def _generate(host: ModelHost, prompt: ChatPrompt | TextPrompt, max_tokens
             seconds = time.monotonic() - started
             _say("generate", repr(event.text))
             _say("", f"{len(event.token_ids)} tokens in {seconds:.2f} s, finish_reason {event.finish_reason}")
+
+
+async def _transcribe(host: ModelHost, max_tokens: int) -> None:
+    """Let a Whisper write down two seconds of a tone."""
+    audio = io.BytesIO()
+    with wave.open(audio, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(_RATE)
+        tone = (round(8000 * math.sin(2 * math.pi * 440 * i / _RATE)) for i in range(2 * _RATE))
+        file.writeframes(b"".join(sample.to_bytes(2, "little", signed=True) for sample in tone))
+    sampling = SamplingParams(temperature=0, max_tokens=max_tokens)
+    call = TranscribeCall(request_id="check", model=_ID, audio=audio.getvalue(), sampling=sampling)
+    started = time.monotonic()
+    async for event in host.generate(call):
+        match event:
+            case Failed():
+                raise event.error
+            case Heard():
+                _say("hear", f"{event.duration:g} s of a tone, taken for {event.language}")
+            case Spoken():
+                _say("write", repr(event.text))
+            case Finished():
+                tokens, seconds = event.usage.completion_tokens, time.monotonic() - started
+                _say("", f"{tokens} tokens in {seconds:.2f} s")
 
 
 def _say(step: str, what: str) -> None:

@@ -311,7 +311,7 @@ class ModelHost:
         try:
             info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
             info.model_name = info.model_name or entry.id
-            model = LoadedModel(entry, info)
+            model = LoadedModel(entry, info, max_audio_seconds=self.args.api.max_audio_seconds)
         except Exception as error:
             if _is_out_of_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error

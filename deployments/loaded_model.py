@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from deployments.audio import AudioSource, Samples, decode_source, split_audio
 from deployments.client import Embeddings
 from deployments.config import ModelEntry
 from deployments.embedding import embed
 from deployments.engine.choice import build_engine
 from deployments.engine.protocol import Engine
 from deployments.engine.terminators import terminator_ids
-from deployments.errors import ModelError, UnsupportedParameter
+from deployments.errors import BadRequest, ModelError, UnsupportedParameter
 from deployments.images import decode_image, split_images
 from deployments.messages import ChatPrompt, Event, Prompt, TextPrompt, TokensPrompt, TranscribeCall
 from deployments.threads import Worker
@@ -38,8 +39,9 @@ class EncodedPrompt:
 class LoadedModel:
     """A model with its hooks and engine. Encoding runs in a thread of its own."""
 
-    def __init__(self, entry: ModelEntry, info: ModelInfo) -> None:
+    def __init__(self, entry: ModelEntry, info: ModelInfo, *, max_audio_seconds: float = 3600.0) -> None:
         self.entry = entry
+        self._max_audio_seconds = max_audio_seconds
         self.info = info
         self.hooks = Hooks(info)
         self.engine: Engine = build_engine(info, entry.engine)
@@ -139,6 +141,23 @@ class LoadedModel:
         chat, sources = split_images(prompt)
         if sources:
             self.hooks.check_images(sources[0].param)
+        chat, recordings = split_audio(chat)
+        if recordings:
+            self.hooks.check_audio(recordings[0].param)
         text = self.hooks.render(chat)
-        encoded = self.hooks.encode(text, images=[decode_image(source) for source in sources])
+        images = [decode_image(source) for source in sources]
+        encoded = self.hooks.encode(text, images=images, audio=[self._samples(each) for each in recordings])
         return EncodedPrompt(text=text, encoded=encoded)
+
+    def _samples(self, source: AudioSource) -> Samples:
+        """A recording, refused where the model's processor would cut it short in silence."""
+        samples = decode_source(source, self.hooks.audio_rate, max_seconds=self._max_audio_seconds)
+        most = self.hooks.audio_samples
+        if most is not None and len(samples) > most:
+            raise BadRequest(
+                f"Invalid '{source.param}': the recording has {len(samples) / self.hooks.audio_rate:.2f} s; model "
+                f"{self.entry.id!r} hears at most {most / self.hooks.audio_rate:g} s.",
+                param=source.param,
+                code="audio_too_long",
+            )
+        return samples

@@ -46,7 +46,8 @@ class Hooks:
         self._encoder: Hook | None = info.encode or info.processor or info.tokenizer
         self._contents = functools.lru_cache(maxsize=8)(self._probe_contents)
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
-        self.sees_images = _accepts(self._encoder, "images")
+        self.sees_images = self._takes("images", "image_processor")
+        self.hears = self._takes("audio", "feature_extractor")
 
     def render(self, chat: ChatPrompt) -> str:
         """The prompt text of a conversation.
@@ -89,7 +90,9 @@ class Hooks:
             )
         return text
 
-    def encode(self, text: str, *, add_special_tokens: bool = False, images: Sequence[Any] = ()) -> Encoded:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = False, images: Sequence[Any] = (), audio: Sequence[Any] = ()
+    ) -> Encoded:
         """Token ids of a prompt text, and the tensors that belong to it.
 
         A beginning-of-sequence token is added only where asked for and not already written in the text. The prompt of
@@ -97,9 +100,10 @@ class Hooks:
 
         Args:
             images: `PIL.Image.Image`s in RGB, in the order of the conversation.
+            audio: float32 arrays [samples] of `audio_rate` samples per second, in the order of the conversation.
 
         Raises:
-            UnsupportedParameter: images for a model whose encoder takes none.
+            UnsupportedParameter: images or recordings for a model whose encoder takes none.
             ModelError: the hook raised or returned no input_ids.
         """
         if self._encoder is None:
@@ -112,6 +116,9 @@ class Hooks:
         if images:
             self.check_images("messages")
             kwargs["images"] = list(images)
+        if audio:
+            self.check_audio("messages")
+            kwargs["audio"], kwargs["sampling_rate"] = list(audio), self.audio_rate
         try:
             if self._encoder is self.info.processor and self.info.encode is None:
                 encoded = self._encoder(text=text, **kwargs)
@@ -136,6 +143,49 @@ class Hooks:
             raise UnsupportedParameter(
                 f"Model {self.info.model_name!r} takes no images.", param=param, code="images_unsupported"
             )
+
+    def check_audio(self, param: str) -> None:
+        """Refuse recordings for a model whose encoder takes none.
+
+        Args:
+            param: the request field that brought them.
+
+        Raises:
+            UnsupportedParameter: code `audio_unsupported`.
+        """
+        if not self.hears:
+            raise UnsupportedParameter(
+                f"Model {self.info.model_name!r} takes no recordings.", param=param, code="audio_unsupported"
+            )
+
+    @property
+    def audio_rate(self) -> int:
+        """Samples per second of the recordings that the encoder takes."""
+        extractor = getattr(self.info.processor, "feature_extractor", None)
+        return int(getattr(extractor, "sampling_rate", None) or self.info.encode_kwargs.get("sampling_rate") or 16_000)
+
+    @property
+    def audio_samples(self) -> int | None:
+        """The longest recording that the processor does not cut short; None where it takes any."""
+        extractor = getattr(self.info.processor, "feature_extractor", None)
+        if self.info.encode is not None or self._divides_audio:
+            return None
+        samples = getattr(extractor, "n_samples", None)
+        return samples if isinstance(samples, int) else None
+
+    @property
+    def _divides_audio(self) -> bool:
+        """Whether the processor itself divides a long recording into windows."""
+        processor = self.info.processor
+        return hasattr(processor, "max_audio_len") or type(processor).__name__.startswith("Voxtral")
+
+    def _takes(self, argument: str, part: str) -> bool:
+        """Whether the encoder takes an argument; a transformers processor names all that any of its kind takes."""
+        if self._encoder is None or not _accepts(self._encoder, argument):
+            return False
+        return (
+            self._encoder is not self.info.processor or not _is_composed(self._encoder) or hasattr(self._encoder, part)
+        )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of generated token ids.
@@ -170,7 +220,7 @@ class Hooks:
         """Messages whose contents are what the template reads: texts, lists of parts, or either."""
         mixed = [m for m in messages if isinstance(m.get("content"), list)]
         kinds = {str(part.get("type")) for m in mixed for part in m["content"] if isinstance(part, Mapping)}
-        if foreign := sorted(kinds - {"text", "image"}):
+        if foreign := sorted(kinds - {"text", "image", "audio"}):
             raise UnsupportedParameter(
                 f"Model {self.info.model_name!r} reads no content parts of type {foreign[0]!r}.", param="messages"
             )
@@ -178,7 +228,7 @@ class Hooks:
         if mixed and reads == "text":
             raise TemplateFailed(
                 f"The chat template of model {self.info.model_name!r} writes texts only, so it has no place for an "
-                "image. Give its loader an apply_chat_template hook or a chat_template that writes one.",
+                "image or a recording. Give its loader an apply_chat_template hook or a chat_template that writes one.",
                 param="messages",
             )
         if reads != "parts":
@@ -276,6 +326,11 @@ def _text_of(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+
+
+def _is_composed(processor: object) -> bool:
+    """Whether it is one of transformers' processors, made of a tokenizer and processors of other kinds."""
+    return any(base.__name__ == "ProcessorMixin" for base in type(processor).__mro__)
 
 
 def _accepts(hook: Hook | None, name: str) -> bool:

@@ -9,9 +9,12 @@ import pytest
 import requests
 from openai.types import completion_create_params as completion_params
 from openai.types import decision_create_params as decision_params
+from openai.types.audio import transcription_create_params as transcription_params
+from openai.types.audio import translation_create_params as translation_params
 from openai.types.chat import completion_create_params as chat_params
 
 from deployments.messages import SamplingParams
+from deployments.openai.audio_schema import TranscriptionBody, TranslationBody
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.completions_schema import CompletionBody
 from deployments.openai.decisions_schema import DecisionsBody
@@ -54,7 +57,21 @@ def test_no_field_of_a_decision_is_missing() -> None:
     assert openai_fields <= known(DecisionsBody)
 
 
-@pytest.mark.parametrize("schema", [ChatBody, CompletionBody, DecisionsBody])
+VLLM_AUDIO = """
+    hotwords stream stream_include_usage stream_continuous_usage_stats vllm_xargs to_language use_beam_search n
+    length_penalty include_stop_str_in_output top_p top_k min_p seed frequency_penalty repetition_penalty penalty_decay
+    presence_penalty max_completion_tokens language
+"""
+
+
+def test_no_field_of_a_recording_is_missing() -> None:
+    vllm = set(VLLM_AUDIO.split())
+    openai_fields = set(transcription_params.TranscriptionCreateParamsBase.__annotations__)
+    assert openai_fields | vllm <= known(TranscriptionBody)
+    assert set(translation_params.TranslationCreateParams.__annotations__) | vllm <= known(TranslationBody)
+
+
+@pytest.mark.parametrize("schema", [ChatBody, CompletionBody, DecisionsBody, TranscriptionBody, TranslationBody])
 def test_each_field_has_one_fate(schema: type[RequestBody]) -> None:
     assert not schema.bookkeeping & set(schema.refused)
     assert not (schema.bookkeeping | set(schema.refused)) & set(schema.model_fields)
