@@ -13,6 +13,7 @@ from deployments.engine.protocol import Engine, EngineRequest
 from deployments.inbox import Inbox, merge_deltas
 from deployments.messages import (
     Accepted,
+    ChatPrompt,
     Delta,
     EngineEvent,
     Event,
@@ -61,6 +62,7 @@ class Generation:
         self._running: set[int] = set()
         self._requests: list[EngineRequest] = []
         self._completion_tokens = 0
+        self._reasoning_tokens = 0
         self._started = started
         self._first_token = 0.0
         self._cached: dict[int, int] = {}
@@ -68,6 +70,10 @@ class Generation:
     def requests_for(self, prompt: EncodedPrompt, max_tokens: int) -> list[EngineRequest]:
         """The engine requests that answer one prompt; their order over all prompts is that of the choices."""
         first = len(self._requests)
+        markers = self.call.reasoning
+        asked = self.call.prompts[first // self._per_prompt]
+        continued = isinstance(asked, ChatPrompt) and asked.continue_final_message
+        opened = markers is not None and markers.opened_by(prompt.text, continued=continued)
         for j in range(self._per_prompt):
             self._requests.append(
                 EngineRequest(
@@ -77,6 +83,8 @@ class Generation:
                     model_inputs=prompt.encoded.model_inputs,
                     salt=prompt.encoded.salt,
                     prompt_text=prompt.text,
+                    reasoning=markers,
+                    reasoning_opened=opened,
                 )
             )
         return self._requests[first:]
@@ -114,6 +122,7 @@ class Generation:
             usage=Usage(
                 prompt_tokens=prompt_tokens,
                 completion_tokens=self._completion_tokens,
+                reasoning_tokens=self._reasoning_tokens,
                 cached_tokens=cached,
                 timings=self._timings(),
             )
@@ -163,6 +172,7 @@ class Generation:
         if not self._first_token and event.token_ids:
             self._first_token = time.monotonic()
         self._completion_tokens += len(event.token_ids)
+        self._reasoning_tokens += event.reasoning_tokens
         self._cached[choice] = max(self._cached.get(choice, 0), event.cached_tokens)
         if event.finish_reason is not None:
             self._running.discard(choice)

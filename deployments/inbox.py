@@ -75,4 +75,5 @@ def merge_deltas(choice: int, deltas: Sequence[Delta]) -> Delta:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         cached_tokens=max(delta.cached_tokens for delta in deltas),
+        reasoning_tokens=sum(delta.reasoning_tokens for delta in deltas),
     )

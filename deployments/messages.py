@@ -121,6 +121,25 @@ class ChatPrompt:
 Prompt = TextPrompt | TokensPrompt | ChatPrompt
 
 
+@dataclass(frozen=True, slots=True)
+class ReasoningMarkers:
+    """How a model marks its reasoning, which stands at the beginning of a text."""
+
+    opening: str
+    closing: str
+
+    def opened_by(self, prompt: str | None, *, continued: bool) -> bool:
+        """Whether a prompt leaves the reasoning open.
+
+        Args:
+            continued: the prompt ends within a message.
+        """
+        if prompt is None:
+            return False
+        ends = prompt.rstrip().endswith(self.opening)
+        return ends or (continued and prompt.rfind(self.opening) > prompt.rfind(self.closing))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateCall:
     """One request for text: every prompt answered `n` times.
@@ -132,6 +151,7 @@ class GenerateCall:
         model: a configured id, aliases resolved.
         best_of: generate so many per prompt and keep the `n` likeliest.
         echo: begin each choice's text with its prompt.
+        reasoning: how the model marks its reasoning, whose tokens are counted apart and in which no stop string counts.
         affinity: conversations with the same key go to the same replica where possible.
         stream: deltas are wanted as they come; off, each choice may come as one delta at the end.
     """
@@ -143,6 +163,7 @@ class GenerateCall:
     n: int = 1
     best_of: int | None = None
     echo: bool = False
+    reasoning: ReasoningMarkers | None = None
     affinity: str | None = None
     stream: bool = False
 
@@ -251,6 +272,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,13 +340,15 @@ class Timings:
 class Usage:
     """Token counts of a whole request.
 
-    `cached_tokens` are the prompt tokens whose computation was reused, `audio_tokens` those that stand for sound.
+    `cached_tokens` are the prompt tokens whose computation was reused, `audio_tokens` those that stand for sound;
+    `reasoning_tokens` are a part of the completion's.
     """
 
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
     audio_tokens: int = 0
+    reasoning_tokens: int = 0
     timings: Timings | None = None
 
     @property

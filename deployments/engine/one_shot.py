@@ -79,7 +79,9 @@ class OneShotEngine:
             request = dataclasses.replace(
                 request, sampling=dataclasses.replace(request.sampling, max_tokens=max(1, left))
             )
-        output = ChoiceOutput(self._vocabulary, request.sampling)
+        output = ChoiceOutput(
+            self._vocabulary, request.sampling, reasoning=request.reasoning, opened=request.reasoning_opened
+        )
         job = Job(request=request, emit=emit, output=output, on_token=self._count)
         grammar = self._runner.grammar(job)
         with self._changed:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deployments.messages import EngineEvent, SamplingParams
+from deployments.messages import EngineEvent, ReasoningMarkers, SamplingParams
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,8 @@ class EngineRequest:
             features, token types …), batch dimension 1, passed to the prefill forward or to `generate`.
         salt: a digest of `model_inputs`, so that prompts with different images never share a prefix.
         prompt_text: the rendered prompt, for engines that take text.
+        reasoning: how the model marks its reasoning; stop strings count behind it only.
+        reasoning_opened: the prompt has opened it.
         processors: transformers `LogitsProcessor`s of this request, called before the loader's with int64 [1, length]
             and float32 [1, vocab].
     """
@@ -40,6 +42,8 @@ class EngineRequest:
     model_inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
     salt: str = ""
     prompt_text: str | None = None
+    reasoning: ReasoningMarkers | None = None
+    reasoning_opened: bool = False
     processors: Sequence[Any] = ()
 
 

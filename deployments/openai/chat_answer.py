@@ -42,6 +42,20 @@ class ChatPlan:
     reading: Reading
     affinity: str
 
+    def call(self, request_id: str, card: ModelCard, *, n: int = 1, stream: bool = False) -> GenerateCall:
+        """What the model is asked."""
+        apart = self.reading.template is None and self.sampling.grammar is None
+        return GenerateCall(
+            request_id=request_id,
+            model=card.id,
+            prompts=(self.prompt,),
+            sampling=self.sampling,
+            n=n,
+            reasoning=self.reading.reasoning if apart else None,
+            affinity=self.affinity,
+            stream=stream,
+        )
+
     def writer(self, accepted: Accepted) -> MessageWriter:
         """What makes a message of one choice's text."""
         continued = self.prompt.continue_final_message
@@ -81,15 +95,7 @@ class ChatAnswer:
         self._id = f"chatcmpl-{uuid4().hex}"
         self._model = body.model or card.id
         self._opening = _final_text(plan.prompt) if body.echo and body.continue_final_message else ""
-        self.call = GenerateCall(
-            request_id=self._id,
-            model=card.id,
-            prompts=(plan.prompt,),
-            sampling=plan.sampling,
-            n=body.n,
-            affinity=plan.affinity,
-            stream=body.stream,
-        )
+        self.call = plan.call(self._id, card, n=body.n, stream=body.stream)
 
     async def completion(self) -> bytes:
         """The whole answer."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.messages import FinishReason
+from deployments.messages import FinishReason, ReasoningMarkers
 from deployments.openai.chat_schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
 from deployments.openai.parsing.calls import CallSplitter
 from deployments.openai.parsing.families import Family
@@ -35,7 +35,7 @@ class Reading:
     tools: ToolSet | None = None
     family: Family | None = None
     template: Mapping[str, Any] | None = None
-    reasoning: tuple[str, str] | None = None
+    reasoning: ReasoningMarkers | None = None
     include_reasoning: bool = True
 
     def splitter(self, prompt: str | None, *, continued: bool) -> Splitter:
@@ -55,14 +55,8 @@ class Reading:
             calls = CallSplitter(self.family, self.tools.schemas)
         if self.reasoning is None or forced:
             return calls
-        return ReasoningSplitter(self.reasoning, opened=_opened(prompt, self.reasoning, continued), then=calls)
-
-
-def _opened(prompt: str | None, markers: tuple[str, str], continued: bool) -> bool:
-    """Whether a prompt leaves the reasoning open."""
-    if prompt is None:
-        return False
-    return prompt.rstrip().endswith(markers[0]) or (continued and prompt.rfind(markers[0]) > prompt.rfind(markers[1]))
+        opened = self.reasoning.opened_by(prompt, continued=continued)
+        return ReasoningSplitter(self.reasoning, opened=opened, then=calls)
 
 
 class MessageWriter:

@@ -10,7 +10,7 @@ from uuid import uuid4
 from fastapi import Response
 
 from deployments.errors import TroupeError
-from deployments.messages import Accepted, Delta, Finished, GenerateCall, ModelCard, Usage
+from deployments.messages import Accepted, Delta, Finished, ModelCard, Usage
 from deployments.openai.answer import Chunks, json_answer, sse_answer, to_json
 from deployments.openai.chat import chat_plan
 from deployments.openai.chat_answer import ChatPlan, chat_events
@@ -55,14 +55,7 @@ class ResponseAnswer:
         self._id = f"resp_{uuid4().hex}"
         self._model = body.model or card.id
         self._stream = ItemStream()
-        self.call = GenerateCall(
-            request_id=self._id,
-            model=card.id,
-            prompts=(plan.prompt,),
-            sampling=plan.sampling,
-            affinity=plan.affinity,
-            stream=body.stream,
-        )
+        self.call = plan.call(self._id, card, stream=body.stream)
 
     async def response(self) -> bytes:
         """The whole answer."""
@@ -165,6 +158,6 @@ def usage_of(usage: Usage) -> ResponseUsage:
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.total_tokens,
     }

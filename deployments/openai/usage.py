@@ -13,11 +13,16 @@ class PromptDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionDetails(TypedDict):
+    reasoning_tokens: int
+
+
 class UsageObject(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: NotRequired[CompletionDetails]
     time_to_first_token: NotRequired[float]
     total_time: NotRequired[float]
     tokens_per_second: NotRequired[float]
@@ -30,6 +35,8 @@ def usage_object(usage: Usage) -> UsageObject:
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens:
+        shape["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     if usage.timings is not None:
         shape["time_to_first_token"] = usage.timings.time_to_first_token
         shape["total_time"] = usage.timings.total_time
@@ -44,6 +51,7 @@ class RunningUsage:
         self._prompt = 0
         self._completion = 0
         self._cached = 0
+        self._reasoning = 0
 
     def accept(self, accepted: Accepted) -> None:
         self._prompt = sum(len(ids) for ids in accepted.prompt_token_ids)
@@ -51,7 +59,13 @@ class RunningUsage:
     def add(self, delta: Delta) -> None:
         self._completion += len(delta.token_ids)
         self._cached = max(self._cached, delta.cached_tokens)
+        self._reasoning += delta.reasoning_tokens
 
     @property
     def so_far(self) -> Usage:
-        return Usage(prompt_tokens=self._prompt, completion_tokens=self._completion, cached_tokens=self._cached)
+        return Usage(
+            prompt_tokens=self._prompt,
+            completion_tokens=self._completion,
+            cached_tokens=self._cached,
+            reasoning_tokens=self._reasoning,
+        )

@@ -115,7 +115,7 @@ class CTranslate2Engine:
         lengths = self._backend.length_class(len(request.input_ids), in_step)
         decoded = params if params.grammar is None else SamplingParams()
         settings = Settings.of(decoded, self._vocabulary.eos_ids, self._backend.target_size, lengths)
-        output = ChoiceOutput(self._vocabulary, params)
+        output = ChoiceOutput(self._vocabulary, params, reasoning=request.reasoning, opened=request.reasoning_opened)
         job = Job(request=request, emit=emit, output=output, on_token=self._count)
         with self._changed:
             if self._closing:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy.typing as npt
 
 from deployments.engine.logprobs import TokenScore
-from deployments.engine.output import ChoiceOutput, StopStrings
+from deployments.engine.output import ChoiceOutput, ReasoningText, StopStrings
+from deployments.engine.protocol import EngineRequest
 from deployments.engine.sampling import Sampled
 from deployments.messages import Delta, FinishReason, SamplingParams
 from model_loaders.triton.reply import Reply
@@ -76,12 +77,16 @@ class TokenAnswer:
 class TextAnswer:
     """Responses with text: stop strings are cut off, tokens are counted at the end."""
 
-    def __init__(self, reply: Reply, params: SamplingParams, words: Words, prompt: str, *, accumulated: bool) -> None:
+    def __init__(
+        self, reply: Reply, request: EngineRequest, params: SamplingParams, words: Words, *, accumulated: bool
+    ) -> None:
         self._reply = reply
+        markers = request.reasoning
+        self._reasoning = None if markers is None else ReasoningText(markers, opened=request.reasoning_opened)
         self._words = words
         self._stops = StopStrings(params.stop, include=params.include_stop_str_in_output)
         self._min_tokens = params.min_tokens
-        self._prompt = prompt
+        self._prompt = request.prompt_text or ""
         self._accumulated = accumulated
         self._text = ""
         self._counted: int | None = None
@@ -98,16 +103,18 @@ class TextAnswer:
         if self._accumulated:
             piece = piece[len(self._text) :]
         self._text += piece
+        thought, piece = ("", piece) if self._reasoning is None else self._reasoning.split(piece)
         text, stop = self._stops.feed(piece, self._min_tokens == 0 or len(self._tokens()) >= self._min_tokens)
         if stop is not None:
-            self._end(text, "stop", stop)
-        elif text:
-            self._reply.give(Delta(text=text))
+            self._end(thought + text, "stop", stop)
+        elif thought or text:
+            self._reply.give(Delta(text=thought + text))
 
     def finish(self, length: int) -> None:
         """The server has ended the text."""
         count = len(self._tokens()) if self._counted is None else self._counted
-        self._end(self._stops.flush(), "length" if count >= length else "stop")
+        held = "" if self._reasoning is None else "".join(self._reasoning.split("", last=True))
+        self._end(held + self._stops.flush(), "length" if count >= length else "stop")
 
     def _tokens(self) -> list[int]:
         return self._words.ids(self._text)

@@ -161,6 +161,7 @@ class TritonEngine:
     ) -> TokenAnswer | TextAnswer:
         repeated = self._accumulated
         if interface.text:
-            return TextAnswer(reply, params, self._words, request.prompt_text or "", accumulated=repeated)
-        output, scored = ChoiceOutput(self._vocabulary, params), params.logprobs is not None
+            return TextAnswer(reply, request, params, self._words, accumulated=repeated)
+        output = ChoiceOutput(self._vocabulary, params, reasoning=request.reasoning, opened=request.reasoning_opened)
+        scored = params.logprobs is not None
         return TokenAnswer(reply, output, request.input_ids, accumulated=repeated, scored=scored)

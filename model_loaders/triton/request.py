@@ -84,7 +84,9 @@ def tensors(
     for name, value in _sampling(params).items():
         if (tensor := interface.first(*_NAMES[name])) is not None:
             given[tensor] = [value]
-    given.update(_ends(params, interface, words))
+    # The server would stop within the reasoning too.
+    ends = params if request.reasoning is None else replace(params, stop=())
+    given.update(_ends(ends, interface, words))
     if (bad := interface.first(*_NAMES["bad_words"])) is not None and any(params.bad_words):
         given[bad] = _bad_words(params.bad_words, interface, words)
     for name in ("streaming", "stream"):

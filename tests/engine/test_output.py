@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from deployments.engine.logprobs import TokenScore
 from deployments.engine.output import ChoiceOutput, StopStrings
 from deployments.engine.sampling import Sampled
-from deployments.messages import Delta, SamplingParams
+from deployments.messages import Delta, ReasoningMarkers, SamplingParams
 from tests.engine.test_vocabulary import BYTES, SENTENCEPIECE
 
 EOS, IM_END = 257, 260
@@ -18,9 +18,14 @@ def ids(text: str) -> list[int]:
     return BYTES.hooks.encode(text).input_ids
 
 
-def run(tokens: list[int], **kwargs: Any) -> list[Delta]:
+THINK = ReasoningMarkers("<think>", "</think>")
+
+
+def run(
+    tokens: list[int], *, reasoning: ReasoningMarkers | None = None, opened: bool = False, **kwargs: Any
+) -> list[Delta]:
     """The deltas of a choice that is given these tokens until it ends; `length` where they run out."""
-    output = ChoiceOutput(BYTES, SamplingParams(**kwargs))
+    output = ChoiceOutput(BYTES, SamplingParams(**kwargs), reasoning=reasoning, opened=opened)
     deltas = []
     for token_id in tokens:
         delta = output.push(Sampled(token_id))
@@ -208,3 +213,38 @@ def test_the_stream_joined_is_the_whole_up_to_the_stop(data: st.DataObject) -> N
         assert whole.startswith(text(deltas))
         assert deltas[-1].stop_reason in stops
     assert sum(d.finish_reason is not None for d in deltas) == 1
+
+
+def reasoned(deltas: list[Delta]) -> int:
+    return sum(delta.reasoning_tokens for delta in deltas)
+
+
+def test_stop_strings_count_behind_the_reasoning_only() -> None:
+    whole = "<think>a stop b</think>yes stop no"
+    deltas = run(ids(whole), stop=("stop",), reasoning=THINK)
+    assert text(deltas) == "<think>a stop b</think>yes "
+    assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", "stop")
+    assert reasoned(deltas) == len("<think>a stop b</think>")
+    opened = run(ids("a stop b</think>yes stop no"), stop=("stop",), reasoning=THINK, opened=True)
+    assert text(opened) == "a stop b</think>yes "
+    assert reasoned(opened) == len("a stop b</think>")
+
+
+def test_a_text_without_reasoning_is_an_answer() -> None:
+    for answer in ("a stop b", "<th stop", " <thin", "<"):
+        deltas = run(ids(answer), stop=("stop",), reasoning=THINK)
+        assert text(deltas) == answer.partition("stop")[0]
+        assert reasoned(deltas) == 0
+
+
+def test_reasoning_that_does_not_end_is_all_there_is() -> None:
+    deltas = run(ids("<think>on and </thi"), reasoning=THINK, stop=("on",))
+    assert text(deltas) == "<think>on and </thi"
+    assert (deltas[-1].finish_reason, reasoned(deltas)) == ("length", len("<think>on and </thi"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(["<think>", "</think>", "<", "th", " ", "stop", "x"]), max_size=12), st.booleans())
+def test_no_text_is_lost_around_reasoning(pieces: list[str], opened: bool) -> None:
+    whole = "".join(pieces)
+    assert text(run(ids(whole), reasoning=THINK, opened=opened)) == whole

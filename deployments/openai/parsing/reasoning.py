@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from deployments.messages import ReasoningMarkers
 from deployments.openai.parsing.parts import Part, Plain, Reasoning, Splitter, held_back
 
-# How families mark their reasoning: opening and closing marker.
+# How families mark their reasoning.
 MARKERS = {
-    "think": ("<think>", "</think>"),
-    "mistral": ("[THINK]", "[/THINK]"),
-    "thought": ("<thought>", "</thought>"),
-    "reasoning": ("<reasoning>", "</reasoning>"),
-    "seed": ("<seed:think>", "</seed:think>"),
+    "think": ReasoningMarkers("<think>", "</think>"),
+    "mistral": ReasoningMarkers("[THINK]", "[/THINK]"),
+    "thought": ReasoningMarkers("<thought>", "</thought>"),
+    "reasoning": ReasoningMarkers("<reasoning>", "</reasoning>"),
+    "seed": ReasoningMarkers("<seed:think>", "</seed:think>"),
 }
 
 
@@ -18,13 +19,12 @@ class ReasoningSplitter:
     """Reasoning at the beginning of a text, between two markers; the rest goes on to `then`.
 
     Args:
-        markers: the opening and the closing one.
         opened: the prompt ends with the opening marker, so that the text begins with reasoning.
         then: splits the text after the reasoning.
     """
 
-    def __init__(self, markers: tuple[str, str], *, opened: bool, then: Splitter | None = None) -> None:
-        self._open, self._close = markers
+    def __init__(self, markers: ReasoningMarkers, *, opened: bool, then: Splitter | None = None) -> None:
+        self._open, self._close = markers.opening, markers.closing
         self._then: Splitter = then or Plain()
         self._reasoning: bool | None = True if opened else None
         self._begun = False
