@@ -169,7 +169,7 @@ class RowEngine:
                 device=self._forward.device,
                 processors=request.processors,
             ),
-            output=ChoiceOutput(vocabulary, params),
+            output=ChoiceOutput(vocabulary, params, reasoning=request.reasoning, opened=request.reasoning_opened),
             ids=ids,
             prompt_length=len(ids),
             salt=request.salt,
