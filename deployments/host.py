@@ -230,7 +230,15 @@ class ModelHost:
     async def _prompts(self, model: LoadedModel, call: GenerateCall) -> list[EncodedPrompt]:
         model.check_text()
         _refuse_unsupported(call.sampling, model)
-        return await model.encode(call.prompts)
+        prompts = await model.encode(call.prompts)
+        if call.truncate_prompt is None:
+            return prompts
+        most = call.truncate_prompt
+        if most < 0:
+            most = max(
+                1, model.engine.max_model_len - (1 if call.sampling.max_tokens is None else call.sampling.max_tokens)
+            )
+        return [await _truncated(model, prompt, most) for prompt in prompts]
 
     @asynccontextmanager
     async def _traced(self, model: LoadedModel) -> AsyncIterator[None]:
@@ -336,6 +344,25 @@ class ModelHost:
             worker.stop()
             del close
             _free_memory()
+
+
+async def _truncated(model: LoadedModel, prompt: EncodedPrompt, most: int) -> EncodedPrompt:
+    """A prompt's last tokens.
+
+    Raises:
+        UnsupportedParameter: the tokens stand for images or the like, which have no part that could be left out.
+    """
+    ids = prompt.encoded.input_ids
+    if len(ids) <= most:
+        return prompt
+    if prompt.encoded.model_inputs:
+        raise UnsupportedParameter(
+            "Only a prompt of nothing but text can be truncated; leave 'truncate_prompt_tokens' out.",
+            param="truncate_prompt_tokens",
+        )
+    kept = ids[-most:]
+    text = None if prompt.text is None else await model.decode(kept)
+    return EncodedPrompt(text=text, encoded=replace(prompt.encoded, input_ids=kept))
 
 
 def _budget(call: GenerateCall, prompt: EncodedPrompt, limit: int) -> int:

@@ -151,6 +151,7 @@ class GenerateCall:
         model: a configured id, aliases resolved.
         best_of: generate so many per prompt and keep the `n` likeliest.
         echo: begin each choice's text with its prompt.
+        truncate_prompt: keep so many tokens at the end of each prompt; -1 as many as fit; None all of them.
         reasoning: how the model marks its reasoning, whose tokens are counted apart and in which no stop string counts.
         affinity: conversations with the same key go to the same replica where possible.
         stream: deltas are wanted as they come; off, each choice may come as one delta at the end.
@@ -163,6 +164,7 @@ class GenerateCall:
     n: int = 1
     best_of: int | None = None
     echo: bool = False
+    truncate_prompt: int | None = None
     reasoning: ReasoningMarkers | None = None
     affinity: str | None = None
     stream: bool = False

@@ -62,7 +62,8 @@ def check_request(request: EngineRequest, *, max_model_len: int, supports: froze
             f"Token id {wrong[0]} does not exist; this model has ids 0 to {(vocab or 1) - 1}.", param="prompt"
         )
     params = request.sampling
-    for name, ids in (("logit_bias", params.logit_bias), ("allowed_token_ids", params.allowed_token_ids or ())):
+    for name in ("logit_bias", "allowed_token_ids", "logprob_token_ids"):
+        ids = getattr(params, name) or ()
         beyond = [i for i in ids if vocab is not None and not 0 <= i < vocab]
         if beyond:
             raise BadRequest(

@@ -42,7 +42,7 @@ class ChatPlan:
     reading: Reading
     affinity: str
 
-    def call(self, request_id: str, card: ModelCard, *, n: int = 1, stream: bool = False) -> GenerateCall:
+    def call(self, request_id: str, card: ModelCard, body: ChatBody, *, n: int = 1, stream: bool) -> GenerateCall:
         """What the model is asked."""
         apart = self.reading.template is None and self.sampling.grammar is None
         return GenerateCall(
@@ -51,6 +51,7 @@ class ChatPlan:
             prompts=(self.prompt,),
             sampling=self.sampling,
             n=n,
+            truncate_prompt=body.truncate_prompt_tokens,
             reasoning=self.reading.reasoning if apart else None,
             affinity=self.affinity,
             stream=stream,
@@ -95,7 +96,7 @@ class ChatAnswer:
         self._id = f"chatcmpl-{uuid4().hex}"
         self._model = body.model or card.id
         self._opening = _final_text(plan.prompt) if body.echo and body.continue_final_message else ""
-        self.call = plan.call(self._id, card, n=body.n, stream=body.stream)
+        self.call = plan.call(self._id, card, body, n=body.n, stream=body.stream)
 
     async def completion(self) -> bytes:
         """The whole answer."""

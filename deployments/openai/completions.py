@@ -102,6 +102,7 @@ class CompletionAnswer:
             n=body.n,
             best_of=best_of,
             echo=body.echo,
+            truncate_prompt=body.truncate_prompt_tokens,
             affinity=exchange.affinity(body),
             stream=body.stream,
         )

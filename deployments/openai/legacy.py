@@ -211,6 +211,7 @@ async def generate(exchange: Exchange) -> Response:
         model=card.id,
         prompts=prompts,
         sampling=_sampling(exchange, body),
+        truncate_prompt=body.truncate_prompt_tokens,
         affinity=exchange.affinity(body),
         stream=body.stream,
     )

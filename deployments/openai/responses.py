@@ -55,7 +55,7 @@ class ResponseAnswer:
         self._id = f"resp_{uuid4().hex}"
         self._model = body.model or card.id
         self._stream = ItemStream()
-        self.call = plan.call(self._id, card, stream=body.stream)
+        self.call = plan.call(self._id, card, chat, stream=body.stream)
 
     async def response(self) -> bytes:
         """The whole answer."""

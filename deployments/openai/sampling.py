@@ -56,9 +56,7 @@ class GenerationBody(RequestBody):
         "length_penalty": (1, 1.0),
         "early_stopping": (False,),
         "spaces_between_special_tokens": (True,),
-        "truncate_prompt_tokens": (),
-        "truncation_side": (),
-        "logprob_token_ids": (),
+        "truncation_side": ("left",),
         "watermarking": (False,),
         "priority": (0,),
         "cache_salt": (),
@@ -99,6 +97,12 @@ class GenerationBody(RequestBody):
     num_beams: Annotated[Whole, Field(ge=1, le=64)] = 1
     skip_special_tokens: bool = True
     prompt_logprobs: Count | None = None
+    logprob_token_ids: list[TokenId] = Field(
+        default_factory=list, max_length=_MAX_STRINGS, description="Alternatives to report in place of the likeliest."
+    )
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
+        default=None, description="Keep so many of the prompt's last tokens; -1 as many as fit. Never done unasked."
+    )
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     stream: bool = False
@@ -142,6 +146,12 @@ class GenerationBody(RequestBody):
             BadRequest: more alternatives are asked for than the server reports.
         """
         check_logprobs("prompt_logprobs", self.prompt_logprobs, options)
+        if self.logprob_token_ids and logprobs is None and self.prompt_logprobs is None:
+            raise BadRequest("Invalid 'logprob_token_ids': it needs logprobs.", param="logprob_token_ids")
+        if self.truncate_prompt_tokens == 0:
+            raise BadRequest(
+                "Invalid 'truncate_prompt_tokens': nothing would be left; got 0.", param="truncate_prompt_tokens"
+            )
         if max_tokens is not None and self.min_tokens > max_tokens:
             raise BadRequest(
                 f"Invalid 'min_tokens': {self.min_tokens} is more than max_tokens, {max_tokens}.", param="min_tokens"
@@ -166,6 +176,7 @@ class GenerationBody(RequestBody):
             ignore_eos=self.ignore_eos,
             seed=self.seed,
             logprobs=logprobs,
+            logprob_token_ids=tuple(self.logprob_token_ids),
             prompt_logprobs=self.prompt_logprobs,
             skip_special_tokens=self.skip_special_tokens,
             grammar=self.grammar(),

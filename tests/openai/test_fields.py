@@ -245,3 +245,35 @@ def test_the_affinity_of_a_conversation() -> None:
     assert conversation_key("m", first) != conversation_key("n", first)
     assert conversation_key("m", first, "me") == conversation_key("m", later, "me")
     assert conversation_key("m", first, "me") != conversation_key("m", first, "you")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_named_alternatives(server: Server, path: str) -> None:
+    logprobs = {"logprobs": True} if "chat" in path else {"logprobs": 0}
+    asked = sampled(server, path, logprob_token_ids=[97, 98], **logprobs)
+    assert (asked.logprobs, asked.logprob_token_ids) == (0, (97, 98))
+    alone = post(server, path, logprob_token_ids=[97])
+    assert (alone.status_code, alone.json()["error"]["param"]) == (400, "logprob_token_ids")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_truncated_prompt(server: Server, path: str) -> None:
+    whole = post(server, path, return_token_ids=True).json()
+    cut = post(server, path, return_token_ids=True, truncate_prompt_tokens=5).json()
+    assert cut["usage"]["prompt_tokens"] == 5
+    ids = [each.get("prompt_token_ids") or each["choices"][0]["prompt_token_ids"] for each in (whole, cut)]
+    assert ids[1] == ids[0][-5:]
+    for enough in (-1, 1900):
+        assert post(server, path, truncate_prompt_tokens=enough).json()["usage"] == whole["usage"]
+    nothing = post(server, path, truncate_prompt_tokens=0)
+    assert (nothing.status_code, nothing.json()["error"]["param"]) == (400, "truncate_prompt_tokens")
+
+
+def test_a_prompt_truncated_to_the_context(server: Server) -> None:
+    body = {"model": "org/scripted", "prompt": "x" * 3000, "max_tokens": 100}
+    url = f"{server.url}/v1/completions"
+    assert requests.post(url, json=body, timeout=10).status_code == 400
+    answer = requests.post(url, json={**body, "truncate_prompt_tokens": -1}, timeout=10).json()
+    assert answer["usage"]["prompt_tokens"] == 1900
+    echoed = requests.post(url, json={**body, "truncate_prompt_tokens": 7, "echo": True, "max_tokens": 0}, timeout=10)
+    assert echoed.json()["choices"][0]["text"] == "x" * 7
