@@ -131,7 +131,8 @@ async def _reading(exchange: Exchange, card: ModelCard, tools: ToolSet | None, i
     )
     described = response_template.NAME in (options.tool_parser, options.reasoning_parser)
     if tools is None and not described:
-        return reading
+        harmony = FAMILIES["harmony"] if options.reasoning_parser == "harmony" else None
+        return replace(reading, family=harmony)
     info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
     if tools is not None:
         _check_template(card, info.get("chat_template"))
@@ -140,7 +141,10 @@ async def _reading(exchange: Exchange, card: ModelCard, tools: ToolSet | None, i
             raise ModelError(f"Model {card.id!r} is to be read by a response_template, but its tokenizer has none.")
         await asyncio.to_thread(response_template.importable)
         return replace(reading, template=info["response_template"])
-    return replace(reading, family=FAMILIES[options.tool_parser or family_of(info.get("chat_template"))])
+    family = options.tool_parser or family_of(info.get("chat_template"))
+    if "harmony" in (family, options.reasoning_parser):
+        return replace(reading, family=FAMILIES["harmony"], reasoning=MARKERS["harmony"])
+    return replace(reading, family=FAMILIES[family])
 
 
 def _check_template(card: ModelCard, template: object) -> None:

@@ -12,6 +12,7 @@ from deployments.messages import FinishReason, ReasoningMarkers
 from deployments.openai.chat_schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
 from deployments.openai.parsing.calls import CallSplitter
 from deployments.openai.parsing.families import Family
+from deployments.openai.parsing.harmony import HarmonySplitter
 from deployments.openai.parsing.parts import Call, Content, Part, Plain, Reasoning, Splitter
 from deployments.openai.parsing.reasoning import ReasoningSplitter
 from deployments.openai.parsing.response_template import TemplateSplitter
@@ -51,6 +52,8 @@ class Reading:
             calls = ForcedCalls(self.tools)
         elif self.template is not None:
             return TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
+        elif self.family is not None and self.family.harmony:
+            return HarmonySplitter()
         elif self.tools is not None and self.family is not None:
             calls = CallSplitter(self.family, self.tools.schemas)
         if self.reasoning is None or forced:

@@ -253,6 +253,19 @@ def test_a_family_whose_markers_are_special(thinker: Server) -> None:
     assert engine.seen[-1].sampling.skip_special_tokens is False
 
 
+def test_harmony(serve: Serve) -> None:
+    """gpt-oss: thoughts, calls and the answer are channels."""
+    served = serve([{"id": "org/scripted", "loader": SCRIPTED, "api": {"reasoning_parser": "harmony"}}]).client()
+    thought = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+    message = ask(served, f"{thought}<|channel|>final<|message|>yes", tools=None).choices[0].message
+    assert (message.reasoning_content, message.content) == ("hm", "yes")
+    called = f'{thought}<|channel|>commentary to=functions.bash <|constrain|>json<|message|>{{"command": "ls"}}'
+    choice = ask(served, called).choices[0]
+    assert (choice.message.reasoning_content, choice.finish_reason) == ("hm", "tool_calls")
+    assert choice.message.tool_calls[0].function.arguments == '{"command": "ls"}'
+    assert streamed(served, called)[1][0]["name"] == "bash"
+
+
 def test_a_tokenizers_own_description_is_followed(serve: Serve) -> None:
     described = serve([{"id": "org/scripted", "loader": "tests.openai.scripted:with_response_template"}]).client()
     choice = ask(described, 'So.<call>{"name": "bash", "arguments": {"command": "ls"}}</call>').choices[0]

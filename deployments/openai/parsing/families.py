@@ -25,6 +25,7 @@ class Family:
         read: the calls in a body; None where it holds none, so that the text stays content.
         whole: a character that begins an answer which is nothing but calls.
         special: the markers are special tokens, so the text is needed with them.
+        harmony: the text is in channels, reasoning too; `HarmonySplitter` reads it.
         short_ids: the family's template insists on ids of nine letters and digits.
     """
 
@@ -33,6 +34,7 @@ class Family:
     end: str | None = None
     whole: str = ""
     special: bool = False
+    harmony: bool = False
     short_ids: bool = False
 
 
@@ -52,7 +54,7 @@ def _json_call(entry: Any) -> Call | None:
     name = entry.get("name", entry.get("function"))
     arguments = entry.get("arguments", entry.get("parameters", {}))
     if isinstance(arguments, str):
-        arguments = _loads(arguments)
+        arguments = loads(arguments)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
     return Call(name, _dumps(arguments))
@@ -65,7 +67,7 @@ def _tagged(body: str, schemas: Schemas) -> list[Call] | None:
         return _function_tags(body, schemas)
     if "<arg_key>" in body:
         return _argument_tags(body, schemas)
-    return json_calls(_loads(body))
+    return json_calls(loads(body))
 
 
 _FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
@@ -98,7 +100,7 @@ def typed(text: str, name: str, key: str, schemas: Schemas) -> Any:
     declared = schema.get("type") if isinstance(schema, Mapping) else None
     if declared == "string":
         return text
-    value = _loads(text.strip())
+    value = loads(text.strip())
     if value is None and text.strip() in ("None", "null"):
         return None
     if value is None and text.strip() in ("True", "False"):
@@ -157,7 +159,7 @@ def _deepseek(body: str, schemas: Schemas) -> list[Call] | None:
         if name == "function":
             name, _, text = text.partition("\n")
         fenced = _FENCE.match(text.strip())
-        arguments = _loads(fenced[1] if fenced else text)
+        arguments = loads(fenced[1] if fenced else text)
         if not isinstance(arguments, dict):
             return None
         calls.append(Call(name.strip(), _dumps(arguments)))
@@ -168,7 +170,7 @@ def _kimi(body: str, schemas: Schemas) -> list[Call] | None:
     calls: list[Call] = []
     for piece in body.split("<|tool_call_begin|>")[1:]:
         head, separator, tail = piece.partition("<|tool_call_end|>")[0].partition("<|tool_call_argument_begin|>")
-        arguments = _loads(tail.strip())
+        arguments = loads(tail.strip())
         if not separator or not isinstance(arguments, dict):
             return None
         calls.append(
@@ -196,7 +198,7 @@ def _python_call(node: ast.expr) -> Call:
 
 
 def _plain_json(body: str, schemas: Schemas) -> list[Call] | None:
-    return json_calls(_loads(body.strip()))
+    return json_calls(loads(body.strip()))
 
 
 FAMILIES = {
@@ -212,11 +214,13 @@ FAMILIES = {
     "internlm": Family(starts=("<|action_start|><|plugin|>",), end="<|action_end|>", read=_plain_json, special=True),
     "pythonic": Family(starts=("<|python_start|>",), whole="[", read=_pythonic),
     "olmo3": Family(starts=("<function_calls>",), end="</function_calls>", read=_pythonic),
+    "harmony": Family(read=_plain_json, special=True, harmony=True),
     "json": Family(whole="{[", starts=("```json",), end="```", read=_several_json),
 }
 
 # What a chat template says of its model's family, the surest signs first.
 _SIGNS = (
+    ("<|channel|>", "harmony"),
     ("[TOOL_CALLS]", "mistral"),
     ("<｜tool▁calls▁begin｜>", "deepseek"),
     ("<|tool_calls_section_begin|>", "kimi"),
@@ -236,7 +240,7 @@ def family_of(chat_template: str | None) -> str:
     return next((name for sign, name in _SIGNS if sign in (chat_template or "")), "hermes")
 
 
-def _loads(text: str) -> Any:
+def loads(text: str) -> Any:
     """The JSON value of a text; None where it is not JSON."""
     try:
         return json.loads(text)

@@ -11,6 +11,7 @@ MARKERS = {
     "mistral": ReasoningMarkers("[THINK]", "[/THINK]"),
     "thought": ReasoningMarkers("<thought>", "</thought>"),
     "reasoning": ReasoningMarkers("<reasoning>", "</reasoning>"),
+    "harmony": ReasoningMarkers("<|channel|>analysis<|message|>", "<|end|>"),
     "seed": ReasoningMarkers("<seed:think>", "</seed:think>"),
 }
 

@@ -1,0 +1,97 @@
+"""The harmony format of gpt-oss: messages with a channel each, in which the model thinks, calls and answers.
+
+    <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…
+    … <|start|>assistant<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{…}
+
+The format is OpenAI's: https://github.com/openai/harmony/blob/main/docs/format.md. The tokens that end a turn
+(`<|return|>`, `<|call|>`) end the text, so they are seldom part of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from deployments.openai.parsing.families import json_calls, loads
+from deployments.openai.parsing.parts import Content, Part, Reasoning, find_first, held_back
+
+_MESSAGE = "<|message|>"
+_ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
+_OPENINGS = ("<|channel|>", "<|start|>", "<|constrain|>", "to=")
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+_RECIPIENT = re.compile(r"to=([^\s<]+)")
+
+_Kind = Literal["header", "reasoning", "content", "call"]
+
+
+class HarmonySplitter:
+    """Splits by channel: `analysis` is reasoning, a message to a function is a call, the rest is content.
+
+    Headers are markup and are dropped; of a message to a function that is no JSON object the text stays content.
+    """
+
+    def __init__(self) -> None:
+        self._kind: _Kind | None = None
+        self._name = ""
+        self._buffer = ""
+
+    def feed(self, text: str) -> list[Part]:
+        self._buffer += text
+        parts: list[Part] = []
+        if self._kind is None and not self._decide():
+            return parts
+        while self._in_header() if self._kind == "header" else self._in_body(parts):
+            pass
+        return parts
+
+    def finish(self) -> list[Part]:
+        kind, body = self._kind, self._buffer
+        self._buffer = ""
+        if kind == "header":
+            return []
+        return self._whole(kind, body)
+
+    def _decide(self) -> bool:
+        """See whether the text begins with a header: what the prompt has begun already goes on without one."""
+        begun = self._buffer.lstrip()
+        if any(begun.startswith(opening) for opening in _OPENINGS):
+            self._kind = "header"
+        elif not any(opening.startswith(begun) for opening in _OPENINGS):
+            self._kind = "content"
+        return self._kind is not None
+
+    def _in_header(self) -> bool:
+        header, marker, body = self._buffer.partition(_MESSAGE)
+        if not marker:
+            return False
+        recipient, channel = _RECIPIENT.search(header), _CHANNEL.search(header)
+        self._buffer, self._name = body, recipient[1] if recipient else ""
+        if self._name.startswith("functions."):
+            self._kind = "call"
+        else:
+            self._kind = "reasoning" if channel is not None and channel[1] == "analysis" else "content"
+        return True
+
+    def _in_body(self, parts: list[Part]) -> bool:
+        """Give out what is certain; whether a message has ended."""
+        found = find_first(self._buffer, _ENDS)
+        if found is not None:
+            place, marker = found
+            parts += self._whole(self._kind, self._buffer[:place])
+            self._kind, self._buffer = "header", self._buffer[place + len(marker) :]
+            return True
+        if self._kind != "call":
+            size = len(self._buffer) - held_back(self._buffer, _ENDS)
+            parts += self._whole(self._kind, self._buffer[:size])
+            self._buffer = self._buffer[size:]
+        return False
+
+    def _whole(self, kind: _Kind | None, body: str) -> list[Part]:
+        if kind == "call":
+            arguments = loads(body)
+            calls = json_calls({"name": self._name.removeprefix("functions."), "arguments": arguments})
+            if calls and isinstance(arguments, dict):
+                return [*calls]
+        if not body:
+            return []
+        return [Reasoning(body) if kind == "reasoning" else Content(body)]
