@@ -9,6 +9,7 @@ import pytest
 
 from deployments.check_loader import check
 from deployments.errors import ModelLoadFailed
+from tests.whisper import save_whisper
 
 LOADER = """
 from tests.tiny import byte_tokenizer, llama
@@ -55,3 +56,13 @@ def test_a_model_without_a_template_is_shown_as_one(loader: str, capsys: pytest.
 def test_what_is_wrong_is_told(loader: str) -> None:
     with pytest.raises(ModelLoadFailed, match="ValueError: torn"):
         run(f"{loader}:broken")
+
+
+def test_a_whisper_writes_down_a_tone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_whisper(tmp_path / "w", seed=5)
+    work = check("model_loaders.auto:load_model", {"model_name": str(folder)}, message="", max_tokens=4, device="cpu")
+    asyncio.run(work)
+    said = capsys.readouterr().out
+    assert "speech    windows of 30 s; de, en, ms, zh" in said
+    assert "hear      2 s of a tone, taken for" in said
+    assert "4 tokens in" in said
