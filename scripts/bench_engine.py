@@ -330,7 +330,8 @@ def proof(model: Any, own: Any, arguments: argparse.Namespace, _: float) -> list
         if number % 4 == 0:
             ids = shared[rng.randrange(4)] + ids[:40]
         sampling = {"logprobs": 0, "seed": number, "temperature": float(number % 2)}
-        asked.append((ids, rng.randrange(1, 33), sampling))
+        # A step begins one prompt: texts this long let 32 rows come together.
+        asked.append((ids, rng.randrange(33, 49), sampling))
     alone = Engine(own, arguments, max_rows=32, deterministic=True, prefix_cache=False)
     together = Engine(own, arguments, max_rows=32, deterministic=True)
     start = time.perf_counter()

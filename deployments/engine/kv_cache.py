@@ -83,6 +83,12 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
             layer.add_column()  # type: ignore[attr-defined]
         self.added([length + 1 for length in self.lengths])
 
+    def trim(self, cuts: Sequence[int]) -> None:
+        """Take back so many of each row's last tokens; of layers that keep all columns."""
+        self.added([length - cut for length, cut in zip(self.lengths, cuts, strict=True)])
+        for layer in self.held:
+            layer.trim(self.lengths, cuts)  # type: ignore[attr-defined]
+
     def append(self, other: RowsCache, index: int, cut: int = 0) -> None:
         """Copy row `index` of `other`, without its last `cut` tokens, below the last row."""
         length = other.lengths[index]

@@ -132,6 +132,18 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         self.start = self.end - self._kept(self.width)
         self._show(self.start)
 
+    def trim(self, lengths: Sequence[int], cuts: Sequence[int]) -> None:
+        """Forget the last columns of each row, which leaves it so many tokens; all rows end in one column again."""
+        self.end -= min(cuts)
+        for index, (length, cut) in enumerate(zip(lengths, cuts, strict=True)):
+            if by := cut - min(cuts):
+                for buffer in self.buffers:
+                    kept = buffer[index, :, self.end - by - length : self.end - by].clone()
+                    buffer[index, :, self.end - length : self.end] = kept
+        self.width = max(lengths)
+        self.start = self.end - self.width
+        self._show(self.start)
+
     def append(self, other: KeyValueRows, index: int, length: int, cut: int, width: int) -> None:
         if not other.is_initialized:
             return

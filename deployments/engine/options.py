@@ -20,6 +20,8 @@ class EngineOptions:
         prefix_cache_gib: share of the budget the prefix store may keep; None is half.
         prefill_chunk: prompt tokens computed between two steps of the running rows.
         deterministic: a row's bits never depend on its neighbours; slower.
+        prompt_lookup: tokens guessed at a time from what a row has said before, while at most four rows run; for models
+            whose layers all have full attention. No text changes by it. 0 guesses none.
         torch_compile: a torch.compile mode for the decode steps of rows; models with layers of other kinds than full
             attention, one_shot and deterministic mode run uncompiled, rows with a warning at load.
         cuda_graphs: capture the decode steps of rows on a GPU, where the model allows it.
@@ -38,6 +40,7 @@ class EngineOptions:
     prefix_cache_gib: float | None = None
     prefill_chunk: int = 512
     deterministic: bool = False
+    prompt_lookup: int = 0
     torch_compile: str | None = None
     cuda_graphs: bool = True
     static_cache: bool = False

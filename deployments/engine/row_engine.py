@@ -24,6 +24,7 @@ from deployments.engine.output import ChoiceOutput
 from deployments.engine.packed_linear import PackedLinears
 from deployments.engine.prefill import Prefiller
 from deployments.engine.prefix_store import PrefixStore
+from deployments.engine.prompt_lookup import prompt_lookup
 from deployments.engine.protocol import Emit, EngineRequest, EngineStats
 from deployments.engine.rows import Row
 from deployments.engine.scoring import PromptScorer
@@ -269,4 +270,7 @@ def _step_loop(
     )
     store = PrefixStore(min(share, budget) if keeps else 0)
     decode = None if fixed is None else fixed.decode
-    return StepLoop(forward, prefiller, store, capabilities.row_bytes, limits, decode)
+    lookup = prompt_lookup(
+        forward, options.prompt_lookup, chunks=capabilities.chunks, deterministic=deterministic is not None
+    )
+    return StepLoop(forward, prefiller, store, capabilities.row_bytes, limits, decode, lookup)

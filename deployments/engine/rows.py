@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deployments.engine.forward import NO_OFFSET, Offset
+from deployments.engine.guesser import Guesser
 from deployments.engine.kv_cache import AnyRowsCache
 from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Emit, EngineRequest
@@ -28,6 +29,7 @@ class Row:
         alone: to be computed by itself, after a forward that it may have broken.
         attempts: forwards of this row that failed.
         order: its place in the queue at arrival.
+        guesser: guesses its next tokens, where that was tried.
     """
 
     request: EngineRequest
@@ -44,6 +46,7 @@ class Row:
     alone: bool = False
     attempts: int = 0
     order: int = 0
+    guesser: Guesser | None = None
 
     @property
     def final_length(self) -> int:

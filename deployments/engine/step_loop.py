@@ -18,6 +18,7 @@ from deployments.engine.forward import Decode, Forward
 from deployments.engine.memory import RowBytes, is_out_of_memory
 from deployments.engine.prefill import Prefill, Prefiller, Source
 from deployments.engine.prefix_store import PrefixStore
+from deployments.engine.prompt_lookup import PromptLookup
 from deployments.engine.protocol import EngineStats
 from deployments.engine.reuse import Reuse
 from deployments.engine.rows import Batch, Row
@@ -41,6 +42,7 @@ class StepLoop:
         row_bytes: what a row costs.
         limits: what the rows may use.
         decode: computes a decode step in the place of `forward.decode`.
+        lookup: guesses tokens.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class StepLoop:
         row_bytes: RowBytes,
         limits: Limits,
         decode: Decode | None = None,
+        lookup: PromptLookup | None = None,
     ) -> None:
         self.forward = forward
         self.decode: Decode = forward.decode if decode is None else decode
+        self.lookup = lookup
         self.prefiller = prefiller
         self.store = store
         self.limits = limits
@@ -226,7 +230,7 @@ class StepLoop:
             self._count_prompt(row)
         self._keep_prompts(batch, logits)
         self.batches.add(batch)
-        self._sample(batch, logits)
+        self._sample(batch, logits[:, None])
 
     def _count_prompt(self, row: Row) -> None:
         if len(row.ids) == row.prompt_length:
@@ -245,31 +249,59 @@ class StepLoop:
     # Decode.
 
     def _decode(self, batch: Batch) -> None:
+        guesses = None if self.lookup is None else self.lookup.guesses(batch)
         try:
-            logits = self.decode([row.ids[-1] for row in batch.rows], [row.offset for row in batch.rows], batch.cache)
+            if self.lookup is None or guesses is None:
+                logits = self.decode(
+                    [row.ids[-1] for row in batch.rows], [row.offset for row in batch.rows], batch.cache
+                )[:, None]
+            else:
+                logits = self.lookup.forward(batch, guesses)
         except Exception as error:
             self._recover(batch, error)
             return
         for row in batch.rows:
             row.alone = False
-        self._sample(batch, logits)
+        self._sample(batch, logits, guesses)
 
-    def _sample(self, batch: Batch, logits: Tensor) -> None:
-        """Choose every row's next token, tell its client, and let finished rows leave."""
+    def _sample(self, batch: Batch, logits: Tensor, guesses: Sequence[Sequence[int]] | None = None) -> None:
+        """Choose every row's next token and those after guesses that were right; let finished rows leave.
+
+        Args:
+            logits: [rows, 1 + guesses, vocab].
+            guesses: the tokens behind each row's last one, if there were any in the forward.
+        """
         rows = list(batch.rows)
-        for row, sampled in zip(rows, self._sampled(rows, logits), strict=True):
-            if sampled.error is not None:
-                self._emit(row, Failed(sampled.error))
-                self._leave(row, blank=True)
-                continue
-            if row.request.sampling.max_tokens == 0:
-                self._emit(row, row.output.finish("length"))
-                self._leave(row, keep=True)
-                continue
-            self._counts["generated_tokens"] += 1
-            row.ids.append(sampled.token_id)
-            if not self._push(row, sampled):
-                self._leave(row, keep=True)
+        active, right, leaving = list(range(len(rows))), [0] * len(rows), {}
+        for place in range(logits.shape[1]):
+            here = logits[:, place] if len(active) == len(rows) else logits[active, place]
+            going_on = []
+            for i, sampled in zip(active, self._sampled([rows[i] for i in active], here), strict=True):
+                if (how := self._take(rows[i], sampled)) is not None:
+                    leaving[i] = how
+                elif guesses is not None and guesses[i][place : place + 1] == [sampled.token_id]:
+                    going_on.append(i)
+            active = going_on
+            for i in active:
+                right[i] += 1
+            if not active:
+                break
+        if self.lookup is not None and guesses is not None:
+            self.lookup.settle(batch, guesses, right)
+        for i, how in leaving.items():
+            self._leave(rows[i], **how)
+
+    def _take(self, row: Row, sampled: Sampled) -> dict[str, bool] | None:
+        """Give a token to the row; how it leaves, if it does."""
+        if sampled.error is not None:
+            self._emit(row, Failed(sampled.error))
+            return {"blank": True}
+        if row.request.sampling.max_tokens == 0:
+            self._emit(row, row.output.finish("length"))
+            return {"keep": True}
+        self._counts["generated_tokens"] += 1
+        row.ids.append(sampled.token_id)
+        return None if self._push(row, sampled) else {"keep": True}
 
     def _sampled(self, rows: Sequence[Row], logits: Tensor) -> list[Sampled]:
         samplers = [row.sampler for row in rows]

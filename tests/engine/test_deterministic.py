@@ -79,22 +79,22 @@ def built(make: Callable[[], Any], dtype: torch.dtype) -> Any:
 Request = tuple[list[int], int, dict[str, Any]]
 
 
-def requests(count: int, longest: int = 150) -> list[Request]:
+def requests(count: int, tokens: tuple[int, int] = (1, 14)) -> list[Request]:
     """Prompts of all lengths, some that begin alike, greedy and drawn."""
     chance = random.Random(7)
     shared = [prompt(seed, 90) for seed in (1, 2)]
     asked: list[Request] = []
     for number in range(count):
-        ids = prompt(100 + number, chance.randrange(1, longest))
+        ids = prompt(100 + number, chance.randrange(1, 150))
         if number % 3 == 0:
             ids = shared[number % 2] + ids[:20]
         sampling = {"temperature": 0.8 if number % 2 else 0.0, "seed": number, "logprobs": 2}
-        asked.append((ids, chance.randrange(1, 14), sampling))
+        asked.append((ids, chance.randrange(*tokens), sampling))
     return asked
 
 
 def outcome(answer: Answer) -> tuple[list[int], list[float]]:
-    entries = [entry for delta in answer.wait().deltas for entry in delta.logprobs or ()]
+    entries = [entry for delta in answer.wait(600).deltas for entry in delta.logprobs or ()]
     return answer.token_ids, [p for entry in entries for p in (entry.logprob, *(c.logprob for c in entry.top))]
 
 
@@ -125,7 +125,8 @@ def test_bits_do_not_depend_on_neighbours(make: Callable[[], Any], dtype: torch.
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_thousand_requests_at_32_rows(dtype: torch.dtype) -> None:
-    asked = requests(1000)
+    # A step begins one prompt: texts this long let 32 rows come together.
+    asked = requests(1000, tokens=(34, 44))
     single = row_engine(built(large, dtype), deterministic=True, max_rows=32, prefill_chunk=64, prefix_cache=False)
     expected = alone(single, asked)
     single.close()
