@@ -123,7 +123,7 @@ def crashes(device: str) -> dict[str, Any]:
 
 def model(name: str, log: Path | str | None = None, **fields: Any) -> dict[str, Any]:
     """The configuration of a paced model; `pace`, `seconds` and `tag` go to the loader, the rest to the entry."""
-    kwargs = {key: fields.pop(key) for key in ("pace", "seconds", "tag") if key in fields}
+    kwargs: dict[str, Any] = {key: fields.pop(key) for key in ("pace", "seconds", "tag") if key in fields}
     kwargs |= {"name": name, "log": None if log is None else str(log)}
     return {"id": name, "loader": "tests.faults.paced:load_model", "kwargs": kwargs, **fields}
 
