@@ -67,8 +67,12 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
 
     def choose(self, replicas: list[RunningReplica], model: str, session: str) -> list[RunningReplica]:
         """The replicas that may get a request; the least busy of them will."""
-        warm = [r for r in replicas if self._has(r, model)]
-        cold = [r for r in replicas if r not in warm]
+        warm: list[RunningReplica] = []
+        cold: list[RunningReplica] = []
+        plans = self._plans(model)
+        for replica in replicas:
+            has_it = model in replica.multiplexed_model_ids or replica.replica_id in plans
+            (warm if has_it else cold).append(replica)
         if not warm:
             free = [r for r in cold if self._models_on(r) < self._max_models]
             home = _home(model, free or [r for r in cold if not self._load(r)] or cold)
@@ -131,9 +135,6 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         idlest = min(self._load(r) for r in warm)
         load = self._load(own)
         return [own] if load < self._full_at or load <= idlest + self._slack else warm
-
-    def _has(self, replica: RunningReplica, model: str) -> bool:
-        return model in replica.multiplexed_model_ids or replica.replica_id in self._plans(model)
 
     def _models_on(self, replica: RunningReplica) -> int:
         planned = {model for model in list(self._planned) if replica.replica_id in self._plans(model)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -167,6 +168,21 @@ def test_a_conversation_moves_only_when_its_replica_is_gone() -> None:
     left = replicas[1:]
     moved = [s for s in sessions if send(router, left, "a", s).replica_id != before[s]]
     assert all(before[s] == replicas[0].replica_id for s in moved)
+
+
+def test_a_choice_costs_in_proportion_to_the_replicas() -> None:
+    def seconds(count: int) -> float:
+        router, replicas = fleet(count, full_at=100)
+        for replica in replicas:
+            replica.multiplexed_model_ids.add("a")
+        times = []
+        for i in range(9):
+            began = time.process_time()
+            router.choose(replicas, "a", f"talk {i}")  # type: ignore[arg-type]
+            times.append(time.process_time() - began)
+        return min(times)
+
+    assert seconds(2000) < 40 * seconds(200)
 
 
 def test_plans_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
