@@ -39,11 +39,7 @@ def chat(task: Task, answered: bool = False) -> str:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tasks over local JSON data: multiple choice, rolling likelihood (some of several windows), generation.
-
-    The texts are near what the model knows: lm_eval's own backend adds log-likelihoods in float32, and of a sum beyond
-    -1000 that leaves an error of 1e-4.
-    """
+    """Tasks over local JSON data: multiple choice, rolling likelihood (some of several windows), generation."""
     folder = tmp_path_factory.mktemp("tasks")
     asked = make_tasks(16, 5, ("add", "lookup", "unicode", "reverse"))
     rests = [task.answer[1:] for task in asked]  # lm_eval counts white space before a choice as part of it
@@ -106,9 +102,11 @@ def reference(python: Path, tasks: Path) -> Samples:
 
 
 def hugging_face(tasks: Path, names: str, more: str = "") -> str:
+    """The command for lm_eval's own backend in float32; it adds log-likelihoods in the dtype of its softmax, and in
+    float32 that alone is an error of 1e-4 in a sum beyond -1000."""
     return (
         f"lm_eval run --model hf --device cpu --batch_size 1 --log_samples --output_path results {more} "
-        f"--model_args pretrained={WEIGHTS},dtype=float32,max_length={WINDOW} "
+        f"--model_args pretrained={WEIGHTS},dtype=float32,softmax_dtype=float64,max_length={WINDOW} "
         f"--include_path {shlex.quote(str(tasks))} --tasks {names}"
     )
 
@@ -134,7 +132,7 @@ def completions(url: str, tasks: Path, tokenizer: str, batch_size: int = 1, conc
     changes = {
         "--batch_size 4": f"--batch_size {batch_size}",
         "num_concurrent=8": f"num_concurrent={concurrent}",
-        "max_length=1025": f"max_length={WINDOW + 1}",
+        "max_length=1026": f"max_length={WINDOW + 2}",
         REMOTE: tokenizer,
     }
     return documented(0, url, tasks, changes)
