@@ -52,6 +52,16 @@ def test_a_prompt_of_one_token_has_no_scores() -> None:
     assert scorer.scores().scores == (None,)
 
 
+def test_named_tokens_in_place_of_the_likeliest() -> None:
+    scorer = PromptScorer(BYTES, IDS, 0, (7, 8))
+    scorer.feed(logits(), 0)
+    expected = logits().log_softmax(-1)
+    for position, score in enumerate(scorer.scores().scores[1:]):
+        assert score is not None
+        found = {candidate.token_id: candidate.logprob for candidate in score.top}
+        assert found == pytest.approx({i: expected[position, i].item() for i in (7, 8)}, abs=1e-5)
+
+
 def test_half_precision_is_scored_in_float32() -> None:
     half = logits().bfloat16()
     targets = torch.tensor(IDS)
