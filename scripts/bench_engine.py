@@ -350,6 +350,33 @@ def proof(model: Any, own: Any, arguments: argparse.Namespace, _: float) -> list
     return [{"requests": count, "differ": differ, "reused": reused}]
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """The figures as the tables of docs/performance.md."""
+    facts = results["facts"]
+    lines = [", ".join(f"{key} {facts[key]}" for key in ("dtype", "device", "threads", "torch", "transformers")), ""]
+    if results.get("speed"):
+        lines += [
+            "| prompts | tokens/s | step, ms | roofline | against the bare loop | generate | CB | deterministic costs |"
+        ]
+        lines += ["|---" * 8 + "|"]
+    for row in results.get("speed", ()):
+        times = [row["times"].get(name) for name in ("loop", "generate", "cb", "deterministic")]
+        cells = [f"{row['rows']} x {row['prompt']}", f"{row['tokens_per_s']:.0f}", f"{row['step_ms']:.1f}"]
+        cells += [f"{100 * row['roofline']:.0f} %", *("" if value is None else f"{value:.2f}" for value in times)]
+        lines.append(f"| {' | '.join(cells)} |")
+    if results.get("conversations"):
+        lines += ["", "| turns | off, s | on, s | off / on | prompt tokens computed |", "|---" * 5 + "|"]
+    for row in results.get("conversations", ()):
+        cells = [str(row["turns"]), *(f"{row[name]:.1f}" for name in ("off", "on")), f"{row['times']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {100 * row['computed']:.1f} % |")
+    if results.get("gap"):
+        lines += ["", "| prefill_chunk | step, ms | gap, ms | longest, ms | first token, s |", "|---" * 5 + "|"]
+    for row in results.get("gap", ()):
+        cells = [str(row["chunk"]), *(f"{1e3 * row[name]:.1f}" for name in ("step", "gap", "longest"))]
+        lines.append(f"| {' | '.join(cells)} | {row['first_token']:.2f} |")
+    return "\n".join(lines)
+
+
 PARTS = {"speed": speed, "gap": gap, "conversations": conversations, "proof": proof}
 
 
@@ -378,7 +405,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sizes = ("FIRST", "OBSERVED", "ANSWER", "AGENTS")
     parser.add_argument("--conversation", nargs=4, type=int, default=(400, 80, 24, 8), metavar=sizes)
     parser.add_argument("--requests", type=int, default=1000, help="requests of `proof`")
-    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--json", type=Path, help="write all figures here, and print the tables of the docs")
     return parser.parse_args(argv)
 
 
@@ -415,6 +442,7 @@ def main() -> None:
     results["facts"]["load_after"] = os.getloadavg()[0]
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"\n{markdown(results)}")
 
 
 if __name__ == "__main__":
