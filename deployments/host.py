@@ -20,7 +20,7 @@ import torch
 
 from deployments.client import Embeddings, Rendered
 from deployments.config import AppArgs, ModelEntry, unknown_model
-from deployments.engine.admission import request_field
+from deployments.engine.admission import request_field, vocab_size
 from deployments.engine.protocol import EngineRequest
 from deployments.errors import (
     BadRequest,
@@ -203,6 +203,12 @@ class ModelHost:
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         async with self.leases.lease(self.resolve(model).id) as loaded:
+            known = max(vocab_size(loaded.info.model) or 0, _tokens(loaded.info.tokenizer))
+            beyond = [i for i in token_ids if 0 < known <= i]
+            if beyond:
+                raise BadRequest(
+                    f"Token id {beyond[0]} does not exist; this model has ids 0 to {known - 1}.", param="tokens"
+                )
             return await loaded.decode(token_ids)
 
     async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
@@ -380,6 +386,14 @@ def _budget(call: GenerateCall, prompt: EncodedPrompt, limit: int) -> int:
         raise ContextOverflow(limit, length, param=call.prompt_param)
     left = limit - length
     return left if asked is None else min(asked, left)
+
+
+def _tokens(tokenizer: Any) -> int:
+    """How many tokens a tokenizer has; 0 if it does not tell."""
+    try:
+        return len(tokenizer)
+    except TypeError:
+        return 0
 
 
 _DEFAULTS = SamplingParams()

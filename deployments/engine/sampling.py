@@ -234,6 +234,11 @@ def _dead_end(peak: float, params: SamplingParams) -> TroupeError:
             f"No token is left to choose: {' and '.join(names) or 'the model'} excludes all of them.",
             param=names[0] if names else None,
         )
+    if params.repetition_penalty != 1:
+        return BadRequest(
+            f"Invalid 'repetition_penalty': {params.repetition_penalty:g} makes logits infinite; take one nearer to 1.",
+            param="repetition_penalty",
+        )
     return ModelError("A logits processor or bias made the logits NaN or infinite.")
 
 

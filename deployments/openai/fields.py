@@ -98,6 +98,8 @@ def _bad_field(error: ValidationError) -> BadRequest:
 def _dotted(location: tuple[int | str, ...]) -> str:
     path = ""
     for step in location:
+        if step == "[key]":  # pydantic's name for a key itself, after the key
+            continue
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
     return path
 

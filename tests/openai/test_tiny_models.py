@@ -145,6 +145,8 @@ def test_tools_need_a_template_that_knows_them(client: OpenAI) -> None:
         ({"extra_body": {"num_beams": 3}}, "num_beams"),
         ({"extra_body": {"generate_kwargs": {"penalty_alpha": 0.6}}}, "generate_kwargs"),
         ({"logit_bias": {"5": 1, "261": 1}}, "logit_bias"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+        ({"extra_body": {"repetition_penalty": 1e-300}}, "repetition_penalty"),
         ({"extra_body": {"allowed_token_ids": [97, 261]}}, "allowed_token_ids"),
         ({"extra_body": {"allowed_token_ids": [257], "min_tokens": 2}}, "allowed_token_ids"),
     ],
@@ -259,3 +261,10 @@ def test_score_mistakes(tiny: Server, body: dict[str, Any], param: str) -> None:
     response = post(tiny, "/v1/score", **body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+def test_ids_that_are_no_tokens_have_no_text(tiny: Server) -> None:
+    url, ids = f"{tiny.url}/v1/detokenize", byte_tokenizer().encode("ab", add_special_tokens=False)
+    assert requests.post(url, json={"model": "plain", "tokens": ids}, timeout=20).json() == {"prompt": "ab"}
+    answer = requests.post(url, json={"model": "plain", "tokens": [*ids, 261]}, timeout=20)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tokens")
