@@ -37,7 +37,8 @@ async def busiest(url: str) -> dict[str, Any]:
     return max(found, key=lambda replica: sum(m["rows"] for m in replica["models"]))
 
 
-def test_a_killed_replica_ends_its_streams_with_an_error_and_no_others(url: str, say: Say) -> None:
+@pytest.mark.parametrize("in_time", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_killed_replica_ends_its_streams_with_an_error_and_no_others(url: str, in_time: bool, say: Say) -> None:
     async def main() -> None:
         await until(lambda: healthy(url), 120)
         started = [asyncio.Event() for _ in range(8)]
@@ -62,12 +63,13 @@ def test_a_killed_replica_ends_its_streams_with_an_error_and_no_others(url: str,
             assert reply.text == "".join(f"{name} {i} " for i in range(TOKENS))
         reply = await first_new
         assert reply.text == "new 0 new 1 "
+        ended = max(reply.ended for reply in broken) - killed
         say(
-            f"{len(broken)} streams ended with an SSE error and [DONE], {len(whole)} in full, 0 hung; "
-            f"a new request was served after {reply.seconds:.2f} s"
+            f"{len(broken)} streams ended with an SSE error and [DONE] after {ended:.2f} s at most, {len(whole)} in "
+            f"full, 0 hung; a new request was served after {reply.seconds:.2f} s"
         )
-        assert reply.seconds < 15
-        assert time.monotonic() - killed < 30
+        assert ended < (2 if in_time else 20)
+        assert reply.seconds < (5 if in_time else 60)
 
     asyncio.run(main())
 

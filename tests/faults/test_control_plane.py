@@ -1,0 +1,102 @@
+"""The ingress, the proxy or the controller is killed: what its clients see, and how soon all is well again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+import ray
+
+from tests.faults.clients import KEY, Reply, ask, replicas, until
+from tests.faults.conftest import Say
+from tests.faults.paced import model
+from tests.faults.processes import CONTROLLER, INGRESS, PROXY, kill, pids
+from tests.serving import serving
+
+TOKENS = 200
+WHOLE = "".join(f"s {i} " for i in range(TOKENS))
+
+
+@pytest.fixture(scope="module")
+def url(cluster: str) -> Any:
+    with serving(cluster, {"models": [model("a", pace=0.02, preload=True)], "api": {"api_keys": [KEY]}}) as address:
+        yield address
+
+
+async def streaming(url: str, count: int) -> list[asyncio.Task[Reply]]:
+    """So many streams of four seconds, each past its first token."""
+    started = [asyncio.Event() for _ in range(count)]
+    streams = [
+        asyncio.create_task(ask(url, "a", "s", stream=True, max_tokens=TOKENS, on_first=event)) for event in started
+    ]
+    await asyncio.wait_for(asyncio.gather(*(event.wait() for event in started)), 60)
+    return streams
+
+
+async def served_again(url: str) -> float:
+    """Seconds until a request is answered in full."""
+    began = time.monotonic()
+    while time.monotonic() - began < 60:
+        try:
+            if (await asyncio.wait_for(ask(url, "a", "new", max_tokens=2), 30)).text == "new 0 new 1 ":
+                break
+        except (OSError, ValueError, LookupError, TimeoutError):
+            await asyncio.sleep(0.05)
+    return time.monotonic() - began
+
+
+def controller() -> int | None:
+    """Its process; None while there is none."""
+    try:
+        return pids(CONTROLLER)[0]
+    except (LookupError, ray.exceptions.RayError, ValueError):
+        return None
+
+
+def idle(url: str) -> bool:
+    try:
+        return all(m["in_use"] == 0 for replica in replicas(url) for m in replica["models"])
+    except (OSError, ValueError, LookupError):
+        return False
+
+
+@pytest.mark.parametrize("kind", [INGRESS, PROXY])
+def test_a_killed_process_before_the_replicas_cuts_its_streams_and_is_replaced(url: str, kind: str, say: Say) -> None:
+    async def main() -> None:
+        streams = await streaming(url, 4)
+        await asyncio.to_thread(kill, kind)
+        killed = time.monotonic()
+        replies = await asyncio.wait_for(asyncio.gather(*streams), 30)
+        assert not any(reply.complete for reply in replies)
+        again = await served_again(url)
+        free = await until(lambda: idle(url), 30)
+        say(
+            f"4 streams cut after {max(r.ended for r in replies) - killed:.2f} s at most, 0 hung; "
+            f"a new request served after {again:.2f} s; no row left {free:.2f} s later"
+        )
+        assert again < 60
+        assert free < 30
+
+    asyncio.run(main())
+
+
+def test_nobody_notices_that_the_controller_was_killed(url: str, say: Say) -> None:
+    async def main() -> None:
+        streams = await streaming(url, 4)
+        before = await asyncio.to_thread(kill, CONTROLLER)
+        began = time.monotonic()
+        waits = []
+        while not all(stream.done() for stream in streams):
+            reply = await ask(url, "a", "new", max_tokens=2)
+            assert reply.text == "new 0 new 1 "
+            waits.append(reply.seconds)
+        assert {stream.result().text for stream in streams} == {WHOLE}
+        back = await until(lambda: controller() not in (None, before), 60)
+        say(
+            f"4 of 4 streams whole, {len(waits)} new requests in {time.monotonic() - began:.1f} s, the slowest "
+            f"{max(waits):.2f} s; the controller is back after {back:.2f} s"
+        )
+
+    asyncio.run(main())
