@@ -25,7 +25,7 @@ from tests.whisper import RATE, Samples, as_file, recording, save_whisper
 pytestmark = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 
 SHORT, LONG = recording(7, seed=1), recording(65, seed=2)
-FILE = {"short": as_file(SHORT), "long": as_file(LONG)}
+FILE = {"short": as_file(SHORT), "middle": as_file(LONG[: 35 * RATE]), "long": as_file(LONG)}
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_words_are_those_of_transformers(client: OpenAI, reference: Reference) -
 
 
 def test_subtitles(client: OpenAI) -> None:
-    segments = transcribe(client, FILE["long"], response_format="verbose_json").segments
+    segments = transcribe(client, FILE["middle"], response_format="verbose_json").segments
 
     def clock(seconds: float, point: str) -> str:
         whole, milli = divmod(round(seconds * 1000), 1000)
@@ -223,10 +223,10 @@ def test_subtitles(client: OpenAI) -> None:
         text = " ".join(segment.text.split())
         return f"{clock(segment.start, point)} --> {clock(segment.end, point)}\n{text}\n\n"
 
-    assert transcribe(client, FILE["long"], response_format="srt") == "".join(
+    assert transcribe(client, FILE["middle"], response_format="srt") == "".join(
         f"{number}\n{block(segment, ',')}" for number, segment in enumerate(segments, 1)
     )
-    assert transcribe(client, FILE["long"], response_format="vtt") == "WEBVTT\n\n" + "".join(
+    assert transcribe(client, FILE["middle"], response_format="vtt") == "WEBVTT\n\n" + "".join(
         block(segment, ".") for segment in segments
     )
 
@@ -238,7 +238,7 @@ def test_the_types_of_texts(whisper: Server) -> None:
     assert post(whisper, response_format="text", language="de").text == post(whisper, language="de").json()["text"]
 
 
-@pytest.mark.parametrize("length", ["short", "long"])
+@pytest.mark.parametrize("length", ["short", "middle"])
 @pytest.mark.parametrize("wanted", ["json", "text", "srt", "vtt", "verbose_json"])
 def test_a_stream_has_the_same_text(client: OpenAI, length: str, wanted: str) -> None:
     whole = transcribe(client, FILE[length], response_format=wanted)
@@ -249,9 +249,10 @@ def test_a_stream_has_the_same_text(client: OpenAI, length: str, wanted: str) ->
     done = events[-1]
     assert (done.type, done.text) == ("transcript.text.done", text)
     assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens
-    assert done.usage.input_token_details.audio_tokens >= (350 if length == "short" else 3000)
-    if length == "long":
-        assert len(events) > 3
+    # What a window leaves to the next one is heard twice.
+    assert done.usage.input_token_details.audio_tokens in ([350] if length == "short" else range(1750, 1850))
+    if length == "middle":
+        assert len(events) > 2
     if wanted == "verbose_json":
         assert [segment["text"] for segment in done.segments] == [segment.text for segment in whole.segments]
 
