@@ -17,7 +17,7 @@ BASH = {
         "description": "Execute a bash command",
         "parameters": {
             "type": "object",
-            "properties": {"command": {"type": "string", "description": "The bash command to execute"}},
+            "properties": {"command": {"type": "string", "minLength": 5, "maxLength": 20}},
             "required": ["command"],
         },
     },

@@ -44,7 +44,7 @@ def test_questions(folder_model: str, folder: Path) -> None:
         (choice,) = sample["output"]["choices"]
         assert choice["stop_reason"] == "stop"
         assert all(len(entry["top_logprobs"]) == 3 for entry in choice["logprobs"]["content"])
-        assert sample["output"]["usage"]["output_tokens"] == len(choice["logprobs"]["content"]) + 1  # and the end
+        assert sample["output"]["usage"]["output_tokens"] == len(choice["logprobs"]["content"])
 
 
 def test_tools_that_must_be_called(folder_model: str, folder: Path) -> None:

@@ -11,6 +11,12 @@ from tests.clients.conftest import client_python, run_script, run_shell
 from tests.clients.page import block
 
 
+@pytest.fixture(autouse=True)
+def local_prices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """litellm reads its list of prices from the network otherwise."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+
 @pytest.mark.parametrize("provider", ["openai", "hosted_vllm"])
 def test_the_agent_loop(folder_model: str, tmp_path: Path, provider: str) -> None:
     changes = {
@@ -26,14 +32,17 @@ def test_the_agent_loop(folder_model: str, tmp_path: Path, provider: str) -> Non
 
 
 def test_streams_and_error_classes(folder_model: str) -> None:
-    arguments = {"url": folder_model, "model": "agent"}
-    results = run_script(client_python("litellm"), "litellm_run.py", arguments)
+    given = {"url": folder_model, "model": "agent"}
+    results = run_script(client_python("litellm"), "litellm_run.py", given)
     for provider in ("openai", "hosted_vllm"):
         whole, streamed = results[provider]["texts"]
         assert whole == streamed
         assert whole
         whole, streamed = results[provider]["calls"]
         assert whole == streamed
+        ((name, arguments),) = whole
+        assert name == "bash"
+        assert len(arguments["command"]) >= 5
         assert results[provider]["free"] in ("stop", "length", "tool_calls")
     assert results["overflow"] == "ContextWindowExceededError"
     assert results["bad"] == "BadRequestError"
