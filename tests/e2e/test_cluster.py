@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +132,9 @@ def test_two_nodes_and_the_loss_of_one(tmp_path: Path, say: Say) -> None:  # noq
     file = tmp_path / "config.yaml"
     port = write_config(file, OpenAIIngress={"ray_actor_options": first}, ModelReplica=second)
     head = ["--head", f"--port={address.partition(':')[2]}", f"--ray-client-server-port={free_port()}", "--num-cpus=2"]
+    # Not in Ray's own folder, where it would be the cluster that every later Ray of this machine joins.
+    home = tempfile.mkdtemp(prefix="tr", dir="/tmp")
+    head += [f"--temp-dir={home}"]
     head += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", '--resources={"first": 4}', "--num-gpus=0"]
 
     async def main(url: str, other: subprocess.Popen[bytes]) -> None:
@@ -158,6 +163,7 @@ def test_two_nodes_and_the_loss_of_one(tmp_path: Path, say: Say) -> None:  # noq
         served(file, port, tmp_path / "log", RAY_ADDRESS=address) as url,
     ):
         asyncio.run(main(url, other))
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def descends(pid: int, ancestor: int) -> bool:
