@@ -95,7 +95,7 @@ def exchanges(event: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def as_we_read_it(spec: dict[str, Any]) -> dict[str, Any]:
-    """The specification with what it leaves out: responses of errors, and vectors as base64."""
+    """The specification with what it leaves out: responses of errors, vectors as base64, recordings as plain text."""
     for operations in spec["paths"].values():
         for operation in operations.values():
             if isinstance(operation, dict) and "responses" in operation:
@@ -103,6 +103,9 @@ def as_we_read_it(spec: dict[str, Any]) -> dict[str, Any]:
                     "description": "An error",
                     "content": {"application/json": {"schema": ERROR}},
                 }
+    for path in ("/audio/transcriptions", "/audio/translations"):
+        content = spec["paths"][path]["post"]["responses"]["200"]["content"]
+        content.update({kind: {"schema": {"type": "string"}} for kind in ("text/plain", "text/vtt")})
     vector = spec["components"]["schemas"]["Embedding"]["properties"]
     vector["embedding"] = {"anyOf": [vector["embedding"], {"type": "string"}]}
     return spec
