@@ -84,3 +84,15 @@ def test_the_clients_page_is_what_the_clients_tests_run() -> None:
             assert re.search(rf'(block\(\s*"{client}", "bash", |documented\(){number}\b', source), (client, number)
         if "```python" in page.section(client):
             assert f'block("{client}", "python", 0' in source
+
+
+def test_every_scenario_of_reliability_has_a_test_that_exists() -> None:
+    rows = re.findall(
+        r"^\| (\d*) ?\| (.+?) \| (`.+?) \| (.+?) \|$", (DOCS / "reliability.md").read_text(), re.MULTILINE
+    )
+    assert [int(number) for number, *_ in rows if number] == list(range(1, 31))
+    for _, scenario, tests, _ in rows:
+        for test in re.findall(r"`([^`]+)`", tests):
+            file, _, name = test.partition("::")
+            text = (DOCS.parent / "tests" / file).read_text()
+            assert f"def {name}(" in text or not name, (scenario, test)
