@@ -34,7 +34,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 _SHARE = {torch.float32: 1.0}
 _HALF_SHARE = 0.7
 _PATIENCE = 2.0
-_WAIT = 120.0
+# A first step may be compiled.
+_WAIT = 600.0
 
 Answer = list[TokenLogprob]
 

@@ -202,7 +202,9 @@ def test_deterministic_mode_is_not_compiled(caplog: pytest.LogCaptureFixture) ->
 def test_compiled_steps_give_what_generate_gives() -> None:
     model = decoder("llama", num_hidden_layers=1)
     engine = row_engine(model, torch_compile="default", max_rows=6, prefill_chunk=32)
-    answers = staggered(engine, PROMPTS)
+    answers = [submit(engine, ids, count, logprobs=0) for ids, count in zip(PROMPTS, TOKENS, strict=True)]
+    for answer in answers:
+        answer.wait(600)
     fixed = engine._fixed
     engine.close(5)
     assert fixed is not None
