@@ -15,6 +15,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from deployments.engine.admission import request_field
 from deployments.engine.options import EngineOptions
 from deployments.engine.protocol import Engine, EngineRequest
 from deployments.errors import (
@@ -355,7 +356,7 @@ def test_what_the_model_does_not_take_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedParameter) as refused:
         engines[model].submit("Hello", replace(GREEDY, **changed))
-    assert refused.value.param == next(iter(changed))
+    assert refused.value.param == request_field(next(iter(changed)))
 
 
 def test_faults_of_a_request_are_explained(engines: dict[str, Running], server: TritonServer, folder: Path) -> None:
