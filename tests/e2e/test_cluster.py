@@ -89,13 +89,13 @@ def test_replicas_come_with_the_load_and_go_with_it(tmp_path: Path, say: Say) ->
         "metrics_interval_s": 0.5,
         "look_back_period_s": 2,
     }
-    options = {**example, "autoscaling_config": quick, "ray_actor_options": {"num_gpus": 0}}
+    options = {**example, "autoscaling_config": quick, "ray_actor_options": {"num_gpus": 0, "num_cpus": 0.1}}
     file = tmp_path / "config.yaml"
     port = write_config(file, **{options.pop("name"): options})
 
     async def main(url: str) -> None:
         await asyncio.to_thread(reach, 1, url)
-        asking = [asyncio.create_task(ask(url, "a", f"{i}", max_tokens=400, stream=True)) for i in range(16)]
+        asking = [asyncio.create_task(ask(url, "a", f"{i}", max_tokens=800, stream=True)) for i in range(16)]
         up = await asyncio.to_thread(reach, 2, url)
         more = await asyncio.gather(*(ask(url, "a", f"{i}", max_tokens=2) for i in range(16)))
         replies = [*await asyncio.gather(*asking), *more]
