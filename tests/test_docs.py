@@ -96,3 +96,9 @@ def test_every_scenario_of_reliability_has_a_test_that_exists() -> None:
             file, _, name = test.partition("::")
             text = (DOCS.parent / "tests" / file).read_text()
             assert f"def {name}(" in text or not name, (scenario, test)
+
+
+def test_every_module_beside_the_rooms_is_in_one() -> None:
+    modules = {path.name for path in (ROOT / "deployments").glob("*.py")} - {"__init__.py"}
+    page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    assert {name for name in modules if f"{name}`" not in page} == set()
