@@ -99,6 +99,6 @@ def test_every_scenario_of_reliability_has_a_test_that_exists() -> None:
 
 
 def test_every_module_beside_the_rooms_is_in_one() -> None:
-    modules = {path.name for path in (ROOT / "deployments").glob("*.py")} - {"__init__.py"}
-    page = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    modules = {path.name for path in (DOCS.parent / "deployments").glob("*.py")} - {"__init__.py"}
+    page = (DOCS / "structure.md").read_text(encoding="utf-8")
     assert {name for name in modules if f"{name}`" not in page} == set()
