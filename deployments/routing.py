@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from ray.serve._private.common import RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 logger = logging.getLogger("ray.serve")
@@ -48,6 +49,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._since: dict[tuple[str, str], float] = {}
         self._planned: dict[str, dict[ReplicaID, float]] = {}
         self._sent: Counter[ReplicaID] = Counter()
+        self._pending: dict[int, PendingRequest] = {}
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -104,9 +106,19 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         now = time.monotonic()
         return now - self._since.setdefault((model, what), now) >= self._patience_s
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
-        # Kept by the base class for mixins that this router does without; nobody else would ever empty it.
-        self._pending_requests_by_model_id.pop(pending_request.metadata.multiplexed_model_id, None)
+    # The base class knows what waits by the id of the client's request. Calls that one request makes at once share it:
+    # all but the first would wait for ever. A call's metadata are its own.
+    def _add_pending_request_to_indices(self, pending_request: PendingRequest) -> None:
+        self._pending[id(pending_request.metadata)] = pending_request
+
+    def _remove_pending_request_from_indices(self, pending_request: PendingRequest) -> None:
+        self._pending.pop(id(pending_request.metadata), None)
+
+    def _get_pending_request_matching_internal_request_id(
+        self, request_metadata: RequestMetadata | None = None
+    ) -> PendingRequest | None:
+        found = self._pending.get(id(request_metadata))
+        return None if found is None or found.future.done() else found
 
     def on_send_request(self, replica_id: ReplicaID) -> None:
         super().on_send_request(replica_id)

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve._private.common import RequestMetadata
+from ray.serve.request_router import PendingRequest
 
 from deployments.routing import PLAN_LIFETIME_S, ModelAffinityRouter
 
@@ -202,3 +204,22 @@ def test_an_exception_never_hangs_a_request() -> None:
     request = SimpleNamespace(metadata=metadata, created_at=float("inf"), routing_context=SimpleNamespace())
     assert asyncio.run(router.choose_replicas(replicas, request)) == [replicas]  # type: ignore[arg-type]
     assert request.routing_context.should_backoff
+
+
+def test_calls_that_one_request_makes_at_once_are_told_apart() -> None:
+    async def matched() -> None:
+        router, _ = fleet(1)
+        calls = [
+            PendingRequest(args=[], kwargs={}, metadata=RequestMetadata(request_id="a", internal_request_id="a"))
+            for _ in range(3)
+        ]
+        for call in calls:
+            router._add_pending_request_to_indices(call)
+        for call in reversed(calls):
+            assert router._get_pending_request_matching_internal_request_id(call.metadata) is call
+            call.future.set_result(None)
+            assert router._get_pending_request_matching_internal_request_id(call.metadata) is None
+            router._remove_pending_request_from_indices(call)
+        assert not router._pending
+
+    asyncio.run(matched())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import requests
 from openai import OpenAI
 
 from tests.workload import Ran, alone, ask_by_post, ask_by_stream, run
@@ -29,3 +30,12 @@ def test_32_workers_through_the_streaming_client(demo: str) -> None:
     client = OpenAI(base_url=f"{demo}/v1", api_key="EMPTY", max_retries=0, _strict_response_validation=True)
     ran = run(ask_by_stream(client), tasks=160, episodes=16, workers=32, seed=1)
     _check(ran, alone(ask_by_post(demo), ran.calls))
+
+
+def test_a_request_that_asks_for_several_things_at_once(demo: str) -> None:
+    """A decision renders its prompts and labels at once: none of these calls is lost on the way to a replica."""
+    questions = [{"type": "predicate", "instructions": f"The sum is {total}."} for total in (41, 42, 43)]
+    body = {"model": "demo", "input": "27 + 15", "questions": questions}
+    for _ in range(10):
+        response = requests.post(f"{demo}/v1/decisions", json=body, timeout=20)
+        assert len(response.json()["answers"]) == 3
