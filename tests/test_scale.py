@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import queue
 import re
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,7 @@ def script() -> ModuleType:
     spec = importlib.util.spec_from_loader("simulate_scale", loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules["simulate_scale"] = module  # where its dataclasses look for their annotations
     loader.exec_module(module)
     return module
 

@@ -161,6 +161,11 @@ class TritonServer:
                 raise RuntimeError(f"Triton has not started:\n{self._log.read_text(errors='replace')[-4000:]}")
             time.sleep(0.1)
 
+    def start_again_if_it_died(self) -> None:
+        """Start a server that has crashed once more, on the same port."""
+        if self._process is not None and self._process.poll() is not None:
+            self.start()
+
     def stop(self) -> None:
         """End it and the processes of its models."""
         if self._process is None:

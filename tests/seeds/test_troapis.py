@@ -157,7 +157,8 @@ def test_a_notebooks_cell(tmp_path: Path) -> None:
 
     port = free_port()
     code = f"""
-import asyncio
+import asyncio, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore it
 from deployments.local import run_app
 from tests.tiny import byte_tokenizer, llama
 
@@ -171,9 +172,13 @@ async def cell():
 asyncio.new_event_loop().run_until_complete(cell())
 """
     notebook = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    wait_for_health(port)
-    notebook.send_signal(signal.SIGINT)
-    assert notebook.communicate(timeout=60)[0].splitlines()[-1] == "interrupted"
+    try:
+        wait_for_health(port)
+        notebook.send_signal(signal.SIGINT)
+        assert notebook.communicate(timeout=60)[0].splitlines()[-1] == "interrupted"
+    finally:
+        notebook.kill()
+        notebook.communicate()
 
 
 # Hooks
