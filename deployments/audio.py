@@ -64,7 +64,8 @@ def decode_source(source: AudioSource, rate: int, *, max_seconds: float) -> Samp
     head, _, payload = source.data.rpartition(",")
     if "://" in source.data[:16] or (head and not head.lower().endswith(";base64")):
         raise UnsupportedParameter(
-            f"Invalid '{source.param}': this server fetches no recordings; send base64, or a data: URI with ;base64.",
+            f"Invalid '{source.param}': this server fetches no recordings (media_urls is off); send base64, "
+            "or a data: URI with ;base64.",
             param=source.param,
         )
     try:

@@ -15,13 +15,13 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from deployments.errors import BadRequest
 from deployments.openai.options import ApiOptions
 
-_KINDS = {"image_url": "image_url", "input_image": "image_url", "image": "url"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 3
 _MAX_URLS = 64
@@ -32,108 +32,149 @@ _TUNNELS = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a URL should hold.
+
+    Attributes:
+        name: for people.
+        types: prefixes of the content types it may have.
+        part: type and field of the part that the data: URI goes into.
+        code: of the error where it cannot be had.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    part: str
+    code: str
+
+
+_IMAGE = _Kind("image", ("image/",), "image_url", "invalid_image_url")
+_AUDIO = _Kind("recording", ("audio/", "application/ogg"), "audio_url", "invalid_audio")
+# The part's type, the field of its URL.
+_PARTS = {
+    "image_url": ("image_url", _IMAGE),
+    "input_image": ("image_url", _IMAGE),
+    "image": ("url", _IMAGE),
+    "audio_url": ("audio_url", _AUDIO),
+    "audio": ("url", _AUDIO),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A URL, where the request has it, and what it should hold."""
+
+    place: str
+    url: str
+    kind: _Kind
+
+    def refuse(self, why: str) -> NoReturn:
+        raise BadRequest(f"Invalid '{self.place}': {why}.", param=self.place, code=self.kind.code)
+
+
 async def inline_media(messages: list[Any], options: ApiOptions) -> list[Any]:
-    """The messages with every http(s) URL of an image replaced by its data; unchanged where URLs are not allowed.
+    """The messages with every http(s) URL of an image or a recording replaced by its data; as they are where not allowed.
 
     Raises:
-        BadRequest: a URL cannot be fetched, must not be, or holds no image.
+        BadRequest: a URL cannot be fetched, must not be, or holds something else.
     """
     if not options.media_urls:
         return messages
-    places = list(_places(messages))
-    if len(places) > _MAX_URLS:
-        raise BadRequest(f"Invalid 'messages': at most {_MAX_URLS} URLs; got {len(places)}.", param="messages")
-    fetches = [asyncio.to_thread(_fetch, url, place, options) for place, url in places]
-    data = dict(zip((place for place, _ in places), await asyncio.gather(*fetches), strict=True))
+    wanted = list(_wanted(messages))
+    if len(wanted) > _MAX_URLS:
+        raise BadRequest(f"Invalid 'messages': at most {_MAX_URLS} URLs; got {len(wanted)}.", param="messages")
+    found = await asyncio.gather(*(asyncio.to_thread(_fetch, each, options) for each in wanted))
+    data = {
+        each.place: {"type": each.kind.part, each.kind.part: {"url": uri}}
+        for each, uri in zip(wanted, found, strict=True)
+    }
     return [_replaced(message, index, data) for index, message in enumerate(messages)] if data else messages
 
 
-def _places(messages: list[Any]) -> Iterator[tuple[str, str]]:
-    """Where an http(s) URL stands, and the URL."""
+def _wanted(messages: list[Any]) -> Iterator[_Wanted]:
+    """The http(s) URLs of the messages."""
     for index, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) else None
         for number, part in enumerate(content if isinstance(content, list) else ()):
-            url = _url(part)
-            if url is not None and url.lower().startswith(("http://", "https://")):
-                yield f"messages[{index}].content[{number}]", url
+            if not isinstance(part, dict) or part.get("type") not in _PARTS:
+                continue
+            field, kind = _PARTS[part["type"]]
+            given = part.get(field)
+            url = given.get("url") if isinstance(given, dict) else given
+            if isinstance(url, str) and url.lower().startswith(("http://", "https://")):
+                yield _Wanted(f"messages[{index}].content[{number}]", url, kind)
 
 
-def _url(part: Any) -> str | None:
-    field = _KINDS.get(part.get("type", "")) if isinstance(part, dict) else None
-    given = part.get(field) if field is not None else None
-    url = given.get("url") if isinstance(given, dict) else given
-    return url if isinstance(url, str) else None
-
-
-def _replaced(message: Any, index: int, data: dict[str, str]) -> Any:
+def _replaced(message: Any, index: int, data: dict[str, Any]) -> Any:
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(content, list):
         return message
-    parts = []
-    for number, part in enumerate(content):
-        found = data.get(f"messages[{index}].content[{number}]")
-        parts.append(part if found is None else {"type": "image_url", "image_url": {"url": found}})
+    parts = [data.get(f"messages[{index}].content[{number}]", part) for number, part in enumerate(content)]
     return {**message, "content": parts}
 
 
-def _fetch(url: str, place: str, options: ApiOptions) -> str:
+def _fetch(wanted: _Wanted, options: ApiOptions) -> str:
     """The data: URI of what a URL gives. Blocks."""
+    url = wanted.url
     deadline, redirects = time.monotonic() + options.media_timeout_s, 0
     while redirects <= _MAX_REDIRECTS:
         try:
-            answer = _request(url, place, options, deadline)
+            answer = _request(url, wanted, options, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            _refuse(place, f"{url[:200]} cannot be fetched ({type(error).__name__}: {str(error)[:200]})")
+            wanted.refuse(f"{url[:200]} cannot be fetched ({type(error).__name__}: {str(error)[:200]})")
         if isinstance(answer, bytes):
             return answer.decode("ascii")
         url, redirects = urljoin(url, answer), redirects + 1
-    return _refuse(place, f"{url[:200]} redirects more than {_MAX_REDIRECTS} times")
+    return wanted.refuse(f"{url[:200]} redirects more than {_MAX_REDIRECTS} times")
 
 
-def _request(url: str, place: str, options: ApiOptions, deadline: float) -> bytes | str:
+def _request(url: str, wanted: _Wanted, options: ApiOptions, deadline: float) -> bytes | str:
     """One request: the data: URI, or where it redirects to."""
     target = urlsplit(url)
     if target.scheme not in ("http", "https") or not target.hostname or target.username or target.password:
-        _refuse(place, f"{url[:200]} is no plain http or https URL")
-    connection = _connection(target, place, options, deadline)
+        wanted.refuse(f"{url[:200]} is no plain http or https URL")
+    connection = _connection(target, wanted, options, deadline)
     try:
         path = (target.path or "/") + (f"?{target.query}" if target.query else "")
-        connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "troupe"})
+        connection.request("GET", path, headers={"Accept": wanted.kind.types[0] + "*", "User-Agent": "troupe"})
         with contextlib.closing(connection.getresponse()) as response:
             location = response.headers.get("location")
             if response.status in _REDIRECTS and location:
                 return str(location)
             if response.status != 200:
-                _refuse(place, f"{url[:200]} answers with status {response.status}")
+                wanted.refuse(f"{url[:200]} answers with status {response.status}")
             kind = response.headers.get_content_type()
-            if not kind.startswith("image/"):
-                _refuse(place, f"{url[:200]} is of type {kind[:100]}, not an image")
-            body = _read(response, place, options, deadline)
+            if not kind.startswith(wanted.kind.types):
+                wanted.refuse(f"{url[:200]} is of type {kind[:100]}, no {wanted.kind.name}")
+            body = _read(response, wanted, options, deadline)
             return b"data:" + kind.encode("ascii") + b";base64," + base64.b64encode(body)
     finally:
         connection.close()
 
 
-def _read(response: http.client.HTTPResponse, place: str, options: ApiOptions, deadline: float) -> bytes:
+def _read(response: http.client.HTTPResponse, wanted: _Wanted, options: ApiOptions, deadline: float) -> bytes:
     body = bytearray()
     while chunk := response.read1(_CHUNK):
         body += chunk
         if len(body) > options.media_max_bytes:
-            _refuse(place, f"it is larger than {options.media_max_bytes} bytes (media_max_bytes)")
+            wanted.refuse(f"it is larger than {options.media_max_bytes} bytes (media_max_bytes)")
         if time.monotonic() > deadline:
-            _refuse(place, f"it takes longer than {options.media_timeout_s:g} s (media_timeout_s)")
+            wanted.refuse(f"it takes longer than {options.media_timeout_s:g} s (media_timeout_s)")
     return bytes(body)
 
 
-def _connection(target: SplitResult, place: str, options: ApiOptions, deadline: float) -> http.client.HTTPConnection:
+def _connection(
+    target: SplitResult, wanted: _Wanted, options: ApiOptions, deadline: float
+) -> http.client.HTTPConnection:
     """A connection to an address that was checked, under the name that was asked for."""
     secure = target.scheme == "https"
     port = target.port or (443 if secure else 80)
     host = target.hostname or ""
     timeout = deadline - time.monotonic()
     if timeout <= 0:
-        _refuse(place, f"it takes longer than {options.media_timeout_s:g} s (media_timeout_s)")
-    address = _checked_address(host, port, place, options)
+        wanted.refuse(f"it takes longer than {options.media_timeout_s:g} s (media_timeout_s)")
+    address = _checked_address(host, port, wanted, options)
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     plain = socket.create_connection((str(address), port), timeout=timeout)
     try:
@@ -144,10 +185,10 @@ def _connection(target: SplitResult, place: str, options: ApiOptions, deadline: 
     return connection
 
 
-def _checked_address(host: str, port: int, place: str, options: ApiOptions) -> _Address:
+def _checked_address(host: str, port: int, wanted: _Wanted, options: ApiOptions) -> _Address:
     found = [ipaddress.ip_address(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     if not found or not all(is_allowed(address, options) for address in found):
-        _refuse(place, f"the host {host[:200]} is not on the public internet")
+        wanted.refuse(f"the host {host[:200]} is not on the public internet")
     return found[0]
 
 
@@ -158,7 +199,3 @@ def is_allowed(address: _Address, options: ApiOptions) -> bool:
     if any(address in ipaddress.ip_network(network) for network in options.media_networks):
         return True
     return address.is_global and not address.is_multicast and not any(address in tunnel for tunnel in _TUNNELS)
-
-
-def _refuse(place: str, why: str) -> NoReturn:
-    raise BadRequest(f"Invalid '{place}': {why}.", param=place, code="invalid_image_url")

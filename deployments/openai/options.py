@@ -22,7 +22,7 @@ class ApiOptions(BaseModel):
         max_logprobs: alternatives reported per token at most.
         heartbeat_seconds: after so many silent seconds send white space, and again after as many, so that a client's
             read timeout does not strike while the model computes. The status is 200 from then on. 0 is off.
-        media_urls: fetch images that messages name by http(s) URL; data: URIs are always read.
+        media_urls: fetch images and recordings that messages name by http(s) URL; data: URIs are always read.
         media_networks: networks besides the public internet that URLs may lead to, such as 10.0.0.0/8.
         media_max_bytes, media_timeout_s: of one fetch at most.
         max_audio_seconds: longer recordings are refused.

@@ -34,7 +34,8 @@ class Images(BaseHTTPRequestHandler):
             return
         status = 404 if self.path == "/missing" else 200
         self.send_response(status)
-        self.send_header("Content-Type", "text/html" if self.path == "/page" else "image/png")
+        types = {"/page": "text/html", "/sound.wav": "audio/x-wav"}
+        self.send_header("Content-Type", types.get(self.path, "image/png"))
         self.end_headers()
         if self.path == "/endless":
             while True:
@@ -109,6 +110,29 @@ def test_other_shapes_of_parts(web: Quiet) -> None:
     assert kinds == ["", "data:", "data:", "data:"]
     assert found["content"][0] == parts[0]
     assert found["content"][3] == parts[3]
+
+
+def test_a_recording_becomes_data(web: Quiet) -> None:
+    url = address(web, "/sound.wav")
+    parts = [
+        {"type": "audio_url", "audio_url": {"url": url}},
+        {"type": "audio", "url": url},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    ]
+    (found,) = run(inline_media([{"role": "user", "content": parts}], OPEN))
+    data = "data:audio/x-wav;base64," + base64.b64encode(PIXEL).decode()
+    assert found["content"] == [{"type": "audio_url", "audio_url": {"url": data}}] * 2 + [parts[2]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "code"),
+    [("audio_url", "/pixel.png", "invalid_audio"), ("image_url", "/sound.wav", "invalid_image_url")],
+)
+def test_a_picture_is_no_recording(web: Quiet, kind: str, path: str, code: str) -> None:
+    part = {"type": kind, kind: {"url": address(web, path)}}
+    with pytest.raises(BadRequest, match="is of type") as caught:
+        run(inline_media([{"role": "user", "content": [part]}], OPEN))
+    assert caught.value.code == code
 
 
 def test_nothing_is_fetched_unless_allowed(web: Quiet) -> None:
