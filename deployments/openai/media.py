@@ -74,7 +74,7 @@ class _Wanted:
 
 
 async def inline_media(messages: list[Any], options: ApiOptions) -> list[Any]:
-    """The messages with every http(s) URL of an image or a recording replaced by its data; as they are where not allowed.
+    """The messages with every http(s) URL of an image or recording replaced by its data; unchanged where not allowed.
 
     Raises:
         BadRequest: a URL cannot be fetched, must not be, or holds something else.
