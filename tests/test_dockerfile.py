@@ -106,7 +106,7 @@ def test_the_image_with_a_model_serves_it(image: Path, tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{own['PORT']}/v1/chat/completions"
         assert requests.post(url, json=body, timeout=120).json()["usage"]["completion_tokens"] == 3
     finally:
-        os.killpg(server.pid, signal.SIGINT)
+        server.terminate()
         try:
             server.wait(60)
         except subprocess.TimeoutExpired:

@@ -379,7 +379,7 @@ def test_scripts_serve_serves_one_model(tmp_path: Path) -> None:
             time.sleep(0.3)
         assert answer.json()["usage"]["completion_tokens"] == 3
     finally:
-        os.killpg(server.pid, signal.SIGINT)
+        server.terminate()
         try:
             server.wait(60)
         except subprocess.TimeoutExpired:
