@@ -1,16 +1,9 @@
-"""Recordings as clients send them, decoded: any format of libsndfile (wav, flac, mp3, ogg, …), as mono at one rate.
-
-In place of each recording of a conversation the template gets `{"type": "audio"}`, the part that transformers' own
-templates know; the recordings themselves go to the encoder, in the order of the conversation.
-"""
+"""Recordings as clients send them, decoded: any format of libsndfile (wav, flac, mp3, ogg, …), as mono at one rate."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +12,7 @@ import soundfile
 import soxr
 
 from deployments.errors import BadRequest, UnsupportedParameter
+from deployments.media_parts import MediaSource, from_base64, split_media
 from deployments.messages import ChatPrompt
 
 Samples = npt.NDArray[np.float32]
@@ -30,54 +24,38 @@ _MAX_CHANNELS = 32
 _BLOCK_SAMPLES = 1 << 19
 
 
-@dataclass(frozen=True, slots=True)
-class AudioSource:
-    """A recording as base64 or data: URI, and the request field that holds it."""
-
-    data: str
-    param: str
-
-
-def split_audio(chat: ChatPrompt) -> tuple[ChatPrompt, list[AudioSource]]:
+def split_audio(chat: ChatPrompt) -> tuple[ChatPrompt, list[MediaSource]]:
     """The conversation with a placeholder part for every recording, and the recordings in order.
 
     Raises:
         BadRequest: an audio part has no recording.
     """
-    sources: list[AudioSource] = []
-    messages = []
-    for index, message in enumerate(chat.messages):
-        content = message.get("content")
-        if isinstance(content, list):
-            parts = [_placeholder(part, f"messages[{index}].content[{i}]", sources) for i, part in enumerate(content)]
-            message = {**message, "content": parts}
-        messages.append(message)
-    return (replace(chat, messages=messages), sources) if sources else (chat, sources)
+    return split_media(chat, "audio", _source)
 
 
-def decode_source(source: AudioSource, rate: int, *, max_seconds: float) -> Samples:
+def decode_source(source: MediaSource, rate: int, *, max_seconds: float) -> Samples:
     """The samples of a recording in a conversation; see `decode_audio`.
 
     Raises:
         UnsupportedParameter: it is not in the request itself.
     """
-    head, _, payload = source.data.rpartition(",")
-    if "://" in source.data[:16] or (head and not head.lower().endswith(";base64")):
+    head, _, payload = source.text.rpartition(",")
+    if "://" in source.text[:16] or (head and not head.lower().endswith(";base64")):
         raise UnsupportedParameter(
             f"Invalid '{source.param}': this server fetches no recordings (media_urls is off); send base64, "
             "or a data: URI with ;base64.",
             param=source.param,
         )
     try:
-        data = base64.b64decode(payload.replace("-", "+").replace("_", "/"), validate=True)
-    except (binascii.Error, ValueError) as error:
+        data = from_base64(payload)
+    except ValueError as error:
         raise _bad(source.param, f"its base64 cannot be decoded ({error})") from None
     return decode_audio(data, rate, max_seconds=max_seconds, param=source.param)
 
 
-def _placeholder(part: Any, place: str, sources: list[AudioSource]) -> Any:
-    if not isinstance(part, Mapping) or part.get("type") not in _FIELDS:
-        return part
+def _source(part: Mapping[str, Any], place: str) -> MediaSource | None:
+    if part.get("type") not in _FIELDS:
+        return None
     name = next((key for key in _FIELDS[part["type"]] if key in part), "")
     given = part.get(name)
     data = given.get("data" if name == "input_audio" else "url") if isinstance(given, Mapping) else given
@@ -87,8 +65,7 @@ def _placeholder(part: Any, place: str, sources: list[AudioSource]) -> Any:
             '{"data": "…base64…", "format": "wav"}}.',
             param=place,
         )
-    sources.append(AudioSource(data, f"{place}.{name}"))
-    return {"type": "audio"}
+    return MediaSource(data, f"{place}.{name}")
 
 
 def decode_audio(data: bytes, rate: int, *, max_seconds: float, param: str) -> Samples:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from deployments.audio import AudioSource, Samples, decode_source, split_audio
+from deployments.audio import Samples, decode_source, split_audio
 from deployments.client import Embeddings
 from deployments.config import ModelEntry
 from deployments.embedding import embed
@@ -15,6 +15,7 @@ from deployments.engine.protocol import Engine
 from deployments.engine.terminators import terminator_ids
 from deployments.errors import BadRequest, ModelError, UnsupportedParameter
 from deployments.images import decode_image, split_images
+from deployments.media_parts import MediaSource
 from deployments.messages import ChatPrompt, Event, Prompt, TextPrompt, TokensPrompt, TranscribeCall
 from deployments.threads import Worker
 from deployments.transcription import Transcriber
@@ -149,7 +150,7 @@ class LoadedModel:
         encoded = self.hooks.encode(text, images=images, audio=[self._samples(each) for each in recordings])
         return EncodedPrompt(text=text, encoded=encoded)
 
-    def _samples(self, source: AudioSource) -> Samples:
+    def _samples(self, source: MediaSource) -> Samples:
         """A recording, refused where the model's processor would cut it short in silence."""
         samples = decode_source(source, self.hooks.audio_rate, max_seconds=self._max_audio_seconds)
         most = self.hooks.audio_samples

@@ -8,8 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from deployments.audio import AudioSource, decode_audio, decode_source
+from deployments.audio import decode_audio, decode_source
 from deployments.errors import BadRequest, UnsupportedParameter
+from deployments.media_parts import MediaSource
 from tests.whisper import RATE, as_file, recording
 
 SOUND = recording(2)
@@ -54,7 +55,7 @@ def test_a_long_recording_is_refused_before_it_is_read() -> None:
 def test_sources() -> None:
     data = base64.b64encode(as_file(SOUND)).decode()
     for text in (data, f"data:audio/wav;base64,{data}", data.replace("+", "-").replace("/", "_")):
-        assert np.array_equal(decode_source(AudioSource(text, "a"), RATE, max_seconds=9), SOUND)
+        assert np.array_equal(decode_source(MediaSource(text, "a"), RATE, max_seconds=9), SOUND)
     for text in ("https://a/b.wav", "file:///b.wav", "data:audio/wav,abc"):
         with pytest.raises(UnsupportedParameter):
-            decode_source(AudioSource(text, "a"), RATE, max_seconds=9)
+            decode_source(MediaSource(text, "a"), RATE, max_seconds=9)
