@@ -18,12 +18,12 @@ def _read(part: Mapping[str, Any], place: str) -> MediaSource | None:
 
 def test_media_give_way_to_placeholders_in_order_of_the_conversation() -> None:
     first = [{"type": "picture", "url": "a"}, {"type": "text", "text": "and"}, {"type": "picture", "url": "b"}]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": first},
         {"role": "assistant", "content": "Two."},
         {"role": "user", "content": [{"type": "picture", "url": "c"}, "bare"]},
     ]
-    chat, sources = split_media(ChatPrompt(messages), "image", _read)
+    chat, sources = split_media(ChatPrompt(messages=messages), "image", _read)
     assert [(source.text, source.param) for source in sources] == [
         ("a", "messages[0].content[0]"),
         ("b", "messages[0].content[2]"),
@@ -35,7 +35,7 @@ def test_media_give_way_to_placeholders_in_order_of_the_conversation() -> None:
 
 
 def test_a_conversation_without_media_is_left_alone() -> None:
-    chat = ChatPrompt([{"role": "user", "content": "hello"}, {"role": "assistant", "content": None}])
+    chat = ChatPrompt(messages=[{"role": "user", "content": "hello"}, {"role": "assistant", "content": None}])
     assert split_media(chat, "audio", _read) == (chat, [])
 
 
@@ -43,5 +43,5 @@ def test_base64_of_both_alphabets() -> None:
     data = bytes(range(256))
     assert from_base64(base64.b64encode(data).decode()) == data
     assert from_base64(base64.urlsafe_b64encode(data).decode()) == data
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"base64|padding"):
         from_base64("no base64!")
