@@ -40,10 +40,10 @@ def token_scores(
         named: by row, the tokens that it reports in place of the likeliest; ids beyond the logits are left out.
     """
     logits = logits.float()
-    norm = logits.logsumexp(-1)
     chosen = logits.gather(1, token_ids[:, None])
     count = min(max([1, *tops]), logits.shape[1])
     values, ids = logits.topk(count, dim=-1)
+    peaks, norm = values[:, :1], _excess(logits, values[:, :1], ids[:, :1])
     best, own = values.tolist(), chosen[:, 0].tolist()
     ranks = [1 + sum(value > mine for value in row) for row, mine in zip(best, own, strict=True)]
     # Only a token that is not among the likeliest has to be compared with all others.
@@ -51,15 +51,24 @@ def token_scores(
     if deep:
         for row, above in zip(deep, (logits[deep] > chosen[deep]).sum(-1).tolist(), strict=True):
             ranks[row] = above + 1
-    logprobs = (chosen[:, 0] - norm).tolist()
-    alternatives = (values - norm[:, None]).tolist()
+    logprobs = (chosen - peaks - norm)[:, 0].tolist()
+    alternatives = (values - peaks - norm).tolist()
     scores = [
         TokenScore(logprobs[row], ranks[row], *_finite(found[:top], alternatives[row][:top]))
         for row, (found, top) in enumerate(zip(ids.tolist(), tops, strict=True))
     ]
     for row, wanted in (named or {}).items():
-        scores[row] = replace(scores[row], **_named(logits[row] - norm[row], wanted))
+        scores[row] = replace(scores[row], **_named(logits[row] - peaks[row] - norm[row], wanted))
     return scores
+
+
+def _excess(logits: torch.Tensor, peaks: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """How far logsumexp(logits) is above the peaks, [rows, 1]; as exact near 0 as anywhere.
+
+    logit - logsumexp would round a log-probability near 0 as coarsely as the logits are, and torch's log_softmax on a
+    CPU loses what many small terms add to a large one.
+    """
+    return (logits - peaks).exp_().scatter_(1, best, 0.0).sum(-1, keepdim=True).log1p_()
 
 
 def _named(logprobs: torch.Tensor, wanted: Sequence[int]) -> dict[str, Any]:
