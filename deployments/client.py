@@ -9,7 +9,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from deployments.messages import Call, Event, ModelCard, Prompt
+from deployments.messages import Call, Event, Prompt
+from deployments.model_card import ModelCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from deployments.engine.options import EngineOptions
 from deployments.errors import ConfigError, ModelNotFound
-from deployments.messages import ModelCard, ModelOptions
+from deployments.model_card import ModelCard, ModelOptions
 from deployments.openai.options import ApiOptions
 
 

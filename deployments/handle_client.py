@@ -24,12 +24,12 @@ from deployments.messages import (
     ChatPrompt,
     Event,
     Failed,
-    ModelCard,
     Prompt,
     TextPrompt,
     TokensPrompt,
     TranscribeCall,
 )
+from deployments.model_card import ModelCard
 
 logger = logging.getLogger("ray.serve")
 

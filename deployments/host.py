@@ -38,7 +38,8 @@ from deployments.generation import Generation
 from deployments.inspection import Inspection
 from deployments.leases import Leases
 from deployments.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
-from deployments.messages import Call, Event, Failed, GenerateCall, ModelCard, Prompt, SamplingParams, TranscribeCall
+from deployments.messages import Call, Event, Failed, GenerateCall, Prompt, SamplingParams, TranscribeCall
+from deployments.model_card import ModelCard
 from deployments.profiling import Trace
 from deployments.threads import Worker, position
 from model_loaders.contract import ModelInfo

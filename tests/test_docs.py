@@ -11,7 +11,7 @@ import pytest
 from deployments import errors
 from deployments.config import AppArgs, ModelEntry, Pool
 from deployments.engine.options import EngineOptions
-from deployments.messages import ModelOptions
+from deployments.model_card import ModelOptions
 from deployments.openai.app import ROUTES
 from deployments.openai.options import ApiOptions
 from model_loaders.contract import ModelInfo

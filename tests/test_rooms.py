@@ -27,7 +27,10 @@ def imported(modules: list[str], suspects: list[str]) -> list[str]:
     [
         (OPENAI, ["torch", "transformers", "ray"]),
         (ENGINE, ["ray", "fastapi", "pydantic", "starlette"]),
-        (["deployments.messages", "deployments.errors"], ["torch", "transformers", "ray", "pydantic"]),
+        (
+            ["deployments.messages", "deployments.model_card", "deployments.errors"],
+            ["torch", "transformers", "ray", "pydantic"],
+        ),
         (["model_loaders.contract"], ["torch", "transformers", "ray", "pydantic"]),
         (["deployments.ingress", "deployments.app", "deployments.routing"], ["torch", "transformers"]),
         (["deployments.local"], ["ray"]),

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from deployments.client import ModelClient
 from deployments.errors import BadRequest, ConfigError, MethodNotAllowed, RouteNotFound, TroupeError
-from deployments.messages import ModelCard
+from deployments.model_card import ModelCard
 from deployments.openai.api import Api
 from deployments.openai.boundary import Boundary
 from deployments.openai.docs import openapi

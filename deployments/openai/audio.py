@@ -13,7 +13,6 @@ from deployments.errors import BadRequest
 from deployments.messages import (
     Finished,
     Heard,
-    ModelCard,
     SamplingParams,
     Segment,
     Spoken,
@@ -22,6 +21,7 @@ from deployments.messages import (
     Usage,
     Word,
 )
+from deployments.model_card import ModelCard
 from deployments.openai.answer import Chunks, json_answer, sse, sse_answer, text_answer, to_json
 from deployments.openai.audio_schema import (
     LISTS,

@@ -12,7 +12,8 @@ from typing import Any
 from fastapi import Response
 
 from deployments.errors import BadRequest, ModelError, UnsupportedParameter
-from deployments.messages import ChatPrompt, ModelCard, SamplingParams
+from deployments.messages import ChatPrompt, SamplingParams
+from deployments.model_card import ModelCard
 from deployments.openai.answer import json_answer, sse_answer
 from deployments.openai.cancel import until_disconnect
 from deployments.openai.chat_answer import ChatAnswer, ChatPlan

@@ -17,11 +17,11 @@ from deployments.messages import (
     Event,
     Finished,
     GenerateCall,
-    ModelCard,
     PromptScores,
     SamplingParams,
     TokenLogprob,
 )
+from deployments.model_card import ModelCard
 from deployments.openai.answer import DONE, Chunks, sse, to_json
 from deployments.openai.chat_schema import ChatBody, ChatChoice, ChatCompletion, ChunkChoice, MessageDelta
 from deployments.openai.choices import Choice, gather

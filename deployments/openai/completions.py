@@ -18,7 +18,6 @@ from deployments.messages import (
     Delta,
     Finished,
     GenerateCall,
-    ModelCard,
     Prompt,
     PromptScores,
     SamplingParams,
@@ -26,6 +25,7 @@ from deployments.messages import (
     TokenLogprob,
     TokensPrompt,
 )
+from deployments.model_card import ModelCard
 from deployments.openai.answer import DONE, Chunks, json_answer, sse, sse_answer, to_json
 from deployments.openai.choices import Choice, gather
 from deployments.openai.completions_schema import CompletionBody, CompletionChoice, PromptInput, TextCompletion

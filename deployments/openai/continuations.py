@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from deployments.client import Rendered
 from deployments.errors import ContextOverflow
-from deployments.messages import GenerateCall, ModelCard, SamplingParams, TextPrompt, TokensPrompt, Usage
+from deployments.messages import GenerateCall, SamplingParams, TextPrompt, TokensPrompt, Usage
+from deployments.model_card import ModelCard
 from deployments.openai.choices import Choice, gather
 from deployments.openai.exchange import Exchange
 from deployments.openai.logprobs import finite

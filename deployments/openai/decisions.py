@@ -19,7 +19,8 @@ from fastapi import Response
 
 from deployments.client import Rendered
 from deployments.errors import BadRequest, UnsupportedParameter
-from deployments.messages import ChatPrompt, GenerateCall, ModelCard, SamplingParams, TextPrompt, Usage
+from deployments.messages import ChatPrompt, GenerateCall, SamplingParams, TextPrompt, Usage
+from deployments.model_card import ModelCard
 from deployments.openai.answer import json_answer, to_json
 from deployments.openai.cancel import until_disconnect
 from deployments.openai.chat import chat_prompt

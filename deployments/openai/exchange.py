@@ -12,7 +12,8 @@ from fastapi import Request, Response
 
 from deployments.client import ModelClient
 from deployments.errors import BadRequest, TroupeError, UnsupportedParameter
-from deployments.messages import Call, Event, ModelCard
+from deployments.messages import Call, Event
+from deployments.model_card import ModelCard
 from deployments.openai.api import Api
 from deployments.openai.body import read_json
 from deployments.openai.cancel import Disconnected

@@ -25,7 +25,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.errors import BadRequest, RouteGone, Unavailable, UnsupportedParameter
-from deployments.messages import ChatPrompt, Delta, Event, GenerateCall, ModelCard, SamplingParams, TextPrompt
+from deployments.messages import ChatPrompt, Delta, Event, GenerateCall, SamplingParams, TextPrompt
+from deployments.model_card import ModelCard
 from deployments.openai.answer import DONE, Chunks, json_answer, sse, sse_answer, to_json
 from deployments.openai.api import Api
 from deployments.openai.body import read_json

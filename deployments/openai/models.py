@@ -8,7 +8,7 @@ from typing import Any, Literal, NotRequired
 from fastapi import Response
 from typing_extensions import TypedDict
 
-from deployments.messages import ModelCard
+from deployments.model_card import ModelCard
 from deployments.openai.answer import to_json
 from deployments.openai.exchange import Exchange
 

@@ -10,7 +10,8 @@ from uuid import uuid4
 from fastapi import Response
 
 from deployments.errors import TroupeError
-from deployments.messages import Accepted, Delta, Finished, ModelCard, Usage
+from deployments.messages import Accepted, Delta, Finished, Usage
+from deployments.model_card import ModelCard
 from deployments.openai.answer import Chunks, json_answer, sse_answer, to_json
 from deployments.openai.chat import chat_plan
 from deployments.openai.chat_answer import ChatPlan, chat_events

@@ -9,7 +9,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.errors import BadRequest, UnsupportedParameter
-from deployments.messages import ModelCard, Prompt, TextPrompt
+from deployments.messages import Prompt, TextPrompt
+from deployments.model_card import ModelCard
 from deployments.openai.answer import json_answer, to_json
 from deployments.openai.chat import chat_prompt
 from deployments.openai.chat_schema import ChatBody
