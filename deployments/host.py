@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
-import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -19,16 +17,13 @@ from typing import Any
 import torch
 
 from deployments.client import Embeddings, Rendered
-from deployments.config import AppArgs, ModelEntry, unknown_model
+from deployments.config import AppArgs, unknown_model
 from deployments.engine.admission import request_field, vocab_size
 from deployments.engine.protocol import EngineRequest
 from deployments.errors import (
     BadRequest,
     ContextOverflow,
-    LoadTimeout,
     ModelError,
-    ModelLoadFailed,
-    OutOfMemory,
     TroupeError,
     Unavailable,
     UnsupportedParameter,
@@ -38,17 +33,14 @@ from deployments.generation import Generation
 from deployments.inspection import Inspection
 from deployments.leases import Leases
 from deployments.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
+from deployments.loading import Loading
 from deployments.messages import Call, Event, Failed, GenerateCall, Prompt, SamplingParams, TranscribeCall
 from deployments.model_card import ModelCard
 from deployments.profiling import Trace
-from deployments.threads import Worker, position
 from model_loaders.contract import ModelInfo
-from model_loaders.resolve import load_model_info
 from model_loaders.tokenizer_card import tokenizer_card
 
 logger = logging.getLogger("troupe.host")
-
-LEAVE_LIMIT_S = 90.0
 
 
 def default_device() -> str:
@@ -75,12 +67,11 @@ class ModelHost:
         given: Mapping[str, ModelInfo] | None = None,
     ) -> None:
         self.args = args
-        self._given = dict(given or {})
         self._on_gone = on_gone
         self.device = device or default_device()
+        self._loading = Loading(self.device, max_audio_seconds=args.api.max_audio_seconds, given=given)
         self._entries = args.by_name()
         self._by_id = {entry.id: entry for entry in args.models}
-        self._hung_loads: dict[str, tuple[threading.Thread, float]] = {}
         self._draining = False
         self._limits: dict[str, int] = {}
         self._traces = {
@@ -289,68 +280,18 @@ class ModelHost:
 
     async def _load(self, key: str) -> LoadedModel:
         try:
-            model = await self._load_in_thread(self._by_id[key])
+            model = await self._loading.load(self._by_id[key])
         except BaseException:
             self._on_gone(key)
-            _free_memory()
             raise
         self._limits[key] = model.engine.max_model_len
         return model
 
-    async def _load_in_thread(self, entry: ModelEntry) -> LoadedModel:
-        thread, began = self._hung_loads.get(entry.id, (None, 0.0))
-        if thread is not None and thread.is_alive():
-            raise _load_timeout(entry, time.monotonic() - began, position(thread))
-        worker = Worker(f"load-{entry.id}")
-        thread, began = worker.thread, time.monotonic()
-        abandoned = threading.Event()
-
-        def load() -> LoadedModel:
-            model = self._load_now(entry)
-            if abandoned.is_set():
-                logger.warning("%s came too late, after %.0f s; it is closed", entry.id, time.monotonic() - began)
-                model.close()
-            return model
-
-        try:
-            return await worker.run(load, entry.load_timeout_s)
-        except TimeoutError as error:
-            self._hung_loads[entry.id] = (thread, began)
-            raise _load_timeout(entry, entry.load_timeout_s, str(error)) from None
-        finally:
-            abandoned.set()
-            worker.stop()
-
-    def _load_now(self, entry: ModelEntry) -> LoadedModel:
-        started = time.monotonic()
-        try:
-            info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
-            info.model_name = info.model_name or entry.id
-            model = LoadedModel(entry, info, max_audio_seconds=self.args.api.max_audio_seconds)
-        except Exception as error:
-            if _is_out_of_memory(error):
-                raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error
-            if isinstance(error, TroupeError):
-                raise
-            logger.exception("model %s has no engine", entry.id)
-            raise ModelLoadFailed(f"Model {entry.id!r} of loader {entry.loader}: {last_line(error)}") from error
-        logger.info("model %s is ready after %.1f s", entry.id, time.monotonic() - started)
-        return model
-
-    async def _unload(self, key: str, model: LoadedModel) -> None:
+    def _unload(self, key: str, model: LoadedModel) -> Awaitable[None]:
         logger.info("unloading %s", key)
         self._on_gone(key)
-        worker = Worker(f"close-{key}")
-        close = model.close
-        del model
-        try:
-            await worker.run(close, LEAVE_LIMIT_S)
-        except TimeoutError as error:
-            logger.error("%s has not closed for %.0f s (at %s); its memory may be lost", key, LEAVE_LIMIT_S, error)
-        finally:
-            worker.stop()
-            del close
-            _free_memory()
+        # Not awaited here, where `model` would keep it alive.
+        return self._loading.unload(key, model)
 
 
 async def _truncated(model: LoadedModel, prompt: EncodedPrompt, most: int) -> EncodedPrompt:
@@ -406,24 +347,3 @@ def _refuse_unsupported(sampling: SamplingParams, model: LoadedModel) -> None:
         if name not in model.engine.supports and getattr(sampling, name) != getattr(_DEFAULTS, name):
             asked = request_field(name)
             raise UnsupportedParameter(f"Model {model.entry.id!r} cannot honour {asked}.", param=asked)
-
-
-def _load_timeout(entry: ModelEntry, seconds: float, place: str) -> LoadTimeout:
-    return LoadTimeout(
-        f"Loader {entry.loader} of model {entry.id!r} has not returned for {seconds:.3g} s (at {place})."
-    )
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory):
-            return True
-        error = error.__cause__
-    return False
-
-
-def _free_memory() -> None:
-    """Give back what nobody refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
