@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,15 @@ def fresh_home(tmp_path: Path) -> dict[str, str]:
     return {**environment, "HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
+@pytest.fixture
+def crashed_ray(fresh_home: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The environment of a user whose last `ray start` has crashed: its address is still written down."""
+    with tempfile.TemporaryDirectory(prefix="tr", dir="/tmp", ignore_cleanup_errors=True) as folder:  # for sockets
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{free_port()}")
+        yield {**fresh_home, "RAY_TMPDIR": folder}
+
+
 @contextlib.contextmanager
 def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a process group of its own, ended with all that it started."""
@@ -62,7 +72,7 @@ def answer(port: int, process: subprocess.Popen[bytes], log: Path) -> str:
     """The demo model's answer, asked as soon as the server can be reached."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(requests.ConnectionError):
+        with contextlib.suppress(requests.ConnectionError, requests.Timeout):
             if requests.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
                 body = {
                     "model": "demo",
@@ -76,12 +86,12 @@ def answer(port: int, process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def test_scripts_serve_before_and_after_the_tests_own_ray(
-    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path
+    config: tuple[Path, int], crashed_ray: dict[str, str], tmp_path: Path
 ) -> None:
     file, port = config
     log = tmp_path / "serve.log"
     for _ in ("before", "after"):
-        with running(["scripts/serve", str(file)], fresh_home, log) as process:
+        with running(["scripts/serve", str(file)], crashed_ray, log) as process:
             assert "72" in answer(port, process, log)
         said = log.read_text()
         assert f"Troupe answers at http://127.0.0.1:{port}/v1" in said
@@ -90,18 +100,30 @@ def test_scripts_serve_before_and_after_the_tests_own_ray(
         subprocess.run(
             [sys.executable, "-c", TESTS_OWN_RAY],
             cwd=ROOT,
-            env={**fresh_home, "RAY_AUTH_MODE": "disabled"},
+            env={**crashed_ray, "RAY_AUTH_MODE": "disabled"},
             check=True,
             timeout=120,
             stdout=subprocess.DEVNULL,
         )
 
 
-def test_serve_run_by_hand(config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path) -> None:
+def test_serve_run_by_hand(config: tuple[Path, int], crashed_ray: dict[str, str], tmp_path: Path) -> None:
     file, port = config
     log = tmp_path / "serve.log"
-    with running(["serve", "run", str(file)], fresh_home, log) as process:
+    with running(["serve", "run", str(file)], {**crashed_ray, "RAY_ADDRESS": "local"}, log) as process:
         assert "72" in answer(port, process, log)
+
+
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:9"])
+def test_a_cluster_that_does_not_answer_is_an_error_at_once(
+    config: tuple[Path, int], crashed_ray: dict[str, str], address: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.drain", str(config[0])],
+        cwd=ROOT, env={**crashed_ray, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"troupe: RAY_ADDRESS={address}, but no Ray answers at " in done.stderr
 
 
 def test_a_wrong_configuration_is_told_before_anything_starts(
