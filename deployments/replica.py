@@ -16,6 +16,7 @@ import ray
 from ray import serve
 
 from deployments.config import AppArgs
+from deployments.engine.cgroup import cores
 from deployments.logs import log_like_serve
 from deployments.messages import Call, Event, Prompt
 
@@ -143,6 +144,6 @@ def _share_cores() -> None:
 
     nodes = max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
     replicas = max(1, serve.get_replica_context().world_size or 1)
-    share = (os.cpu_count() or 1) // math.ceil(replicas / nodes)
+    share = cores() // math.ceil(replicas / nodes)
     reserved = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
-    torch.set_num_threads(max(1, share, min(reserved, os.cpu_count() or 1)))
+    torch.set_num_threads(max(1, share, min(reserved, cores())))

@@ -6,11 +6,11 @@ import bisect
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from deployments.engine.cgroup import free_bytes
 from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache, RowsCache
 from deployments.engine.kv_layers import KeyValueRows, StateRows, column_room
 
@@ -84,7 +84,7 @@ def default_budget(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int((free + spare) * _DEVICE_SHARE)
-    return int(_free_host_bytes() * _CPU_SHARE)
+    return int(free_bytes() * _CPU_SHARE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -92,46 +92,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def _free_host_bytes() -> int:
-    """Free memory of the machine or of the cgroup, whichever is less."""
-    free = [_meminfo("MemAvailable")]
-    for limit, used, stat in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-            "/sys/fs/cgroup/memory/memory.stat",
-        ),
-    ):
-        bytes_limit, bytes_used = _number(limit), _number(used)
-        if bytes_limit is not None and bytes_used is not None:
-            free.append(bytes_limit - bytes_used + _reclaimable(stat))
-    return max(0, min(free))
-
-
-def _number(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _reclaimable(path: str) -> int:
-    """Page cache that the kernel gives back before it refuses memory."""
-    try:
-        stat = dict(line.split() for line in Path(path).read_text().splitlines())
-    except (OSError, ValueError):
-        return 0
-    return int(stat.get("inactive_file", 0))
-
-
-def _meminfo(key: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def weight_bytes(model: Any) -> int:

@@ -22,6 +22,7 @@ import torch
 
 from deployments.engine.admission import ALL_PARAMS, check_request, context_length, vocab_size
 from deployments.engine.beam_search import BeamSearch, check_beams
+from deployments.engine.cgroup import cores
 from deployments.engine.generate_hook import GenerateHook
 from deployments.engine.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.job import Job
@@ -159,8 +160,7 @@ class OneShotEngine:
     # The engine's thread.
 
     def _work(self) -> None:
-        if self._options.threads is not None:
-            torch.set_num_threads(self._options.threads)
+        torch.set_num_threads(self._options.threads or min(torch.get_num_threads(), cores()))
         while (jobs := self._next()) is not None:
             self._run(jobs)
             self._put_back([job for job in jobs if job.active])

@@ -14,6 +14,7 @@ import torch
 from deployments.engine.admission import ALL_PARAMS, check_request, context_length
 from deployments.engine.batches import Limits
 from deployments.engine.capabilities import Capabilities
+from deployments.engine.cgroup import cores
 from deployments.engine.deterministic import Deterministic
 from deployments.engine.fixed_decode import FixedDecode, fixed_decode
 from deployments.engine.forward import Forward
@@ -182,8 +183,7 @@ class RowEngine:
     # The engine's thread.
 
     def _work(self) -> None:
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads or min(torch.get_num_threads(), cores()))
         try:
             with torch.inference_mode():
                 while self._take_commands():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ def running(model: Any, **options: Any) -> Iterator[RowEngine]:
         yield engine
     finally:
         engine.close(5)
-        assert engine.stats().rows == engine.stats().waiting == engine.stats().cache_bytes == 0
+        stats = engine.stats()
+        assert (stats.rows, stats.waiting, stats.cache_bytes, stats.prefix_bytes, stats.prefix_entries) == (0,) * 5
 
 
 @contextmanager
@@ -157,6 +159,10 @@ def test_out_of_memory_shrinks_the_batch_and_goes_on(kind: str) -> None:
 
     with running(model) as engine, before_forward(model, check):
         assert_alone(model, [submit(engine, ids, TOKENS) for ids in PROMPTS])
+        # Fewer rows for a while, then all again.
+        assert engine._loop.max_rows <= 4
+        submit(engine, PROMPTS[0], 200).wait()
+        assert 4 < engine._loop.max_rows <= 16
 
 
 def test_out_of_memory_of_one_that_cannot_run_even_alone(llama: Any) -> None:
@@ -194,6 +200,30 @@ def test_cancel_frees_the_row(llama: Any) -> None:
         seen = [len(answer.deltas) for answer in answers]
         assert_alone(llama, [submit(engine, PROMPTS[0], TOKENS, name="0")], PROMPTS[:1])
         assert seen == [len(answer.deltas) for answer in answers]
+
+
+def test_cancel_waits_for_one_step_at_most(llama: Any) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def check(ids: torch.Tensor) -> None:
+        begun.release()
+        assert go_on.acquire(timeout=20)
+
+    with running(llama) as engine, before_forward(llama, check):
+        dropped = submit(engine, PROMPTS[0], 400, name="dropped")
+        kept = submit(engine, PROMPTS[1], 400, name="kept")
+        while engine.stats().rows < 2 or not (dropped.deltas and kept.deltas):
+            go_on.release()
+            assert begun.acquire(timeout=20)
+        engine.cancel("dropped")
+        steps, seen = engine.stats().steps, len(dropped.deltas)
+        while engine.stats().rows == 2:
+            go_on.release()
+            assert begun.acquire(timeout=20)
+        assert engine.stats().steps <= steps + 2, "the step that ran, and the first without the row"
+        assert len(dropped.deltas) <= seen + 1
+        go_on.release(1000)
+        engine.cancel("kept")
 
 
 def test_cancel_of_a_waiting_request_and_of_one_being_prefilled(llama: Any) -> None:
@@ -322,3 +352,23 @@ def test_a_step_that_fails_by_our_own_fault_ends_its_requests_and_no_others(
         with pytest.raises(TroupeError, match="a bug"):
             submit(engine, PROMPTS[0], 4).wait()
         assert_alone(llama, [submit(engine, ids, TOKENS) for ids in PROMPTS])
+
+
+def test_threads_are_no_more_than_the_cores_it_was_given(llama: Any) -> None:
+    """A container or batch system gives a part of a machine, of which torch counts all cores."""
+    used: list[int] = []
+    before, given = os.sched_getaffinity(0), torch.get_num_threads()
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        torch.set_num_threads(3)
+        for options, expected in (({}, 1), ({"threads": 2}, 2)):
+            with (
+                running(llama, **options) as engine,
+                before_forward(llama, lambda _: used.append(torch.get_num_threads())),
+            ):
+                submit(engine, PROMPTS[0], 2).wait()
+            assert set(used) == {expected}
+            used.clear()
+    finally:
+        os.sched_setaffinity(0, before)
+        torch.set_num_threads(given)
