@@ -11,6 +11,7 @@ Parts:
     speed          tokens/s, prefill included, and the time of a decode step; against the bare loop, generate and CB
     gap            time between two tokens of running rows while a long prompt is computed
     conversations  agents whose every prompt begins with the last one; the prefix store on and off
+    sampling       choosing the tokens of 32 rows of a large vocabulary, against the matrix product of their logits
     proof          deterministic mode: requests among neighbours against the same ones alone, bit by bit
 """
 
@@ -37,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import transformers
 from bench_baselines import SIZES, Run, bandwidth, bare_loop, build_model, continuous_batching, padded_generate
+from bench_sampling import sampling
 
 from deployments.engine.options import EngineOptions
 from deployments.engine.protocol import EngineRequest
@@ -374,10 +376,14 @@ def markdown(results: dict[str, Any]) -> str:
     for row in results.get("gap", ()):
         cells = [str(row["chunk"]), *(f"{1e3 * row[name]:.1f}" for name in ("step", "gap", "longest"))]
         lines.append(f"| {' | '.join(cells)} | {row['first_token']:.2f} |")
+    if results.get("sampling"):
+        lines += ["", "| 32 rows x 128256 tokens | ms | of the head's product |", "|---" * 3 + "|"]
+    for row in results.get("sampling", ()):
+        lines.append(f"| {row['wish']} | {row['ms']:.1f} | {100 * row['share']:.0f} % |")
     return "\n".join(lines)
 
 
-PARTS = {"speed": speed, "gap": gap, "conversations": conversations, "proof": proof}
+PARTS = {"speed": speed, "gap": gap, "conversations": conversations, "sampling": sampling, "proof": proof}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
