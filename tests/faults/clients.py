@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +64,6 @@ async def ask(
     text: str = "hi",
     *,
     leave_after: int | None = None,
-    pause: float = 0.0,
     on_first: asyncio.Event | None = None,
     headers: dict[str, str] | None = None,
     path: str = "/v1/chat/completions",
@@ -73,7 +73,6 @@ async def ask(
 
     Args:
         leave_after: close the connection after so many events.
-        pause: read one byte, then wait so many seconds, for ever.
         on_first: set when the first event with text is there.
         fields: of the request, besides model, messages and temperature 0.
     """
@@ -96,10 +95,6 @@ async def ask(
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         reply.status = int(head[0].split()[1])
         reply.headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:]) if k}
-        while pause:
-            if not await reader.read(1):
-                break
-            await asyncio.sleep(pause)
         async for part in _body(reader, reply):
             reply.body += part
             if reply.headers.get("content-type", "").startswith("text/event-stream"):
@@ -113,6 +108,29 @@ async def ask(
         reply.seconds = reply.ended - began
         writer.close()
     return reply
+
+
+async def read_stream(url: str, model: str, text: str, pause: float = 0.0) -> None:
+    """Read a stream of 2,000 tokens and forget it.
+
+    Args:
+        pause: seconds after every byte; the few that this side's socket holds are read one by one, the rest waits at
+            the server.
+    """
+    target, loop = urlparse(url), asyncio.get_running_loop()
+    with socket.socket() as connection:
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await loop.sock_connect(connection, (str(target.hostname), int(target.port or 80)))
+        message = {"role": "user", "content": text}
+        data = json.dumps({"model": model, "messages": [message], "stream": True, "max_tokens": 2000}).encode()
+        head = (
+            f"POST {target.path}/v1/chat/completions HTTP/1.1\r\nHost: {target.netloc}\r\nAuthorization: Bearer {KEY}"
+            f"\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        )
+        await loop.sock_sendall(connection, head.encode() + data)
+        while await loop.sock_recv(connection, 1 if pause else 65536):  # noqa: ASYNC110
+            await asyncio.sleep(pause)
 
 
 async def _body(reader: asyncio.StreamReader, reply: Reply) -> Any:
