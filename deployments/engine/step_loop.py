@@ -1,19 +1,19 @@
 """Continuous batching: one step advances a prefill by a chunk and every running row by a token.
 
 All of it runs in one thread and knows nothing of threads. A row is waiting, then being prefilled, then in a batch,
-and leaves by finishing, failing or being cancelled, at any of these.
+and leaves by finishing, failing or being cancelled, at any of these. The scheduler says whose turn it is.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from deployments.engine.batches import Batches, Limits
+from deployments.engine.batches import Limits
 from deployments.engine.forward import Decode, Forward
 from deployments.engine.memory import RowBytes, is_out_of_memory
 from deployments.engine.prefill import Prefill, Prefiller, Source
@@ -23,13 +23,13 @@ from deployments.engine.protocol import EngineStats
 from deployments.engine.reuse import Reuse
 from deployments.engine.rows import Batch, Row
 from deployments.engine.sampling import Sampled, sample_rows
+from deployments.engine.scheduler import Scheduler
 from deployments.errors import ModelError, OutOfMemory, TroupeError
 from deployments.messages import EngineEvent, Failed
 
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 3
-_RECOVERY_STEPS = 64
 
 
 class StepLoop:
@@ -61,73 +61,61 @@ class StepLoop:
         self.prefiller = prefiller
         self.store = store
         self.limits = limits
-        self.waiting: deque[Row] = deque()
-        self.prefills: list[Prefill] = []
-        self.batches = Batches(row_bytes, limits)
         self.reuse = Reuse(forward, store, row_bytes, limits.border)
-        self.max_rows = limits.max_rows
+        self.scheduler = Scheduler(prefiller, self.reuse, store, row_bytes, limits)
+        self.batches = self.scheduler.batches
         self._counts: Counter[str] = Counter()
-        self._calm_steps = 0
-        self._arrived = 0
-
-    @property
-    def rows(self) -> list[Row]:
-        """Every row that has left the queue."""
-        return [*self._prefilling, *self.batches.rows]
 
     @property
     def idle(self) -> bool:
-        return not (self.waiting or self.prefills or self.batches)
+        return self.scheduler.idle
 
     def add(self, row: Row) -> None:
         """Queue a row."""
-        self._arrived += 1
-        row.order = self._arrived
-        self.waiting.append(row)
+        self.scheduler.add(row)
 
     def cancel(self, request_id: str) -> None:
         """Forget a row, wherever it is."""
-        for row in [row for row in self.waiting if row.request.request_id == request_id]:
-            self.waiting.remove(row)
-        for row in [row for row in self.rows if row.request.request_id == request_id]:
+        for row in [row for row in self.scheduler.waiting if row.request.request_id == request_id]:
+            self.scheduler.waiting.remove(row)
+        for row in [row for row in self.scheduler.rows if row.request.request_id == request_id]:
             self._leave(row)
 
     def fail_waiting(self, error: TroupeError) -> None:
         """End the rows that nothing has been computed for."""
-        for row in self.waiting:
+        for row in self.scheduler.waiting:
             self._emit(row, Failed(error))
-        self.waiting.clear()
+        self.scheduler.waiting.clear()
 
     def fail_all(self, error: TroupeError) -> None:
         """End every row with an error."""
         self.fail_waiting(error)
-        for row in self.rows:
+        for row in self.scheduler.rows:
             self._emit(row, Failed(error))
-        self.prefills.clear()
+        self.scheduler.prefills.clear()
         self.batches.clear()
 
     def step(self) -> None:
         """Advance one prefill by one forward, and every batch by one token."""
-        self.batches.balance(self.limits.budget, self._prefilling)
-        self._make_room(0)
-        self._admit()
-        if self.prefills:
-            self._advance(self._next_prefill())
+        self.scheduler.begin_step()
+        while (group := self.scheduler.next_group()) is not None:
+            self._begin(*group)
+        if self.scheduler.prefills:
+            self._advance(self.scheduler.next_prefill(self._counts["steps"]))
         self._regroup()
         for batch in self.batches:
             self._decode(batch)
-        self._calm_steps += 1
-        if self.max_rows < self.limits.max_rows and self._calm_steps >= _RECOVERY_STEPS:
-            self.max_rows, self._calm_steps = self.max_rows + 1, 0
+        self.scheduler.end_step()
         self._counts["steps"] += 1
 
     def stats(self) -> EngineStats:
         """Counters of this moment."""
-        caches = [*(prefill.cache for prefill in self.prefills), *(batch.cache for batch in self.batches.all)]
+        prefills, batches = self.scheduler.prefills, self.batches.all
+        caches = [*(prefill.cache for prefill in prefills), *(batch.cache for batch in batches)]
         return EngineStats(
             kind="rows",
-            rows=len(self.rows),
-            waiting=len(self.waiting),
+            rows=len(self.scheduler.rows),
+            waiting=len(self.scheduler.waiting),
             prefix_entries=len(self.store),
             cache_bytes=sum(cache.nbytes for cache in caches),
             prefix_bytes=self.store.nbytes,
@@ -135,96 +123,28 @@ class StepLoop:
             **self._counts,
         )
 
-    # Waiting rows.
-
-    def _admit(self) -> None:
-        """Begin prefills for waiting rows, first come first served, as far as rows and bytes go.
-
-        At most two are under way: a prompt of several chunks lets short ones pass.
-        """
-        while self.waiting and len(self.prefills) < 2 and not self.batches.paused:
-            if any(prefill.remaining <= self.prefiller.chunk for prefill in self.prefills):
-                return
-            rows, sources = self._candidates(short_only=bool(self.prefills))
-            if not rows:
-                return
-            sources = self.prefiller.together(rows, sources)
-            self._begin(rows[: len(sources)], sources)
-
-    def _candidates(self, *, short_only: bool) -> tuple[list[Row], list[Source | None]]:
-        """Waiting rows that may begin now, as many as one forward computes."""
-        rows: list[Row] = []
-        sources: list[Source | None] = []
-        spare = self.limits.budget - self._reserved()
-        places = self.max_rows - len(self.rows)
-        tokens = 0
-        for row in self.waiting:
-            spare -= self.batches.need([row])
-            enough = spare >= 0 and self.batches.safe(self.limits.budget, [*self._prefilling, *rows, row])
-            lacking = not enough and (rows or not self.nothing_runs)
-            if lacking or len(rows) >= places or tokens >= self.prefiller.chunk:
-                break
-            source = self.reuse.source(row, self.batches)
-            to_go = len(row.ids) - (0 if source is None else source.length)
-            if self.reuse.soon_served(row, source, [*self._prefilling, *rows]) or (
-                short_only and to_go > self.prefiller.chunk
-            ):
-                spare += self.batches.need([row])
-                continue
-            tokens += to_go
-            rows.append(row)
-            sources.append(source)
-        return rows, sources
+    # Prefill.
 
     def _begin(self, rows: list[Row], sources: list[Source | None]) -> None:
-        for row in rows:
-            self.waiting.remove(row)
-        self._make_room(sum(self.batches.need([row]) for row in rows))
         try:
             prefill = self.prefiller.begin(rows, sources)
         except Exception as error:
             self._recover_rows(rows, error)
             return
-        self.prefills.append(prefill)
+        self.scheduler.prefills.append(prefill)
         if prefill.logits is not None:
             self._advance(prefill)
-
-    @property
-    def nothing_runs(self) -> bool:
-        """Whether all memory is free, so that the first waiting row fits if it ever will."""
-        return not (self.prefills or self.batches)
-
-    @property
-    def _prefilling(self) -> list[Row]:
-        return [row for prefill in self.prefills for row in prefill.rows]
-
-    def _make_room(self, more: int) -> None:
-        """Let kept prefixes give way to what the rows need soon, and to so many bytes more."""
-        if len(self.store):
-            self.store.shrink(self.limits.budget - self._reserved() - more)
-
-    def _reserved(self) -> int:
-        """Bytes that the running rows need soon."""
-        return self.batches.reserved + sum(self.batches.need([row]) for row in self._prefilling)
-
-    # Prefill.
-
-    def _next_prefill(self) -> Prefill:
-        """The oldest and the shortest in turn, so that neither short nor long prompts wait for the others."""
-        if self._counts["steps"] % 2:
-            return self.prefills[0]
-        return min(self.prefills, key=lambda prefill: prefill.remaining)
 
     def _advance(self, prefill: Prefill) -> None:
         try:
             logits = self.prefiller.advance(prefill)
         except Exception as error:
-            self.prefills.remove(prefill)
+            self.scheduler.prefills.remove(prefill)
             self._recover_rows(prefill.rows, error)
             return
         if logits is None:
             return
-        self.prefills.remove(prefill)
+        self.scheduler.prefills.remove(prefill)
         batch = Batch(prefill.cache, prefill.rows)
         for row in batch.rows:
             self._count_prompt(row)
@@ -333,8 +253,7 @@ class StepLoop:
 
     def _regroup(self) -> None:
         """Join batches where that saves work."""
-        room = self.limits.budget - sum(self.batches.need([row]) for row in self._prefilling)
-        while (pair := self.batches.joinable(room)) is not None:
+        while (pair := self.scheduler.joinable()) is not None:
             into, other = pair
             self.batches.remove(other)
             try:
@@ -352,10 +271,10 @@ class StepLoop:
             keep: put its cache into the prefix store.
             blank: its cache may hold values that are not finite.
         """
-        for prefill in self.prefills:
+        for prefill in self.scheduler.prefills:
             if row in prefill.rows:
-                self.prefills.remove(prefill)
-                self.waiting.extendleft(other for other in reversed(prefill.rows) if other is not row)
+                self.scheduler.prefills.remove(prefill)
+                self.scheduler.queue_first([other for other in prefill.rows if other is not row])
                 return
         batch = self.batches.of(row)
         if keep:
@@ -366,7 +285,7 @@ class StepLoop:
             batch.drop(row, blank=blank)
 
     def _keep(self, batch: Batch, index: int, logits: Tensor | None = None) -> None:
-        self.reuse.keep(batch, index, self.limits.budget - self._reserved(), logits)
+        self.reuse.keep(batch, index, self.scheduler.spare, logits)
 
     # Failures.
 
@@ -390,23 +309,18 @@ class StepLoop:
         """After a forward that raised and left no usable cache: compute its rows again, alone, or give up."""
         memory = is_out_of_memory(error)
         if memory:
-            self._free_memory(len(rows))
+            self.scheduler.out_of_memory(len(rows))
+            if self.forward.device.type == "cuda":
+                torch.cuda.empty_cache()
         for row in rows:
             row.attempts += 1
-        others_run = len(rows) > 1 or not self.nothing_runs
+        others_run = len(rows) > 1 or not self.scheduler.nothing_runs
         if len(rows) == 1 and not (memory and others_run and rows[0].attempts <= _MAX_ATTEMPTS):
             self._emit(rows[0], Failed(_as_out_of_memory(error) if memory else _as_error(error)))
             return
-        for row in reversed(rows):
+        for row in rows:
             row.alone = True
-            self.waiting.appendleft(row)
-
-    def _free_memory(self, rows: int) -> None:
-        """Give up what can be computed again, and run fewer rows for a while."""
-        self.store.clear()
-        self.max_rows, self._calm_steps = max(1, min(self.max_rows, len(self.rows) + rows) // 2), 0
-        if self.forward.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.scheduler.queue_first(rows)
 
 
 def _as_error(error: Exception) -> TroupeError:

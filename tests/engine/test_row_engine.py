@@ -160,9 +160,9 @@ def test_out_of_memory_shrinks_the_batch_and_goes_on(kind: str) -> None:
     with running(model) as engine, before_forward(model, check):
         assert_alone(model, [submit(engine, ids, TOKENS) for ids in PROMPTS])
         # Fewer rows for a while, then all again.
-        assert engine._loop.max_rows <= 4
+        assert engine._loop.scheduler.max_rows <= 4
         submit(engine, PROMPTS[0], 200).wait()
-        assert 4 < engine._loop.max_rows <= 16
+        assert 4 < engine._loop.scheduler.max_rows <= 16
 
 
 def test_out_of_memory_of_one_that_cannot_run_even_alone(llama: Any) -> None:
