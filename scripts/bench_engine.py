@@ -24,10 +24,8 @@ import os
 import platform
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,100 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import transformers
 from bench_baselines import SIZES, Run, bandwidth, bare_loop, build_model, continuous_batching, padded_generate
+from bench_requests import Engine, random_prompts
 from bench_sampling import sampling
 
-from deployments.engine.options import EngineOptions
-from deployments.engine.protocol import EngineRequest
-from deployments.engine.row_engine import RowEngine
-from deployments.messages import Delta, EngineEvent, Failed, SamplingParams
-from model_loaders.contract import ModelInfo
-from model_loaders.hooks import Hooks
-
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-@dataclass
-class Client:
-    """Receives one request's events and notes when they came."""
-
-    times: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    cached: int = 0
-    error: str = ""
-    done: threading.Event = field(default_factory=threading.Event)
-
-    def emit(self, event: EngineEvent) -> None:
-        if isinstance(event, Failed):
-            self.error = str(event.error)
-            self.done.set()
-        elif isinstance(event, Delta):
-            self.times.append(time.perf_counter())
-            self.tokens.extend(event.token_ids)
-            self.logprobs.extend(entry.logprob for entry in event.logprobs or ())
-            self.cached += event.cached_tokens
-            if event.finish_reason is not None:
-                self.done.set()
-
-    def wait(self) -> Client:
-        self.done.wait()
-        if self.error:
-            raise SystemExit(f"A request failed: {self.error}")
-        return self
-
-    @property
-    def gaps(self) -> list[float]:
-        return [later - sooner for sooner, later in zip(self.times, self.times[1:], strict=False)]
-
-
-class Engine:
-    """The engine under test, by the names of a benchmark."""
-
-    def __init__(self, model: Any, arguments: argparse.Namespace, **options: Any) -> None:
-        info = ModelInfo(model=model, encode=lambda text: {"input_ids": [[0]]}, decode=lambda ids: f"{ids.tolist()}")
-        info.tokenizer = _tokenizer(model.config.vocab_size)
-        info.decode = None
-        settings = {"max_rows": max(arguments.rows), "memory_gib": arguments.memory_gib, "threads": arguments.threads}
-        self.row_engine = RowEngine(info, Hooks(info), EngineOptions(**{**settings, **options}))
-        self._count = 0
-        self.steps: list[float] = []
-
-    def start(self, ids: list[int], new: int, **sampling: Any) -> Client:
-        client = Client()
-        self._count += 1
-        params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": new, **sampling})
-        request = EngineRequest(request_id=str(self._count), input_ids=ids, sampling=params)
-        self.row_engine.submit(request, client.emit)
-        return client
-
-    def run(self, prompts: list[list[int]], new: int) -> None:
-        clients = [self.start(ids, new) for ids in prompts]
-        for client in clients:
-            client.wait()
-        self.steps = [gap for client in clients for gap in client.gaps[new // 3 :]]
-
-    def close(self) -> None:
-        self.row_engine.close(timeout=0.0)
-
-
-def _tokenizer(vocab: int) -> Any:
-    """A byte-level tokenizer with a text for every id, so that detokenising costs what it does in earnest."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    letters = "etaoinshrdlucmfwypvbgkjqxz"
-    words = (f"Ġ{a}{b}{c}{d}" for a in letters for b in letters for c in letters for d in letters)
-    vocabulary = {token: i for i, token in zip(range(vocab), [*alphabet, *words], strict=False)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
-
-
-def random_prompts(rng: random.Random, count: int, length: int, vocab: int) -> list[list[int]]:
-    return [[rng.randrange(1, vocab) for _ in range(length)] for _ in range(count)]
-
-
-# The parts.
 
 
 def compare(
