@@ -55,6 +55,9 @@ class RowEngine:
 
     def __init__(self, info: ModelInfo, hooks: Hooks, options: EngineOptions) -> None:
         info.model.eval()
+        self._threads = options.threads or min(torch.get_num_threads(), cores())
+        # What is measured and proved at load is so with as many threads as later.
+        torch.set_num_threads(self._threads)
         self._context = context_length(info, options)
         self.supports = ALL_PARAMS - {"num_beams"}
         self._vocabulary = Vocabulary(info, hooks)
@@ -68,7 +71,6 @@ class RowEngine:
         self._fixed = fixed_decode(self._forward, options)
         # A packed weight is nothing that torch.compile knows.
         self._packed = PackedLinears.of(info.model, False if self._fixed is not None else options.pack_linears)
-        self._threads = options.threads
         self._deterministic = Deterministic(self._forward, options.max_rows) if options.deterministic else None
         self._loop = _step_loop(self._forward, self.capabilities, options, self._deterministic, self._fixed)
         self.max_model_len = _held_length(self._context, self._loop)
@@ -183,7 +185,7 @@ class RowEngine:
     # The engine's thread.
 
     def _work(self) -> None:
-        torch.set_num_threads(self._threads or min(torch.get_num_threads(), cores()))
+        torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
                 while self._take_commands():

@@ -360,12 +360,13 @@ def test_threads_are_no_more_than_the_cores_it_was_given(llama: Any) -> None:
     before, given = os.sched_getaffinity(0), torch.get_num_threads()
     try:
         os.sched_setaffinity(0, {min(before)})
-        torch.set_num_threads(3)
         for options, expected in (({}, 1), ({"threads": 2}, 2)):
+            torch.set_num_threads(3)
             with (
-                running(llama, **options) as engine,
                 before_forward(llama, lambda _: used.append(torch.get_num_threads())),
+                running(llama, **options) as engine,
             ):
+                assert used, "the model is probed at load"
                 submit(engine, PROMPTS[0], 2).wait()
             assert set(used) == {expected}
             used.clear()
