@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 """What serving adds to a request, one at a time: the same simulated model behind more and more of the way to a client.
 
-    scripts/bench_ingress.py [--rounds 20] [--each 10] [--targets engine host local serve fast]
+    scripts/bench_ingress.py [--rounds 20] [--each 10] [--targets engine host local serve fast bare bare-fast]
 
     engine   the engine alone: submit, wait for the last event
     host     with leases, chat template, encoding and merging of events, in one process
     local    with the API over HTTP, still one process
     serve    Ray Serve: proxy, ingress, router, replica
     fast     Ray Serve in the fast mode: HAProxy, one loop per process
+    bare, bare-fast  an ingress and a replica of Ray Serve that do nothing but pass the request on: its own share
 
 All servers run at once and take turns of a few requests, so that a busy machine is equally busy for each. A request is
 a chat of 1,000 words and an answer of one token (5 ms of a simulated decode step, 40 of prefill the first time), whole
@@ -121,10 +122,12 @@ def local() -> Iterator[Target]:
 
 
 @contextlib.contextmanager
-def serve(fast: bool = False) -> Iterator[Target]:
+def serve(app: str = "troupe", fast: bool = False) -> Iterator[Target]:
     """Ray Serve without its dashboard, with one ingress and one replica."""
     port = free_port()
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from scripts.bench_ingress import stay; stay({port})"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from scripts.bench_ingress import stay; stay({port}, {app!r})"
+    )
     settings = fast_environment(os.environ) if fast else {}
     with server([sys.executable, "-c", code], port, settings) as asked:
         yield asked
@@ -132,17 +135,43 @@ def serve(fast: bool = False) -> Iterator[Target]:
         shutil.rmtree(Path(settings["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent)
 
 
-def stay(port: int) -> None:
+def stay(port: int, app: str) -> None:
     """Serve on a port until a signal to end."""
     from ray import serve
 
-    from deployments.app import application
     from tests.serving import cluster
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with cluster(cpus=4, gpus=0, port=port):
-        serve.run(application(parse_args(ARGS), num_replicas=1, ray_actor_options={"num_gpus": 0}))
+        serve.run(bare() if app == "bare" else troupe())
         signal.pause()
+
+
+def troupe() -> Any:
+    from deployments.app import application
+
+    return application(parse_args(ARGS), num_replicas=1, ray_actor_options={"num_gpus": 0})
+
+
+def bare() -> Any:
+    """Two deployments as close to nothing as Ray Serve lets them be."""
+    from ray import serve
+
+    @serve.deployment(max_ongoing_requests=1000)
+    class Replica:
+        async def answer(self, body: bytes) -> bytes:
+            return body[:300]
+
+    @serve.deployment(max_ongoing_requests=1000)
+    class Ingress:
+        def __init__(self, replica: Any) -> None:
+            self._replica = replica.options(method_name="answer", _by_reference=False)
+
+        async def __call__(self, request: Any) -> str:
+            answer: bytes = await self._replica.remote(await request.body())
+            return answer.decode()
+
+    return Ingress.bind(Replica.bind())
 
 
 @contextlib.contextmanager
@@ -200,6 +229,8 @@ TARGETS: dict[str, Callable[[], contextlib.AbstractContextManager[Target]]] = {
     "local": local,
     "serve": serve,
     "fast": lambda: serve(fast=True),
+    "bare": lambda: serve("bare"),
+    "bare-fast": lambda: serve("bare", fast=True),
 }
 
 
@@ -244,9 +275,9 @@ def main() -> None:
         measured = measure(targets, given.rounds, given.each)
     base = statistics.median(measured[given.targets[0]].whole)
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; {given.rounds * given.each} requests each")
-    print("target    whole  p50   +p50    p95   stream  p50   +p50    p95   cpu")
+    print("target     whole  p50   +p50    p95   stream  p50   +p50    p95   cpu")
     for name, found in measured.items():
-        row = f"{name:8}"
+        row = f"{name:9}"
         for times in (found.whole, found.streamed):
             middle = statistics.median(times)
             row += (
