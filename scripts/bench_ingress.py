@@ -157,12 +157,10 @@ def bare() -> Any:
     """Two deployments as close to nothing as Ray Serve lets them be."""
     from ray import serve
 
-    @serve.deployment(max_ongoing_requests=1000)
     class Replica:
         async def answer(self, body: bytes) -> bytes:
             return body[:300]
 
-    @serve.deployment(max_ongoing_requests=1000)
     class Ingress:
         def __init__(self, replica: Any) -> None:
             self._replica = replica.options(method_name="answer", _by_reference=False)
@@ -171,7 +169,8 @@ def bare() -> Any:
             answer: bytes = await self._replica.remote(await request.body())
             return answer.decode()
 
-    return Ingress.bind(Replica.bind())
+    deploy: Any = serve.deployment(max_ongoing_requests=1000)
+    return deploy(Ingress).bind(deploy(Replica).bind())
 
 
 @contextlib.contextmanager
