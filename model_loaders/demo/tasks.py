@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from model_loaders.demo.worlds import Message, Split, in_split, nonce
 
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_ALNUM = _LETTERS + _LETTERS.upper() + "0123456789"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ALNUM = LETTERS + LETTERS.upper() + "0123456789"
+SEPARATORS = ("\n", ", ")
 _SYMBOLS = "éüñßøžλΩжшдя中文字日本語한국어🦊🐙🌍🚀😀😎🎉🍕👍🏽€→✓"
 _WORDS = [
     "apple",
@@ -82,11 +83,11 @@ def _draw(rng: random.Random, split: Split, make: Callable[[random.Random], str]
 
 
 def _repeated(rng: random.Random) -> str:
-    return nonce(rng, rng.randint(6, 16), rng.choice((_ALNUM, _ALNUM, _LETTERS + "0123456789", _ALNUM + "-_")))
+    return nonce(rng, rng.randint(6, 16), rng.choice((ALNUM, ALNUM, LETTERS + "0123456789", ALNUM + "-_")))
 
 
 def _symbols(rng: random.Random) -> str:
-    return "".join(rng.choice(_SYMBOLS if rng.random() < 0.6 else _ALNUM) for _ in range(rng.randint(4, 10)))
+    return "".join(rng.choice(_SYMBOLS if rng.random() < 0.6 else ALNUM) for _ in range(rng.randint(4, 10)))
 
 
 _REPEATS = (
@@ -116,7 +117,7 @@ def _word(rng: random.Random) -> str:
     if choice < 0.1:
         return rng.choice(_WORDS)
     if choice < 0.5:
-        return nonce(rng, length, _LETTERS)
+        return nonce(rng, length, LETTERS)
     start = rng.randrange(2)
     return "".join(rng.choice("aeiou" if (i + start) % 2 else "bcdfghjklmnprstvwz") for i in range(length))
 
@@ -138,24 +139,24 @@ def add_task(rng: random.Random, split: Split = "heldout") -> Task:
 
 
 def lookup_task(rng: random.Random, split: Split = "heldout") -> Task:
-    """Say the value of one key of three to five pairs listed in the prompt.
+    """Say the value of one key of three to five pairs listed in the prompt, as the pair that it stands in: K=x7q.
 
     Keys are capital letters; values are three small letters or digits, none of them twice in a prompt.
     """
-    keys = rng.sample(_LETTERS.upper(), rng.randint(3, 5))
+    keys = rng.sample(LETTERS.upper(), rng.randint(3, 5))
     chosen = rng.randrange(len(keys))
 
     def draw(rng: random.Random) -> str:
-        characters = "".join(rng.sample(_LETTERS + "0123456789", 3 * len(keys)))
+        characters = "".join(rng.sample(LETTERS + "0123456789", 3 * len(keys)))
         own = characters[3 * chosen : 3 * chosen + 3]
         return f"{keys[chosen]}={own}={characters}"
 
     characters = _draw(rng, split, draw).rpartition("=")[2]
     values = [characters[i : i + 3] for i in range(0, len(characters), 3)]
-    joint, between = rng.choice((" = ", ": ", "=")), rng.choice(("\n", ", "))
-    pairs = between.join(f"{key}{joint}{value}" for key, value in zip(keys, values, strict=True))
+    pairs = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
     question = rng.choice(("What is the value of {}?", "Give the value of {}."))
-    return _task(rng, "lookup", f"{pairs}\n{question.format(keys[chosen])}", values[chosen])
+    prompt = f"{rng.choice(SEPARATORS).join(pairs)}\n{question.format(keys[chosen])}"
+    return _task(rng, "lookup", prompt, pairs[chosen])
 
 
 TASKS: dict[str, Callable[..., Task]] = {

@@ -29,7 +29,11 @@ def test_answers_follow_from_the_prompts() -> None:
             a, b = (int(word) for word in prompt.replace("?", "").replace(".", "").split() if word.isdigit())
             assert int(task.answer) == a + b
         elif task.kind == "lookup":
-            assert prompt.count(task.answer) >= 1
+            listed, _, question = prompt.rpartition("\n")
+            key, _, value = task.answer.partition("=")
+            assert f" {key}" in question
+            assert value in listed
+            assert listed.count(task.answer) == 1
         assert task.correct(f" {task.answer}\n")
         assert not task.correct(task.answer + "x")
 
