@@ -36,12 +36,14 @@ def sse(value: Any, event: str | None = None) -> bytes:
 
 async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) -> Response:
     """A response whose body may take a while to compute."""
+    if not exchange.options.heartbeat_seconds:
+        return await text_answer(exchange, answer, "application/json")
     return await _respond(exchange, _once(answer), "application/json", beat=b"\n", on_error=error_body)
 
 
 async def text_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes], media_type: str) -> Response:
-    """The same for a text, which no heartbeat can be put into."""
-    return await _respond(exchange, _once(answer), media_type, beat=b"", on_error=error_body)
+    """A response in one piece, which no heartbeat comes before."""
+    return Response(await until_disconnect(exchange.request.receive, answer), media_type=media_type)
 
 
 async def sse_answer(
@@ -73,7 +75,7 @@ async def _respond(
     exchange: Exchange, chunks: Chunks, media_type: str, *, beat: bytes, on_error: Callable[[TroupeError], bytes]
 ) -> Response:
     """The response that `chunks` will fill, once the first of them is there: an error before it has its own status."""
-    if exchange.options.heartbeat_seconds and beat:
+    if exchange.options.heartbeat_seconds:
         chunks = with_heartbeat(chunks, exchange.options.heartbeat_seconds, beat)
     try:
         first = await until_disconnect(exchange.request.receive, anext(chunks))
