@@ -1,14 +1,16 @@
 #!/usr/bin/env python
 """What serving adds to a request, one at a time: the same simulated model behind more and more of the way to a client.
 
-    scripts/bench_ingress.py [--rounds 20] [--each 10] [--targets engine host local serve fast bare bare-fast]
+    scripts/bench_ingress.py [--rounds 20] [--each 10] [--targets engine host local serve fast]
 
     engine   the engine alone: submit, wait for the last event
     host     with leases, chat template, encoding and merging of events, in one process
     local    with the API over HTTP, still one process
     serve    Ray Serve: proxy, ingress, router, replica
     fast     Ray Serve in the fast mode: HAProxy, one loop per process
-    bare, bare-fast  an ingress and a replica of Ray Serve that do nothing but pass the request on: its own share
+
+    and, when asked for, Ray Serve's own share, an ingress and a replica that do nothing but pass the request on:
+    bare, bare-fast
 
 All servers run at once and take turns of a few requests, so that a busy machine is equally busy for each. A request is
 a chat of 1,000 words and an answer of one token (5 ms of a simulated decode step, 40 of prefill the first time), whole
@@ -267,7 +269,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--each", type=int, default=10)
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument(
+        "--targets", nargs="+", choices=TARGETS, default=[name for name in TARGETS if "bare" not in name]
+    )
     given = parser.parse_args()
     with contextlib.ExitStack() as stack:
         targets = {name: stack.enter_context(TARGETS[name]()) for name in given.targets}

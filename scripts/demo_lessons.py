@@ -115,6 +115,11 @@ def stack(rows: list[Row], length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(ids), torch.tensor(labels)
 
 
+def second_cycle(steps: int) -> int:
+    """How many steps follow the first `steps`."""
+    return steps // 3
+
+
 def batches(seed: int, steps: int, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The batches of a run, ids and labels, int64 [rows, length]: `tokens` in each, twice as many in the longest rows.
 
@@ -137,6 +142,6 @@ def batches(seed: int, steps: int, tokens: int) -> Iterator[tuple[torch.Tensor, 
             yield stack([chats(rng, 128, LATER) for _ in range(tokens // 128)], 128)
         else:
             yield stack([chats(rng, 1024, LATER, 0.9) for _ in range(tokens // 512)], 1024)
-    for step in range(steps // 3):
+    for step in range(second_cycle(steps)):
         length, share = (128, 0.0) if step % 3 else (1024, 0.9)
         yield stack([chats(rng, length, LAST, share) for _ in range(2 * tokens // length)], length)
