@@ -114,16 +114,16 @@ def test_serve_run_by_hand(config: tuple[Path, int], crashed_ray: dict[str, str]
         assert "72" in answer(port, process, log)
 
 
-@pytest.mark.parametrize("address", ["auto", "127.0.0.1:9"])
 def test_a_cluster_that_does_not_answer_is_an_error_at_once(
-    config: tuple[Path, int], crashed_ray: dict[str, str], address: str
+    config: tuple[Path, int], crashed_ray: dict[str, str]
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "deployments.drain", str(config[0])],
-        cwd=ROOT, env={**crashed_ray, "RAY_ADDRESS": address}, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, env={**crashed_ray, "RAY_ADDRESS": "127.0.0.1:9"}, capture_output=True, text=True, timeout=60,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert f"troupe: RAY_ADDRESS={address}, but no Ray answers at " in done.stderr
+    assert "troupe: RAY_ADDRESS=127.0.0.1:9, but no Ray answers at 127.0.0.1:9 " in done.stderr
 
 
 def test_a_wrong_configuration_is_told_before_anything_starts(
