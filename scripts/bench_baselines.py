@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -19,6 +20,16 @@ SIZES: dict[str, dict[str, int]] = {
 KEY_HEADS = {"tiny": 2, "88m": 4, "1b": 8, "8b": 8}
 VOCAB = {"tiny": 512, "88m": 8192, "1b": 128256, "8b": 128256}
 Run = Callable[[list[list[int]], int], None]
+T = TypeVar("T")
+
+
+def apart(function: Callable[[], T]) -> T:
+    """Run in a thread that ends, as the server loads models: torch's threads under it end, too.
+
+    Where a process has more of them than cores, all wait for each other asleep: a decode step takes a third longer.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
 
 
 def build_model(size: str, dtype: torch.dtype, device: str) -> LlamaForCausalLM:

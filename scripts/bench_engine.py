@@ -4,8 +4,8 @@
     python scripts/bench_engine.py --parts speed --rows 16 32 --prompt 300 --json out.json
     python scripts/bench_engine.py --model 8b --device cuda     on a GPU
 
-Models are built from configs with random weights. The contenders of a comparison take turns in one process; figures
-are medians over the turns, ratios are medians of the ratios within a turn. Every turn has new prompts.
+Models are built from configs with random weights. The contenders of a comparison take turns, each in a process of its
+own; figures are medians over the turns, ratios are medians of the ratios within a turn. Every turn has new prompts.
 
 Parts:
     speed          tokens/s, prefill included, and the time of a decode step; against the bare loop, generate and CB
@@ -18,7 +18,6 @@ Parts:
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -26,6 +25,8 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,37 +36,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import transformers
-from bench_baselines import SIZES, Run, bandwidth, bare_loop, build_model, continuous_batching, padded_generate
+from bench_baselines import SIZES, apart, bandwidth, build_model
+from bench_contenders import CLOCKS, Contender
 from bench_requests import Engine, random_prompts
 from bench_sampling import sampling
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
-
 
 def compare(
-    contenders: dict[str, Run], turn: Callable[[], list[list[int]]], arguments: argparse.Namespace, turns: int
-) -> dict[str, Any]:
-    """Seconds of each contender, one turn after the other; a first, short one does not count."""
-    clock = CLOCKS[arguments.clock]
+    contenders: dict[str, Contender], turn: Callable[[], list[list[int]]], new: int, turns: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of each contender's runs and decode steps, turn after turn; a first, short one does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    steps: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(turns + 1):
         prompts = turn()
-        for name, run in contenders.items():
-            start = clock()
-            run(prompts, arguments.new if number else min(4, arguments.new))
+        for name, contender in contenders.items():
+            taken, each = contender.run(prompts, new if number else min(4, new))
             if number:
-                seconds[name].append(clock() - start)
-    return seconds
+                seconds[name].append(taken)
+                steps[name] += each
+    return seconds, steps
 
 
-def ratio(seconds: dict[str, list[float]], other: str, this: str = "engine") -> float | None:
-    """How many times the time of `this` the other needs, the median over the turns."""
-    if other not in seconds:
-        return None
-    return median(b / a for a, b in zip(seconds[this], seconds[other], strict=True))
+def ratio(seconds: dict[str, list[float]], other: str) -> float:
+    """How many times the engine's time another one needs, the median over the turns."""
+    return median(b / a for a, b in zip(seconds["engine"], seconds[other], strict=True))
 
 
-def speed(model: Any, own: Any, arguments: argparse.Namespace, bytes_per_second: float) -> list[dict[str, Any]]:
+def speed(model: Any, arguments: argparse.Namespace, bytes_per_second: float) -> list[dict[str, Any]]:
     """Tokens per second with the prefill, and decode steps, at several row counts."""
     rng = random.Random(1)
     results = []
@@ -73,7 +71,7 @@ def speed(model: Any, own: Any, arguments: argparse.Namespace, bytes_per_second:
     print("".join(f"{name:>11}" for name in header))
     for length in arguments.prompt:
         for rows in arguments.rows:
-            result = _speed_of(model, own, arguments, bytes_per_second, rng, length, rows)
+            result = _speed_of(model, arguments, bytes_per_second, rng, length, rows)
             results.append(result)
             values = [length, rows, f"{result['tokens_per_s']:.0f}", f"{result['step_ms']:.2f}"]
             values.append(f"{100 * result['roofline']:.0f} %")
@@ -85,37 +83,26 @@ def speed(model: Any, own: Any, arguments: argparse.Namespace, bytes_per_second:
 
 
 def _speed_of(
-    model: Any,
-    own: Any,
-    arguments: argparse.Namespace,
-    bytes_per_second: float,
-    rng: random.Random,
-    length: int,
-    rows: int,
+    model: Any, arguments: argparse.Namespace, bytes_per_second: float, rng: random.Random, length: int, rows: int
 ) -> dict[str, Any]:
     new, against = arguments.new, arguments.against
-    engine = Engine(own, arguments, max_rows=rows, prefix_cache=False)
-    contenders: dict[str, Run] = {"engine": engine.run}
-    steps: list[float] = []
-    if "loop" in against:
-        contenders["loop"] = bare_loop(model, arguments.device)
-    if "generate" in against:
-        contenders["generate"] = padded_generate(model, arguments.device)
+    names = ["engine", *(name for name in against if name != "cb")]
+    options = {"engine": {"max_rows": rows}, "deterministic": {"max_rows": rows}}
 
     def turn() -> list[list[int]]:
-        steps.extend(engine.steps)
         return random_prompts(rng, rows, length, model.config.vocab_size)
 
-    seconds = compare(contenders, turn, arguments, arguments.turns)
-    steps.extend(engine.steps)
-    if "cb" in against:
-        _add_batching(seconds, engine, model, arguments, turn, length)
-    engine.close()
-    if "deterministic" in against:
-        _add_deterministic(seconds, model, own, arguments, turn, rows)
-    step = median(steps)
-    read = sum(p.nbytes for p in own.parameters()) - own.get_input_embeddings().weight.nbytes
-    read += rows * (length + new // 2) * _position_bytes(own.config, own.dtype)
+    with ExitStack() as stack:
+        contenders = {name: stack.enter_context(Contender(name, arguments, **options.get(name, {}))) for name in names}
+        seconds, steps = compare(contenders, turn, new, arguments.turns)
+        times = {name: ratio(seconds, name) for name in names[1:]}
+        if "cb" in against:
+            batching = _batching(contenders["engine"], arguments, turn, length, rows)
+            times["cb"] = min(ratio(taken, "cb") for taken in batching.values())
+            seconds |= {f"cb{at_once}": taken["cb"] for at_once, taken in batching.items()}
+    step = median(steps["engine"])
+    read = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
+    read += rows * (length + new // 2) * _position_bytes(model.config, model.dtype)
     return {
         "prompt": length,
         "new": new,
@@ -123,36 +110,22 @@ def _speed_of(
         "tokens_per_s": rows * new / median(seconds["engine"]),
         "step_ms": 1000 * step,
         "roofline": read / bytes_per_second / step,
-        "times": seconds.pop("ratios", {}) | {name: ratio(seconds, name) for name in ("loop", "generate")},
+        "times": times,
         "seconds": seconds,
     }
 
 
-def _add_batching(
-    seconds: dict[str, Any], engine: Engine, model: Any, arguments: argparse.Namespace, turn: Any, length: int
-) -> None:
-    """Continuous batching with all rows in one forward, and with eight at most; the faster of the two counts."""
-    best, rows = None, len(turn())
+def _batching(
+    engine: Contender, arguments: argparse.Namespace, turn: Any, length: int, rows: int
+) -> dict[int, dict[str, list[float]]]:
+    """Continuous batching with all rows in one forward, and with eight at most."""
+    taken = {}
     for at_once in sorted({rows, min(8, rows)}):
-        with continuous_batching(model, rows, length + arguments.new, at_once) as run:
-            turns = compare({"engine": engine.run, "cb": run}, turn, arguments, max(1, arguments.turns // 2))
-        seconds[f"cb{at_once}"] = turns["cb"]
-        times = ratio(turns, "cb")
-        best = times if best is None or (times is not None and times < best) else best
-    seconds.setdefault("ratios", {})["cb"] = best
-
-
-def _add_deterministic(
-    seconds: dict[str, Any], model: Any, own: Any, arguments: argparse.Namespace, turn: Any, rows: int
-) -> None:
-    """Deterministic mode, which changes a model while it runs, against the ordinary one."""
-    plain = Engine(own, arguments, max_rows=rows, prefix_cache=False)
-    fixed = Engine(copy.deepcopy(model), arguments, max_rows=rows, prefix_cache=False, deterministic=True)
-    turns = compare({"engine": plain.run, "deterministic": fixed.run}, turn, arguments, arguments.turns)
-    seconds["deterministic"] = turns["deterministic"]
-    seconds.setdefault("ratios", {})["deterministic"] = ratio(turns, "deterministic")
-    fixed.close()
-    plain.close()
+        sizes = {"rows": rows, "positions": length + arguments.new, "at_once": at_once}
+        with Contender("cb", arguments, **sizes) as batching:
+            contenders = {"engine": engine, "cb": batching}
+            taken[at_once], _ = compare(contenders, turn, arguments.new, max(1, arguments.turns // 2))
+    return taken
 
 
 def _position_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -161,13 +134,13 @@ def _position_bytes(config: Any, dtype: torch.dtype) -> int:
     return int(2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize)
 
 
-def gap(model: Any, own: Any, arguments: argparse.Namespace, bytes_per_second: float) -> list[dict[str, Any]]:
+def gap(model: Any, arguments: argparse.Namespace, bytes_per_second: float) -> list[dict[str, Any]]:
     """Gaps between tokens of running rows, before and while a long prompt is computed."""
     rng, vocab = random.Random(2), model.config.vocab_size
     results = []
     print(f"{'chunk':>11}{'step ms':>11}{'gap ms':>11}{'longest':>11}{'first token of the long prompt, s':>36}")
     for chunk in arguments.chunks:
-        engine = Engine(own, arguments, max_rows=9, prefill_chunk=chunk, prefix_cache=False)
+        engine = Engine(model, arguments, max_rows=9, prefill_chunk=chunk, prefix_cache=False)
         engine.run(random_prompts(rng, 2, 64, vocab), 4)
         clients = [engine.start(ids, 4000) for ids in random_prompts(rng, 8, 64, vocab)]
         while min(len(client.times) for client in clients) < 60:
@@ -188,7 +161,7 @@ def gap(model: Any, own: Any, arguments: argparse.Namespace, bytes_per_second: f
     return results
 
 
-def conversations(model: Any, own: Any, arguments: argparse.Namespace, _: float) -> list[dict[str, Any]]:
+def conversations(model: Any, arguments: argparse.Namespace, _: float) -> list[dict[str, Any]]:
     """Agents at work side by side: each prompt is the last one, its answer and a new observation."""
     first, observed, answer, agents = arguments.conversation
     results = []
@@ -198,12 +171,12 @@ def conversations(model: Any, own: Any, arguments: argparse.Namespace, _: float)
         computed = 0.0
         for repeat in range(max(1, arguments.turns // 2)):
             for kept in (True, False):
-                engine = Engine(own, arguments, max_rows=agents, prefix_cache=kept)
+                engine = Engine(model, arguments, max_rows=agents, prefix_cache=kept)
                 engine.run([[1, 2, 3]], 4)
                 rng = random.Random(repeat)
                 clock = CLOCKS[arguments.clock]
                 start = clock()
-                asked, reused = _converse(engine, rng, turns, first, observed, answer, agents, own.config.vocab_size)
+                asked, reused = _converse(engine, rng, turns, first, observed, answer, agents, model.config.vocab_size)
                 wall[kept].append(clock() - start)
                 engine.close()
                 computed = 1 - reused / asked if kept else computed
@@ -229,7 +202,7 @@ def _converse(
     return asked, reused
 
 
-def proof(model: Any, own: Any, arguments: argparse.Namespace, _: float) -> list[dict[str, Any]]:
+def proof(model: Any, arguments: argparse.Namespace, _: float) -> list[dict[str, Any]]:
     """Deterministic mode: tokens and log-probabilities among neighbours equal those alone, bit for bit."""
     rng, vocab = random.Random(3), model.config.vocab_size
     count = arguments.requests
@@ -242,8 +215,8 @@ def proof(model: Any, own: Any, arguments: argparse.Namespace, _: float) -> list
         sampling = {"logprobs": 0, "seed": number, "temperature": float(number % 2)}
         # A step begins one prompt: texts this long let 32 rows come together.
         asked.append((ids, rng.randrange(33, 49), sampling))
-    alone = Engine(own, arguments, max_rows=32, deterministic=True, prefix_cache=False)
-    together = Engine(own, arguments, max_rows=32, deterministic=True)
+    alone = Engine(model, arguments, max_rows=32, deterministic=True, prefix_cache=False)
+    together = Engine(model, arguments, max_rows=32, deterministic=True)
     start = time.perf_counter()
     clients = [together.start(ids, new, **sampling) for ids, new, sampling in asked]
     for client in clients:
@@ -328,10 +301,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
-    model = build_model(arguments.model, getattr(torch, arguments.dtype), arguments.device)
-    # The engine packs its model's weights in place on a CPU: the stock contenders have a model of their own.
-    own = copy.deepcopy(model) if arguments.device == "cpu" else model
-    measured = bandwidth(arguments.device)
+    model = apart(partial(build_model, arguments.model, getattr(torch, arguments.dtype), arguments.device))
+    measured = apart(partial(bandwidth, arguments.device))
     where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()
     facts = {
         "model": arguments.model,
@@ -352,7 +323,7 @@ def main() -> None:
     results: dict[str, Any] = {"facts": facts}
     for part in arguments.parts:
         print(f"\n{part}")
-        results[part] = PARTS[part](model, own, arguments, measured)
+        results[part] = PARTS[part](model, arguments, measured)
     results["facts"]["load_after"] = os.getloadavg()[0]
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")

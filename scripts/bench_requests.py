@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
+from bench_baselines import apart
 
 from deployments.engine.options import EngineOptions
 from deployments.engine.protocol import EngineRequest
@@ -61,7 +62,7 @@ class Engine:
         info.tokenizer = _tokenizer(model.config.vocab_size)
         info.decode = None
         settings = {"max_rows": max(arguments.rows), "memory_gib": arguments.memory_gib, "threads": arguments.threads}
-        self.row_engine = RowEngine(info, Hooks(info), EngineOptions(**{**settings, **options}))
+        self.row_engine = apart(lambda: RowEngine(info, Hooks(info), EngineOptions(**{**settings, **options})))
         self._count = 0
         self.steps: list[float] = []
 

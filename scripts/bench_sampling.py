@@ -33,7 +33,7 @@ WISHES: dict[str, dict[str, Any]] = {
 }
 
 
-def sampling(model: Any, own: Any, arguments: Namespace, bytes_per_second: float) -> list[dict[str, Any]]:
+def sampling(model: Any, arguments: Namespace, bytes_per_second: float) -> list[dict[str, Any]]:
     """Seconds of choosing a token for every row, against those of the logits alone (the head's matrix product)."""
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     torch.manual_seed(0)

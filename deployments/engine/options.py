@@ -18,7 +18,8 @@ class EngineOptions:
         memory_gib: budget for KV caches and states, prefix store included; None takes it from the device.
         prefix_cache: reuse the computation of prompts that begin like an earlier one.
         prefix_cache_gib: share of the budget the prefix store may keep; None is half.
-        prefill_chunk: prompt tokens computed between two steps of the running rows.
+        prefill_chunk: tokens of a prompt computed between two steps of the running rows; of several whole prompts twice
+            as many.
         deterministic: a row's bits never depend on its neighbours; slower.
         prompt_lookup: tokens guessed at a time from what a row has said before, while at most four rows run; for models
             whose layers all have full attention. No text changes by it. 0 guesses none.

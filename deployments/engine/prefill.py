@@ -13,6 +13,7 @@ from deployments.engine.kv_layers import column_room
 from deployments.engine.rows import Row
 
 LOGITS_BYTES = 256 << 20
+_GROUP_CHUNKS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class Prefiller:
 
     Args:
         forward: the model's forward passes.
-        chunk: tokens per forward at most, media prompts excepted.
+        chunk: tokens of one prompt per forward at most, media prompts excepted; whole prompts together may be twice
+            as many, which reads the weights half as often.
         vocab_size: width of the logits.
         chunks: a prompt may be computed in several forwards.
         pads: prompts of different lengths may be padded together.
@@ -70,6 +72,7 @@ class Prefiller:
     ) -> None:
         self.forward = forward
         self.chunk = max(1, chunk)
+        self.group = _GROUP_CHUNKS * self.chunk
         self.chunks = chunks
         self.pads = pads
         self._scored_chunk = max(1, min(self.chunk, LOGITS_BYTES // (4 * vocab_size)))
@@ -94,7 +97,7 @@ class Prefiller:
         first, source = rows[0], sources[0]
         if len(rows) == 1 or not self._groupable(first) or (source is not None and source.logits is not None):
             return [source]
-        limit = self._limit(first)
+        limit = self.group if first.scorer is None else self._scored_chunk
         taken: list[Source | None] = [source]
         longest = self._to_go(first, source)
         for row, other in zip(rows[1:], sources[1:], strict=False):
@@ -114,6 +117,10 @@ class Prefiller:
                 break
             taken, longest = aligned, longest_now
         return taken
+
+    def completes(self, prefill: Prefill) -> bool:
+        """Whether the next forward is the last one of these prompts."""
+        return len(prefill.rows) > 1 or prefill.remaining <= self._limit(prefill.rows[0])
 
     def advance(self, prefill: Prefill) -> Tensor | None:
         """Run one forward.

@@ -103,7 +103,7 @@ class Scheduler:
         """
         if not self.waiting or len(self.prefills) >= 2 or self.batches.paused:
             return None
-        if any(prefill.remaining <= self._prefiller.chunk for prefill in self.prefills):
+        if any(self._prefiller.completes(prefill) for prefill in self.prefills):
             return None
         rows, sources = self._candidates(short_only=bool(self.prefills))
         if not rows:
@@ -136,7 +136,7 @@ class Scheduler:
             spare -= self.batches.need([row])
             enough = spare >= 0 and self.batches.safe(self.limits.budget, [*self._prefilling, *rows, row])
             lacking = not enough and (rows or not self.nothing_runs)
-            if lacking or len(rows) >= places or tokens >= self._prefiller.chunk:
+            if lacking or len(rows) >= places or tokens >= self._prefiller.group:
                 break
             source = self._reuse.source(row, self.batches)
             to_go = len(row.ids) - (0 if source is None else source.length)

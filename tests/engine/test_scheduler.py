@@ -50,11 +50,13 @@ def test_first_come_first_served_as_far_as_rows_go() -> None:
     assert list(queue.scheduler.waiting) == rows[3:]
 
 
-def test_one_forwards_worth_of_tokens_begins_together() -> None:
+def test_whole_prompts_of_two_chunks_begin_together() -> None:
     queue = Queue(prefill_chunk=32)
-    rows = queue.add(16, 16, 16)
-    assert queue.begin() == rows[:2]
+    rows = queue.add(16, 16, 30, 16)
+    assert queue.begin() == rows[:2], "three of thirty, padded, would be too many"
     assert queue.begin() is None, "what runs is done in the next forward"
+    queue.scheduler.prefills.clear()
+    assert queue.begin() == rows[2:]
 
 
 def test_a_long_prompt_lets_a_short_one_pass_and_no_second_long_one() -> None:
