@@ -42,8 +42,12 @@ class Server:
         while not self._uvicorn.started:
             time.sleep(0.005)
 
-    def stop(self) -> None:
+    def leave(self) -> None:
+        """Begin to end."""
         self._uvicorn.should_exit = True
+
+    def stop(self) -> None:
+        self.leave()
         self._thread.join(10)
         self._socket.close()
 
@@ -60,14 +64,18 @@ Serve = Callable[..., Server]
 def serve() -> Iterator[Serve]:
     """Starts servers; keyword arguments are options of the API."""
     with contextlib.ExitStack() as stack:
+        servers: list[Server] = []
 
         def start(models: list[dict[str, Any]] | None = None, **api: Any) -> Server:
             server = Server(api, models or MODELS)
             server.start()
             stack.callback(server.stop)
+            servers.append(server)
             return server
 
         yield start
+        for server in servers:
+            server.leave()
 
 
 @pytest.fixture(scope="session")
