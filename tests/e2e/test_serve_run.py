@@ -123,7 +123,7 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once(
         check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "troupe: RAY_ADDRESS=127.0.0.1:9, but no Ray answers at 127.0.0.1:9 " in done.stderr
+    assert "troupe: RAY_ADDRESS=127.0.0.1:9, but no Ray answers at " in done.stderr  # Ray names the node's own address
 
 
 def test_a_wrong_configuration_is_told_before_anything_starts(
