@@ -94,7 +94,7 @@ def test_two_replicas_share_models_and_keep_conversations(cluster: str, script: 
     assert 0 < figures["p50"] <= figures["p95"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_replicas_do_nearly_eight_times_as_much_as_one(cluster: str, script: ModuleType, say: Say) -> None:  # noqa: F811
     # In the warm-up every client must have begun, on all eight: time stretched further would take a longer one.
     given = script.parser().parse_args(["--slowdown=30", "--warmup=60", "--seconds=75"])

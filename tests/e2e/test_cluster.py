@@ -24,7 +24,7 @@ from tests.faults.conftest import Say, say  # noqa: F401
 from tests.faults.paced import model
 from tests.serving import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def environment() -> dict[str, str]:

@@ -179,7 +179,7 @@ def test_the_host_is_the_default_one_unless_given() -> None:
     assert fast_config({"http_options": {"port": 80}}, container)["http_options"] == {"host": "0.0.0.0", "port": 80}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_haproxy
 def test_the_faults_of_streams_again() -> None:
     """The tests of streams, cancellation and faults that run with Serve's own proxy, in the fast mode."""

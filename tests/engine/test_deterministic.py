@@ -121,7 +121,7 @@ def test_bits_do_not_depend_on_neighbours(make: Callable[[], Any], dtype: torch.
     assert sorted(again) == sorted(expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_thousand_requests_at_32_rows(dtype: torch.dtype) -> None:

@@ -197,7 +197,7 @@ def test_deterministic_mode_is_not_compiled(caplog: pytest.LogCaptureFixture) ->
     assert "deterministic mode has its own steps" in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compiled_steps_give_what_generate_gives() -> None:
     model = decoder("llama", num_hidden_layers=1)

@@ -106,7 +106,7 @@ def test_sigterm_lets_running_requests_end_and_takes_no_new_ones(tmp_path: Path,
         asyncio.run(main(url, process))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_sigterm_ends_at_once(tmp_path: Path, say: Say) -> None:
     async def main(url: str, process: subprocess.Popen[bytes]) -> None:
         await until(lambda: answers(url), 180)

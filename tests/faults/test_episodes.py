@@ -25,7 +25,7 @@ def url(cluster: str) -> Any:
         yield address
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_replica_changes_no_score(url: str, say: Say) -> None:
     ask = ask_by_post(url)
     undisturbed = run(ask, tasks=0, episodes=EPISODES, workers=8)

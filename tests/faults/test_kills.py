@@ -37,7 +37,7 @@ async def busiest(url: str) -> dict[str, Any]:
     return max(found, key=lambda replica: sum(m["rows"] for m in replica["models"]))
 
 
-@pytest.mark.parametrize("in_time", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("in_time", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_killed_replica_ends_its_streams_with_an_error_and_no_others(url: str, in_time: bool, say: Say) -> None:
     async def main() -> None:
         await until(lambda: healthy(url), 120)

@@ -47,7 +47,7 @@ async def operation(url: str, rng: random.Random) -> int:
             return (await ask(url, name, max_tokens=rng.randrange(1, 50), n=rng.randrange(1, 4))).status
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_minutes_of_everything(url: str, say: Say) -> None:
     async def main() -> None:
         end = time.monotonic() + SECONDS

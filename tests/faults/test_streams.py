@@ -57,7 +57,7 @@ def test_streams_dropped_after_one_token_leave_nothing_behind(url: str, say: Say
     asyncio.run(main())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hundred_streams_dropped_ten_times(url: str, say: Say) -> None:
     async def main() -> None:
         for _ in range(2):  # until the allocators have what two hundred streams need
@@ -87,7 +87,7 @@ def unsent(url: str) -> list[int]:
     return [int(f[4].partition(":")[0], 16) for f in lines if int(f[1].partition(":")[2], 16) == port and f[3] == "01"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slow_readers_slow_nobody_else(url: str, say: Say) -> None:
     """In turns of 30 requests, so that what else the machine does meets both."""
     firsts: dict[float, list[float]] = {0.0: [], 1.0: []}
@@ -190,7 +190,7 @@ def test_prometheus_sees_it(url: str, say: Say) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [5, 60])
 def test_overload_queues_without_a_cap(url: str, say: Say, seconds: int) -> None:
     async def main() -> None:
@@ -212,7 +212,7 @@ def test_overload_queues_without_a_cap(url: str, say: Say, seconds: int) -> None
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.long)])
 def test_overload_with_a_cap_is_refused_in_time(cluster: str, say: Say, seconds: int) -> None:
     """At 50 ms a token it is the model that is overloaded, not the machine of the test."""
     args = {"models": [model("few", pace=5 * PACE, preload=True)], "max_concurrent_requests": 2 * ROWS}

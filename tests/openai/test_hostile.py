@@ -87,7 +87,7 @@ def test_no_body_is_a_fault_of_the_server(server: Server, fields: dict[str, list
     fuzz(server, fields, path, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", BASES)
 def test_no_body_of_a_thousand_is(server: Server, fields: dict[str, list[str]], path: str) -> None:
     fuzz(server, fields, path, 1000)
