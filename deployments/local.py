@@ -26,6 +26,9 @@ from deployments.openai.app import build_api
 from model_loaders.contract import ModelInfo, as_model_info
 from model_loaders.resolve import load_model_info
 
+KEEP_ALIVE_S = 90
+"""How long an idle connection stays open, as in Ray Serve: longer than clients keep one for their next request."""
+
 Source = ModelInfo | Mapping[str, Any] | str
 
 
@@ -109,7 +112,9 @@ def run_app(
     level = os.environ.get("LOGLEVEL", "INFO").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     app = model_app(model_info_from, **options)
-    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level=level.lower()))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=host, port=port, log_level=level.lower(), timeout_keep_alive=KEEP_ALIVE_S)
+    )
     try:
         asyncio.get_running_loop()
     except RuntimeError:

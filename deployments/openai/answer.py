@@ -23,15 +23,25 @@ Chunks = AsyncGenerator[bytes, None]
 DONE = b"data: [DONE]\n\n"
 
 
+# Line ends to `str.splitlines`, by which some clients split a stream, that JSON leaves as they are.
+_LINE_ENDS = [(end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029"]
+
+
 def to_json(value: Any) -> bytes:
     """Compact UTF-8 JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def sse(value: Any, event: str | None = None) -> bytes:
-    """A server-sent event; newlines are escaped in JSON, so that its data is one line."""
+    """A server-sent event; its data is one line, whatever a client takes for the end of one."""
     name = f"event: {event}\n".encode() if event else b""
-    return name + b"data: " + to_json(value) + b"\n\n"
+    return name + b"data: " + _one_line(to_json(value)) + b"\n\n"
+
+
+def _one_line(data: bytes) -> bytes:
+    for raw, escaped in _LINE_ENDS:
+        data = data.replace(raw, escaped)
+    return data
 
 
 async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) -> Response:

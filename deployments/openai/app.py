@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -23,9 +22,11 @@ from deployments.openai.options import ApiOptions
 from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.reasoning import MARKERS
+from deployments.openai.paths import TidyPaths
 from deployments.openai.record import Recorder
-from deployments.openai.route import Route
+from deployments.openai.route import Route, methods
 from deployments.openai.routes import ROUTES
+from deployments.openai.version import server_version
 
 
 def build_api(client: ModelClient, options: ApiOptions | None = None, *, names_requests: bool = True) -> FastAPI:
@@ -42,8 +43,9 @@ def build_api(client: ModelClient, options: ApiOptions | None = None, *, names_r
         _check_parsers(card)
     keys = bool(options.api_keys or options.api_keys_file)
     app = FastAPI(title="Troupe", redirect_slashes=False)
-    app.openapi = cache(partial(openapi, ROUTES, _version(), keys=keys))  # type: ignore[method-assign]
-    app.add_middleware(Boundary, options=options, keys=ApiKeys(options), names_requests=names_requests)
+    app.openapi = cache(partial(openapi, ROUTES, server_version(), keys=keys))  # type: ignore[method-assign]
+    paths = TidyPaths(name for card in client.models() for name in (card.id, *card.aliases))
+    app.add_middleware(Boundary, options=options, keys=ApiKeys(options), paths=paths, names_requests=names_requests)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -77,14 +79,7 @@ def _add(app: FastAPI, route: Route, api: Api) -> None:
     if route.scoped:
         paths += [f"/models/{{model_id:path}}/v1{route.path}", f"/models/{{model_id:path}}{route.path}"]
     for path in paths:
-        app.add_api_route(path, answer, methods=[route.method], response_model=None)
-
-
-def _version() -> str:
-    try:
-        return version("troupe")
-    except PackageNotFoundError:
-        return "0"
+        app.add_api_route(path, answer, methods=methods(route.method), response_model=None)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

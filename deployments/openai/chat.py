@@ -26,7 +26,7 @@ from deployments.openai.options import ApiOptions
 from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES, family_of
 from deployments.openai.parsing.reasoning import MARKERS
-from deployments.openai.sampling import check_choices, check_logprobs, effective
+from deployments.openai.sampling import check_choices, check_logprobs, check_stream_options, effective
 from deployments.openai.tools import ToolSet, read_tools
 
 # Arguments of apply_chat_template that do not reach the template, or have a request field of their own.
@@ -40,6 +40,7 @@ _RESERVED = {
 async def create_chat_completion(exchange: Exchange) -> Response:
     """Answer a conversation, at once or as a stream."""
     body, card = await exchange.read(ChatBody)
+    check_stream_options(exchange.given)
     answer = ChatAnswer(exchange, body, card, await chat_plan(exchange, body, card))
     exchange.headers[SAMPLING_HEADER] = effective(answer.call)
     if body.stream:

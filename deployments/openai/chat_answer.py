@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -42,11 +42,12 @@ class ChatPlan:
     reading: Reading
     affinity: str
 
-    def call(self, request_id: str, card: ModelCard, body: ChatBody, *, n: int = 1, stream: bool) -> GenerateCall:
+    def call(self, answer_id: str, card: ModelCard, body: ChatBody, *, n: int = 1, stream: bool) -> GenerateCall:
         """What the model is asked."""
         apart = self.reading.template is None and self.sampling.grammar is None
         return GenerateCall(
-            request_id=request_id,
+            # Clients may send one id several times; engines tell requests apart by theirs.
+            request_id=f"{answer_id}-{uuid4().hex[:8]}",
             model=card.id,
             prompts=(self.prompt,),
             sampling=self.sampling,
@@ -93,7 +94,7 @@ class ChatAnswer:
         self._body = body
         self._plan = plan
         self._created = int(time.time())
-        self._id = f"chatcmpl-{uuid4().hex}"
+        self._id = exchange.name_answer("chatcmpl-", body.request_id)
         self._model = body.model or card.id
         self._opening = _final_text(plan.prompt) if body.echo and body.continue_final_message else ""
         self.call = plan.call(self._id, card, body, n=body.n, stream=body.stream)
@@ -118,7 +119,7 @@ class ChatAnswer:
 
     async def chunks(self) -> Chunks:
         """The answer as it comes."""
-        usage = RunningUsage()
+        usage = self._body.stream_options.usage(self._exchange.options)
         accepted = _NOTHING
         writers: dict[int, MessageWriter] = {}
         async with aclosing(chat_events(self._exchange, self.call, self._plan)) as events:
@@ -131,14 +132,15 @@ class ChatAnswer:
                         if event.choice == 0:
                             yield self._chunk([], usage, prompt_logprobs=prompt_logprobs(event.scores))
                     case Delta():
-                        usage.add(event)
                         if event.choice not in writers:
                             writers[event.choice] = self._writer(accepted)
                             yield self._opening_chunk(event.choice, accepted, usage)
-                        if (choice := self._chunk_choice(event, writers[event.choice])) is not None:
-                            yield self._chunk([choice], usage)
+                        usage.add(event)
+                        choices = self._chunk_choices(event, writers[event.choice], every=usage.every)
+                        if chunks := b"".join(self._chunk([choice], usage) for choice in choices):
+                            yield chunks
                     case Finished():
-                        if self._body.stream_options.include_usage:
+                        if usage.last:
                             yield self._chunk([], usage, usage=usage_object(event.usage))
         yield DONE
 
@@ -173,22 +175,39 @@ class ChatAnswer:
             shape["prompt_token_ids"] = list(accepted.prompt_token_ids[0])
         return shape
 
-    def _chunk_choice(self, event: Delta, writer: MessageWriter) -> ChunkChoice | None:
-        delta = writer.delta(event.text, last=event.finish_reason is not None)
-        wanted = delta or event.finish_reason or event.logprobs or self._body.return_token_ids
-        if not wanted and not self._body.stream_options.continuous_usage_stats:
-            return None
-        choice: ChunkChoice = {
-            "index": event.choice,
-            "delta": delta,
-            "logprobs": self._logprobs(event.logprobs or ()),
-            "finish_reason": None,
-        }
+    def _chunk_choices(self, event: Delta, writer: MessageWriter, *, every: bool) -> Iterator[ChunkChoice]:
+        """What a delta adds, then its reason to end alone: many clients read no text from a chunk that has one.
+
+        Args:
+            every: a delta that adds nothing has a chunk as well.
+        """
+        ends = event.finish_reason is not None
+        delta = writer.delta(event.text, last=ends)
+        ids = event.token_ids if self._body.return_token_ids else ()
+        if delta or event.logprobs or ids or (every and not ends):
+            yield self._with_ids(
+                {
+                    "index": event.choice,
+                    "delta": delta,
+                    "logprobs": self._logprobs(event.logprobs or ()),
+                    "finish_reason": None,
+                },
+                ids,
+            )
         if event.finish_reason is not None:
-            choice["finish_reason"] = writer.finish_reason(event.finish_reason)
-            choice["stop_reason"] = event.stop_reason
+            reason = writer.finish_reason(event.finish_reason)
+            last: ChunkChoice = {
+                "index": event.choice,
+                "delta": {},
+                "logprobs": self._logprobs(()),
+                "finish_reason": reason,
+                "stop_reason": event.stop_reason,
+            }
+            yield self._with_ids(last, ())
+
+    def _with_ids(self, choice: ChunkChoice, token_ids: Sequence[int]) -> ChunkChoice:
         if self._body.return_token_ids:
-            choice["token_ids"] = list(event.token_ids)
+            choice["token_ids"] = list(token_ids)
         return choice
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
@@ -197,11 +216,6 @@ class ChatAnswer:
         return chat_logprobs(tokens, as_ids=self._body.return_tokens_as_token_ids)
 
     def _chunk(self, choices: list[ChunkChoice], counted: RunningUsage, **more: Any) -> bytes:
-        options = self._body.stream_options
-        if options.continuous_usage_stats:
-            more.setdefault("usage", usage_object(counted.so_far))
-        elif options.include_usage:
-            more.setdefault("usage", None)
         return sse(
             {
                 "id": self._id,
@@ -209,6 +223,7 @@ class ChatAnswer:
                 "created": self._created,
                 "model": self._model,
                 "choices": choices,
+                **counted.field(),
                 **more,
             }
         )

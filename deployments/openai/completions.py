@@ -32,13 +32,14 @@ from deployments.openai.completions_schema import CompletionBody, CompletionChoi
 from deployments.openai.exchange import SAMPLING_HEADER, Exchange
 from deployments.openai.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
 from deployments.openai.options import ApiOptions
-from deployments.openai.sampling import check_choices, check_logprobs, effective
+from deployments.openai.sampling import check_choices, check_logprobs, check_stream_options, effective
 from deployments.openai.usage import RunningUsage, usage_object
 
 
 async def create_completion(exchange: Exchange) -> Response:
     """Continue prompts, at once or as a stream."""
     body, card = await exchange.read(CompletionBody)
+    check_stream_options(exchange.given)
     completion = CompletionAnswer(exchange, body, card)
     exchange.headers[SAMPLING_HEADER] = effective(completion.call)
     if body.stream:
@@ -89,13 +90,13 @@ class CompletionAnswer:
         self._body = body
         self._exchange = exchange
         self._created = int(time.time())
-        self._id = f"cmpl-{uuid4().hex}"
+        self._id = exchange.name_answer("cmpl-", body.request_id)
         self._model = body.model or card.id
         best_of = _best_of(body)
         check_choices(len(body.prompt) * (best_of or body.n), exchange.options)
         self._count = len(body.prompt) * body.n
         self.call = GenerateCall(
-            request_id=self._id,
+            request_id=f"{self._id}-{uuid4().hex[:8]}",
             model=card.id,
             prompts=tuple(completion_prompt(prompt, body) for prompt in body.prompt),
             sampling=_sampling(body, exchange.options),
@@ -159,7 +160,7 @@ class CompletionAnswer:
 
     async def chunks(self) -> Chunks:
         """The answer as it comes."""
-        usage = RunningUsage()
+        usage = self._body.stream_options.usage(self._exchange.options)
         accepted = Accepted(prompt_token_ids=(), prompt_texts=())
         streamed = [Streamed() for _ in range(self._count)]
         async with aclosing(self._exchange.generate(self.call)) as events:
@@ -172,20 +173,35 @@ class CompletionAnswer:
                         streamed[event.choice].scores = event.scores
                     case Delta():
                         usage.add(event)
-                        yield self._chunk([await self._chunk_choice(event, streamed[event.choice], accepted)], usage)
+                        yield await self._chunks_of(event, streamed[event.choice], accepted, usage)
                     case Finished():
-                        if self._body.stream_options.include_usage:
+                        if usage.last:
                             yield self._chunk([], usage, usage=usage_object(event.usage))
         yield DONE
 
-    async def _chunk_choice(self, delta: Delta, streamed: Streamed, accepted: Accepted) -> CompletionChoice:
+    async def _chunks_of(self, delta: Delta, streamed: Streamed, accepted: Accepted, usage: RunningUsage) -> bytes:
+        """The chunk of a delta's text, and the chunk of its reason to end: many clients read no text from the last."""
+        scores = streamed.scores and (self._body.prompt_logprobs is not None or self._body.echo)
+        ends = delta.finish_reason is not None
+        chunks = b""
+        if not ends or delta.text or delta.logprobs or scores or (delta.token_ids and self._body.return_token_ids):
+            chunks = self._chunk([await self._chunk_choice(delta, streamed, accepted)], usage)
+        return chunks + (self._chunk([self._last_choice(delta, accepted)], usage) if ends else b"")
+
+    def _last_choice(self, delta: Delta, accepted: Accepted) -> CompletionChoice:
         assert delta.finish_reason != "tool_calls"
         shape: CompletionChoice = {
             "index": delta.choice,
-            "text": delta.text,
-            "logprobs": None,
+            "text": "",
+            "logprobs": None if self._body.logprobs is None else completion_logprobs(()),
             "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
         }
+        shape.update(self._extras(delta.choice, (), accepted))
+        return shape
+
+    async def _chunk_choice(self, delta: Delta, streamed: Streamed, accepted: Accepted) -> CompletionChoice:
+        shape: CompletionChoice = {"index": delta.choice, "text": delta.text, "logprobs": None, "finish_reason": None}
         scores, streamed.scores = streamed.scores, ()
         if self._body.prompt_logprobs is not None and scores:
             shape["prompt_logprobs"] = prompt_logprobs(scores)
@@ -195,16 +211,9 @@ class CompletionAnswer:
             logprobs = await self._logprobs(tokens, prompt_ids, streamed.covered)
             streamed.covered += sum(map(len, logprobs["tokens"]))
             shape["logprobs"] = logprobs
-        if delta.finish_reason is not None:
-            shape["stop_reason"] = delta.stop_reason
         shape.update(self._extras(delta.choice, delta.token_ids, accepted))
         return shape
 
     def _chunk(self, choices: list[CompletionChoice], counted: RunningUsage, **more: Any) -> bytes:
-        options = self._body.stream_options
-        if options.continuous_usage_stats:
-            more.setdefault("usage", usage_object(counted.so_far))
-        elif options.include_usage:
-            more.setdefault("usage", None)
         chunk = {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model}
-        return sse({**chunk, "choices": choices, **more})
+        return sse({**chunk, "choices": choices, **counted.field(), **more})

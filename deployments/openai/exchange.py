@@ -39,6 +39,7 @@ class Exchange:
         request_id: as the client sees it in `x-request-id`.
         headers: further headers of the response.
         given: the request's JSON body.
+        answer_id: the id in the answer's body; empty if it has none.
     """
 
     api: Api
@@ -46,6 +47,7 @@ class Exchange:
     request_id: str
     headers: dict[str, str] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    answer_id: str = ""
 
     @property
     def client(self) -> ModelClient:
@@ -110,6 +112,18 @@ class Exchange:
             code="missing_required_parameter",
         )
 
+    def name_answer(self, prefix: str, wanted: str | None) -> str:
+        """The id of the answer: the request's own, after a prefix.
+
+        Args:
+            wanted: the field `request_id`. It counts if the request has no header `x-request-id`.
+        """
+        state = self.request.scope["state"]
+        if wanted is not None and state["request_id_is_new"]:
+            self.request_id = state["request_id"] = wanted
+        self.answer_id = prefix + self.request_id.removeprefix("req_")
+        return self.answer_id
+
     def affinity(self, body: GenerationBody) -> str | None:
         """The key by which the client says which requests belong together."""
         return self.request.headers.get("x-session-affinity") or body.prompt_cache_key or body.session_id
@@ -119,6 +133,7 @@ class Exchange:
         events = self.client.generate(call)
         if self.api.recorder is not None:
             asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
+            asked |= {"id": self.answer_id} if self.answer_id else {}
             events = self.api.recorder.tap(events, call, asked)
         return checked(events)
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from deployments.errors import BadRequest, UnsupportedParameter
 
 MAX_WHOLE = 2**31 - 1
+REQUEST_ID = r"[A-Za-z0-9._:/+=@-]{1,128}"
+"""What a request may be called."""
 
 
 def _no_boolean(value: object) -> object:
@@ -35,6 +37,7 @@ Real = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_WHOLE)]
 Strings = Annotated[list[str], BeforeValidator(_strings, json_schema_input_type=str | list[str])]
+RequestId = Annotated[str, Field(pattern=f"^{REQUEST_ID}$")]
 TokenId = Annotated[int, Field(ge=0, le=MAX_WHOLE, strict=True)]
 
 

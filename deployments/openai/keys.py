@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import logging
@@ -102,4 +104,14 @@ def _given(headers: Headers) -> str:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
+    if scheme.lower() == "basic" and (password := _password(token.strip())):
+        return password
     return headers.get("api-key") or headers.get("x-api-key") or ""
+
+
+def _password(token: str) -> str:
+    """The password of HTTP's basic authentication (RFC 7617), which is how a browser sends a key."""
+    try:
+        return base64.b64decode(token, validate=True).decode().partition(":")[2].strip()
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

@@ -34,7 +34,7 @@ from deployments.openai.choices import gather
 from deployments.openai.exchange import Exchange, Handler, endpoint
 from deployments.openai.fields import Count, Real, RequestBody, Strings, TokenId, Whole, parse_fields
 from deployments.openai.models import json_response
-from deployments.openai.route import Route
+from deployments.openai.route import Route, methods
 from deployments.openai.sampling import GenerationBody, check_choices
 
 # The day they came, as RFC 9745 writes it: they have never been anything but compatible.
@@ -68,7 +68,7 @@ def _add(app: FastAPI, api: Api, method: str, path: str, handler: Handler, succe
         exchange.headers["link"] = f'</v1{successor}>; rel="successor-version"'
         return await handler(exchange)
 
-    app.add_api_route(path, endpoint(answer, api), methods=[method], response_model=None)
+    app.add_api_route(path, endpoint(answer, api), methods=methods(method), response_model=None)
 
 
 class Engine(TypedDict):
@@ -206,7 +206,7 @@ async def generate(exchange: Exchange) -> Response:
         raise UnsupportedParameter("/batch_generate does not stream; leave 'stream' out.", param="stream")
     prompts = tuple(ChatPrompt(messages=messages) for messages in body.messages())
     check_choices(len(prompts), exchange.options)
-    request_id = body.uuid or str(uuid4())
+    request_id = body.uuid or body.request_id or str(uuid4())
     call = GenerateCall(
         request_id=f"gen-{uuid4().hex}",
         model=card.id,

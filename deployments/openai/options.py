@@ -26,6 +26,7 @@ class ApiOptions(BaseModel):
         media_networks: networks besides the public internet that URLs may lead to, such as 10.0.0.0/8.
         media_max_bytes, media_timeout_s: of one fetch at most.
         max_audio_seconds: longer recordings are refused.
+        stream_usage: report token counts in every stream, as if each request asked for it.
         record_dir: folder for a JSONL record of every request and its answer; None records nothing.
     """
 
@@ -47,6 +48,7 @@ class ApiOptions(BaseModel):
     media_max_bytes: int = Field(default=20 * 2**20, ge=1024)
     media_timeout_s: float = Field(default=10, gt=0)
     max_audio_seconds: float = Field(default=3600, gt=0)
+    stream_usage: bool = False
     record_dir: str | None = None
 
     @field_validator("media_networks")

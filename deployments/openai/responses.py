@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import aclosing
 from typing import Any, Literal
-from uuid import uuid4
 
 from fastapi import Response
 
@@ -24,12 +23,13 @@ from deployments.openai.message import MessageWriter
 from deployments.openai.responses_input import chat_fields, wants_logprobs
 from deployments.openai.responses_items import ItemStream, output_items
 from deployments.openai.responses_schema import Item, ResponseObject, ResponsesBody, ResponseUsage
-from deployments.openai.sampling import effective
+from deployments.openai.sampling import check_stream_options, effective
 
 
 async def create_response(exchange: Exchange) -> Response:
     """Answer a conversation given as items, at once or as a stream of events."""
     body, card = await exchange.read(ResponsesBody)
+    check_stream_options(exchange.given)
     chat, _ = parse_fields(ChatBody, chat_fields(body, exchange.given), card.options.default_params)
     answer = ResponseAnswer(exchange, body, chat, card, await chat_plan(exchange, chat, card))
     exchange.headers[SAMPLING_HEADER] = effective(answer.call)
@@ -53,7 +53,7 @@ class ResponseAnswer:
         self._chat = chat
         self._plan = plan
         self._created = int(time.time())
-        self._id = f"resp_{uuid4().hex}"
+        self._id = exchange.name_answer("resp_", body.request_id)
         self._model = body.model or card.id
         self._stream = ItemStream()
         self.call = plan.call(self._id, card, chat, stream=body.stream)

@@ -9,6 +9,11 @@ from deployments.openai.exchange import Handler
 from deployments.openai.fields import RequestBody
 
 
+def methods(method: str) -> list[str]:
+    """The methods that a route answers: HEAD wherever it answers GET (RFC 9110, 9.3.2)."""
+    return ["GET", "HEAD"] if method == "GET" else [method]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A path and what answers there; it is served as it is, under /v1, and under a model's own path.

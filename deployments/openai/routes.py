@@ -41,6 +41,7 @@ from deployments.openai.tokens import (
     tokenize,
     tokenizer_info,
 )
+from deployments.openai.version import Version, show_version
 
 _CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 27 + 15?"}], "temperature": 0}
 _TEXT: dict[str, Any] = {"prompt": "What is 27 + 15?", "max_tokens": 16, "temperature": 0}
@@ -171,6 +172,7 @@ ROUTES = (
         query=("model",),
     ),
     Route(method="GET", path="/health", handler=health, tag="models", answer=Health, query=("verbose",), scoped=False),
+    Route(method="GET", path="/version", handler=show_version, tag="models", answer=Version, scoped=False),
     Route(method="GET", path="/admin/replicas", handler=list_replicas, tag="admin", answer=ReplicaList, scoped=False),
     Route(
         method="POST",

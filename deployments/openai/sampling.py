@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar
 
@@ -18,8 +19,9 @@ from deployments.openai.constraint import (
     response_grammar,
     structured_grammar,
 )
-from deployments.openai.fields import MAX_WHOLE, Count, Real, RequestBody, Strings, TokenId, Whole
+from deployments.openai.fields import MAX_WHOLE, Count, Real, RequestBody, RequestId, Strings, TokenId, Whole
 from deployments.openai.options import ApiOptions
+from deployments.openai.usage import RunningUsage
 
 _MAX_STRINGS = 1024
 _INT64 = 2**63
@@ -31,8 +33,15 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     include_usage: bool | None = Field(default=None, description="Send token counts in a last chunk without choices.")
-    continuous_usage_stats: bool | None = Field(default=None, description="Send token counts in every chunk.")
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="With include_usage: send token counts in every chunk."
+    )
     include_obfuscation: bool | None = Field(default=None, description="Accepted; chunks are never padded.")
+
+    def usage(self, options: ApiOptions) -> RunningUsage:
+        """The counts that a stream reports."""
+        wanted = options.stream_usage or bool(self.include_usage)
+        return RunningUsage(last=wanted, every=bool(self.continuous_usage_stats))
 
 
 class GenerationBody(RequestBody):
@@ -47,7 +56,6 @@ class GenerationBody(RequestBody):
             "safety_identifier",
             "prompt_cache_retention",
             "prompt_cache_options",
-            "request_id",
             "stream_interval",
         }
     )
@@ -116,8 +124,19 @@ class GenerationBody(RequestBody):
     guided_regex: str | None = Field(default=None, description="structured_outputs.regex")
     guided_choice: list[str] | None = Field(default=None, description="structured_outputs.choice")
     guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar")
+    request_id: RequestId | None = Field(
+        default=None, description="Id of the answer, after the prefix of its kind; the header x-request-id goes first."
+    )
     prompt_cache_key: str | None = Field(default=None, description="Requests with one key go to one replica.")
     session_id: str | None = Field(default=None, description="The same as prompt_cache_key.")
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _pairs(cls, bias: object) -> object:
+        """llama.cpp's list of pairs as an object; PHP writes an empty object as an empty list."""
+        if not isinstance(bias, list) or not all(_is_pair(item) for item in bias):
+            return bias
+        return dict(bias)
 
     @field_validator("logit_bias")
     @classmethod
@@ -185,11 +204,30 @@ class GenerationBody(RequestBody):
         )
 
 
+def _is_pair(item: object) -> bool:
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], int | str)
+
+
 def check_logprobs(name: str, asked: int | None, options: ApiOptions) -> None:
     """Refuse more alternatives per token than the server reports."""
     if asked is not None and asked > options.max_logprobs:
         raise BadRequest(
             f"Invalid {name!r}: at most {options.max_logprobs} alternatives (max_logprobs); got {asked}.", param=name
+        )
+
+
+def check_stream_options(given: Mapping[str, Any]) -> None:
+    """Refuse options of a stream in a request without one.
+
+    Args:
+        given: the request's JSON; the server's defaults may name such options.
+    """
+    options = given.get("stream_options")
+    asked = isinstance(options, dict) and any(value is not None for value in options.values())
+    if asked and not given.get("stream"):
+        raise BadRequest(
+            "Invalid 'stream_options': the request does not stream; send \"stream\": true, or leave it out.",
+            param="stream_options",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -45,9 +45,20 @@ def usage_object(usage: Usage) -> UsageObject:
 
 
 class RunningUsage:
-    """Token counts of an answer under way."""
+    """Token counts of a stream under way, and the chunks that report them.
 
-    def __init__(self) -> None:
+    Args:
+        last: the counts are wanted in a last chunk.
+        every: they are wanted in every chunk; without `last` in none.
+
+    Attributes:
+        last: as given.
+        every: whether every chunk has counts.
+    """
+
+    def __init__(self, *, last: bool, every: bool) -> None:
+        self.last = last
+        self.every = last and every
         self._prompt = 0
         self._completion = 0
         self._cached = 0
@@ -60,6 +71,12 @@ class RunningUsage:
         self._completion += len(delta.token_ids)
         self._cached = max(self._cached, delta.cached_tokens)
         self._reasoning += delta.reasoning_tokens
+
+    def field(self) -> dict[str, Any]:
+        """The field `usage` of a chunk: the counts so far, null, or no field."""
+        if self.every:
+            return {"usage": usage_object(self.so_far)}
+        return {"usage": None} if self.last else {}
 
     @property
     def so_far(self) -> Usage:

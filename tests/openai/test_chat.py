@@ -59,10 +59,21 @@ def test_a_stream_with_usage(client: OpenAI) -> None:
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+BOTH: Any = {"include_usage": True, "continuous_usage_stats": True}
+
+
 def test_continuous_usage(client: OpenAI) -> None:
-    chunks = list(ask(client, "abc", stream=True, stream_options={"continuous_usage_stats": True}))
-    assert [chunk.usage.completion_tokens for chunk in chunks][-1] == 4
+    chunks = list(ask(client, "abc", stream=True, stream_options=BOTH))
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts[0] == 0  # the role alone
+    assert counts[-1] == 4
+    assert counts == sorted(counts)
     assert all(chunk.usage.prompt_tokens for chunk in chunks)
+
+
+def test_continuous_usage_needs_include_usage(client: OpenAI) -> None:
+    chunks = list(ask(client, "abc", stream=True, stream_options={"continuous_usage_stats": True}))
+    assert all(chunk.choices and "usage" not in chunk.model_fields_set for chunk in chunks)
 
 
 def test_several_choices(client: OpenAI) -> None:

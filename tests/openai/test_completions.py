@@ -18,6 +18,12 @@ def ask(client: OpenAI, prompt: Any = "abc", **fields: Any) -> Any:
     return client.completions.create(model=MODEL, prompt=prompt, **fields)
 
 
+@pytest.fixture(scope="module")
+def lenient(server: Server) -> OpenAI:
+    """For streams: OpenAI itself sends finish_reason null before the last chunk, which its client's types deny."""
+    return server.client(_strict_response_validation=False)
+
+
 def test_an_answer(client: OpenAI) -> None:
     answer = ask(client, "once upon a time there was")
     assert answer.choices[0].text == "once upon a time"
@@ -38,12 +44,12 @@ def test_an_answer(client: OpenAI) -> None:
         (["abc", IDS], ["abc", "tail"]),
     ],
 )
-def test_prompts(client: OpenAI, prompt: Any, texts: list[str]) -> None:
+def test_prompts(client: OpenAI, lenient: OpenAI, prompt: Any, texts: list[str]) -> None:
     answer = ask(client, prompt)
     assert [choice.text for choice in answer.choices] == texts
     assert [choice.index for choice in answer.choices] == list(range(len(texts)))
     streamed = [""] * len(texts)
-    for chunk in ask(client, prompt, stream=True):
+    for chunk in ask(lenient, prompt, stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].text
     assert streamed == texts
 
@@ -55,11 +61,11 @@ def test_choices_are_ordered_by_prompt(client: OpenAI) -> None:
     assert answer.usage.completion_tokens == 8
 
 
-def test_echo(client: OpenAI) -> None:
+def test_echo(client: OpenAI, lenient: OpenAI) -> None:
     assert ask(client, "abc", echo=True).choices[0].text == "abcabc"
     assert ask(client, IDS, echo=True, max_tokens=1).choices[0].text == "tailt"
     assert ask(client, IDS, echo=True, max_tokens=0).choices[0].text == "tail"
-    assert "".join(chunk.choices[0].text for chunk in ask(client, "abc", echo=True, stream=True)) == "abcabc"
+    assert "".join(chunk.choices[0].text for chunk in ask(lenient, "abc", echo=True, stream=True)) == "abcabc"
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 5])
@@ -112,8 +118,8 @@ def test_best_of(client: OpenAI) -> None:
     assert error.value.param == "best_of"
 
 
-def test_a_stream_with_usage(client: OpenAI) -> None:
-    chunks = list(ask(client, "abc", stream=True, stream_options={"include_usage": True}))
+def test_a_stream_with_usage(lenient: OpenAI) -> None:
+    chunks = list(ask(lenient, "abc", stream=True, stream_options={"include_usage": True}))
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == 4
     assert chunks[-2].choices[0].finish_reason == "stop"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import time
@@ -51,10 +52,26 @@ def test_the_error(guarded: Server) -> None:
         {"Authorization": "Bearer  first-key "},
         {"api-key": "first-key"},
         {"x-api-key": "first-key", "Authorization": "Bearer "},
+        {"Authorization": "Basic " + base64.b64encode(b"anyone:first-key").decode()},
+        {"Authorization": "basic " + base64.b64encode(b":second-key").decode()},
     ],
 )
 def test_ways_to_send_a_key(guarded: Server, headers: dict[str, str]) -> None:
     assert requests.get(guarded.url + "/v1/models", headers=headers, timeout=5).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["", "!", "Zmlyc3Qta2V5", base64.b64encode(b"first-key:").decode(), "/w==", "Og=="])
+def test_passwords_that_are_no_keys(guarded: Server, token: str) -> None:
+    headers = {"Authorization": f"Basic {token}"}
+    assert requests.get(guarded.url + "/v1/models", headers=headers, timeout=5).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/docs/"])
+def test_a_browser_asks_for_the_key_of_the_pages(guarded: Server, path: str) -> None:
+    refused = requests.get(guarded.url + path, timeout=5)
+    assert refused.status_code == 401
+    assert refused.headers["www-authenticate"].startswith("Basic realm=")
+    assert requests.get(guarded.url + path, auth=("", "first-key"), timeout=5).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -68,7 +85,6 @@ def test_ways_to_send_a_key(guarded: Server, headers: dict[str, str]) -> None:
         ("GET", "/docs"),
         ("GET", "/openapi.json"),
         ("GET", "/nothing"),
-        ("GET", "//health"),
         ("GET", "/models/../health"),
         ("GET", "/v1/models?path=/health"),
         ("OPTIONS", "/v1/models"),
@@ -82,7 +98,7 @@ def test_everything_is_guarded(guarded: Server, method: str, path: str) -> None:
         assert session.send(request, timeout=5).status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/health"])
+@pytest.mark.parametrize("path", ["/health", "/v1/health", "/health/", "//health", "/v1//health//"])
 def test_health_is_open(guarded: Server, path: str) -> None:
     assert requests.get(guarded.url + path, timeout=5).status_code == 200
 

@@ -1,0 +1,29 @@
+"""GET /version."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import Response
+from typing_extensions import TypedDict
+
+from deployments.openai.answer import to_json
+from deployments.openai.exchange import Exchange
+
+
+class Version(TypedDict):
+    version: str
+
+
+def server_version() -> str:
+    """The version of the installed package; 0 if it is not installed."""
+    try:
+        return version("troupe")
+    except PackageNotFoundError:
+        return "0"
+
+
+async def show_version(exchange: Exchange) -> Response:
+    """The version of this server."""
+    shape: Version = {"version": server_version()}
+    return Response(to_json(shape), media_type="application/json")
