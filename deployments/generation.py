@@ -74,6 +74,7 @@ class Generation:
         asked = self.call.prompts[first // self._per_prompt]
         continued = isinstance(asked, ChatPrompt) and asked.continue_final_message
         opened = markers is not None and markers.opened_by(prompt.text, continued=continued)
+        continues = continued or not isinstance(asked, ChatPrompt)
         for j in range(self._per_prompt):
             self._requests.append(
                 EngineRequest(
@@ -83,6 +84,7 @@ class Generation:
                     model_inputs=prompt.encoded.model_inputs,
                     salt=prompt.encoded.salt,
                     prompt_text=prompt.text,
+                    continues=continues,
                     reasoning=markers,
                     reasoning_opened=opened,
                 )

@@ -49,6 +49,7 @@ class SamplingParams:
         logprob_token_ids: report these tokens in place of the likeliest alternatives.
         processed_logprobs: report them of the distribution sampled from, not of the raw logits.
         skip_special_tokens: leave special tokens out of the text.
+        markers: texts that the reader of the answer looks for; special tokens in them are never left out.
         grammar: a constraint on the text.
         num_beams: beam search with so many beams; 1 is off.
         extra: keyword arguments for the loader's own `generate` hook, as they are.
@@ -77,6 +78,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     processed_logprobs: bool = False
     skip_special_tokens: bool = True
+    markers: tuple[str, ...] = ()
     grammar: Grammar | None = None
     num_beams: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict)

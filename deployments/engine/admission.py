@@ -13,7 +13,7 @@ from model_loaders.contract import ModelInfo
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "max_sequence_length")
 _UNLIMITED = 131072
-_ALWAYS = frozenset({"max_tokens", "skip_special_tokens"})
+_ALWAYS = frozenset({"max_tokens", "skip_special_tokens", "markers"})
 _FIELDS = {"extra": "generate_kwargs", "grammar": "response_format"}
 _DEFAULTS = SamplingParams()
 

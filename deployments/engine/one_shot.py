@@ -58,6 +58,7 @@ class OneShotEngine:
         self.max_model_len = context_length(info, options)
         self._vocabulary = Vocabulary(info, hooks)
         self._vocab_size = vocab_size(info.model)
+        self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
         self._runner = _runner(info, self._vocabulary, options)
         self.supports = self._runner.supports
         self._options = options
@@ -80,9 +81,7 @@ class OneShotEngine:
             request = dataclasses.replace(
                 request, sampling=dataclasses.replace(request.sampling, max_tokens=max(1, left))
             )
-        output = ChoiceOutput(
-            self._vocabulary, request.sampling, reasoning=request.reasoning, opened=request.reasoning_opened
-        )
+        output = ChoiceOutput.of(self._vocabulary, request, encoder_decoder=self._encoder_decoder)
         job = Job(request=request, emit=emit, output=output, on_token=self._count)
         grammar = self._runner.grammar(job)
         with self._changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from deployments.engine.protocol import EngineRequest
 from deployments.engine.sampling import Sampled
 from deployments.engine.vocabulary import Vocabulary
 from deployments.messages import Delta, FinishReason, ReasoningMarkers, SamplingParams, TokenLogprob
@@ -18,6 +19,7 @@ class ChoiceOutput:
     Args:
         reasoning: how the model marks its reasoning.
         opened: the prompt has opened it.
+        prompt: the token ids that the text goes on from.
 
     Attributes:
         finished: the last delta, with a finish_reason, has been returned.
@@ -31,12 +33,15 @@ class ChoiceOutput:
         *,
         reasoning: ReasoningMarkers | None = None,
         opened: bool = False,
+        prompt: Sequence[int] = (),
     ) -> None:
         self.finished = False
         self.cached_tokens = 0
         self._vocabulary = vocabulary
         self._params = params
-        self._detokenizer = vocabulary.detokenizer(skip_special_tokens=params.skip_special_tokens)
+        self._detokenizer = vocabulary.detokenizer(
+            skip_special_tokens=params.skip_special_tokens, markers=params.markers, prompt=prompt
+        )
         self._stops = StopStrings(params.stop, include=params.include_stop_str_in_output)
         self._eos_ids = frozenset() if params.ignore_eos else vocabulary.eos_ids
         self._stop_ids = frozenset(params.stop_token_ids)
@@ -47,6 +52,17 @@ class ChoiceOutput:
         self._count = 0
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, request: EngineRequest, *, encoder_decoder: bool = False) -> ChoiceOutput:
+        """The output of a request; an encoder's prompt is nothing that a text goes on from."""
+        return cls(
+            vocabulary,
+            request.sampling,
+            reasoning=request.reasoning,
+            opened=request.reasoning_opened,
+            prompt=request.input_ids if request.continues and not encoder_decoder else (),
+        )
 
     def push(self, sampled: Sampled) -> Delta | None:
         """Add a token.

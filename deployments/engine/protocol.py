@@ -30,6 +30,8 @@ class EngineRequest:
             features, token types …), batch dimension 1, passed to the prefill forward or to `generate`.
         salt: a digest of `model_inputs`, so that prompts with different images never share a prefix.
         prompt_text: the rendered prompt, for engines that take text.
+        continues: the prompt is text that the answer goes on from, so that its first token keeps its space; the prompt
+            of a chat ends with the template's markup instead.
         reasoning: how the model marks its reasoning; stop strings count behind it only.
         reasoning_opened: the prompt has opened it.
         processors: transformers `LogitsProcessor`s of this request, called before the loader's with int64 [1, length]
@@ -42,6 +44,7 @@ class EngineRequest:
     model_inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
     salt: str = ""
     prompt_text: str | None = None
+    continues: bool = False
     reasoning: ReasoningMarkers | None = None
     reasoning_opened: bool = False
     processors: Sequence[Any] = ()

@@ -173,7 +173,7 @@ class RowEngine:
                 device=self._forward.device,
                 processors=request.processors,
             ),
-            output=ChoiceOutput(vocabulary, params, reasoning=request.reasoning, opened=request.reasoning_opened),
+            output=ChoiceOutput.of(vocabulary, request, encoder_decoder=self._forward.is_encoder_decoder),
             ids=ids,
             prompt_length=len(ids),
             salt=request.salt,

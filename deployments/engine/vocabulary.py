@@ -23,6 +23,8 @@ from model_loaders.hooks import Hooks
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _Way = Literal["bytes", "window", "whole"]
+# Tokens of the prompt that are decoded again with the text, if the whole of it has to be: clean-up looks back at few.
+_CONTEXT = 16
 
 
 class Vocabulary:
@@ -78,9 +80,26 @@ class Vocabulary:
             bad_words=self._bad_words(params, vocab_size),
         )
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """The incremental decoder of a new choice."""
-        return self._detokenizer(self.way, skip_special_tokens)
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, markers: Sequence[str] = (), prompt: Sequence[int] = ()
+    ) -> Detokenizer:
+        """The incremental decoder of a new choice.
+
+        Args:
+            skip_special_tokens: leave special tokens out of the text.
+            markers: texts whose special tokens stay in it all the same.
+            prompt: the token ids that the text goes on from. A loader's own decode hook gets new tokens only.
+        """
+        return self._detokenizer(self.way, self.hidden(skip_special_tokens, markers), prompt)
+
+    def hidden(self, skip_special_tokens: bool, markers: Sequence[str] = ()) -> frozenset[int]:
+        """The token ids that are left out of a text; see `detokenizer`."""
+        if not skip_special_tokens:
+            return frozenset()
+        if not markers:
+            return self.special_ids
+        kept = {i for text, i in self.special_contents.items() if text and any(text in each for each in markers)}
+        return self.special_ids - kept
 
     def token_text(self, token_id: int) -> str:
         """The text of a token in the middle of a text, special tokens included."""
@@ -105,8 +124,8 @@ class Vocabulary:
         with self._lock:
             if self._words is None:
                 self._words = WordIndex(self._visible_bytes, vocab_size)
-        shown = self._visible_bytes if params.skip_special_tokens else self.token_bytes
-        return BadWords(self._words, shown, params.bad_words)
+        hidden = self.hidden(params.skip_special_tokens, params.markers)
+        return BadWords(self._words, lambda i: b"" if i in hidden else self.token_bytes(i), params.bad_words)
 
     def _visible_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)
@@ -178,7 +197,7 @@ class Vocabulary:
         for length in (1, 2, 3, 40, 80):
             for skip in (True, False):
                 ids = [chance.randrange(size) for _ in range(length)]
-                pieces = self._detokenizer(way, skip)
+                pieces = self._detokenizer(way, self.hidden(skip))
                 text = "".join(pieces.push(i) for i in ids) + pieces.finish()
                 try:
                     if text != self.hooks.decode(ids, skip_special_tokens=skip):
@@ -187,19 +206,39 @@ class Vocabulary:
                     return False
         return True
 
-    def _detokenizer(self, way: _Way, skip_special_tokens: bool) -> Detokenizer:
-        hidden = self.special_ids if skip_special_tokens else frozenset()
+    def _detokenizer(self, way: _Way, hidden: frozenset[int], prompt: Sequence[int] = ()) -> Detokenizer:
         if way == "bytes":
-            return ByteLevelDetokenizer(lambda i: b"" if i in hidden else self._shown_bytes(i))
+            last = self._last_shown(prompt, hidden, 4)
+            return ByteLevelDetokenizer(
+                lambda i: b"" if i in hidden else self._shown_bytes(i), b"".join(map(self._shown_bytes, last))
+            )
         if way == "window":
             return WindowDetokenizer(
                 lambda ids: self._backend.decode(ids, skip_special_tokens=False) if ids else "",
                 lambda i: i not in hidden and self._token(i) is not None,
                 self._is_byte,
+                self._last_shown(prompt, hidden, 1),
             )
-        return WholeDetokenizer(
-            lambda ids: self.hooks.decode(ids, skip_special_tokens=skip_special_tokens), self._is_byte
-        )
+        last = [] if self._info.decode is not None else self._last_shown(prompt, hidden, _CONTEXT)
+        return WholeDetokenizer(lambda ids: self._decode_without(hidden, ids), self._is_byte, prompt=last)
+
+    def _decode_without(self, hidden: frozenset[int], token_ids: Sequence[int]) -> str:
+        """The decoding of all ids but the hidden ones."""
+        if not hidden or hidden == self.special_ids:
+            return self.hooks.decode(token_ids, skip_special_tokens=bool(hidden))
+        shown = [i for i in token_ids if i not in hidden]
+        return self.hooks.decode(shown, skip_special_tokens=False) if shown else ""
+
+    def _last_shown(self, prompt: Sequence[int], hidden: frozenset[int], count: int) -> list[int]:
+        """The last tokens of a prompt that have text: at least `count`, and no part of a run of byte tokens alone."""
+        last: list[int] = []
+        for token_id in reversed(prompt):
+            if token_id in hidden or (self._backend is not None and self._token(token_id) is None):
+                continue
+            if len(last) >= count and not self._is_byte(last[-1]):
+                break
+            last.append(token_id)
+        return last[::-1]
 
     def _shown_bytes(self, token_id: int) -> bytes:
         token = self._token(token_id)

@@ -61,7 +61,9 @@ async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> Chat
     prompt = chat_prompt(body, card, exchange.options, tools)
     sampling = _sampling(body, exchange.options, tools)
     reading = await _reading(exchange, card, tools, body.include_reasoning)
-    if reading.template is not None or (reading.family is not None and reading.family.special):
+    sampling = replace(sampling, markers=reading.markers)
+    if reading.template is not None:
+        # Its patterns are written for a text with all special tokens.
         sampling = replace(sampling, skip_special_tokens=False)
     affinity = exchange.affinity(body) or conversation_key(card.id, prompt.messages, exchange.given.get("user"))
     return ChatPlan(prompt=prompt, sampling=sampling, reading=reading, affinity=affinity)

@@ -39,6 +39,15 @@ class Reading:
     reasoning: ReasoningMarkers | None = None
     include_reasoning: bool = True
 
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The texts that the splitter looks for, which must not be left out of the answer as special tokens."""
+        found = [] if self.reasoning is None else [self.reasoning.opening, self.reasoning.closing]
+        calls = self.tools is not None and not self.tools.forced
+        if self.family is not None and (calls or self.family.harmony):
+            found += self.family.markers
+        return tuple(found)
+
     def splitter(self, prompt: str | None, *, continued: bool) -> Splitter:
         """What splits the text of one choice.
 

@@ -241,7 +241,7 @@ def check_choices(count: int, options: ApiOptions) -> None:
         )
 
 
-_HIDDEN = ("extra", "grammar")
+_HIDDEN = ("extra", "grammar", "markers")
 _HEADER_LIMIT = 4096
 
 

@@ -115,7 +115,8 @@ class CTranslate2Engine:
         lengths = self._backend.length_class(len(request.input_ids), in_step)
         decoded = params if params.grammar is None else SamplingParams()
         settings = Settings.of(decoded, self._vocabulary.eos_ids, self._backend.target_size, lengths)
-        output = ChoiceOutput(self._vocabulary, params, reasoning=request.reasoning, opened=request.reasoning_opened)
+        # Only a decoder scores its prompt.
+        output = ChoiceOutput.of(self._vocabulary, request, encoder_decoder=not self._backend.scores_prompts)
         job = Job(request=request, emit=emit, output=output, on_token=self._count)
         with self._changed:
             if self._closing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import logging
 import threading
 from collections.abc import Coroutine, Mapping
@@ -162,6 +163,6 @@ class TritonEngine:
         repeated = self._accumulated
         if interface.text:
             return TextAnswer(reply, request, params, self._words, accumulated=repeated)
-        output = ChoiceOutput(self._vocabulary, params, reasoning=request.reasoning, opened=request.reasoning_opened)
+        output = ChoiceOutput.of(self._vocabulary, dataclasses.replace(request, sampling=params))
         scored = params.logprobs is not None
         return TokenAnswer(reply, output, request.input_ids, accumulated=repeated, scored=scored)

@@ -83,6 +83,56 @@ def test_the_pieces_joined_are_the_decoding_of_the_whole(name: str, data: st.Dat
     assert "".join(streamed(vocabulary, ids, skip)) == expected
 
 
+@pytest.mark.parametrize("name", sorted(set(ALL) - {"hook"}))
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_after_a_prompt_the_pieces_are_what_the_new_tokens_add(name: str, data: st.DataObject) -> None:
+    vocabulary = ALL[name]
+    some = st.lists(st.integers(0, len(vocabulary) - 1), max_size=40)
+    prompt, new, skip = data.draw(some), data.draw(some), data.draw(st.booleans())
+    before = vocabulary.hooks.decode(prompt, skip_special_tokens=skip) if prompt else ""
+    whole = vocabulary.hooks.decode([*prompt, *new], skip_special_tokens=skip) if prompt or new else ""
+    detokenizer = vocabulary.detokenizer(skip_special_tokens=skip, prompt=prompt)
+    given_out = "".join([*(detokenizer.push(i) for i in new), detokenizer.finish()])
+    if whole.startswith(before):
+        assert given_out == whole[len(before) :]
+    elif name != "cleaned":
+        # New bytes changed what the prompt's last bytes mean.
+        assert whole.endswith(given_out)
+
+
+def test_the_space_of_a_first_token_is_there_after_a_prompt() -> None:
+    def added(vocabulary: Vocabulary, prompt: list[str], new: list[str]) -> str:
+        convert = vocabulary._info.tokenizer.convert_tokens_to_ids
+        detokenizer = vocabulary.detokenizer(prompt=convert(prompt))
+        return "".join([*(detokenizer.push(i) for i in convert(new)), detokenizer.finish()])
+
+    assert added(SENTENCEPIECE, ["<s>", "▁hello"], ["▁▁", "▁a"]) == "   a"
+    assert added(SENTENCEPIECE, ["<s>"], ["▁hello"]) == "hello"
+    assert added(SENTENCEPIECE, ["▁a", "<0xC3>"], ["<0xA9>", "▁b"]) == "é b"
+    assert added(SENTENCEPIECE, ["▁a", "<0xC3>"], ["▁b"]) == " b"
+    assert added(ALL["unigram"], ["▁hello"], ["▁wor", "ld"]) == " world"
+    assert added(WORDPIECE, ["do"], ["##n", "'"]) == "n '"
+    assert added(ALL["suffix"], ["ab</w>"], ["a</w>", "b</w>"]) == " a b"
+    assert added(CLEANED, ["hello", "wor"], ["##ld", ".", "we"]) == "ld. we"
+    convert = STRIPPING._info.tokenizer.convert_tokens_to_ids
+    hook = STRIPPING.detokenizer(prompt=convert(["a"]))
+    assert "".join([*(hook.push(i) for i in convert(["Ġ", "b"])), hook.finish()]) == "b"
+
+
+def test_special_tokens_in_a_marker_stay_in_the_text() -> None:
+    for vocabulary, end in ((BYTES, "<|im_end|>"), (SENTENCEPIECE, "</s>"), (WORDPIECE, "[SEP]"), (CLEANED, "[PAD]")):
+        tokenizer = vocabulary._info.tokenizer
+        others = [i for i in vocabulary.special_ids if i != tokenizer.convert_tokens_to_ids(end)]
+        plain = next(i for i in range(len(vocabulary) - 1, 0, -1) if i not in vocabulary.special_ids)
+        ids = [plain, tokenizer.convert_tokens_to_ids(end), plain, *others, plain]
+        detokenizer = vocabulary.detokenizer(markers=("unused", f"{end}\n"))
+        text = "".join([*(detokenizer.push(i) for i in ids), detokenizer.finish()])
+        shown = [i for i in ids if i not in others]
+        assert text == vocabulary.hooks.decode(shown, skip_special_tokens=False)
+        assert end in text
+
+
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(max_size=40))
 def test_any_text_survives_byte_level_tokens(text: str) -> None:

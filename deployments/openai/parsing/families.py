@@ -22,9 +22,9 @@ class Family:
     Attributes:
         starts: texts that begin a call.
         end: the text that ends it; None where only the end of the answer does.
+        inner: further markers that `read` looks for.
         read: the calls in a body; None where it holds none, so that the text stays content.
         whole: a character that begins an answer which is nothing but calls.
-        special: the markers are special tokens, so the text is needed with them.
         harmony: the text is in channels, reasoning too; `HarmonySplitter` reads it.
         short_ids: the family's template insists on ids of nine letters and digits.
     """
@@ -32,10 +32,15 @@ class Family:
     read: Callable[[str, Schemas], list[Call] | None]
     starts: tuple[str, ...] = ()
     end: str | None = None
+    inner: tuple[str, ...] = ()
     whole: str = ""
-    special: bool = False
     harmony: bool = False
     short_ids: bool = False
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """All markers; those that the tokenizer has as special tokens must stay in the text."""
+        return (*self.starts, *([] if self.end is None else [self.end]), *self.inner)
 
 
 def json_calls(value: Any) -> list[Call] | None:
@@ -201,20 +206,43 @@ def _plain_json(body: str, schemas: Schemas) -> list[Call] | None:
     return json_calls(loads(body.strip()))
 
 
+_TAGS = (
+    "<function=",
+    "</function>",
+    "<parameter=",
+    "</parameter>",
+    "<arg_key>",
+    "</arg_key>",
+    "<arg_value>",
+    "</arg_value>",
+)
+
 FAMILIES = {
-    "hermes": Family(starts=("<tool_call>",), end="</tool_call>", read=_tagged),
+    "hermes": Family(starts=("<tool_call>",), end="</tool_call>", inner=_TAGS, read=_tagged),
     "llama3_json": Family(starts=("<|python_tag|>",), whole="{[", read=_several_json),
-    "mistral": Family(starts=("[TOOL_CALLS]",), read=_mistral, special=True, short_ids=True),
-    "deepseek": Family(starts=("<｜tool▁calls▁begin｜>",), end="<｜tool▁calls▁end｜>", read=_deepseek, special=True),
-    "kimi": Family(
-        starts=("<|tool_calls_section_begin|>",), end="<|tool_calls_section_end|>", read=_kimi, special=True
+    "mistral": Family(starts=("[TOOL_CALLS]",), inner=("[CALL_ID]", "[ARGS]"), read=_mistral, short_ids=True),
+    "deepseek": Family(
+        starts=("<｜tool▁calls▁begin｜>",),
+        end="<｜tool▁calls▁end｜>",
+        inner=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+        read=_deepseek,
     ),
-    "granite": Family(starts=("<|tool_call|>", "<tool_call>"), whole="[", read=_several_json, special=True),
+    "kimi": Family(
+        starts=("<|tool_calls_section_begin|>",),
+        end="<|tool_calls_section_end|>",
+        inner=("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+        read=_kimi,
+    ),
+    "granite": Family(starts=("<|tool_call|>", "<tool_call>"), whole="[", read=_several_json),
     "phi4": Family(starts=("functools",), read=_several_json),
-    "internlm": Family(starts=("<|action_start|><|plugin|>",), end="<|action_end|>", read=_plain_json, special=True),
+    "internlm": Family(starts=("<|action_start|><|plugin|>",), end="<|action_end|>", read=_plain_json),
     "pythonic": Family(starts=("<|python_start|>",), whole="[", read=_pythonic),
     "olmo3": Family(starts=("<function_calls>",), end="</function_calls>", read=_pythonic),
-    "harmony": Family(read=_plain_json, special=True, harmony=True),
+    "harmony": Family(
+        inner=("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>"),
+        read=_plain_json,
+        harmony=True,
+    ),
     "json": Family(whole="{[", starts=("```json",), end="```", read=_several_json),
 }
 
