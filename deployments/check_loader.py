@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from deployments.config import parse_args
-from deployments.errors import TroupeError
+from deployments.errors import TemplateFailed, TroupeError
 from deployments.host import ModelHost
 from deployments.messages import (
     ChatPrompt,
@@ -57,7 +57,7 @@ async def check(loader: str, kwargs: dict[str, Any], *, message: str, max_tokens
             rendered = await host.render(_ID, chat)
             prompt: ChatPrompt | TextPrompt = chat
             _say("template", repr(rendered.text))
-        except TroupeError as error:
+        except TemplateFailed as error:
             _say("template", f"none: {error}")
             prompt = TextPrompt(text=message)
             rendered = await host.render(_ID, prompt)

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from deployments.errors import BadRequest, ContextOverflow, ModelError, OutOfMemory, UnsupportedParameter, last_line
-from model_loaders.contract import ModelInfo
+from deployments.errors import (
+    BadRequest,
+    BrokenHook,
+    ContextOverflow,
+    ModelError,
+    OutOfMemory,
+    UnsupportedParameter,
+    last_line,
+)
+from model_loaders.contract import Hook, ModelInfo
 
 if TYPE_CHECKING:
     from deployments.loaded_model import EncodedPrompt
@@ -45,7 +53,7 @@ def embed(info: ModelInfo, prompts: Sequence[EncodedPrompt], *, pooling: str | N
     try:
         with torch.inference_mode():
             if info.embed is not None:
-                return _hooked(info, prompts)
+                return hooked(info.embed, _texts(info, prompts))
             return torch.stack([_pooled(info.model, prompt, pooling) for prompt in prompts])
     except (UnsupportedParameter, ModelError):
         raise
@@ -65,17 +73,40 @@ def _check_ids(model: Any, prompts: Sequence[EncodedPrompt]) -> None:
             raise BadRequest(f"Invalid 'input': token id {worst} is not below the vocabulary's {size}.", param="input")
 
 
-def _hooked(info: ModelInfo, prompts: Sequence[EncodedPrompt]) -> torch.Tensor:
-    assert info.embed is not None
-    if any(prompt.text is None for prompt in prompts):
+def _texts(info: ModelInfo, prompts: Sequence[EncodedPrompt]) -> list[str]:
+    texts = [prompt.text for prompt in prompts if prompt.text is not None]
+    if len(texts) < len(prompts):
         raise UnsupportedParameter(f"Model {info.model_name!r} embeds texts; send no token ids.", param="input")
-    vectors = torch.as_tensor(info.embed([prompt.text for prompt in prompts]))
-    if vectors.dim() != 2 or len(vectors) != len(prompts) or not vectors.is_floating_point():
-        raise ModelError(
-            f"Hook embed returned {vectors.dtype} of shape {tuple(vectors.shape)}; expected floats of shape "
-            f"[{len(prompts)}, dimensions]."
-        )
+    return texts
+
+
+def hooked(embed: Hook, texts: Sequence[str]) -> torch.Tensor:
+    """What the loader's hook gives for texts, float32 [texts, dimensions] on the CPU.
+
+    Raises:
+        BrokenHook: it is anything else.
+        ModelError: the hook raised.
+    """
+    try:
+        with torch.inference_mode():
+            returned = embed(list(texts))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"Hook embed failed: {last_line(error)}") from error
+    try:
+        vectors = torch.as_tensor(returned)
+    except (TypeError, ValueError, RuntimeError):
+        raise _broken(type(returned).__name__, len(texts)) from None
+    if vectors.dim() != 2 or len(vectors) != len(texts) or not vectors.shape[1] or not vectors.is_floating_point():
+        raise _broken(f"{vectors.dtype} of shape {tuple(vectors.shape)}", len(texts))
+    if not bool(vectors.isfinite().all()):
+        raise _broken("numbers that are not finite", len(texts))
     return vectors.detach().float().cpu()
+
+
+def _broken(shown: str, texts: int) -> BrokenHook:
+    return BrokenHook(f"Hook embed returned {shown}; expected finite floats of shape [{texts}, dimensions].")
 
 
 def _pooled(model: Any, prompt: EncodedPrompt, pooling: str | None) -> torch.Tensor:

@@ -15,6 +15,7 @@ TroupeError                     500 server_error
 ├── HeadersTooLarge             431 headers_too_large
 ├── Overloaded                  429 overloaded            (Retry-After)
 ├── ModelError                  500 model_error           (the model or one of its hooks failed)
+│   ├── BrokenHook              500 model_error
 │   └── ModelLoadFailed         500 model_load_failed
 ├── OutOfMemory                 503 out_of_memory
 ├── Unavailable                 503 unavailable           (shutting down, replica lost: try again)
@@ -185,6 +186,10 @@ class ModelError(TroupeError):
     """The model, or a hook of its loader, failed on this request."""
 
     code = "model_error"
+
+
+class BrokenHook(ModelError):
+    """A hook of the loader returned something else than the contract says (docs/loaders.md)."""
 
 
 class ModelLoadFailed(ModelError):

@@ -14,6 +14,7 @@ from deployments.engine.choice import build_engine
 from deployments.engine.protocol import Engine
 from deployments.engine.terminators import terminator_ids
 from deployments.errors import BadRequest, ModelError, UnsupportedParameter
+from deployments.hook_probe import probe_hooks
 from deployments.images import decode_image, split_images
 from deployments.media_parts import MediaSource
 from deployments.messages import ChatPrompt, Event, Prompt, TextPrompt, TokensPrompt, TranscribeCall
@@ -45,6 +46,7 @@ class LoadedModel:
         self._max_audio_seconds = max_audio_seconds
         self.info = info
         self.hooks = Hooks(info)
+        probe_hooks(info, self.hooks, limit=entry.hook_timeout_s)
         self.engine: Engine = build_engine(info, entry.engine)
         self.speech = WhisperFormat.of(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.of(info, self.speech)

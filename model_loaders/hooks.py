@@ -6,34 +6,27 @@ The only place that calls them, so that a hook that raises or returns the wrong 
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from deployments.errors import BadRequest, ModelError, TemplateFailed, TroupeError, UnsupportedParameter, last_line
+from deployments.errors import (
+    BadRequest,
+    BrokenHook,
+    ModelError,
+    TemplateFailed,
+    TroupeError,
+    UnsupportedParameter,
+    last_line,
+)
 from deployments.messages import ChatPrompt
 from model_loaders.contract import Hook, ModelInfo
+from model_loaders.encoded import Encoded as Encoded
+from model_loaders.encoded import as_encoded, check_ids, vocab_size
 
 _PROBE = "troupe"
-
-
-@dataclass(slots=True, kw_only=True)
-class Encoded:
-    """An encoded prompt.
-
-    Attributes:
-        input_ids: token ids of the one prompt.
-        model_inputs: every other tensor the encoder returned, batch dimension 1, on the CPU.
-        salt: digest of `model_inputs`; "" when there are none.
-    """
-
-    input_ids: list[int]
-    model_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    salt: str = ""
 
 
 class Hooks:
@@ -85,7 +78,7 @@ class Hooks:
                 param="messages",
             ) from error
         if not isinstance(text, str):
-            raise ModelError(
+            raise BrokenHook(
                 f"Hook apply_chat_template returned {type(text).__name__}; expected str (pass tokenize=False on)."
             )
         return text
@@ -104,7 +97,8 @@ class Hooks:
 
         Raises:
             UnsupportedParameter: images or recordings for a model whose encoder takes none.
-            ModelError: the hook raised or returned no input_ids.
+            BrokenHook: the hook returned anything but the ids of one prompt, all of the model's vocabulary.
+            ModelError: the hook raised.
         """
         if self._encoder is None:
             raise BadRequest(f"Model {self.info.model_name!r} has no encoder; send token ids.", param="prompt")
@@ -128,7 +122,12 @@ class Hooks:
             raise
         except Exception as error:
             raise ModelError(f"Hook encode failed: {last_line(error)}") from error
-        return _as_encoded(encoded)
+        found = as_encoded(encoded)
+        if not found.input_ids and text.strip() and self.info.encode is not None:
+            raise BrokenHook(f"Hook encode returned no token ids for a text of {len(text)} characters.")
+        source = "Hook encode" if self.info.encode is not None else "The tokenizer"
+        check_ids(found.input_ids, vocab_size(self.info.model), source)
+        return found
 
     def check_images(self, param: str) -> None:
         """Refuse images for a model whose encoder takes none.
@@ -206,7 +205,7 @@ class Hooks:
         except Exception as error:
             raise ModelError(f"Hook decode failed: {last_line(error)}") from error
         if not isinstance(text, str):
-            raise ModelError(f"Hook decode returned {type(text).__name__}; expected str.")
+            raise BrokenHook(f"Hook decode returned {type(text).__name__}; expected str.")
         return text
 
     def _default_template(self) -> Hook | None:
@@ -263,52 +262,6 @@ class Hooks:
     def _begins_with_bos(self, text: str) -> bool:
         bos = getattr(self.tokenizer, "bos_token", None)
         return isinstance(bos, str) and bool(bos) and text.startswith(bos)
-
-
-def _as_encoded(returned: Any) -> Encoded:
-    """The encoder's mapping as ids and tensors of batch dimension 1, positions that its mask hides left out."""
-    if isinstance(returned, torch.Tensor | list):
-        returned = {"input_ids": returned}
-    if not isinstance(returned, Mapping) or "input_ids" not in returned:
-        raise ModelError(
-            f"Hook encode returned {type(returned).__name__}; expected a mapping with input_ids (a BatchEncoding)."
-        )
-    ids = torch.as_tensor(returned["input_ids"])
-    if ids.dim() == 2 and ids.shape[0] != 1:
-        raise ModelError(f"Hook encode returned input_ids of shape {tuple(ids.shape)}; expected one prompt.")
-    if ids.is_floating_point() or ids.dim() not in (1, 2):
-        raise ModelError(
-            f"Hook encode returned input_ids of dtype {ids.dtype} and shape {tuple(ids.shape)}; "
-            "expected whole numbers of shape [1, length]."
-        )
-    rest = {
-        key: _tensor(key, value)
-        for key, value in returned.items()
-        if key not in ("input_ids", "attention_mask", "labels") and value is not None
-    }
-    hidden = returned.get("attention_mask")
-    if hidden is not None and not (shown := torch.as_tensor(hidden).reshape(-1).bool()).all():
-        rest = {k: v[..., shown] if v.shape[-1:] == shown.shape and v.dim() <= 2 else v for k, v in rest.items()}
-        ids = ids.reshape(-1)[shown]
-    return Encoded(input_ids=ids.reshape(-1).tolist(), model_inputs=rest, salt=_digest(rest))
-
-
-def _tensor(key: str, value: Any) -> torch.Tensor:
-    try:
-        return torch.as_tensor(value).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ModelError(f"Hook encode returned {key}={type(value).__name__}; expected a tensor.") from None
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    if not tensors:
-        return ""
-    digest = hashlib.blake2b(digest_size=16)
-    for key in sorted(tensors):
-        value = tensors[key].contiguous()
-        digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _ends(text: str, token: Any) -> bool:

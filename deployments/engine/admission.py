@@ -10,6 +10,7 @@ from deployments.engine.protocol import EngineRequest
 from deployments.errors import BadRequest, ContextOverflow, UnsupportedParameter
 from deployments.messages import SamplingParams
 from model_loaders.contract import ModelInfo
+from model_loaders.encoded import vocab_size as vocab_size
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "max_sequence_length")
 _UNLIMITED = 131072
@@ -35,15 +36,6 @@ def context_length(info: ModelInfo, options: EngineOptions) -> int:
             return length
     length = getattr(info.tokenizer, "model_max_length", None)
     return length if isinstance(length, int) and 0 < length <= 10 * _UNLIMITED else _UNLIMITED
-
-
-def vocab_size(model: Any) -> int | None:
-    """How many token ids the model's input embedding has; None if it cannot be told."""
-    try:
-        weight = model.get_input_embeddings().weight
-    except (AttributeError, NotImplementedError):
-        return None
-    return int(weight.shape[0]) if weight.dim() == 2 else None
 
 
 def check_request(request: EngineRequest, *, max_model_len: int, supports: frozenset[str], vocab: int | None) -> None:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from deployments.engine.admission import vocab_size
+from deployments.engine.generate_result import GenerateContract
 from deployments.engine.job import Job
 from deployments.engine.sampling import Sampled
 from deployments.errors import ModelError
@@ -66,6 +68,7 @@ class GenerateHook:
         self._anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         self._live = tuple(name for name in _LIVE if self._takes(name))
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
+        self._vocab = _known_ids(info)
         self.supports = frozenset(
             {"seed", "extra", *_OURS}
             | {ours for ours, theirs in _SETTINGS.items() if self._takes(theirs)}
@@ -74,15 +77,15 @@ class GenerateHook:
 
     def run(self, job: Job) -> None:
         """Generate one job's text."""
-        prompt = job.request.input_ids
-        streamer = _Streamer(job, prompt, raising="stopping_criteria" not in self._live)
         kwargs = {**self._inputs(job), **self._settings(job.request.sampling)}
+        contract = self._contract(job, kwargs)
+        streamer = _Streamer(job, contract, raising="stopping_criteria" not in self._live)
         with _seeded(job.request.sampling.seed, self._model), torch.no_grad():
             try:
                 returned = self._call(kwargs, streamer, job)
             except _Ended:
                 return
-        tokens = self._new_tokens(returned, prompt)
+        tokens = contract.new_tokens(returned)
         given = streamer.given
         if tokens[: len(given)] != given:
             # The hook streamed something else than it returns: what the client has seen counts.
@@ -136,20 +139,15 @@ class GenerateHook:
     def _takes(self, name: str) -> bool:
         return self._anything or name in self._names
 
-    def _new_tokens(self, returned: Any, prompt: Sequence[int]) -> list[int]:
-        """The generated part of what the hook returned."""
-        sequences = getattr(returned, "sequences", returned)
-        try:
-            ids = torch.as_tensor(sequences)
-        except (TypeError, ValueError, RuntimeError):
-            ids = None
-        if ids is None or ids.is_floating_point() or ids.dim() not in (1, 2) or (ids.dim() == 2 and len(ids) != 1):
-            shown = tuple(ids.shape) if ids is not None else type(returned).__name__
-            raise ModelError(f"Hook generate returned {shown}; expected whole numbers of shape (1, prompt + new).")
-        tokens: list[int] = ids.reshape(-1).tolist()
-        if self._encoder_decoder:
-            return tokens[1:]
-        return tokens[len(prompt) :] if tokens[: len(prompt)] == list(prompt) else tokens
+    def _contract(self, job: Job, kwargs: Mapping[str, Any]) -> GenerateContract:
+        """What a call with these arguments may return."""
+        prompt, limit, begun = job.request.input_ids, kwargs.get("max_new_tokens"), kwargs.get("decoder_input_ids")
+        return GenerateContract(
+            prompt=None if self._encoder_decoder else prompt,
+            begun=len(prompt) if not self._encoder_decoder else 1 if begun is None else begun.shape[-1],
+            limit=limit if isinstance(limit, int) else None,
+            vocab=self._vocab,
+        )
 
 
 class _Streamer:
@@ -160,22 +158,25 @@ class _Streamer:
         raising: end the hook by an exception once the text has ended.
     """
 
-    def __init__(self, job: Job, prompt: Sequence[int], *, raising: bool) -> None:
+    def __init__(self, job: Job, contract: GenerateContract, *, raising: bool) -> None:
         self.given: list[int] = []
         self.raising = raising
         self._job = job
-        self._prompt = list(prompt)
+        self._contract = contract
         self._begun = False
 
     def put(self, value: Any) -> None:
         """Take tokens; the first call may bring the prompt."""
-        tensor = torch.as_tensor(value)
-        tokens: list[int] = tensor.reshape(-1).tolist()
+        ids = self._contract.streamed(value)
+        tokens: list[int] = ids.reshape(-1).tolist()
         # transformers streams the context first, with a batch dimension, and then tokens without one.
-        context = not self._begun and (tokens == self._prompt or tensor.dim() == 2)
+        context = not self._begun and (
+            tokens == self._contract.prompt or (ids.dim() == 2 and len(tokens) == self._contract.begun)
+        )
         self._begun = True
         if context:
             return
+        self._contract.check(tokens, "streamed")
         for token_id in tokens:
             self.given.append(token_id)
             self._job.take(Sampled(token_id))
@@ -202,6 +203,12 @@ def _seeded(seed: int | None, model: Any) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed if seed is not None else int.from_bytes(os.urandom(8), "big") >> 1)
         yield
+
+
+def _known_ids(info: ModelInfo) -> int | None:
+    """How many token ids model and tokenizer have; None if neither says."""
+    size = getattr(info.tokenizer, "__len__", int)()
+    return max(vocab_size(info.model) or 0, size) or None
 
 
 def _device(model: Any) -> torch.device:

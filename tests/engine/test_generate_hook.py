@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.utils import ModelOutput
 
 from deployments.engine.one_shot import OneShotEngine
 from deployments.engine.options import EngineOptions
@@ -137,26 +138,108 @@ class TestCall:
             start(engine, PROMPT, top_p=0.5)
 
 
+NEW = torch.tensor([[65, 66, 67]])
+
+
+def after(ids: torch.Tensor, new: torch.Tensor = NEW) -> torch.Tensor:
+    return torch.cat([ids, new.to(ids.dtype)], dim=1)
+
+
+def with_other_beginning(ids: torch.Tensor) -> torch.Tensor:
+    """A hook that writes a beginning-of-sequence token of its own in place of the prompt's first."""
+    return after(torch.cat([torch.tensor([[256]]), ids[:, 1:]], dim=1))
+
+
 class TestResult:
     @pytest.mark.parametrize(
         "shape",
         [
-            lambda ids, new: torch.cat([ids, new], dim=1),
-            lambda ids, new: torch.cat([ids, new], dim=1)[0],
-            lambda ids, new: new,
-            lambda ids, new: torch.cat([ids, new], dim=1).tolist(),
-            lambda ids, new: type("Output", (), {"sequences": torch.cat([ids, new], dim=1)})(),
+            after,
+            with_other_beginning,
+            lambda ids: after(ids).tolist(),
+            lambda ids: after(ids).int(),
+            lambda ids: after(ids).numpy(),
+            lambda ids: type("Output", (), {"sequences": after(ids)})(),
+            lambda ids: ModelOutput(sequences=after(ids)),
+            lambda ids: {"sequences": after(ids)},
         ],
     )
-    def test_prompt_and_text_or_text_alone(self, serve: Any, shape: Any) -> None:
-        engine = serve(lambda input_ids: shape(input_ids, torch.tensor([[65, 66, 67]])))
+    def test_the_prompt_and_then_the_new_tokens(self, serve: Any, shape: Any) -> None:
+        engine = serve(lambda input_ids: shape(input_ids))
         assert ask(engine, PROMPT).text == byte_tokenizer().decode([65, 66, 67])
 
-    @pytest.mark.parametrize("returned", [None, "text", torch.ones(2, 3, dtype=torch.long), torch.ones(1, 3)])
-    def test_anything_else_is_named(self, serve: Any, returned: Any) -> None:
-        engine = serve(lambda input_ids: returned)
-        with pytest.raises(ModelError, match="Hook generate returned"):
+    def test_no_new_tokens(self, serve: Any) -> None:
+        run = ask(serve(lambda input_ids: input_ids), PROMPT)
+        assert (run.tokens, run.finish_reason) == ([], "stop")
+
+    @pytest.mark.parametrize(
+        ("shape", "said"),
+        [
+            (lambda ids: None, "returned NoneType; expected whole numbers of shape (1, n): the prompt's 7 tokens"),
+            (lambda ids: "text", "returned str"),
+            (lambda ids: after(ids)[0], "returned torch.int64 of shape (10,)"),
+            (lambda ids: after(ids)[None], "of shape (1, 1, 10)"),
+            (lambda ids: after(ids).float(), "returned torch.float32 of shape (1, 10)"),
+            (lambda ids: after(ids).bool(), "returned torch.bool"),
+            (lambda ids: after(ids).repeat(2, 1), "of shape (2, 10)"),
+            (lambda ids: ModelOutput(logits=after(ids)), "returned ModelOutput with keys logits"),
+            (lambda ids: {"tokens": after(ids)}, "returned dict with keys tokens"),
+            (lambda ids: {}, "returned dict with keys (none)"),
+            (lambda ids: [[1, 2], [3]], "returned list"),
+            (lambda ids: NEW, "returned 3 tokens"),
+            (lambda ids: NEW.repeat(1, 4), "returned 12 tokens that do not begin with the prompt"),
+            (lambda ids: after(ids)[:, 1:], "do not begin with the prompt"),
+            (lambda ids: after(ids, torch.full((1, 17), 65)), "returned 24 tokens; expected"),
+            (
+                lambda ids: after(ids, torch.tensor([[65, 99999]])),
+                "the token id 99999; expected the model's ids 0 to 260",
+            ),
+            (lambda ids: after(ids, torch.tensor([[65, -100]])), "the token id -100"),
+        ],
+    )
+    def test_anything_else_is_named(self, serve: Any, shape: Any, said: str) -> None:
+        engine = serve(lambda input_ids, max_new_tokens: shape(input_ids))
+        with pytest.raises(ModelError, match="Hook generate returned") as refused:
             ask(engine, PROMPT)
+        assert said in str(refused.value)
+        assert refused.value.code == "model_error"
+
+    def test_a_hook_that_is_not_told_the_limit_is_cut_at_it(self, serve: Any) -> None:
+        run = ask(serve(lambda input_ids: after(input_ids)), PROMPT, max_tokens=2)
+        assert (run.tokens, run.finish_reason) == ([65, 66], "length")
+
+    def test_an_encoder_decoders_result_begins_with_the_decoders_start(self, serve: Any) -> None:
+        class Config:
+            is_encoder_decoder = True
+
+        model = type("Model", (), {"config": Config(), "__call__": lambda self: None})()
+        found = [torch.tensor([[0, 65, 66]]), torch.tensor([[]], dtype=torch.long)]
+        engine = serve(lambda input_ids, max_new_tokens: found.pop(0), model=model)
+        assert ask(engine, PROMPT).tokens == [65, 66]
+        with pytest.raises(ModelError, match=r"returned 0 tokens; .* 1 decoder token"):
+            ask(engine, PROMPT)
+
+    @pytest.mark.parametrize(
+        "value",
+        [torch.tensor([99999]), torch.tensor([-1]), torch.tensor([0.5]), torch.ones(2, 3, dtype=torch.long), "x"],
+    )
+    def test_what_is_streamed_is_checked_as_well(self, serve: Any, value: Any) -> None:
+        def hook(input_ids: torch.Tensor, streamer: Any) -> torch.Tensor:
+            streamer.put(input_ids)
+            streamer.put(torch.tensor([65]))
+            streamer.put(value)
+            return after(input_ids)
+
+        with pytest.raises(ModelError, match="Hook generate streamed"):
+            ask(serve(hook), PROMPT)
+
+    def test_new_tokens_streamed_with_a_batch_dimension(self, serve: Any) -> None:
+        def hook(input_ids: torch.Tensor, streamer: Any) -> torch.Tensor:
+            for token in NEW[0]:
+                streamer.put(token[None, None])
+            return after(input_ids)
+
+        assert ask(serve(hook), PROMPT).tokens == [65, 66, 67]
 
     def test_stop_strings_terminators_and_lengths(self, serve: Any) -> None:
         text = byte_tokenizer().decode(EXPECTED)

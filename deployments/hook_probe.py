@@ -1,0 +1,74 @@
+"""A loader's own hooks, called once when the model loads: what breaks the contract is a load error."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from deployments.embedding import hooked
+from deployments.errors import BrokenHook, ModelLoadFailed, last_line
+from deployments.messages import ChatPrompt
+from model_loaders.contract import ModelInfo
+from model_loaders.encoded import Encoded
+from model_loaders.hooks import Hooks
+
+logger = logging.getLogger("troupe.host")
+
+T = TypeVar("T")
+
+_TEXT = "Hello"
+
+
+def probe_hooks(info: ModelInfo, hooks: Hooks, *, limit: float) -> None:
+    """Call template, encode, decode and embed hooks of the loader with one short text.
+
+    `generate` is not called, as it may take long. A hook that raises or hangs here may still serve other texts: its
+    requests will tell.
+
+    Args:
+        limit: seconds after which a hook counts as hung.
+
+    Raises:
+        ModelLoadFailed: a hook returned something else than the contract says.
+    """
+    found: list[BrokenHook] = []
+
+    def run() -> None:
+        try:
+            _probe(info, hooks)
+        except BrokenHook as broken:
+            found.append(broken)
+
+    thread = threading.Thread(target=run, name="hook-probe", daemon=True)
+    thread.start()
+    thread.join(limit)
+    if thread.is_alive():
+        logger.warning("A hook of model %s has not returned for %g s while it loads.", info.model_name, limit)
+    if found:
+        raise ModelLoadFailed(f"Model {info.model_name!r}: {found[0].message}")
+
+
+def _probe(info: ModelInfo, hooks: Hooks) -> None:
+    text, encoded = _TEXT, Encoded(input_ids=[])
+    if info.apply_chat_template is not None:
+        chat = ChatPrompt(messages=[{"role": "user", "content": _TEXT}])
+        text = _tried(lambda: hooks.render(chat)) or text
+    if info.encode is not None or info.decode is not None:
+        encoded = _tried(lambda: hooks.encode(text)) or encoded
+    if info.decode is not None and encoded.input_ids:
+        _tried(lambda: hooks.decode(encoded.input_ids))
+    if (embed := info.embed) is not None:
+        _tried(lambda: hooked(embed, [_TEXT]))
+
+
+def _tried(call: Callable[[], T]) -> T | None:
+    """What a hook returned; None if it raised."""
+    try:
+        return call()
+    except BrokenHook:
+        raise
+    except Exception as error:
+        logger.info("A hook raised when it was tried at load: %s", last_line(error))
+        return None
