@@ -73,7 +73,12 @@ class Run:
 
 
 def start(
-    engine: Engine, input_ids: Sequence[int], *, model_inputs: Mapping[str, torch.Tensor] | None = None, **kwargs: Any
+    engine: Engine,
+    input_ids: Sequence[int],
+    *,
+    model_inputs: Mapping[str, torch.Tensor] | None = None,
+    salt: str = "",
+    **kwargs: Any,
 ) -> Run:
     """Submit a request; `kwargs` are its sampling parameters, greedy and 16 tokens unless they say otherwise."""
     kwargs = {"temperature": 0.0, "max_tokens": 16, **kwargs}
@@ -83,6 +88,7 @@ def start(
         input_ids=list(input_ids),
         sampling=SamplingParams(**kwargs),
         model_inputs=model_inputs or {},
+        salt=salt,
     )
     engine.submit(request, run.events.put)
     return run

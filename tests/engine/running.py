@@ -123,16 +123,18 @@ class Alone:
     logprobs: list[float]
 
 
-def generate_alone(model: Any, ids: Sequence[int], max_tokens: int, **inputs: Any) -> Alone:
-    """Greedy `generate` of one request by itself."""
+def generate_alone(
+    model: Any, ids: Sequence[int], max_tokens: int, *, generate: Callable[..., Any] | None = None, **inputs: Any
+) -> Alone:
+    """Greedy `generate` of one request by itself; transformers' own function unless another one is given."""
     given = torch.tensor([list(ids)])
-    if "input_features" in inputs:
+    if model.config.is_encoder_decoder and model.main_input_name in inputs:
         inputs["decoder_input_ids"] = given
     else:
         inputs["input_ids"] = given
         inputs["attention_mask"] = torch.ones_like(given)
     with torch.inference_mode():
-        output = generation(model)(
+        output = (generate or generation(model))(
             **inputs,
             max_new_tokens=max_tokens,
             do_sample=False,

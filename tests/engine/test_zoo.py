@@ -1,0 +1,53 @@
+"""Engines with default options answer as `generate` alone does, for types that need care."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engine.as_alone import as_alone
+from tests.engine.zoo import ZOO
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DIFFER = {
+    **dict.fromkeys(["roformer", "moss_transcribe_diarize", "vibevoice_asr"], "a padded group decodes together"),
+    **dict.fromkeys(["phi3-longrope", "phi4_multimodal-longrope"], "frequencies follow the longest row"),
+    "moshi": "a prompt in pieces, beyond the window",
+    "janus": "its generate drops the processors",
+    "inkling_text": "it scales by the column",
+    "blip": "it does not load",
+    "mllama": "rows of text and of images have columns of different lengths",
+}
+"""Types whose answers are not yet those of `generate`."""
+DIFFER_QUEUED = dict.fromkeys(["fsmt", "unlimited_ocr"], "a request that goes on is not what it was")
+
+EXAMPLES: tuple[str, ...] = ("axk2", "t5gemma")
+"""Two types for each cause."""
+
+
+def cases(names: list[str], differ: dict[str, str]) -> list[Any]:
+    """Test cases, those that are known to fail marked so."""
+    marks = {name: [pytest.mark.xfail(reason=differ[name])] if name in differ else [] for name in names}
+    return [pytest.param(name, marks=marks[name]) for name in names]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_some_answers_are_those_of_generate_alone(name: str) -> None:
+    with as_alone(ZOO[name]) as checks:
+        checks.briefly()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", cases(sorted(ZOO), DIFFER))
+def test_every_answer_is_that_of_generate_alone(name: str) -> None:
+    with as_alone(ZOO[name]) as checks:
+        checks.everything()
+
+
+@pytest.mark.parametrize("name", cases(["fsmt", "unlimited_ocr"], DIFFER_QUEUED))
+def test_requests_that_wait_change_nothing(name: str) -> None:
+    with as_alone(ZOO[name], max_rows=2) as checks:
+        prompts = checks.prompts((40, 12, 9, 30), media=not checks.specimen.text)
+        checks.queued(prompts, (40, 18, 25, 12))
