@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from deployments.engine.fresh_state import fresh_state
 from deployments.engine.job import Job
 from deployments.engine.neutral import neutral_view
 from deployments.engine.sampling import Sampled
@@ -63,7 +64,9 @@ class BeamSearch:
     """Runs jobs through beam search, one at a time."""
 
     def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
+        fresh_state(model).reset()
         self._view = neutral_view(model, _NEVER)
+        self._fresh = fresh_state(self._view)
         self._eos_ids = vocabulary.eos_ids
         self._encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
 
@@ -73,6 +76,7 @@ class BeamSearch:
         Args:
             inputs: the prompt's tensors, batch dimension 1.
         """
+        self._fresh.reset()
         params = job.request.sampling
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._eos_ids)
         check = _Check(job)

@@ -241,4 +241,6 @@ def _unsuited(forward: Forward) -> str | None:
         return "its layers do not all have full attention"
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return "its attention is not sdpa"
+    if forward.rotary.depends:
+        return "its rotary frequencies follow the length of each row"
     return None if forward.takes_positions else "its forward takes no positions"

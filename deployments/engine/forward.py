@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from deployments.engine.attention import decoding
+from deployments.engine.fresh_state import fresh_state
 from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache
 from deployments.engine.row_positions import RowPositions
+from deployments.engine.row_rotary import RowRotary
 
 Offset = tuple[int, ...]
 """What is added to a token's index to give its position, per position dimension (M-RoPE has several)."""
@@ -44,10 +46,22 @@ class Forward:
 
     Args:
         model: a transformers model with a language-model head.
+        limit: the longest sequence.
+
+    Attributes:
+        rotary: the model's rotary embeddings.
+        recomputes: see `RowRotary.recomputes`.
+        fresh: the state of its modules before the first forward.
+
+    Raises:
+        UnknownRotary: see `RowRotary`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, limit: int = 1 << 17) -> None:
         self.model = model
+        self.fresh = fresh_state(model)
+        self.rotary = RowRotary(model, limit)
+        self.recomputes = self.rotary.recomputes
         self.device = torch.device(model.get_input_embeddings().weight.device)
         parameters = inspect.signature(model.forward).parameters
         open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -108,7 +122,7 @@ class Forward:
             arguments[f"{self._prefix}position_ids"] = _squeezed(positions[:, :, None]).to(self.device)
         if isinstance(cache, EncoderRowsCache):
             self._add_encoder(arguments, cache)
-        with self.decoding, self._row_positions.of(cache.lengths):
+        with self.decoding, self._row_positions.of(cache.lengths), self.rotary.of(lambda: _lengths(cache, offsets)):
             logits: Tensor = self.model(**arguments).logits[:, -1]
         cache.added([length + 1 for length in cache.lengths])
         return logits
@@ -120,6 +134,7 @@ class Forward:
         *,
         offset: Offset = NO_OFFSET,
         all_logits: bool = False,
+        wholes: Sequence[int] | None = None,
     ) -> Chunk:
         """Append several tokens to every row.
 
@@ -129,6 +144,8 @@ class Forward:
             cache: grows by the longest.
             offset: of the only row.
             all_logits: return the logits of every token, not of the last alone.
+            wholes: tokens of each row's whole prompt, which its rotary frequencies may follow; 0 if every token is to
+                have those of a text that ends with it, as in decode steps. None: the row as it is after this forward.
         """
         new = max(len(ids) for ids in token_ids)
         past = cache.lengths or [0] * len(token_ids)
@@ -143,12 +160,19 @@ class Forward:
             arguments["logits_to_keep"] = 1
         if isinstance(cache, EncoderRowsCache):
             self._add_encoder(arguments, cache)
-        logits = self.model(**arguments).logits
+        with self.rotary.of(lambda: _prompt_lengths(after if wholes is None else wholes, after, new, max(offset))):
+            logits = self.model(**arguments).logits
         cache.added(after)
         return Chunk(logits=logits if all_logits else logits[:, -1:], offset=offset)
 
     def prefill_media(
-        self, token_ids: Sequence[int], inputs: Mapping[str, Tensor], cache: AnyRowsCache, *, all_logits: bool = False
+        self,
+        token_ids: Sequence[int],
+        inputs: Mapping[str, Tensor],
+        cache: AnyRowsCache,
+        *,
+        all_logits: bool = False,
+        whole: int = 0,
     ) -> Chunk:
         """Prefill one row whose prompt has tensors beside its tokens, as the model's own `generate` would.
 
@@ -156,6 +180,7 @@ class Forward:
             token_ids: the whole prompt.
             inputs: pixel values and the like, batch dimension 1, floating ones cast to the model's dtype.
             cache: empty.
+            whole: tokens of the text that the prompt begins, if it is computed anew.
         """
         ids = torch.tensor([list(token_ids)]).to(self.device)
         extra: dict[str, Any] = {key: self._placed(value) for key, value in inputs.items()}
@@ -168,7 +193,10 @@ class Forward:
         if self._takes_keep and not all_logits:
             extra["logits_to_keep"] = 1
         arguments = self.model.prepare_inputs_for_generation(ids, is_first_iteration=True, use_cache=True, **extra)
-        logits = self.model(**{**arguments, **self._common}).logits
+        # Its own positions tell how long a prompt is: an image may take fewer of them than it has tokens.
+        lengths = [[whole] * len(token_ids)] if whole > len(token_ids) else [[]]
+        with self.rotary.of(lambda: lengths):
+            logits = self.model(**{**arguments, **self._common}).logits
         cache.added([len(token_ids)])
         positions = arguments.get("position_ids")
         offset = NO_OFFSET
@@ -242,6 +270,17 @@ class Forward:
 def _squeezed(positions: Tensor) -> Tensor:
     """Positions `[dims, rows, tokens]`, without the first dimension where there is only one."""
     return positions[0] if positions.shape[0] == 1 else positions
+
+
+def _lengths(cache: AnyRowsCache, offsets: Sequence[Offset]) -> list[list[int]]:
+    """For rotary embeddings: the length of each row with the one token that is added."""
+    return [[length + max(offset) + 1] for length, offset in zip(cache.lengths, offsets, strict=True)]
+
+
+def _prompt_lengths(wholes: Sequence[int], after: Sequence[int], new: int, offset: int) -> list[list[int]]:
+    """For rotary embeddings: the length that counts for each of the last `new` tokens of each row."""
+    rows = zip(wholes, after, strict=True)
+    return [[max(whole, end) + offset for end in range(last - new + 1, last + 1)] for whole, last in rows]
 
 
 def media_ids(config: Any) -> frozenset[int]:

@@ -29,6 +29,7 @@ from deployments.engine.job import Job
 from deployments.engine.options import EngineOptions
 from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.row_rotary import RowRotary
 from deployments.engine.stock_generate import StockGenerate
 from deployments.engine.vocabulary import Vocabulary
 from deployments.errors import BadRequest, ModelError, ModelLoadFailed, OutOfMemory, TroupeError, Unavailable
@@ -59,7 +60,12 @@ class OneShotEngine:
         self._vocabulary = Vocabulary(info, hooks)
         self._vocab_size = vocab_size(info.model)
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
-        self._runner = _runner(info, self._vocabulary, options)
+        rotary = RowRotary(info.model, self.max_model_len)
+        if rotary.depends:
+            logger.warning(
+                "Requests of this model run one at a time, because its rotary frequencies follow the length of a text."
+            )
+        self._runner = _runner(info, self._vocabulary, options, alone=rotary.depends)
         self.supports = self._runner.supports
         self._options = options
         self._waiting: deque[Job] = deque()
@@ -259,10 +265,11 @@ class _HookRunner(_Runner):
 
 
 class _StockRunner(_Runner):
-    def __init__(self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> None:
+    def __init__(self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, alone: bool) -> None:
         self._vocabulary = vocabulary
         self._generate = StockGenerate(info.model, vocabulary, static_cache=options.static_cache)
-        self._batches = not options.deterministic and options.max_rows > 1 and self._generate.batches
+        alone = alone or options.deterministic or options.max_rows == 1
+        self._batches = not alone and self._generate.batches
         self._beams = BeamSearch(info.model, vocabulary)
         self._grammars = GrammarCompiler(vocabulary, self._generate.width)
         unable = {"prompt_logprobs"} if self._generate.encoder_decoder else set()
@@ -306,14 +313,15 @@ class _StockRunner(_Runner):
         self._grammars.close()
 
 
-def _runner(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> _Runner:
+def _runner(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, *, alone: bool) -> _Runner:
+    """How a model's requests run; `alone`: its rotary frequencies follow the length, so that none shares a forward."""
     if info.generate is not None and not is_stock(info):
         return _HookRunner(info)
     if not callable(getattr(info.model, "generate", None)):
         raise ModelLoadFailed(
             f"Model {info.model_name!r} ({type(info.model).__name__}) has no generate; give its loader a generate hook."
         )
-    return _StockRunner(info, vocabulary, options)
+    return _StockRunner(info, vocabulary, options, alone)
 
 
 def is_stock(info: ModelInfo) -> bool:

@@ -140,11 +140,13 @@ class Prefiller:
             chunk = self.forward.encode(request.input_ids, request.model_inputs, prompt, cache, all_logits=scored)
         elif not cache.lengths and row.request.model_inputs:
             prompt = row.ids[: row.prompt_length]
-            chunk = self.forward.prefill_media(prompt, row.request.model_inputs, cache, all_logits=scored)
+            whole = self._whole(row)
+            chunk = self.forward.prefill_media(prompt, row.request.model_inputs, cache, all_logits=scored, whole=whole)
         else:
             done = cache.width
             ids = row.ids[done : done + self._limit(row)]
-            chunk = self.forward.prefill([ids], cache, offset=row.offset, all_logits=scored)
+            whole = self._whole(row)
+            chunk = self.forward.prefill([ids], cache, offset=row.offset, all_logits=scored, wholes=[whole])
         row.offset = chunk.offset
         if row.scorer is not None:
             row.scorer.feed(chunk.logits[0], cache.width - chunk.logits.shape[1])
@@ -154,11 +156,16 @@ class Prefiller:
         done = prefill.cache.lengths or [0] * len(prefill.rows)
         ids = [row.ids[n:] for row, n in zip(prefill.rows, done, strict=True)]
         scored = prefill.rows[0].scorer is not None
-        chunk: Chunk = self.forward.prefill(ids, prefill.cache, all_logits=scored)
+        wholes = [self._whole(row) for row in prefill.rows]
+        chunk: Chunk = self.forward.prefill(ids, prefill.cache, all_logits=scored, wholes=wholes)
         for row, new, logits in zip(prefill.rows, ids, chunk.logits, strict=True):
             if row.scorer is not None:
                 row.scorer.feed(logits[-len(new) :], 0)
         return chunk.logits[:, -1]
+
+    def _whole(self, row: Row) -> int:
+        """Tokens that count as a row's prompt: its text too, if `generate` would compute it anew as well."""
+        return len(row.ids) if self.forward.recomputes else row.prompt_length
 
     def _limit(self, row: Row) -> int:
         """Tokens per forward."""

@@ -19,14 +19,14 @@ class Prefix:
     Attributes:
         ids: the tokens in the cache, which has one row.
         logits: [vocab], of the token that follows; None where they were not kept.
-        salt: digest of what the prompt has beside its tokens.
+        salt: what the cache follows from beside its tokens.
         prefilled: of the tokens, how many were computed as a prompt is.
     """
 
     ids: list[int]
     cache: AnyRowsCache
     offset: Offset
-    salt: str = ""
+    salt: object = ""
     logits: Tensor | None = None
     prefilled: int = 0
 
@@ -34,7 +34,7 @@ class Prefix:
     def nbytes(self) -> int:
         return self.cache.nbytes + (0 if self.logits is None else self.logits.nbytes)
 
-    def usable(self, ids: Sequence[int], salt: str, border: int | None = None) -> int:
+    def usable(self, ids: Sequence[int], salt: object, border: int | None = None) -> int:
         """How many of a prompt's first tokens need not be computed; all of them only where `logits` are kept.
 
         Args:
@@ -65,7 +65,7 @@ class PrefixStore:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, ids: Sequence[int], salt: str, border: int | None = None) -> tuple[Prefix | None, int]:
+    def find(self, ids: Sequence[int], salt: object, border: int | None = None) -> tuple[Prefix | None, int]:
         """The entry that saves most of a prompt, and how many tokens it saves; see `Prefix.usable`."""
         best, saved = None, 0
         for entry in self._entries:

@@ -48,7 +48,7 @@ class PromptLookup:
             return None
         if any(row.alone or row.offset != NO_OFFSET for row in rows):
             return None
-        most = min(self._most, *(row.final_length - len(row.ids) - 1 for row in rows))
+        most = min(self._most, *(self._room(row) for row in rows))
         found = [self._guess(row, most) if most > 0 else [] for row in rows]
         longest = max(map(len, found))
         if 2 * sum(map(bool, found)) <= len(rows) - 1 or not longest:
@@ -58,7 +58,7 @@ class PromptLookup:
     def forward(self, batch: Batch, guesses: Sequence[Sequence[int]]) -> Tensor:
         """Logits [rows, 1 + guesses, vocab]; the cache has all of these tokens then."""
         tokens = [[row.ids[-1], *guess] for row, guess in zip(batch.rows, guesses, strict=True)]
-        return self._forward.prefill(tokens, batch.cache, all_logits=True).logits
+        return self._forward.prefill(tokens, batch.cache, all_logits=True, wholes=[0] * len(tokens)).logits
 
     def settle(self, batch: Batch, guesses: Sequence[Sequence[int]], right: Sequence[int]) -> None:
         """Take back what was guessed wrong; `right` is how many of each row's guesses were not."""
@@ -68,6 +68,12 @@ class PromptLookup:
                 row.guesser.learn(count, len(row.ids))
         assert isinstance(batch.cache, RowsCache)
         batch.cache.trim([len(guess) - count for guess, count in zip(guesses, right, strict=True)])
+
+    def _room(self, row: Row) -> int:
+        """Tokens that may be guessed after a row's last one."""
+        left = row.final_length - len(row.ids) - 1
+        room = self._forward.rotary.room(len(row.ids))
+        return left if room is None else min(left, room)
 
     @staticmethod
     def _guess(row: Row, most: int) -> list[int]:

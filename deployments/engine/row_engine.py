@@ -61,7 +61,7 @@ class RowEngine:
         self._context = context_length(info, options)
         self.supports = ALL_PARAMS - {"num_beams"}
         self._vocabulary = Vocabulary(info, hooks)
-        self._forward = Forward(info.model)
+        self._forward = Forward(info.model, self._context)
         with torch.inference_mode():
             self.capabilities = Capabilities.of(self._forward)
         self._logits_width = self.capabilities.logits_width
@@ -176,7 +176,7 @@ class RowEngine:
             output=ChoiceOutput.of(vocabulary, request, encoder_decoder=self._forward.is_encoder_decoder),
             ids=ids,
             prompt_length=len(ids),
-            salt=request.salt,
+            frequencies=self._forward.rotary.frequencies(len(ids)),
             encoded_length=len(request.input_ids) if self._forward.is_encoder_decoder else 0,
             media_end=self._forward.media_end(request.input_ids, request.model_inputs),
             scorer=scorer,

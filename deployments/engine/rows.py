@@ -21,7 +21,7 @@ class Row:
     Attributes:
         ids: prompt and generated tokens (the decoder's, for an encoder-decoder model).
         prompt_length: of `ids`, how many are the prompt.
-        salt: digest of what the prompt has beside its tokens.
+        frequencies: the rotary frequencies of its keys; see `RowRotary.frequencies`.
         media_end: tokens up to here mean nothing without the request's `model_inputs`.
         scorer: scores the prompt's tokens, where asked for.
         encoded_length: tokens its encoder sees.
@@ -38,7 +38,7 @@ class Row:
     output: ChoiceOutput
     ids: list[int]
     prompt_length: int
-    salt: str = ""
+    frequencies: tuple[int, ...] = ()
     media_end: int = 0
     encoded_length: int = 0
     scorer: PromptScorer | None = None
@@ -47,6 +47,11 @@ class Row:
     attempts: int = 0
     order: int = 0
     guesser: Guesser | None = None
+
+    @property
+    def salt(self) -> tuple[object, ...]:
+        """What a row's cache follows from beside its tokens."""
+        return (self.request.salt, *self.frequencies)
 
     @property
     def final_length(self) -> int:

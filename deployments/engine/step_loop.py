@@ -102,6 +102,8 @@ class StepLoop:
             self._begin(*group)
         if self.scheduler.prefills:
             self._advance(self.scheduler.next_prefill(self._counts["steps"]))
+        if self.forward.recomputes:
+            self._begin_anew()
         self._regroup()
         for batch in self.batches:
             self._decode(batch)
@@ -262,6 +264,20 @@ class StepLoop:
                 self.batches.remove(into)
                 self._recover_rows([*into.rows, *other.rows], error)
 
+    def _begin_anew(self) -> None:
+        """Queue the rows whose next token gives all of their keys other frequencies: `generate` computes them anew."""
+        rows = self.batches.rows
+        for row in [row for row in rows if row.frequencies != self.forward.rotary.frequencies(len(row.ids))]:
+            self._leave(row)
+            self._queue_first([row])
+
+    def _queue_first(self, rows: Sequence[Row]) -> None:
+        """Let rows be computed, or computed again, before all others."""
+        if self.forward.recomputes:
+            for row in rows:
+                row.frequencies = self.forward.rotary.frequencies(len(row.ids))
+        self.scheduler.queue_first(rows)
+
     # Leaving.
 
     def _leave(self, row: Row, *, keep: bool = False, blank: bool = False) -> None:
@@ -320,7 +336,7 @@ class StepLoop:
             return
         for row in rows:
             row.alone = True
-        self.scheduler.queue_first(rows)
+        self._queue_first(rows)
 
 
 def _as_error(error: Exception) -> TroupeError:

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from deployments.engine.admission import vocab_size
+from deployments.engine.fresh_state import fresh_state
 from deployments.engine.job import Job
 from deployments.engine.neutral import neutral_view
 from deployments.engine.protocol import EngineRequest
@@ -42,6 +43,8 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 class StockGenerate:
     """Runs jobs through `model.generate`, several at once where padding does not change their logits.
 
+    The modules' state is the one after loading whenever a run begins: nothing of an earlier one reaches it.
+
     Args:
         model: a transformers model with `generate`.
         vocabulary: of the model.
@@ -57,7 +60,9 @@ class StockGenerate:
     """
 
     def __init__(self, model: Any, vocabulary: Vocabulary, *, static_cache: bool = False) -> None:
+        fresh_state(model).reset()
         self._model = neutral_view(model, _NEVER)
+        self._fresh = fresh_state(self._model)
         if static_cache:
             self._model.generation_config.cache_implementation = "static"
         self._vocabulary = vocabulary
@@ -79,6 +84,7 @@ class StockGenerate:
             jobs: more than one only where all are text alone.
             regroup: told how many jobs are still active, at every step.
         """
+        self._fresh.reset()
         samplers = [_sampler(job) for job in jobs]
         bridge = _Bridge(jobs, samplers)
         left = max((s.params.max_tokens or 1) - len(s.generated) for s in samplers)
@@ -130,6 +136,7 @@ class StockGenerate:
 
     def score_prompt(self, job: Job) -> None:
         """Compute and give out the log-probabilities of a prompt's own tokens."""
+        self._fresh.reset()
         ids = job.request.input_ids
         params = job.request.sampling
         scorer = PromptScorer(self._vocabulary, ids, params.prompt_logprobs or 0, params.logprob_token_ids)
@@ -187,6 +194,7 @@ class StockGenerate:
 
     def _probe_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Logits of three steps in which every row is given the same tokens; float32 [steps, rows, vocab]."""
+        self._fresh.reset()
         probe = _Probe(self._pad)
         with torch.inference_mode():
             self._model.generate(
