@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -14,6 +15,9 @@ from model_loaders.encoded import vocab_size as vocab_size
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "max_sequence_length")
 _UNLIMITED = 131072
+_ORIGINAL = "original_max_position_embeddings"
+# llama3 is not among them: its configs give the stretched length, its factor concerns single frequencies.
+_STRETCHING = frozenset({"linear", "dynamic", "yarn", "longrope", "su"})
 _ALWAYS = frozenset({"max_tokens", "skip_special_tokens", "markers"})
 _FIELDS = {"extra": "generate_kwargs", "grammar": "response_format"}
 _DEFAULTS = SamplingParams()
@@ -22,8 +26,9 @@ _DEFAULTS = SamplingParams()
 def context_length(info: ModelInfo, options: EngineOptions) -> int:
     """Positions a request may use, prompt and text together.
 
-    The option, else the loader's `max_model_len`, else the positions the model's config names, else what the tokenizer
-    says; a model without any limit (recurrent, relative positions) gets 131072.
+    The option, else the loader's `max_model_len`, else the positions the model's config names or those its rope scaling
+    stretches them to, else what the tokenizer says; a model without any limit (recurrent, relative positions) gets
+    131072.
     """
     for given in (options.max_model_len, info.max_model_len):
         if given is not None:
@@ -33,9 +38,32 @@ def context_length(info: ModelInfo, options: EngineOptions) -> int:
     for name in _LENGTHS:
         length = getattr(text, name, None)
         if isinstance(length, int) and length > 0:
-            return length
+            return max(length, _stretched(text, length))
     length = getattr(info.tokenizer, "model_max_length", None)
     return length if isinstance(length, int) and 0 < length <= 10 * _UNLIMITED else _UNLIMITED
+
+
+def _stretched(config: Any, length: int) -> int:
+    """The length that rope scaling stretches the original one to; 0 if there is none.
+
+    The original length is the one that the scaling names, or else the config's. A config that names none and scales
+    some of its layer types only, as Gemma 3's, gives the stretched length already.
+    """
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if not isinstance(given, dict):
+        return 0
+    entries = [value for value in given.values() if isinstance(value, dict)] or [given]
+    scaled = [entry for entry in entries if _rope_factor(entry) > 1]
+    counted = [entry for entry in scaled if len(scaled) == len(entries) or _ORIGINAL in entry]
+    known = getattr(config, _ORIGINAL, None) or length
+    return max((int(_rope_factor(entry) * (entry.get(_ORIGINAL) or known)) for entry in counted), default=0)
+
+
+def _rope_factor(entry: Mapping[str, Any]) -> float:
+    """By how much a rope scaling stretches the original length; 1 for types whose configs are stretched already."""
+    factor = entry.get("factor")
+    counts = entry.get("rope_type", entry.get("type")) in _STRETCHING and isinstance(factor, int | float)
+    return float(factor) if counts and factor is not None else 1.0
 
 
 def check_request(request: EngineRequest, *, max_model_len: int, supports: frozenset[str], vocab: int | None) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 
 from deployments.engine.admission import ALL_PARAMS, check_request, context_length, vocab_size
+from deployments.engine.choice import build_engine
 from deployments.engine.options import EngineOptions
 from deployments.engine.protocol import EngineRequest
 from deployments.errors import BadRequest, ContextOverflow, UnsupportedParameter
 from deployments.messages import SamplingParams
 from model_loaders.contract import ModelInfo
+from tests.engine.drive import ask
+from tests.engine.running import model_info
 from tests.tiny import llama
 
 
@@ -38,6 +41,52 @@ class TestContextLength:
     def test_of_the_text_model(self) -> None:
         model = llama()
         assert context_length(ModelInfo(model=model), EngineOptions()) == 512
+
+    @pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+    @pytest.mark.parametrize(
+        ("rope", "length"),
+        [
+            ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+            ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+            ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+            ({"rope_type": "yarn", "factor": 1.5, "original_max_position_embeddings": 512}, 768),
+            ({"rope_type": "linear", "factor": 4}, 2048),
+            ({"type": "linear", "factor": 4.0}, 2048),
+            ({"type": "dynamic", "factor": 2.0}, 1024),
+            ({"rope_type": "longrope", "original_max_position_embeddings": 128}, 512),
+            ({"rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 128}, 1024),
+            ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 128}, 512),
+            ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}, 512),
+            ({"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0}, 512),
+            ({"rope_type": "default"}, 512),
+            ({"full": {"rope_type": "linear", "factor": 8.0}, "sliding": {"rope_type": "default"}}, 512),
+            ({"full": {"rope_type": "linear", "factor": 2.0}, "chunked": None}, 1024),
+            ({"full": {"type": "linear", "factor": 2.0}, "sliding": {"type": "dynamic", "factor": 2.0}}, 1024),
+            (
+                {
+                    "full": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+                    "sliding": {"rope_type": "default"},
+                },
+                2048,
+            ),
+        ],
+    )
+    def test_rope_scaling_stretches_it(self, name: str, rope: dict[str, Any], length: int) -> None:
+        assert context_length(info(max_position_embeddings=512, **{name: rope}), EngineOptions()) == length
+
+    def test_an_original_length_beside_the_scaling(self) -> None:
+        config = {"max_position_embeddings": 512, "original_max_position_embeddings": 256}
+        rope = {"rope_type": "yarn", "factor": 8.0}
+        assert context_length(info(**config, rope_parameters=rope), EngineOptions()) == 2048
+
+    def test_a_request_of_the_stretched_length_is_served(self) -> None:
+        rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+        engine = build_engine(
+            model_info(llama(max_position_embeddings=64, rope_parameters=rope)), EngineOptions(memory_gib=0.1)
+        )
+        assert engine.max_model_len == 256
+        assert len(ask(engine, range(3, 203), ignore_eos=True).tokens) == 16
+        engine.close()
 
     def test_the_tokenizer_and_no_limit_at_all(self) -> None:
         assert context_length(info(tokenizer(64)), EngineOptions()) == 64
