@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from deployments.engine.closing import Closing, shortest_ending
+from deployments.engine.regex import without_boundaries
 from deployments.engine.vocabulary import Vocabulary
 from deployments.errors import BadRequest, ModelError, Unavailable
 from deployments.messages import FinishReason, Grammar
@@ -192,7 +193,11 @@ class GrammarCompiler:
             done()
 
     def _matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
-        matcher = llguidance.LLMatcher(self._known_tokens().tokenizer, _as_llguidance(grammar), log_level=0)
+        tokenizer = self._known_tokens().tokenizer
+        matcher = llguidance.LLMatcher(tokenizer, _as_llguidance(grammar), log_level=0)
+        if matcher.is_error() and grammar.kind == "regex":
+            again = llguidance.LLMatcher(tokenizer, _without_boundaries(grammar), log_level=0)
+            matcher = matcher if again.is_error() else again
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
@@ -233,6 +238,14 @@ def _as_llguidance(grammar: Grammar) -> str:
         return llguidance.LLMatcher.grammar_from_lark(grammar.source)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"Invalid {_noun(grammar)}: {error}", param=_PARAM) from error
+
+
+def _without_boundaries(grammar: Grammar) -> str:
+    """A regular expression that llguidance has refused, as a grammar of its."""
+    try:
+        return llguidance.LLMatcher.grammar_from_lark(without_boundaries(grammar.source))
+    except ValueError as error:
+        raise BadRequest(f"Invalid {_noun(grammar)}: {error}.", param=_PARAM) from None
 
 
 def _settle(outcome: Future[CompiledGrammar], compiled: CompiledGrammar | None, error: Exception | None) -> None:
