@@ -38,7 +38,6 @@ from deployments.messages import Call, Event, Failed, GenerateCall, Prompt, Samp
 from deployments.model_card import ModelCard
 from deployments.profiling import Trace
 from model_loaders.contract import ModelInfo
-from model_loaders.tokenizer_card import tokenizer_card
 
 logger = logging.getLogger("troupe.host")
 
@@ -212,7 +211,7 @@ class ModelHost:
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
         async with self.leases.lease(self.resolve(model).id) as loaded:
-            return {**tokenizer_card(loaded.info), "model_max_length": loaded.engine.max_model_len}
+            return {**await loaded.tokenizer_card(), "model_max_length": loaded.engine.max_model_len}
 
     def check(self) -> None:
         """Raise TroupeError if the engine of a loaded model has died."""

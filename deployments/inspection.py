@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deployments.messages import Delta, Event, GenerateCall
-from model_loaders.hooks import accepted
+from model_loaders.chat_template import accepted
 
 if TYPE_CHECKING:
     from deployments.loaded_model import EncodedPrompt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from deployments.audio import Samples, decode_source, split_audio
 from deployments.client import Embeddings
@@ -24,6 +24,7 @@ from deployments.whisper import WhisperFormat
 from deployments.word_times import WordAligner
 from model_loaders.contract import ModelInfo
 from model_loaders.hooks import Encoded, Hooks
+from model_loaders.tokenizer_card import tokenizer_card
 
 T = TypeVar("T")
 
@@ -60,6 +61,10 @@ class LoadedModel:
     async def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
         return await self._off_loop(lambda: self.hooks.decode(token_ids, skip_special_tokens=False))
+
+    async def tokenizer_card(self) -> dict[str, Any]:
+        """What a client needs to know of the tokenizer, as JSON values."""
+        return await self._off_loop(lambda: tokenizer_card(self.info, self.hooks.template))
 
     async def embed(self, prompts: Sequence[Prompt]) -> Embeddings:
         """A vector for each prompt; computed beside the engine, in a thread of its own."""

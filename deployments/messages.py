@@ -104,12 +104,13 @@ class ChatPrompt:
     """A conversation, turned into text by the loader's chat template and then encoded.
 
     Attributes:
-        messages: OpenAI messages as plain dicts, roles already mapped.
+        messages: OpenAI messages as plain dicts, as the client sent them; parts of text are `{"type": "text"}`.
         tools: OpenAI tool definitions, passed to the template.
         template_kwargs: further arguments of the template.
         add_generation_prompt: open the assistant's turn.
         continue_final_message: leave the last message open for the model to continue.
         chat_template: replaces the model's template, where the server allows it.
+        merge_roles: join neighbours of one role.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -118,6 +119,7 @@ class ChatPrompt:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template: str | None = None
+    merge_roles: bool = False
 
 
 Prompt = TextPrompt | TokensPrompt | ChatPrompt

@@ -5,28 +5,18 @@ The only place that calls them, so that a hook that raises or returns the wrong 
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from deployments.errors import (
-    BadRequest,
-    BrokenHook,
-    ModelError,
-    TemplateFailed,
-    TroupeError,
-    UnsupportedParameter,
-    last_line,
-)
+from deployments.errors import BadRequest, BrokenHook, ModelError, TroupeError, UnsupportedParameter, last_line
 from deployments.messages import ChatPrompt
+from model_loaders.chat_template import ChatTemplate, accepted
 from model_loaders.contract import Hook, ModelInfo
 from model_loaders.encoded import Encoded as Encoded
 from model_loaders.encoded import as_encoded, check_ids, vocab_size
-
-_PROBE = "troupe"
 
 
 class Hooks:
@@ -35,9 +25,8 @@ class Hooks:
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
         self.tokenizer = info.tokenizer
-        self._template = info.apply_chat_template or self._default_template()
+        self.template = ChatTemplate(info)
         self._encoder: Hook | None = info.encode or info.processor or info.tokenizer
-        self._contents = functools.lru_cache(maxsize=8)(self._probe_contents)
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
         self.sees_images = self._takes("images", "image_processor")
         self.hears = self._takes("audio", "feature_extractor")
@@ -46,42 +35,10 @@ class Hooks:
         """The prompt text of a conversation.
 
         Raises:
-            TemplateFailed: there is no template, or it refuses these messages.
+            TemplateFailed: there is no template, it refuses these messages, or it leaves one of them out.
+            UnsupportedParameter: it has no place for tools, or for parts of some type.
         """
-        if self._template is None:
-            if self.info.plain_chat:
-                return _plain_chat(chat)
-            raise TemplateFailed(
-                f"Model {self.info.model_name!r} has no chat template. Give its loader an apply_chat_template hook or "
-                "a chat_template string, set plain_chat, or use /v1/completions."
-            )
-        kwargs: dict[str, Any] = {"tokenize": False, **self.info.apply_chat_template_kwargs}
-        kwargs["add_generation_prompt"] = chat.add_generation_prompt and kwargs.get("add_generation_prompt", True)
-        if chat.continue_final_message:
-            kwargs["continue_final_message"] = True
-        if chat.tools:
-            kwargs["tools"] = [dict(tool) for tool in chat.tools]
-        template = chat.chat_template or self.info.chat_template
-        if template is not None and self.info.apply_chat_template is None:
-            kwargs["chat_template"] = template
-        kwargs.update(chat.template_kwargs)
-        messages = [dict(message) for message in chat.messages]
-        if self.info.apply_chat_template is None:
-            messages = self._for_template(messages, template)
-        try:
-            text = self._template(messages, **accepted(self._template, kwargs))
-        except TroupeError:
-            raise
-        except Exception as error:
-            raise TemplateFailed(
-                f"The chat template of model {self.info.model_name!r} refuses these messages: {last_line(error)}",
-                param="messages",
-            ) from error
-        if not isinstance(text, str):
-            raise BrokenHook(
-                f"Hook apply_chat_template returned {type(text).__name__}; expected str (pass tokenize=False on)."
-            )
-        return text
+        return self.template.render(chat)
 
     def encode(
         self, text: str, *, add_special_tokens: bool = False, images: Sequence[Any] = (), audio: Sequence[Any] = ()
@@ -208,52 +165,6 @@ class Hooks:
             raise BrokenHook(f"Hook decode returned {type(text).__name__}; expected str.")
         return text
 
-    def _default_template(self) -> Hook | None:
-        for owner in (self.info.processor, self.info.tokenizer):
-            method = getattr(owner, "apply_chat_template", None)
-            if method is not None and (self.info.chat_template or getattr(owner, "chat_template", None)):
-                return method  # type: ignore[no-any-return]
-        return None
-
-    def _for_template(self, messages: list[dict[str, Any]], template: str | None) -> list[dict[str, Any]]:
-        """Messages whose contents are what the template reads: texts, lists of parts, or either."""
-        mixed = [m for m in messages if isinstance(m.get("content"), list)]
-        kinds = {str(part.get("type")) for m in mixed for part in m["content"] if isinstance(part, Mapping)}
-        if foreign := sorted(kinds - {"text", "image", "audio"}):
-            raise UnsupportedParameter(
-                f"Model {self.info.model_name!r} reads no content parts of type {foreign[0]!r}.", param="messages"
-            )
-        reads = self._contents(template)
-        if mixed and reads == "text":
-            raise TemplateFailed(
-                f"The chat template of model {self.info.model_name!r} writes texts only, so it has no place for an "
-                "image or a recording. Give its loader an apply_chat_template hook or a chat_template that writes one.",
-                param="messages",
-            )
-        if reads != "parts":
-            return messages
-        return [
-            {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
-            for m in messages
-        ]
-
-    def _probe_contents(self, template: str | None) -> str:
-        """What a template reads as a message's content, tried out: "text", "parts" (a list of them) or "both"."""
-        if self._written([{"type": "text", "text": _PROBE}], template):
-            return "both" if self._written(_PROBE, template) else "parts"
-        return "text"
-
-    def _written(self, content: Any, template: str | None) -> bool:
-        """Whether a template writes the text of a content, and not the content's Python form."""
-        kwargs: dict[str, Any] = {"tokenize": False, **self.info.apply_chat_template_kwargs}
-        if template is not None:
-            kwargs["chat_template"] = template
-        try:
-            text = self._template([{"role": "user", "content": content}], **kwargs)  # type: ignore[misc]
-        except Exception:
-            return False
-        return isinstance(text, str) and _PROBE in text and f"'{_PROBE}'" not in text
-
     def _adds_special_tokens(self, text: str, asked: bool) -> bool:
         if self._encoder_decoder:
             return not _ends(text, getattr(self.tokenizer, "eos_token", None))
@@ -266,19 +177,6 @@ class Hooks:
 
 def _ends(text: str, token: Any) -> bool:
     return isinstance(token, str) and bool(token) and text.endswith(token)
-
-
-def _plain_chat(chat: ChatPrompt) -> str:
-    lines = [f"{str(m.get('role', 'user')).capitalize()}: {_text_of(m.get('content'))}" for m in chat.messages]
-    if chat.add_generation_prompt and not chat.continue_final_message:
-        lines.append("Assistant:")
-    return "\n".join(lines)
-
-
-def _text_of(content: Any) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
 
 
 def _is_composed(processor: object) -> bool:
@@ -295,15 +193,3 @@ def _accepts(hook: Hook | None, name: str) -> bool:
     except (TypeError, ValueError):
         return False
     return name in parameters
-
-
-def accepted(hook: Hook, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that a user's function names; all of them where it takes **kwargs."""
-    target = hook if inspect.isroutine(hook) else type(hook).__call__
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return dict(kwargs)
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return dict(kwargs)
-    return {key: value for key, value in kwargs.items() if key in parameters}

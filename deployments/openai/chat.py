@@ -55,18 +55,27 @@ async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> Chat
         TroupeError: something in the request cannot be used.
     """
     check_choices(body.n, exchange.options)
-    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    if exchange.options.media_urls:
-        body.messages = await until_disconnect(exchange.request.receive, inline_media(body.messages, exchange.options))
-    prompt = chat_prompt(body, card, exchange.options, tools)
+    prompt, tools = await read_chat(exchange, body, card)
     sampling = _sampling(body, exchange.options, tools)
-    reading = await _reading(exchange, card, tools, body.include_reasoning)
+    reading = await _reading(exchange, card, tools, prompt.chat_template, body.include_reasoning)
     sampling = replace(sampling, markers=reading.markers)
     if reading.template is not None:
         # Its patterns are written for a text with all special tokens.
         sampling = replace(sampling, skip_special_tokens=False)
     affinity = exchange.affinity(body) or conversation_key(card.id, prompt.messages, exchange.given.get("user"))
     return ChatPlan(prompt=prompt, sampling=sampling, reading=reading, affinity=affinity)
+
+
+async def read_chat(exchange: Exchange, body: ChatBody, card: ModelCard) -> tuple[ChatPrompt, ToolSet | None]:
+    """The conversation for the model's chat template, and the tools of the request.
+
+    Raises:
+        BadRequest: a message, a tool, a medium's URL, or how to open the turn, cannot be used.
+    """
+    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    if exchange.options.media_urls:
+        body.messages = await until_disconnect(exchange.request.receive, inline_media(body.messages, exchange.options))
+    return chat_prompt(body, card, exchange.options, tools), tools
 
 
 def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: ToolSet | None) -> ChatPrompt:
@@ -94,12 +103,13 @@ def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: Too
     extras = {"documents": body.documents, "reasoning_effort": body.reasoning_effort}
     kwargs = {key: value for key, value in extras.items() if value is not None}
     return ChatPrompt(
-        messages=template_messages(body.messages, merge_roles=card.options.merge_consecutive_roles),
+        messages=template_messages(body.messages),
         tools=None if tools is None else tools.definitions,
         template_kwargs={**kwargs, **body.chat_template_kwargs},
         add_generation_prompt=opens,
         continue_final_message=body.continue_final_message,
         chat_template=body.chat_template,
+        merge_roles=card.options.merge_consecutive_roles,
     )
 
 
@@ -121,11 +131,13 @@ def _sampling(body: ChatBody, options: ApiOptions, tools: ToolSet | None) -> Sam
     return replace(sampling, grammar=tools.grammar())
 
 
-async def _reading(exchange: Exchange, card: ModelCard, tools: ToolSet | None, include_reasoning: bool) -> Reading:
-    """How the model writes its answers, from its options and, where they leave it open, from its tokenizer.
+async def _reading(
+    exchange: Exchange, card: ModelCard, tools: ToolSet | None, template: str | None, include_reasoning: bool
+) -> Reading:
+    """How the model writes its answers, from its options and, if they leave it open, from its tokenizer.
 
-    Raises:
-        UnsupportedParameter: its chat template has no place for tools, so that it would never hear of them.
+    Args:
+        template: the request's own chat template, or the name of one of the model's.
     """
     options = card.options
     reading = Reading(
@@ -138,26 +150,24 @@ async def _reading(exchange: Exchange, card: ModelCard, tools: ToolSet | None, i
         harmony = FAMILIES["harmony"] if options.reasoning_parser == "harmony" else None
         return replace(reading, family=harmony)
     info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
-    if tools is not None:
-        _check_template(card, info.get("chat_template"))
     if described or (options.tool_parser is None and options.reasoning_parser is None and info["response_template"]):
         if not info["response_template"]:
             raise ModelError(f"Model {card.id!r} is to be read by a response_template, but its tokenizer has none.")
         await asyncio.to_thread(response_template.importable)
         return replace(reading, template=info["response_template"])
-    family = options.tool_parser or family_of(info.get("chat_template"))
+    family = options.tool_parser or family_of(_used_template(info, template, tools))
     if "harmony" in (family, options.reasoning_parser):
         return replace(reading, family=FAMILIES["harmony"], reasoning=MARKERS["harmony"])
     return replace(reading, family=FAMILIES[family])
 
 
-def _check_template(card: ModelCard, template: object) -> None:
-    if isinstance(template, str) and "tools" not in template:
-        raise UnsupportedParameter(
-            f"The chat template of model {card.id!r} has no place for tools. Give its loader a chat_template that has, "
-            "or leave tools out.",
-            param="tools",
-        )
+def _used_template(info: Mapping[str, Any], template: str | None, tools: ToolSet | None) -> str | None:
+    """The chat template that writes the request's prompt; None if a function writes it."""
+    named: Mapping[str, str] = info.get("chat_templates") or {}
+    default: str | None = info.get("chat_template")
+    if template is not None:
+        return named.get(template, template)
+    return (named.get("tool_use") if tools else None) or default
 
 
 def conversation_key(model: str, messages: Sequence[Mapping[str, Any]], user: object = None) -> str:

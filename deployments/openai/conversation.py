@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from deployments.errors import BadRequest
 from deployments.openai.fields import shown
 
-_ROLES = {"developer": "system", "agent": "assistant", "function": "tool"}
 _ROLE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 # Fields of an answer that a client sends back with it, and that no template reads.
@@ -19,19 +17,23 @@ _ECHOED = ("refusal", "annotations", "audio", "function_call", "provider_specifi
 Message = dict[str, Any]
 
 
-def template_messages(messages: Sequence[object], *, merge_roles: bool = False) -> list[Message]:
-    """Messages with roles mapped, text parts joined and tool arguments parsed; everything else as the client sent it.
+def template_messages(messages: Sequence[object]) -> list[Message]:
+    """Messages checked, with their parts of text in one form; everything else as the client sent it.
 
-    Args:
-        merge_roles: join neighbours of one role.
+    How the model's chat template wants to have them is for the replica to find, which has the template.
 
     Raises:
         BadRequest: a message is not one; `param` is its place.
     """
     if not messages:
         raise BadRequest("Invalid 'messages': there is none; send at least one.", param="messages")
-    read = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    return _merged(read) if merge_roles else read
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a content has a part that is not text."""
+    contents = (message.get("content") for message in messages)
+    return any(part["type"] != "text" for content in contents if isinstance(content, list) for part in content)
 
 
 def _message(message: object, place: str) -> Message:
@@ -43,8 +45,7 @@ def _message(message: object, place: str) -> Message:
         raise _bad(f"{place}.role", "input should be system, user, assistant or tool", role)
     calls = _tool_calls(present, place)
     read = {key: value for key, value in present.items() if key not in _ECHOED}
-    read["role"] = _ROLES.get(role, role)
-    read["content"] = _content(present, place, optional=bool(calls) or role == "assistant")
+    read["content"] = _content(present, place, optional=bool(calls) or role in ("assistant", "agent"))
     if "reasoning" in read and "reasoning_content" not in read:
         read["reasoning_content"] = read["reasoning"]
     read.pop("tool_calls", None)
@@ -53,7 +54,7 @@ def _message(message: object, place: str) -> Message:
     return read
 
 
-def _content(message: Mapping[str, Any], place: str, *, optional: bool) -> str | list[Any]:
+def _content(message: Mapping[str, Any], place: str, *, optional: bool) -> str | list[Any] | None:
     content = message.get("content")
     if isinstance(content, str):
         return content
@@ -61,7 +62,7 @@ def _content(message: Mapping[str, Any], place: str, *, optional: bool) -> str |
         if isinstance(message.get("refusal"), str):
             return str(message["refusal"])
         if optional:
-            return ""
+            return None
         raise BadRequest(
             f"Missing required field '{place}.content'; send a string, \"\" where there is nothing to say.",
             param=f"{place}.content",
@@ -69,10 +70,7 @@ def _content(message: Mapping[str, Any], place: str, *, optional: bool) -> str |
         )
     if not isinstance(content, list):
         raise _bad(f"{place}.content", "input should be a string or a list of parts", content)
-    parts = [_part(part, f"{place}.content[{index}]") for index, part in enumerate(content)]
-    if all(part["type"] == "text" for part in parts):
-        return "\n".join(part["text"] for part in parts)
-    return parts
+    return [_part(part, f"{place}.content[{index}]") for index, part in enumerate(content)]
 
 
 def _part(part: object, place: str) -> Message:
@@ -102,40 +100,10 @@ def _tool_call(call: object, place: str) -> Message:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise _bad(place, "input should be a tool call with function.name and function.arguments", call)
-    arguments = function.get("arguments", {})
     read = {key: value for key, value in call.items() if value is not None}
     read["type"] = "function"
-    read["function"] = {**function, "arguments": _arguments(arguments, f"{place}.function.arguments")}
+    read["function"] = dict(function)
     return read
-
-
-def _arguments(arguments: object, place: str) -> object:
-    """Templates write the arguments as JSON themselves, so they get the object; a text that is none stays a text."""
-    if isinstance(arguments, Mapping):
-        return arguments
-    if not isinstance(arguments, str):
-        raise _bad(place, "input should be a string of JSON", arguments)
-    try:
-        parsed = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
-    return parsed if isinstance(parsed, dict) else arguments
-
-
-def _merged(messages: list[Message]) -> list[Message]:
-    merged: list[Message] = []
-    for message in messages:
-        last = merged[-1] if merged else None
-        if last and last["role"] == message["role"] and _is_plain(last) and _is_plain(message):
-            texts = [text for text in (last["content"], message["content"]) if text]
-            merged[-1] = {"role": message["role"], "content": "\n\n".join(texts)}
-        else:
-            merged.append(message)
-    return merged
-
-
-def _is_plain(message: Message) -> bool:
-    return message.keys() == {"role", "content"} and isinstance(message["content"], str)
 
 
 def _bad(place: str, expected: str, value: object) -> BadRequest:

@@ -27,6 +27,7 @@ from deployments.openai.chat import chat_prompt
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.choices import Choice, gather
 from deployments.openai.continuations import score_continuations, shares
+from deployments.openai.conversation import has_media
 from deployments.openai.decisions_schema import Answer, ChoiceQuestion, Decision, DecisionsBody, Predicate, Question
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import parse_fields
@@ -71,7 +72,7 @@ async def _decision(exchange: Exchange, body: DecisionsBody, card: ModelCard, pr
         chosen = [(prompts[index], found[index] or []) for index in single]
         readings.update(zip(single, await _read(exchange, body, card, chosen), strict=True))
     for index in set(range(len(prompts))).difference(single):
-        if _has_media(prompts[index]):
+        if has_media(prompts[index].messages):
             raise UnsupportedParameter(
                 f"The answers of 'questions[{index}]' are no single tokens of model {card.id!r}; such questions are "
                 "answered about texts only.",
@@ -265,7 +266,3 @@ def _readable_part(part: Any, place: str) -> Any:
 
 def _parts(content: Any) -> list[Any]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
-
-
-def _has_media(prompt: ChatPrompt) -> bool:
-    return any(isinstance(message["content"], list) for message in prompt.messages)

@@ -15,6 +15,7 @@ from deployments.openai.answer import json_answer, to_json
 from deployments.openai.chat import chat_prompt
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.continuations import score_continuations, shares
+from deployments.openai.conversation import has_media
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import RequestBody, parse_fields
 from deployments.openai.usage import UsageObject, usage_object
@@ -87,7 +88,7 @@ def _prompt(exchange: Exchange, body: ScoreBody, card: ModelCard) -> Prompt:
         return TextPrompt(text=body.prompt)
     chat, _ = parse_fields(ChatBody, body.model_dump(exclude_unset=True, exclude={"prompt", "choices"}))
     conversation = chat_prompt(chat, card, exchange.options, None)
-    if any(isinstance(message["content"], list) for message in conversation.messages):
+    if has_media(conversation.messages):
         raise UnsupportedParameter("Continuations are scored after texts only; leave the images out.", param="messages")
     return conversation
 

@@ -12,14 +12,12 @@ from deployments.errors import BadRequest
 from deployments.messages import Prompt, TextPrompt
 from deployments.model_card import ModelCard
 from deployments.openai.answer import json_answer, to_json
-from deployments.openai.chat import chat_prompt
+from deployments.openai.chat import read_chat
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.completions import completion_prompt
 from deployments.openai.completions_schema import CompletionBody
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import RequestBody, TokenId, parse_fields
-from deployments.openai.media import inline_media
-from deployments.openai.tools import read_tools
 
 
 class TokenizeBody(RequestBody):
@@ -70,7 +68,7 @@ class RenderedPrompts(TypedDict):
 async def tokenize(exchange: Exchange) -> Response:
     """The token ids of a text or of a chat's prompt."""
     body, card = await exchange.read(TokenizeBody)
-    prompt = _prompt(exchange, body, card)
+    prompt = await _prompt(exchange, body, card)
 
     async def answer() -> bytes:
         rendered = await exchange.client.render(card.id, prompt)
@@ -105,9 +103,7 @@ async def tokenizer_info(exchange: Exchange) -> Response:
 async def render_chat(exchange: Exchange) -> Response:
     """The exact prompt a chat completion with this body would give."""
     body, card = await exchange.read(ChatBody)
-    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-    body.messages = await inline_media(body.messages, exchange.options)
-    prompt = chat_prompt(body, card, exchange.options, tools)
+    prompt, _ = await read_chat(exchange, body, card)
 
     async def answer() -> bytes:
         return to_json(await _rendered(exchange, card, prompt))
@@ -138,11 +134,12 @@ async def _rendered(exchange: Exchange, card: ModelCard, prompt: Prompt) -> Rend
     }
 
 
-def _prompt(exchange: Exchange, body: TokenizeBody, card: ModelCard) -> Prompt:
+async def _prompt(exchange: Exchange, body: TokenizeBody, card: ModelCard) -> Prompt:
     if (body.prompt is None) == (body.messages is None):
         raise BadRequest("Invalid request: send either 'prompt' or 'messages'.", param="prompt")
     if body.prompt is not None:
         return TextPrompt(text=body.prompt, add_special_tokens=body.add_special_tokens is not False)
     given = body.model_dump(exclude_unset=True, exclude={"prompt"})
     chat, _ = parse_fields(ChatBody, given)
-    return chat_prompt(chat, card, exchange.options, read_tools(chat.tools, chat.tool_choice, True))
+    prompt, _ = await read_chat(exchange, chat, card)
+    return prompt

@@ -11,6 +11,7 @@ import torch
 from openai import OpenAI
 
 from tests.openai.conftest import Serve, Server
+from tests.openai.tiny_models import TOOLS_TEMPLATE
 from tests.tiny import byte_tokenizer, llama
 
 PREDICATE = {"type": "predicate", "name": "p", "instructions": "It is blue."}
@@ -49,7 +50,8 @@ def forward(question: str, labels: list[str], messages: list[Any] | None = None)
     """Of each label: its share among the labels, and its probability among all texts."""
     tokenizer, model = byte_tokenizer(), llama(max_position_embeddings=4096)
     turns = messages or [{"role": "user", "content": f"The sky is blue.\n{question}"}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    template = {"chat_template": TOOLS_TEMPLATE, "tokenize": False, "add_generation_prompt": True}
+    text = tokenizer.apply_chat_template(turns, **template)
     totals = []
     for label in labels:
         prompt, ids = (tokenizer(t, add_special_tokens=False).input_ids for t in (text, text + label))
@@ -115,10 +117,11 @@ def test_inputs_of_every_kind(client: OpenAI) -> None:
     ]
     predicate = {**PREDICATE, "instructions": [{"type": "input_text", "text": "It is blue."}]}
     (answer,) = decide(client, predicate, input=items).answers
+    call = {"function": {"name": "f", "arguments": {"input": "x"}}}
     messages = [
         {"role": "system", "content": "Be strict."},
         {"role": "user", "content": 'a\n{"b":1}'},
-        {"role": "assistant", "content": "c"},
+        {"role": "assistant", "content": "c", "tool_calls": [call]},
         {"role": "tool", "content": "y"},
         {"role": "user", "content": f"\nIs this true?\nIt is blue.\nA: true\nB: false\n{ENDING}"},
     ]

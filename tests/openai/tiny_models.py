@@ -8,7 +8,10 @@ import torch
 
 from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, llama
 
-TOOLS_TEMPLATE = "{% if tools %}<tools>{{ tools | tojson }}</tools> <tool_call>\n{% endif %}" + CHAT_TEMPLATE
+_CALLS = "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>"
+TOOLS_TEMPLATE = "{% if tools %}<tools>{{ tools | tojson }}</tools> <tool_call>\n{% endif %}" + CHAT_TEMPLATE.replace(
+    "<|im_end|>", _CALLS
+)
 
 
 def load_model(template: str = CHAT_TEMPLATE, length: int = 1024) -> dict[str, Any]:

@@ -1,0 +1,319 @@
+"""How a chat template reads messages, found by rendering short conversations, and messages written that way.
+
+Templates differ in what they read: a content as text or as a list of parts, null or "" beside tool calls, arguments as
+an object or as JSON text, which roles. Each question is answered once, when a request first needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+Message = dict[str, Any]
+Reads = Literal["text", "parts", "both"]
+
+# Letters and digits alone, so that no template escapes them; found whatever case the template gives them.
+_FIRST, _SECOND, _NAME, _KEY, _VALUE, _ROLE = (f"qvz{n}zvq" for n in range(6))
+# Mistral's templates insist on nine letters or digits.
+_ID = "qvz6id7vq"
+_USER: Message = {"role": "user", "content": "Go on."}
+_RESULT: Message = {"role": "tool", "tool_call_id": _ID, "name": _NAME, "content": "Done."}
+_STANDARD = ("system", "user", "assistant", "tool")
+_RESULT_ROLES = ("tool", "ipython", "tool_response", "function", "observation", "tool_results")
+# What a role is called by templates that do not know it.
+_ALIASES = {
+    "developer": ("system",),
+    "system": ("developer",),
+    "agent": ("assistant",),
+    "tool": _RESULT_ROLES[1:],
+    **dict.fromkeys(_RESULT_ROLES[1:], ("tool",)),
+}
+
+
+class _Absent:
+    """In place of a content: the message has no such key."""
+
+
+_ABSENT = _Absent()
+Empty = str | _Absent | None
+
+
+class CallForm(NamedTuple):
+    """How a template reads an assistant's message with tool calls.
+
+    Attributes:
+        arguments: as an object, or as JSON text.
+        null, blank: what stands in place of a content of null and of "".
+        named_by_id: the template writes a call's id and not its name, as Kimi's does.
+    """
+
+    arguments: Literal["object", "string"] = "object"
+    null: Empty = ""
+    blank: Empty = ""
+    named_by_id: bool = False
+
+
+class MessageForms:
+    """What one chat template reads.
+
+    Args:
+        write: renders messages; raises where the template refuses them.
+        source: the template's text; None for a function.
+    """
+
+    def __init__(self, write: Callable[[list[Message]], str], source: str | None) -> None:
+        self._write = write
+        self._source = None if source is None else re.sub(r"\{#.*?#\}", "", source, flags=re.DOTALL)
+        self._reads: dict[str, Reads] = {}
+        self._roles: dict[str, str] = {}
+        self._reached: dict[str, bool] = {}
+
+    def shape(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+        """Messages as the template reads them, one for one."""
+        ids: dict[str, str] = {}
+        return [self._shaped(message, ids) for message in messages]
+
+    def describe(self) -> dict[str, Any]:
+        """What was found, as JSON values."""
+        calls = self.calls
+        named = {None: "null", "": "empty", _ABSENT: "absent"}
+        return {
+            "content": {role: self.reads(role) for role in _STANDARD},
+            "null_content": {"without_calls": named[self.empty], "with_calls": named[calls.null]},
+            "arguments": calls.arguments,
+            "roles": {role: self.role(role) for role in ("developer", "system", "tool", "function")},
+        }
+
+    def reads(self, role: str) -> Reads:
+        """What the template reads as the content of a role's messages."""
+        if role not in self._reads:
+            parts = [{"type": "text", "text": _FIRST}, {"type": "text", "text": _SECOND}]
+            text = self._written(self._around(role, parts))
+            self._reads[role] = "text"
+            if text is not None and _as_text(text, _FIRST) and _as_text(text, _SECOND):
+                self._reads[role] = "both" if _has(self._written(self._around(role, _FIRST)), _FIRST) else "parts"
+        return self._reads[role]
+
+    def role(self, role: str) -> str:
+        """The name under which the template reads a role's messages; the role itself if no other is better."""
+        if role not in self._roles:
+            self._roles[role] = self._find_role(role)
+        return self._roles[role]
+
+    def reaches(self, role: str) -> bool:
+        """Whether the template writes a role's content where it usually stands."""
+        if role not in self._reached:
+            self._reached[role] = any(
+                _has(self._written(self._around(role, content)), _FIRST)
+                for content in (_FIRST, [{"type": "text", "text": _FIRST}])
+            )
+        return self._reached[role]
+
+    @cached_property
+    def empty(self) -> Empty:
+        """What stands in place of a content of null in an assistant's message without tool calls."""
+
+        def score(content: Empty) -> tuple[bool, int]:
+            text = self._written([self._user, _with_content({"role": "assistant"}, content), self._user])
+            return text is not None, -(text or "").count("None")
+
+        return max((None, _ABSENT, ""), key=score)
+
+    @cached_property
+    def calls(self) -> CallForm:
+        """How the template reads tool calls."""
+        forms: tuple[Literal["object", "string"], ...] = ("object", "string")
+        empties: tuple[Empty, ...] = (None, _ABSENT, "")
+        scores = {(form, empty): self._call_score(form, empty) for form in forms for empty in empties}
+        (form, _), best = max(scores.items(), key=lambda item: item[1])
+        if not best[0]:
+            return CallForm()
+        right = [empty for empty in empties if scores[form, empty] == best]
+        text = self._called(right[0], _arguments_of(form))
+        return CallForm(
+            arguments=form,
+            null=None if None in right else right[0],
+            blank="" if "" in right else right[0],
+            named_by_id=not _has(text, _NAME) and _has(text, _ID),
+        )
+
+    def _call_score(self, form: str, empty: Empty) -> tuple[bool, bool, bool, int]:
+        """How well a call is written: at all, whole, and in the words meant; best first."""
+        arguments = _arguments_of(form)
+        text = self._called(empty, arguments)
+        if text is None:
+            return False, False, False, 0
+        whole = _has(text, _KEY) and _has(text, _VALUE) and (_has(text, _NAME) or _has(text, _ID))
+        meant = self._source is None or (
+            f"'{_KEY}': '" not in text if isinstance(arguments, dict) else arguments in text
+        )
+        return True, whole, whole and meant, -text.count("None")
+
+    def _shaped(self, message: Mapping[str, Any], ids: dict[str, str]) -> Message:
+        role = self.role(str(message.get("role")))
+        calls = message.get("tool_calls")
+        content = message.get("content")
+        if role == "assistant" and (content is None or content == ""):
+            shaped = _with_content({**message, "role": role}, self._nothing(content, bool(calls)))
+        else:
+            shaped = {**message, "role": role, "content": self._content(content, role)}
+        if calls:
+            shaped["tool_calls"] = [self._call(call, index, ids) for index, call in enumerate(calls)]
+        if (answered := str(message.get("tool_call_id"))) in ids:
+            shaped["tool_call_id"] = ids[answered]
+        return shaped
+
+    def _nothing(self, content: str | None, calls: bool) -> Empty:
+        if calls:
+            return self.calls.null if content is None else self.calls.blank
+        return self.empty if content is None else ""
+
+    def _content(self, content: Any, role: str) -> Any:
+        if isinstance(content, list):
+            if any(part.get("type") != "text" for part in content) or self.reads(role) != "text":
+                return content
+            return "\n".join(part["text"] for part in content)
+        if self._source is not None and isinstance(content, str) and self.reads(role) == "parts":
+            return [{"type": "text", "text": content}]
+        return content
+
+    def _call(self, call: Mapping[str, Any], index: int, ids: dict[str, str]) -> Message:
+        function = {**call["function"], "arguments": self._arguments(call["function"].get("arguments"))}
+        shaped = {**call, "function": function}
+        name = function["name"]
+        if self.calls.named_by_id and name not in str(call.get("id")):
+            shaped["id"] = f"functions.{name}:{index}"
+            ids[str(call.get("id"))] = shaped["id"]
+        return shaped
+
+    def _arguments(self, given: Any) -> Any:
+        """Arguments in the form that the template writes; what is not an object stays what the model wrote."""
+        value = _parsed(given)
+        if self.calls.arguments == "string":
+            return given if isinstance(given, str) and value != {} else json.dumps(value, ensure_ascii=False)
+        if isinstance(value, Mapping):
+            return value
+        if isinstance(value, list) and self._takes_list:
+            return value
+        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+        return text if self._takes_text else {"arguments": text}
+
+    @cached_property
+    def _takes_text(self) -> bool:
+        return _has(self._called(self.calls.null, _VALUE), _VALUE)
+
+    @cached_property
+    def _takes_list(self) -> bool:
+        return _has(self._called(self.calls.null, [_VALUE]), _VALUE)
+
+    def _find_role(self, role: str) -> str:
+        if role in ("user", "assistant") or role not in _ALIASES:
+            return role
+        if role in _STANDARD:
+            if self._source is None or self.reaches(role):
+                return role
+            return next((other for other in _ALIASES[role] if self._knows(other) and self.reaches(other)), role)
+        return role if self._knows(role) and self.reaches(role) else self.role(_ALIASES[role][0])
+
+    def _knows(self, role: str) -> bool:
+        """Whether the template names a role; of a function, whether it writes it otherwise than one it cannot know."""
+        if self._source is not None:
+            # In a tag that speaks of roles: 'function' is also the type of a tool.
+            tags = re.findall(r"\{[%{].*?[%}]\}", self._source, flags=re.DOTALL)
+            return any("role" in tag and re.search(rf"""["']{role}["']""", tag) for tag in tags)
+        known, unknown = (self._written(self._around(name, _FIRST, like=role)) for name in (role, _ROLE))
+        return known is not None and known != (unknown or "").replace(_ROLE, role)
+
+    def _around(self, role: str, content: Any, *, like: str | None = None) -> list[Message]:
+        """A conversation with a message of a role where such messages usually stand."""
+        message = {"role": role, "content": content}
+        match like or role:
+            case "user":
+                return [message]
+            case "assistant" | "agent":
+                return [self._user, message, self._user]
+            case kind if kind in _RESULT_ROLES:
+                call = _call_message(self.calls.null, _arguments_of(self.calls.arguments))
+                return [self._user, call, {**_RESULT, **message}]
+            case "system" | "developer":
+                return [message, self._user]
+        return [self._user, message]
+
+    @property
+    def _user(self) -> Message:
+        parts = self.reads("user") == "parts"
+        return {**_USER, "content": [{"type": "text", "text": _USER["content"]}]} if parts else _USER
+
+    def _called(self, content: Empty, arguments: Any) -> str | None:
+        """A question, a call and its result; without the result if the template has no place for it."""
+        called = [self._user, _call_message(content, arguments)]
+        results: tuple[list[Message], ...] = ([_RESULT], [{**_RESULT, "content": as_parts(_RESULT["content"])}], [])
+        texts = (self._written([*called, *result]) for result in results)
+        return next((text for text in texts if text is not None), None)
+
+    def _written(self, messages: list[Message]) -> str | None:
+        try:
+            text = self._write(messages)
+        except Exception:
+            return None
+        return text if isinstance(text, str) else None
+
+
+def as_parts(content: Any) -> list[Any]:
+    """A content as a list of parts."""
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
+
+
+def _call_message(content: Empty, arguments: Any) -> Message:
+    function = {"name": _NAME, "arguments": arguments}
+    message = {"role": "assistant", "tool_calls": [{"id": _ID, "type": "function", "function": function}]}
+    return _with_content(message, content)
+
+
+def _arguments_of(form: str) -> Any:
+    arguments = {_KEY: _VALUE}
+    return arguments if form == "object" else json.dumps(arguments)
+
+
+def _with_content(message: Message, content: Empty) -> Message:
+    if isinstance(content, _Absent):
+        return {key: value for key, value in message.items() if key != "content"}
+    return {**message, "content": content}
+
+
+def _parsed(given: Any) -> Any:
+    """The value of arguments; {} for every way to write that there are none, a text that is not JSON as it is."""
+    if not isinstance(given, str):
+        return {} if given is None else given
+    if not given.strip():
+        return {}
+    try:
+        value = json.loads(given)
+    except (ValueError, RecursionError):
+        return given
+    return {} if value is None else value
+
+
+def _has(text: str | None, *marks: str) -> bool:
+    return text is not None and all(mark in text.lower() for mark in marks)
+
+
+def _as_text(text: str, mark: str) -> bool:
+    """Whether a template writes a text, and not the Python or JSON form of a list that holds it."""
+    return _has(text, mark) and not re.search(rf"""["'](text["']\s*:\s*["'])?{mark}["']\s*[,}}\]]""", text)
+
+
+def texts_of(value: Any) -> Iterable[str]:
+    """Every text in a value of JSON, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from texts_of(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from texts_of(item)
