@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from deployments.embedding import hooked
+from deployments.engine.random_state import RANDOM_STATE, in_turn
 from deployments.errors import BrokenHook, ModelLoadFailed, last_line
 from deployments.messages import ChatPrompt
 from model_loaders.contract import ModelInfo
@@ -21,13 +22,14 @@ T = TypeVar("T")
 _TEXT = "Hello"
 
 
-def probe_hooks(info: ModelInfo, hooks: Hooks, *, limit: float) -> None:
+def probe_hooks(info: ModelInfo, *, limit: float) -> None:
     """Call template, encode, decode and embed hooks of the loader with one short text.
 
     `generate` is not called, as it may take long. A hook that raises or hangs here may still serve other texts: its
-    requests will tell.
+    requests will tell. A hook that draws from the process's random state gets a turn of it for every later call.
 
     Args:
+        info: its hooks that draw are replaced.
         limit: seconds after which a hook counts as hung.
 
     Raises:
@@ -37,7 +39,7 @@ def probe_hooks(info: ModelInfo, hooks: Hooks, *, limit: float) -> None:
 
     def run() -> None:
         try:
-            _probe(info, hooks)
+            _probe(info, limit)
         except BrokenHook as broken:
             found.append(broken)
 
@@ -50,25 +52,37 @@ def probe_hooks(info: ModelInfo, hooks: Hooks, *, limit: float) -> None:
         raise ModelLoadFailed(f"Model {info.model_name!r}: {found[0].message}")
 
 
-def _probe(info: ModelInfo, hooks: Hooks) -> None:
-    text, encoded = _TEXT, Encoded(input_ids=[])
+def _probe(info: ModelInfo, limit: float) -> None:
+    hooks, text, encoded = Hooks(info), _TEXT, Encoded(input_ids=[])
+    tried = _Tried(info, limit)
     if info.apply_chat_template is not None:
         chat = ChatPrompt(messages=[{"role": "user", "content": _TEXT}])
-        text = _tried(lambda: hooks.render(chat)) or text
+        text = tried.call("apply_chat_template", lambda: hooks.render(chat)) or text
     if info.encode is not None or info.decode is not None:
-        encoded = _tried(lambda: hooks.encode(text)) or encoded
+        encoded = tried.call("encode", lambda: hooks.encode(text)) or encoded
     if info.decode is not None and encoded.input_ids:
-        _tried(lambda: hooks.decode(encoded.input_ids))
+        tried.call("decode", lambda: hooks.decode(encoded.input_ids))
     if (embed := info.embed) is not None:
-        _tried(lambda: hooked(embed, [_TEXT]))
+        tried.call("embed", lambda: hooked(embed, [_TEXT]))
 
 
-def _tried(call: Callable[[], T]) -> T | None:
-    """What a hook returned; None if it raised."""
-    try:
-        return call()
-    except BrokenHook:
-        raise
-    except Exception as error:
-        logger.info("A hook raised when it was tried at load: %s", last_line(error))
-        return None
+class _Tried:
+    """Calls of one model's hooks, each in a turn of the random state."""
+
+    def __init__(self, info: ModelInfo, limit: float) -> None:
+        self._info = info
+        self._limit = limit
+
+    def call(self, name: str, call: Callable[[], T]) -> T | None:
+        """What a hook returned; None if it raised."""
+        found: list[T] = []
+        try:
+            draws = RANDOM_STATE.draws(lambda: found.append(call()), self._limit)
+        except BrokenHook:
+            raise
+        except Exception as error:
+            logger.info("Hook %s raised when it was tried at load: %s", name, last_line(error))
+            return None
+        if draws and (hook := getattr(self._info, name)) is not None:
+            setattr(self._info, name, in_turn(hook, self._limit))
+        return found[0]

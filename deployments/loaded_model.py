@@ -46,9 +46,9 @@ class LoadedModel:
         self.entry = entry
         self._max_audio_seconds = max_audio_seconds
         self.info = info
+        probe_hooks(info, limit=entry.hook_timeout_s)
         self.hooks = Hooks(info)
-        probe_hooks(info, self.hooks, limit=entry.hook_timeout_s)
-        self.engine: Engine = build_engine(info, entry.engine)
+        self.engine: Engine = build_engine(info, entry.engine, turn_limit_s=entry.hook_timeout_s)
         self.speech = WhisperFormat.of(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.of(info, self.speech)
         self._codec = Worker(f"codec-{entry.id}")

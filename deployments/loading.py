@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from deployments.config import ModelEntry
+from deployments.engine.random_state import RANDOM_STATE
 from deployments.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.loaded_model import LoadedModel
 from deployments.threads import Worker, position
@@ -94,7 +95,8 @@ class Loading:
     def _load_now(self, entry: ModelEntry) -> LoadedModel:
         started = time.monotonic()
         try:
-            info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
+            with RANDOM_STATE.shared(entry.hook_timeout_s):
+                info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
             info.model_name = info.model_name or entry.id
             model = LoadedModel(entry, info, max_audio_seconds=self._max_audio_seconds)
         except Exception as error:

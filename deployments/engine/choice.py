@@ -10,6 +10,7 @@ from deployments.engine.one_shot import OneShotEngine, is_stock, own_settings
 from deployments.engine.options import EngineOptions
 from deployments.engine.parity import find_mismatch
 from deployments.engine.protocol import Engine
+from deployments.engine.random_state import TURN_LIMIT_S
 from deployments.engine.row_engine import RowEngine
 from deployments.engine.vocabulary import Vocabulary
 from deployments.errors import ModelLoadFailed
@@ -19,12 +20,15 @@ from model_loaders.hooks import Hooks
 logger = logging.getLogger(__name__)
 
 
-def build_engine(info: ModelInfo, options: EngineOptions) -> Engine:
+def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float = TURN_LIMIT_S) -> Engine:
     """The engine of a loaded model.
 
     `auto` takes rows if they can hold the model, the loader has no `generate` hook or kwargs, and a probe finds their
     logits equal to those of `generate`; else the one-shot engine, with a warning that says why. `rows` takes rows
     without the comparison. A loader's own `engine` always wins.
+
+    Args:
+        turn_limit_s: seconds that a generate hook may keep the random state while others wait.
 
     Raises:
         ModelLoadFailed: the engine that was asked for cannot run the model.
@@ -36,14 +40,14 @@ def build_engine(info: ModelInfo, options: EngineOptions) -> Engine:
     hooks = Hooks(info)
     hooked = info.generate is not None and not is_stock(info)
     if options.kind == "one_shot" or (options.kind == "auto" and hooked):
-        return OneShotEngine(info, options, hooks)
+        return OneShotEngine(info, options, hooks, turn_limit_s=turn_limit_s)
     if options.kind == "rows":
         return _rows(info, hooks, options, hooked)
     found = _proven_rows(info, hooks, options)
     if isinstance(found, str):
         name = info.model_name or type(info.model).__name__
         logger.warning("Model %s runs in the one-shot engine, which batches little: %s.", name, found)
-        return OneShotEngine(info, options, hooks)
+        return OneShotEngine(info, options, hooks, turn_limit_s=turn_limit_s)
     return found
 
 

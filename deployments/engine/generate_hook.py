@@ -5,16 +5,14 @@
 A hook is given what it names, or everything below if it takes **kwargs: `input_ids` and the encoder's other tensors,
 `max_new_tokens`, `temperature`, `do_sample`, and those of the request's other settings that differ from their defaults,
 under transformers' names. One that takes `streamer` (transformers' protocol: put, end) streams; one that takes
-`stopping_criteria` stops where the text ends and when the client leaves. A seed is set as torch's global one around
-the call.
+`stopping_criteria` stops where the text ends and when the client leaves. Around the call the process's random state
+(torch, `random`, numpy) is the request's own, begun from its seed; see `random_state`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from deployments.engine.admission import vocab_size
 from deployments.engine.generate_result import GenerateContract
 from deployments.engine.job import Job
+from deployments.engine.random_state import RANDOM_STATE, TURN_LIMIT_S, Turn
 from deployments.engine.sampling import Sampled
 from deployments.errors import ModelError
 from deployments.messages import SamplingParams
@@ -57,7 +56,8 @@ class GenerateHook:
         supports: the `SamplingParams` fields that the hook, or the engine around it, honours.
     """
 
-    def __init__(self, info: ModelInfo) -> None:
+    def __init__(self, info: ModelInfo, turn_limit_s: float = TURN_LIMIT_S) -> None:
+        self._turn_limit_s = turn_limit_s
         if info.generate is None:
             raise ModelError("The loader has no generate hook.")
         self._hook = info.generate
@@ -79,12 +79,16 @@ class GenerateHook:
         """Generate one job's text."""
         kwargs = {**self._inputs(job), **self._settings(job.request.sampling)}
         contract = self._contract(job, kwargs)
-        streamer = _Streamer(job, contract, raising="stopping_criteria" not in self._live)
-        with _seeded(job.request.sampling.seed, self._model), torch.no_grad():
+        seed = job.request.sampling.seed
+        with RANDOM_STATE.seeded(seed, self._turn_limit_s) as turn, torch.no_grad():
+            if not job.active:
+                return
+            streamer = _Streamer(job, contract, turn, raising="stopping_criteria" not in self._live)
             try:
                 returned = self._call(kwargs, streamer, job)
             except _Ended:
                 return
+        _check_kept(turn, seed)
         tokens = contract.new_tokens(returned)
         given = streamer.given
         if tokens[: len(given)] != given:
@@ -96,7 +100,7 @@ class GenerateHook:
         job.finish("length" if limit is not None and len(tokens) >= limit else "stop")
 
     def _call(self, kwargs: Mapping[str, Any], streamer: _Streamer, job: Job) -> Any:
-        live = {"streamer": streamer, "stopping_criteria": StoppingCriteriaList([_Stop(job)])}
+        live = {"streamer": streamer, "stopping_criteria": StoppingCriteriaList([_Stop(job, streamer)])}
         try:
             return self._hook(**kwargs, **{name: live[name] for name in self._live})
         except (TypeError, ValueError) as error:
@@ -158,15 +162,17 @@ class _Streamer:
         raising: end the hook by an exception once the text has ended.
     """
 
-    def __init__(self, job: Job, contract: GenerateContract, *, raising: bool) -> None:
+    def __init__(self, job: Job, contract: GenerateContract, turn: Turn, *, raising: bool) -> None:
         self.given: list[int] = []
         self.raising = raising
         self._job = job
         self._contract = contract
+        self._turn = turn
         self._begun = False
 
     def put(self, value: Any) -> None:
         """Take tokens; the first call may bring the prompt."""
+        self.give_way()
         ids = self._contract.streamed(value)
         tokens: list[int] = ids.reshape(-1).tolist()
         # transformers streams the context first, with a batch dimension, and then tokens without one.
@@ -183,26 +189,33 @@ class _Streamer:
         if self.raising and not self._job.active:
             raise _Ended
 
+    def give_way(self) -> None:
+        """Let another hook compute first, if one waits."""
+        self._turn.give_way()
+        _check_kept(self._turn, self._job.request.sampling.seed)
+
     def end(self) -> None:
         """Nothing follows; the hook's result tells the same."""
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, streamer: _Streamer) -> None:
         self._job = job
+        self._streamer = streamer
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._streamer.give_way()
         return torch.full((input_ids.shape[0],), not self._job.active, device=input_ids.device)
 
 
-@contextlib.contextmanager
-def _seeded(seed: int | None, model: Any) -> Iterator[None]:
-    """Torch's global random numbers from a seed, or fresh ones; what they were before is restored."""
-    device = _device(model)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed if seed is not None else int.from_bytes(os.urandom(8), "big") >> 1)
-        yield
+def _check_kept(turn: Turn, seed: int | None) -> None:
+    """Raise if a seed has been lost on the way."""
+    if turn.lost and seed is not None:
+        raise ModelError(
+            f"Hook generate has computed for more than {turn.limit:g} s without a chance for other hooks, which went "
+            "on: its random numbers are no longer those of the seed. Let the hook take a streamer or "
+            "stopping_criteria, or raise hook_timeout_s."
+        )
 
 
 def _known_ids(info: ModelInfo) -> int | None:

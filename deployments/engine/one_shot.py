@@ -29,6 +29,7 @@ from deployments.engine.job import Job
 from deployments.engine.options import EngineOptions
 from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.random_state import TURN_LIMIT_S
 from deployments.engine.row_rotary import RowRotary
 from deployments.engine.stock_generate import StockGenerate
 from deployments.engine.vocabulary import Vocabulary
@@ -48,12 +49,20 @@ class OneShotEngine:
         options: see `EngineOptions`; of them `max_rows`, `max_model_len`, `deterministic` (nothing runs together),
             `static_cache` and `threads` count here.
         hooks: the model's hooks, where they are known already.
+        turn_limit_s: seconds that a generate hook may keep the random state while others wait.
 
     Raises:
         ModelLoadFailed: the model has no `generate` and the loader gave no hook.
     """
 
-    def __init__(self, info: ModelInfo, options: EngineOptions, hooks: Hooks | None = None) -> None:
+    def __init__(
+        self,
+        info: ModelInfo,
+        options: EngineOptions,
+        hooks: Hooks | None = None,
+        *,
+        turn_limit_s: float = TURN_LIMIT_S,
+    ) -> None:
         if isinstance(info.model, torch.nn.Module):
             info.model.eval()
         self.max_model_len = context_length(info, options)
@@ -65,7 +74,7 @@ class OneShotEngine:
             logger.warning(
                 "Requests of this model run one at a time, because its rotary frequencies follow the length of a text."
             )
-        self._runner = _runner(info, self._vocabulary, options, alone=rotary.depends)
+        self._runner = _runner(info, self._vocabulary, options, turn_limit_s, alone=rotary.depends)
         self.supports = self._runner.supports
         self._options = options
         self._waiting: deque[Job] = deque()
@@ -252,8 +261,8 @@ class _Runner:
 
 
 class _HookRunner(_Runner):
-    def __init__(self, info: ModelInfo) -> None:
-        self._hook: GenerateHook | None = GenerateHook(info)
+    def __init__(self, info: ModelInfo, turn_limit_s: float) -> None:
+        self._hook: GenerateHook | None = GenerateHook(info, turn_limit_s)
         super().__init__(self._hook.supports)
 
     def run(self, jobs: list[Job], regroup: Any) -> None:
@@ -313,10 +322,12 @@ class _StockRunner(_Runner):
         self._grammars.close()
 
 
-def _runner(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, *, alone: bool) -> _Runner:
+def _runner(
+    info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, turn_limit_s: float, *, alone: bool
+) -> _Runner:
     """How a model's requests run; `alone`: its rotary frequencies follow the length, so that none shares a forward."""
     if info.generate is not None and not is_stock(info):
-        return _HookRunner(info)
+        return _HookRunner(info, turn_limit_s)
     if not callable(getattr(info.model, "generate", None)):
         raise ModelLoadFailed(
             f"Model {info.model_name!r} ({type(info.model).__name__}) has no generate; give its loader a generate hook."

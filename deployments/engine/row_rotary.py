@@ -220,7 +220,8 @@ def _own(positions: Tensor) -> Lengths:
 def _encoder_modules(model: Any) -> set[nn.Module]:
     """The modules that see the positions of an encoder."""
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return set(model.get_encoder().modules()) if encodes else set()
+    encoder = getattr(model, "get_encoder", None)
+    return set(encoder().modules()) if encodes and encoder is not None else set()
 
 
 def _candidates(model: Any) -> list[nn.Module]:
