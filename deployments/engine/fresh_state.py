@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 _CLONED_BYTES = 1 << 20
 _PLAIN = (bool, int, float, complex, str, type(None))
-_IGNORED = frozenset({"training", "forward"})
+# The last says that hooks were installed, which stay installed.
+_IGNORED = frozenset({"training", "forward", "_output_capturing_hooks_installed"})
 _MISSING = object()
 
 
