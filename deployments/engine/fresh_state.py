@@ -7,7 +7,6 @@ kept there must not reach the next request.
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ _PLAIN = (bool, int, float, complex, str, type(None))
 # The last says that hooks were installed, which stay installed.
 _IGNORED = frozenset({"training", "forward", "_output_capturing_hooks_installed"})
 _MISSING = object()
+_KEPT = "_troupe_fresh_state"
 
 
 class FreshState:
@@ -70,13 +70,12 @@ def _restore(target: dict[str, Any], fresh: dict[str, Any], now: dict[str, Any])
             target[name] = value
 
 
-_known: WeakKeyDictionary[nn.Module, FreshState] = WeakKeyDictionary()
-
-
 def fresh_state(model: Any) -> FreshState:
     """The state of all of a model's modules when this was first called for it; nothing if it is not a module."""
     if not isinstance(model, nn.Module):
         return FreshState()
-    if model not in _known:
-        _known[model] = FreshState(*model.modules())
-    return _known[model]
+    # Kept by the model itself: it refers to the modules, and goes with them.
+    if _KEPT not in vars(model):
+        vars(model)[_KEPT] = FreshState(*model.modules())
+    known: FreshState = vars(model)[_KEPT]
+    return known
