@@ -211,6 +211,7 @@ class Generation:
         return replace(
             asked,
             max_tokens=max_tokens,
+            beam_rank=j if asked.num_beams > 1 else 0,
             seed=None if asked.seed is None else asked.seed + j,
             prompt_logprobs=asked.prompt_logprobs if j == 0 else None,
             logprobs=0 if asked.logprobs is None and self._per_prompt > self.call.n else asked.logprobs,

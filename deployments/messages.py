@@ -52,6 +52,9 @@ class SamplingParams:
         markers: texts that the reader of the answer looks for; special tokens in them are never left out.
         grammar: a constraint on the text.
         num_beams: beam search with so many beams; 1 is off.
+        beam_rank: which of the texts that the search finds, 0 for the best one.
+        length_penalty: of beam search; a text's score is its log-probability / length ** length_penalty.
+        early_stopping: when beam search ends, see transformers' `GenerationConfig`.
         extra: keyword arguments for the loader's own `generate` hook, as they are.
     """
 
@@ -81,6 +84,9 @@ class SamplingParams:
     markers: tuple[str, ...] = ()
     grammar: Grammar | None = None
     num_beams: int = 1
+    beam_rank: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

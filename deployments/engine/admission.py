@@ -105,6 +105,8 @@ def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
     for field in fields(SamplingParams):
         value = getattr(params, field.name)
         if field.name not in supports and field.name not in _ALWAYS and value != getattr(_DEFAULTS, field.name):
+            if field.name == "beam_rank":
+                raise UnsupportedParameter("This model gives one text of a beam search; send n=1.", param="n")
             name = request_field(field.name)
             raise UnsupportedParameter(f"This model cannot honour {name}={value!r}; leave it out.", param=name)
 

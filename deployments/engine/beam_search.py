@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,9 @@ _HONOURED = frozenset(
         "seed",
         "skip_special_tokens",
         "num_beams",
+        "beam_rank",
+        "length_penalty",
+        "early_stopping",
         "prompt_logprobs",
     }
 )
@@ -48,34 +51,64 @@ def check_beams(params: SamplingParams) -> None:
         raise BadRequest(f"num_beams={params.num_beams} is out of range; give 1 to {_MOST}.", param="num_beams")
     if params.temperature not in (0.0, 1.0):
         raise UnsupportedParameter(
-            f"Beam search does not sample: temperature={params.temperature} cannot be honoured with num_beams; "
-            "leave one of them out.",
+            f"Beam search does not sample: temperature={params.temperature} cannot be honoured; leave it "
+            "out, or search without beams.",
             param="temperature",
         )
     for field in fields(SamplingParams):
         value = getattr(params, field.name)
         if field.name not in _HONOURED and value != getattr(_DEFAULTS, field.name):
             raise UnsupportedParameter(
-                f"Beam search cannot honour {field.name}={value!r}; leave it or num_beams out.", param=field.name
+                f"Beam search cannot honour {field.name}={value!r}; leave it out, or search without beams.",
+                param=field.name,
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What the texts of a search depend on."""
+
+    input_ids: tuple[int, ...]
+    salt: str | None
+    params: SamplingParams
+    opaque: bool
+
+    @classmethod
+    def of(cls, job: Job) -> _Search:
+        request = job.request
+        params = replace(request.sampling, beam_rank=0, seed=None, prompt_logprobs=None)
+        return cls(tuple(request.input_ids), request.salt, params, bool(request.model_inputs) and request.salt is None)
+
+
 class BeamSearch:
-    """Runs jobs through beam search, one at a time."""
+    """Runs jobs through beam search, one at a time. The texts of one search answer jobs that differ in rank alone."""
 
     def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
         fresh_state(model).reset()
         self._view = neutral_view(model, _NEVER)
         self._fresh = fresh_state(self._view)
         self._eos_ids = vocabulary.eos_ids
+        self._last: tuple[_Search, list[list[int]]] | None = None
         self._encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
 
     def run(self, job: Job, inputs: dict[str, Any]) -> None:
-        """Search one job's text.
+        """Search one job's text, or take it from the search before.
 
         Args:
             inputs: the prompt's tensors, batch dimension 1.
         """
+        search = _Search.of(job)
+        if self._last is None or self._last[0] != search or search.opaque:
+            found = self._search(job, inputs)
+            self._last = (search, found) if job.active else None
+        else:
+            found = self._last[1]
+        for token_id in found[job.request.sampling.beam_rank]:
+            job.take(Sampled(token_id))
+        job.finish("length")
+
+    def _search(self, job: Job, inputs: dict[str, Any]) -> list[list[int]]:
+        """The texts found, the best one first."""
         self._fresh.reset()
         params = job.request.sampling
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._eos_ids)
@@ -84,6 +117,9 @@ class BeamSearch:
             found = self._view.generate(
                 **inputs,
                 num_beams=params.num_beams,
+                num_return_sequences=params.num_beams,
+                length_penalty=params.length_penalty,
+                early_stopping=params.early_stopping,
                 max_new_tokens=params.max_tokens or 1,
                 min_new_tokens=params.min_tokens or None,
                 repetition_penalty=params.repetition_penalty,
@@ -97,9 +133,8 @@ class BeamSearch:
             begun = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
         else:
             begun = inputs["input_ids"].shape[1]
-        for token_id in found[0, begun:].tolist():
-            job.take(Sampled(token_id))
-        job.finish("length")
+        texts: list[list[int]] = found[:, begun:].tolist()
+        return texts
 
 
 class _Check(LogitsProcessor):  # type: ignore[misc]

@@ -36,6 +36,8 @@ _SETTINGS = {
     "typical_p": "typical_p",
     "repetition_penalty": "repetition_penalty",
     "num_beams": "num_beams",
+    "length_penalty": "length_penalty",
+    "early_stopping": "early_stopping",
 }
 # Settings that transformers' generate does not have: given only to a hook that names them.
 _NAMED = ("presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "allowed_token_ids", "ignore_eos")

@@ -66,6 +66,8 @@ def _sampling(body: CompletionBody, options: ApiOptions) -> SamplingParams:
 def _best_of(body: CompletionBody) -> int | None:
     if body.best_of is None or body.best_of == body.n:
         return None
+    if body.use_beam_search or body.num_beams > 1:
+        raise BadRequest("Invalid 'best_of': a beam search ranks its texts itself; leave it out.", param="best_of")
     if body.best_of < body.n:
         raise BadRequest(f"Invalid 'best_of': {body.best_of} is less than n, {body.n}.", param="best_of")
     if body.stream:

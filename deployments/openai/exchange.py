@@ -152,7 +152,7 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
         try:
             response = await handler(exchange)
         except TroupeError as error:
-            response = error_response(error)
+            response = error_response(_as_sent(error, exchange.given))
         except Disconnected:
             response = Response(status_code=_CLIENT_CLOSED)
         except Exception as error:
@@ -163,6 +163,17 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
         return response
 
     return answer
+
+
+def _as_sent(error: TroupeError, given: dict[str, Any]) -> TroupeError:
+    """An error about beams under the name of the field that asked for them."""
+    if error.param != "num_beams" or "num_beams" in given or not given.get("use_beam_search"):
+        return error
+    return UnsupportedParameter(
+        "This model cannot honour 'use_beam_search': its engine has no beams. Leave it out, or serve the model with "
+        "engine.kind one_shot.",
+        param="use_beam_search",
+    )
 
 
 def request_id_of(request: Request) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -25,6 +25,7 @@ from deployments.openai.usage import RunningUsage
 
 _MAX_STRINGS = 1024
 _INT64 = 2**63
+_MOST_BEAMS = 64
 
 
 class StreamOptions(BaseModel):
@@ -60,9 +61,6 @@ class GenerationBody(RequestBody):
         }
     )
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "use_beam_search": (False,),
-        "length_penalty": (1, 1.0),
-        "early_stopping": (False,),
         "spaces_between_special_tokens": (True,),
         "truncation_side": ("left",),
         "watermarking": (False,),
@@ -102,7 +100,12 @@ class GenerationBody(RequestBody):
     ignore_eos: bool = False
     min_tokens: Count = 0
     seed: Annotated[Whole, Field(ge=-_INT64, lt=_INT64)] | None = None
-    num_beams: Annotated[Whole, Field(ge=1, le=64)] = 1
+    num_beams: Annotated[Whole, Field(ge=1, le=_MOST_BEAMS)] = Field(
+        default=1, description="Beam search; the n best texts are answered."
+    )
+    use_beam_search: bool = Field(default=False, description="Beam search with n beams, and all n texts as answers.")
+    length_penalty: Real = Field(default=1.0, description="Of beam search: a score is logprob / length ** this.")
+    early_stopping: bool | Literal["never"] = Field(default=False, description="Of beam search, as in transformers.")
     skip_special_tokens: bool = True
     prompt_logprobs: Count | None = None
     logprob_token_ids: list[TokenId] = Field(
@@ -175,10 +178,11 @@ class GenerationBody(RequestBody):
             raise BadRequest(
                 f"Invalid 'min_tokens': {self.min_tokens} is more than max_tokens, {max_tokens}.", param="min_tokens"
             )
+        beams = self._beams()
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
-            temperature=self.temperature,
+            temperature=0.0 if self.use_beam_search and beams == 1 else self.temperature,
             top_p=self.top_p,
             top_k=max(self.top_k, 0),
             min_p=self.min_p,
@@ -199,9 +203,29 @@ class GenerationBody(RequestBody):
             prompt_logprobs=self.prompt_logprobs,
             skip_special_tokens=self.skip_special_tokens,
             grammar=self.grammar(),
-            num_beams=self.num_beams,
+            num_beams=beams,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
             extra=self.generate_kwargs,
         )
+
+    def _beams(self) -> int:
+        """The width of the beam search; 1 without one.
+
+        Raises:
+            BadRequest: there are more answers than beams, or settings of a search that is not asked for.
+        """
+        beams = max(self.num_beams, self.n if self.use_beam_search else 1)
+        if beams > _MOST_BEAMS or 1 < beams < self.n:
+            most = f"num_beams, {beams}" if beams < self.n else f"{_MOST_BEAMS} beams"
+            raise BadRequest(f"Invalid 'n': a beam search gives at most {most} answers; got {self.n}.", param="n")
+        for name, neutral in (("length_penalty", 1.0), ("early_stopping", False)):
+            if not self.use_beam_search and beams == 1 and (value := getattr(self, name)) != neutral:
+                raise BadRequest(
+                    f"Invalid {name!r}: it is of beam search; add use_beam_search or leave it out; got {value!r}.",
+                    param=name,
+                )
+        return beams
 
 
 def _is_pair(item: object) -> bool:

@@ -86,11 +86,9 @@ def compare(compiler: GrammarCompiler, seed: int) -> bool:
     chance = random.Random(seed)
     pattern = "".join(expression(chance, 3) for _ in range(chance.randrange(1, 4)))
     fits = [text for text in TEXTS if re.fullmatch(pattern, text)]
-    try:
-        grammar = compiled(compiler, pattern)
-    except BadRequest as error:
-        assert not fits, (pattern, error.message)
+    if not fits:
         return False
+    grammar = compiled(compiler, pattern)
     for text in [*chance.sample(TEXTS, 12), *chance.sample(fits, min(6, len(fits)))]:
         assert accepts(grammar, text) == (text in fits), (pattern, text)
     return True

@@ -177,7 +177,7 @@ def test_paths(server: Server, method: str, path: str, status: int, code: str) -
         ({"model": 5}, "model"),
         ({"model": "none"}, "model"),
         ({"audio": {"voice": "x"}}, "audio"),
-        ({"use_beam_search": True}, "use_beam_search"),
+        ({"use_beam_search": 7}, "use_beam_search"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs.chat_template"),
