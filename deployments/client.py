@@ -30,6 +30,27 @@ class Embeddings:
     prompt_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedOptions:
+    """How vectors are made of texts, as far as a request says so.
+
+    Attributes:
+        normalize: bring vectors to length 1; None does what the model's folder says, else brings them to it.
+        dimensions: keep only the first; they are brought to length 1 unless `normalize` is False.
+        truncate: keep at most this many tokens of a text; -1 keeps what the model takes, None refuses longer ones.
+        truncation_side: where tokens are left out, "left" or "right"; None leaves it to the tokenizer.
+        prompt_name: which of the model's own prompts goes before every text; None takes its default.
+        param: the request field that has the texts.
+    """
+
+    normalize: bool | None = None
+    dimensions: int | None = None
+    truncate: int | None = None
+    truncation_side: str | None = None
+    prompt_name: str | None = None
+    param: str = "input"
+
+
 class ModelClient(Protocol):
     """The configured models, wherever they are loaded. Every method raises errors of `deployments.errors`."""
 
@@ -52,7 +73,7 @@ class ModelClient(Protocol):
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
 
-    async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
+    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:

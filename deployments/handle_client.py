@@ -15,7 +15,7 @@ import ray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.client import Embeddings, Rendered
+from deployments.client import Embeddings, EmbedOptions, Rendered
 from deployments.config import AppArgs, unknown_model
 from deployments.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
 from deployments.messages import (
@@ -163,9 +163,9 @@ class HandleClient:
         """The text of token ids, special tokens included."""
         return cast(str, await self._ask("detokenize", model, token_ids))
 
-    async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
+    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""
-        return cast(Embeddings, await self._ask("embed", model, prompts))
+        return cast(Embeddings, await self._ask("embed", model, prompts, options))
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""

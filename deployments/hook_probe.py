@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from deployments.embedding import hooked
+from deployments.embed_hook import hooked
 from deployments.engine.random_state import RANDOM_STATE, in_turn
 from deployments.errors import BrokenHook, ModelLoadFailed, last_line
 from deployments.messages import ChatPrompt

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from deployments.client import Embeddings, Rendered
+from deployments.client import Embeddings, EmbedOptions, Rendered
 from deployments.config import AppArgs, unknown_model
 from deployments.engine.admission import request_field, vocab_size
 from deployments.engine.protocol import EngineRequest
@@ -202,11 +202,10 @@ class ModelHost:
                 )
             return await loaded.decode(token_ids)
 
-    async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
+    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""
         async with self.leases.lease(self.resolve(model).id) as loaded:
-            loaded.check_text()
-            return await loaded.embed(prompts)
+            return await loaded.embed(prompts, options)
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from deployments.audio import Samples, decode_source, split_audio
-from deployments.client import Embeddings
+from deployments.client import Embeddings, EmbedOptions
 from deployments.config import ModelEntry
-from deployments.embedding import embed
+from deployments.embedding import Embedder, check_ids
+from deployments.embedding_text import EmbeddingTexts
 from deployments.engine.choice import build_engine
+from deployments.engine.no_text import NoTextEngine
 from deployments.engine.protocol import Engine
 from deployments.engine.terminators import terminator_ids
 from deployments.errors import BadRequest, ModelError, UnsupportedParameter
@@ -23,7 +26,9 @@ from deployments.transcription import Transcriber
 from deployments.whisper import WhisperFormat
 from deployments.word_times import WordAligner
 from model_loaders.contract import ModelInfo
-from model_loaders.hooks import Encoded, Hooks
+from model_loaders.encoded import Encoded
+from model_loaders.hooks import Hooks
+from model_loaders.sentence_format import format_of
 from model_loaders.tokenizer_card import tokenizer_card
 
 T = TypeVar("T")
@@ -52,7 +57,12 @@ class LoadedModel:
         self.speech = WhisperFormat.of(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.of(info, self.speech)
         self._codec = Worker(f"codec-{entry.id}")
-        self._embedder = Worker(f"embed-{entry.id}")
+        self._embedding = Worker(f"embed-{entry.id}")
+        sentence_format = format_of(info)
+        self._texts = EmbeddingTexts(info, self._encode_plainly, sentence_format, limit=self.engine.max_model_len)
+        self._embedder = Embedder(info, sentence_format, pooling=entry.api.pooling, alone=entry.engine.deterministic)
+        if isinstance(self.engine, NoTextEngine):
+            self._embedder.probe()
 
     async def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Render and encode prompts off the event loop."""
@@ -66,16 +76,24 @@ class LoadedModel:
         """What a client needs to know of the tokenizer, as JSON values."""
         return await self._off_loop(lambda: tokenizer_card(self.info, self.hooks.template))
 
-    async def embed(self, prompts: Sequence[Prompt]) -> Embeddings:
-        """A vector for each prompt; computed beside the engine, in a thread of its own."""
-        encoded = await self.encode(prompts)
-        pooling, limit = self.entry.api.pooling, self.engine.max_model_len
-        vectors = await self._run(
-            self._embedder, lambda: embed(self.info, encoded, pooling=pooling, limit=limit).numpy().astype("<f4")
-        )
+    async def embed(self, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
+        """A vector for each prompt; computed in batches beside the engine, in a thread of its own.
+
+        Raises:
+            TroupeError: a prompt cannot be embedded, or the model gives no embeddings.
+        """
+        self._refuse_speech()
+        texts = await self._off_loop(lambda: [self._texts.encoded(prompt, options) for prompt in prompts])
+        for text in texts:
+            check_ids(self.info.model, text, options.param)
+        vectors: dict[int, bytes] = {}
+        for batch in await self._run(self._embedding, lambda: self._embedder.batches(texts)):
+            found = await self._run(
+                self._embedding, partial(self._embedder.vectors, [texts[i] for i in batch], options)
+            )
+            vectors.update((i, vector.numpy().astype("<f4").tobytes()) for i, vector in zip(batch, found, strict=True))
         return Embeddings(
-            vectors=tuple(vector.tobytes() for vector in vectors),
-            prompt_tokens=sum(len(prompt.encoded.input_ids) for prompt in encoded),
+            vectors=tuple(vectors[i] for i in range(len(texts))), prompt_tokens=sum(len(text.ids) for text in texts)
         )
 
     def transcribe(self, call: TranscribeCall, *, interval: float) -> AsyncGenerator[Event, None]:
@@ -96,18 +114,23 @@ class LoadedModel:
             self.engine,
             aligner=self._aligner,
             encode=self._off_loop,
-            align=lambda function: self._run(self._embedder, function),
+            align=lambda function: self._run(self._embedding, function),
             terminators=terminator_ids(self.info, self.hooks),
             interval=interval,
             device=self.info.model.device,
         ).events()
 
     def check_text(self) -> None:
-        """Refuse text for a model that only hears.
+        """Refuse text for a model that only hears, or only gives embeddings.
 
         Raises:
-            UnsupportedParameter: it is a Whisper.
+            UnsupportedParameter: it names the model's kind.
         """
+        self._refuse_speech()
+        if isinstance(self.engine, NoTextEngine):
+            raise self.engine.refusal(self.entry.id)
+
+    def _refuse_speech(self) -> None:
         if self.speech is not None:
             raise UnsupportedParameter(
                 f"Model {self.entry.id!r} turns recordings into text: send it a file at /v1/audio/transcriptions or "
@@ -120,7 +143,7 @@ class LoadedModel:
         """End the engine, run the loader's `close`, free memory. Blocks."""
         self.engine.close(CLOSE_LIMIT_S)
         self._codec.stop()
-        self._embedder.stop()
+        self._embedding.stop()
         if self.info.close is not None:
             self.info.close()
 
@@ -144,6 +167,10 @@ class LoadedModel:
                 return EncodedPrompt(text=prompt.text, encoded=encoded)
             case ChatPrompt():
                 return self._encode_chat(prompt)
+
+    def _encode_plainly(self, prompt: Prompt) -> tuple[str | None, Encoded]:
+        found = self._encode(prompt)
+        return found.text, found.encoded
 
     def _encode_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
         chat, sources = split_images(prompt)

@@ -14,6 +14,7 @@ from deployments.config import ModelEntry
 from deployments.engine.random_state import RANDOM_STATE
 from deployments.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.loaded_model import LoadedModel
+from deployments.mapped_weights import read_mapped_weights
 from deployments.threads import Worker, position
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
@@ -98,6 +99,7 @@ class Loading:
             with RANDOM_STATE.shared(entry.hook_timeout_s):
                 info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
             info.model_name = info.model_name or entry.id
+            read_mapped_weights(info.model)
             model = LoadedModel(entry, info, max_audio_seconds=self._max_audio_seconds)
         except Exception as error:
             if _is_out_of_memory(error):

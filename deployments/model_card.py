@@ -17,8 +17,8 @@ class ModelOptions:
     Attributes:
         merge_consecutive_roles: join neighbouring messages of one role, for templates that insist on alternation.
         default_params: request fields for requests that leave them out, such as `temperature`.
-        pooling: how embeddings are made of the last layer's states; None takes the last token's of a decoder, the mean
-            of an encoder's.
+        pooling: how embeddings are made of the last layer's states; None takes what a sentence-transformers folder
+            says, else the last token's of a model with causal attention, the mean of another's.
         tool_parser: how this model writes its tool calls, a key of `deployments.openai.parsing.families.FAMILIES`; None
             takes it from the chat template.
         usage_timings: report time_to_first_token, total_time and tokens_per_second beside the token counts.
@@ -31,7 +31,7 @@ class ModelOptions:
 
     merge_consecutive_roles: bool = False
     default_params: Mapping[str, Any] = field(default_factory=dict)
-    pooling: Literal["mean", "last", "cls"] | None = None
+    pooling: Literal["mean", "last", "cls", "max", "weighted_mean", "mean_sqrt_len"] | None = None
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     usage_timings: bool = False

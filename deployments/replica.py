@@ -21,7 +21,7 @@ from deployments.logs import log_like_serve
 from deployments.messages import Call, Event, Prompt
 
 if TYPE_CHECKING:
-    from deployments.client import Embeddings, Rendered
+    from deployments.client import Embeddings, EmbedOptions, Rendered
 
 _RAY_WRAPPER = "__serve_multiplex_wrapper"
 _REPORT_EVERY_S = 2.0
@@ -93,10 +93,10 @@ class ModelReplica:
         await self._advertise(model)
         return await self._host.detokenize(model, token_ids)
 
-    async def embed(self, model: str, prompts: Sequence[Prompt]) -> Embeddings:
+    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""
         await self._advertise(model)
-        return await self._host.embed(model, prompts)
+        return await self._host.embed(model, prompts, options)
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """What a client needs to know of the tokenizer."""

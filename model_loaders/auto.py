@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
-from deployments.errors import ModelLoadFailed, last_line
+from deployments.errors import ModelLoadFailed
+from model_loaders.adapter_folder import find_adapter
+from model_loaders.checkpoint import CheckpointOptions, IncompleteCheckpoint, load_checkpoint
 from model_loaders.contract import ModelInfo
+from model_loaders.model_class import embedding_class, model_class, named_class
+from model_loaders.sentence_format import read_sentence_format
 from model_loaders.text_side import load_text_side, read_template
 
 logger = logging.getLogger("troupe.loader")
-
-# Tried in this order: the first whose mapping has the model's config.
-_AUTO_CLASSES = (
-    "AutoModelForImageTextToText",
-    "AutoModelForCausalLM",
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForSpeechSeq2Seq",
-    "AutoModelForMultimodalLM",
-    "AutoModel",
-)
 
 
 def load_model(
@@ -48,13 +43,17 @@ def load_model(
     plain_chat: bool = False,
     max_model_len: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    allow_missing_keys: Sequence[str] | str = (),
+    allow_unexpected_keys: Sequence[str] | str = (),
+    adapter: str | None = None,
 ) -> ModelInfo:
     """Load a model with its tokenizer or processor.
 
     Args:
         model_name: Hub id or local folder.
         device: where the model goes, unless `device_map` says otherwise.
-        auto_class: name of a transformers class, or package.Class; None chooses the Auto class that knows the config.
+        auto_class: name of a transformers class, or package.Class; None takes the class that the checkpoint was saved
+            from, else the Auto class that knows its config.
         dtype: such as "bfloat16"; None takes the checkpoint's on a GPU, and on a CPU bfloat16 where the processor
             computes with it and the checkpoint is no wider, else float32.
         device_map: "auto" spreads the model over all GPUs of the replica (accelerate).
@@ -68,27 +67,36 @@ def load_model(
         plain_chat: answer chats as `Role: text` lines if there is no template.
         max_model_len: positions, prompt and text together.
         model_kwargs: further arguments of `from_pretrained`.
+        allow_missing_keys, allow_unexpected_keys, adapter: see `checkpoint.CheckpointOptions`.
 
     Raises:
-        ModelLoadFailed: no such class, or the checkpoint cannot be loaded.
+        ModelLoadFailed: no such class, the checkpoint cannot be loaded, or its weights are not those of the class.
     """
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(model_name, **common)
+    options = CheckpointOptions(
+        allow_missing_keys=allow_missing_keys, allow_unexpected_keys=allow_unexpected_keys, adapter=adapter
+    )
+    find_adapter(model_name, revision, adapter)
+    sentence_format = read_sentence_format(model_name, revision)
+    weights = model_name if sentence_format is None else sentence_format.weights_of(model_name)
+    config = AutoConfig.from_pretrained(weights, **common)
     placement = {"device_map": device_map if device_map is not None else {"": device}}
     optional = {
         "attn_implementation": attn_implementation,
         "quantization_config": _quantization(quantization_config),
     }
-    model = _class_for(config, auto_class).from_pretrained(
-        model_name,
-        config=config,
+    model = _load_model(
+        config,
+        weights,
+        auto_class if auto_class is not None or sentence_format is None else embedding_class(config),
+        options,
         dtype=_dtype(dtype, config, device),
         **common,
         **placement,
         **{key: value for key, value in optional.items() if value is not None},
         **(model_kwargs or {}),
     )
-    processor, tokenizer = load_text_side(tokenizer_name or model_name, **common)
+    processor, tokenizer = load_text_side(tokenizer_name or weights, **common)
     return ModelInfo(
         model=model.eval(),
         model_name=model_name,
@@ -97,36 +105,22 @@ def load_model(
         chat_template=read_template(chat_template),
         plain_chat=plain_chat,
         max_model_len=max_model_len,
+        sentence_format=sentence_format,
     )
 
 
-def _class_for(config: Any, auto_class: str | None) -> Any:
-    if auto_class is not None:
-        return _named_class(auto_class)
-    for architecture in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, architecture, None)
-        if isinstance(found, type) and issubclass(found, PreTrainedModel) and hasattr(found, "generate"):
-            return found
-    remote = getattr(config, "auto_map", None) or {}
-    for name in _AUTO_CLASSES:
-        candidate = getattr(transformers, name, None)
-        if candidate is not None and (name in remote or type(config) in candidate._model_mapping):
-            return candidate
-    raise ModelLoadFailed(
-        f"No Auto class knows model type {config.model_type!r}; name one with auto_class, or write a loader."
-    )
-
-
-def _named_class(name: str) -> Any:
-    module, _, attribute = name.rpartition(".")
+def _load_model(config: Any, name: str, given: Any, options: CheckpointOptions, **kwargs: Any) -> Any:
+    """The model of the class that is given, by itself or its name, else of the one the checkpoint is of."""
+    if given is not None:
+        found = named_class(given) if isinstance(given, str) else given
+        return load_checkpoint(found, name, options, config=config, **kwargs)
     try:
-        found = getattr(importlib.import_module(module) if module else transformers, attribute, None)
-    except ImportError as error:
-        raise ModelLoadFailed(f"auto_class {name!r}: {last_line(error)}") from error
-    if found is None:
-        place = module or f"transformers {transformers.__version__}"
-        raise ModelLoadFailed(f"auto_class {attribute!r} is no class of {place}.")
-    return found
+        return load_checkpoint(model_class(config), name, options, config=config, **kwargs)
+    except IncompleteCheckpoint as error:
+        if getattr(config, "architectures", None) or not error.lacks_head:
+            raise
+    logger.warning("%s has no head, and its config names no class: it is loaded for embeddings alone.", name)
+    return load_checkpoint(transformers.AutoModel, name, options, config=config, **kwargs)
 
 
 def _dtype(asked: str | None, config: Any, device: str) -> torch.dtype:

@@ -24,9 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deployments.errors import ModelLoadFailed, last_line
+
+if TYPE_CHECKING:
+    from model_loaders.sentence_format import SentenceFormat
 
 Hook: TypeAlias = Callable[..., Any]
 
@@ -51,6 +54,8 @@ class ModelInfo:
         done_callback: shown every choice that has ended, for inspection; see `deployments.inspection`.
         close: called once when the model is unloaded.
         engine: builds another engine than ours: `engine(info, options) -> Engine`; `model` may be None then.
+        sentence_format: how vectors are made of texts; None reads it from the model's folder, if that is a
+            sentence-transformers model.
     """
 
     model: Any = None
@@ -74,6 +79,7 @@ class ModelInfo:
     done_callback: Hook | None = None
     close: Callable[[], None] | None = None
     engine: Callable[..., Any] | None = None
+    sentence_format: SentenceFormat | None = None
 
     def __post_init__(self) -> None:
         if self.tokenizer is None and self.processor is not None:

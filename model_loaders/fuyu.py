@@ -18,21 +18,33 @@ import torch
 from transformers import FuyuForCausalLM, FuyuProcessor
 
 from deployments.errors import BadRequest
+from model_loaders.checkpoint import CheckpointOptions, load_checkpoint
 from model_loaders.contract import ModelInfo
 
 # Fuyu's "beginning of answer": the processor writes it after a prompt with an image, nobody after one without.
 _ANSWER = "<0x04>"
 
 
-def load_model(device: str, model_name: str = "adept/fuyu-8b", dtype: str | None = None) -> ModelInfo:
+def load_model(
+    device: str,
+    model_name: str = "adept/fuyu-8b",
+    dtype: str | None = None,
+    allow_missing_keys: Sequence[str] | str = (),
+    allow_unexpected_keys: Sequence[str] | str = (),
+    adapter: str | None = None,
+) -> ModelInfo:
     """Load Fuyu.
 
     Args:
         device: where the model goes.
         model_name: Hub id or local folder.
         dtype: such as "bfloat16"; None takes the checkpoint's.
+        allow_missing_keys, allow_unexpected_keys, adapter: see `checkpoint.CheckpointOptions`.
     """
-    model = FuyuForCausalLM.from_pretrained(model_name, dtype=dtype or "auto").to(device)
+    options = CheckpointOptions(
+        allow_missing_keys=allow_missing_keys, allow_unexpected_keys=allow_unexpected_keys, adapter=adapter
+    )
+    model = load_checkpoint(FuyuForCausalLM, model_name, options, dtype=dtype or "auto").to(device)
     processor = FuyuProcessor.from_pretrained(model_name)
     _cut_tensors(processor.image_processor)
     return ModelInfo(

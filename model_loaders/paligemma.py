@@ -15,11 +15,17 @@ from typing import Any
 
 from transformers import AutoTokenizer, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
+from model_loaders.checkpoint import CheckpointOptions, load_checkpoint
 from model_loaders.fuyu import text_of, write_prompt
 
 
 def load_model(
-    device: str, model_name: str, template_from: str | None = None, dtype: str | None = None
+    device: str,
+    model_name: str,
+    template_from: str | None = None,
+    dtype: str | None = None,
+    allow_missing_keys: Sequence[str] | str = (),
+    allow_unexpected_keys: Sequence[str] | str = (),
 ) -> dict[str, Any]:
     """Load PaliGemma.
 
@@ -28,13 +34,17 @@ def load_model(
         model_name: Hub id or local folder.
         template_from: Hub id or folder of the tokenizer whose chat template is borrowed; None writes the texts alone.
         dtype: such as "bfloat16"; None takes the checkpoint's.
+        allow_missing_keys, allow_unexpected_keys: see `checkpoint.CheckpointOptions`.
     """
+    options = CheckpointOptions(allow_missing_keys=allow_missing_keys, allow_unexpected_keys=allow_unexpected_keys)
     processor = PaliGemmaProcessor.from_pretrained(model_name)
     template = write_prompt
     if template_from is not None:
         template = borrowed(processor.tokenizer, AutoTokenizer.from_pretrained(template_from).chat_template)
     return {
-        "model": PaliGemmaForConditionalGeneration.from_pretrained(model_name, dtype=dtype or "auto").to(device),
+        "model": load_checkpoint(PaliGemmaForConditionalGeneration, model_name, options, dtype=dtype or "auto").to(
+            device
+        ),
         "model_name": model_name,
         "processor": processor,
         "apply_chat_template": template,

@@ -17,7 +17,9 @@ from types import ModuleType
 from typing import Any
 
 from deployments.errors import ModelLoadFailed, TroupeError, last_line
+from model_loaders.adapter_folder import note_adapter
 from model_loaders.contract import ModelInfo, as_model_info
+from model_loaders.load_report import reported
 
 logger = logging.getLogger("troupe.loader")
 
@@ -37,9 +39,11 @@ def load_model_info(loader: str, kwargs: Mapping[str, Any], device: str) -> Mode
     started = time.monotonic()
     logger.info("loading %s on %s", loader, device)
     try:
-        target = _find(loader)
-        returned = _call(target, loader, kwargs, device) if inspect.isroutine(target) else target
+        with reported(loader):
+            target = _find(loader)
+            returned = _call(target, loader, kwargs, device) if inspect.isroutine(target) else target
         info = as_model_info(returned, loader)
+        note_adapter(info.model)
     except TroupeError:
         raise
     except BaseException as error:

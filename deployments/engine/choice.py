@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 from deployments.engine.capabilities import rows_can_hold
+from deployments.engine.no_text import NoTextEngine, gives_text
 from deployments.engine.one_shot import OneShotEngine, is_stock, own_settings
 from deployments.engine.options import EngineOptions
 from deployments.engine.parity import find_mismatch
@@ -25,7 +26,7 @@ def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float
 
     `auto` takes rows if they can hold the model, the loader has no `generate` hook or kwargs, and a probe finds their
     logits equal to those of `generate`; else the one-shot engine, with a warning that says why. `rows` takes rows
-    without the comparison. A loader's own `engine` always wins.
+    without the comparison. A loader's own `engine` always wins. A model without `generate` gives embeddings alone.
 
     Args:
         turn_limit_s: seconds that a generate hook may keep the random state while others wait.
@@ -36,6 +37,8 @@ def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float
     if info.engine is not None:
         engine: Engine = info.engine(info, options)
         return engine
+    if not gives_text(info):
+        return NoTextEngine(info, options)
     info = _with_generate(info)
     hooks = Hooks(info)
     hooked = info.generate is not None and not is_stock(info)

@@ -119,6 +119,11 @@ class RowRotary:
         return getattr(self._now, "lengths", None)
 
 
+def follows_length(model: nn.Module) -> bool:
+    """Whether a `RowRotary` of the model has found frequencies that follow the length of a sequence."""
+    return any(_OUTER in getattr(vars(module).get("forward"), "__dict__", {}) for module in model.modules())
+
+
 class _Rotary:
     """One rotary module.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import struct
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,23 +10,28 @@ from fastapi import Response
 from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict
 
-from deployments.errors import BadRequest
+from deployments.client import EmbedOptions
+from deployments.errors import BadRequest, UnsupportedParameter
 from deployments.messages import Prompt, TextPrompt, TokensPrompt
+from deployments.model_card import ModelCard
 from deployments.openai.answer import json_answer, to_json
+from deployments.openai.cancel import until_disconnect
+from deployments.openai.chat import chat_prompt
+from deployments.openai.chat_schema import ChatBody
 from deployments.openai.completions_schema import PromptInput, prompt_inputs
 from deployments.openai.exchange import Exchange
-from deployments.openai.fields import RequestBody, TokenId, Whole
+from deployments.openai.fields import MAX_WHOLE, RequestBody, TokenId, Whole, parse_fields
+from deployments.openai.media import inline_media
 
 _MAX_INPUTS = 2048
+_OF_MESSAGES = frozenset({"add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"})
 
 
 class EmbeddingsBody(RequestBody):
-    """Texts to be turned into vectors."""
+    """Texts, or one conversation, to be turned into vectors."""
 
     bookkeeping: ClassVar[frozenset[str]] = frozenset({"user", "request_id"})
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "truncate_prompt_tokens": (),
-        "truncation_side": (),
         "priority": (0,),
         "cache_salt": (),
         "embed_dtype": ("float32",),
@@ -35,15 +39,37 @@ class EmbeddingsBody(RequestBody):
         "mm_processor_kwargs": ({},),
     }
 
-    input: Annotated[
-        list[PromptInput],
-        BeforeValidator(prompt_inputs, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]),
-    ] = Field(description="One or several texts, or lists of token ids.", examples=["a text"], max_length=_MAX_INPUTS)
+    input: (
+        Annotated[
+            list[PromptInput],
+            BeforeValidator(
+                prompt_inputs, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]
+            ),
+            Field(max_length=_MAX_INPUTS),
+        ]
+        | None
+    ) = Field(default=None, description="One or several texts, or lists of token ids.", examples=["a text"])
+    messages: list[Any] | None = Field(default=None, description="A conversation in place of input.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[Whole, Field(ge=1)] | None = Field(
         default=None, description="Keep so many dimensions and bring the vector back to length 1."
     )
-    add_special_tokens: bool = True
+    normalize: bool | None = Field(default=None, description="Bring vectors to length 1; the model's way by default.")
+    use_activation: bool | None = Field(default=None, description="The same as normalize.")
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
+        default=None, description="Keep so many tokens of a longer text; -1 keeps what the model takes."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(
+        default=None, description="Where tokens are left out; the tokenizer's own side by default."
+    )
+    prompt_name: str | None = Field(
+        default=None, max_length=256, description="Which of a sentence-transformers model's prompts goes before a text."
+    )
+    add_special_tokens: bool | None = Field(default=None, description="True by default; false for messages.")
+    add_generation_prompt: bool = Field(default=False, description="Open the assistant's turn after the messages.")
+    continue_final_message: bool = Field(default=False, description="Leave the last message open.")
+    chat_template: str | None = Field(default=None, max_length=65536)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
 class Embedding(TypedDict):
@@ -65,19 +91,19 @@ class EmbeddingList(TypedDict):
 
 
 async def create_embeddings(exchange: Exchange) -> Response:
-    """The vectors of texts."""
+    """The vectors of texts, or of a conversation."""
     body, card = await exchange.read(EmbeddingsBody)
-    prompts = [_prompt(given, body) for given in body.input]
+    prompts = await _prompts(exchange, body, card)
+    options = _options(body)
 
     async def answer() -> bytes:
-        found = await exchange.client.embed(card.id, prompts)
-        vectors = [_shortened(vector, body.dimensions) for vector in found.vectors]
+        found = await exchange.client.embed(card.id, prompts, options)
         shape: EmbeddingList = {
             "object": "list",
             "model": body.model or card.id,
             "data": [
                 {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
-                for index, vector in enumerate(vectors)
+                for index, vector in enumerate(found.vectors)
             ],
             "usage": {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens},
         }
@@ -86,28 +112,59 @@ async def create_embeddings(exchange: Exchange) -> Response:
     return await json_answer(exchange, answer())
 
 
+def _options(body: EmbeddingsBody) -> EmbedOptions:
+    normalize = body.use_activation if body.normalize is None else body.normalize
+    if body.use_activation is not None and body.use_activation != normalize:
+        raise BadRequest(
+            "Invalid 'use_activation': it is the same as 'normalize', which says otherwise; send one of them.",
+            param="use_activation",
+        )
+    return EmbedOptions(
+        normalize=normalize,
+        dimensions=body.dimensions,
+        truncate=body.truncate_prompt_tokens,
+        truncation_side=body.truncation_side,
+        prompt_name=body.prompt_name,
+        param="input" if body.messages is None else "messages",
+    )
+
+
+async def _prompts(exchange: Exchange, body: EmbeddingsBody, card: ModelCard) -> list[Prompt]:
+    if body.input is not None and body.messages is not None:
+        raise BadRequest("Invalid request: send either 'input' or 'messages'.", param="messages")
+    if body.messages is not None:
+        return [await _conversation(exchange, body, card)]
+    if body.input is None:
+        raise BadRequest(
+            "Missing required field 'input'; add it, or 'messages'.", param="input", code="missing_required_parameter"
+        )
+    for name in sorted(_OF_MESSAGES & body.model_fields_set):
+        if getattr(body, name):
+            raise BadRequest(f"Invalid {name!r}: it is for 'messages'; leave it out.", param=name)
+    return [_prompt(given, body) for given in body.input]
+
+
+async def _conversation(exchange: Exchange, body: EmbeddingsBody, card: ModelCard) -> Prompt:
+    """The conversation as the model's chat template writes it, without an open turn unless that is asked for."""
+    if body.add_special_tokens:
+        raise UnsupportedParameter(
+            "A chat template writes its special tokens itself; leave 'add_special_tokens' out.",
+            param="add_special_tokens",
+        )
+    fields = {name: getattr(body, name) for name in _OF_MESSAGES}
+    chat, _ = parse_fields(ChatBody, {**fields, "messages": body.messages})
+    if exchange.options.media_urls:
+        chat.messages = await until_disconnect(exchange.request.receive, inline_media(chat.messages, exchange.options))
+    return chat_prompt(chat, card, exchange.options, None)
+
+
 def _prompt(given: PromptInput, body: EmbeddingsBody) -> Prompt:
     if isinstance(given, str):
-        return TextPrompt(text=given, add_special_tokens=body.add_special_tokens)
+        return TextPrompt(text=given, add_special_tokens=body.add_special_tokens is not False)
     return TokensPrompt(token_ids=tuple(given))
 
 
-def _shortened(vector: bytes, dimensions: int | None) -> bytes:
-    length = len(vector) // 4
-    if dimensions is None or dimensions == length:
-        return vector
-    if dimensions > length:
-        raise BadRequest(
-            f"Invalid 'dimensions': this model's vectors have {length}; got {dimensions}.", param="dimensions"
-        )
-    kept = _floats(vector)[:dimensions]
-    norm = math.sqrt(math.fsum(value * value for value in kept)) or 1.0
-    return struct.pack(f"<{dimensions}f", *(value / norm for value in kept))
-
-
 def _written(vector: bytes, encoding: str) -> list[float] | str:
-    return base64.b64encode(vector).decode() if encoding == "base64" else list(_floats(vector))
-
-
-def _floats(vector: bytes) -> tuple[float, ...]:
-    return struct.unpack(f"<{len(vector) // 4}f", vector)
+    if encoding == "base64":
+        return base64.b64encode(vector).decode()
+    return list(struct.unpack(f"<{len(vector) // 4}f", vector))

@@ -26,9 +26,11 @@ def load_model(device: str = "cpu", dtype: str = "float32") -> ModelInfo:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from model_loaders.checkpoint import load_checkpoint
+
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(dtypes)}")
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=dtypes[dtype], local_files_only=True)
+    model = load_checkpoint(AutoModelForCausalLM, str(WEIGHTS), dtype=dtypes[dtype], local_files_only=True)
     return ModelInfo(model_name="demo", model=model.to(device).eval(), tokenizer=tokenizer)

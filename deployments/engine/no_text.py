@@ -1,0 +1,59 @@
+"""The engine of a model that has no head for text: an encoder, or a base model, which only gives embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.engine.admission import ALL_PARAMS, context_length
+from deployments.engine.options import EngineOptions
+from deployments.engine.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.row_rotary import RowRotary
+from deployments.errors import UnsupportedParameter
+from model_loaders.contract import ModelInfo
+
+
+def gives_text(info: ModelInfo) -> bool:
+    """Whether a model can continue a prompt: it has `generate`, of its own or as a hook."""
+    model: Any = info.model
+    known = hasattr(model, "config") and hasattr(model, "get_input_embeddings")
+    return info.generate is not None or callable(getattr(model, "generate", None)) or not (known or info.embed)
+
+
+class NoTextEngine:
+    """Refuses every request for text. See `protocol.Engine`."""
+
+    def __init__(self, info: ModelInfo, options: EngineOptions) -> None:
+        self.max_model_len = context_length(info, options)
+        self.supports = ALL_PARAMS
+        # Each text gets the rotary frequencies of its own length, whatever was embedded before.
+        RowRotary(info.model, self.max_model_len)
+        self._name = info.model_name
+        self._class = type(info.model).__name__
+
+    def submit(self, request: EngineRequest, emit: Emit) -> None:
+        raise self.refusal(self._name)
+
+    def refusal(self, model: str) -> UnsupportedParameter:
+        """The error for a request for text; it names the model's class.
+
+        Args:
+            model: its id.
+        """
+        return UnsupportedParameter(
+            f"Model {model!r} is a {self._class}, which has no head for text: it gives embeddings "
+            "(/v1/embeddings). If its checkpoint has such a head, name the class with it in the loader's auto_class.",
+            param="model",
+            code="text_unsupported",
+        )
+
+    def cancel(self, request_id: str) -> None:
+        pass
+
+    def stats(self) -> EngineStats:
+        return EngineStats(kind="embeddings")
+
+    def check(self) -> None:
+        pass
+
+    def close(self, timeout: float = 30.0) -> None:
+        pass
