@@ -96,6 +96,19 @@ def check_request(request: EngineRequest, *, max_model_len: int, supports: froze
     check_supported(params, supports)
 
 
+def check_media(request: EngineRequest, needs: str | None) -> None:
+    """Refuse text alone for a model that reads it only beside something else.
+
+    Args:
+        needs: what the model needs, in words; None if text is enough.
+
+    Raises:
+        BadRequest: the prompt has nothing but text.
+    """
+    if needs is not None and not request.model_inputs:
+        raise BadRequest(f"This model needs {needs}; send one with the prompt.", param="prompt")
+
+
 def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
     """Refuse parameters an engine cannot honour.
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from deployments.engine.fresh_state import fresh_state
+from deployments.engine.generate_call import NEVER, GenerateCall
 from deployments.engine.job import Job
-from deployments.engine.neutral import neutral_view
 from deployments.engine.sampling import Sampled
 from deployments.engine.vocabulary import Vocabulary
 from deployments.errors import BadRequest, ModelError, UnsupportedParameter
@@ -36,7 +35,6 @@ _HONOURED = frozenset(
     }
 )
 _MOST = 64
-_NEVER = 1 << 40
 _DEFAULTS = SamplingParams()
 
 
@@ -83,13 +81,11 @@ class _Search:
 class BeamSearch:
     """Runs jobs through beam search, one at a time. The texts of one search answer jobs that differ in rank alone."""
 
-    def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
-        fresh_state(model).reset()
-        self._view = neutral_view(model, _NEVER)
-        self._fresh = fresh_state(self._view)
+    def __init__(self, call: GenerateCall, vocabulary: Vocabulary) -> None:
+        self._call = call
         self._eos_ids = vocabulary.eos_ids
         self._last: tuple[_Search, list[list[int]]] | None = None
-        self._encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        self._encoder_decoder = bool(getattr(call.view.config, "is_encoder_decoder", False))
 
     def run(self, job: Job, inputs: dict[str, Any]) -> None:
         """Search one job's text, or take it from the search before.
@@ -109,12 +105,11 @@ class BeamSearch:
 
     def _search(self, job: Job, inputs: dict[str, Any]) -> list[list[int]]:
         """The texts found, the best one first."""
-        self._fresh.reset()
         params = job.request.sampling
         ends = set(params.stop_token_ids) | (set() if params.ignore_eos else self._eos_ids)
         check = _Check(job)
         with torch.inference_mode():
-            found = self._view.generate(
+            found = self._call(
                 **inputs,
                 num_beams=params.num_beams,
                 num_return_sequences=params.num_beams,
@@ -123,7 +118,7 @@ class BeamSearch:
                 max_new_tokens=params.max_tokens or 1,
                 min_new_tokens=params.min_tokens or None,
                 repetition_penalty=params.repetition_penalty,
-                eos_token_id=sorted(ends) or _NEVER,
+                eos_token_id=sorted(ends) or NEVER,
                 logits_processor=LogitsProcessorList([check]),
                 stopping_criteria=StoppingCriteriaList([_Stop(job)]),
             )

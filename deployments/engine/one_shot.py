@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 
-from deployments.engine.admission import ALL_PARAMS, check_request, context_length, vocab_size
+from deployments.engine.admission import ALL_PARAMS, check_media, check_request, context_length, vocab_size
 from deployments.engine.beam_search import BeamSearch, check_beams
 from deployments.engine.cgroup import cores
+from deployments.engine.failures import as_error
 from deployments.engine.generate_hook import GenerateHook
 from deployments.engine.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.job import Job
+from deployments.engine.memory import is_out_of_memory
 from deployments.engine.options import EngineOptions
 from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Emit, EngineRequest, EngineStats
@@ -33,7 +35,7 @@ from deployments.engine.random_state import TURN_LIMIT_S
 from deployments.engine.row_rotary import RowRotary
 from deployments.engine.stock_generate import StockGenerate
 from deployments.engine.vocabulary import Vocabulary
-from deployments.errors import BadRequest, ModelError, ModelLoadFailed, OutOfMemory, TroupeError, Unavailable
+from deployments.errors import BadRequest, ModelError, ModelLoadFailed, Unavailable
 from deployments.messages import SamplingParams
 from model_loaders.contract import ModelInfo
 from model_loaders.hooks import Hooks
@@ -90,6 +92,7 @@ class OneShotEngine:
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         check_request(request, max_model_len=self.max_model_len, supports=self.supports, vocab=self._vocab_size)
+        check_media(request, self._runner.needs)
         self._runner.check(request.sampling)
         if request.sampling.max_tokens is None:
             left = self.max_model_len - len(request.input_ids)
@@ -162,7 +165,7 @@ class OneShotEngine:
             compiled = grammar.result() if grammar is not None else None
             self._runner.prepare(job, compiled)
         except Exception as error:
-            job.fail(_as_error(error))
+            job.fail(as_error(error))
         with self._changed:
             if not job.active or self._closing:
                 self._jobs.pop(job.request.request_id, None)
@@ -207,9 +210,9 @@ class OneShotEngine:
             logger.warning("generate failed with %d requests", len(jobs), exc_info=True)
             left = [job for job in jobs if job.active]
             if len(jobs) == 1:
-                jobs[0].fail(_as_error(error))
+                jobs[0].fail(as_error(error))
                 left = []
-            out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            out_of_memory = is_out_of_memory(error)
         else:
             return
         if out_of_memory:
@@ -236,8 +239,9 @@ class OneShotEngine:
 class _Runner:
     """How this model's requests run: through the hook, or through the stock model's `generate`."""
 
-    def __init__(self, supports: frozenset[str]) -> None:
+    def __init__(self, supports: frozenset[str], needs: str | None = None) -> None:
         self.supports = supports
+        self.needs = needs
 
     def check(self, params: SamplingParams) -> None:
         """Refuse combinations of parameters that cannot be honoured together."""
@@ -276,13 +280,16 @@ class _HookRunner(_Runner):
 class _StockRunner(_Runner):
     def __init__(self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, alone: bool) -> None:
         self._vocabulary = vocabulary
-        self._generate = StockGenerate(info.model, vocabulary, static_cache=options.static_cache)
+        self._generate = StockGenerate(
+            info.model, vocabulary, static_cache=options.static_cache, longest=context_length(info, options)
+        )
         alone = alone or options.deterministic or options.max_rows == 1
         self._batches = not alone and self._generate.batches
-        self._beams = BeamSearch(info.model, vocabulary)
+        self._resumes = self._batches and self._generate.resumes
+        self._beams = BeamSearch(self._generate.call, vocabulary)
         self._grammars = GrammarCompiler(vocabulary, self._generate.width)
         unable = {"prompt_logprobs"} if self._generate.encoder_decoder else set()
-        super().__init__(ALL_PARAMS - unable)
+        super().__init__(ALL_PARAMS - unable, self._generate.needs)
 
     def check(self, params: SamplingParams) -> None:
         if params.num_beams != 1:
@@ -316,7 +323,11 @@ class _StockRunner(_Runner):
         if jobs[0].request.sampling.num_beams > 1:
             self._beams.run(jobs[0], self._generate.inputs(jobs[0]))
         else:
-            self._generate.run(jobs, regroup)
+            self._generate.run(jobs, lambda active: regroup(active) and self._can_stop(jobs))
+
+    def _can_stop(self, jobs: list[Job]) -> bool:
+        """Whether the jobs that are not done would go on as if they had not been stopped."""
+        return self._resumes and all(self._generate.resumable(job) for job in jobs if job.active)
 
     def close(self) -> None:
         self._grammars.close()
@@ -355,11 +366,3 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _as_error(error: Exception) -> TroupeError:
-    if isinstance(error, TroupeError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return OutOfMemory("The device ran out of memory for this request; send a shorter one or try again.")
-    return ModelError(f"The model failed: {type(error).__name__}: {error}")

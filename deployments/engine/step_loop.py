@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deployments.engine.batches import Limits
+from deployments.engine.failures import as_error
 from deployments.engine.forward import Decode, Forward
 from deployments.engine.memory import RowBytes, is_out_of_memory
 from deployments.engine.prefill import Prefill, Prefiller, Source
@@ -24,7 +25,7 @@ from deployments.engine.reuse import Reuse
 from deployments.engine.rows import Batch, Row
 from deployments.engine.sampling import Sampled, sample_rows
 from deployments.engine.scheduler import Scheduler
-from deployments.errors import ModelError, OutOfMemory, TroupeError
+from deployments.errors import OutOfMemory, TroupeError
 from deployments.messages import EngineEvent, Failed
 
 logger = logging.getLogger(__name__)
@@ -233,7 +234,7 @@ class StepLoop:
                 return sample_rows(logits, samplers)
         except Exception as error:
             if len(rows) == 1:
-                return [Sampled(-1, error=_as_error(error))]
+                return [Sampled(-1, error=as_error(error))]
         return [self._sampled([row], logits[i : i + 1])[0] for i, row in enumerate(rows)]
 
     def _push(self, row: Row, sampled: Sampled) -> bool:
@@ -241,7 +242,7 @@ class StepLoop:
         try:
             delta = row.output.push(sampled)
         except Exception as error:
-            self._emit(row, Failed(_as_error(error)))
+            self._emit(row, Failed(as_error(error)))
             return False
         if delta is not None:
             self._emit(row, delta)
@@ -332,17 +333,11 @@ class StepLoop:
             row.attempts += 1
         others_run = len(rows) > 1 or not self.scheduler.nothing_runs
         if len(rows) == 1 and not (memory and others_run and rows[0].attempts <= _MAX_ATTEMPTS):
-            self._emit(rows[0], Failed(_as_out_of_memory(error) if memory else _as_error(error)))
+            self._emit(rows[0], Failed(_as_out_of_memory(error) if memory else as_error(error)))
             return
         for row in rows:
             row.alone = True
         self._queue_first(rows)
-
-
-def _as_error(error: Exception) -> TroupeError:
-    if isinstance(error, TroupeError):
-        return error
-    return ModelError(f"The model failed on this request: {type(error).__name__}: {error}")
 
 
 def _as_out_of_memory(error: Exception) -> TroupeError:

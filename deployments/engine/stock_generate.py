@@ -14,30 +14,23 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationMixin,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from deployments.engine.admission import vocab_size
 from deployments.engine.fresh_state import fresh_state
+from deployments.engine.generate_call import GenerateCall
+from deployments.engine.generate_probe import LENGTHS, GenerateProbe, only
 from deployments.engine.job import Job
-from deployments.engine.neutral import neutral_view
 from deployments.engine.protocol import EngineRequest
 from deployments.engine.row_sampler import RowSampler
 from deployments.engine.sampling import sample_rows
 from deployments.engine.scoring import PromptScorer
 from deployments.engine.vocabulary import Vocabulary
-from deployments.errors import ModelLoadFailed
+from deployments.errors import ModelError
 
-# An id beyond every vocabulary: the engine alone ends a text.
-_NEVER = 1 << 40
 _SCORED_FLOATS = 1 << 28
 _SAFE_IDS = 100
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+_UNLIMITED = 1 << 30
 
 
 class StockGenerate:
@@ -49,70 +42,94 @@ class StockGenerate:
         model: a transformers model with `generate`.
         vocabulary: of the model.
         static_cache: keep the KV cache at its full length from the start.
+        longest: tokens that a text may have.
 
     Attributes:
+        call: the model's `generate`.
         device: of the model's inputs.
         encoder_decoder: whether the prompt goes to an encoder.
         width: of the logits.
+        needs: what a prompt must have beside text, in words; None if text is enough.
 
     Raises:
         ModelLoadFailed: the model cannot generate.
     """
 
-    def __init__(self, model: Any, vocabulary: Vocabulary, *, static_cache: bool = False) -> None:
-        fresh_state(model).reset()
-        self._model = neutral_view(model, _NEVER)
+    def __init__(
+        self, model: Any, vocabulary: Vocabulary, *, static_cache: bool = False, longest: int = _UNLIMITED
+    ) -> None:
+        self.call = GenerateCall(model, static_cache=static_cache)
+        self._model = self.call.view
         self._fresh = fresh_state(self._model)
-        if static_cache:
-            self._model.generation_config.cache_implementation = "static"
         self._vocabulary = vocabulary
         self._forward = set(inspect.signature(model.forward).parameters)
         self._main_input = str(model.main_input_name)
         self._pad = int(self._model.generation_config.pad_token_id)
         self.device = _device(model)
         self.encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-        ids = ordinary_ids(model, vocabulary, 16)
-        self._prompts = [ids[:2], ids[2:7], ids[7:16]]
-        self.width = self._measured_width()
+        self._probe = GenerateProbe(self.call, self._texts, ordinary_ids(model, vocabulary, sum(LENGTHS)), longest)
+        self.width = self._probe.width
+        self.needs = self._probe.needs
+
+    @cached_property
+    def batches(self) -> bool:
+        """Whether prompts of several lengths give the same logits together as alone, as a probe finds."""
+        return self._probe.batches()
+
+    def resumable(self, job: Job) -> bool:
+        """Whether a job can go on from its text so far as if it had not been stopped, as a probe finds."""
+        return len(job.request.input_ids) + len(_sampler(job).generated) < self._resumable
+
+    @property
+    def resumes(self) -> bool:
+        """Whether any job can."""
+        return self._resumable > 0
+
+    @cached_property
+    def _resumable(self) -> float:
+        return self._probe.resumable()
 
     def run(self, jobs: Sequence[Job], regroup: Callable[[int], bool]) -> None:
         """Generate until every job has ended, or until `regroup` calls for a new choice of jobs.
 
-        A job that was begun before goes on where it was.
+        A job that was begun before goes on where it was; if that would change its logits, from its prompt, with the
+        tokens that it has.
 
         Args:
-            jobs: more than one only where all are text alone.
+            jobs: more than one only if all are text alone.
             regroup: told how many jobs are still active, at every step.
+
+        Raises:
+            ModelError: the model's `generate` has not asked for a single token.
         """
-        self._fresh.reset()
         samplers = [_sampler(job) for job in jobs]
-        bridge = _Bridge(jobs, samplers)
-        left = max((s.params.max_tokens or 1) - len(s.generated) for s in samplers)
+        resume = all(self.resumable(job) for job in jobs if _sampler(job).generated)
+        bridge = _Bridge(jobs, samplers, [] if resume else [list(sampler.generated) for sampler in samplers])
+        left = max((s.params.max_tokens or 1) - resume * len(s.generated) for s in samplers)
         stop = _Stop(jobs, regroup)
         with torch.inference_mode():
             self.call(
-                **self._batch(jobs),
+                **self._batch(jobs, resume=resume),
                 max_new_tokens=max(1, left),
                 logits_processor=LogitsProcessorList([bridge]),
                 stopping_criteria=StoppingCriteriaList([stop]),
             )
+        if not bridge.steps:
+            raise ModelError("The model's generate never asks which token comes next; give its loader a generate hook.")
         if not stop.regrouping:
             for job in jobs:
-                job.finish("length")
-
-    def call(self, **kwargs: Any) -> Any:
-        """The model's `generate`; transformers' plain one for a model such as Whisper, whose own splits and retries."""
-        if "decoder_input_ids" in kwargs and self._main_input in kwargs and self._main_input != "input_ids":
-            return GenerationMixin.generate(self._model, **kwargs)
-        return self._model.generate(**kwargs)
+                job.finish("length" if bridge.steps >= left else "stop")
 
     def prompt_ids(self, request: EngineRequest) -> list[int]:
         """The tokens before the first generated one: those of the decoder."""
         if not self.encoder_decoder or self._main_input in request.model_inputs:
             return list(request.input_ids)
+        return [self._decoder_start()]
+
+    def _decoder_start(self) -> int:
         config = self._model.generation_config
         start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.bos_token_id
-        return [int(start or 0)]
+        return int(start or 0)
 
     def inputs(self, job: Job) -> dict[str, Any]:
         """The tensors of one prompt."""
@@ -121,17 +138,20 @@ class StockGenerate:
     def _batch(self, jobs: Sequence[Job], *, resume: bool = True) -> dict[str, Any]:
         """The tensors of several prompts, and with `resume` of what was generated already."""
         begun = [_sampler(job).generated if resume else [] for job in jobs]
+        if self._main_input not in jobs[0].request.model_inputs or not self.encoder_decoder:
+            return {**self._media(jobs), **self._texts([job.request.input_ids for job in jobs], begun)}
+        ids = [[*self.prompt_ids(job.request), *done] for job, done in zip(jobs, begun, strict=True)]
+        return {**self._media(jobs), "decoder_input_ids": torch.tensor(ids, device=self.device)}
+
+    def _texts(self, prompts: Sequence[Sequence[int]], begun: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """The tensors of prompts of text, and of what was generated already."""
         if not self.encoder_decoder:
-            ids = [[*job.request.input_ids, *done] for job, done in zip(jobs, begun, strict=True)]
-            return {**self._media(jobs), **self._padded(ids)}
-        heard = self._main_input in jobs[0].request.model_inputs
-        inputs = self._media(jobs)
-        if not heard:
-            inputs.update(self._padded([job.request.input_ids for job in jobs]))
-        if heard or any(begun):
+            return self._padded([[*ids, *done] for ids, done in zip(prompts, begun, strict=True)])
+        inputs = self._padded(prompts)
+        if any(begun):
             # Jobs share a decoder only when they have come equally far: it has no padding.
-            ids = [[*self.prompt_ids(job.request), *done] for job, done in zip(jobs, begun, strict=True)]
-            inputs["decoder_input_ids"] = torch.tensor(ids, device=self.device)
+            start = self._decoder_start()
+            inputs["decoder_input_ids"] = torch.tensor([[start, *done] for done in begun], device=self.device)
         return inputs
 
     def score_prompt(self, job: Job) -> None:
@@ -170,55 +190,35 @@ class StockGenerate:
             for key, value in jobs[0].request.model_inputs.items()
         }
 
-    def _measured_width(self) -> int:
-        """The width of the logits, from a run, or from the model's head where it needs more than text to run."""
-        try:
-            return self._probe_logits(self._prompts[:1]).shape[-1]
-        except Exception as error:
-            head = getattr(self._model.get_output_embeddings(), "weight", None)
-            if head is None:
-                raise ModelLoadFailed(f"The model cannot generate: {type(error).__name__}: {error}") from error
-            return int(head.shape[0])
-
-    @cached_property
-    def batches(self) -> bool:
-        """Whether prompts of several lengths give the same logits together as alone, as a probe finds."""
-        try:
-            together = self._probe_logits(self._prompts)
-            alone = torch.cat([self._probe_logits([prompt]) for prompt in self._prompts], dim=1)
-        except Exception:
-            return False
-        scale = max(1.0, float(alone[alone.isfinite()].abs().max()))
-        tolerance = _TOLERANCE.get(self._model.dtype, 1e-3) * scale
-        return bool(torch.isclose(together, alone, rtol=0, atol=tolerance).all())
-
-    def _probe_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Logits of three steps in which every row is given the same tokens; float32 [steps, rows, vocab]."""
-        self._fresh.reset()
-        probe = _Probe(self._pad)
-        with torch.inference_mode():
-            self._model.generate(
-                **self._padded(prompts), max_new_tokens=3, logits_processor=LogitsProcessorList([probe])
-            )
-        return torch.stack(probe.seen)
-
 
 class _Bridge(LogitsProcessor):  # type: ignore[misc]
-    """Chooses the next token of every job and lets no other through."""
+    """Chooses the next token of every job and lets no other through.
 
-    def __init__(self, jobs: Sequence[Job], samplers: Sequence[RowSampler]) -> None:
+    Args:
+        replayed: tokens that each job has already, which are given again first.
+
+    Attributes:
+        steps: how often it was asked.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], samplers: Sequence[RowSampler], replayed: Sequence[Sequence[int]] = ()
+    ) -> None:
+        self.steps = 0
         self._jobs = jobs
         self._samplers = samplers
+        self._replayed = replayed or [[]] * len(jobs)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        active = [i for i, job in enumerate(self._jobs) if job.active]
-        tokens = [0] * len(self._jobs)
+        tokens = [done[self.steps] if self.steps < len(done) else 0 for done in self._replayed]
+        active = [i for i, job in enumerate(self._jobs) if job.active and self.steps >= len(self._replayed[i])]
+        self.steps += 1
         if active:
             logits = scores if len(active) == len(self._jobs) else scores[active]
             for i, sampled in zip(active, sample_rows(logits, [self._samplers[i] for i in active]), strict=True):
                 tokens[i] = max(sampled.token_id, 0)
                 self._jobs[i].take(sampled)
-        return _only(scores, tokens)
+        return only(scores, tokens)
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
@@ -234,25 +234,6 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
         if not all(ended):
             self.regrouping = self.regrouping or self._regroup(ended.count(False))
         return torch.tensor([e or self.regrouping for e in ended], device=input_ids.device)
-
-
-class _Probe(LogitsProcessor):  # type: ignore[misc]
-    """Notes the logits and gives every row the same next token."""
-
-    def __init__(self, avoided: int) -> None:
-        self.seen: list[torch.Tensor] = []
-        self._avoided = avoided
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.seen.append(scores.float().clone())
-        token_id = 5 + len(self.seen) + (5 + len(self.seen) == self._avoided)
-        return _only(scores, [token_id % scores.shape[1]] * len(scores))
-
-
-def _only(scores: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-    """Scores under which each row can only choose its token."""
-    forced = torch.full_like(scores, float("-inf"))
-    return forced.scatter_(1, torch.tensor(tokens, device=scores.device)[:, None], 0.0)
 
 
 def ordinary_ids(model: Any, vocabulary: Vocabulary, count: int) -> list[int]:

@@ -49,8 +49,8 @@ class AsAlone:
         self.specimen = specimen
         self._tolerance = tolerance
         self._untouched = specimen.build()
-        model = specimen.build()
-        self.engine: Engine = build_engine(model_info(model), EngineOptions(**{"memory_gib": 0.25, **options}))
+        self.model = specimen.build()
+        self.engine: Engine = build_engine(model_info(self.model), EngineOptions(**{"memory_gib": 0.25, **options}))
 
     def prompts(self, lengths: Sequence[int], *, seed: int = 0, begin: Sequence[int] = (), media: bool) -> list[Prompt]:
         """Prompts of some lengths, which may begin alike or show something, each something else."""
