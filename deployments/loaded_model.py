@@ -163,14 +163,23 @@ class LoadedModel:
             case TokensPrompt():
                 return EncodedPrompt(text=None, encoded=Encoded(input_ids=list(prompt.token_ids)))
             case TextPrompt():
-                encoded = self.hooks.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
-                return EncodedPrompt(text=prompt.text, encoded=encoded)
+                return self._encode_text(prompt)
             case ChatPrompt():
                 return self._encode_chat(prompt)
 
     def _encode_plainly(self, prompt: Prompt) -> tuple[str | None, Encoded]:
         found = self._encode(prompt)
         return found.text, found.encoded
+
+    def _encode_text(self, prompt: TextPrompt) -> EncodedPrompt:
+        def encode(text: str, marked: bool) -> Encoded:
+            return self.hooks.encode(text, add_special_tokens=prompt.add_special_tokens, marked=marked)
+
+        if not self.hooks.marks.are_in(prompt.text):
+            return EncodedPrompt(text=prompt.text, encoded=encode(prompt.text, False))
+        marked = self.hooks.marks.marked(prompt.text)
+        text, encoded = self.hooks.marks.encode(marked, "prompt", encode)
+        return EncodedPrompt(text=text, encoded=encoded)
 
     def _encode_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
         chat, sources = split_images(prompt)
@@ -179,9 +188,18 @@ class LoadedModel:
         chat, recordings = split_audio(chat)
         if recordings:
             self.hooks.check_audio(recordings[0].param)
-        text = self.hooks.render(chat)
+        place = self.hooks.marks.find(chat)
+        text = self.hooks.render(chat if place is None else self.hooks.marks.marked_chat(chat))
+        self.hooks.marks.check_places(text, chat)
         images = [decode_image(source) for source in sources]
-        encoded = self.hooks.encode(text, images=images, audio=[self._samples(each) for each in recordings])
+        sounds = [self._samples(each) for each in recordings]
+
+        def encode(text: str, marked: bool) -> Encoded:
+            return self.hooks.encode(text, images=images, audio=sounds, marked=marked)
+
+        if place is None:
+            return EncodedPrompt(text=text, encoded=encode(text, False))
+        text, encoded = self.hooks.marks.encode(text, place, encode, media=bool(images or sounds))
         return EncodedPrompt(text=text, encoded=encoded)
 
     def _samples(self, source: MediaSource) -> Samples:

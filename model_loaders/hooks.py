@@ -17,6 +17,7 @@ from model_loaders.chat_template import ChatTemplate, accepted
 from model_loaders.contract import Hook, ModelInfo
 from model_loaders.encoded import Encoded as Encoded
 from model_loaders.encoded import as_encoded, check_ids, vocab_size
+from model_loaders.media_marks import MediaMarks
 
 
 class Hooks:
@@ -30,6 +31,8 @@ class Hooks:
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
         self.sees_images = self._takes("images", "image_processor")
         self.hears = self._takes("audio", "feature_extractor")
+        kinds = [kind for kind, taken in (("image", self.sees_images), ("audio", self.hears)) if taken]
+        self.marks = MediaMarks(info, self.template.render, kinds)
 
     def render(self, chat: ChatPrompt) -> str:
         """The prompt text of a conversation.
@@ -41,7 +44,13 @@ class Hooks:
         return self.template.render(chat)
 
     def encode(
-        self, text: str, *, add_special_tokens: bool = False, images: Sequence[Any] = (), audio: Sequence[Any] = ()
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = False,
+        images: Sequence[Any] = (),
+        audio: Sequence[Any] = (),
+        marked: bool = False,
     ) -> Encoded:
         """Token ids of a prompt text, and the tensors that belong to it.
 
@@ -51,6 +60,7 @@ class Hooks:
         Args:
             images: `PIL.Image.Image`s in RGB, in the order of the conversation.
             audio: float32 arrays [samples] of `audio_rate` samples per second, in the order of the conversation.
+            marked: tokens that `marks` has marked in the text are text.
 
         Raises:
             UnsupportedParameter: images or recordings for a model whose encoder takes none.
@@ -59,11 +69,15 @@ class Hooks:
         """
         if self._encoder is None:
             raise BadRequest(f"Model {self.info.model_name!r} has no encoder; send token ids.", param="prompt")
+        if marked and self._adds_special_tokens(text, add_special_tokens) and self._adds_bos_alone:
+            text, add_special_tokens = f"{self.tokenizer.bos_token}{text}", False
         kwargs: dict[str, Any] = {
             "add_special_tokens": self._adds_special_tokens(text, add_special_tokens),
             "return_tensors": "pt",
             **self.info.encode_kwargs,
         }
+        if marked:
+            kwargs["sanitize_control_tokens"] = True
         if images:
             self.check_images("messages")
             kwargs["images"] = list(images)
@@ -169,6 +183,12 @@ class Hooks:
         if self._encoder_decoder:
             return not _ends(text, getattr(self.tokenizer, "eos_token", None))
         return asked and not self._begins_with_bos(text)
+
+    @property
+    def _adds_bos_alone(self) -> bool:
+        """Whether the tokenizer's special tokens are a beginning-of-sequence token and nothing else."""
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        return bos is not None and self.tokenizer("")["input_ids"] == [bos]
 
     def _begins_with_bos(self, text: str) -> bool:
         bos = getattr(self.tokenizer, "bos_token", None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -304,16 +304,3 @@ def _has(text: str | None, *marks: str) -> bool:
 def _as_text(text: str, mark: str) -> bool:
     """Whether a template writes a text, and not the Python or JSON form of a list that holds it."""
     return _has(text, mark) and not re.search(rf"""["'](text["']\s*:\s*["'])?{mark}["']\s*[,}}\]]""", text)
-
-
-def texts_of(value: Any) -> Iterable[str]:
-    """Every text in a value of JSON, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from texts_of(item)
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from texts_of(item)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from tests.engine.architectures import llava
 from tests.tiny import CHAT_TEMPLATE, byte_tokenizer, llama
 
 _CALLS = "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>"
@@ -22,6 +25,22 @@ def load_model(template: str = CHAT_TEMPLATE, length: int = 1024) -> dict[str, A
 
 def with_tools() -> dict[str, Any]:
     return load_model(TOOLS_TEMPLATE, 4096)
+
+
+def with_images() -> dict[str, Any]:
+    """A Llava whose template writes the images of users."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    part = "{{ '<image>' if part.type == 'image' and m.role == 'user' else part.text }}"
+    parts = f"{{% for part in m.content %}}{part}{{% endfor %}}"
+    content = f"{{% if m.content is string %}}{{{{ m.content }}}}{{% else %}}{parts}{{% endif %}}"
+    tokenizer.chat_template = TOOLS_TEMPLATE.replace("{{ m['content'] }}", content)
+    size = {"height": 28, "width": 28}
+    pixels = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=size)
+    settings = {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+    processor = LlavaProcessor(pixels, tokenizer, **settings)
+    model = llava(vocab_size=264, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    return {"model": model, "processor": processor, "tokenizer": tokenizer}
 
 
 def with_embed() -> dict[str, Any]:

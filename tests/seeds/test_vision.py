@@ -151,6 +151,15 @@ def test_jpeg_and_plain_base64_parts(client: OpenAI) -> None:
     assert by_part == by_url
 
 
+@pytest.mark.parametrize("images", [0, 1])
+def test_a_text_with_the_token_of_an_image_is_refused(client: OpenAI, images: int) -> None:
+    """The loader's own `encode` cannot tell it from an image."""
+    messages = asked(*[data_uri(picture())] * images, text="In HTML, <image> is no element.")
+    with pytest.raises(openai.BadRequestError, match="contains '<image>'") as refused:
+        answer(client, "paligemma", messages)
+    assert refused.value.param == "messages[0].content"
+
+
 def test_a_model_without_eyes_says_so(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         answer(client, "text", asked(data_uri(picture())))
