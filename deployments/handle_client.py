@@ -169,7 +169,7 @@ class HandleClient:
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
-        return cast(dict[str, Any], await self._ask("tokenizer_info", model))
+        return cast(dict[str, Any], await self._ask("tokenizer_info", model, through=self._pools))
 
     async def status(self) -> list[dict[str, Any]]:
         """One entry for every replica that answers within `STATUS_LIMIT_S` seconds."""
@@ -209,10 +209,10 @@ class HandleClient:
         finally:
             stream.cancel()
 
-    async def _ask(self, method: str, model: str, *arguments: Any) -> Any:
+    async def _ask(self, method: str, model: str, *arguments: Any, through: Mapping[str, Handle] | None = None) -> Any:
         """The answer of a replica that has the model, asked once more when the first is lost."""
         key = self.resolve(model).id
-        handle = self._stores[self._pool_of[key]].options(method_name=method, multiplexed_model_id=key)
+        handle = (through or self._stores)[self._pool_of[key]].options(method_name=method, multiplexed_model_id=key)
         for attempt in (1, 2):
             answer = handle.remote(key, *arguments)
             try:

@@ -34,7 +34,7 @@ from deployments.inspection import Inspection
 from deployments.leases import Leases
 from deployments.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
 from deployments.loading import Loading
-from deployments.messages import Call, Event, Failed, GenerateCall, Prompt, SamplingParams, TranscribeCall
+from deployments.messages import Accepted, Call, Event, Failed, GenerateCall, Prompt, SamplingParams, TranscribeCall
 from deployments.model_card import ModelCard
 from deployments.profiling import Trace
 from model_loaders.contract import ModelInfo
@@ -171,7 +171,7 @@ class ModelHost:
                         async for event in events:
                             if inspection is not None and (call_back := inspection.ended(event)) is not None:
                                 await asyncio.to_thread(call_back)
-                            yield event
+                            yield replace(event, load=model.load_id) if isinstance(event, Accepted) else event
                 finally:
                     generation.cancel(model.engine)
         except TroupeError as error:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from deployments.audio import Samples, decode_source, split_audio
 from deployments.client import Embeddings, EmbedOptions
@@ -49,10 +50,12 @@ class LoadedModel:
 
     def __init__(self, entry: ModelEntry, info: ModelInfo, *, max_audio_seconds: float = 3600.0) -> None:
         self.entry = entry
+        self.load_id = uuid4().hex
         self._max_audio_seconds = max_audio_seconds
         self.info = info
         probe_hooks(info, limit=entry.hook_timeout_s)
         self.hooks = Hooks(info)
+        self._card: dict[str, Any] | None = None
         self.engine: Engine = build_engine(info, entry.engine, turn_limit_s=entry.hook_timeout_s)
         self.speech = WhisperFormat.of(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.of(info, self.speech)
@@ -74,7 +77,9 @@ class LoadedModel:
 
     async def tokenizer_card(self) -> dict[str, Any]:
         """What a client needs to know of the tokenizer, as JSON values."""
-        return await self._off_loop(lambda: tokenizer_card(self.info, self.hooks.template))
+        if self._card is None:
+            self._card = await self._off_loop(lambda: tokenizer_card(self.info, self.hooks.template))
+        return self._card
 
     async def embed(self, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt; computed in batches beside the engine, in a thread of its own.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.client import ModelClient
+from deployments.messages import Accepted, Call
 from deployments.openai.options import ApiOptions
 from deployments.openai.record import Recorder
 
@@ -15,25 +16,22 @@ _REMEMBERED = 10_000
 
 @dataclass(slots=True)
 class Api:
-    """The models, the options, and what was learnt of the models' tokenizers."""
+    """The models, the options, and what was learned of the models' tokenizers."""
 
     client: ModelClient
     options: ApiOptions
     recorder: Recorder | None = None
-    _infos: dict[str, dict[str, Any]] = field(default_factory=dict)
     _texts: dict[tuple[str, int], str] = field(default_factory=dict)
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
-        """`ModelClient.tokenizer_info`, asked once."""
-        if model not in self._infos:
-            self._infos[model] = await self.client.tokenizer_info(model)
-        return self._infos[model]
+        """`ModelClient.tokenizer_info`, asked every time: the model may have been loaded anew from a changed folder."""
+        return await self.client.tokenizer_info(model)
 
-    async def first_text(self, model: str, token_ids: Sequence[int]) -> str:
+    async def first_text(self, call: Call, accepted: Accepted, token_ids: Sequence[int]) -> str:
         """The text of the first of these tokens, remembered because most prompts begin with the same one."""
-        key = (model, token_ids[0])
+        key = (accepted.load, token_ids[0])
         if key not in self._texts:
             if len(self._texts) >= _REMEMBERED:
                 self._texts.clear()
-            self._texts[key] = await self.client.detokenize(model, token_ids[:1])
+            self._texts[key] = await self.client.detokenize(call.model, token_ids[:1])
         return self._texts[key]

@@ -137,7 +137,7 @@ class CompletionAnswer:
         if self._body.logprobs is not None:
             echoed = choice.prompt_scores if self._body.echo else None
             tokens = [*(echoed or ()), *choice.logprobs]
-            shape["logprobs"] = await self._logprobs(tokens, self._prompt_ids(index, accepted))
+            shape["logprobs"] = await self._logprobs(tokens, index, accepted)
         shape.update(self._extras(index, choice.token_ids, accepted))
         if self._body.prompt_logprobs is not None and choice.prompt_scores is not None:
             shape["prompt_logprobs"] = prompt_logprobs(choice.prompt_scores)
@@ -152,11 +152,12 @@ class CompletionAnswer:
         return accepted.prompt_token_ids[index // self._body.n]
 
     async def _logprobs(
-        self, tokens: Sequence[TokenLogprob | None], prompt_ids: Sequence[int], start: int = 0
+        self, tokens: Sequence[TokenLogprob | None], index: int, accepted: Accepted, start: int = 0
     ) -> CompletionLogprobs:
         first = None
         if tokens and tokens[0] is None:
-            text = await self._exchange.api.first_text(self.call.model, prompt_ids)
+            prompt_ids = self._prompt_ids(index, accepted)
+            text = await self._exchange.api.first_text(self.call, accepted, prompt_ids)
             first = Candidate(token_id=prompt_ids[0], token=text, bytes=text.encode(), logprob=0.0)
         return completion_logprobs(tokens, start=start, as_ids=self._body.return_tokens_as_token_ids, first=first)
 
@@ -209,8 +210,7 @@ class CompletionAnswer:
             shape["prompt_logprobs"] = prompt_logprobs(scores)
         if self._body.logprobs is not None:
             tokens = [*(scores if self._body.echo else ()), *(delta.logprobs or ())]
-            prompt_ids = self._prompt_ids(delta.choice, accepted)
-            logprobs = await self._logprobs(tokens, prompt_ids, streamed.covered)
+            logprobs = await self._logprobs(tokens, delta.choice, accepted, streamed.covered)
             streamed.covered += sum(map(len, logprobs["tokens"]))
             shape["logprobs"] = logprobs
         shape.update(self._extras(delta.choice, delta.token_ids, accepted))
