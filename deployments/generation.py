@@ -73,6 +73,8 @@ class Generation:
         markers = self.call.reasoning
         asked = self.call.prompts[first // self._per_prompt]
         continued = isinstance(asked, ChatPrompt) and asked.continue_final_message
+        if markers is not None and markers.closed_by(prompt.text, continued=continued):
+            markers = None
         opened = markers is not None and markers.opened_by(prompt.text, continued=continued)
         continues = continued or not isinstance(asked, ChatPrompt)
         for j in range(self._per_prompt):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deployments.errors import TroupeError
+from deployments.reasoning import ReasoningMarkers
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -129,25 +130,6 @@ class ChatPrompt:
 
 
 Prompt = TextPrompt | TokensPrompt | ChatPrompt
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningMarkers:
-    """How a model marks its reasoning, which stands at the beginning of a text."""
-
-    opening: str
-    closing: str
-
-    def opened_by(self, prompt: str | None, *, continued: bool) -> bool:
-        """Whether a prompt leaves the reasoning open.
-
-        Args:
-            continued: the prompt ends within a message.
-        """
-        if prompt is None:
-            return False
-        ends = prompt.rstrip().endswith(self.opening)
-        return ends or (continued and prompt.rfind(self.opening) > prompt.rfind(self.closing))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

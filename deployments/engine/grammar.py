@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,11 +18,13 @@ import llguidance
 import numpy as np
 import torch
 
+from deployments.engine.after_reasoning import AfterReasoning
 from deployments.engine.closing import Closing, shortest_ending
 from deployments.engine.regex import without_boundaries
 from deployments.engine.vocabulary import Vocabulary
 from deployments.errors import BadRequest, ModelError, Unavailable
 from deployments.messages import FinishReason, Grammar
+from deployments.reasoning import ReasoningMarkers
 
 MAX_SOURCE = 1 << 17
 COMPILE_SECONDS = 5.0
@@ -43,9 +45,27 @@ class CompiledGrammar:
         self._tokens = tokens
         self.ending = shortest_ending(matcher, tokens)
 
-    def mask(self, max_tokens: int) -> GrammarMask:
-        """The constraint on one row of at most `max_tokens` tokens."""
+    def mask(
+        self, max_tokens: int, *, reasoning: ReasoningMarkers | None = None, opened: bool = False
+    ) -> GrammarMask | AfterReasoning:
+        """The constraint on one row of at most `max_tokens` tokens.
+
+        Args:
+            reasoning: how the model marks its reasoning, after which the constraint begins.
+            opened: the prompt has opened it.
+        """
+        if reasoning is not None:
+            return AfterReasoning(self, self._tokens, reasoning, opened=opened, max_tokens=max_tokens)
         return GrammarMask(self._matcher.deep_copy(), self._tokens, Closing(self.ending, max_tokens))
+
+    def answer(self, max_tokens: int, begun: Sequence[int] = ()) -> GrammarMask | None:
+        """The constraint on a text of at most `max_tokens` tokens after `begun`; None if it cannot begin so."""
+        matcher, ending = self._matcher.deep_copy(), self.ending
+        if begun:
+            if matcher.try_consume_tokens(list(begun)) < len(begun):
+                return None
+            ending = shortest_ending(matcher, self._tokens)
+        return GrammarMask(matcher, self._tokens, Closing(ending, max_tokens))
 
 
 class GrammarMask:
@@ -61,6 +81,10 @@ class GrammarMask:
         self._check()
         allowed = torch.from_numpy(np.unpackbits(bits, bitorder="little", count=self._tokens.width).view(np.bool_))
         scores.masked_fill_(~allowed[: len(scores)].to(scores.device, non_blocking=True), float("-inf"))
+
+    def accepts(self, token_id: int) -> bool:
+        """Whether the token may come next."""
+        return self._matcher.validate_tokens([token_id]) == 1
 
     def advance(self, token_id: int) -> int:
         token_id = self._closing.choose(self._matcher, self._tokens, token_id)
@@ -89,10 +113,10 @@ class GrammarTokens:
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         # Bytes that begin with 0xFF are no text: llguidance never allows them inside a string.
-        texts = [
-            b"\xff" + vocabulary.token_bytes(i) if i in vocabulary.special_ids else vocabulary.token_bytes(i)
-            for i in range(width)
-        ]
+        self._texts = [vocabulary.token_bytes(i) for i in range(width)]
+        self._ids: dict[bytes, int] | None = None
+        self._leading: dict[bytes, list[int]] = {}
+        texts = [b"\xff" + text if i in vocabulary.special_ids else text for i, text in enumerate(self._texts)]
         eos = sorted(i for i in vocabulary.eos_ids if i < width)
         if not eos:
             # A model without terminators still needs a name for the end of the text; no logit belongs to it.
@@ -106,6 +130,24 @@ class GrammarTokens:
         self.tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Tokens(texts, self.eos, self.single)), n_vocab=self.width, eos_token=eos
         )
+
+    def text_of(self, token_id: int) -> bytes:
+        """The bytes of a token, special or not."""
+        return self._texts[token_id] if token_id < len(self._texts) else b""
+
+    def exact(self, text: bytes) -> int | None:
+        """The first token with these bytes."""
+        if self._ids is None:
+            self._ids = {text: i for i, text in reversed(list(enumerate(self._texts)))}
+        return self._ids.get(text)
+
+    def leading_to(self, text: bytes) -> list[int]:
+        """The tokens that begin a text, or begin with it."""
+        if text not in self._leading:
+            self._leading[text] = [
+                i for i, each in enumerate(self._texts) if each and (text.startswith(each) or each.startswith(text))
+            ]
+        return self._leading[text]
 
 
 class _Tokens:

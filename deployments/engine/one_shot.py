@@ -300,13 +300,16 @@ class _StockRunner(_Runner):
         return self._grammars.compile(grammar) if grammar is not None else None
 
     def prepare(self, job: Job, grammar: CompiledGrammar | None) -> None:
-        params = job.request.sampling
+        request, params = job.request, job.request.sampling
+        mask = None
+        if grammar is not None:
+            mask = grammar.mask(params.max_tokens or 1, reasoning=request.reasoning, opened=request.reasoning_opened)
         job.sampler = self._vocabulary.sampler(
             params,
             self._generate.prompt_ids(job.request),
             vocab_size=self._generate.width,
             device=self._generate.device,
-            mask=grammar.mask(params.max_tokens or 1) if grammar is not None else None,
+            mask=mask,
             processors=job.request.processors,
         )
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deployments.messages import EngineEvent, ReasoningMarkers, SamplingParams
+from deployments.messages import EngineEvent, SamplingParams
+from deployments.reasoning import ReasoningMarkers
 
 if TYPE_CHECKING:
     import torch

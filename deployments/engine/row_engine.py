@@ -115,7 +115,11 @@ class RowEngine:
         """Let a row in once its grammar is compiled."""
         error: TroupeError | None = None
         try:
-            row.sampler.mask = compiled.result().mask(row.sampler.params.max_tokens or 1)
+            row.sampler.mask = compiled.result().mask(
+                row.sampler.params.max_tokens or 1,
+                reasoning=row.request.reasoning,
+                opened=row.request.reasoning_opened,
+            )
         except TroupeError as refusal:
             error = refusal
         with self._changed:

@@ -154,7 +154,9 @@ async def _reading(
         if not info["response_template"]:
             raise ModelError(f"Model {card.id!r} is to be read by a response_template, but its tokenizer has none.")
         await asyncio.to_thread(response_template.importable)
-        return replace(reading, template=info["response_template"])
+        answers = info["response_template"]
+        markers = response_template.reasoning_markers(answers) or reading.reasoning
+        return replace(reading, template=answers, reasoning=markers)
     family = options.tool_parser or family_of(_used_template(info, template, tools))
     if "harmony" in (family, options.reasoning_parser):
         return replace(reading, family=FAMILIES["harmony"], reasoning=MARKERS["harmony"])

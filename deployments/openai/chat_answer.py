@@ -44,7 +44,6 @@ class ChatPlan:
 
     def call(self, answer_id: str, card: ModelCard, body: ChatBody, *, n: int = 1, stream: bool) -> GenerateCall:
         """What the model is asked."""
-        apart = self.reading.template is None and self.sampling.grammar is None
         return GenerateCall(
             # Clients may send one id several times; engines tell requests apart by theirs.
             request_id=f"{answer_id}-{uuid4().hex[:8]}",
@@ -53,7 +52,7 @@ class ChatPlan:
             sampling=self.sampling,
             n=n,
             truncate_prompt=body.truncate_prompt_tokens,
-            reasoning=self.reading.reasoning if apart else None,
+            reasoning=self.reading.reasoning,
             affinity=self.affinity,
             stream=stream,
         )

@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.messages import FinishReason, ReasoningMarkers
+from deployments.messages import FinishReason
 from deployments.openai.chat_schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
 from deployments.openai.parsing.calls import CallSplitter
 from deployments.openai.parsing.families import Family
 from deployments.openai.parsing.harmony import HarmonySplitter
-from deployments.openai.parsing.parts import Call, Content, Part, Plain, Reasoning, Splitter
+from deployments.openai.parsing.parts import Call, Content, ContentSplitter, Part, Plain, Reasoning, Splitter
 from deployments.openai.parsing.reasoning import ReasoningSplitter
 from deployments.openai.parsing.response_template import TemplateSplitter
 from deployments.openai.tools import ForcedCalls, ToolSet
+from deployments.reasoning import ReasoningMarkers
 
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 
@@ -55,17 +56,16 @@ class Reading:
             prompt: the rendered prompt, which may have opened the reasoning.
             continued: the prompt ends within a message.
         """
-        forced = self.tools is not None and self.tools.forced
-        calls: Splitter = Plain()
-        if self.tools is not None and forced:
-            calls = ForcedCalls(self.tools)
-        elif self.template is not None:
-            return TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
-        elif self.family is not None and self.family.harmony:
-            return HarmonySplitter()
-        elif self.tools is not None and self.family is not None:
+        forced = ForcedCalls(self.tools) if self.tools is not None and self.tools.forced else None
+        if self.template is not None:
+            described = TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
+            return described if forced is None else ContentSplitter(described, forced)
+        if self.family is not None and self.family.harmony:
+            return HarmonySplitter() if forced is None else ContentSplitter(HarmonySplitter(), forced)
+        calls: Splitter = forced or Plain()
+        if forced is None and self.tools is not None and self.family is not None:
             calls = CallSplitter(self.family, self.tools.schemas)
-        if self.reasoning is None or forced:
+        if self.reasoning is None or self.reasoning.closed_by(prompt, continued=continued):
             return calls
         opened = self.reasoning.opened_by(prompt, continued=continued)
         return ReasoningSplitter(self.reasoning, opened=opened, then=calls)

@@ -12,7 +12,7 @@ from deployments.messages import Grammar
 from deployments.openai.constraint import schema_grammar
 from deployments.openai.fields import shown
 from deployments.openai.parsing.families import json_calls
-from deployments.openai.parsing.parts import Content, Part
+from deployments.openai.parsing.parts import Part
 
 Mode = Literal["auto", "required", "named"]
 _MAX_TOOLS = 512
@@ -182,8 +182,8 @@ def _rebased(schema: Any, base: str) -> Any:
 
 
 class ForcedCalls:
-    """Reads an answer that a grammar made tool calls. Of one cut off, the calls that are complete; without any the text
-    stays content.
+    """Reads an answer that a grammar made tool calls. Of one cut off it gives the calls that are complete, and no more:
+    the beginning of a call is no text for a reader.
     """
 
     def __init__(self, tools: ToolSet) -> None:
@@ -200,9 +200,7 @@ class ForcedCalls:
             calls = None if value is None else json_calls({"name": self._tools.callable[0], "arguments": value})
         else:
             calls = json_calls(_complete_items(self._text))
-        if calls:
-            return [*calls]
-        return [Content(self._text)] if self._text else []
+        return [*calls] if calls else []
 
 
 def _loads(text: str) -> Any:

@@ -110,7 +110,7 @@ class CTranslate2Engine:
         )
         params = request.sampling
         if params.grammar is not None:
-            _check_choice(params)
+            _check_choice(request)
         in_step = params.logprobs is not None or bool(params.min_tokens and params.repetition_penalty != 1)
         lengths = self._backend.length_class(len(request.input_ids), in_step)
         decoded = params if params.grammar is None else SamplingParams()
@@ -266,9 +266,16 @@ class CTranslate2Engine:
         job.finish("stop")
 
 
-def _check_choice(params: SamplingParams) -> None:
+def _check_choice(request: EngineRequest) -> None:
     """Only a closed set of texts can be enforced, by the likelihood of each as a whole."""
+    params = request.sampling
     assert params.grammar is not None
+    if request.reasoning_opened:
+        raise UnsupportedParameter(
+            "CTranslate2 cannot follow a constraint after reasoning, and this prompt opens the reasoning; leave the "
+            "constraint out or turn the reasoning off.",
+            param="response_format",
+        )
     if params.grammar.kind != "choice":
         raise UnsupportedParameter(
             f"CTranslate2 cannot follow a {params.grammar.kind}; it can only choose from a list of texts.",

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from deployments.engine.logprobs import TokenScore
 from deployments.engine.output import ChoiceOutput, StopStrings
 from deployments.engine.sampling import Sampled
-from deployments.messages import Delta, ReasoningMarkers, SamplingParams
+from deployments.messages import Delta, SamplingParams
+from deployments.reasoning import ReasoningMarkers
 from tests.engine.test_vocabulary import BYTES, SENTENCEPIECE
 
 EOS, IM_END = 257, 260

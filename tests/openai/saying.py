@@ -78,6 +78,20 @@ def load_model(
     }
 
 
+def described() -> dict[str, Any]:
+    """A model whose tokenizer describes its answers."""
+    loaded = load_model()
+    loaded["tokenizer"].response_template = {
+        "start_anchor": "<|im_start|>assistant\n",
+        "fields": {
+            "content": {},
+            "thinking": {"open_pattern": r"<think>\n?", "close_pattern": r"\s*</think>\s*", "content": "text"},
+            "tool_calls": {"open": "<call>", "close": "</call>", "content": "json", "repeats": True},
+        },
+    }
+    return loaded
+
+
 def sentencepiece() -> PreTrainedTokenizerFast:
     """Pieces with `▁`, byte tokens for the rest, and a decoder that strips a text's first space."""
     words = ["▁", "▁▁", "▁▁▁▁", "▁return", "▁Paris", "▁the", "▁is", "ing", "ris", "▁x", "▁.", "▁["]

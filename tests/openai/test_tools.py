@@ -169,9 +169,9 @@ def test_allowed_tools(client: OpenAI) -> None:
     assert grammar(client, "x", allowed)[1] is None
 
 
-def test_a_forced_call_cut_off_stays_content(client: OpenAI) -> None:
+def test_a_forced_call_cut_off_is_no_content(client: OpenAI) -> None:
     choice, _ = grammar(client, '{"command": "ls"}', NAMED, max_tokens=5)
-    assert (choice.message.content, choice.finish_reason) == ('{"com', "length")
+    assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == ("", None, "length")
 
 
 def test_of_forced_calls_cut_off_the_complete_ones_are_left(client: OpenAI) -> None:

@@ -51,6 +51,26 @@ class Plain:
         return []
 
 
+class ContentSplitter:
+    """Splits what another splitter finds to be content once more."""
+
+    def __init__(self, first: Splitter, then: Splitter) -> None:
+        self._first = first
+        self._then = then
+
+    def feed(self, text: str) -> list[Part]:
+        return self._split(self._first.feed(text))
+
+    def finish(self) -> list[Part]:
+        return [*self._split(self._first.finish()), *self._then.finish()]
+
+    def _split(self, parts: list[Part]) -> list[Part]:
+        split: list[Part] = []
+        for part in parts:
+            split += self._then.feed(part.text) if isinstance(part, Content) else [part]
+        return split
+
+
 def held_back(text: str, markers: tuple[str, ...]) -> int:
     """How many characters at the end of `text` could be the beginning of a marker."""
     longest = max(map(len, markers), default=1) - 1

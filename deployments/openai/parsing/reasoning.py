@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deployments.messages import ReasoningMarkers
 from deployments.openai.parsing.parts import Part, Plain, Reasoning, Splitter, held_back
+from deployments.reasoning import ReasoningMarkers
 
 # How families mark their reasoning.
 MARKERS = {
@@ -11,7 +11,9 @@ MARKERS = {
     "mistral": ReasoningMarkers("[THINK]", "[/THINK]"),
     "thought": ReasoningMarkers("<thought>", "</thought>"),
     "reasoning": ReasoningMarkers("<reasoning>", "</reasoning>"),
-    "harmony": ReasoningMarkers("<|channel|>analysis<|message|>", "<|end|>"),
+    "harmony": ReasoningMarkers(
+        "<|channel|>analysis<|message|>", "<|end|>", begins="<|channel|>", answer=("<|channel|>final", "<|message|>")
+    ),
     "seed": ReasoningMarkers("<seed:think>", "</seed:think>"),
 }
 

@@ -8,16 +8,42 @@ from typing import Any
 
 from deployments.openai.parsing.families import json_calls
 from deployments.openai.parsing.parts import Content, Part, Reasoning
+from deployments.reasoning import ReasoningMarkers
 
 NAME = "response_template"
 _REASONING = ("thinking", "reasoning", "reasoning_content")
 # Markers end with these, so that a piece seldom holds more than one end of a region.
+# White space that a pattern leaves open at either end, and what makes a pattern more than a text.
+_SPACES = re.compile(r"^(?:\\[sn][*?])+|(?:\\[sn][*?])+$")
+_SYNTAX = re.compile(r"[][.^$*+?{}|()\\]")
 _PIECES = re.compile(r"[^>\]}]*[>\]}]|[^>\]}]+")
 
 
 def importable() -> None:
     """Import the parser, which takes half a second the first time."""
     import transformers.utils.chat_parsing  # noqa: F401
+
+
+def reasoning_markers(template: Mapping[str, Any]) -> ReasoningMarkers | None:
+    """The markers of the reasoning that a template describes; None if there are none, or they are no plain texts."""
+    fields = template.get("fields")
+    for name in _REASONING:
+        field = fields.get(name) if isinstance(fields, Mapping) else None
+        if isinstance(field, Mapping):
+            opening, closing = _literal(field, "open"), _literal(field, "close")
+            return ReasoningMarkers(opening, closing) if opening and closing else None
+    return None
+
+
+def _literal(field: Mapping[str, Any], key: str) -> str | None:
+    """A marker without the white space around it: given as a text, or as a pattern that matches one text."""
+    text = field.get(key)
+    if isinstance(text, str):
+        return text.strip()
+    pattern = field.get(f"{key}_pattern")
+    core = _SPACES.sub("", pattern) if isinstance(pattern, str) else ""
+    literal = re.sub(r"\\(\W)", r"\1", core)
+    return literal.strip() if core and not _SYNTAX.search(re.sub(r"\\\W", "", core)) else None
 
 
 class TemplateSplitter:

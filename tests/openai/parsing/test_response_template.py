@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
-from deployments.openai.parsing.response_template import TemplateSplitter
+from deployments.openai.parsing.response_template import TemplateSplitter, reasoning_markers
 
 TEMPLATE = {
     "defaults": {"role": "assistant"},
@@ -58,3 +58,20 @@ def told(parts: list[Part]) -> tuple[str, str, list[Any]]:
 def test_cases(text: str, prompt: str, expected: Any) -> None:
     for pieces in ([text], list(text)):
         assert told(split(pieces, prompt)) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "markers"),
+    [
+        ({"open": "<think>", "close": "</think>"}, ("<think>", "</think>")),
+        ({"open_pattern": r"\s*<think>\n?", "close_pattern": r"\s*</think>\s*"}, ("<think>", "</think>")),
+        ({"open_pattern": r"\[THINK\]", "close_pattern": r"\s*\[/THINK\]\s*"}, ("[THINK]", "[/THINK]")),
+        ({"open": "<|channel>thought\n", "close": "<channel|>"}, ("<|channel>thought", "<channel|>")),
+        ({"open_pattern": "(?:<a>)?<b>", "close": "</b>"}, None),
+        ({"open": "<think>"}, None),
+    ],
+)
+def test_the_markers_of_its_reasoning(field: dict[str, str], markers: tuple[str, str] | None) -> None:
+    found = reasoning_markers({"fields": {"content": {}, "thinking": field}})
+    assert (None if found is None else (found.opening, found.closing)) == markers
+    assert reasoning_markers({"fields": {"content": {}}}) is None
