@@ -343,5 +343,5 @@ def _refuse_unsupported(sampling: SamplingParams, model: LoadedModel) -> None:
     for field in fields(SamplingParams):
         name = field.name
         if name not in model.engine.supports and getattr(sampling, name) != getattr(_DEFAULTS, name):
-            asked = request_field(name)
+            asked = request_field(name, sampling)
             raise UnsupportedParameter(f"Model {model.entry.id!r} cannot honour {asked}.", param=asked)

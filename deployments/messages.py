@@ -21,10 +21,15 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grammar:
-    """A constraint on the generated text, compiled by the engine's grammar library."""
+    """A constraint on the generated text, compiled by the engine's grammar library.
+
+    Attributes:
+        param: the request field it comes from, for error messages; two constraints are equal without it.
+    """
 
     kind: Literal["json_schema", "json_object", "regex", "choice", "lark"]
     source: str
+    param: str = field(default="response_format", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,6 @@ _ORIGINAL = "original_max_position_embeddings"
 # llama3 is not among them: its configs give the stretched length, its factor concerns single frequencies.
 _STRETCHING = frozenset({"linear", "dynamic", "yarn", "longrope", "su"})
 _ALWAYS = frozenset({"max_tokens", "skip_special_tokens", "markers"})
-_FIELDS = {"extra": "generate_kwargs", "grammar": "response_format"}
 _DEFAULTS = SamplingParams()
 
 
@@ -82,7 +81,7 @@ def check_request(request: EngineRequest, *, max_model_len: int, supports: froze
             f"Token id {wrong[0]} does not exist; this model has ids 0 to {(vocab or 1) - 1}.", param="prompt"
         )
     params = request.sampling
-    for name in ("logit_bias", "allowed_token_ids", "logprob_token_ids"):
+    for name in ("logit_bias", "allowed_token_ids", "logprob_token_ids", "stop_token_ids"):
         ids = getattr(params, name) or ()
         beyond = [i for i in ids if vocab is not None and not 0 <= i < vocab]
         if beyond:
@@ -120,13 +119,15 @@ def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
         if field.name not in supports and field.name not in _ALWAYS and value != getattr(_DEFAULTS, field.name):
             if field.name == "beam_rank":
                 raise UnsupportedParameter("This model gives one text of a beam search; send n=1.", param="n")
-            name = request_field(field.name)
+            name = request_field(field.name, params)
             raise UnsupportedParameter(f"This model cannot honour {name}={value!r}; leave it out.", param=name)
 
 
-def request_field(name: str) -> str:
-    """What clients call a field of `SamplingParams`."""
-    return _FIELDS.get(name, name)
+def request_field(name: str, params: SamplingParams) -> str:
+    """What a client called a field of its `SamplingParams`."""
+    if name == "grammar" and params.grammar is not None:
+        return params.grammar.param
+    return "generate_kwargs" if name == "extra" else name
 
 
 # Arguments for a hook are for engines that have one.

@@ -193,7 +193,7 @@ class GrammarCompiler:
         """
         if len(grammar.source.encode()) > MAX_SOURCE:
             raise BadRequest(
-                f"The {_noun(grammar)} has more than {MAX_SOURCE} bytes; send a smaller one.", param=_PARAM
+                f"The {_noun(grammar)} has more than {MAX_SOURCE} bytes; send a smaller one.", param=grammar.param
             )
         outcome: Future[CompiledGrammar] = Future()
         with self._lock:
@@ -243,7 +243,7 @@ class GrammarCompiler:
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
-            raise BadRequest(f"Invalid {_noun(grammar)}: {_first_line(matcher.get_error())}", param=_PARAM)
+            raise BadRequest(f"Invalid {_noun(grammar)}: {_first_line(matcher.get_error())}", param=grammar.param)
         return matcher
 
     def _known_tokens(self) -> GrammarTokens:
@@ -253,7 +253,6 @@ class GrammarCompiler:
             return self._tokens
 
 
-_PARAM = "response_format"
 _NOUNS = {
     "json_schema": "JSON schema",
     "json_object": "JSON schema",
@@ -275,11 +274,11 @@ def _as_llguidance(grammar: Grammar) -> str:
         if grammar.kind == "choice":
             choices = json.loads(grammar.source)
             if not (isinstance(choices, list) and choices and all(isinstance(c, str) and c for c in choices)):
-                raise BadRequest("The choices must be a list of at least one non-empty string.", param=_PARAM)
+                raise BadRequest("The choices must be a list of at least one non-empty string.", param=grammar.param)
             return llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(c) for c in choices))
         return llguidance.LLMatcher.grammar_from_lark(grammar.source)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"Invalid {_noun(grammar)}: {error}", param=_PARAM) from error
+        raise BadRequest(f"Invalid {_noun(grammar)}: {error}", param=grammar.param) from error
 
 
 def _without_boundaries(grammar: Grammar) -> str:
@@ -287,7 +286,7 @@ def _without_boundaries(grammar: Grammar) -> str:
     try:
         return llguidance.LLMatcher.grammar_from_lark(without_boundaries(grammar.source))
     except ValueError as error:
-        raise BadRequest(f"Invalid {_noun(grammar)}: {error}.", param=_PARAM) from None
+        raise BadRequest(f"Invalid {_noun(grammar)}: {error}.", param=grammar.param) from None
 
 
 def _settle(outcome: Future[CompiledGrammar], compiled: CompiledGrammar | None, error: Exception | None) -> None:
@@ -306,7 +305,8 @@ def _settle(outcome: Future[CompiledGrammar], compiled: CompiledGrammar | None, 
 
 def _too_long(grammar: Grammar) -> BadRequest:
     return BadRequest(
-        f"The {_noun(grammar)} takes more than {COMPILE_SECONDS:g} s to compile; send a simpler one.", param=_PARAM
+        f"The {_noun(grammar)} takes more than {COMPILE_SECONDS:g} s to compile; send a simpler one.",
+        param=grammar.param,
     )
 
 

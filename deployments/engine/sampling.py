@@ -227,7 +227,7 @@ def _dead_end(peak: float, params: SamplingParams) -> TroupeError:
             "allowed_token_ids": params.allowed_token_ids,
             "bad_words": params.bad_words,
             "min_tokens": params.min_tokens,
-            "response_format": params.grammar,
+            params.grammar.param if params.grammar is not None else "response_format": params.grammar,
         }
         names = [name for name, value in asked.items() if value]
         return BadRequest(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, NotRequired
+from typing import Annotated, ClassVar, Literal, NotRequired
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from typing_extensions import TypedDict
 
-from deployments.openai.fields import MAX_WHOLE, Real, RequestBody, Whole
+from deployments.openai.fields import MAX_WHOLE, Real, RequestBody, Seed, Whole
+from deployments.openai.foreign import Rows
+from deployments.openai.foreign_fields import TRANSCRIPTIONS, TRANSLATIONS
 
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 LISTS = frozenset(
@@ -23,17 +25,7 @@ def _spoken_language(value: object) -> object:
 class TranslationBody(RequestBody):
     """A recording, and how it is put into English text. Fields after `temperature` are vLLM's, with its meaning."""
 
-    bookkeeping: ClassVar[frozenset[str]] = frozenset({"user", "metadata", "request_id"})
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "hotwords": (),
-        "to_language": ("en", "english"),
-        "use_beam_search": (False, "false", "False"),
-        "n": (1, "1"),
-        "length_penalty": (1, 1.0, "1", "1.0"),
-        "penalty_decay": (),
-        "include_stop_str_in_output": (False, "false", "False"),
-        "vllm_xargs": ({}, "{}"),
-    }
+    foreign: ClassVar[Rows] = TRANSLATIONS
 
     file: Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})] = Field(
         description="wav, flac, mp3, ogg or another format of libsndfile."
@@ -53,22 +45,14 @@ class TranslationBody(RequestBody):
     repetition_penalty: Annotated[Real, Field(gt=0)] = 1.0
     presence_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
-    seed: Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Seed = None
     max_completion_tokens: Annotated[Whole, Field(ge=1, le=MAX_WHOLE)] | None = None
 
 
 class TranscriptionBody(TranslationBody):
     """A recording, and how it is written down."""
 
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **TranslationBody.refused,
-        "to_language": (),
-        "chunking_strategy": ("auto",),
-        "keywords": ([],),
-        "languages": ([],),
-        "known_speaker_names": ([],),
-        "known_speaker_references": ([],),
-    }
+    foreign: ClassVar[Rows] = TRANSCRIPTIONS
 
     include: list[Literal["logprobs"]] = Field(
         default_factory=list, description="`logprobs`: of the tokens; with json only."

@@ -8,6 +8,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.openai.fields import Count
+from deployments.openai.foreign import Rows
+from deployments.openai.foreign_fields import CHAT
 from deployments.openai.logprobs import ChatLogprobs
 from deployments.openai.sampling import GenerationBody
 from deployments.openai.usage import UsageObject
@@ -16,19 +18,7 @@ from deployments.openai.usage import UsageObject
 class ChatBody(GenerationBody):
     """A conversation to be continued by the assistant."""
 
-    bookkeeping: ClassVar[frozenset[str]] = GenerationBody.bookkeeping | {"prediction"}
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **GenerationBody.refused,
-        "modalities": (["text"],),
-        "audio": (),
-        "web_search_options": (),
-        "moderation": (),
-        "verbosity": ("medium",),
-        "add_special_tokens": (False,),
-        "best_of": (1,),
-        "functions": ([],),
-        "function_call": ("none", "auto"),
-    }
+    foreign: ClassVar[Rows] = CHAT
 
     messages: list[Any] = Field(
         description="Messages with role (system, user, assistant, tool) and content (a string or a list of parts).",

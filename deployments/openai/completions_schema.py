@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict
 
 from deployments.openai.fields import MAX_WHOLE, Count, TokenId, Whole
+from deployments.openai.foreign import Rows
+from deployments.openai.foreign_fields import COMPLETIONS
 from deployments.openai.logprobs import CompletionLogprobs
 from deployments.openai.sampling import GenerationBody
 from deployments.openai.usage import UsageObject
@@ -36,7 +38,7 @@ def prompt_inputs(value: object) -> list[PromptInput]:
 class CompletionBody(GenerationBody):
     """Prompts to be continued."""
 
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {**GenerationBody.refused, "suffix": ("",), "prompt_embeds": ()}
+    foreign: ClassVar[Rows] = COMPLETIONS
 
     prompt: Annotated[
         list[PromptInput],

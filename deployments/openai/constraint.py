@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from deployments.errors import BadRequest, UnsupportedParameter
+from deployments.errors import BadRequest
 from deployments.messages import Grammar
-from deployments.openai.fields import shown
+from deployments.openai.fields import RequestObject
+from deployments.openai.foreign import Rows, shown
+from deployments.openai.foreign_fields import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 
 
-class JsonSchemaFormat(BaseModel):
+class JsonSchemaFormat(RequestObject):
     """A schema that the answer follows, always strictly."""
-
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
     name: str | None = None
     description: str | None = None
@@ -24,102 +24,128 @@ class JsonSchemaFormat(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    """What the answer's text is: anything, a JSON object, or JSON that follows a schema."""
+class ResponseFormat(RequestObject):
+    """What the answer's text is: anything, a JSON object, or JSON that follows a schema.
 
-    model_config = ConfigDict(extra="ignore")
+    The schema is in `json_schema`, as at OpenAI, or beside the type, as in llama.cpp and at Together.
+    """
+
+    foreign: ClassVar[Rows] = RESPONSE_FORMAT
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(RequestObject):
     """One constraint on the text, in vLLM's names; `grammar` is a Lark grammar."""
 
-    model_config = ConfigDict(extra="ignore")
+    foreign: ClassVar[Rows] = STRUCTURED_OUTPUTS
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
-    structural_tag: Any = None
-    whitespace_pattern: str | None = None
-    disable_any_whitespace: bool | None = None
-    disable_additional_properties: bool | None = None
 
 
-def schema_grammar(schema: Mapping[str, Any] | bool) -> Grammar:
-    return Grammar(kind="json_schema", source=json.dumps(schema, separators=(",", ":")))
+def schema_grammar(schema: Mapping[str, Any] | bool, param: str = "response_format") -> Grammar:
+    return Grammar(kind="json_schema", source=json.dumps(schema, separators=(",", ":")), param=param)
 
 
 def response_grammar(wanted: ResponseFormat | None) -> Grammar | None:
     """The constraint of a response_format.
 
     Raises:
-        BadRequest: the schema is missing.
+        BadRequest: the schema is missing, or does not go with the type.
     """
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
         return None
-    if wanted.type == "json_object":
-        return Grammar(kind="json_object", source="")
-    schema = wanted.json_schema.schema_ if wanted.json_schema is not None else None
-    if schema is None:
+    nested = wanted.json_schema.schema_ if wanted.json_schema is not None else None
+    if wanted.type != "json_schema" and wanted.json_schema is not None:
+        raise _misplaced("json_schema", wanted.type, "it needs type json_schema")
+    if wanted.type == "text" and wanted.schema_ is not None:
+        raise _misplaced("schema", wanted.type, "it needs type json_schema or json_object")
+    if nested is not None and wanted.schema_ is not None and nested != wanted.schema_:
+        raise _misplaced("schema", wanted.type, "json_schema.schema is another one; send one of them")
+    schema = wanted.schema_ if nested is None else nested
+    if schema is not None:
+        return schema_grammar(schema)
+    if wanted.type == "json_schema":
         raise BadRequest(
             "Missing required field 'response_format.json_schema.schema'; send the schema, or type json_object.",
             param="response_format.json_schema",
             code="missing_required_parameter",
         )
-    return schema_grammar(schema)
+    return None if wanted.type == "text" else Grammar(kind="json_object", source="")
+
+
+def _misplaced(key: str, kind: str, why: str) -> BadRequest:
+    param = f"response_format.{key}"
+    return BadRequest(f"Invalid {param!r}: {why}; got type {kind}.", param=param)
 
 
 def structured_grammar(wanted: StructuredOutputs | None) -> Grammar | None:
     """The constraint of structured_outputs.
 
     Raises:
-        BadRequest: there are several, or one of a kind that cannot be followed.
+        BadRequest: there is none, or there are several.
     """
     if wanted is None:
         return None
-    for name in ("structural_tag", "whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"):
-        if getattr(wanted, name):
-            raise UnsupportedParameter(
-                f"This server does not support 'structured_outputs.{name}'; leave it out.",
-                param=f"structured_outputs.{name}",
-            )
-    found: list[Grammar] = []
-    if wanted.json_ is not None:
-        found.append(schema_grammar(_schema(wanted.json_, "structured_outputs.json")))
-    if wanted.regex is not None:
-        found.append(Grammar(kind="regex", source=wanted.regex))
-    if wanted.choice is not None:
-        found.append(_choice(wanted.choice, "structured_outputs.choice"))
-    if wanted.grammar is not None:
-        found.append(Grammar(kind="lark", source=wanted.grammar))
-    if wanted.json_object:
-        found.append(Grammar(kind="json_object", source=""))
-    return only_one(found, "structured_outputs")
+    grammar = _constraint(
+        {
+            "structured_outputs.json": wanted.json_,
+            "structured_outputs.regex": wanted.regex,
+            "structured_outputs.choice": wanted.choice,
+            "structured_outputs.grammar": wanted.grammar,
+            "structured_outputs.json_object": wanted.json_object or None,
+        }
+    )
+    if grammar is None:
+        raise BadRequest(
+            "Invalid 'structured_outputs': it needs json, regex, choice, grammar or json_object; leave it out for text "
+            "without a constraint.",
+            param="structured_outputs",
+        )
+    return grammar
 
 
 def guided_grammar(fields: Mapping[str, Any]) -> Grammar | None:
     """The constraint of guided_json, guided_regex, guided_choice and guided_grammar, of which one may be there."""
-    found: list[Grammar] = []
-    if (schema := fields.get("guided_json")) is not None:
-        found.append(schema_grammar(_schema(schema, "guided_json")))
-    if (pattern := fields.get("guided_regex")) is not None:
-        found.append(Grammar(kind="regex", source=pattern))
-    if (choices := fields.get("guided_choice")) is not None:
-        found.append(_choice(choices, "guided_choice"))
-    if (grammar := fields.get("guided_grammar")) is not None:
-        found.append(Grammar(kind="lark", source=grammar))
-    return only_one(found, "guided_json")
+    return _constraint({name: fields.get(name) for name in _GUIDED})
 
 
-def only_one(found: list[Grammar], param: str) -> Grammar | None:
-    """The constraint, where there is one."""
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+
+
+def _constraint(given: Mapping[str, Any]) -> Grammar | None:
+    """The constraint among fields of which one at most is not None; the last part of a field's name is its kind."""
+    return only_one([_read(param, value) for param, value in given.items() if value is not None])
+
+
+def _read(param: str, value: Any) -> Grammar:
+    kind = param.removeprefix("structured_outputs.").removeprefix("guided_")
+    if kind == "json":
+        return schema_grammar(_schema(value, param), param)
+    if kind == "choice":
+        return _choice(value, param)
+    if kind == "json_object":
+        return Grammar(kind="json_object", source="", param=param)
+    return Grammar(kind="regex" if kind == "regex" else "lark", source=value, param=param)
+
+
+def only_one(found: list[Grammar]) -> Grammar | None:
+    """The constraint, if there is one.
+
+    Raises:
+        BadRequest: there are several.
+    """
     if len(found) > 1:
-        kinds = ", ".join(grammar.kind for grammar in found)
-        raise BadRequest(f"Invalid {param!r}: a text can follow one constraint; got {kinds}.", param=param)
+        first, second = found[0].param, found[1].param
+        raise BadRequest(
+            f"Invalid {second!r}: a text can follow one constraint, and {first!r} is one already.", param=second
+        )
     return found[0] if found else None
 
 
@@ -138,4 +164,4 @@ def _schema(given: Mapping[str, Any] | str, param: str) -> Mapping[str, Any] | b
 def _choice(choices: list[str], param: str) -> Grammar:
     if not choices or not all(choices):
         raise BadRequest(f"Invalid {param!r}: input should be a list of texts, none of them empty.", param=param)
-    return Grammar(kind="choice", source=json.dumps(choices))
+    return Grammar(kind="choice", source=json.dumps(choices), param=param)

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_
 from typing_extensions import TypedDict
 
 from deployments.openai.fields import RequestBody
+from deployments.openai.foreign import Rows
+from deployments.openai.foreign_fields import DECISIONS
 from deployments.openai.responses_schema import ResponseUsage
 
 MAX_QUESTIONS = 400
@@ -74,9 +76,7 @@ Question = Annotated[Predicate | ChoiceQuestion | ScoreQuestion, Field(discrimin
 class DecisionsBody(RequestBody):
     """An input, and questions about it that have fixed answers."""
 
-    bookkeeping: ClassVar[frozenset[str]] = frozenset(
-        {"safety_identifier", "prompt_cache_options", "user", "metadata", "request_id"}
-    )
+    foreign: ClassVar[Rows] = DECISIONS
 
     input: str | list[dict[str, Any]] = Field(
         description="A text, or messages and tool calls as in the Responses API.", examples=["What is 27 + 15?"]

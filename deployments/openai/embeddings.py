@@ -21,6 +21,8 @@ from deployments.openai.chat_schema import ChatBody
 from deployments.openai.completions_schema import PromptInput, prompt_inputs
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import MAX_WHOLE, RequestBody, TokenId, Whole, parse_fields
+from deployments.openai.foreign import Rows
+from deployments.openai.foreign_fields import EMBEDDINGS
 from deployments.openai.media import inline_media
 
 _MAX_INPUTS = 2048
@@ -30,14 +32,7 @@ _OF_MESSAGES = frozenset({"add_generation_prompt", "continue_final_message", "ch
 class EmbeddingsBody(RequestBody):
     """Texts, or one conversation, to be turned into vectors."""
 
-    bookkeeping: ClassVar[frozenset[str]] = frozenset({"user", "request_id"})
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "priority": (0,),
-        "cache_salt": (),
-        "embed_dtype": ("float32",),
-        "endianness": ("native", "little"),
-        "mm_processor_kwargs": ({},),
-    }
+    foreign: ClassVar[Rows] = EMBEDDINGS
 
     input: (
         Annotated[

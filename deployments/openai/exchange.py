@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from deployments.openai.cancel import Disconnected
 from deployments.openai.choices import checked
 from deployments.openai.errors import error_response, internal_error
 from deployments.openai.fields import Body, parse_fields
+from deployments.openai.foreign import Settled
 from deployments.openai.form import read_form
 from deployments.openai.options import ApiOptions
 from deployments.openai.sampling import GenerationBody
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 SAMPLING_HEADER = "x-troupe-sampling"
 IGNORED_HEADER = "x-troupe-ignored"
 _CLIENT_CLOSED = 499
+# Keys that were logged as unknown: one line each, however many requests have them.
+_LOGGED: set[str] = set()
+_LOGGED_MOST = 1000
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class Exchange:
         headers: further headers of the response.
         given: the request's JSON body.
         answer_id: the id in the answer's body; empty if it has none.
+        settled: its keys, translated to fields.
     """
 
     api: Api
@@ -48,6 +53,8 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     answer_id: str = ""
+    settled: Settled = field(default_factory=Settled)
+    _ignored: list[str] = field(default_factory=list)
 
     @property
     def client(self) -> ModelClient:
@@ -82,15 +89,29 @@ class Exchange:
     def _accept(self, schema: type[Body], given: dict[str, Any]) -> tuple[Body, ModelCard]:
         card = self.find_model(given.get("model"))
         body, unknown = parse_fields(schema, given, card.options.default_params)
+        self.settled = body.settled
+        self.ignore(unknown)
+        return body, card
+
+    def ignore(self, unknown: Sequence[str]) -> None:
+        """List keys that nobody reads in a header, and each one once in the log.
+
+        Raises:
+            UnsupportedParameter: the server is strict about parameters.
+        """
         if unknown and self.options.strict_parameters:
             raise UnsupportedParameter(
                 f"Unknown field {unknown[0][:100]!r}; remove it (this server is strict about parameters).",
                 param=unknown[0][:100],
                 code="unknown_parameter",
             )
-        if unknown:
-            self.headers[IGNORED_HEADER] = ",".join(quote(key[:100], safe="") for key in unknown[:50])
-        return body, card
+        self._ignored += [key[:100] for key in unknown]
+        if self._ignored:
+            self.headers[IGNORED_HEADER] = ",".join(quote(key, safe="") for key in self._ignored[:50])
+        for key in self._ignored:
+            if key not in _LOGGED and len(_LOGGED) < _LOGGED_MOST:
+                _LOGGED.add(key)
+                logger.warning("The request field %r is unknown and has no effect (request %s)", key, self.request_id)
 
     def find_model(self, name: object) -> ModelCard:
         """The model of the path, else of the body, else the default one."""
@@ -152,7 +173,7 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
         try:
             response = await handler(exchange)
         except TroupeError as error:
-            response = error_response(_as_sent(error, exchange.given))
+            response = error_response(_as_sent(exchange.settled.as_sent(error), exchange.given))
         except Disconnected:
             response = Response(status_code=_CLIENT_CLOSED)
         except Exception as error:

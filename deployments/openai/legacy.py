@@ -33,6 +33,8 @@ from deployments.openai.body import read_json
 from deployments.openai.choices import gather
 from deployments.openai.exchange import Exchange, Handler, endpoint
 from deployments.openai.fields import Count, Real, RequestBody, Strings, TokenId, Whole, parse_fields
+from deployments.openai.foreign import Rows
+from deployments.openai.foreign_fields import GENERATE
 from deployments.openai.models import json_response
 from deployments.openai.route import Route, methods
 from deployments.openai.sampling import GenerationBody, check_choices
@@ -160,15 +162,7 @@ async def _fit(exchange: Exchange, check: TokenCheck, card: ModelCard) -> Fit:
 class GenerateBody(GenerationBody):
     """What /generate and /batch_generate of fastapi_tritonserver take: each prompt is a user's message."""
 
-    bookkeeping: ClassVar[frozenset[str]] = GenerationBody.bookkeeping | {"only_return_output", "pad_id"}
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **GenerationBody.refused,
-        "n": (1,),
-        "prompt_logprobs": (),
-        "return_token_ids": (False,),
-        "return_tokens_as_token_ids": (False,),
-        "stream_options": ({},),
-    }
+    foreign: ClassVar[Rows] = GENERATE
 
     prompt: str | None = None
     prompts: Annotated[list[str], Field(min_length=1)] | None = Field(default=None, description="Of /batch_generate.")

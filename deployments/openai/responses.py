@@ -30,7 +30,7 @@ async def create_response(exchange: Exchange) -> Response:
     """Answer a conversation given as items, at once or as a stream of events."""
     body, card = await exchange.read(ResponsesBody)
     check_stream_options(exchange.given)
-    chat, _ = parse_fields(ChatBody, chat_fields(body, exchange.given), card.options.default_params)
+    chat, _ = parse_fields(ChatBody, chat_fields(body, body.settled.fields), card.options.default_params)
     answer = ResponseAnswer(exchange, body, chat, card, await chat_plan(exchange, chat, card))
     exchange.headers[SAMPLING_HEADER] = effective(answer.call)
     if body.stream:

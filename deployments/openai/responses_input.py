@@ -56,7 +56,12 @@ def _response_format(body: ResponsesBody) -> dict[str, Any] | None:
     wanted = body.text.format
     if wanted is None or wanted.type == "text":
         return None
-    return {"type": wanted.type, "json_schema": {"name": wanted.name, "schema": wanted.schema_}}
+    if body.response_format is not None:
+        raise BadRequest(
+            "Invalid 'response_format': a text can follow one constraint, and 'text.format' is one already.",
+            param="response_format",
+        )
+    return {"type": wanted.type, "schema": wanted.schema_}
 
 
 def _tool(tool: object, place: str) -> dict[str, Any]:

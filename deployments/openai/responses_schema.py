@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.openai.fields import Count
+from deployments.openai.fields import Count, RequestObject
+from deployments.openai.foreign import Rows
+from deployments.openai.foreign_fields import REASONING, RESPONSES
 from deployments.openai.sampling import GenerationBody
 
 
-class TextFormat(BaseModel):
+class TextFormat(RequestObject):
     """What the text is; a schema stands beside its type here, not in an object of its own."""
-
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
+    description: str | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
 
 
-class TextConfig(BaseModel):
+class TextConfig(RequestObject):
     """How the text is written."""
-
-    model_config = ConfigDict(extra="ignore")
 
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class ReasoningConfig(BaseModel):
+class ReasoningConfig(RequestObject):
     """How long the model thinks; passed to the chat template."""
 
-    model_config = ConfigDict(extra="ignore")
+    foreign: ClassVar[Rows] = REASONING
 
     effort: str | None = None
     summary: str | None = None
@@ -43,21 +43,7 @@ class ReasoningConfig(BaseModel):
 class ResponsesBody(GenerationBody):
     """A conversation to be continued, in the items of the Responses API. Nothing is stored."""
 
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **GenerationBody.refused,
-        "previous_response_id": (),
-        "conversation": (),
-        "background": (False,),
-        "prompt": (),
-        "max_tool_calls": (),
-        "context_management": (),
-        "truncation": ("disabled",),
-        "moderation": (),
-        "image": (),
-        "access_programs": (),
-        "prompt_logprobs": (),
-        "return_token_ids": (False,),
-    }
+    foreign: ClassVar[Rows] = RESPONSES
 
     input: str | list[Any] = Field(
         description="A user's text, or a list of items: messages, function calls and their outputs.",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from deployments.errors import BadRequest
 from deployments.messages import GenerateCall, Grammar, SamplingParams
@@ -19,19 +19,27 @@ from deployments.openai.constraint import (
     response_grammar,
     structured_grammar,
 )
-from deployments.openai.fields import MAX_WHOLE, Count, Real, RequestBody, RequestId, Strings, TokenId, Whole
+from deployments.openai.fields import (
+    MAX_WHOLE,
+    Count,
+    Real,
+    RequestBody,
+    RequestId,
+    RequestObject,
+    Seed,
+    Strings,
+    TokenId,
+    Whole,
+)
 from deployments.openai.options import ApiOptions
 from deployments.openai.usage import RunningUsage
 
 _MAX_STRINGS = 1024
-_INT64 = 2**63
 _MOST_BEAMS = 64
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(RequestObject):
     """What a stream reports besides the answer."""
-
-    model_config = ConfigDict(extra="ignore")
 
     include_usage: bool | None = Field(default=None, description="Send token counts in a last chunk without choices.")
     continuous_usage_stats: bool | None = Field(
@@ -47,38 +55,6 @@ class StreamOptions(BaseModel):
 
 class GenerationBody(RequestBody):
     """What chats and completions have in common. Names and meanings are OpenAI's, then vLLM's, then transformers'."""
-
-    bookkeeping: ClassVar[frozenset[str]] = frozenset(
-        {
-            "user",
-            "metadata",
-            "store",
-            "service_tier",
-            "safety_identifier",
-            "prompt_cache_retention",
-            "prompt_cache_options",
-            "stream_interval",
-        }
-    )
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "spaces_between_special_tokens": (True,),
-        "truncation_side": ("left",),
-        "watermarking": (False,),
-        "priority": (0,),
-        "cache_salt": (),
-        "kv_transfer_params": ({},),
-        "ec_transfer_params": ({},),
-        "vllm_xargs": ({},),
-        "repetition_detection": ({},),
-        "thinking_token_budget": (-1,),
-        "routed_experts_prompt_start": (0,),
-        "return_token_offsets": (False,),
-        "return_mm_kwargs": (True, False),
-        "media_io_kwargs": ({},),
-        "mm_processor_kwargs": ({},),
-        "guided_decoding_backend": ("auto",),
-        "guided_whitespace_pattern": (),
-    }
 
     n: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Answers to every prompt.")
     temperature: Annotated[Real, Field(ge=0)] = Field(default=1.0, description="0 is greedy.", examples=[0])
@@ -99,7 +75,7 @@ class GenerationBody(RequestBody):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: Count = 0
-    seed: Annotated[Whole, Field(ge=-_INT64, lt=_INT64)] | None = None
+    seed: Seed = Field(default=None, description="-1 draws anew, as without a seed.")
     num_beams: Annotated[Whole, Field(ge=1, le=_MOST_BEAMS)] = Field(
         default=1, description="Beam search; the n best texts are answered."
     )
@@ -159,7 +135,7 @@ class GenerationBody(RequestBody):
             structured_grammar(self.structured_outputs),
             guided_grammar(dict(self)),
         ]
-        return only_one([grammar for grammar in found if grammar is not None], "response_format")
+        return only_one([grammar for grammar in found if grammar is not None])
 
     def sampling(self, options: ApiOptions, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The parameters of every choice.

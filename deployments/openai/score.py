@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from fastapi import Response
-from pydantic import Field, model_validator
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.errors import BadRequest, UnsupportedParameter
@@ -18,40 +18,23 @@ from deployments.openai.continuations import score_continuations, shares
 from deployments.openai.conversation import has_media
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import RequestBody, parse_fields
+from deployments.openai.foreign import Rows
+from deployments.openai.foreign_fields import SCORE
 from deployments.openai.usage import UsageObject, usage_object
 
 _MAX_CHOICES = 256
-_OTHER_FORMS = {
-    "vLLM's /score, which compares texts with a cross-encoder or by their embeddings": (
-        *("text_1", "text_2", "data_1", "data_2", "queries", "documents"),
-    ),
-    "SGLang's /v1/score, which scores token ids after items": ("items", "label_token_ids", "item_first"),
-}
 
 
 class ScoreBody(RequestBody):
     """A text or a conversation, and the continuations to choose from."""
 
-    bookkeeping: ClassVar[frozenset[str]] = frozenset({"user", "metadata", "request_id"})
+    foreign: ClassVar[Rows] = SCORE
 
     prompt: str | None = None
     messages: list[Any] | None = None
     choices: list[str] = Field(min_length=1, max_length=_MAX_CHOICES, examples=[["42", "43"]])
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     continue_final_message: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_form(cls, given: dict[str, Any]) -> dict[str, Any]:
-        for form, keys in _OTHER_FORMS.items():
-            found = [key for key in keys if key in given]
-            if found and "choices" not in given:
-                raise UnsupportedParameter(
-                    f"{found[0]!r} is a field of {form}. This server does not have that; its own /v1/score takes "
-                    "'prompt' or 'messages', and in 'choices' the continuations to score.",
-                    param=found[0],
-                )
-        return given
 
 
 class ScoredChoice(TypedDict):

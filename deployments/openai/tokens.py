@@ -18,12 +18,14 @@ from deployments.openai.completions import completion_prompt
 from deployments.openai.completions_schema import CompletionBody
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import RequestBody, TokenId, parse_fields
+from deployments.openai.foreign import Rows
+from deployments.openai.foreign_fields import DETOKENIZE, TOKENIZE
 
 
 class TokenizeBody(RequestBody):
     """A text, or the messages of a chat with the fields that shape its prompt."""
 
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {"return_token_strs": (False,), "mm_processor_kwargs": ({},)}
+    foreign: ClassVar[Rows] = TOKENIZE
 
     prompt: str | None = None
     messages: list[Any] | None = None
@@ -33,6 +35,9 @@ class TokenizeBody(RequestBody):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     tools: list[Any] | None = None
+    tool_choice: Any = None
+    documents: list[Any] | None = Field(default=None, description="Passed to the chat template.")
+    reasoning_effort: str | None = Field(default=None, max_length=32, description="Passed to the chat template.")
 
 
 class Tokenized(TypedDict):
@@ -43,6 +48,8 @@ class Tokenized(TypedDict):
 
 class DetokenizeBody(RequestBody):
     """Token ids."""
+
+    foreign: ClassVar[Rows] = DETOKENIZE
 
     tokens: list[TokenId]
 

@@ -52,7 +52,7 @@ class ToolSet:
             root = {"type": "array", "minItems": 1, "items": {"anyOf": [_call_schema(name) for name in self.callable]}}
             if not self.parallel:
                 root["maxItems"] = 1
-        return schema_grammar({**root, "$defs": definitions})
+        return schema_grammar({**root, "$defs": definitions}, "tools")
 
 
 def read_tools(tools: Sequence[object] | None, choice: object, parallel: bool) -> ToolSet | None:

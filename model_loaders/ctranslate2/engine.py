@@ -279,7 +279,7 @@ def _check_choice(request: EngineRequest) -> None:
     if params.grammar.kind != "choice":
         raise UnsupportedParameter(
             f"CTranslate2 cannot follow a {params.grammar.kind}; it can only choose from a list of texts.",
-            param="response_format",
+            param=params.grammar.param,
         )
     if params.logprobs:
         raise UnsupportedParameter(

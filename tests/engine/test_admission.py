@@ -116,7 +116,13 @@ class TestCheck:
             check(ids)
 
     @pytest.mark.parametrize(
-        ("name", "value"), [("logit_bias", {49: 1.0, 50: -1.0}), ("allowed_token_ids", (3, 10**9))]
+        ("name", "value"),
+        [
+            ("logit_bias", {49: 1.0, 50: -1.0}),
+            ("allowed_token_ids", (3, 10**9)),
+            ("logprob_token_ids", (50,)),
+            ("stop_token_ids", (49, 50)),
+        ],
     )
     def test_ids_in_parameters(self, name: str, value: Any) -> None:
         with pytest.raises(BadRequest, match=f"Invalid '{name}': token id .* does not exist") as caught:

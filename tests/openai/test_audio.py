@@ -429,9 +429,11 @@ def test_who_leaves_stops_the_computation(whisper: Server, client: OpenAI) -> No
 
 
 def test_unknown_fields_are_listed(whisper: Server) -> None:
-    response = post(whisper, temprature="0.5")
+    response = post(whisper, my_field="0.5")
     assert response.status_code == 200
-    assert response.headers["x-troupe-ignored"] == "temprature"
+    assert response.headers["x-troupe-ignored"] == "my_field"
+    misspelt = post(whisper, temprature="0.5")
+    assert (misspelt.status_code, misspelt.json()["error"]["param"]) == (400, "temprature")
 
 
 def test_records_leave_the_sound_out(serve: Serve, folder: Path, tmp_path: Path) -> None:

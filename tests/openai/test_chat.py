@@ -169,9 +169,9 @@ def test_defaults_of_a_model(client: OpenAI) -> None:
 def test_unknown_fields_are_reported(client: OpenAI) -> None:
     messages: Any = [{"role": "user", "content": "a"}]
     raw = client.chat.completions.with_raw_response.create(
-        model=MODEL, messages=messages, user="me", extra_body={"temprature": 0, "a key": 1}
+        model=MODEL, messages=messages, user="me", extra_body={"my_field": 0, "a key": 1}
     )
-    assert raw.headers["x-troupe-ignored"] == "temprature,a%20key"
+    assert raw.headers["x-troupe-ignored"] == "my_field,a%20key"
 
 
 def test_errors_before_and_in_a_stream(client: OpenAI) -> None:

@@ -285,9 +285,12 @@ def test_limits_name_themselves(serve: Any) -> None:
 def test_strict_parameters(serve: Any) -> None:
     strict = serve(strict_parameters=True)
     assert post(strict, json={**CHAT, "user": "me", "store": False}).status_code == 200
-    response = post(strict, json={**CHAT, "temprature": 0})
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "temprature"
+    for key in ("temprature", "my_field"):
+        response = post(strict, json={**CHAT, key: 0})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == key
+    inside = post(strict, json={**CHAT, "stream_options": {"my_field": 1}})
+    assert (inside.status_code, inside.json()["error"]["param"]) == (400, "stream_options.my_field")
 
 
 def test_a_request_that_is_no_http_does_not_hurt(server: Server) -> None:

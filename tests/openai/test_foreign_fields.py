@@ -1,0 +1,450 @@
+"""Request keys of other servers: each is understood or refused by name, and misspelt keys are refused too."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from deployments.messages import SamplingParams
+from deployments.openai.audio_schema import TranscriptionBody, TranslationBody
+from deployments.openai.chat_schema import ChatBody
+from deployments.openai.completions_schema import CompletionBody
+from deployments.openai.constraint import ResponseFormat, StructuredOutputs
+from deployments.openai.decisions_schema import DecisionsBody
+from deployments.openai.embeddings import EmbeddingsBody
+from deployments.openai.fields import RequestObject
+from deployments.openai.foreign import Harmless, Means, Refused, Spread, nearest
+from deployments.openai.foreign_fields import ROUTES
+from deployments.openai.legacy import GenerateBody
+from deployments.openai.responses_schema import ReasoningConfig, ResponsesBody
+from deployments.openai.score import ScoreBody
+from deployments.openai.tokens import DetokenizeBody, TokenizeBody
+from tests.openai import scripted
+from tests.openai.conftest import Server
+
+SCHEMAS: dict[str, type[RequestObject]] = {
+    "chat completions": ChatBody,
+    "completions": CompletionBody,
+    "responses": ResponsesBody,
+    "/generate": GenerateBody,
+    "embeddings": EmbeddingsBody,
+    "score": ScoreBody,
+    "decisions": DecisionsBody,
+    "tokenize": TokenizeBody,
+    "detokenize": DetokenizeBody,
+    "transcriptions": TranscriptionBody,
+    "translations": TranslationBody,
+}
+PATHS = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "abcdef"}]},
+    "/v1/completions": {"prompt": "abcdef"},
+}
+CHAT, COMPLETIONS = PATHS
+NAMES = json.loads((Path(__file__).parent / "foreign_names.json").read_text())
+API_PAGE = Path(__file__).parent.parent.parent / "docs" / "api.md"
+
+
+def post(server: Server, path: str, **fields: Any) -> requests.Response:
+    return requests.post(server.url + path, json={"model": "org/scripted", **PATHS[path], **fields}, timeout=10)
+
+
+def refusal(server: Server, path: str, **fields: Any) -> dict[str, Any]:
+    """The error that a request gets, which has to be a 400."""
+    response = post(server, path, **fields)
+    assert response.status_code == 400, (fields, response.text)
+    error: dict[str, Any] = response.json()["error"]
+    return error
+
+
+def sampled(server: Server, path: str, **fields: Any) -> SamplingParams:
+    """The parameters that reached the engine."""
+    response = post(server, path, **fields)
+    assert response.status_code == 200, (fields, response.text)
+    assert "x-troupe-ignored" not in response.headers
+    (engine,) = [e for e in scripted.ENGINES if e.seen and e.seen[-1].request_id.startswith(response.json()["id"])]
+    return engine.seen[-1].sampling
+
+
+def names() -> Iterator[tuple[str, str, str, set[str]]]:
+    for server, versions in NAMES.items():
+        for version in versions:
+            for route, found in version["routes"].items():
+                yield server, version["version"], route, set(found)
+
+
+@pytest.mark.parametrize(("server_name", "version", "route", "found"), list(names()))
+def test_every_name_of_other_servers_is_known(server_name: str, version: str, route: str, found: set[str]) -> None:
+    schema = ChatBody if route == "options" else SCHEMAS[route]
+    known = set(schema.foreign) | set(schema.model_fields)
+    if server_name == "clients":
+        assert {
+            name: nearest(name, frozenset(known)) for name in found - known if nearest(name, frozenset(known))
+        } == {}
+    else:
+        assert found - known == set()
+
+
+def test_names_that_are_another_routes_are_seldom_taken_for_misspellings() -> None:
+    known = frozenset(set(ChatBody.foreign) | set(ChatBody.model_fields))
+    everywhere = set().union(*(found for *_, found in names()))
+    assert {name for name in everywhere - known if nearest(name, known)} == {"text_1", "text_2"}
+
+
+def test_the_table_has_every_route_and_fits_its_schema() -> None:
+    assert {route: schema.foreign for route, schema in SCHEMAS.items()} == ROUTES
+    inherited = {GenerateBody, ResponsesBody}
+    for schema in (*SCHEMAS.values(), ResponseFormat, StructuredOutputs, ReasoningConfig):
+        own = {field.alias or name for name, field in schema.model_fields.items()}
+        assert schema in inherited or not set(schema.foreign) & own, schema
+        for name, row in schema.foreign.items():
+            if isinstance(row, Means):
+                assert {target.partition(".")[0] for target in row.target.split(", ")} <= own, (schema, name)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_we_do_not_have_is_refused_also_where_nothing_is_sampled(server: Server, path: str) -> None:
+    schema = ChatBody if path == CHAT else CompletionBody
+    for name, row in schema.foreign.items():
+        if isinstance(row, Refused):
+            error = refusal(server, path, **{name: {"asks": "for something"}}, temperature=0)
+            assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+            assert f"'{name}'" in error["message"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_values_that_ask_for_nothing_are_accepted(server: Server, path: str) -> None:
+    rows = (ChatBody if path == CHAT else CompletionBody).foreign
+    before = sampled(server, path)
+    longest = max(len(row.neutral) for row in rows.values() if isinstance(row, Refused))
+    for index in range(longest):
+        neutral = {
+            name: row.neutral[index]
+            for name, row in rows.items()
+            if isinstance(row, Refused) and index < len(row.neutral)
+        }
+        assert sampled(server, path, **neutral) == before
+    assert sampled(server, path, **dict.fromkeys(rows)) == before
+    harmless = {name: {"any": "thing"} for name, row in rows.items() if isinstance(row, Harmless)}
+    assert sampled(server, path, **harmless) == before
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+# Fields of others, and those of ours that ask for the same.
+SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"n_predict": 3}, {"max_tokens": 3}),
+    ({"num_predict": 3}, {"max_tokens": 3}),
+    ({"max_new_tokens": 3}, {"max_tokens": 3}),
+    ({"max_new_tokens": 3, "max_tokens": 3}, {"max_tokens": 3}),
+    ({"max_completion_tokens": 3}, {"max_tokens": 3}),
+    ({"min_new_tokens": 2}, {"min_tokens": 2}),
+    ({"typical": 0.9}, {"typical_p": 0.9}),
+    ({"stop_strings": ["x"]}, {"stop": ["x"]}),
+    ({"sampling_seed": 7}, {"seed": 7}),
+    ({"random_seed": 7}, {"seed": 7}),
+    ({"seed": -1}, {}),
+    ({"sampling_seed": -1}, {}),
+    ({"regex": "a+"}, {"guided_regex": "a+"}),
+    ({"json_schema": SCHEMA}, {"guided_json": SCHEMA}),
+    ({"json_schema": json.dumps(SCHEMA)}, {"guided_json": SCHEMA}),
+    ({"format": "json"}, {"response_format": {"type": "json_object"}}),
+    ({"format": SCHEMA}, {"guided_json": SCHEMA}),
+    ({"format": ""}, {}),
+    ({"grammar": ""}, {}),
+    ({"grammar": {"type": "json", "value": SCHEMA}}, {"guided_json": SCHEMA}),
+    ({"grammar": {"type": "json_schema", "value": {"name": "x", "schema": SCHEMA}}}, {"guided_json": SCHEMA}),
+    ({"grammar": {"type": "regex", "value": "a+"}}, {"guided_regex": "a+"}),
+    ({"do_sample": False}, {"temperature": 0}),
+    ({"do_sample": False, "temperature": 0.0}, {"temperature": 0}),
+    ({"do_sample": True}, {"temperature": 1}),
+    ({"do_sample": True, "temperature": 0.3}, {"temperature": 0.3}),
+    ({"repeat_penalty": 1.0}, {}),
+    ({"repeat_penalty": 1.2, "repeat_last_n": -1}, {"repetition_penalty": 1.2}),
+    ({"repeat_last_n": 64}, {}),
+    ({"penalize_nl": False}, {}),
+    ({"truncate": False}, {}),
+    ({"options": {"num_predict": 3, "temperature": 0.5, "num_ctx": 4096}}, {"max_tokens": 3, "temperature": 0.5}),
+    (
+        {"options": {"stop": ["x"], "repeat_penalty": 1.2, "repeat_last_n": -1}},
+        {"stop": "x", "repetition_penalty": 1.2},
+    ),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("theirs", "ours"), SAME)
+def test_what_is_understood(server: Server, path: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    assert sampled(server, path, **theirs) == sampled(server, path, **ours)
+
+
+def test_what_is_understood_by_one_route(server: Server) -> None:
+    alternatives = sampled(server, CHAT, n_probs=2)
+    assert alternatives == sampled(server, CHAT, logprobs=True, top_logprobs=2)
+    assert sampled(server, COMPLETIONS, n_probs=2) == sampled(server, COMPLETIONS, logprobs=2)
+    assert sampled(server, CHAT, n_predict=-1) == sampled(server, CHAT)
+    assert refusal(server, COMPLETIONS, n_predict=-1)["param"] == "n_predict"
+    assert post(server, COMPLETIONS, return_full_text=True).json()["choices"][0]["text"].startswith("abcdef")
+    assert len(post(server, CHAT, num_return_sequences=2).json()["choices"]) == 2
+    assert post(server, CHAT, truncate=5).json()["usage"]["prompt_tokens"] == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"enable_thinking": False}, "<enable_thinking>False</enable_thinking>"),
+        ({"think": True}, "<enable_thinking>True</enable_thinking>\n<thinking>True</thinking>"),
+        ({"think": "low"}, "<reasoning_effort>low</reasoning_effort>"),
+        ({"thinking": {"type": "disabled"}}, "<thinking>False</thinking>"),
+        ({"reasoning": {"effort": "high"}}, "<reasoning_effort>high</reasoning_effort>"),
+        ({"reasoning": {"enabled": False}}, "<enable_thinking>False</enable_thinking>"),
+        ({"enable_thinking": False, "chat_template_kwargs": {"a": 1}}, "<a>1</a>\n<enable_thinking>False"),
+    ],
+)
+def test_fields_that_the_template_reads(server: Server, fields: dict[str, Any], expected: str) -> None:
+    assert expected in post(server, CHAT, return_prompt_text=True, **fields).json()["prompt_text"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param", "said"),
+    [
+        (CHAT, {"n_predict": 3, "max_tokens": 4}, "n_predict", "'max_tokens'"),
+        (CHAT, {"n_predict": 3, "max_new_tokens": 4}, "max_new_tokens", "'n_predict'"),
+        (CHAT, {"options": {"num_predict": 3}, "max_tokens": 4}, "options.num_predict", "'max_tokens'"),
+        (CHAT, {"options": {"temperature": 0}, "temperature": 1}, "options.temperature", "'temperature'"),
+        (CHAT, {"do_sample": False, "temperature": 0.7}, "do_sample", "'temperature'"),
+        (CHAT, {"do_sample": True, "temperature": 0}, "do_sample", "greedy"),
+        (CHAT, {"typical": 0.5, "typical_p": 0.6}, "typical", "'typical_p'"),
+        (CHAT, {"think": True, "chat_template_kwargs": {"thinking": False}}, "think", "chat_template_kwargs.thinking"),
+        (CHAT, {"regex": "a", "guided_regex": "b"}, "regex", "'guided_regex'"),
+        # What is wrong with a value is said of the key that was sent.
+        (CHAT, {"n_predict": -5}, "n_predict", "-5"),
+        (CHAT, {"n_predict": "many"}, "n_predict", "many"),
+        (CHAT, {"options": {"num_predict": []}}, "options.num_predict", "[]"),
+        (CHAT, {"options": {"mirostat": 2}}, "options.mirostat", "mirostat"),
+        (CHAT, {"options": 5}, "options", "object"),
+        (CHAT, {"typical": 7}, "typical", "7"),
+        (CHAT, {"num_return_sequences": 2000}, "num_return_sequences", "2000"),
+        (CHAT, {"n_probs": 500}, "n_probs", "20"),
+        (CHAT, {"min_new_tokens": 9, "max_tokens": 3}, "min_new_tokens", "9"),
+        (CHAT, {"json_schema": "{"}, "json_schema", "JSON schema"),
+        (CHAT, {"grammar": 'root ::= "a"'}, "grammar", "structured_outputs.grammar"),
+        (CHAT, {"ebnf": 'root ::= "a"'}, "ebnf", "structured_outputs.grammar"),
+        (CHAT, {"format": "xml"}, "format", "json"),
+        (CHAT, {"repeat_penalty": 1.2}, "repeat_penalty", "repetition_penalty"),
+        (CHAT, {"repeat_penalty": 1.2, "repeat_last_n": 64}, "repeat_penalty", "repeat_last_n"),
+        (CHAT, {"presence_penalty": 1, "repeat_last_n": 64}, "repeat_last_n", "all tokens"),
+        (CHAT, {"repetition_penalty": 1.2, "penalize_nl": False}, "penalize_nl", "line ends"),
+        (CHAT, {"think": "perhaps"}, "think", "boolean"),
+        (CHAT, {"reasoning": {"max_tokens": 5}}, "reasoning", "effort"),
+        (CHAT, {"truncate": True}, "truncate", "truncate_prompt_tokens"),
+        (CHAT, {"max_length": 20}, "max_length", "max_tokens"),
+        (CHAT, {"lora_path": "a"}, "lora_path", "model"),
+        (COMPLETIONS, {"think": True}, "think", "/v1/chat/completions"),
+        (COMPLETIONS, {"messages": [{}]}, "messages", "/v1/chat/completions"),
+        (COMPLETIONS, {"tools": [{}]}, "tools", "/v1/chat/completions"),
+        (COMPLETIONS, {"max_completion_tokens": 3, "max_tokens": 4}, "max_completion_tokens", "'max_tokens'"),
+    ],
+)
+def test_what_cannot_be_honoured(server: Server, path: str, fields: dict[str, Any], param: str, said: str) -> None:
+    error = refusal(server, path, **fields)
+    assert error["param"] == param
+    assert f"'{param}'" in error["message"]
+    assert said in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("temprature", "temperature"),
+        ("Temperature", "temperature"),
+        ("maxTokens", "max_tokens"),
+        ("max-tokens", "max_tokens"),
+        ("max_token", "max_tokens"),
+        ("top-p", "top_p"),
+        ("sotp", "stop"),
+        ("N", "n"),
+        ("response_fromat", "response_format"),
+        ("frequence_penalty", "frequency_penalty"),
+        ("n_predit", "n_predict"),
+        ("mirostatt", "mirostat"),
+        ("tool", "tools"),
+    ],
+)
+def test_misspelt_keys(server: Server, key: str, known: str) -> None:
+    error = refusal(server, CHAT, **{key: 1})
+    assert (error["param"], error["code"]) == (key, "unknown_parameter")
+    assert f"did you mean '{known}'" in error["message"]
+
+
+def test_unknown_keys_are_listed_and_logged_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    unknown = {
+        "my_own_key": 1,
+        "response_format": {"type": "text", "my_inner_key": 2},
+        "options": {"my_option": 3},
+        "gone": None,
+    }
+    with caplog.at_level(logging.WARNING, logger="deployments.openai.exchange"):
+        first, second = (post(server, CHAT, **unknown) for _ in range(2))
+    listed = {"my_own_key", "response_format.my_inner_key", "options.my_option"}
+    for response in (first, second):
+        assert response.status_code == 200
+        assert set(response.headers["x-troupe-ignored"].split(",")) == listed
+    for key in listed:
+        assert len([record for record in caplog.records if repr(key) in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("stream_options", {"include_usge": True}, "stream_options.include_usge"),
+        ("structured_outputs", {"jsn": {}}, "structured_outputs.jsn"),
+        ("structured_outputs", {"regex": "a", "disable_any_whitespace": True}, None),
+        ("structured_outputs", {"regex": "a", "whitespace_pattern": " "}, "structured_outputs.whitespace_pattern"),
+        ("response_format", {"type": "text", "jsonschema": {}}, "response_format.jsonschema"),
+    ],
+)
+def test_keys_inside_objects(server: Server, field: str, value: dict[str, Any], param: str | None) -> None:
+    error = refusal(server, CHAT, **{field: value})
+    assert error["param"] == (param or f"{field}.disable_any_whitespace")
+
+
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        ({"frmat": {"type": "text"}}, "text.frmat"),
+        ({"format": {"type": "json_schema", "name": "x", "shema": {}}}, "text.format.shema"),
+    ],
+)
+def test_keys_inside_objects_of_a_response(server: Server, text: dict[str, Any], param: str) -> None:
+    body = {"model": "org/scripted", "input": "hi", "text": text}
+    response = requests.post(server.url + "/v1/responses", json=body, timeout=10)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_foreign_fields_of_a_response(server: Server) -> None:
+    def ask(**fields: Any) -> requests.Response:
+        return requests.post(
+            server.url + "/v1/responses", json={"model": "org/scripted", "input": "abcdef", **fields}, timeout=10
+        )
+
+    cut = ask(n_predict=2)
+    assert cut.json()["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert ask(max_tokens=2).json()["usage"] == cut.json()["usage"]
+    assert json.loads(ask(do_sample=False).headers["x-troupe-sampling"])["temperature"] == 0
+    both = ask(regex="a", text={"format": {"type": "json_object"}})
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "regex")
+    assert ask(mirostat=1).json()["error"]["param"] == "mirostat"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("field", ["temperature", "repetition_penalty", "top_p", "min_p", "typical_p", "typical"])
+@pytest.mark.parametrize("value", [1e39, 1.7e308, 1e-46, 1e-300, "1e39", 10**400])
+def test_numbers_that_float32_does_not_hold(server: Server, path: str, field: str, value: Any) -> None:
+    assert refusal(server, path, **{field: value})["param"] == field
+
+
+def test_small_and_large_numbers_that_float32_holds(server: Server) -> None:
+    for value in (1.2e-38, 3.4e38, 0):
+        assert sampled(server, CHAT, temperature=value).temperature == value
+
+
+def test_seeds(server: Server) -> None:
+    """-1 draws anew, as in vLLM and llama.cpp. Any other negative number is a seed, as in vLLM."""
+    for seed, expected in ((-1, None), (-1.0, None), ("-1", None), (-2, -2), (0, 0), (-(2**63), -(2**63))):
+        assert sampled(server, CHAT, seed=seed).seed == expected
+    for seed in (2**63, -(2**63) - 1, 1.5, True, "x"):
+        assert refusal(server, CHAT, seed=seed)["param"] == "seed"
+
+
+OTHER_ROUTES: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/score", {"text_1": "a", "text_2": "b"}, "text_1"),
+    ("/v1/score", {"queries": ["a"], "documents": ["b"]}, "queries"),
+    ("/v1/score", {"prompt": "a", "choices": ["b"], "temperature": 0.5}, "temperature"),
+    ("/v1/score", {"prompt": "a", "choises": ["b"]}, "choises"),
+    ("/v1/embeddings", {"input": "a", "lora_path": "x"}, "lora_path"),
+    ("/v1/embeddings", {"input": "a", "input_type": "query"}, "input_type"),
+    ("/v1/embeddings", {"input": "a", "dimension": 1}, "dimension"),
+    ("/v1/embeddings", {"input": "a", "truncate": "MIDDLE"}, "truncate"),
+    ("/v1/embeddings", {"input": "a", "embd_normalize": 0}, "embd_normalize"),
+    ("/v1/embeddings", {"input": "a", "prompt": "b"}, "prompt"),
+    ("/tokenize", {"content": "a", "with_pieces": True}, "with_pieces"),
+    ("/tokenize", {"prompt": "a", "add_special_token": True}, "add_special_token"),
+    ("/detokenize", {"tokens": [1], "skip_special_tokens": True}, "skip_special_tokens"),
+    ("/generate", {"prompt": "a", "mirostat": 1}, "mirostat"),
+    ("/generate", {"text": "a", "sampling_params": {"max_new_tokens": 3}}, "text"),
+    ("/generate", {"prompt": "a", "num_return_sequences": 2}, "num_return_sequences"),
+    ("/v1/decisions", {"input": "a", "question": []}, "question"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), OTHER_ROUTES)
+def test_other_routes(server: Server, path: str, body: dict[str, Any], param: str) -> None:
+    response = requests.post(server.url + path, json={"model": "org/scripted", **body}, timeout=10)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_what_other_routes_understand(server: Server) -> None:
+    def ask(path: str, **body: Any) -> Any:
+        response = requests.post(server.url + path, json={"model": "org/scripted", **body}, timeout=10)
+        assert response.status_code == 200, response.text
+        assert "x-troupe-ignored" not in response.headers
+        return response.json()
+
+    assert ask("/tokenize", content="ab", add_special=True)["tokens"] == [97, 98]
+    assert ask("/v1/embeddings", content="ab") == ask("/v1/embeddings", input="ab", keep_alive="5m")
+    assert ask("/generate", prompt="abcdef", max_new_tokens=3)["text"] == "abc"
+    assert ask("/generate", prompt="abcdef", max_output_len=3, random_seed=-1)["text"] == "abc"
+
+
+def table() -> str:
+    """The table of docs/api.md. `python -m tests.openai.test_foreign_fields` writes it."""
+    grouped: dict[tuple[int, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for route, rows in ROUTES.items():
+        for name, row in rows.items():
+            grouped[_described(row)][name].append(route)
+    lines: dict[tuple[int, str, str, str], list[str]] = defaultdict(list)
+    for described, found in grouped.items():
+        for name, routes in found.items():
+            lines[(*described, ", ".join(routes).replace(_ALL, "text generation"))].append(f"`{name}`")
+    head = ["| keys | on | what they do |", "|---|---|---|"]
+    return "\n".join(
+        head + [f"| {', '.join(sorted(keys))} | {routes} | {text} |" for (*_, text, routes), keys in _ordered(lines)]
+    )
+
+
+_ALL = "chat completions, completions, responses, /generate"
+
+
+def _ordered(lines: dict[Any, list[str]]) -> list[tuple[Any, list[str]]]:
+    return sorted(((order, keys) for order, keys in lines.items()), key=lambda line: (line[0][0], line[0][1:], line[1]))
+
+
+def _described(row: Any) -> tuple[int, str, str]:
+    if isinstance(row, Means):
+        return 0, row.target, f"understood as {', '.join(f'`{target}`' for target in row.target.split(', '))}"
+    if isinstance(row, Spread):
+        return 1, "", "its keys are read as if they stood beside it"
+    if isinstance(row, Refused):
+        neutral = ", ".join(f"`{json.dumps(value)}`" for value in row.neutral)
+        accepted = f"refused unless {neutral}" if neutral else "refused"
+        return 2, row.instead, accepted if row.instead == "leave it out" else f"{accepted}: {row.instead}"
+    return 3, "", "accepted, no effect on an answer"
+
+
+BEGIN, END = "<!-- foreign fields: begin -->", "<!-- foreign fields: end -->"
+
+
+def test_the_documentation_has_the_table() -> None:
+    shown = API_PAGE.read_text().partition(BEGIN)[2].partition(END)[0].strip()
+    assert shown == table(), "python -m tests.openai.test_foreign_fields"
+
+
+if __name__ == "__main__":
+    before, _, rest = API_PAGE.read_text().partition(BEGIN)
+    API_PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
