@@ -71,6 +71,8 @@ def rows_can_hold(model: Any) -> str | None:
     parameters = inspect.signature(model.forward).parameters
     if not {"past_key_values", "cache_params"} & parameters.keys():
         return "its forward takes no cache"
+    if getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None):
+        return "some of its layers keep the columns of images, which are not as many as the text's"
     supports = getattr(model, "_supports_default_dynamic_cache", None)
     if supports is not None and not supports():
         return "it brings a cache class of its own"

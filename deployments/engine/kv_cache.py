@@ -8,6 +8,7 @@ from typing import Any
 from transformers.cache_utils import (
     DummyLayer,
     DynamicCache,
+    DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     EncoderDecoderCache,
@@ -16,6 +17,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from deployments.engine.indexed_rows import IndexedRows
 from deployments.engine.kv_layers import HybridRows, HybridSlidingRows, KeyValueRows, RowsLayer, StateRows
 
 
@@ -227,6 +229,8 @@ def _rows_layer(layer: Any, capacity: int | None) -> Any:
         return layer
     if kind is DynamicLayer:
         return KeyValueRows(capacity=capacity)
+    if kind is DynamicIndexedLayer:
+        return IndexedRows(capacity)
     if kind is DynamicSlidingWindowLayer:
         return KeyValueRows(layer.sliding_window, capacity)
     if kind is LinearAttentionLayer:

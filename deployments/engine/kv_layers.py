@@ -207,6 +207,11 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers)
 
+    @property
+    def column_bytes(self) -> int:
+        """Bytes of one column of one row."""
+        return sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
+
     def _kept(self, width: int) -> int:
         return width if self.keep is None else min(width, self.keep)
 

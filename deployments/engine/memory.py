@@ -41,7 +41,7 @@ class RowBytes:
         attention = [layer for layer in cache.layers if isinstance(layer, KeyValueRows) and layer.is_initialized]
         sizes: Counter[int | None] = Counter()
         for layer in attention:
-            sizes[layer.keep] += sum(buffer[0, :, 0].nbytes for buffer in layer.buffers)
+            sizes[layer.keep] += layer.column_bytes
         columns = tuple((size, keep) for keep, size in sizes.items())
         states = sum(layer.state_bytes for layer in cache.layers if isinstance(layer, StateRows))
         return cls(columns, states)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deployments.engine.capabilities import rows_can_hold
 from tests.engine.as_alone import as_alone
 from tests.engine.zoo import ZOO
 
@@ -15,11 +16,10 @@ DIFFER = {
     **dict.fromkeys(["roformer", "moss_transcribe_diarize", "vibevoice_asr"], "a padded group decodes together"),
     **dict.fromkeys(["phi3-longrope", "phi4_multimodal-longrope"], "frequencies follow the longest row"),
     "moshi": "a prompt in pieces, beyond the window",
-    "mllama": "rows of text and of images have columns of different lengths",
 }
 """Types whose answers are not yet those of `generate`."""
 
-EXAMPLES = ("axk2", "blip", "idefics", "inkling_text", "janus", "t5gemma")
+EXAMPLES = ("axk2", "blip", "idefics", "inkling_text", "janus", "mllama", "qwen4_exp_text", "t5gemma")
 """Two types for each cause."""
 
 
@@ -33,6 +33,26 @@ def cases(names: list[str], differ: dict[str, str]) -> list[Any]:
 def test_some_answers_are_those_of_generate_alone(name: str) -> None:
     with as_alone(ZOO[name]) as checks:
         checks.briefly()
+
+
+INDEXED = ("axk2", "deepseek_v32", "glm_moe_dsa", "dots3_note_text", "glm5_next", "hy_v4", "qwen4_exp_text")
+ALONE = {
+    "deepseek_v4": "cache layer DeepseekV4CSACache",
+    "minimax_m3_vl_text": "cache layer MiniMaxM3VLSparseCacheLayer",
+    "mllama": "layers keep the columns of images",
+    "reformer": "its forward takes no cache",
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_types_that_get_rows(name: str) -> None:
+    with as_alone(ZOO[name]) as checks:
+        assert checks.engine.stats().kind == "rows"
+
+
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_types_that_rows_cannot_hold_and_why(name: str) -> None:
+    assert ALONE[name] in str(rows_can_hold(ZOO[name].build()))
 
 
 @pytest.mark.long

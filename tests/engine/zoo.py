@@ -354,6 +354,7 @@ ZOO: dict[str, Specimen] = {
     "dots3_note_text": _a("dots3_note_text", "Dots3NoteForCausalLM", **_DOTS3),
     "glm5_next": _a("glm5_next", "Glm5NextForConditionalGeneration", **_GLM5_CONFIGS),
     "qwen4_exp_text": _a("qwen4_exp_text", "Qwen4ExpForCausalLM", **_QWEN4),
+    "hy_v4": _a("hy_v4", "HYV4ForCausalLM", hc_mult=2),
     "encoder-decoder": _a(
         "encoder-decoder",
         "EncoderDecoderModel",
