@@ -112,8 +112,8 @@ class ChatTemplate:
         return None if self._given else self.named or None
 
     def describe(self) -> dict[str, Any] | None:
-        """What the template was found to read, as JSON values; None without a template."""
-        return None if self._function is None else self._view(ChatPrompt(messages=())).forms.describe()
+        """What the template was found to read, as JSON values; None if there is none, or a function in its place."""
+        return None if self._function is None or not self._own else self._view(ChatPrompt(messages=())).forms.describe()
 
     @property
     def _given(self) -> str | None:

@@ -6,6 +6,7 @@ an object or as JSON text, which roles. Each question is answered once, when a r
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,10 @@ class _Absent:
 
 _ABSENT = _Absent()
 Empty = str | _Absent | None
+Form = Literal["object", "string"]
+_EMPTIES: tuple[Empty, ...] = (None, _ABSENT, "")
+_ARGUMENTS: tuple[Form, ...] = ("object", "string")
+_NOT_WRITTEN, _PERFECT = (False, False, False, 0), (True, True, True, 0)
 
 
 class CallForm(NamedTuple):
@@ -50,7 +55,7 @@ class CallForm(NamedTuple):
         named_by_id: the template writes a call's id and not its name, as Kimi's does.
     """
 
-    arguments: Literal["object", "string"] = "object"
+    arguments: Form = "object"
     null: Empty = ""
     blank: Empty = ""
     named_by_id: bool = False
@@ -120,23 +125,25 @@ class MessageForms:
             text = self._written([self._user, _with_content({"role": "assistant"}, content), self._user])
             return text is not None, -(text or "").count("None")
 
-        return max((None, _ABSENT, ""), key=score)
+        return max(_EMPTIES, key=score)
 
     @cached_property
     def calls(self) -> CallForm:
         """How the template reads tool calls."""
-        forms: tuple[Literal["object", "string"], ...] = ("object", "string")
-        empties: tuple[Empty, ...] = (None, _ABSENT, "")
-        scores = {(form, empty): self._call_score(form, empty) for form in forms for empty in empties}
-        (form, _), best = max(scores.items(), key=lambda item: item[1])
-        if not best[0]:
+        best, form, empty = _NOT_WRITTEN, _ARGUMENTS[0], _EMPTIES[0]
+        for tried_form, tried_empty in itertools.product(_ARGUMENTS, _EMPTIES):
+            if best == _PERFECT:
+                break
+            score = self._call_score(tried_form, tried_empty)
+            if score > best:
+                best, form, empty = score, tried_form, tried_empty
+        if best == _NOT_WRITTEN:
             return CallForm()
-        right = [empty for empty in empties if scores[form, empty] == best]
-        text = self._called(right[0], _arguments_of(form))
+        text = self._called(empty, _arguments_of(form))
         return CallForm(
             arguments=form,
-            null=None if None in right else right[0],
-            blank="" if "" in right else right[0],
+            null=empty,
+            blank="" if self._call_score(form, "") == best else empty,
             named_by_id=not _has(text, _NAME) and _has(text, _ID),
         )
 
@@ -145,7 +152,7 @@ class MessageForms:
         arguments = _arguments_of(form)
         text = self._called(empty, arguments)
         if text is None:
-            return False, False, False, 0
+            return _NOT_WRITTEN
         whole = _has(text, _KEY) and _has(text, _VALUE) and (_has(text, _NAME) or _has(text, _ID))
         meant = self._source is None or (
             f"'{_KEY}': '" not in text if isinstance(arguments, dict) else arguments in text

@@ -14,8 +14,8 @@ def tokenizer_card(info: ModelInfo, template: ChatTemplate) -> dict[str, Any]:
     """The tokenizer's class, special tokens and chat templates, as JSON values; without a tokenizer, Nones.
 
     `chat_template` is the one of requests without tools, `chat_templates` all that have names, `chat_template_forms`
-    what the first was found to read. The chat template is null if a function writes the prompts, because no template
-    would give the same.
+    what the first was found to read. All three are null if a function writes the prompts: no template would give
+    the same.
     """
     tokenizer = info.tokenizer
     card: dict[str, Any] = {"tokenizer_class": None if tokenizer is None else type(tokenizer).__name__}

@@ -64,6 +64,29 @@ def test_a_hook_of_the_loader_gets_the_messages_as_they_are() -> None:
     assert seen == [WITH_IMAGE]
 
 
+def test_a_hook_is_tried_out_once() -> None:
+    """Plain texts need no trial; a history with calls does once, and its later turns do not."""
+    calls: list[Any] = []
+
+    def write(messages: list[Any]) -> str:
+        calls.append(messages)
+        return "".join(f"{message.get('content')}{message.get('tool_calls', '')}" for message in messages)
+
+    own = hooks(apply_chat_template=write)
+    own.render(said("hi"))
+    assert len(calls) == 1
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    turn = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "12:00"}]
+    history: list[Any] = [{"role": "user", "content": "go"}, *turn, *turn, *turn]
+    own.render(ChatPrompt(messages=history))
+    calls.clear()
+    for _ in range(3):
+        history += turn
+        own.render(ChatPrompt(messages=history))
+    assert len(calls) == 3
+    assert "12:00" in own.render(ChatPrompt(messages=history))
+
+
 def test_a_requests_template_is_looked_at_by_itself() -> None:
     own = hooks(TEXT_ONLY)
     chat = ChatPrompt(messages=[{"role": "user", "content": "hi"}], chat_template=PARTS_ONLY)
