@@ -73,6 +73,9 @@ class ModelClient(Protocol):
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
 
+    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Token ids as the vocabulary spells them, such as `Ġthe`."""
+
     async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""
 

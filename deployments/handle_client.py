@@ -163,6 +163,10 @@ class HandleClient:
         """The text of token ids, special tokens included."""
         return cast(str, await self._ask("detokenize", model, token_ids))
 
+    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Token ids as the vocabulary spells them."""
+        return cast(tuple[str, ...], await self._ask("spell", model, token_ids))
+
     async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""
         return cast(Embeddings, await self._ask("embed", model, prompts, options))

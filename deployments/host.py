@@ -202,6 +202,11 @@ class ModelHost:
                 )
             return await loaded.decode(token_ids)
 
+    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Token ids as the vocabulary spells them."""
+        async with self.leases.lease(self.resolve(model).id) as loaded:
+            return await loaded.spell(token_ids)
+
     async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""
         async with self.leases.lease(self.resolve(model).id) as loaded:

@@ -81,6 +81,14 @@ class LoadedModel:
             self._card = await self._off_loop(lambda: tokenizer_card(self.info, self.hooks.template))
         return self._card
 
+    async def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Tokens as the vocabulary spells them; without a tokenizer, as each is decoded alone."""
+        convert = getattr(self.info.tokenizer, "convert_ids_to_tokens", None)
+        if convert is None:
+            return tuple([await self.decode([token_id]) for token_id in token_ids])
+        spelled = await self._off_loop(lambda: convert(list(token_ids)))
+        return tuple("" if token is None else str(token) for token in spelled)
+
     async def embed(self, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt; computed in batches beside the engine, in a thread of its own.
 

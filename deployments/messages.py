@@ -9,9 +9,10 @@ at any point.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from deployments.errors import TroupeError
 from deployments.reasoning import ReasoningMarkers
@@ -50,7 +51,8 @@ class SamplingParams:
         stop_token_ids: token ids that end the text, besides the model's own terminators.
         ignore_eos: the model's own terminators are ordinary tokens.
         seed: same seed, same text, whatever the neighbours; None draws fresh randomness.
-        logprobs: how many alternatives to report beside each generated token; None reports no logprobs.
+        logprobs: how many alternatives to report beside each generated token; -1 reports the whole vocabulary, None no
+            logprobs.
         prompt_logprobs: the same for every prompt token.
         logprob_token_ids: report these tokens in place of the likeliest alternatives.
         processed_logprobs: report them of the distribution sampled from, not of the raw logits.
@@ -94,6 +96,11 @@ class SamplingParams:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reports_vocabulary(self) -> bool:
+        """Whether the answer has the log-probabilities of all tokens, which is megabytes."""
+        return -1 in (self.logprobs, self.prompt_logprobs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,14 +214,49 @@ class TranscribeCall:
 Call = GenerateCall | TranscribeCall
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A token that could have stood at a position, with its log-probability (natural logarithm)."""
 
     token_id: int
     token: str
     bytes: bytes
     logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTexts:
+    """The text and the bytes of every token id of a model."""
+
+    texts: tuple[str, ...]
+    bytes: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WholeVocabulary(Sequence[Candidate]):
+    """Every token of a model as a candidate, best first; tokens of probability 0 are left out.
+
+    A vocabulary of 128k tokens is 512 KiB for each position; the texts cross once with the positions of one message.
+
+    Attributes:
+        tokens: the model's, the same object at every position.
+        logprobs: float32 in this machine's byte order, by token id.
+    """
+
+    tokens: TokenTexts
+    logprobs: bytes
+
+    def __iter__(self) -> Iterator[Candidate]:
+        values = array("f", self.logprobs).tolist()
+        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+        for i in order[: len(self)]:
+            yield Candidate(i, self.tokens.texts[i], self.tokens.bytes[i], values[i])
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+    def __len__(self) -> int:
+        values = array("f", self.logprobs)
+        return len(values) - values.count(float("-inf"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +271,7 @@ class TokenLogprob:
     bytes: bytes
     logprob: float
     rank: int = 0
-    top: tuple[Candidate, ...] = ()
+    top: Sequence[Candidate] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,11 @@ class ModelReplica:
         await self._advertise(model)
         return await self._host.detokenize(model, token_ids)
 
+    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Token ids as the vocabulary spells them."""
+        await self._advertise(model)
+        return await self._host.spell(model, token_ids)
+
     async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""
         await self._advertise(model)

@@ -17,12 +17,14 @@ class TokenScore:
         logprob: of the token.
         rank: 1 for the likeliest token, ties share the better rank.
         top_ids, top_logprobs: the likeliest tokens, best first; tokens of probability 0 are left out.
+        every: in place of them, the log-probabilities of all token ids, as float32.
     """
 
     logprob: float
     rank: int
     top_ids: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
+    every: bytes | None = None
 
 
 def token_scores(
@@ -36,7 +38,7 @@ def token_scores(
     Args:
         logits: [rows, vocab], any float dtype; computed in float32.
         token_ids: int64 [rows].
-        tops: how many alternatives each row reports.
+        tops: how many alternatives each row reports; -1 for all tokens.
         named: by row, the tokens that it reports in place of the likeliest; ids beyond the logits are left out.
     """
     logits = logits.float()
@@ -54,9 +56,13 @@ def token_scores(
     logprobs = (chosen - peaks - norm)[:, 0].tolist()
     alternatives = (values - peaks - norm).tolist()
     scores = [
-        TokenScore(logprobs[row], ranks[row], *_finite(found[:top], alternatives[row][:top]))
+        TokenScore(logprobs[row], ranks[row], *_finite(found[: max(top, 0)], alternatives[row][: max(top, 0)]))
         for row, (found, top) in enumerate(zip(ids.tolist(), tops, strict=True))
     ]
+    for row, top in enumerate(tops):
+        if top == -1 and row not in (named or {}):
+            every = (logits[row] - peaks[row] - norm[row]).cpu().numpy().tobytes()
+            scores[row] = replace(scores[row], every=every)
     for row, wanted in (named or {}).items():
         scores[row] = replace(scores[row], **_named(logits[row] - peaks[row] - norm[row], wanted))
     return scores

@@ -17,7 +17,7 @@ from deployments.engine.logprobs import TokenScore
 from deployments.engine.row_sampler import FormatRules, RowSampler, TokenMask
 from deployments.engine.terminators import special_tokens, terminator_ids
 from deployments.errors import TroupeError
-from deployments.messages import Candidate, SamplingParams, TokenLogprob
+from deployments.messages import Candidate, SamplingParams, TokenLogprob, TokenTexts, WholeVocabulary
 from model_loaders.contract import ModelInfo
 from model_loaders.hooks import Hooks
 
@@ -47,6 +47,7 @@ class Vocabulary:
         self._backend: Any = getattr(info.tokenizer, "backend_tokenizer", None)
         self._texts: dict[int, tuple[str, bytes]] = {}
         self._words: WordIndex | None = None
+        self._tokens: TokenTexts | None = None
         self._lock = threading.Lock()
         self.way: _Way = self._choose_way()
 
@@ -112,11 +113,21 @@ class Vocabulary:
     def scored(self, token_id: int, score: TokenScore) -> TokenLogprob:
         """A token and its alternatives with their texts."""
         text, data = self._text_and_bytes(token_id)
+        if score.every is not None:
+            whole = WholeVocabulary(self._every(len(score.every) // 4), score.every)
+            return TokenLogprob(token_id, text, data, score.logprob, score.rank, whole)
         top = tuple(
             Candidate(i, *self._text_and_bytes(i), logprob)
             for i, logprob in zip(score.top_ids, score.top_logprobs, strict=True)
         )
         return TokenLogprob(token_id, text, data, score.logprob, score.rank, top)
+
+    def _every(self, width: int) -> TokenTexts:
+        """The texts of all ids of the logits."""
+        if self._tokens is None:
+            texts, data = zip(*map(self._text_and_bytes, range(width)), strict=True)
+            self._tokens = TokenTexts(texts, data)
+        return self._tokens
 
     def _bad_words(self, params: SamplingParams, vocab_size: int) -> BadWords | None:
         if not any(params.bad_words):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
@@ -18,6 +18,7 @@ from deployments.openai.exchange import Exchange
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Chunks = AsyncGenerator[bytes, None]
 
 DONE = b"data: [DONE]\n\n"
@@ -42,6 +43,11 @@ def _one_line(data: bytes) -> bytes:
     for raw, escaped in _LINE_ENDS:
         data = data.replace(raw, escaped)
     return data
+
+
+async def build(part: Callable[[], T], *, large: bool) -> T:
+    """A part of an answer, built in a thread if it is megabytes, so that other requests go on."""
+    return await asyncio.to_thread(part) if large else part()
 
 
 async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) -> Response:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -22,9 +23,9 @@ from deployments.messages import (
     TokenLogprob,
 )
 from deployments.model_card import ModelCard
-from deployments.openai.answer import DONE, Chunks, sse, to_json
+from deployments.openai.answer import DONE, Chunks, build, sse, to_json
 from deployments.openai.chat_schema import ChatBody, ChatChoice, ChatCompletion, ChunkChoice, MessageDelta
-from deployments.openai.choices import Choice, gather
+from deployments.openai.choices import Choice, Gathered, gather
 from deployments.openai.exchange import Exchange
 from deployments.openai.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from deployments.openai.message import MessageWriter, Reading
@@ -101,6 +102,9 @@ class ChatAnswer:
     async def completion(self) -> bytes:
         """The whole answer."""
         gathered = await gather(chat_events(self._exchange, self.call, self._plan), self.call.n)
+        return await build(partial(self._whole, gathered), large=self.call.sampling.reports_vocabulary)
+
+    def _whole(self, gathered: Gathered) -> bytes:
         accepted = gathered.accepted
         answer: ChatCompletion = {
             "id": self._id,
@@ -119,6 +123,7 @@ class ChatAnswer:
     async def chunks(self) -> Chunks:
         """The answer as it comes."""
         usage = self._body.stream_options.usage(self._exchange.options)
+        large = self.call.sampling.reports_vocabulary
         accepted = _NOTHING
         writers: dict[int, MessageWriter] = {}
         async with aclosing(chat_events(self._exchange, self.call, self._plan)) as events:
@@ -129,19 +134,25 @@ class ChatAnswer:
                         usage.accept(event)
                     case PromptScores():
                         if event.choice == 0:
-                            yield self._chunk([], usage, prompt_logprobs=prompt_logprobs(event.scores))
+                            yield await build(partial(self._prompt_chunk, event, usage), large=large)
                     case Delta():
                         if event.choice not in writers:
                             writers[event.choice] = self._writer(accepted)
                             yield self._opening_chunk(event.choice, accepted, usage)
                         usage.add(event)
-                        choices = self._chunk_choices(event, writers[event.choice], every=usage.every)
-                        if chunks := b"".join(self._chunk([choice], usage) for choice in choices):
-                            yield chunks
+                        chunks = partial(self._delta_chunks, event, writers[event.choice], usage)
+                        if data := await build(chunks, large=large):
+                            yield data
                     case Finished():
                         if usage.last:
                             yield self._chunk([], usage, usage=usage_object(event.usage))
         yield DONE
+
+    def _prompt_chunk(self, event: PromptScores, usage: RunningUsage) -> bytes:
+        return self._chunk([], usage, prompt_logprobs=prompt_logprobs(event.scores))
+
+    def _delta_chunks(self, event: Delta, writer: MessageWriter, usage: RunningUsage) -> bytes:
+        return b"".join(self._chunk([choice], usage) for choice in self._chunk_choices(event, writer, usage.every))
 
     def _writer(self, accepted: Accepted) -> MessageWriter:
         return self._plan.writer(accepted)
@@ -174,7 +185,7 @@ class ChatAnswer:
             shape["prompt_token_ids"] = list(accepted.prompt_token_ids[0])
         return shape
 
-    def _chunk_choices(self, event: Delta, writer: MessageWriter, *, every: bool) -> Iterator[ChunkChoice]:
+    def _chunk_choices(self, event: Delta, writer: MessageWriter, every: bool) -> Iterator[ChunkChoice]:
         """What a delta adds, then its reason to end alone: many clients read no text from a chunk that has one.
 
         Args:

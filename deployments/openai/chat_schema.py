@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.openai.fields import Count
+from deployments.openai.fields import Alternatives, Count
 from deployments.openai.foreign import Rows
 from deployments.openai.foreign_fields import CHAT
 from deployments.openai.logprobs import ChatLogprobs
@@ -27,7 +27,7 @@ class ChatBody(GenerationBody):
     max_tokens: Count | None = Field(default=None, description="None generates as many as fit.")
     max_completion_tokens: Count | None = Field(default=None, description="The same as max_tokens.")
     logprobs: bool = False
-    top_logprobs: Count | None = None
+    top_logprobs: Alternatives | None = None
     add_generation_prompt: bool | None = Field(default=None, description="Open the assistant's turn.")
     continue_final_message: bool = Field(default=False, description="Continue the last message.")
     echo: bool = Field(default=False, description="Begin the answer with the final message that it continues.")

@@ -26,7 +26,7 @@ from deployments.messages import (
     TokensPrompt,
 )
 from deployments.model_card import ModelCard
-from deployments.openai.answer import DONE, Chunks, json_answer, sse, sse_answer, to_json
+from deployments.openai.answer import DONE, Chunks, build, json_answer, sse, sse_answer, to_json
 from deployments.openai.choices import Choice, gather
 from deployments.openai.completions_schema import CompletionBody, CompletionChoice, PromptInput, TextCompletion
 from deployments.openai.exchange import SAMPLING_HEADER, Exchange
@@ -59,8 +59,8 @@ def _sampling(body: CompletionBody, options: ApiOptions) -> SamplingParams:
     sampling = body.sampling(options, max_tokens=body.max_tokens, logprobs=body.logprobs)
     if not body.echo or body.logprobs is None:
         return sampling
-    both = max(body.logprobs, body.prompt_logprobs or 0)
-    return replace(sampling, prompt_logprobs=both)
+    both = (body.logprobs, body.prompt_logprobs or 0)
+    return replace(sampling, prompt_logprobs=-1 if -1 in both else max(both))
 
 
 def _best_of(body: CompletionBody) -> int | None:
@@ -110,6 +110,10 @@ class CompletionAnswer:
             stream=body.stream,
         )
 
+    @property
+    def _large(self) -> bool:
+        return self.call.sampling.reports_vocabulary
+
     async def completion(self) -> bytes:
         """The whole answer."""
         gathered = await gather(self._exchange.generate(self.call), self._count)
@@ -123,7 +127,7 @@ class CompletionAnswer:
             ],
             "usage": usage_object(gathered.usage),
         }
-        return to_json(answer)
+        return await build(lambda: to_json(answer), large=self._large)
 
     async def _choice(self, index: int, choice: Choice, accepted: Accepted) -> CompletionChoice:
         assert choice.finish_reason != "tool_calls"
@@ -140,7 +144,8 @@ class CompletionAnswer:
             shape["logprobs"] = await self._logprobs(tokens, index, accepted)
         shape.update(self._extras(index, choice.token_ids, accepted))
         if self._body.prompt_logprobs is not None and choice.prompt_scores is not None:
-            shape["prompt_logprobs"] = prompt_logprobs(choice.prompt_scores)
+            scores = choice.prompt_scores
+            shape["prompt_logprobs"] = await build(lambda: prompt_logprobs(scores), large=self._large)
         return shape
 
     def _extras(self, index: int, token_ids: Sequence[int], accepted: Accepted) -> Any:
@@ -159,7 +164,10 @@ class CompletionAnswer:
             prompt_ids = self._prompt_ids(index, accepted)
             text = await self._exchange.api.first_text(self.call, accepted, prompt_ids)
             first = Candidate(token_id=prompt_ids[0], token=text, bytes=text.encode(), logprob=0.0)
-        return completion_logprobs(tokens, start=start, as_ids=self._body.return_tokens_as_token_ids, first=first)
+        as_ids = self._body.return_tokens_as_token_ids
+        return await build(
+            lambda: completion_logprobs(tokens, start=start, as_ids=as_ids, first=first), large=self._large
+        )
 
     async def chunks(self) -> Chunks:
         """The answer as it comes."""
@@ -207,7 +215,7 @@ class CompletionAnswer:
         shape: CompletionChoice = {"index": delta.choice, "text": delta.text, "logprobs": None, "finish_reason": None}
         scores, streamed.scores = streamed.scores, ()
         if self._body.prompt_logprobs is not None and scores:
-            shape["prompt_logprobs"] = prompt_logprobs(scores)
+            shape["prompt_logprobs"] = await build(lambda: prompt_logprobs(scores), large=self._large)
         if self._body.logprobs is not None:
             tokens = [*(scores if self._body.echo else ()), *(delta.logprobs or ())]
             logprobs = await self._logprobs(tokens, delta.choice, accepted, streamed.covered)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NotRequired
 from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict
 
-from deployments.openai.fields import MAX_WHOLE, Count, TokenId, Whole
+from deployments.openai.fields import MAX_WHOLE, Alternatives, Count, TokenId, Whole
 from deployments.openai.foreign import Rows
 from deployments.openai.foreign_fields import COMPLETIONS
 from deployments.openai.logprobs import CompletionLogprobs
@@ -45,7 +45,7 @@ class CompletionBody(GenerationBody):
         BeforeValidator(prompt_inputs, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]),
     ] = Field(description="One or several prompts, as text or as token ids.", examples=["Once upon a time"])
     max_tokens: Count = Field(default=16, description="0 generates nothing, for echo with logprobs.")
-    logprobs: Count | None = None
+    logprobs: Alternatives | None = None
     echo: bool = False
     best_of: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     add_special_tokens: bool = Field(default=True, description="Begin a text with the tokenizer's BOS.")

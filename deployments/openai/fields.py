@@ -52,6 +52,9 @@ Real = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_WHOLE)]
 Seed = Annotated[Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None, BeforeValidator(_random_seed)]
+Alternatives = Annotated[
+    int, BeforeValidator(_whole), Field(ge=-1, le=MAX_WHOLE, description="Tokens to report beside each; -1 for all.")
+]
 Strings = Annotated[list[str], BeforeValidator(_strings, json_schema_input_type=str | list[str])]
 RequestId = Annotated[str, Field(pattern=f"^{REQUEST_ID}$")]
 TokenId = Annotated[int, Field(ge=0, le=MAX_WHOLE, strict=True)]

@@ -269,7 +269,7 @@ TOKENIZE: Rows = {
     **_same("content text", "prompt"),
     **_same("add_special", "add_special_tokens"),
     **_refused("parse_special", True),
-    **_refused("with_pieces return_token_strs", False),
+    **_refused("with_pieces", False),
     **_refused("mm_processor_kwargs media_io_kwargs", {}),
     **_refused("truncate_prompt_tokens truncate truncation_side", False),
 }

@@ -83,7 +83,7 @@ def _by_name(token: TokenLogprob, as_ids: bool) -> dict[str, float]:
     """Alternatives and the token itself. Where two ids have the same text, the likelier one has the name."""
     named: dict[str, float] = {}
     candidates: list[TokenLogprob | Candidate] = [*token.top]
-    if all(candidate.token_id != token.token_id for candidate in token.top):
+    if all(candidate.token_id != token.token_id for candidate in candidates):
         candidates.append(token)
     for candidate in sorted(candidates, key=lambda each: -each.logprob):
         name = _name(candidate, as_ids)

@@ -19,7 +19,7 @@ class ApiOptions(BaseModel):
         allow_request_chat_template: requests may bring a chat template of their own.
         max_body_bytes, max_header_bytes: larger requests are refused.
         max_choices: choices (prompts times n) of one request at most.
-        max_logprobs: alternatives reported per token at most.
+        max_logprobs: alternatives reported per token at most; -1 is no limit, and requests may ask for all (-1).
         heartbeat_seconds: after so many silent seconds send white space, and again after as many, so that a client's
             read timeout does not strike while the model computes. The status is 200 from then on. 0 is off.
         media_urls: fetch images and recordings that messages name by http(s) URL; data: URIs are always read.
@@ -41,7 +41,7 @@ class ApiOptions(BaseModel):
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024)
     max_header_bytes: int = Field(default=64 * 2**10, ge=1024)
     max_choices: int = Field(default=1024, ge=1)
-    max_logprobs: int = Field(default=20, ge=0)
+    max_logprobs: int = Field(default=20, ge=-1)
     heartbeat_seconds: float = Field(default=0, ge=0)
     media_urls: bool = False
     media_networks: tuple[str, ...] = ()

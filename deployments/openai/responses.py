@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import Response
@@ -11,11 +12,11 @@ from fastapi import Response
 from deployments.errors import TroupeError
 from deployments.messages import Accepted, Delta, Finished, Usage
 from deployments.model_card import ModelCard
-from deployments.openai.answer import Chunks, json_answer, sse_answer, to_json
+from deployments.openai.answer import Chunks, build, json_answer, sse_answer, to_json
 from deployments.openai.chat import chat_plan
 from deployments.openai.chat_answer import ChatPlan, chat_events
 from deployments.openai.chat_schema import ChatBody
-from deployments.openai.choices import gather
+from deployments.openai.choices import Gathered, gather
 from deployments.openai.exchange import SAMPLING_HEADER, Exchange
 from deployments.openai.fields import parse_fields
 from deployments.openai.logprobs import chat_logprobs
@@ -61,6 +62,9 @@ class ResponseAnswer:
     async def response(self) -> bytes:
         """The whole answer."""
         gathered = await gather(chat_events(self._exchange, self.call, self._plan), 1)
+        return await build(partial(self._whole, gathered), large=self.call.sampling.reports_vocabulary)
+
+    def _whole(self, gathered: Gathered) -> bytes:
         (choice,) = gathered.choices
         writer = self._plan.writer(gathered.accepted)
         writer.delta(choice.text, last=True)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.openai.fields import Count, RequestObject
+from deployments.openai.fields import Alternatives, Count, RequestObject
 from deployments.openai.foreign import Rows
 from deployments.openai.foreign_fields import REASONING, RESPONSES
 from deployments.openai.sampling import GenerationBody
@@ -52,7 +52,7 @@ class ResponsesBody(GenerationBody):
     n: Literal[1] = 1
     instructions: str | None = Field(default=None, description="A system message before the input.")
     max_output_tokens: Count | None = None
-    top_logprobs: Count | None = None
+    top_logprobs: Alternatives | None = None
     include: list[str] = Field(default_factory=list, description="message.output_text.logprobs")
     text: TextConfig = Field(default_factory=TextConfig)
     reasoning: ReasoningConfig = Field(default_factory=ReasoningConfig)

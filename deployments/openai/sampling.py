@@ -21,6 +21,7 @@ from deployments.openai.constraint import (
 )
 from deployments.openai.fields import (
     MAX_WHOLE,
+    Alternatives,
     Count,
     Real,
     RequestBody,
@@ -83,7 +84,7 @@ class GenerationBody(RequestBody):
     length_penalty: Real = Field(default=1.0, description="Of beam search: a score is logprob / length ** this.")
     early_stopping: bool | Literal["never"] = Field(default=False, description="Of beam search, as in transformers.")
     skip_special_tokens: bool = True
-    prompt_logprobs: Count | None = None
+    prompt_logprobs: Alternatives | None = None
     logprob_token_ids: list[TokenId] = Field(
         default_factory=list, max_length=_MAX_STRINGS, description="Alternatives to report in place of the likeliest."
     )
@@ -209,11 +210,15 @@ def _is_pair(item: object) -> bool:
 
 
 def check_logprobs(name: str, asked: int | None, options: ApiOptions) -> None:
-    """Refuse more alternatives per token than the server reports."""
-    if asked is not None and asked > options.max_logprobs:
-        raise BadRequest(
-            f"Invalid {name!r}: at most {options.max_logprobs} alternatives (max_logprobs); got {asked}.", param=name
-        )
+    """Refuse more alternatives per token than the server reports; -1, all of them, needs a server without a limit."""
+    most = options.max_logprobs
+    if asked is None or most == -1 or 0 <= asked <= most:
+        return
+    raise BadRequest(
+        f"Invalid {name!r}: at most {most} alternatives (max_logprobs"
+        f"{', which would have to be -1' if asked == -1 else ''}); got {asked}.",
+        param=name,
+    )
 
 
 def check_stream_options(given: Mapping[str, Any]) -> None:

@@ -38,12 +38,14 @@ class TokenizeBody(RequestBody):
     tool_choice: Any = None
     documents: list[Any] | None = Field(default=None, description="Passed to the chat template.")
     reasoning_effort: str | None = Field(default=None, max_length=32, description="Passed to the chat template.")
+    return_token_strs: bool = Field(default=False, description="Also report the tokens as the vocabulary spells them.")
 
 
 class Tokenized(TypedDict):
     count: int
     max_model_len: int
     tokens: list[int]
+    token_strs: NotRequired[list[str]]
 
 
 class DetokenizeBody(RequestBody):
@@ -81,6 +83,8 @@ async def tokenize(exchange: Exchange) -> Response:
         rendered = await exchange.client.render(card.id, prompt)
         ids = list(rendered.token_ids)
         shape: Tokenized = {"count": len(ids), "max_model_len": rendered.max_model_len, "tokens": ids}
+        if body.return_token_strs:
+            shape["token_strs"] = list(await exchange.client.spell(card.id, ids))
         return to_json(shape)
 
     return await json_answer(exchange, answer())
@@ -146,7 +150,7 @@ async def _prompt(exchange: Exchange, body: TokenizeBody, card: ModelCard) -> Pr
         raise BadRequest("Invalid request: send either 'prompt' or 'messages'.", param="prompt")
     if body.prompt is not None:
         return TextPrompt(text=body.prompt, add_special_tokens=body.add_special_tokens is not False)
-    given = body.model_dump(exclude_unset=True, exclude={"prompt"})
+    given = body.model_dump(exclude_unset=True, exclude={"prompt", "return_token_strs"})
     chat, _ = parse_fields(ChatBody, given)
     prompt, _ = await read_chat(exchange, chat, card)
     return prompt

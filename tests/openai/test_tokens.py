@@ -67,7 +67,7 @@ def test_completions(server: Server) -> None:
     [
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "a", "messages": []}, "prompt"),
-        ("/tokenize", {"prompt": "a", "return_token_strs": True}, "return_token_strs"),
+        ("/tokenize", {"prompt": "a", "return_token_strs": 7}, "return_token_strs"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
         ("/detokenize", {}, "tokens"),
@@ -78,3 +78,12 @@ def test_mistakes(server: Server, path: str, body: dict[str, Any], param: str) -
     response = post(server, path, **body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+def test_strings_of_tokens(server: Server) -> None:
+    """A model without a tokenizer: each token's own text."""
+    answer = post(server, "/tokenize", prompt="aé", return_token_strs=True)
+    assert answer["token_strs"] == ["a", "é"]
+    assert "token_strs" not in post(server, "/tokenize", prompt="aé", return_token_strs=False)
+    chat = post(server, "/tokenize", messages=MESSAGES, return_token_strs=True)
+    assert "".join(chat["token_strs"]) == "<system>s</system>\n<user>hi</user>\n<assistant>"
