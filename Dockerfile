@@ -1,8 +1,8 @@
 # Troupe for the GPUs of one node. No model is inside: checkpoints come from a mounted folder or the Hugging Face cache.
 #
 #   docker build -t troupe .
-#   docker run --gpus all --shm-size 8g -p 8000:8000 -v ~/.cache/huggingface:/cache troupe
-#   docker run --gpus all --shm-size 8g -p 8000:8000 -v ~/.cache/huggingface:/cache troupe --hf-model org/name
+#   docker run --gpus all --shm-size 8g -p 127.0.0.1:8000:8000 -v ~/.cache/huggingface:/cache troupe
+#   docker run --gpus all --shm-size 8g -p 127.0.0.1:8000:8000 -v ~/.cache/huggingface:/cache troupe --hf-model org/name
 #   docker build --target with-model --build-context model=./my-model -t my-model .
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS troupe
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -28,7 +28,7 @@ RUN python3 -m venv .venv \
 
 # A container is reached from outside of it, so it listens on every address of its own.
 ENV HF_HOME=/cache \
-    RAY_SERVE_DEFAULT_HTTP_HOST=0.0.0.0 \
+    TROUPE_HOST=0.0.0.0 \
     PORT=8000
 VOLUME /cache
 EXPOSE 8000

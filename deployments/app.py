@@ -10,6 +10,7 @@ from ray.serve.config import RequestRouterConfig
 
 from deployments.config import AppArgs, Pool, parse_args
 from deployments.ingress import OpenAIIngress
+from deployments.ray_internals import warn_of_open_node
 from deployments.replica import ModelReplica
 
 ROUTER = "deployments.routing:ModelAffinityRouter"
@@ -21,6 +22,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     Raises:
         ConfigError: the arguments are wrong.
     """
+    warn_of_open_node()
     return application(parse_args(args))
 
 

@@ -137,8 +137,11 @@ def unknown_model(name: str, args: AppArgs) -> ModelNotFound:
     return ModelNotFound(f"The model {name!r} does not exist. Configured: {known}.", param="model")
 
 
-def parse_args(args: Mapping[str, Any] | AppArgs) -> AppArgs:
+def parse_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArgs:
     """The application's arguments, checked.
+
+    Args:
+        source: where they come from, for the message.
 
     Raises:
         ConfigError: something is wrong; every fault is listed with its place and the fix.
@@ -149,7 +152,7 @@ def parse_args(args: Mapping[str, Any] | AppArgs) -> AppArgs:
         return AppArgs.model_validate(args)
     except ValidationError as error:
         faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise ConfigError(f"serve_config.yaml, args:\n{faults}") from None
+        raise ConfigError(f"{source}:\n{faults}") from None
 
 
 def _describe(fault: Any) -> str:

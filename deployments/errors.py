@@ -9,6 +9,7 @@ TroupeError                     500 server_error
 ├── ModelNotFound               404 model_not_found
 ├── RouteNotFound               404 route_not_found
 ├── MethodNotAllowed            405 method_not_allowed
+├── BodyTimeout                 408 body_timeout
 ├── RouteGone                   410 route_gone
 ├── TooLarge                    413 request_too_large
 ├── UnsupportedMediaType        415 unsupported_media_type
@@ -139,6 +140,14 @@ class MethodNotAllowed(TroupeError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class BodyTimeout(TroupeError):
+    """The request's body has stopped coming."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "body_timeout"
 
 
 class RouteGone(TroupeError):

@@ -11,11 +11,11 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from deployments.errors import ConfigError
 
@@ -60,12 +60,6 @@ def fast_environment(given: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in settings.items() if name not in given}
 
 
-def fast_config(config: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """A configuration with the host that Serve listens on by default, which in the fast mode would be every one."""
-    host = environment.get("RAY_SERVE_DEFAULT_HTTP_HOST", "127.0.0.1")
-    return {**config, "http_options": {"host": host, **(config.get("http_options") or {})}}
-
-
 def reap_haproxy(server: int, environment: Mapping[str, str]) -> None:
     """Wait until the server is gone; end the HAProxy that it may have left, and remove the folder.
 
@@ -104,3 +98,7 @@ def _port_near(wanted: int) -> int:
             probe.bind(("", port))
             return int(probe.getsockname()[1])
     return wanted
+
+
+if __name__ == "__main__":
+    reap_haproxy(int(sys.argv[1]), os.environ)

@@ -23,7 +23,7 @@ import yaml
 
 from deployments.config import parse_args
 from deployments.errors import ConfigError
-from deployments.launch import IMPORT_PATH
+from deployments.serve_file import IMPORT_PATH
 
 
 def _boolean(text: str) -> bool:

@@ -9,9 +9,15 @@ from deployments.config import AppArgs
 from deployments.handle_client import Handle, HandleClient
 from deployments.logs import log_like_serve
 from deployments.openai.app import build_api
+from deployments.ray_internals import keep_replica_port_local
 
 
-@serve.deployment(name="OpenAIIngress", max_ongoing_requests=10_000, graceful_shutdown_timeout_s=60)
+@serve.deployment(
+    name="OpenAIIngress",
+    max_ongoing_requests=10_000,
+    graceful_shutdown_timeout_s=60,
+    ray_actor_options={"num_cpus": 0},  # two replicas on the CPU fit on two cores
+)
 @serve.ingress()
 class OpenAIIngress:
     """Serves the OpenAI routes.
@@ -23,6 +29,7 @@ class OpenAIIngress:
 
     def __init__(self, args: AppArgs, pools: dict[str, Handle]) -> None:
         log_like_serve()
+        keep_replica_port_local()
         self._args = args
         self._client = HandleClient(args, pools)
 

@@ -1,97 +1,155 @@
-"""What scripts/serve does beside `serve run`: check the configuration first, say where the API is once it answers.
+"""What `scripts/serve` runs: check the configuration, start it on Ray Serve, say where the API is once it answers.
 
-python -m deployments.launch serve_config.yaml                  # check
-python -m deployments.launch --announce PID serve_config.yaml   # wait until it answers, print how to call it
-python -m deployments.launch --announce PID --reap serve_config.yaml    # and in the end, that no HAProxy is left
-python -m deployments.launch --fast-environment                 # Ray's settings of the fast mode, for `eval`
-python -m deployments.launch --fast-config serve_config.yaml    # the configuration as the fast mode needs it
+python -m deployments.launch serve_config.yaml             # serve
+python -m deployments.launch --fast serve_config.yaml      # with HAProxy and fewer hops, see docs/scaling.md
+python -m deployments.launch --check serve_config.yaml     # check alone
+python -m deployments.launch --fast-environment            # Ray's settings of the fast mode, for `eval`
+
+Exit status: 2 if the configuration is wrong or the port is taken, 1 if the application cannot be deployed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import shlex
+import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import yaml
-
-from deployments.config import AppArgs, parse_args
+from deployments import ports
+from deployments.config import AppArgs
 from deployments.errors import ConfigError
-from deployments.fast_mode import fast_config, fast_environment, is_alive, reap_haproxy
+from deployments.fast_mode import fast_environment
+from deployments.own_ray import use_own_ray, write_settings
+from deployments.serve_file import PORT, base_url, read_config
 
-IMPORT_PATH = "deployments.app:build_app"
+_OWN = "local"
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
-    """A Serve configuration file and the checked arguments of its Troupe application.
-
-    Raises:
-        ConfigError: the file is no such configuration; every fault is listed.
-    """
+def main() -> None:
+    """Command line; see the module's docstring."""
+    given = _arguments()
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    applications = config.get("applications") if isinstance(config, dict) else None
-    if not isinstance(applications, list):
-        raise ConfigError(f"{path}: expected a mapping with the key 'applications'.")
-    ours = [app for app in applications if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH]
-    if not ours:
-        raise ConfigError(f"{path}: no application has import_path {IMPORT_PATH}.")
-    args = parse_args(ours[0].get("args") or {})
-    for entry in args.models:
-        _find_loader(entry.loader)
-    return config, args
+        if given.fast_environment:
+            for name, value in fast_environment(os.environ).items():
+                print(f"export {name}={shlex.quote(value)}")
+            return
+        config, args = read_config(given.config)
+        if not given.check:
+            sys.exit(_serve(config, args, given.config, fast=given.fast))
+    except ConfigError as error:
+        _refuse(str(error))
 
 
-def base_url(config: dict[str, Any]) -> str:
-    """Where the application of a configuration answers."""
-    http = config.get("http_options") or {}
-    host = http.get("host", "127.0.0.1")
-    prefix = next(a for a in config["applications"] if a.get("import_path") == IMPORT_PATH).get("route_prefix", "/")
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{http.get('port', 8000)}{prefix.rstrip('/')}"
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m deployments.launch")
+    parser.add_argument("config", type=Path, nargs="?")
+    parser.add_argument("--check", action="store_true", help="check the configuration, and start nothing")
+    parser.add_argument("--fast", action="store_true", help="serve in Ray Serve's fast mode")
+    parser.add_argument(
+        "--fast-environment", action="store_true", help="print the fast mode's settings as export lines"
+    )
+    given = parser.parse_args()
+    if given.config is None and not given.fast_environment:
+        parser.error("give a configuration file")
+    return given
 
 
-def announce(config: dict[str, Any], args: AppArgs, server: int) -> None:
-    """Wait until the API answers, then print its address, its models and a line to try.
+def _refuse(message: str) -> NoReturn:
+    print(f"troupe: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _serve(config: dict[str, Any], args: AppArgs, file: Path, *, fast: bool) -> int:
+    """Serve until a signal; the exit status."""
+    address = os.environ.get("RAY_ADDRESS") or _OWN
+    folder = None
+    if address == _OWN:
+        _refuse_a_taken_port(config["http_options"])
+        folder = use_own_ray()
+    if fast:
+        _prepare_fast_mode(address)
+    # Loaders, and the paths that their arguments name, are relative to the file: Ray's workers start in this folder.
+    os.chdir(file.resolve().parent)
+    from deployments.server import run  # imports Ray, which reads the environment then
+
+    def ready() -> None:
+        settings = None if folder is None else write_settings(folder, _ray_addresses())
+        announce(config, args, settings)
+
+    return run(config, address, ready)
+
+
+def _refuse_a_taken_port(http: dict[str, Any]) -> None:
+    port = http.get("port", PORT)
+    holder = ports.holder(http["host"], port)
+    if holder is not None:
+        raise ConfigError(f"port {port} is taken by {holder}. End it, or set http_options.port.")
+
+
+def _prepare_fast_mode(address: str) -> None:
+    os.environ.update(fast_environment(os.environ))
+    if address != _OWN:
+        print(
+            f"The Ray at {address} must have been started with the same settings (docs/scaling.md, Several nodes).",
+            file=sys.stderr,
+        )
+    # In a session of its own, to be the last.
+    subprocess.Popen([sys.executable, "-m", "deployments.fast_mode", str(os.getpid())], start_new_session=True)
+
+
+def _ray_addresses() -> dict[str, str]:
+    import ray
+
+    context: Any = ray.get_runtime_context()
+    dashboard = ray._private.worker.get_dashboard_url()
+    return {"RAY_ADDRESS": context.gcs_address} | (
+        {"RAY_DASHBOARD_ADDRESS": f"http://{dashboard}"} if dashboard else {}
+    )
+
+
+def announce(config: dict[str, Any], args: AppArgs, settings: Path | None) -> None:
+    """Wait until the API answers, then print where it is, its models and a line to try.
 
     Args:
-        server: process id of the server; without it there is nothing to wait for.
+        settings: a file for shells that are to reach its Ray.
     """
     url = base_url(config)
     while not _answers(f"{url}/health"):
-        if not is_alive(server):
-            return
-        time.sleep(0.3)
+        time.sleep(0.2)
     model = args.models[0].id
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Repeat exactly: k7Qp2x"}]})
     names = ", ".join(
         entry.id + (f" (also {', '.join(entry.aliases)})" if entry.aliases else "") for entry in args.models
     )
-    print(
-        f"\nTroupe answers at {url}/v1\n"
-        f"  models: {names}\n"
-        f"  try:    curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n"
-        "  stop:   Ctrl-C\n",
-        flush=True,
+    lines = [
+        f"\nTroupe answers at {url}/v1",
+        f"  models: {names}",
+        f"  try:    curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        "  stop:   Ctrl-C",
+    ]
+    if settings is not None:
+        lines.append(f"  status: source {settings}; ray status; serve status")
+    if warning := _exposure(config, args):
+        lines.append(f"  {warning}")
+    print("\n".join(lines) + "\n", flush=True)
+
+
+def _exposure(config: dict[str, Any], args: AppArgs) -> str | None:
+    """A warning if others reach the API without a key; asks the sockets and not the configuration."""
+    open_at = [a for a in ports.listeners(config["http_options"].get("port", PORT)) if not ports.is_loopback(a)]
+    if not open_at or args.api.api_keys or args.api.api_keys_file:
+        return None
+    return (
+        f"WARNING: listens on {', '.join(sorted(open_at))}, and asks nobody for a key. Set args.api.api_keys, or "
+        "http_options.host to 127.0.0.1."
     )
-
-
-def _find_loader(loader: str) -> None:
-    place = loader.rpartition(":")[0] or loader
-    if place.endswith(".py") or "/" in place:
-        if not Path(place).expanduser().is_file():
-            raise ConfigError(f"Loader file {place} does not exist (looked in {Path.cwd()}).")
-    elif importlib.util.find_spec(place.split(".")[0]) is None:
-        raise ConfigError(f"Loader {loader}: no module named {place!r}.")
 
 
 def _answers(url: str) -> bool:
@@ -100,33 +158,6 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError):
         return False
-
-
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.launch")
-    parser.add_argument("config", type=Path, nargs="?")
-    parser.add_argument("--announce", type=int, metavar="PID", help="process id of the server to wait for")
-    parser.add_argument("--reap", action="store_true", help="then wait for its end, and end its HAProxy")
-    parser.add_argument("--fast-environment", action="store_true", help="print export lines")
-    parser.add_argument("--fast-config", action="store_true", help="print the configuration for the fast mode")
-    given = parser.parse_args()
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        if given.fast_environment:
-            for name, value in fast_environment(os.environ).items():
-                print(f"export {name}={shlex.quote(value)}")
-        if given.config is None:
-            return
-        config, args = read_config(given.config)
-    except ConfigError as error:
-        sys.exit(f"troupe: {error}")
-    if given.fast_config:
-        print(yaml.safe_dump(fast_config(config, os.environ), sort_keys=False), end="")
-    if given.announce is not None:
-        announce(config, args, given.announce)
-    if given.reap:
-        reap_haproxy(given.announce, os.environ)
 
 
 if __name__ == "__main__":

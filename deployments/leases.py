@@ -134,7 +134,7 @@ class Leases(Generic[T]):
         """Unload a key once nobody leases it; False if it is not loaded. Later requests load it anew."""
         if key not in self._places:
             return False
-        await self._start_unload(key)
+        await asyncio.shield(self._start_unload(key))  # a caller that gives up must not leave it half unloaded
         return True
 
     async def close(self, grace: float = 30.0) -> None:

@@ -19,6 +19,7 @@ from deployments.config import AppArgs
 from deployments.engine.cgroup import cores
 from deployments.logs import log_like_serve
 from deployments.messages import Call, Event, Prompt
+from deployments.ray_internals import keep_replica_port_local
 
 if TYPE_CHECKING:
     from deployments.client import Embeddings, EmbedOptions, Rendered
@@ -42,6 +43,7 @@ class ModelReplica:
         from deployments.metrics import ReplicaMetrics
 
         log_like_serve()
+        keep_replica_port_local()
         _share_cores()
         self._host = ModelHost(args, on_gone=self._withdraw)
         self._metrics = ReplicaMetrics()

@@ -26,18 +26,33 @@ class Worker:
     async def run(self, function: Callable[[], T], limit: float | None = None) -> T:
         """The function's result, or its exception.
 
+        Args:
+            limit: seconds that the function may take from when it starts; waiting for its turn does not count.
+
         Raises:
-            TimeoutError: it has not returned within `limit` seconds; the message says where it is.
+            TimeoutError: it has not returned in time; the message says where it is.
         """
+        started: Future[threading.Thread] = Future()
         future: Future[T] = Future()
-        thread, jobs = self._thread, self._jobs
-        jobs.put((function, future))
+
+        def begin() -> T:
+            started.set_result(threading.current_thread())
+            return function()
+
+        self._jobs.put((begin, future))
+        answer = asyncio.wrap_future(future)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), limit)
+            thread = await asyncio.wrap_future(started)
+            return await asyncio.wait_for(answer, limit)
         except TimeoutError:
-            if thread is self._thread and future.running():
-                self._replace()
+            self._replace_stuck(thread, future)
             raise TimeoutError(position(thread)) from None
+        except asyncio.CancelledError:
+            answer.cancel()
+            if limit is not None and started.done() and not started.cancelled():
+                # Nobody waits for it any more, but those behind it do.
+                asyncio.get_running_loop().call_later(limit, self._replace_stuck, started.result(), future)
+            raise
 
     @property
     def thread(self) -> threading.Thread:
@@ -53,8 +68,10 @@ class Worker:
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
         self._thread.start()
 
-    def _replace(self) -> None:
-        """Leave the hung thread behind, take its waiting jobs along."""
+    def _replace_stuck(self, thread: threading.Thread, future: Future[Any]) -> None:
+        """Leave the thread of a function that still runs behind, and take its waiting jobs along."""
+        if thread is not self._thread or not future.running():
+            return
         stuck = self._jobs
         self._start()
         with contextlib.suppress(queue.Empty):

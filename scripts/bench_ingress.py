@@ -41,14 +41,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-
 from deployments.config import parse_args  # noqa: E402
 from deployments.engine.options import EngineOptions  # noqa: E402
 from deployments.engine.protocol import EngineRequest  # noqa: E402
 from deployments.fast_mode import fast_environment  # noqa: E402
 from deployments.host import ModelHost  # noqa: E402
 from deployments.messages import ChatPrompt, GenerateCall, SamplingParams  # noqa: E402
+from deployments.own_ray import use_own_ray  # noqa: E402
 from model_loaders.contract import as_model_info  # noqa: E402
 from model_loaders.simulated import load_model  # noqa: E402
 from tests.serving import free_port  # noqa: E402
@@ -139,6 +138,7 @@ def serve(app: str = "troupe", fast: bool = False) -> Iterator[Target]:
 
 def stay(port: int, app: str) -> None:
     """Serve on a port until a signal to end."""
+    use_own_ray()
     from ray import serve
 
     from tests.serving import cluster

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from deployments.own_ray import use_own_ray
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
+
+use_own_ray()  # before anything imports Ray
 
 
 @pytest.fixture(scope="session")

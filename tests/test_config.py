@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from deployments.config import AppArgs, parse_args, unknown_model
 from deployments.errors import ConfigError
-from deployments.launch import base_url, read_config
-
-ROOT = Path(__file__).parent.parent
 
 
 def model(**fields: Any) -> dict[str, Any]:
     return {"id": "a", "loader": "model_loaders.demo:load_model", **fields}
-
-
-def test_the_shipped_configuration_is_valid() -> None:
-    config, args = read_config(ROOT / "serve_config.yaml")
-    assert base_url(config) == "http://127.0.0.1:8000"
-    assert [entry.id for entry in args.models] == ["demo"]
-    assert args.by_name()["gpt-3.5-turbo-0613"].engine.max_rows == 16
 
 
 @pytest.mark.parametrize(
@@ -44,6 +32,12 @@ def test_the_shipped_configuration_is_valid() -> None:
         ({"models": []}, "models: "),
         ({}, "models: missing"),
         ({"models": [model(engine={"kind": "fast"})]}, "models[0].engine.kind: "),
+        ({"models": [model(engine={"max_rows": 0})]}, "models[0].engine: max_rows should be at least 1; got 0"),
+        ({"models": [model(engine={"memory_gib": -1})]}, "models[0].engine: memory_gib should be more than 0; got -1"),
+        (
+            {"models": [model(engine={"torch_compile": "fast"})]},
+            "models[0].engine: torch_compile should be one of default, reduce-overhead",
+        ),
         ({"models": [model(), model()]}, "'a' names both model 'a' and model 'a'"),
         ({"models": [model(), model(id="b", aliases=["a"])]}, "'a' names both model 'a' and model 'b'"),
         ({"models": [model(pinned=True), model(id="b")]}, "1 pinned models (a) leave no room"),
@@ -64,31 +58,3 @@ def test_every_fault_is_told_at_once() -> None:
 def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
     args: AppArgs = parse_args({"models": [model(), model(id="org/b")]})
     assert "Configured: a, org/b." in str(unknown_model("c", args))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("a: [", "while parsing"),
-        ("just text", "'applications'"),
-        (
-            "applications: [{name: x, import_path: other:app}]",
-            "no application has import_path deployments.app:build_app",
-        ),
-    ],
-)
-def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, said: str) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        read_config(file)
-    assert said in str(caught.value)
-
-
-def test_a_loader_that_is_not_there_is_found_before_anything_starts(tmp_path: Path) -> None:
-    file = tmp_path / "config.yaml"
-    for loader in ("no_such_module:load", "no/such/file.py:load"):
-        app = {"import_path": "deployments.app:build_app", "args": {"models": [model(loader=loader)]}}
-        file.write_text(yaml.safe_dump({"applications": [app]}))
-        with pytest.raises(ConfigError, match=r"no module named|does not exist"):
-            read_config(file)

@@ -16,6 +16,7 @@ import pytest
 import requests
 import yaml
 
+from deployments import ports
 from deployments.flags import FLAGS
 from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
@@ -103,6 +104,7 @@ def test_the_image_with_a_model_serves_it(image: Path, tmp_path: Path) -> None:
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.5)
         body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+        assert set(ports.listeners(int(own["PORT"]))) == {"0.0.0.0"}  # reached from outside of its container
         url = f"http://127.0.0.1:{own['PORT']}/v1/chat/completions"
         assert requests.post(url, json=body, timeout=120).json()["usage"]["completion_tokens"] == 3
     finally:
@@ -120,6 +122,8 @@ def test_the_compose_file() -> None:
     assert (ROOT / "docs" / service["build"]["context"] / service["build"]["dockerfile"]).samefile(ROOT / "Dockerfile")
     assert set(service["environment"]) - {flag.env for flag in FLAGS} == {"HF_TOKEN"}
     assert service["volumes"][0].split(":")[-1] == variables()["HF_HOME"]
-    assert service["ports"][0].endswith(f":{variables()['PORT']}")
+    host, _, inside = service["ports"][0].rpartition(":")
+    assert host.startswith("127.0.0.1:")
+    assert inside == variables()["PORT"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]

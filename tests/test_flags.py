@@ -13,7 +13,7 @@ import yaml
 
 from deployments.errors import ConfigError
 from deployments.flags import FLAGS, notes, read_flags, serve_config
-from deployments.launch import base_url, read_config
+from deployments.serve_file import base_url, read_config
 
 MODEL = ["--hf-model", "org/name"]
 

@@ -208,6 +208,22 @@ def test_pinned_models_stay() -> None:
     run(main())
 
 
+def test_a_cancelled_eviction_unloads_all_the_same() -> None:
+    async def main() -> None:
+        garage = Garage(1)
+        async with garage.leases.lease("a"):
+            eviction = asyncio.create_task(garage.leases.evict("a"))
+            await asyncio.sleep(0.01)
+            eviction.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await eviction
+        await garage.leases.close()
+        assert garage.alive == 0
+        assert not garage.faults
+
+    asyncio.run(main())
+
+
 def test_evict_waits_for_the_users() -> None:
     async def main() -> None:
         garage = Garage(2)

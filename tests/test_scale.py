@@ -20,8 +20,8 @@ from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 from deployments.config import parse_args
 from deployments.engine.options import EngineOptions
 from deployments.engine.protocol import EngineRequest
-from deployments.launch import read_config
 from deployments.messages import SamplingParams
+from deployments.serve_file import read_config
 from model_loaders.simulated import Device, Roofline, SimulatedEngine
 from tests.faults.conftest import Say, say  # noqa: F401
 

@@ -91,3 +91,35 @@ def test_stopping_ends_the_thread_after_its_work() -> None:
         assert not worker.thread.is_alive()
 
     asyncio.run(main())
+
+
+def test_waiting_for_the_thread_does_not_count() -> None:
+    async def main() -> None:
+        worker, gate = Worker("w"), threading.Event()
+        first = asyncio.create_task(worker.run(lambda: gate.wait(10)))
+        later = [asyncio.create_task(worker.run(lambda: "done", 0.2)) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        gate.set()
+        assert await asyncio.gather(*later) == ["done"] * 3
+        assert await first
+        worker.stop()
+
+    asyncio.run(main())
+
+
+def test_a_hung_function_whose_caller_has_left_holds_nobody_up() -> None:
+    async def main() -> None:
+        worker, started, release = Worker("w"), threading.Event(), threading.Event()
+
+        def hang() -> None:
+            started.set()
+            release.wait(30)
+
+        hung = asyncio.create_task(worker.run(hang, 0.1))
+        await asyncio.to_thread(started.wait, 10)
+        hung.cancel()
+        assert await asyncio.wait_for(worker.run(lambda: "served"), 10) == "served"
+        release.set()
+        worker.stop()
+
+    asyncio.run(main())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
@@ -47,3 +49,17 @@ class EngineOptions:
     static_cache: bool = False
     pack_linears: bool | None = None
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_model_len", "prefill_chunk", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} should be at least 1; got {value}")
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ValueError(f"memory_gib should be more than 0; got {self.memory_gib:g}")
+        for name in ("prefix_cache_gib", "prompt_lookup"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} should be at least 0; got {value:g}")
+        if self.torch_compile not in (None, *_COMPILE_MODES):
+            raise ValueError(f"torch_compile should be one of {', '.join(_COMPILE_MODES)}; got {self.torch_compile!r}")

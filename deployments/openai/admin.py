@@ -1,4 +1,4 @@
-"""What an operator may ask and do, always behind an API key: where models are loaded; load, unload, drain."""
+"""What an operator may ask and do, always behind an admin key: where models are loaded; load, unload, drain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from fastapi import Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.errors import Unauthorized
 from deployments.openai.body import read_json
 from deployments.openai.exchange import Exchange
 from deployments.openai.fields import RequestBody, parse_fields
@@ -39,13 +38,13 @@ class AdminAnswer(TypedDict):
 
 async def list_replicas(exchange: Exchange) -> Response:
     """Every replica: its device, its models with their engines' counters, its loads and evictions."""
-    _check(exchange)
+    exchange.api.keys.check_admin(exchange.request.headers)
     return json_response({"object": "list", "data": await exchange.client.status()})
 
 
 async def load_model(exchange: Exchange) -> Response:
     """Load a model now; the answer comes when it is there."""
-    _check(exchange)
+    exchange.api.keys.check_admin(exchange.request.headers)
     _, card = await exchange.read(ModelBody)
     await exchange.client.load(card.id)
     return json_response({"model": card.id, "loaded": True})
@@ -53,19 +52,14 @@ async def load_model(exchange: Exchange) -> Response:
 
 async def unload_model(exchange: Exchange) -> Response:
     """Unload a model from every replica once nobody uses it; a later request loads it again."""
-    _check(exchange)
+    exchange.api.keys.check_admin(exchange.request.headers)
     _, card = await exchange.read(ModelBody)
     return json_response({"model": card.id, "unloaded": await exchange.client.unload(card.id)})
 
 
 async def drain(exchange: Exchange) -> Response:
     """Refuse new requests and end those that run, or take requests again."""
-    _check(exchange)
-    body, _ = parse_fields(DrainBody, await read_json(exchange.request, exchange.options.max_body_bytes))
+    exchange.api.keys.check_admin(exchange.request.headers)
+    body, _ = parse_fields(DrainBody, await read_json(exchange.request, exchange.options))
     await exchange.client.drain(body.drain)
     return json_response({"draining": body.drain})
-
-
-def _check(exchange: Exchange) -> None:
-    if not exchange.options.api_keys and exchange.options.api_keys_file is None:
-        raise Unauthorized("Admin calls need an API key, and this server has none; set api_keys.")

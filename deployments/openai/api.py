@@ -8,6 +8,7 @@ from typing import Any
 
 from deployments.client import ModelClient
 from deployments.messages import Accepted, Call
+from deployments.openai.keys import ApiKeys
 from deployments.openai.options import ApiOptions
 from deployments.openai.record import Recorder
 
@@ -20,6 +21,7 @@ class Api:
 
     client: ModelClient
     options: ApiOptions
+    keys: ApiKeys
     recorder: Recorder | None = None
     _texts: dict[tuple[str, int], str] = field(default_factory=dict)
 

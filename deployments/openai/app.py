@@ -9,8 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from deployments.client import ModelClient
-from deployments.errors import BadRequest, ConfigError, MethodNotAllowed, RouteNotFound, TroupeError
-from deployments.model_card import ModelCard
+from deployments.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
 from deployments.openai.api import Api
 from deployments.openai.boundary import Boundary
 from deployments.openai.docs import openapi
@@ -19,9 +18,7 @@ from deployments.openai.exchange import IGNORED_HEADER, SAMPLING_HEADER, endpoin
 from deployments.openai.keys import ApiKeys
 from deployments.openai.legacy import add_legacy_routes
 from deployments.openai.options import ApiOptions
-from deployments.openai.parsing import response_template
-from deployments.openai.parsing.families import FAMILIES
-from deployments.openai.parsing.reasoning import MARKERS
+from deployments.openai.parsing.names import check_parsers
 from deployments.openai.paths import TidyPaths
 from deployments.openai.record import Recorder
 from deployments.openai.route import Route, methods
@@ -39,13 +36,13 @@ def build_api(client: ModelClient, options: ApiOptions | None = None, *, names_r
         ConfigError: an option names something that cannot be used.
     """
     options = options or ApiOptions()
-    for card in client.models():
-        _check_parsers(card)
-    keys = bool(options.api_keys or options.api_keys_file)
+    check_parsers(client.models())
+    keys = ApiKeys(options)
+    guarded = bool(options.api_keys or options.api_keys_file)
     app = FastAPI(title="Troupe", redirect_slashes=False)
-    app.openapi = cache(partial(openapi, ROUTES, server_version(), keys=keys))  # type: ignore[method-assign]
+    app.openapi = cache(partial(openapi, ROUTES, server_version(), keys=guarded))  # type: ignore[method-assign]
     paths = TidyPaths(name for card in client.models() for name in (card.id, *card.aliases))
-    app.add_middleware(Boundary, options=options, keys=ApiKeys(options), paths=paths, names_requests=names_requests)
+    app.add_middleware(Boundary, options=options, keys=keys, paths=paths, names_requests=names_requests)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -55,22 +52,12 @@ def build_api(client: ModelClient, options: ApiOptions | None = None, *, names_r
             expose_headers=["x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER],
         )
     app.add_exception_handler(HTTPException, _http_error)
-    api = Api(client, options, None if options.record_dir is None else Recorder(options.record_dir))
+    recorder = None if options.record_dir is None else Recorder(options.record_dir, options.record_max_bytes)
+    api = Api(client, options, keys, recorder)
     for route in ROUTES:
         _add(app, route, api)
     add_legacy_routes(app, api, ROUTES)
     return app
-
-
-def _check_parsers(card: ModelCard) -> None:
-    for name, chosen, known in (
-        ("tool_parser", card.options.tool_parser, FAMILIES),
-        ("reasoning_parser", card.options.reasoning_parser, MARKERS),
-    ):
-        if chosen is not None and chosen not in (*known, response_template.NAME):
-            raise ConfigError(
-                f"Model {card.id!r} has {name}: {chosen!r}; known ones: {', '.join(known)}, {response_template.NAME}."
-            )
 
 
 def _add(app: FastAPI, route: Route, api: Api) -> None:

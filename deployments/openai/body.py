@@ -9,38 +9,49 @@ from typing import Any
 
 from fastapi import Request
 
-from deployments.errors import BadRequest, TooLarge, UnsupportedMediaType
+from deployments.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMediaType
+from deployments.openai.options import ApiOptions
 
 MAX_DEPTH = 100
 _OFF_LOOP_BYTES = 256 * 1024
 
 
-async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
+async def read_json(request: Request, options: ApiOptions) -> dict[str, Any]:
     """The body's JSON object.
 
     Raises:
-        TooLarge: the body is larger than `max_bytes`.
+        BodyTimeout: the body has stopped coming.
+        TooLarge: it is larger than `max_body_bytes`.
         UnsupportedMediaType: it is declared to be something else than JSON.
         BadRequest: it is not a JSON object in UTF-8, is nested too deeply, or has NaN or half a surrogate pair in it.
     """
     _check_type(request.headers.get("content-type"))
-    raw = await read_bytes(request, max_bytes)
+    raw = await read_bytes(request, options)
     if len(raw) > _OFF_LOOP_BYTES:
         return await asyncio.to_thread(parse_object, raw)
     return parse_object(raw)
 
 
-async def read_bytes(request: Request, max_bytes: int) -> bytes:
-    """The whole body, refused as soon as it proves too large."""
+async def read_bytes(request: Request, options: ApiOptions) -> bytes:
+    """The whole body, refused as soon as it proves too large, or does not come on."""
+    max_bytes, patience = options.max_body_bytes, options.body_timeout_s
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
     chunks = bytearray()
-    async for chunk in request.stream():
-        chunks += chunk
+    stream = request.stream()
+    while True:
+        try:
+            chunks += await asyncio.wait_for(anext(stream), patience)
+        except StopAsyncIteration:
+            return bytes(chunks)
+        except TimeoutError:
+            raise BodyTimeout(
+                f"The request's body has stopped after {len(chunks)} bytes; this server waits {patience:g} s for more "
+                "(body_timeout_s)."
+            ) from None
         if len(chunks) > max_bytes:
             raise _too_large(max_bytes)
-    return bytes(chunks)
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

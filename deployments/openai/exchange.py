@@ -70,7 +70,7 @@ class Exchange:
         Raises:
             TroupeError: the body cannot be read, or a field or the model is unknown.
         """
-        self.given = await read_json(self.request, self.options.max_body_bytes)
+        self.given = await read_json(self.request, self.options)
         return self._accept(schema, self.given)
 
     async def read_form(self, schema: type[Body], lists: frozenset[str]) -> tuple[Body, ModelCard]:
@@ -82,7 +82,7 @@ class Exchange:
         Raises:
             TroupeError: the form cannot be read, or a field or the model is unknown.
         """
-        given = await read_form(self.request, self.options.max_body_bytes, lists)
+        given = await read_form(self.request, self.options, lists)
         self.given = {key: value for key, value in given.items() if not isinstance(value, bytes)}
         return self._accept(schema, given)
 

@@ -11,20 +11,21 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from deployments.errors import BadRequest, UnsupportedMediaType
 from deployments.openai.body import read_bytes
+from deployments.openai.options import ApiOptions
 
 _MAX_FIELDS = 100
 _MAX_FIELD_BYTES = 1 << 20
 FILE = "file"
 
 
-async def read_form(request: Request, max_bytes: int, lists: frozenset[str]) -> dict[str, Any]:
+async def read_form(request: Request, options: ApiOptions, lists: frozenset[str]) -> dict[str, Any]:
     """The form's fields; a file is its bytes.
 
     Args:
         lists: the fields that are lists, each item a field of its own (`name` or `name[]`).
 
     Raises:
-        TooLarge: the body is larger than `max_bytes`.
+        TooLarge: the body is larger than `max_body_bytes`.
         UnsupportedMediaType: it is declared to be something else than a form.
         BadRequest: it is no form, or has a field twice that is no list.
     """
@@ -34,12 +35,12 @@ async def read_form(request: Request, max_bytes: int, lists: frozenset[str]) -> 
             f"This route reads a form with a file, not {kind[:100] or 'an empty content type'!r}; send it as "
             "multipart/form-data."
         )
-    raw = await read_bytes(request, max_bytes)
+    raw = await read_bytes(request, options)
     parser = MultiPartParser(
         request.headers, _once(raw), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
     )
     # All of it is in memory already, so no part needs a file of its own on the disk.
-    parser.spool_max_size = max_bytes
+    parser.spool_max_size = options.max_body_bytes
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:

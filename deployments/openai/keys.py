@@ -1,4 +1,4 @@
-"""API keys: which requests may come in."""
+"""API keys: which requests may come in, and which may steer the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -24,14 +24,15 @@ _RELOAD_SECONDS = 1.0
 
 
 class ApiKeys:
-    """The digests of the keys that open the API.
+    """The digests of the keys that open the API, and of those that open its admin routes as well.
 
     Raises:
-        ConfigError: the file cannot be read, or an entry is no key.
+        ConfigError: the file cannot be read, or an entry is not a key.
     """
 
     def __init__(self, options: ApiOptions) -> None:
         self._fixed = _digests(options.api_keys)
+        self._admin = _digests(options.admin_keys)
         self._file = None if options.api_keys_file is None else KeyFile(Path(options.api_keys_file))
         self._required = bool(options.api_keys) or self._file is not None
 
@@ -41,16 +42,38 @@ class ApiKeys:
         Raises:
             Unauthorized: it brings no key, or one that is not ours.
         """
-        if not self._required:
-            return
-        given = _given(headers)
-        if not given:
-            raise Unauthorized("No API key; send the header Authorization: Bearer <key>.")
-        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
-        known = [*self._fixed, *(self._file.digests() if self._file is not None else ())]
-        # Every digest is compared, so that the time tells nothing of which one was nearly right.
-        if not sum(hmac.compare_digest(digest, each) for each in known):
-            raise Unauthorized("Unknown API key.")
+        if self._required:
+            from_file = self._file.digests() if self._file is not None else []
+            _check(headers, [*self._fixed, *from_file, *self._admin])
+
+    def check_admin(self, headers: Headers) -> None:
+        """Let a request pass that steers the server.
+
+        Raises:
+            Unauthorized: it does not bring one of `admin_keys`, or there are none.
+        """
+        if not self._admin:
+            raise Unauthorized("Admin routes need an admin key, and this server has none; set api.admin_keys.")
+        _check(headers, self._admin)
+
+
+def as_digests(keys: Iterable[str]) -> list[str]:
+    """Keys as `sha256:<hex digest>`, which may be logged.
+
+    Raises:
+        ConfigError: an entry is not a key.
+    """
+    return [f"sha256:{_digest(key).hex()}" for key in keys]
+
+
+def _check(headers: Headers, known: Sequence[bytes]) -> None:
+    given = _given(headers)
+    if not given:
+        raise Unauthorized("No API key; send the header Authorization: Bearer <key>.")
+    digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+    # Every digest is compared, so that the time tells nothing of which one was nearly right.
+    if not sum(hmac.compare_digest(digest, each) for each in known):
+        raise Unauthorized("Unknown API key, or not one that this route takes.")
 
 
 class KeyFile:

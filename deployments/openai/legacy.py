@@ -135,7 +135,7 @@ class Fit(TypedDict):
 
 async def token_check(exchange: Exchange) -> Response:
     """Whether prompts, and so many tokens after them, fit the context of their models."""
-    given = await read_json(exchange.request, exchange.options.max_body_bytes)
+    given = await read_json(exchange.request, exchange.options)
     prompts = given.get("prompts")
     if not isinstance(prompts, list) or not all(isinstance(prompt, dict) for prompt in prompts):
         raise BadRequest(

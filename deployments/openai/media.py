@@ -26,8 +26,26 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 3
 _MAX_URLS = 64
 _CHUNK = 64 * 1024
-# Networks that carry addresses of other networks inside theirs.
-_TUNNELS = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
+# Networks that carry addresses of other networks inside theirs, and some that Python takes for public: translated and
+# compatible IPv4 addresses, NAT64, 6to4 with its relays, Teredo, old site-local ones, documentation, segment routing.
+# https://www.iana.org/assignments/iana-ipv6-special-registry
+_CLOSED = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "::/96",
+            "::ffff:0:0:0/96",
+            "64:ff9b::/96",
+            "64:ff9b:1::/48",
+            "2002::/16",
+            "192.88.99.0/24",
+            "2001::/32",
+            "fec0::/10",
+            "3fff::/20",
+            "5f00::/16",
+        ),
+    )
+)
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -198,4 +216,4 @@ def is_allowed(address: _Address, options: ApiOptions) -> bool:
         address = address.ipv4_mapped
     if any(address in ipaddress.ip_network(network) for network in options.media_networks):
         return True
-    return address.is_global and not address.is_multicast and not any(address in tunnel for tunnel in _TUNNELS)
+    return address.is_global and not address.is_multicast and not any(address in network for network in _CLOSED)

@@ -12,6 +12,7 @@ class ApiOptions(BaseModel):
 
     Attributes:
         api_keys: keys that open the API, as they are or as `sha256:<hex digest>`; none at all leaves it open.
+        admin_keys: keys that open the admin routes too, which no other key does; none closes those routes.
         api_keys_file: further keys, one a line, read again when the file changes.
         cors_origins: origins whose pages may call the API from a browser; `*` is every one.
         default_model: answers requests that name no model; None means the only model where there is one.
@@ -27,12 +28,16 @@ class ApiOptions(BaseModel):
         media_max_bytes, media_timeout_s: of one fetch at most.
         max_audio_seconds: longer recordings are refused.
         stream_usage: report token counts in every stream, as if each request asked for it.
-        record_dir: folder for a JSONL record of every request and its answer; None records nothing.
+        record_dir: folder for a JSONL record of every request and its answer, readable by this user alone; None records
+            nothing.
+        record_max_bytes: a file of the record that is larger is followed by a new one.
+        body_timeout_s: a request whose body does not come on for this long is refused with 408.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
     api_keys_file: str | None = None
     cors_origins: tuple[str, ...] = ()
     default_model: str | None = None
@@ -50,6 +55,8 @@ class ApiOptions(BaseModel):
     max_audio_seconds: float = Field(default=3600, gt=0)
     stream_usage: bool = False
     record_dir: str | None = None
+    record_max_bytes: int = Field(default=256 * 2**20, ge=1024)
+    body_timeout_s: float = Field(default=60, gt=0)
 
     @field_validator("media_networks")
     @classmethod

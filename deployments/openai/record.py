@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import logging
 import os
@@ -13,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from deployments.errors import ConfigError, TroupeError
 from deployments.messages import Accepted, Call, Delta, Event, Failed, Finished, Spoken
@@ -22,17 +25,25 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Appends to a file of its own in a folder, from a thread of its own.
+    """Appends to a file of its own in a folder, from a thread of its own; only this user can read it.
+
+    Args:
+        folder: made where it does not exist.
+        max_bytes: a file that has grown beyond is followed by a new one.
 
     Raises:
         ConfigError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: str) -> None:
-        name = f"calls-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.jsonl"
+    def __init__(self, folder: str, max_bytes: int) -> None:
+        self._folder = Path(folder)
+        self._max_bytes = max_bytes
+        self._name = f"calls-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+        self._parts = itertools.count()
+        self._lost = 0
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self._file = (Path(folder) / name).open("a", encoding="utf-8")
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._open()
         except OSError as error:
             raise ConfigError(f"record_dir {folder!r} cannot be written: {error.strerror}.") from error
         self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -58,15 +69,38 @@ class Recorder:
         finally:
             self._lines.put(line.finish())
 
+    def _open(self) -> BinaryIO:
+        part = next(self._parts)
+        path = self._folder / (f"{self._name}.{part}.jsonl" if part else f"{self._name}.jsonl")
+        return os.fdopen(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600), "ab", buffering=0)
+
     def _write(self) -> None:
         while True:
-            line = self._lines.get()
+            line = json.dumps(self._lines.get(), ensure_ascii=False, default=str) + "\n"
             try:
-                self._file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-                if self._lines.empty():
-                    self._file.flush()
-            except (OSError, ValueError) as error:
-                logger.error("a call could not be recorded: %s", error)
+                self._append(line.encode("utf-8", "backslashreplace"))
+            except OSError as error:
+                self._lost += 1
+                if self._lost == 1:
+                    logger.error("Calls are not recorded any more: %s. Answers are not affected.", error)
+            else:
+                if self._lost:
+                    logger.warning("Calls are recorded again; %d were lost.", self._lost)
+                self._lost = 0
+
+    def _append(self, line: bytes) -> None:
+        """Write a whole line or nothing of it."""
+        size = os.fstat(self._file.fileno()).st_size
+        if size > self._max_bytes:
+            self._file.close()
+            self._file, size = self._open(), 0
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise
 
 
 class _Line:

@@ -47,7 +47,7 @@ def url(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         "loader": "model_loaders.auto:load_model",
         "kwargs": {"model_name": str(save_whisper(tmp_path_factory.mktemp("whisper")))},
     }
-    args = {"models": [DEMO, whisper], "max_models_per_replica": 2, "api": {"api_keys": [KEY]}}
+    args = {"models": [DEMO, whisper], "max_models_per_replica": 2, "api": {"api_keys": [KEY], "admin_keys": [KEY]}}
     with serving(cluster, args) as address:
         yield address
 

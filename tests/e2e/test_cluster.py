@@ -30,7 +30,12 @@ pytestmark = pytest.mark.long
 def environment() -> dict[str, str]:
     """That of a user, with this environment's commands."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "RAY_AUTH_MODE": "disabled"}
+    return {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "t" * 32,
+    }
 
 
 def write_config(file: Path, **deployments: dict[str, Any]) -> int:
@@ -40,7 +45,7 @@ def write_config(file: Path, **deployments: dict[str, Any]) -> int:
         "name": "troupe",
         "route_prefix": "/",
         "import_path": "deployments.app:build_app",
-        "args": {"models": [model("a", pace=0.05, preload=True)], "api": {"api_keys": [KEY]}},
+        "args": {"models": [model("a", pace=0.05, preload=True)], "api": {"api_keys": [KEY], "admin_keys": [KEY]}},
         "deployments": [{"name": name, **options} for name, options in deployments.items()],
     }
     http = {"host": "127.0.0.1", "port": port}

@@ -15,7 +15,7 @@ import pytest
 import requests
 import yaml
 
-from deployments.fast_mode import fast_config, fast_environment, has_haproxy
+from deployments.fast_mode import fast_environment, has_haproxy
 from tests.e2e.test_serve_run import ROOT, running
 from tests.faults.clients import KEY, ask, replicas, until
 from tests.faults.conftest import Say, say  # noqa: F401
@@ -36,7 +36,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     args = {
         "models": [model("a", pace=0.01, preload=True), model("slow", pace=0.2)],
         "max_models_per_replica": 2,
-        "api": {"api_keys": [KEY]},
+        "api": {"api_keys": [KEY], "admin_keys": [KEY]},
     }
     app = {"name": "troupe", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
     app["deployments"] = [{"name": "ModelReplica", "ray_actor_options": {"num_gpus": 0}}]
@@ -170,13 +170,6 @@ def test_the_settings_leave_to_the_user_what_the_user_has_set() -> None:
     folder = Path(settings["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
     assert folder.stat().st_mode & 0o077 == 0
     folder.rmdir()
-
-
-def test_the_host_is_the_default_one_unless_given() -> None:
-    assert fast_config({"applications": []}, {})["http_options"] == {"host": "127.0.0.1"}
-    assert fast_config({"http_options": {"host": "0.0.0.0"}}, {})["http_options"] == {"host": "0.0.0.0"}
-    container = {"RAY_SERVE_DEFAULT_HTTP_HOST": "0.0.0.0"}
-    assert fast_config({"http_options": {"port": 80}}, container)["http_options"] == {"host": "0.0.0.0", "port": 80}
 
 
 @pytest.mark.long

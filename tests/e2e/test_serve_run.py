@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import requests
 import yaml
 
+from deployments import ports
 from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent.parent
@@ -100,11 +104,93 @@ def test_scripts_serve_before_and_after_the_tests_own_ray(
         subprocess.run(
             [sys.executable, "-c", TESTS_OWN_RAY],
             cwd=ROOT,
-            env={**crashed_ray, "RAY_AUTH_MODE": "disabled"},
+            env=crashed_ray,
             check=True,
             timeout=120,
             stdout=subprocess.DEVNULL,
         )
+
+
+def open_ports(process: subprocess.Popen[bytes]) -> dict[str, set[str]]:
+    """The addresses that a server's processes listen at, by the name of the process."""
+    found: dict[str, set[str]] = {}
+    root = psutil.Process(process.pid)
+    for each in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            for connection in each.net_connections(kind="tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.setdefault(each.name(), set()).add(connection.laddr.ip.removeprefix("::ffff:"))
+    return found
+
+
+def test_nothing_listens_beyond_this_machine_and_ray_asks_for_a_token(
+    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path
+) -> None:
+    file, port = config
+    log = tmp_path / "serve.log"
+    with running(["scripts/serve", str(file)], fresh_home, log) as process:
+        assert "72" in answer(port, process, log)
+        found = open_ports(process)
+        assert {"gcs_server", "raylet"} <= found.keys()
+        assert set().union(*found.values()) == {"127.0.0.1"}, found
+        second = subprocess.run(
+            ["scripts/serve", str(file)], cwd=ROOT, env=fresh_home, capture_output=True, text=True, timeout=60
+        )
+        assert second.returncode == 2
+        assert f"port {port} is taken by process " in second.stderr
+        (settings,) = re.findall(r"status: source (\S+);", log.read_text())
+        assert Path(settings).with_name("token").stat().st_mode & 0o777 == 0o600
+        for setting, fine in ((f"source {settings}", True), (f"source {settings}; RAY_AUTH_MODE=disabled", False)):
+            command = f"{setting}; timeout 20 ray status && timeout 20 serve status"
+            status = subprocess.run(["bash", "-c", command], env=fresh_home, capture_output=True, text=True, timeout=60)
+            assert (status.returncode == 0) == fine, status.stderr
+            assert ("status: RUNNING" in status.stdout) == fine
+    assert not Path(settings).parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("deployment", "args", "said"),
+    [
+        (
+            {"num_replicas": 2, "ray_actor_options": {"num_gpus": 0, "num_cpus": 4000}},
+            {},
+            "deployment 'ModelReplica' does not fit on this machine: 2 of its replicas wait for",
+        ),
+        ({"ray_actor_options": {"num_gpus": 0}}, {"record_dir": "/proc/nothing"}, "/proc/nothing"),
+    ],
+)
+def test_an_application_that_cannot_be_deployed_ends_the_command(
+    config: tuple[Path, int], fresh_home: dict[str, str], deployment: dict[str, Any], args: dict[str, Any], said: str
+) -> None:
+    file, _ = config
+    settings = yaml.safe_load(file.read_text())
+    settings["applications"][0]["deployments"] = [{"name": "ModelReplica", **deployment}]
+    settings["applications"][0]["args"]["api"] = args
+    file.write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        ["scripts/serve", str(file)], cwd=ROOT, env=fresh_home, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "troupe: Application 'troupe' cannot be deployed: " in done.stderr
+    assert said in done.stderr
+
+
+def test_loaders_and_their_paths_are_relative_to_the_file(
+    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path
+) -> None:
+    file, port = config
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\nfrom model_loaders.demo import load_model as demo\n\n\n"
+        "def load_model(device, note):\n    assert Path(note).read_text() == 'here'\n    return demo(device)\n"
+    )
+    (tmp_path / "note.txt").write_text("here")
+    settings = yaml.safe_load(file.read_text())
+    entry = settings["applications"][0]["args"]["models"][0]
+    entry |= {"loader": "mine.py:load_model", "kwargs": {"note": "note.txt"}}
+    file.write_text(yaml.safe_dump(settings))
+    log = tmp_path / "serve.log"
+    with running(["scripts/serve", str(file)], fresh_home, log) as process:
+        assert "72" in answer(port, process, log)
 
 
 def test_serve_run_by_hand(config: tuple[Path, int], crashed_ray: dict[str, str], tmp_path: Path) -> None:
@@ -112,13 +198,15 @@ def test_serve_run_by_hand(config: tuple[Path, int], crashed_ray: dict[str, str]
     log = tmp_path / "serve.log"
     with running(["serve", "run", str(file)], {**crashed_ray, "RAY_ADDRESS": "local"}, log) as process:
         assert "72" in answer(port, process, log)
+        assert set(ports.listeners(port)) == {"127.0.0.1"}
+        assert "whoever reaches its ports can run code here. Start it with RAY_ENABLE_WINDOWS" in log.read_text()
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_at_once(
     config: tuple[Path, int], crashed_ray: dict[str, str]
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "deployments.drain", str(config[0])],
+        [sys.executable, "-m", "deployments.launch", str(config[0])],
         cwd=ROOT, env={**crashed_ray, "RAY_ADDRESS": "127.0.0.1:9"}, capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 import requests
 
 KEY = "operator"
+API = {"api_keys": [KEY], "admin_keys": [KEY]}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 
-from tests.faults.clients import KEY, Reply, ask, replicas, until
+from tests.faults.clients import API, Reply, ask, replicas, until
 from tests.faults.conftest import Say
 from tests.faults.paced import model
 from tests.faults.processes import CONTROLLER, INGRESS, PROXY, kill, pids
@@ -21,7 +21,7 @@ WHOLE = "".join(f"s {i} " for i in range(TOKENS))
 
 @pytest.fixture(scope="module")
 def url(cluster: str) -> Any:
-    with serving(cluster, {"models": [model("a", pace=0.02, preload=True)], "api": {"api_keys": [KEY]}}) as address:
+    with serving(cluster, {"models": [model("a", pace=0.02, preload=True)], "api": API}) as address:
         yield address
 
 

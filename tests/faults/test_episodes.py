@@ -20,7 +20,7 @@ EPISODES = 40
 
 @pytest.fixture
 def url(cluster: str) -> Any:
-    args = {"models": [{**DEMO, "preload": True}], "api": {"api_keys": [KEY, "EMPTY"]}}
+    args = {"models": [{**DEMO, "preload": True}], "api": {"api_keys": [KEY, "EMPTY"], "admin_keys": [KEY]}}
     with serving(cluster, args, num_replicas=2, ray_actor_options={"num_gpus": 0, "num_cpus": 0.5}) as address:
         yield address
 

@@ -7,7 +7,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from tests.faults.clients import KEY, ask, replicas, until
+from tests.faults.clients import API, ask, replicas, until
 from tests.faults.conftest import Say
 from tests.serving import serving
 
@@ -35,7 +35,7 @@ def test_a_dead_engine_fails_its_requests_and_its_health_check(cluster: str, tmp
         assert after != before
         say(f"its requests failed after {failed:.2f} s; a new replica served after {replaced:.1f} s")
 
-    with serving(cluster, {"models": [mortal | {"preload": True}], "api": {"api_keys": [KEY]}}) as url:
+    with serving(cluster, {"models": [mortal | {"preload": True}], "api": API}) as url:
         asyncio.run(main(url))
 
 

@@ -22,7 +22,7 @@ TOKENS = 150
 @pytest.fixture(scope="module")
 def url(cluster: str) -> Any:
     """Two replicas of a model that takes 20 ms a token."""
-    args = {"models": [model("a", pace=0.02, preload=True)], "api": {"api_keys": [KEY]}}
+    args = {"models": [model("a", pace=0.02, preload=True)], "api": {"api_keys": [KEY], "admin_keys": [KEY]}}
     with serving(cluster, args, num_replicas=2, ray_actor_options={"num_gpus": 0, "num_cpus": 0.5}) as address:
         yield address
 
@@ -93,7 +93,7 @@ def test_requests_without_a_stream_survive_their_replica(url: str, say: Say) -> 
 
 def test_a_loader_that_kills_its_process_does_not_take_the_others_along(cluster: str, tmp_path: Path, say: Say) -> None:
     crashing = {"id": "crashing", "loader": "tests.faults.paced:crashes"}
-    with serving(cluster, {"models": [model("a"), crashing], "api": {"api_keys": [KEY]}}) as url:
+    with serving(cluster, {"models": [model("a"), crashing], "api": {"api_keys": [KEY], "admin_keys": [KEY]}}) as url:
 
         async def main() -> None:
             assert (await ask(url, "a", max_tokens=1)).status == 200

@@ -14,7 +14,7 @@ from tests.faults.conftest import Say
 from tests.faults.paced import cut_off, loads, model
 from tests.serving import serving
 
-API = {"api_keys": [KEY]}
+API = {"api_keys": [KEY], "admin_keys": [KEY]}
 
 
 def test_eight_gpus_get_a_replica_each(cluster: str, say: Say) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.clients import KEY, ask
+from tests.faults.clients import API, ask
 from tests.faults.conftest import Say
 from tests.faults.paced import model
 from tests.faults.processes import INGRESS, PROXY, REPLICA, memory
@@ -22,7 +22,12 @@ WARM_UP = 30.0
 @pytest.fixture
 def url(cluster: str) -> Any:
     models = [model(name, pace=0.01, engine={"max_rows": 64}) for name in "abc"]
-    args = {"models": models, "max_models_per_replica": 2, "swap_patience_s": 0.5, "api": {"api_keys": [KEY]}}
+    args = {
+        "models": models,
+        "max_models_per_replica": 2,
+        "swap_patience_s": 0.5,
+        "api": API,
+    }
     with serving(cluster, args) as address:
         yield address
 

@@ -12,7 +12,7 @@ import pytest
 import ray
 import requests
 
-from tests.faults.clients import KEY, Reply, ask, p, read_stream, replicas, until
+from tests.faults.clients import API, Reply, ask, p, read_stream, replicas, until
 from tests.faults.conftest import Say
 from tests.faults.paced import model
 from tests.faults.processes import INGRESS, PROXY, REPLICA, memory
@@ -31,7 +31,7 @@ def url(cluster: str) -> Any:
         model("calm", pace=0.05, engine=many, preload=True),
         model("few", pace=PACE),
     ]
-    with serving(cluster, {"models": models, "max_models_per_replica": 3, "api": {"api_keys": [KEY]}}) as address:
+    with serving(cluster, {"models": models, "max_models_per_replica": 3, "api": API}) as address:
         yield address
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import requests
 
 from tests.openai.conftest import Serve, Server
@@ -9,17 +12,38 @@ from tests.openai.conftest import Serve, Server
 KEY = {"Authorization": "Bearer k"}
 
 
-def test_they_need_a_key(server: Server, serve: Serve) -> None:
-    guarded = serve(api_keys=["k"])
-    for address in (server.url, guarded.url):
-        assert requests.get(f"{address}/v1/admin/replicas", timeout=5).status_code == 401
-        for path in ("load", "unload", "drain"):
-            answer = requests.post(f"{address}/admin/{path}", json={}, timeout=5)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+@pytest.mark.parametrize(
+    "options", [{}, {"api_keys": ["client"]}, {"admin_keys": ["k"]}, {"api_keys": ["client"], "admin_keys": ["k"]}]
+)
+@pytest.mark.parametrize("key", [None, "client", "wrong"])
+def test_they_need_a_key_of_their_own(serve: Serve, options: dict[str, Any], key: str | None) -> None:
+    address = serve(**options).url
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    answers = [requests.get(f"{address}/v1/admin/replicas", headers=headers, timeout=5)]
+    answers += [
+        requests.post(f"{address}/admin/{path}", json={}, headers=headers, timeout=5)
+        for path in ("load", "unload", "drain")
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+def test_an_admin_key_opens_the_whole_api(serve: Serve) -> None:
+    url = serve(api_keys=["client"], admin_keys=["k"]).url
+    assert requests.get(f"{url}/v1/models", headers=KEY, timeout=5).status_code == 200
+    assert requests.get(f"{url}/v1/admin/replicas", headers=KEY, timeout=5).status_code == 200
+
+
+def test_the_state_of_replicas_needs_a_key_if_the_api_does(server: Server, serve: Serve) -> None:
+    assert "replicas" in requests.get(f"{server.url}/health?verbose", timeout=5).json()
+    url = serve(api_keys=["k"]).url
+    assert requests.get(f"{url}/health", timeout=5).json() == {"status": "ok"}
+    assert requests.get(f"{url}/health?verbose", timeout=5).status_code == 401
+    assert "replicas" in requests.get(f"{url}/health?verbose", headers=KEY, timeout=5).json()
 
 
 def test_load_list_unload(serve: Serve) -> None:
-    url = serve(api_keys=["k"]).url
+    url = serve(admin_keys=["k"]).url
 
     def post(path: str) -> dict[str, object]:
         return dict(
@@ -39,7 +63,7 @@ def test_load_list_unload(serve: Serve) -> None:
 
 
 def test_drain_refuses_new_requests_until_it_is_over(serve: Serve) -> None:
-    url = serve(api_keys=["k"]).url
+    url = serve(admin_keys=["k"]).url
     body = {"model": "org/scripted", "messages": [{"role": "user", "content": "hi"}]}
     statuses = []
     for on in (True, False):

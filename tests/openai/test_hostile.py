@@ -17,7 +17,7 @@ import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.openai.conftest import Server
+from tests.openai.conftest import Serve, Server
 
 CHAT = {"model": "org/scripted", "messages": [{"role": "user", "content": "hi"}]}
 BASES: dict[str, dict[str, Any]] = {
@@ -160,3 +160,19 @@ def test_a_message_is_no_template(server: Server) -> None:
     body = {**CHAT, "messages": [{"role": "user", "content": content}]}
     answer = requests.post(server.url + "/v1/chat/completions", json=body, timeout=20)
     assert answer.json()["choices"][0]["message"]["content"] == content
+
+
+def test_a_body_that_stops_coming_is_given_up(serve: Serve) -> None:
+    host, port = serve(body_timeout_s=0.2).url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 1000\r\n\r\n{"model": "org/scripted", '
+        )
+        answer = b""
+        while b"}}" not in answer:
+            more = client.recv(65536)
+            assert more, answer
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"stopped after 26 bytes" in answer

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import resource
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,13 @@ def lines(folder: Path, count: int) -> list[dict[str, Any]]:
         found = [json.loads(line) for line in file.read_text().splitlines()]
         if len(found) >= count:
             return found
+        assert time.monotonic() - begun < 5
+        time.sleep(0.01)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    begun = time.monotonic()
+    while not condition():
         assert time.monotonic() - begun < 5
         time.sleep(0.01)
 
@@ -92,4 +103,40 @@ def test_a_call_given_up_is_a_line(recording: Server, folder: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="record_dir"):
-        Recorder(str(tmp_path / "file" / "records"))
+        Recorder(str(tmp_path / "file" / "records"), 1024)
+
+
+def test_a_large_file_is_followed_by_a_new_one_and_only_this_user_reads_them(serve: Serve, tmp_path: Path) -> None:
+    server = serve(record_dir=str(tmp_path), record_max_bytes=1024, api_keys=["secret"])
+    for number in range(4):
+        post(server, "/v1/completions", prompt="x" * 300, user=str(number)).raise_for_status()
+    wait_for(lambda: sum(len(file.read_text().splitlines()) for file in tmp_path.iterdir()) == 4)
+    found = [json.loads(line) for file in tmp_path.iterdir() for line in file.read_text().splitlines()]
+    assert {line["request"]["user"] for line in found} == {"0", "1", "2", "3"}
+    assert len(list(tmp_path.glob("*.jsonl"))) == 4
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_full_disk_is_reported_once_and_counted(
+    serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(record_dir=str(tmp_path), api_keys=["secret"])
+    (file,) = tmp_path.iterdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        post(server, "/v1/completions", prompt="before").raise_for_status()
+        lines(tmp_path, 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, hard))
+        for _ in range(3):
+            post(server, "/v1/completions", prompt="lost").raise_for_status()
+        wait_for(lambda: "not recorded any more" in caplog.text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    post(server, "/v1/completions", prompt="after").raise_for_status()
+    wait_for(lambda: "Calls are recorded again" in caplog.text)
+    lost = int(re.findall(r"recorded again; (\d) were lost", caplog.text)[0])
+    prompts = [line["request"]["prompt"] for line in lines(tmp_path, 5 - lost)]
+    assert prompts == ["before", *["lost"] * (3 - lost), "after"]
+    assert caplog.text.count("not recorded any more") == 1

@@ -1,0 +1,63 @@
+"""A Ray of our own: on this machine alone, behind a token that nobody else has.
+
+Ray reads its settings from the environment, most of them when it is imported, and its processes inherit them. So they
+are set before `ray` is imported, and whoever talks to this Ray from another shell needs them too: they are in a file.
+https://docs.ray.io/en/latest/ray-security/token-auth.html
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+_PREFIX = "troupe-"
+_SETTINGS = "ray.env"
+
+
+def own_ray_environment(folder: Path) -> dict[str, str]:
+    """Settings of a Ray that listens on 127.0.0.1 and asks for a fresh token, which is written to a file of mode 0600.
+
+    Args:
+        folder: one that only this user can enter.
+    """
+    token = folder / "token"
+    with open(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # Without it Ray takes the address that other machines reach this one by, also where 127.0.0.1 is asked for.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Seconds until a replica that finds no room is one that never will: no node joins this Ray.
+        "RAY_SERVE_SLOW_STARTUP_WARNING_S": "15",
+        "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "5",
+    }
+
+
+def use_own_ray() -> Path:
+    """Set this process up to start a Ray of its own; the folder of its token, removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+    owner = os.getpid()
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ.update(own_ray_environment(folder))
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return folder
+
+
+def write_settings(folder: Path, addresses: Mapping[str, str]) -> Path:
+    """A file for a shell that is to reach this Ray: `source` it, then `ray status` and `serve status` work.
+
+    Args:
+        addresses: variables that say where it is.
+    """
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    settings = {name: os.environ[name] for name in names} | dict(addresses)
+    file = folder / _SETTINGS
+    file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()))
+    return file

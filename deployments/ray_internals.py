@@ -1,0 +1,97 @@
+"""All that Troupe uses of Ray's private parts; tests/test_ray_internals.py pins the version they belong to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray._common.tls_utils import add_port_to_grpc_server
+from ray._private.services import canonicalize_bootstrap_address
+from ray.serve._private import replica
+from ray.serve._private.api import serve_start
+from ray.serve.config import gRPCOptions
+from ray.serve.schema import ServeDeploySchema
+
+logger = logging.getLogger("ray.serve")
+
+LOOPBACK = "127.0.0.1"
+_ANY_PORT = "[::]:0"
+_WANTED = re.compile(
+    r"has (\d+) replicas? that .*to be scheduled.*for each replica: (.*), total resources available: (.*?)\. ",
+    re.DOTALL,
+)
+
+
+def deploy(config: Mapping[str, Any]) -> None:
+    """Start Serve with a configuration's options, and its applications; return before they run. As `serve run` does."""
+    schema = ServeDeploySchema.model_validate(config)
+    client = serve_start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+        controller_options=schema.controller_options,
+    )
+    client.deploy_apps(schema, _blocking=False)
+
+
+def unreachable(address: str, seconds: float) -> str | None:
+    """Why nobody can join the Ray at an address; Ray itself would try for minutes before it says so."""
+    if "://" in address:
+        return None
+    place = address
+    try:
+        place = canonicalize_bootstrap_address(address) or address
+        host, _, port = place.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except (OSError, ValueError) as error:
+        return (
+            f"no Ray answers at {place} ({error}). Start it with `ray start`, or unset RAY_ADDRESS to serve on a Ray "
+            "of its own."
+        )
+    return None
+
+
+def unscheduled(message: str) -> str | None:
+    """What a deployment's replicas wait for, if Serve's message says that they wait for resources."""
+    found = _WANTED.search(message)
+    if found is None:
+        return None
+    count, wanted, free = found.groups()
+    return f"{count} of its replicas wait for {wanted} each, and {free} is left"
+
+
+def keep_replica_port_local() -> None:
+    """Let this replica's port for other deployments' calls listen on 127.0.0.1 if its node does; before it opens.
+
+    Serve opens it on every interface. It takes pickled calls, so whoever reaches it runs code as this user.
+    """
+    if ray.util.get_node_ip_address() == LOOPBACK:
+        replica.add_port_to_grpc_server = _add_local_port
+
+
+def _add_local_port(server: Any, address: str) -> Any:
+    return add_port_to_grpc_server(server, f"{LOOPBACK}:0" if address == _ANY_PORT else address)
+
+
+def warn_of_open_node() -> None:
+    """Log what to set if this Ray, which somebody else has started, takes code from whoever reaches its ports."""
+    has_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    alone = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+    address = ray.util.get_node_ip_address()
+    if has_token and (address == LOOPBACK or not alone):
+        return
+    settings = ([] if has_token else ["RAY_AUTH_MODE=token"]) + (
+        ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0"] if alone and address != LOOPBACK else []
+    )
+    logger.warning(
+        "This Ray listens on %s %s authentication: whoever reaches its ports can run code here. Start it with %s in "
+        "the environment, or use scripts/serve.",
+        address,
+        "with" if has_token else "without",
+        " ".join(settings),
+    )

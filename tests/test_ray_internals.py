@@ -1,0 +1,35 @@
+"""What Troupe uses of Ray's private parts."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from deployments import ray_internals
+from tests.serving import free_port
+
+
+def test_the_ray_that_auto_finds_may_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its address is patched: `auto` takes any Ray that runs on this machine, such as these tests' own."""
+    dead = f"127.0.0.1:{free_port()}"
+    monkeypatch.setattr(
+        ray_internals, "canonicalize_bootstrap_address", lambda address: dead if address == "auto" else address
+    )
+    fault = ray_internals.unreachable("auto", 5)
+    assert fault is not None
+    assert fault.startswith(f"no Ray answers at {dead} (")
+
+
+def test_the_version_they_belong_to() -> None:
+    assert ray.__version__.startswith("2.60."), "read deployments/ray_internals.py against the new version's source"
+
+
+def test_a_deployment_that_waits_for_resources_is_recognized() -> None:
+    message = (
+        "Deployment 'ModelReplica' in application 'troupe' has 1 replicas that have taken more than 30s to be "
+        "scheduled. This may be due to waiting for the cluster to auto-scale or for a runtime environment to be "
+        'installed. Resources required for each replica: {"CPU": 1}, total resources available: {}. Use `ray status` '
+        "for more details."
+    )
+    assert ray_internals.unscheduled(message) == '1 of its replicas wait for {"CPU": 1} each, and {} is left'
+    assert ray_internals.unscheduled("") is None
