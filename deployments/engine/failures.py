@@ -20,7 +20,7 @@ def as_error(error: Exception) -> TroupeError:
     # Some look for one image after the other.
     if isinstance(error, StopIteration) or _MISMATCH.search(str(error)):
         return BadRequest(
-            "The prompt's placeholders do not match its images, videos or recordings; send as many as the prompt names, "
+            "The placeholders in the prompt do not match its images, videos or recordings; send as many as it names, "
             f"and no placeholder tokens in texts ({last_line(error)}).",
             param="prompt",
         )

@@ -6,15 +6,16 @@ Masks, positions and caches are what `generate` would pass for a left-padded bat
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
 
 from deployments.engine.attention import decoding
+from deployments.engine.encoder_side import EncoderSide
 from deployments.engine.fresh_state import fresh_state
 from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache
 from deployments.engine.row_positions import RowPositions
@@ -75,7 +76,7 @@ class Forward:
         if "use_cache" in parameters or open_ended:
             self._common["use_cache"] = True
         self._media_ids = media_ids(model.config)
-        self._takes_encoder_mask = self.is_encoder_decoder and model.main_input_name == "input_ids"
+        self._encoder = EncoderSide(model, self.device) if self.is_encoder_decoder else None
         self.decoding = decoding()
         self._row_positions = RowPositions(model)
 
@@ -120,9 +121,8 @@ class Forward:
         if self._takes_positions:
             positions = lengths + torch.tensor(offsets).T
             arguments[f"{self._prefix}position_ids"] = _squeezed(positions[:, :, None]).to(self.device)
-        if isinstance(cache, EncoderRowsCache):
-            self._add_encoder(arguments, cache)
-        with self.decoding, self._row_positions.of(cache.lengths), self.rotary.of(lambda: _lengths(cache, offsets)):
+        rotary = self.rotary.of(lambda: _lengths(cache, offsets))
+        with self.decoding, self._row_positions.of(cache.lengths), rotary, self._encoded(arguments, cache):
             logits: Tensor = self.model(**arguments).logits[:, -1]
         cache.added([length + 1 for length in cache.lengths])
         return logits
@@ -158,9 +158,8 @@ class Forward:
             arguments[f"{self._prefix}position_ids"] = _squeezed(positions).to(self.device)
         if self._takes_keep and not all_logits:
             arguments["logits_to_keep"] = 1
-        if isinstance(cache, EncoderRowsCache):
-            self._add_encoder(arguments, cache)
-        with self.rotary.of(lambda: _prompt_lengths(after if wholes is None else wholes, after, new, max(offset))):
+        rotary = self.rotary.of(lambda: _prompt_lengths(after if wholes is None else wholes, after, new, max(offset)))
+        with rotary, self._encoded(arguments, cache):
             logits = self.model(**arguments).logits
         cache.added(after)
         return Chunk(logits=logits if all_logits else logits[:, -1:], offset=offset)
@@ -221,22 +220,17 @@ class Forward:
             decoder_ids: the decoder's prompt, at least its start token.
             cache: empty.
         """
-        encoder = self.model.get_encoder()
-        accepted = inspect.signature(encoder.forward).parameters
-        arguments = {key: self._placed(value) for key, value in inputs.items() if key in accepted}
-        if self.model.main_input_name == "input_ids":
-            arguments["input_ids"] = torch.tensor([list(token_ids)]).to(self.device)
-            arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
-        outputs = encoder(**arguments, return_dict=True)
+        assert self._encoder is not None
+        encoded = self._encoder.encode(token_ids, {key: self._placed(value) for key, value in inputs.items()})
         ids = torch.tensor([list(decoder_ids)]).to(self.device)
-        call = self._arguments(ids, cache, torch.tensor([len(decoder_ids)]), len(decoder_ids))
-        call["encoder_outputs"] = outputs
-        if self._takes_encoder_mask:
-            call["attention_mask"] = torch.ones(outputs[0].shape[:2], dtype=torch.long, device=self.device)
+        call = {**self._arguments(ids, cache, torch.tensor([len(decoder_ids)]), len(decoder_ids)), **encoded}
         if self._takes_positions:
             call[f"{self._prefix}position_ids"] = torch.arange(len(decoder_ids), device=self.device)[None]
-        logits = self.model(**call).logits
+        with self._encoder.hidden_states() as hidden:
+            logits = self.model(**call).logits
         cache.added([len(decoder_ids)])
+        if hidden and hidden[0]:
+            cache.cross_attention_cache.trim(hidden[:1])
         return Chunk(logits=logits if all_logits else logits[:, -1:])
 
     def _arguments(self, ids: Tensor, cache: AnyRowsCache, lengths: Tensor, width: int) -> dict[str, Any]:
@@ -251,16 +245,15 @@ class Forward:
             arguments[f"{self._prefix}attention_mask"] = mask.long().to(self.device, non_blocking=True)
         return arguments
 
-    def _add_encoder(self, arguments: dict[str, Any], cache: EncoderRowsCache) -> None:
-        """Stand-ins of the right shape for what the encoder returned: the cross-attention cache has its substance."""
-        cross = cache.cross_attention_cache
-        lengths, width = torch.tensor(cross.lengths), cross.width
-        hidden = torch.zeros((), dtype=self.model.dtype, device=self.device)
-        hidden = hidden.expand(len(lengths), width, self.model.config.get_text_config(encoder=True).hidden_size)
-        arguments["encoder_outputs"] = BaseModelOutput(last_hidden_state=hidden)
-        if self._takes_encoder_mask:
-            mask = torch.arange(width) >= width - lengths[:, None]
-            arguments["attention_mask"] = mask.long().to(self.device)
+    @contextmanager
+    def _encoded(self, arguments: dict[str, Any], cache: AnyRowsCache) -> Iterator[None]:
+        """Adds what a decoder is given of its encoder."""
+        if not isinstance(cache, EncoderRowsCache) or self._encoder is None:
+            yield
+            return
+        arguments.update(self._encoder.stand_in(cache))
+        with self._encoder.masked(cache):
+            yield
 
     def _placed(self, value: Tensor) -> Tensor:
         value = value.to(self.device)

@@ -148,7 +148,10 @@ class EncoderRowsCache(EncoderDecoderCache):  # type: ignore[misc]
     """
 
     def __init__(self, config: Any, capacity: int | None = None) -> None:
-        super().__init__(RowsCache(config, capacity), RowsCache(config))
+        cross = RowsCache(config)
+        # What is encoded is seen as a whole, whatever the window of the decoder's own tokens.
+        cross.layers = [KeyValueRows() for _ in cross.layers]
+        super().__init__(RowsCache(config, capacity), cross)
         self.config = config
 
     @property

@@ -25,8 +25,7 @@ class RowPositions:
     """
 
     def __init__(self, model: Any) -> None:
-        find = getattr(model, "get_decoder", None)
-        self._embedding: Any = getattr(find(), "embed_positions", None) if find is not None else None
+        self._embedding: Any = _embedding(model)
         self._signature = inspect.signature(self._embedding.forward) if self._embedding is not None else None
 
     @property
@@ -69,3 +68,13 @@ def _at(call: dict[str, Any], age: int) -> dict[str, Any]:
         elif isinstance(value, Tensor):
             changed[name] = value[:1]
     return changed
+
+
+def _embedding(model: Any) -> Any:
+    """The position embedding of a model's decoder, or of the decoder of an encoder-decoder model inside it."""
+    for _ in range(2):
+        find = getattr(model, "get_decoder", None)
+        model = find() if find is not None else None
+        if hasattr(model, "embed_positions"):
+            return model.embed_positions
+    return None

@@ -19,7 +19,7 @@ DIFFER = {
 }
 """Types whose answers are not yet those of `generate`."""
 
-EXAMPLES = ("axk2", "blip", "idefics", "inkling_text", "janus", "mllama", "qwen4_exp_text", "t5gemma")
+EXAMPLES = ("axk2", "blip", "florence2", "idefics", "inkling_text", "janus", "mllama", "qwen4_exp_text", "t5gemma")
 """Two types for each cause."""
 
 

@@ -367,7 +367,9 @@ ZOO: dict[str, Specimen] = {
     "florence2": _a("florence2", "Florence2ForConditionalGeneration", scaled=True, vision_config=_DAVIT).showing(
         _PIXELS, media_tokens=17
     ),
-    "switch_transformers": _a("switch_transformers", "SwitchTransformersForConditionalGeneration", **_SWITCH),
+    "switch_transformers": _a(
+        "switch_transformers", "SwitchTransformersForConditionalGeneration", scaled=True, **_SWITCH
+    ),
     "moonshine": _a("moonshine", "MoonshineForConditionalGeneration", **_MOONSHINE).showing(_WAVE, text=False),
     "speech_to_text": _a("speech_to_text", "Speech2TextForConditionalGeneration", scaled=True, **_SPEECH2TEXT).showing(
         _SPECTROGRAM, text=False
