@@ -18,7 +18,7 @@ import torch
 
 from deployments.client import Embeddings, EmbedOptions, Rendered
 from deployments.config import AppArgs, unknown_model
-from deployments.engine.admission import request_field, vocab_size
+from deployments.engine.admission import ALWAYS, request_field, vocab_size
 from deployments.engine.protocol import EngineRequest
 from deployments.errors import (
     BadRequest,
@@ -347,6 +347,6 @@ _DEFAULTS = SamplingParams()
 def _refuse_unsupported(sampling: SamplingParams, model: LoadedModel) -> None:
     for field in fields(SamplingParams):
         name = field.name
-        if name not in model.engine.supports and getattr(sampling, name) != getattr(_DEFAULTS, name):
+        if name not in model.engine.supports | ALWAYS and getattr(sampling, name) != getattr(_DEFAULTS, name):
             asked = request_field(name, sampling)
             raise UnsupportedParameter(f"Model {model.entry.id!r} cannot honour {asked}.", param=asked)

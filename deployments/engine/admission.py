@@ -18,7 +18,7 @@ _UNLIMITED = 131072
 _ORIGINAL = "original_max_position_embeddings"
 # llama3 is not among them: its configs give the stretched length, its factor concerns single frequencies.
 _STRETCHING = frozenset({"linear", "dynamic", "yarn", "longrope", "su"})
-_ALWAYS = frozenset({"max_tokens", "skip_special_tokens", "markers"})
+ALWAYS = frozenset({"max_tokens", "skip_special_tokens", "markers"})
 _DEFAULTS = SamplingParams()
 
 
@@ -116,7 +116,7 @@ def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
     """
     for field in fields(SamplingParams):
         value = getattr(params, field.name)
-        if field.name not in supports and field.name not in _ALWAYS and value != getattr(_DEFAULTS, field.name):
+        if field.name not in supports and field.name not in ALWAYS and value != getattr(_DEFAULTS, field.name):
             if field.name == "beam_rank":
                 raise UnsupportedParameter("This model gives one text of a beam search; send n=1.", param="n")
             name = request_field(field.name, params)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import llguidance
 from pydantic import Field
 
 from deployments.errors import BadRequest
@@ -51,6 +53,20 @@ class StructuredOutputs(RequestObject):
 
 def schema_grammar(schema: Mapping[str, Any] | bool, param: str = "response_format") -> Grammar:
     return Grammar(kind="json_schema", source=json.dumps(schema, separators=(",", ":")), param=param)
+
+
+@functools.lru_cache(maxsize=256)
+def _problem(source: str) -> str | None:
+    try:
+        found = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_json_schema(source), None)
+    except (ValueError, RecursionError) as error:
+        found = str(error)
+    return found.strip().splitlines()[0][:300] if found.strip() else None
+
+
+def unfollowable(schema: Mapping[str, Any]) -> str | None:
+    """Why no grammar can hold a JSON schema; None if one can."""
+    return _problem(json.dumps(schema, separators=(",", ":")))
 
 
 def response_grammar(wanted: ResponseFormat | None) -> Grammar | None:

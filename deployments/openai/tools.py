@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from deployments.errors import BadRequest, UnsupportedParameter
 from deployments.messages import Grammar
-from deployments.openai.constraint import schema_grammar
+from deployments.openai.constraint import schema_grammar, unfollowable
 from deployments.openai.fields import shown
 from deployments.openai.parsing.families import json_calls
 from deployments.openai.parsing.parts import Part
@@ -68,6 +68,9 @@ def read_tools(tools: Sequence[object] | None, choice: object, parallel: bool) -
         UnsupportedParameter: a tool that is no function.
     """
     definitions = [_definition(tool, f"tools[{index}]") for index, tool in enumerate(tools or ())]
+    for index, tool in enumerate(definitions):
+        if tool["function"].get("strict") is True and choice != "none":
+            _check_strict(tool, f"tools[{index}].function.parameters")
     if len(definitions) > _MAX_TOOLS:
         raise BadRequest(f"Invalid 'tools': at most {_MAX_TOOLS}; got {len(definitions)}.", param="tools")
     schemas = {tool["function"]["name"]: _parameters(tool) for tool in definitions}
@@ -100,6 +103,17 @@ def _definition(tool: object, place: str) -> Mapping[str, Any]:
         )
     cleaned = {key: value for key, value in function.items() if value is not None}
     return {"type": "function", "function": cleaned}
+
+
+def _check_strict(tool: Mapping[str, Any], place: str) -> None:
+    """Refuse a schema that could not be held to, if the tool asks for that."""
+    problem = unfollowable(_parameters(tool))
+    if problem is not None:
+        raise BadRequest(
+            f"Invalid '{place}': strict is true, but no grammar can hold this schema: {problem}. Change the schema or "
+            "leave strict out.",
+            param=place,
+        )
 
 
 def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -281,3 +281,40 @@ def test_unknown_parsers_are_refused_at_start(api: dict[str, str]) -> None:
     model = {"id": "m", "loader": SCRIPTED, "api": api}
     with pytest.raises(ConfigError, match="known ones"):
         make_app({"models": [model]})
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
+        ({"properties": {"a": {"not": {"type": "string"}}}}, "not"),
+        ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "none"),
+        ({"properties": {"a": {"type": "string", "pattern": "(?=a)"}}}, "regex"),
+        ({"properties": {"a": {"type": "x"}}}, "type"),
+    ],
+)
+@pytest.mark.parametrize("choice", ["auto", None])
+def test_a_strict_schema_that_no_grammar_holds_is_refused(
+    client: OpenAI, schema: dict[str, Any], named: str, choice: str | None
+) -> None:
+    function = {"name": "f", "parameters": schema, "strict": True}
+    fields: dict[str, Any] = {"tools": [BASH, {"type": "function", "function": function}], "tool_choice": choice}
+    with pytest.raises(openai.BadRequestError, match=named) as error:
+        ask(client, "x", **fields)
+    assert error.value.param == "tools[1].function.parameters"
+    for loose in (
+        {**fields, "tool_choice": "none"},
+        {"tools": [{"type": "function", "function": {**function, "strict": False}}]},
+    ):
+        assert ask(client, "x", **loose).choices[0].message.content == "x"
+
+
+def test_an_answer_in_json_is_not_made_a_call(serve: Serve) -> None:
+    model = {"id": "org/scripted", "loader": SCRIPTED, "api": {"tool_parser": "llama3_json"}}
+    with serve([model]).client() as served:
+        for text in ('{"name": "Ada", "age": 36}', '{"name": "Ada", "arguments": {"age": 36}}', '{"name": "bash"}'):
+            choice = ask(served, text).choices[0]
+            assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (text, None, "stop")
+            assert streamed(served, text) == (text, [], ["stop"])
+        called = '{"name": "bash", "parameters": {"command": "ls"}}'
+        assert ask(served, f"So: {called}").choices[0].message.tool_calls[0].function.name == "bash"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from deployments.openai.parsing.parts import Call
-
-Schemas = Mapping[str, Mapping[str, Any]]
-"""The tools of a request: name to the JSON schema of the arguments."""
+from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, python_literal, typed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +23,7 @@ class Family:
         inner: further markers that `read` looks for.
         read: the calls in a body; None where it holds none, so that the text stays content.
         whole: a character that begins an answer which is nothing but calls.
+        bare: calls are also JSON values anywhere in the text, with nothing to mark them.
         harmony: the text is in channels, reasoning too; `HarmonySplitter` reads it.
         short_ids: the family's template insists on ids of nine letters and digits.
     """
@@ -34,6 +33,7 @@ class Family:
     end: str | None = None
     inner: tuple[str, ...] = ()
     whole: str = ""
+    bare: bool = False
     harmony: bool = False
     short_ids: bool = False
 
@@ -43,26 +43,39 @@ class Family:
         return (*self.starts, *([] if self.end is None else [self.end]), *self.inner)
 
 
-def json_calls(value: Any) -> list[Call] | None:
-    """Calls from parsed JSON: one object or a list of objects with `name` and `arguments` or `parameters`."""
+def json_calls(value: Any, *, bare: bool = False) -> list[Call] | None:
+    """Calls from parsed JSON: one object or a list of objects with `name` and `arguments` or `parameters`.
+
+    Args:
+        bare: nothing marks the value as calls, so the arguments must be there.
+    """
     entries = value if isinstance(value, list) else [value]
-    calls = [_json_call(entry) for entry in entries]
+    calls = [_json_call(entry, bare) for entry in entries]
     found = [call for call in calls if call is not None]
     return found if found and len(found) == len(calls) else None
 
 
-def _json_call(entry: Any) -> Call | None:
+def _json_call(entry: Any, bare: bool) -> Call | None:
     if not isinstance(entry, dict):
         return None
     if isinstance(entry.get("function"), dict):
         entry = entry["function"]
     name = entry.get("name", entry.get("function"))
+    given = "arguments" in entry or "parameters" in entry
+    # What has other keys instead is an object of the model's own.
+    if not given and (bare or not entry.keys() <= _OF_A_CALL):
+        return None
     arguments = entry.get("arguments", entry.get("parameters", {}))
     if isinstance(arguments, str):
-        arguments = loads(arguments)
-    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        arguments = loads(arguments) if arguments.strip() else {}
+    if given and arguments is None and not bare:
+        arguments = {}
+    if not isinstance(name, str) or not name or not is_text(name) or not isinstance(arguments, dict):
         return None
-    return Call(name, _dumps(arguments))
+    return Call(name, dumps(arguments))
+
+
+_OF_A_CALL = {"name", "function", "id", "type", "index"}
 
 
 def _tagged(body: str, schemas: Schemas) -> list[Call] | None:
@@ -72,22 +85,50 @@ def _tagged(body: str, schemas: Schemas) -> list[Call] | None:
         return _function_tags(body, schemas)
     if "<arg_key>" in body:
         return _argument_tags(body, schemas)
-    return json_calls(loads(body))
+    return [Call(body, "{}")] if body in schemas else json_calls(loads(body))
 
 
 _FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)</function>", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-_ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?")
+_VALUE_END = re.compile(r"\n?</parameter>|\n<parameter=([^>\n]+)>")
+# A value whose end is missing goes on to the next key, or to the end of the call.
+_ARGUMENT = re.compile(
+    r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)"
+    r"(?:</arg_value>|(?=\s*<arg_key>[^<]*</arg_key>\s*<arg_value>)|\s*\Z)",
+    re.DOTALL,
+)
 
 
 def _function_tags(body: str, schemas: Schemas) -> list[Call] | None:
     calls: list[Call] = []
     for name, inner in _FUNCTION.findall(body):
-        arguments = {key: typed(value, name, key, schemas) for key, value in _PARAMETER.findall(inner)}
-        if _PARAMETER.sub("", inner).strip():
+        values = _parameters(inner, schemas.get(name.strip(), {}).get("properties"))
+        if values is None:
             return None
-        calls.append(Call(name.strip(), _dumps(arguments)))
+        arguments = {key: typed(value, name.strip(), key, schemas) for key, value in values.items()}
+        calls.append(Call(name.strip(), dumps(arguments)))
     return calls or None
+
+
+def _parameters(text: str, declared: Any) -> dict[str, str] | None:
+    """The values of `<parameter=…>` tags; None if there is anything else. One that is not closed ends at the next."""
+    values: dict[str, str] = {}
+    while text.strip():
+        begin = _PARAMETER.match(text)
+        if begin is None:
+            return None
+        text, key = text[begin.end() :], begin[1].strip()
+        for end in _VALUE_END.finditer(text):
+            if end[1] is None:
+                values[key], text = text[: end.start()], text[end.end() :]
+                break
+            following = end[1].strip()
+            if following not in values and following != key and (not declared or following in declared):
+                values[key], text = text[: end.start()], text[end.start() :]
+                break
+        else:
+            values[key], text = text.removesuffix("\n"), ""
+    return values
 
 
 def _argument_tags(body: str, schemas: Schemas) -> list[Call] | None:
@@ -95,22 +136,7 @@ def _argument_tags(body: str, schemas: Schemas) -> list[Call] | None:
     pairs = _ARGUMENT.findall(body)
     if not name or not pairs:
         return None
-    return [Call(name, _dumps({key.strip(): typed(value, name, key.strip(), schemas) for key, value in pairs}))]
-
-
-def typed(text: str, name: str, key: str, schemas: Schemas) -> Any:
-    """An argument written as bare text, as the type its schema gives it; where that fails, the text."""
-    properties = schemas.get(name, {}).get("properties")
-    schema = properties.get(key) if isinstance(properties, Mapping) else None
-    declared = schema.get("type") if isinstance(schema, Mapping) else None
-    if declared == "string":
-        return text
-    value = loads(text.strip())
-    if value is None and text.strip() in ("None", "null"):
-        return None
-    if value is None and text.strip() in ("True", "False"):
-        return text.strip() == "True"
-    return text if value is None else value
+    return [Call(name, dumps({key.strip(): typed(value, name, key.strip(), schemas) for key, value in pairs}))]
 
 
 def _several_json(body: str, schemas: Schemas) -> list[Call] | None:
@@ -145,7 +171,7 @@ def _mistral(body: str, schemas: Schemas) -> list[Call] | None:
             arguments, end = json.JSONDecoder().raw_decode(body, match.end())
         except (ValueError, RecursionError):
             return None
-        calls.append(Call(match[1], _dumps(arguments)))
+        calls.append(Call(match[1], dumps(arguments)))
         body = body[end:].strip()
     return calls or None
 
@@ -167,7 +193,7 @@ def _deepseek(body: str, schemas: Schemas) -> list[Call] | None:
         arguments = loads(fenced[1] if fenced else text)
         if not isinstance(arguments, dict):
             return None
-        calls.append(Call(name.strip(), _dumps(arguments)))
+        calls.append(Call(name.strip(), dumps(arguments)))
     return calls or None
 
 
@@ -178,32 +204,42 @@ def _kimi(body: str, schemas: Schemas) -> list[Call] | None:
         arguments = loads(tail.strip())
         if not separator or not isinstance(arguments, dict):
             return None
-        calls.append(
-            Call(head.strip().removeprefix("functions.").rpartition(":")[0] or head.strip(), _dumps(arguments))
-        )
+        calls.append(Call(head.strip().removeprefix("functions.").rpartition(":")[0] or head.strip(), dumps(arguments)))
     return calls or None
 
 
+_PYTHON_MARKERS = ("<|python_start|>", "<|python_end|>")
+
+
 def _pythonic(body: str, schemas: Schemas) -> list[Call] | None:
-    """A Python list of calls with keyword arguments, or one call (Llama 4, Olmo)."""
+    """Python lists of calls with keyword arguments, or calls, each on a line of its own (Llama 4, Olmo)."""
+    for marker in _PYTHON_MARKERS:
+        body = body.replace(marker, "")
     try:
-        tree = ast.parse(body.strip(), mode="eval").body
-        nodes = tree.elts if isinstance(tree, ast.List) else [tree]
+        statements = ast.parse(body.strip()).body
+        trees = [each.value if isinstance(each, ast.Expr) else None for each in statements]
+        nodes = [node for tree in trees for node in (tree.elts if isinstance(tree, ast.List) else [tree])]
         calls = [_python_call(node) for node in nodes]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
     return calls or None
 
 
-def _python_call(node: ast.expr) -> Call:
+def _python_call(node: ast.expr | None) -> Call:
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("not a call with keyword arguments")
-    arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg is not None}
-    return Call(ast.unparse(node.func), _dumps(arguments))
+    arguments = {keyword.arg: python_literal(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+    return Call(ast.unparse(node.func), dumps(arguments))
 
 
 def _plain_json(body: str, schemas: Schemas) -> list[Call] | None:
     return json_calls(loads(body.strip()))
+
+
+def bare_calls(body: str, schemas: Schemas) -> list[Call] | None:
+    """Calls of known tools in a JSON value that nothing marks as calls."""
+    calls = json_calls(loads(body.strip()), bare=True)
+    return calls if calls and all(call.name in schemas for call in calls) else None
 
 
 _TAGS = (
@@ -219,7 +255,7 @@ _TAGS = (
 
 FAMILIES = {
     "hermes": Family(starts=("<tool_call>",), end="</tool_call>", inner=_TAGS, read=_tagged),
-    "llama3_json": Family(starts=("<|python_tag|>",), whole="{[", read=_several_json),
+    "llama3_json": Family(starts=("<|python_tag|>",), bare=True, read=_several_json),
     "mistral": Family(starts=("[TOOL_CALLS]",), inner=("[CALL_ID]", "[ARGS]"), read=_mistral, short_ids=True),
     "deepseek": Family(
         starts=("<｜tool▁calls▁begin｜>",),
@@ -233,17 +269,17 @@ FAMILIES = {
         inner=("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
         read=_kimi,
     ),
-    "granite": Family(starts=("<|tool_call|>", "<tool_call>"), whole="[", read=_several_json),
+    "granite": Family(starts=("<|tool_call|>", "<tool_call>"), bare=True, read=_several_json),
     "phi4": Family(starts=("functools",), read=_several_json),
     "internlm": Family(starts=("<|action_start|><|plugin|>",), end="<|action_end|>", read=_plain_json),
-    "pythonic": Family(starts=("<|python_start|>",), whole="[", read=_pythonic),
+    "pythonic": Family(starts=("<|python_start|>",), inner=("<|python_end|>",), whole="[", read=_pythonic),
     "olmo3": Family(starts=("<function_calls>",), end="</function_calls>", read=_pythonic),
     "harmony": Family(
         inner=("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>"),
         read=_plain_json,
         harmony=True,
     ),
-    "json": Family(whole="{[", starts=("```json",), end="```", read=_several_json),
+    "json": Family(bare=True, starts=("```json",), end="```", read=bare_calls),
 }
 
 # What a chat template says of its model's family, the surest signs first.
@@ -266,17 +302,3 @@ _SIGNS = (
 def family_of(chat_template: str | None) -> str:
     """The family whose marks a chat template bears; `hermes` where it bears none."""
     return next((name for sign, name in _SIGNS if sign in (chat_template or "")), "hermes")
-
-
-def loads(text: str) -> Any:
-    """The JSON value of a text; None where it is not JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _dumps(arguments: Any) -> str:
-    if not isinstance(arguments, dict):
-        raise ValueError("the arguments are no object")
-    return json.dumps(arguments, ensure_ascii=False)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.openai.parsing.calls import CallSplitter
@@ -21,6 +21,8 @@ Calls = list[tuple[str, dict[str, Any]]]
 
 LS: Calls = [("bash", {"command": "ls"})]
 TWO: Calls = [("bash", {"command": "ls"}), ("finish", {})]
+HALF: Calls = [("bash", {"command": "\ud800"})]
+FLAGS: Calls = [("bash", {"flags": [True, None, {"a": False}]})]
 FORMATS: list[tuple[str, str, str, Calls]] = [
     ("hermes", '<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</tool_call>', "", LS),
     (
@@ -110,6 +112,62 @@ FORMATS: list[tuple[str, str, str, Calls]] = [
     ("pythonic", '<|python_start|>[bash(command="ls")]', "", LS),
     ("olmo3", '<function_calls>[bash(command="ls")]</function_calls>', "", LS),
     ("json", '```json\n{"name": "bash", "arguments": {"command": "ls"}}\n```', "", LS),
+    (
+        "llama3_json",
+        'I will. {"name": "bash", "parameters": {"command": "ls"}} Then {"name": "finish", "parameters": {}}; done.',
+        "I will.Then; done.",
+        TWO,
+    ),
+    (
+        "json",
+        'Here {"a": 1}: [{"name": "bash", "arguments": {"command": "echo } ]"}}]',
+        'Here {"a": 1}:',
+        [("bash", {"command": "echo } ]"})],
+    ),
+    ("granite", 'So: {"name": "bash", "arguments": {"command": "ls"}}', "So:", LS),
+    ("hermes", "<tool_call>finish\n</tool_call>", "", [("finish", {})]),
+    ("hermes", '<tool_call>{"name": "finish", "arguments": null}</tool_call>', "", [("finish", {})]),
+    ("hermes", '<tool_call>{"name": "finish", "arguments": " "}</tool_call>', "", [("finish", {})]),
+    (
+        "hermes",
+        "<tool_call>\n<function=bash>\n<parameter=command>\nls\n<parameter=timeout>\n3\n</parameter>\n</function>\n"
+        "</tool_call>",
+        "",
+        [("bash", {"command": "ls", "timeout": 3})],
+    ),
+    (
+        "hermes",
+        "<tool_call>\n<function=bash>\n<parameter=command>\nls\n</parameter>\n<parameter=timeout>\n3\n</function>\n"
+        "</tool_call>",
+        "",
+        [("bash", {"command": "ls", "timeout": 3})],
+    ),
+    (
+        "hermes",
+        "<tool_call><function=bash><parameter=command>echo <parameter=x>\n<parameter=y></parameter></function>"
+        "</tool_call>",
+        "",
+        [("bash", {"command": "echo <parameter=x>\n<parameter=y>"})],
+    ),
+    (
+        "hermes",
+        "<tool_call>bash\n<arg_key>command</arg_key>\n<arg_value>ls\n<arg_key>timeout</arg_key>\n<arg_value>5\n</tool_call>",
+        "",
+        [("bash", {"command": "ls", "timeout": 5})],
+    ),
+    ("olmo3", '<function_calls>\nbash(command="ls")\nfinish()\n</function_calls>', "", TWO),
+    ("olmo3", "<function_calls>bash(flags=[true, null, {'a': false}])</function_calls>", "", FLAGS),
+    ("pythonic", "[bash(flags=[True, None, {'a': False}])]", "", FLAGS),
+    ("pythonic", '<|python_start|>[bash(command="ls"), finish()]<|python_end|>', "", TWO),
+    (
+        "hermes",
+        '<tool_call>{"name": "bash", "arguments": {"timeout": NaN}}</tool_call>',
+        "",
+        [("bash", {"timeout": "NaN"})],
+    ),
+    ("hermes", '<tool_call>{"name": "bash", "arguments": {"command": "\\ud800"}}</tool_call>', "", HALF),
+    ("mistral", '[TOOL_CALLS]bash[ARGS]{"timeout": -Infinity}', "", [("bash", {"timeout": "-Infinity"})]),
+    ("pythonic", "[bash(timeout=1e999)]", "", [("bash", {"timeout": "Infinity"})]),
     ("json", '[{"name": "bash", "arguments": {"command": "ls"}}]', "", LS),
     ("json", '{"type": "function", "function": {"name": "bash", "arguments": {"command": "ls"}}}', "", LS),
 ]
@@ -160,6 +218,21 @@ def test_formats(family: str, text: str, content: str, calls: Calls) -> None:
         "[TOOL_CALLS]f[ARGS][1]",
         "<｜tool▁calls▁begin｜>x<｜tool▁calls▁end｜>",
         "<|tool_calls_section_begin|><|tool_call_begin|>f<|tool_call_end|><|tool_calls_section_end|>",
+        '{"name": "Ada", "age": 36}',
+        '{"name": "Ada"}',
+        '{"name": "Ada", "arguments": {"age": 36}}',
+        '[{"name": "finish", "parameters": {}}, {"name": "Ada", "parameters": {}}]',
+        '{"name": "finish"}',
+        '{"name": "finish", "arguments": "{"}',
+        '{"name": "finish", "arguments": [1]}',
+        '{"name": "finish", "arguments": {}',
+        '{"type": "object", "name": "finish"}',
+        '```json\n{"name": "Ada", "age": 36}\n```',
+        "[print(x=1)]",
+        '{"list": [{"name": "finish", "arguments": {}}]}',
+        '<tool_call>{"name": "Ada", "age": 36}</tool_call>',
+        '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>',
+        "<tool_call>nobody</tool_call>",
         "[" * 3000,
         "{" * 3000,
         "f(" * 3000,
@@ -170,6 +243,46 @@ def test_what_is_no_call_stays_content(family: str, text: str) -> None:
         parts = split(family, pieces)
         assert calls_of(parts) == []
         assert text_of(parts) == text
+
+
+PIECES = st.sampled_from(
+    [text for family, text, _, _ in FORMATS]
+    + [
+        '{"name": "Ada", "age": 36}',
+        '{"answer": {"name": "x"}}',
+        "[",
+        "{",
+        '"',
+        " ",
+        "\n",
+        ";",
+        "Hello.",
+        "[x]",
+        "</tool_call>",
+        '{"name"',
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), st.lists(PIECES, max_size=4).map("".join), st.randoms(use_true_random=False))
+def test_a_stream_and_a_whole_answer_agree(family: str, text: str, chance: Any) -> None:
+    pieces, start = [], 0
+    while start < len(text):
+        size = chance.choice([1, 2, 3, 8, 40])
+        pieces.append(text[start : start + size])
+        start += size
+    whole, stream = split(family, [text]), split(family, pieces)
+    assert calls_of(stream) == calls_of(whole)
+    assert text_of(stream) == text_of(whole)
+
+
+def test_an_answer_in_json_is_given_out_as_it_comes() -> None:
+    splitter = CallSplitter(FAMILIES["llama3_json"], SCHEMAS)
+    assert splitter.feed('{"ans') == []
+    assert splitter.feed('wer": [1, ') == [Content('{"answer": [1, ')]
+    assert splitter.feed('{"name": "finish", ') == [Content('{"name": "finish", ')]
+    assert splitter.feed('"arguments": {}}]} ') == [Content('"arguments": {}}]}')]
 
 
 def test_a_broken_call_does_not_hide_the_next() -> None:

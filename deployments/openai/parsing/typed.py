@@ -1,0 +1,203 @@
+"""Arguments that a model writes as bare text, as the types that their JSON schemas give them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Schemas = Mapping[str, Mapping[str, Any]]
+"""The tools of a request: name to the JSON schema of the arguments."""
+
+_DEEPEST = 32
+_KINDS = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    type(None): "null",
+    dict: "object",
+    list: "array",
+}
+_ANY = frozenset(_KINDS.values())
+_LITERALS: dict[str, Any] = {"None": None, "True": True, "False": False, "true": True, "false": False}
+
+
+def loads(text: str) -> Any:
+    """The JSON value of a text; None where it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def dumps(arguments: Any) -> str:
+    """Arguments as JSON. A number that JSON does not have (NaN, Infinity) becomes a text.
+
+    Raises:
+        ValueError: they are no object, or hold what JSON cannot.
+    """
+    if not isinstance(arguments, dict):
+        raise ValueError("the arguments are no object")
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    except ValueError:
+        arguments = _finite(arguments)
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    return text if is_text(text) else json.dumps(arguments)
+
+
+def is_text(text: str) -> bool:
+    """Whether a string can be sent: a half of a surrogate pair, which JSON can spell, cannot."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def typed(text: str, name: str, key: str, schemas: Schemas) -> Any:
+    """An argument of a tool, written as bare text.
+
+    A value that its schema allows is taken: of several types the text is read as the narrowest, and as a string if
+    nothing else fits. Without a type only objects and lists are more than text. Python's names of constants are read as
+    well, and its objects and lists if no string may stand there.
+
+    Args:
+        name, key: of the tool and the argument.
+    """
+    root = schemas.get(name, {})
+    schema = _property(root, key, root, 0)
+    kinds = _kinds(schema, root, 0)
+    value = _read(text.strip(), {"object", "array"} if kinds == _ANY else kinds)
+    named = _named(schema)
+    if named and value not in named:
+        return next((each for each in named if each in (text, text.strip())), text if value is None else value)
+    return text if value is None and not _is_null(text, kinds) else value
+
+
+def python_literal(node: ast.expr) -> Any:
+    """The value of an expression of literals, JSON's names of constants included.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    match node:
+        case ast.Name(id="true" | "false" | "null"):
+            return {"true": True, "false": False}.get(node.id)
+        case ast.List() | ast.Tuple():
+            return [python_literal(each) for each in node.elts]
+        case ast.Dict():
+            keys = [python_literal(key) for key in node.keys if key is not None]
+            return dict(zip(keys, map(python_literal, node.values), strict=True))
+    return ast.literal_eval(node)
+
+
+def _read(text: str, kinds: frozenset[str] | set[str]) -> Any:
+    """The value of a text if it is of one of the kinds, but for strings; else None."""
+    value = _number(loads(text), kinds)
+    if value is None and (text in _LITERALS or "string" not in kinds):
+        value = _number(_literal(text), kinds)
+    return value if value is not None and not isinstance(value, str) and _kind(value) & kinds else None
+
+
+def _literal(text: str) -> Any:
+    if text in _LITERALS:
+        return _LITERALS[text]
+    if not text.startswith(("{", "[", "(")):
+        return None
+    try:
+        value = python_literal(ast.parse(text, mode="eval").body)
+        dumps({"value": value})
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
+    return value
+
+
+def _number(value: Any, kinds: frozenset[str] | set[str]) -> Any:
+    """A fraction as the whole number that it is, where only whole numbers may stand; infinite ones are none."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        if "number" not in kinds and value.is_integer():
+            return int(value)
+    return value
+
+
+def _is_null(text: str, kinds: frozenset[str]) -> bool:
+    """Whether a text says that there is no value."""
+    if kinds == _ANY or "null" not in kinds:
+        return False
+    return text.strip() in ("null", "None")
+
+
+def _kind(value: Any) -> set[str]:
+    kind = _KINDS.get(type(value), "string")
+    return {kind, "number"} if kind == "integer" else {kind}
+
+
+def _named(schema: Any) -> list[Any]:
+    """The values that a schema lists."""
+    if not isinstance(schema, Mapping):
+        return []
+    listed = schema.get("enum")
+    return [*(listed if isinstance(listed, list) else []), *([schema["const"]] if "const" in schema else [])]
+
+
+def _property(schema: Any, key: str, root: Mapping[str, Any], depth: int) -> Any:
+    """The schema of a key of an object; None if nothing describes it."""
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+        return None
+    properties = schema.get("properties")
+    if isinstance(properties, Mapping) and key in properties:
+        return properties[key]
+    parts = [_resolved(schema, root)] + [part for word in ("allOf", "anyOf", "oneOf") for part in _parts(schema, word)]
+    found = (_property(part, key, root, depth + 1) for part in parts if part is not None)
+    return next((each for each in found if each is not None), schema.get("additionalProperties"))
+
+
+def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
+    """The types of JSON values that a schema allows, as far as it says."""
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+        return _ANY
+    kinds = _ANY
+    declared = schema.get("type")
+    names = [declared] if isinstance(declared, str) else declared if isinstance(declared, list) else None
+    if names is not None:
+        known = {each for each in names if each in _ANY}
+        kinds &= (known | ({"integer"} if "number" in known else set())) or _ANY
+    if listed := _named(schema):
+        kinds &= frozenset().union(*map(_kind, listed))
+    for word in ("anyOf", "oneOf"):
+        if parts := _parts(schema, word):
+            kinds &= frozenset().union(*(_kinds(part, root, depth + 1) for part in parts))
+    for part in (_resolved(schema, root), *_parts(schema, "allOf")):
+        if part is not None:
+            kinds &= _kinds(part, root, depth + 1)
+    return (kinds | {"null"}) if schema.get("nullable") is True and kinds != _ANY else kinds
+
+
+def _parts(schema: Mapping[str, Any], word: str) -> list[Any]:
+    parts = schema.get(word)
+    return parts if isinstance(parts, list) else []
+
+
+def _resolved(schema: Mapping[str, Any], root: Any) -> Any:
+    """What a schema's $ref points at within the tool's parameters; None without one."""
+    reference = schema.get("$ref")
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    found = root
+    for step in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else []:
+        step = step.replace("~1", "/").replace("~0", "~")
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """A value without numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
