@@ -6,7 +6,8 @@ buckets. What differs between steps, which is token ids, positions, mask and the
 tensors that stay where they are.
 
 Only for models whose layers all have full attention through `sdpa` and that take positions; others decode as ever. So
-do all models once a capture has failed or one of the first fixed steps has had other logits than an ordinary one.
+do all models once a capture has failed or one of the first fixed steps has had other logits than an ordinary one, and
+those that a loader has attached hooks to, which a replay would not call (`listeners`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from deployments.engine.capabilities import close
 from deployments.engine.forward import Forward, Offset
 from deployments.engine.kv_cache import AnyRowsCache, RowsCache, new_cache
 from deployments.engine.kv_layers import KeyValueRows
+from deployments.engine.listeners import free_hooks, listener
 from deployments.engine.options import EngineOptions
 
 logger = logging.getLogger(__name__)
@@ -57,12 +59,22 @@ class FixedDecode:
         self._lasted: WeakKeyDictionary[RowsCache, _Layout] = WeakKeyDictionary()
         self._steps: WeakKeyDictionary[RowsCache, _FixedStep] = WeakKeyDictionary()
         self._to_check = _CHECKED
+        self._free_hooks: list[Any] = []
         self.captured = 0
         self.reason = _unsuited(forward)
+        if self.reason is None and (capture is not uncaptured or call is not None):
+            self._free_hooks = free_hooks(forward.model)
+            self.reason = listener(forward.model)
+            if self.reason is not None:
+                logger.warning(
+                    "Decode steps run in the ordinary way: %s, which a repeated step does not run.", self.reason
+                )
 
     def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyRowsCache) -> Tensor:
         """Append one token to every row; see `Forward.decode`."""
         logits = None
+        if any(self._free_hooks):
+            self._look_again()
         if self.reason is None and isinstance(cache, RowsCache):
             try:
                 logits = self._fixed(token_ids, offsets, cache)
@@ -103,9 +115,17 @@ class FixedDecode:
         step.load(token_ids, offsets, cache)
         return step.repeat()[: len(token_ids)]
 
+    def _look_again(self) -> None:
+        """After hooks were registered: transformers' own, or such as a replay would not call."""
+        self._free_hooks = free_hooks(self._forward.model)
+        found = listener(self._forward.model)
+        if found is not None:
+            self._give_up(found)
+
     def _give_up(self, reason: str) -> None:
         logger.warning("Decode steps run in the ordinary way; those of a fixed shape fail: %s", reason)
         self.reason = reason
+        self._free_hooks = []
         self._steps.clear()
         self._lasted.clear()
 
@@ -220,6 +240,8 @@ def uncaptured(run: Run) -> Run:
 def fixed_decode(forward: Forward, options: EngineOptions) -> FixedDecode | None:
     """Fixed steps, compiled where asked for, as graphs on a GPU; None where there are none."""
     mode, reason = options.torch_compile, _unsuited(forward)
+    if mode is not None:
+        reason = reason or listener(forward.model)
     if options.deterministic:
         reason = "deterministic mode has its own steps"
     if mode is not None and reason is not None:

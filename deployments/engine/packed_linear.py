@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deployments.engine.listeners import listening
+
 _TIED_SHARE = 1 / 3
 _ROWS = (1, 8, 33)
 _REPEATS = 9
@@ -43,8 +45,9 @@ class PackedLinears:
         """Pack a model's linear weights in place.
 
         Only weights in bfloat16 or float16 on the CPU, of plain `nn.Linear` modules whose forward nobody has replaced;
-        in float32 the packed kernel is another one, with other bits. The plain weights are released, except one that
-        is tied to an embedding: it is packed beside, if it is less than a third of the model.
+        in float32 the packed kernel is another one, with other bits. Modules that a loader has attached hooks to are
+        left alone with all they contain. The plain weights are released, except one that is tied to an embedding: it
+        is packed beside, if it is less than a third of the model.
 
         Args:
             model: not being run by anyone else meanwhile.
@@ -100,8 +103,13 @@ def _forward(module: nn.Linear, weight: Tensor) -> Callable[[Tensor], Tensor]:
 def _packable(model: nn.Module) -> dict[int, list[nn.Linear]]:
     """The modules that can be packed, by weight."""
     groups: dict[int, list[nn.Linear]] = {}
+    # A hook may read or change the weights within its module.
+    heard = {id(weight) for _, module, _ in listening(model) for weight in module.parameters()}
     for module in model.modules():
-        if type(module) is nn.Linear and "forward" not in vars(module) and _is_plain(module._parameters.get("weight")):
+        weight = module._parameters.get("weight")
+        if type(module) is not nn.Linear or "forward" in vars(module) or id(weight) in heard:
+            continue
+        if _is_plain(weight):
             groups.setdefault(id(module.weight), []).append(module)
     total = sum(parameter.nbytes for parameter in model.parameters())
     return {

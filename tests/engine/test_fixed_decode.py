@@ -174,6 +174,96 @@ def test_a_request_that_a_forward_refuses_fails_alone() -> None:
     assert fixed.reason is None
 
 
+class Counts:
+    """Python that must run at every forward, and how often it has."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self.calls += 1
+
+    def patch(self, module: Any) -> None:
+        own = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return own(*args, **kwargs)
+
+        module.forward = forward
+
+    def parametrize(self, linear: Any) -> None:
+        outer = self
+
+        class Same(torch.nn.Module):
+            def forward(self, weight: torch.Tensor) -> torch.Tensor:
+                outer.calls += 1
+                return weight
+
+        torch.nn.utils.parametrize.register_parametrization(linear, "weight", Same(), unsafe=True)
+
+
+ATTACHED: dict[str, tuple[Any, str]] = {
+    "hook": (lambda model, heard: model.model.layers[1].register_forward_hook(heard), "module model.layers.1 has a"),
+    "pre-hook": (
+        lambda model, heard: model.model.layers[0].mlp.up_proj.register_forward_pre_hook(heard),
+        "module model.layers.0.mlp.up_proj has a forward hook",
+    ),
+    "root": (lambda model, heard: model.register_forward_hook(heard), "module LlamaForCausalLM has a"),
+    "patched": (lambda model, heard: heard.patch(model.model.norm), "module model.norm has a forward that"),
+    "parametrized": (lambda model, heard: heard.parametrize(model.lm_head), "module lm_head has a parametrization"),
+    "all": (lambda model, heard: torch.nn.modules.module.register_module_forward_hook(heard), "for all modules"),
+}
+
+
+@pytest.mark.parametrize("kind", ATTACHED)
+def test_what_a_loader_has_attached_to_a_module_runs_at_every_step(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    attach, said = ATTACHED[kind]
+    model, graphs, heard = decoder("llama"), Graphs(), Counts()
+    handle = attach(model, heard)
+    try:
+        with caplog.at_level(logging.WARNING), running(model, graphs) as (engine, fixed):
+            before = heard.calls
+            submit(engine, PROMPTS[1], 12).wait()
+        assert heard.calls >= before + 12
+    finally:
+        if handle is not None:
+            handle.remove()
+    assert said in str(fixed.reason)
+    assert [record for record in caplog.records if said in record.getMessage()] == caplog.records[-1:]
+    assert graphs.replayed == []
+
+
+def test_a_hook_that_comes_later_is_heard_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    model, graphs, heard = decoder("llama"), Graphs(), Counts()
+    with caplog.at_level(logging.WARNING), running(model, graphs) as (engine, fixed):
+        submit(engine, PROMPTS[1], 12).wait()
+        assert sum(graphs.replayed) > 5
+        model.model.layers[0].register_forward_hook(heard)
+        answer = submit(engine, PROMPTS[2], 12).wait()
+    assert heard.calls == 12
+    assert "module model.layers.0 has a forward hook" in str(fixed.reason)
+    assert answer.token_ids == generate_alone(model, PROMPTS[2], 12).token_ids
+
+
+def test_hooks_of_transformers_are_no_reason() -> None:
+    model, graphs = decoder("llama"), Graphs()
+    with running(model, graphs) as (engine, fixed):
+        submit(engine, PROMPTS[1], 12).wait()
+        model(torch.tensor([PROMPTS[1]]), output_hidden_states=True)
+        submit(engine, PROMPTS[2], 12).wait()
+    assert fixed.reason is None
+    assert sum(graphs.replayed) > 15
+
+
+def test_a_hooked_model_is_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    model = decoder("llama")
+    model.model.norm.register_forward_hook(Counts())
+    with caplog.at_level(logging.WARNING):
+        row_engine(model, torch_compile="default").close(5)
+    assert "torch_compile='default' has no effect on this model: module model.norm has a forward hook" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"), [("mistral", "full attention"), ("mamba", "full attention"), ("bloom", "sdpa|positions")]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,3 +147,34 @@ def test_measured_or_not_wanted(model: nn.Module) -> None:
     expected = logits(model)
     PackedLinears.of(model)
     assert torch.equal(logits(model), expected)
+
+
+def test_weights_that_a_hook_may_read_or_change_are_left_alone() -> None:
+    """Its own module's and those below; hooks of other modules run as before."""
+    hooked = llama().bfloat16()
+    layer = hooked.model.layers[0]
+    hooked.lm_head.weight = torch.nn.Parameter(hooked.lm_head.weight.clone())
+    seen: list[torch.Tensor] = []
+
+    def halve(module: Any, args: Any) -> None:
+        seen.append(module.self_attn.q_proj.weight.float().sum())
+        module.self_attn.q_proj.weight.data.mul_(0.5)
+
+    layer.register_forward_pre_hook(halve)
+    before = logits(hooked)
+    packed = PackedLinears.of(hooked, True)
+    assert packed.modules == 8
+    assert not layer.mlp.up_proj.weight.is_mkldnn
+    assert not torch.equal(logits(hooked), before)
+    assert len(seen) == 2
+    assert torch.isclose(seen[1], seen[0] / 2, rtol=1e-3)
+    packed.undo()
+
+
+def test_linears_that_share_a_weight_with_a_hooked_one_are_left_alone() -> None:
+    first, second = nn.Linear(32, 32, dtype=torch.bfloat16), nn.Linear(32, 32, dtype=torch.bfloat16)
+    second.weight = first.weight
+    both = nn.ModuleList([first, second])
+    first.register_forward_hook(lambda *args: None)
+    assert PackedLinears.of(both, True).modules == 0
+    assert first.weight.numel() == 1024
