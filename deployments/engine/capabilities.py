@@ -1,28 +1,27 @@
-"""What a model's forward gets right, measured with a few tokens when it loads.
+"""What a model's forward gets right, measured when it loads.
 
-Every claim is tested against one forward over the whole prompt: computing a prompt in two forwards, two prompts
-padded together, and two rows of different lengths decoding together.
+A few tokens show most; beyond every length that the config names, all of it is measured again.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from deployments.engine.forward import NO_OFFSET, Forward
-from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache, UnknownLayer, new_cache
+from deployments.engine.forward import Forward
+from deployments.engine.kv_cache import UnknownLayer, new_cache
+from deployments.engine.length_probe import Claims, LengthProbe, Unfaithful
 from deployments.engine.memory import RowBytes
+from deployments.engine.named_lengths import tried_lengths
+
+logger = logging.getLogger(__name__)
 
 _LONG, _SHORT = 9, 4
-
-
-class Unfaithful(RuntimeError):
-    """A model computes something else with rows than by itself."""
+_PATIENCE = 3.0
+"""Seconds that the claims about one length may take; told from how long those about the one before it took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +32,9 @@ class Capabilities:
         row_bytes: what they cost.
         logits_width: of the model's logits.
         chunks: a prompt may be computed in several forwards.
-        pads: prompts of different lengths may be computed together.
+        pads: prompts of different lengths may be computed together, and decode together.
         mixes: rows of different lengths may decode together.
+        crossed: the lengths that the model's config names and that this was tried beyond.
     """
 
     row_bytes: RowBytes
@@ -42,26 +42,67 @@ class Capabilities:
     chunks: bool
     pads: bool
     mixes: bool
+    crossed: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, forward: Forward) -> Capabilities:
+    def of(cls, forward: Forward, limit: int = 0) -> Capabilities:
         """Measured with the model's own forward.
 
+        Args:
+            limit: the longest sequence; lengths below it that the config names are crossed.
+
         Raises:
-            Unfaithful: the model's forward with a cache differs from the one without.
+            Unfaithful: the model's forward with a cache differs from the one without, or depends on what else was
+                computed.
             Exception: the model's forward does not run on our caches; whatever it raised.
         """
-        probe = _Probe(forward)
+        if not forward.sends_unnamed:
+            return cls._measured(forward, limit)
+        try:
+            with_all = cls._measured(forward, limit)
+        except Exception:
+            forward.sends_unnamed = False
+            return cls._measured(forward, limit)
+        if with_all.mixes:
+            return with_all
+        forward.sends_unnamed = False
+        return cls._measured(forward, limit)
+
+    @classmethod
+    def _measured(cls, forward: Forward, limit: int) -> Capabilities:
+        probe = LengthProbe(forward, _LONG, _SHORT)
         cache, logits = probe.alone(probe.long)
-        if not probe.decodes():
+        if not probe.decodes_like_a_prompt():
             raise Unfaithful("its forward with a cache is not what it is without")
+        near = probe.claims()
+        beyond = _beyond(forward, limit)
+        if not (near.decodes and all(found.decodes for found in beyond.values())):
+            raise Unfaithful("its forward depends on what was computed before")
+        found = [near, *beyond.values()]
+        mixes = all(each.mixes for each in found)
         return cls(
             row_bytes=RowBytes.of(cache),
             logits_width=logits.shape[-1],
-            chunks=_holds(probe.chunks),
-            pads=not forward.is_encoder_decoder and _holds(probe.pads),
-            mixes=_holds(probe.mixes),
+            chunks=all(each.chunks for each in found),
+            pads=mixes and all(each.pads for each in found),
+            mixes=mixes,
+            crossed=tuple(beyond),
         )
+
+
+def _beyond(forward: Forward, limit: int) -> dict[int, Claims]:
+    """What holds beyond each length that the config names, up to the first that would take too long."""
+    found: dict[int, Claims] = {}
+    lengths = [] if forward.is_encoder_decoder else tried_lengths(forward.model, limit)
+    pace = 0.0
+    for length in lengths:
+        if pace * length > _PATIENCE:
+            logger.info("What happens beyond %d tokens was not tried at load, as it would take too long.", length - 1)
+            break
+        begun = time.monotonic()
+        found[length] = LengthProbe(forward, length + 5, max(4, length // 2)).claims()
+        pace = (time.monotonic() - begun) / length
+    return found
 
 
 def rows_can_hold(model: Any) -> str | None:
@@ -83,88 +124,3 @@ def rows_can_hold(model: Any) -> str | None:
     except Exception as error:
         return f"its cache cannot be built: {type(error).__name__}: {error}"
     return None
-
-
-class _Probe:
-    """Prompts of arbitrary tokens, and the logits of what follows them."""
-
-    def __init__(self, forward: Forward) -> None:
-        self.forward = forward
-        ids = _ordinary_ids(forward.model, 2 * _LONG)
-        self.long, self.short = ids[:_LONG], ids[-_SHORT:]
-
-    def alone(self, ids: Sequence[int]) -> tuple[AnyRowsCache, Tensor]:
-        """The cache and the last logits [vocab] of one forward over a prompt."""
-        cache = new_cache(self.forward.model)
-        if isinstance(cache, EncoderRowsCache):
-            inputs = _encoder_inputs(self.forward.model)
-            chunk = self.forward.encode(self.long, inputs, ids, cache)
-        else:
-            chunk = self.forward.prefill([ids], cache)
-        return cache, chunk.logits[0, -1]
-
-    def decodes(self) -> bool:
-        """A row by itself, with another prompt computed in between: nothing of it may be kept outside its cache."""
-        cache, _ = self.alone(self.long[:-1])
-        self.alone(self.short)
-        logits = self.forward.decode([self.long[-1]], [NO_OFFSET], cache)
-        return close(logits[0], self.alone(self.long)[1])
-
-    def chunks(self) -> bool:
-        half = _LONG // 2
-        cache, _ = self.alone(self.long[:half])
-        chunk = self.forward.prefill([self.long[half:]], cache)
-        return close(chunk.logits[0, -1], self.alone(self.long)[1])
-
-    def pads(self) -> bool:
-        chunk = self.forward.prefill([self.long, self.short], new_cache(self.forward.model))
-        return close(chunk.logits[0, -1], self.alone(self.long)[1]) and close(
-            chunk.logits[1, -1], self.alone(self.short)[1]
-        )
-
-    def mixes(self) -> bool:
-        cache, _ = self.alone(self.long[:-1])
-        cache.append(self.alone(self.short[:-1])[0], 0)
-        last = [self.long[-1], self.short[-1]]
-        logits = self.forward.decode(last, [NO_OFFSET, NO_OFFSET], cache)
-        return close(logits[0], self.alone(self.long)[1]) and close(logits[1], self.alone(self.short)[1])
-
-
-def _holds(claim: Any) -> bool:
-    try:
-        return bool(claim())
-    except Exception:
-        return False
-
-
-def close(logits: Tensor, expected: Tensor) -> bool:
-    """Whether two rows of logits differ by no more than rounding."""
-    tolerance = 1e-3 if expected.dtype == torch.float32 else 0.2
-    logits, expected = logits.float(), expected.float()
-    spread = (expected - expected.mean()).norm()
-    return bool((logits - expected).norm() <= tolerance * spread)
-
-
-def _ordinary_ids(model: Any, count: int) -> list[int]:
-    """Arbitrary token ids that no field of the model's config gives a meaning to."""
-    size = int(model.get_input_embeddings().weight.shape[0])
-    special: set[int] = set()
-    for config in (model.config, model.config.get_text_config(decoder=True)):
-        named = [v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index"))]
-        special.update(i for value in named for i in (value if isinstance(value, list) else [value]) if i is not None)
-    ids = [i for i in (7919 * n % size for n in range(1, size)) if i not in special]
-    return (ids * count)[:count]
-
-
-def _encoder_inputs(model: Any) -> dict[str, Tensor]:
-    """Input of an encoder that takes no tokens: a spectrogram as long as the encoder asks for.
-
-    Raises:
-        Unfaithful: the encoder takes something else.
-    """
-    if model.main_input_name == "input_ids":
-        return {}
-    bins, frames = (getattr(model.config, name, None) for name in ("num_mel_bins", "max_source_positions"))
-    if model.main_input_name != "input_features" or bins is None or frames is None:
-        raise Unfaithful(f"it cannot be tried: its encoder takes {model.main_input_name}")
-    return {"input_features": torch.randn((1, bins, 2 * frames), generator=torch.Generator().manual_seed(0))}

@@ -91,7 +91,7 @@ def _proven_rows(info: ModelInfo, hooks: Hooks, options: EngineOptions) -> RowEn
     except Exception as error:
         return f"rows cannot run it: {type(error).__name__}: {error}"
     try:
-        mismatch = find_mismatch(info.model, Vocabulary(info, hooks), engine, hooks)
+        mismatch = find_mismatch(info.model, Vocabulary(info, hooks), engine, hooks, engine.capabilities.crossed)
     except Exception as error:
         mismatch = f"rows could not be compared with generate: {type(error).__name__}: {error}"
     if mismatch is None:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from deployments.engine.capabilities import close
 from deployments.engine.forward import Forward, Offset
 from deployments.engine.kv_cache import AnyRowsCache, RowsCache, new_cache
 from deployments.engine.kv_layers import KeyValueRows
+from deployments.engine.length_probe import close
 from deployments.engine.listeners import free_hooks, listener
 from deployments.engine.options import EngineOptions
 

@@ -51,6 +51,7 @@ class Forward:
 
     Attributes:
         rotary: the model's rotary embeddings.
+        sends_unnamed: positions and masks go into the `**kwargs` of a forward that does not name them.
         recomputes: see `RowRotary.recomputes`.
         fresh: the state of its modules before the first forward.
 
@@ -69,8 +70,9 @@ class Forward:
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._prefix = "decoder_" if self.is_encoder_decoder else ""
         self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
-        self._takes_mask = f"{self._prefix}attention_mask" in parameters
-        self._takes_positions = f"{self._prefix}position_ids" in parameters
+        self._names_mask = f"{self._prefix}attention_mask" in parameters
+        self._names_positions = f"{self._prefix}position_ids" in parameters
+        self.sends_unnamed = open_ended and not (self._names_positions and self._names_mask)
         self._takes_keep = "logits_to_keep" in parameters
         self._common: dict[str, Any] = {"return_dict": True}
         if "use_cache" in parameters or open_ended:
@@ -83,7 +85,7 @@ class Forward:
     @property
     def takes_positions(self) -> bool:
         """Whether rows of different ages can be told their positions."""
-        return self._takes_positions
+        return self._names_positions or self.sends_unnamed
 
     def decoder_prompt(self, input_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> list[int]:
         """The tokens the decoder begins with: the prompt itself, or for an encoder-decoder model what follows it."""
@@ -118,7 +120,7 @@ class Forward:
         lengths = torch.tensor(cache.lengths)
         ids = torch.tensor(token_ids)[:, None].to(self.device, non_blocking=True)
         arguments = self._arguments(ids, cache, lengths + 1, cache.width + 1)
-        if self._takes_positions:
+        if self.takes_positions:
             positions = lengths + torch.tensor(offsets).T
             arguments[f"{self._prefix}position_ids"] = _squeezed(positions[:, :, None]).to(self.device)
         rotary = self.rotary.of(lambda: _lengths(cache, offsets))
@@ -152,7 +154,7 @@ class Forward:
         after = [p + len(ids) for p, ids in zip(past, token_ids, strict=True)]
         padded = [[0] * (new - len(ids)) + list(ids) for ids in token_ids]
         arguments = self._arguments(torch.tensor(padded).to(self.device), cache, torch.tensor(after), cache.width + new)
-        if self._takes_positions:
+        if self.takes_positions:
             first = torch.tensor(after) - new
             positions = (first[:, None] + torch.arange(new)).clamp_(min=0) + torch.tensor(offset)[:, None, None]
             arguments[f"{self._prefix}position_ids"] = _squeezed(positions).to(self.device)
@@ -184,9 +186,9 @@ class Forward:
         ids = torch.tensor([list(token_ids)]).to(self.device)
         extra: dict[str, Any] = {key: self._placed(value) for key, value in inputs.items()}
         extra[self._cache_name] = cache
-        if self._takes_mask:
+        if self._names_mask:
             extra["attention_mask"] = torch.ones_like(ids)
-        if self._takes_positions and "position_ids" not in extra:
+        if self._names_positions and "position_ids" not in extra:
             known = {key: value for key, value in extra.items() if key != self._cache_name}
             extra["position_ids"] = self.model._prepare_position_ids_for_generation(ids, known)
         if self._takes_keep and not all_logits:
@@ -224,7 +226,7 @@ class Forward:
         encoded = self._encoder.encode(token_ids, {key: self._placed(value) for key, value in inputs.items()})
         ids = torch.tensor([list(decoder_ids)]).to(self.device)
         call = {**self._arguments(ids, cache, torch.tensor([len(decoder_ids)]), len(decoder_ids)), **encoded}
-        if self._takes_positions:
+        if self.takes_positions:
             call[f"{self._prefix}position_ids"] = torch.arange(len(decoder_ids), device=self.device)[None]
         with self._encoder.hidden_states() as hidden:
             logits = self.model(**call).logits
@@ -240,7 +242,7 @@ class Forward:
         """
         arguments = {f"{self._prefix}input_ids": ids, self._cache_name: cache, **self._common}
         hides = cache.has_columns or not cache.lengths
-        if self._takes_mask and hides and int(lengths.min()) < width:
+        if (self._names_mask or self.sends_unnamed) and hides and int(lengths.min()) < width:
             mask = torch.arange(width) >= width - lengths[:, None]
             arguments[f"{self._prefix}attention_mask"] = mask.long().to(self.device, non_blocking=True)
         return arguments

@@ -27,9 +27,13 @@ class FreshState:
 
     Args:
         modules: in the state to go back to.
+
+    Attributes:
+        of: the first of the modules.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
+        self.of = modules[0] if modules else None
         self._kept = [_Kept(module) for module in modules]
 
     def reset(self) -> None:
@@ -74,8 +78,9 @@ def fresh_state(model: Any) -> FreshState:
     """The state of all of a model's modules when this was first called for it; nothing if it is not a module."""
     if not isinstance(model, nn.Module):
         return FreshState()
-    # Kept by the model itself: it refers to the modules, and goes with them.
-    if _KEPT not in vars(model):
-        vars(model)[_KEPT] = FreshState(*model.modules())
-    known: FreshState = vars(model)[_KEPT]
-    return known
+    # Kept by the model itself: it refers to the modules, and goes with them. A shallow copy has attributes of its own.
+    known = vars(model).get(_KEPT)
+    if isinstance(known, FreshState) and known.of is model:
+        return known
+    found = vars(model)[_KEPT] = FreshState(*model.modules())
+    return found

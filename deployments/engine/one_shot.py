@@ -25,6 +25,7 @@ from deployments.engine.beam_search import BeamSearch, check_beams
 from deployments.engine.cgroup import cores
 from deployments.engine.failures import as_error
 from deployments.engine.generate_hook import GenerateHook
+from deployments.engine.generate_lengths import alike_beyond_lengths
 from deployments.engine.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.job import Job
 from deployments.engine.memory import is_out_of_memory
@@ -284,7 +285,9 @@ class _StockRunner(_Runner):
             info.model, vocabulary, static_cache=options.static_cache, longest=context_length(info, options)
         )
         alone = alone or options.deterministic or options.max_rows == 1
-        self._batches = not alone and self._generate.batches
+        self._batches = (
+            not alone and self._generate.batches and alike_beyond_lengths(info.model, context_length(info, options))
+        )
         self._resumes = self._batches and self._generate.resumes
         self._beams = BeamSearch(self._generate.call, vocabulary)
         self._grammars = GrammarCompiler(vocabulary, self._generate.width)

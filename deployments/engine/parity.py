@@ -26,8 +26,10 @@ from model_loaders.hooks import Encoded, Hooks
 
 logger = logging.getLogger(__name__)
 
-_LENGTHS = (33, 1, 12, 70)
+_LENGTHS = (33, 1, 12, 9, 70)
 _TOKENS = 5
+# Tokens of a text before it crosses a length.
+_BEFORE = 2
 # Of log-probabilities, for each unit of the largest one: rounding of a few layers in the model's dtype.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 # In half precision rounding alone can flip an expert's choice: a few positions may be off.
@@ -40,7 +42,9 @@ _WAIT = 600.0
 Answer = list[TokenLogprob]
 
 
-def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine, hooks: Hooks) -> str | None:
+def find_mismatch(
+    model: Any, vocabulary: Vocabulary, engine: Engine, hooks: Hooks, crossed: Sequence[int] = ()
+) -> str | None:
     """Where an engine's logits differ from those of `generate` by more than rounding.
 
     Args:
@@ -48,21 +52,25 @@ def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine, hooks: Hoo
         vocabulary: of the model.
         engine: an engine of the same model, idle.
         hooks: of the model, which make the prompt that shows an image.
+        crossed: lengths to be crossed by a text while it grows, and by a prompt.
 
     Returns:
         What differs, in one line; None if nothing does, or if the model has no `generate` to compare with.
     """
     if not callable(getattr(model, "generate", None)) or getattr(model, "main_input_name", "input_ids") != "input_ids":
         return None
-    ids = ordinary_ids(model, vocabulary, sum(_LENGTHS))
+    lengths = [*_LENGTHS, *(length - _BEFORE for length in crossed), *(length + _TOKENS for length in crossed[-1:])]
+    ids = ordinary_ids(model, vocabulary, sum(lengths))
     room = engine.max_model_len - _TOKENS
-    ends = list(itertools.accumulate(_LENGTHS))
-    prompts = [Encoded(input_ids=ids[end - length : end]) for end, length in zip(ends, _LENGTHS, strict=True)]
+    ends = list(itertools.accumulate(lengths))
+    prompts = [Encoded(input_ids=ids[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
     # Second, as a slow model is asked the first two only.
     prompts[1:1] = image_prompt(hooks)
     prompts = [prompt for prompt in prompts if len(prompt.input_ids) <= room]
     requests = [_request(i, prompt) for i, prompt in enumerate(prompts)]
     alone = _alone(StockGenerate(model, vocabulary), vocabulary, requests)
+    if len(requests) - len(alone) > 1:
+        logger.info("%d of %d prompts were tried at load, as generate is slow here.", len(alone), len(requests))
     together = _together(engine, [request for request, _ in alone])
     if isinstance(together, str):
         return together

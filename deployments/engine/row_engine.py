@@ -63,7 +63,7 @@ class RowEngine:
         self._vocabulary = Vocabulary(info, hooks)
         self._forward = Forward(info.model, self._context)
         with torch.inference_mode():
-            self.capabilities = Capabilities.of(self._forward)
+            self.capabilities = Capabilities.of(self._forward, self._context)
         self._logits_width = self.capabilities.logits_width
         self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
         if options.static_cache:

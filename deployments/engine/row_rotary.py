@@ -338,4 +338,8 @@ def _drops_cache(model: Any, length: int) -> bool:
         )
     except Exception:
         return False
-    return inputs.get("past_key_values") is None
+    if inputs.get("past_key_values") is not None:
+        return False
+    if inputs["input_ids"].shape[1] != length:
+        raise UnknownRotary(f"its generate forgets a text at {length} tokens; rows serve max_model_len {length - 1}")
+    return True

@@ -20,13 +20,13 @@ from transformers import (
     PretrainedConfig,
 )
 
-from deployments.embedding import embed
+from deployments.client import EmbedOptions
+from deployments.embedding import Embedder
+from deployments.embedding_text import EmbeddingText
 from deployments.engine.choice import build_engine
 from deployments.engine.one_shot import OneShotEngine
 from deployments.engine.options import EngineOptions
 from deployments.engine.row_engine import RowEngine
-from deployments.loaded_model import EncodedPrompt
-from model_loaders.hooks import Encoded
 from tests.engine.running import Alone, generate_alone, model_info, prompt, row_engine, submit
 from tests.tiny import llama
 
@@ -172,18 +172,23 @@ def test_the_probe_at_load_takes_rows(known: tuple[Callable[[], Any], list[Alone
     engine.close(5)
 
 
+def embedded(model: Any, prompts: Sequence[list[int]]) -> torch.Tensor:
+    embedder = Embedder(model_info(model), None, pooling=None)
+    texts = [EmbeddingText(text=None, ids=ids, extra={}) for ids in prompts]
+    groups = embedder.batches(texts)
+    found = [embedder.vectors([texts[i] for i in group], EmbedOptions()) for group in groups]
+    return torch.cat(found)[torch.tensor([i for group in groups for i in group]).argsort()]
+
+
 def test_embeddings_between_requests() -> None:
     """An embedding leaves the frequencies of the engine's rows alone, and they leave its own alone."""
     make = MODELS["dynamic"]
     model = make()
-    info = model_info(model)
-    prompts = [EncodedPrompt(text=None, encoded=Encoded(input_ids=ids)) for ids in PROMPTS]
-    right = torch.cat([embed(model_info(make()), [one], pooling=None, limit=CONTEXT) for one in prompts])
+    right = torch.cat([embedded(make(), [ids]) for ids in PROMPTS])
     engine = row_engine(model, max_model_len=CONTEXT)
     for ids in PROMPTS:
         running = submit(engine, ids, TOKENS)
-        found = embed(info, prompts, pooling=None, limit=CONTEXT)
-        assert torch.allclose(found, right, atol=1e-5)
+        assert torch.allclose(embedded(model, PROMPTS), right, atol=1e-5)
         assert running.wait().token_ids == generate_alone(make(), ids, TOKENS).token_ids
     engine.close(5)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from deployments.engine.capabilities import rows_can_hold
@@ -12,21 +10,11 @@ from tests.engine.zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-DIFFER = {
-    **dict.fromkeys(["roformer", "moss_transcribe_diarize", "vibevoice_asr"], "a padded group decodes together"),
-    **dict.fromkeys(["phi3-longrope", "phi4_multimodal-longrope"], "frequencies follow the longest row"),
-    "moshi": "a prompt in pieces, beyond the window",
-}
-"""Types whose answers are not yet those of `generate`."""
-
-EXAMPLES = ("axk2", "blip", "florence2", "idefics", "inkling_text", "janus", "mllama", "qwen4_exp_text", "t5gemma")
+EXAMPLES = (
+    *("axk2", "blip", "florence2", "idefics", "inkling_text", "janus", "mllama", "qwen4_exp_text", "t5gemma"),
+    *("roformer", "vibevoice_asr", "phi3-longrope", "moshi"),
+)
 """Two types for each cause."""
-
-
-def cases(names: list[str], differ: dict[str, str]) -> list[Any]:
-    """Test cases, those that are known to fail marked so."""
-    marks = {name: [pytest.mark.xfail(reason=differ[name])] if name in differ else [] for name in names}
-    return [pytest.param(name, marks=marks[name]) for name in names]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -56,7 +44,7 @@ def test_types_that_rows_cannot_hold_and_why(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", cases(sorted(ZOO), DIFFER))
+@pytest.mark.parametrize("name", sorted(ZOO))
 def test_every_answer_is_that_of_generate_alone(name: str) -> None:
     with as_alone(ZOO[name]) as checks:
         checks.everything()
