@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from deployments.engine.options import EngineOptions
 from deployments.errors import ConfigError, ModelNotFound
 from deployments.model_card import ModelCard, ModelOptions
+from deployments.openai.default_params import default_faults
 from deployments.openai.options import ApiOptions
 
 
@@ -149,10 +150,22 @@ def parse_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppAr
     if isinstance(args, AppArgs):
         return args
     try:
-        return AppArgs.model_validate(args)
+        checked = AppArgs.model_validate(args)
     except ValidationError as error:
-        faults = "\n".join(f"  {_describe(fault)}" for fault in error.errors())
-        raise ConfigError(f"{source}:\n{faults}") from None
+        raise _config_error([_describe(fault) for fault in error.errors()], source) from None
+    faults = [
+        f"models[{index}].api.default_params.{key}: {fault}"
+        for index, entry in enumerate(checked.models)
+        for key, fault in default_faults(entry.api.default_params, checked.api)
+    ]
+    if faults:
+        raise _config_error(faults, source)
+    return checked
+
+
+def _config_error(faults: list[str], source: str) -> ConfigError:
+    lines = "\n".join(f"  {fault}" for fault in faults)
+    return ConfigError(f"{source}:\n{lines}")
 
 
 def _describe(fault: Any) -> str:

@@ -27,6 +27,7 @@ from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES, family_of
 from deployments.openai.parsing.reasoning import MARKERS
 from deployments.openai.sampling import check_choices, check_logprobs, check_stream_options, effective
+from deployments.openai.template_variables import check_variables
 from deployments.openai.tools import ToolSet, read_tools
 
 # Arguments of apply_chat_template that do not reach the template, or have a request field of their own.
@@ -75,7 +76,11 @@ async def read_chat(exchange: Exchange, body: ChatBody, card: ModelCard) -> tupl
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     if exchange.options.media_urls:
         body.messages = await until_disconnect(exchange.request.receive, inline_media(body.messages, exchange.options))
-    return chat_prompt(body, card, exchange.options, tools), tools
+    prompt = chat_prompt(body, card, exchange.options, tools)
+    if exchange.settled.fields.keys() & {"chat_template_kwargs", "documents", "reasoning_effort"}:
+        info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
+        check_variables(exchange, card, _used_template(info, prompt.chat_template, tools))
+    return prompt, tools
 
 
 def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: ToolSet | None) -> ChatPrompt:

@@ -109,7 +109,7 @@ def parse_fields(
     try:
         body = _validated(schema, filled, settled.fields)
     except ValidationError as error:
-        raise settled.as_sent(_bad_field(error)) from error
+        raise settled.as_sent(bad_field(error)) from error
     body._settled = settled
     return body, settled.unknown
 
@@ -176,8 +176,10 @@ def _objects(annotation: Any) -> Iterator[type[RequestObject]]:
         yield from _objects(argument)
 
 
-def _bad_field(error: ValidationError) -> BadRequest:
-    first = error.errors(include_url=False, include_context=False)[0]
+def bad_field(error: ValidationError, field: str | None = None) -> BadRequest:
+    """The first fault of a validation, or the first of a field, for the client."""
+    faults = error.errors(include_url=False, include_context=False)
+    first = next(fault for fault in faults if field is None or fault["loc"][:1] == (field,))
     param = _dotted(first["loc"])
     if first["type"] == "missing":
         return BadRequest(f"Missing required field {param!r}; add it.", param=param, code="missing_required_parameter")

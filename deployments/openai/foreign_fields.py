@@ -162,6 +162,7 @@ _TEMPLATE: Rows = {
     **_same("enable_thinking", "chat_template_kwargs.enable_thinking"),
     **_means("think thinking", "chat_template_kwargs", convert.thinking),
 }
+_VARIABLES = _refused("enable_thinking think thinking", instead="send chat_template_kwargs")
 _NO_TEMPLATE = _refused("enable_thinking think thinking reasoning", instead=_CHAT)
 
 CHAT: Rows = {
@@ -226,7 +227,7 @@ GENERATE: Rows = {
 
 EMBEDDINGS: Rows = {
     **_harmless("user request_id rid keep_alive metadata"),
-    **_TEMPLATE,
+    **_VARIABLES,
     **_same("content inputs prompt", "input"),
     **_same("truncation_direction", "truncation_side"),
     **_means("truncate", "truncate_prompt_tokens, truncation_side", convert.truncated_embedding),
@@ -248,7 +249,7 @@ _SGLANG_SCORE = f"it is a field of SGLang's /v1/score, which scores token ids af
 
 SCORE: Rows = {
     **_harmless("user metadata request_id rid"),
-    **_TEMPLATE,
+    **_VARIABLES,
     **_refused("text_1 text_2 queries documents data_1 data_2 use_activation", instead=_VLLM_SCORE),
     **_refused("query items label_token_ids apply_softmax item_first", instead=_SGLANG_SCORE),
     **_refused("embed_override_token_id query_embed_overrides item_embed_overrides", instead=_SGLANG_SCORE),
@@ -261,7 +262,7 @@ SCORE: Rows = {
     **_refused("add_special_tokens", True),
 }
 
-DECISIONS: Rows = {**_harmless("safety_identifier prompt_cache_options user metadata request_id rid"), **_TEMPLATE}
+DECISIONS: Rows = {**_harmless("safety_identifier prompt_cache_options user metadata request_id rid"), **_VARIABLES}
 
 TOKENIZE: Rows = {
     **_harmless("user request_id rid"),

@@ -26,12 +26,19 @@ from deployments.openai.responses_items import ItemStream, output_items
 from deployments.openai.responses_schema import Item, ResponseObject, ResponsesBody, ResponseUsage
 from deployments.openai.sampling import check_stream_options, effective
 
+# Fields of a chat, and those of a response that they come from, for error messages.
+_SENT_AS = {"response_format": "text.format", "max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort"}
+
 
 async def create_response(exchange: Exchange) -> Response:
     """Answer a conversation given as items, at once or as a stream of events."""
     body, card = await exchange.read(ResponsesBody)
     check_stream_options(exchange.given)
-    chat, _ = parse_fields(ChatBody, chat_fields(body, body.settled.fields), card.options.default_params)
+    fields = chat_fields(body, body.settled.fields)
+    for ours, sent in _SENT_AS.items():
+        if ours in fields and ours not in body.settled.fields:
+            exchange.settled.sent.setdefault(ours, exchange.settled.sent.get(sent, sent))
+    chat, _ = parse_fields(ChatBody, fields, card.options.default_params)
     answer = ResponseAnswer(exchange, body, chat, card, await chat_plan(exchange, chat, card))
     exchange.headers[SAMPLING_HEADER] = effective(answer.call)
     if body.stream:

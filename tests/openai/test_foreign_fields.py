@@ -27,7 +27,8 @@ from deployments.openai.responses_schema import ReasoningConfig, ResponsesBody
 from deployments.openai.score import ScoreBody
 from deployments.openai.tokens import DetokenizeBody, TokenizeBody
 from tests.openai import scripted
-from tests.openai.conftest import Server
+from tests.openai.conftest import Serve, Server
+from tests.tiny import CHAT_TEMPLATE
 
 SCHEMAS: dict[str, type[RequestObject]] = {
     "chat completions": ChatBody,
@@ -210,6 +211,68 @@ def test_fields_that_the_template_reads(server: Server, fields: dict[str, Any], 
     assert expected in post(server, CHAT, return_prompt_text=True, **fields).json()["prompt_text"]
 
 
+THINKING = "{% if enable_thinking is defined and not enable_thinking %}<off>{% endif %}"
+KIMI = "{% if thinking is defined and not thinking %}<off>{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def templates(serve: Serve) -> Server:
+    """Models whose templates read one of the two variables for thinking, or none."""
+    loader = "tests.openai.tiny_models:load_model"
+    sources = {"qwen": THINKING + CHAT_TEMPLATE, "kimi": KIMI + CHAT_TEMPLATE, "plain": CHAT_TEMPLATE}
+    return serve([{"id": id_, "loader": loader, "kwargs": {"template": source}} for id_, source in sources.items()])
+
+
+def chat(server: Server, model: str, path: str = CHAT, **fields: Any) -> requests.Response:
+    body = {"model": model, **PATHS[CHAT], **fields}
+    return requests.post(server.url + path, json=body, timeout=60)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions/render", "/tokenize"])
+def test_thinking_is_switched_by_the_variable_that_the_template_reads(templates: Server, path: str) -> None:
+    counts = {}
+    for model, fields in (
+        ("qwen", {"enable_thinking": False}),
+        ("qwen", {"think": False}),
+        ("kimi", {"thinking": {"type": "disabled"}}),
+        ("kimi", {"think": False}),
+    ):
+        changed = chat(templates, model, path, **fields)
+        assert changed.status_code == 200, changed.text
+        assert "x-troupe-ignored" not in changed.headers
+        counts[model, str(fields)] = changed.json()["count"] - chat(templates, model, path).json()["count"]
+    assert set(counts.values()) == {len("<off>")}
+    for model, fields in (("kimi", {"enable_thinking": False}), ("plain", {"think": True})):
+        refused = chat(templates, model, path, **fields)
+        (key,) = fields
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, key)
+
+
+def test_variables_that_the_template_does_not_read_are_listed(templates: Server) -> None:
+    fields = {"chat_template_kwargs": {"enable_thinking": False, "custom": 1}, "reasoning_effort": "low"}
+    path = "/v1/chat/completions/render"
+    assert chat(templates, "qwen", path, **fields).headers["x-troupe-ignored"] == (
+        "chat_template_kwargs.custom,reasoning_effort"
+    )
+    response = chat(templates, "plain", max_tokens=1, reasoning_effort="low")
+    assert (response.status_code, response.headers["x-troupe-ignored"]) == (200, "reasoning_effort")
+
+
+def test_defaults_give_way_to_what_a_request_sends(serve: Serve) -> None:
+    defaults = {"logprobs": True, "max_tokens": 2, "response_format": {"type": "json_object"}, "temperature": 0}
+    loader = "tests.openai.scripted:load_model"
+    server = serve([{"id": "org/scripted", "loader": loader, "api": {"default_params": defaults}}])
+    assert sampled(server, CHAT).max_tokens == 2
+    for fields in ({"max_completion_tokens": 5}, {"n_predict": 5}, {"max_tokens": 5}):
+        assert sampled(server, CHAT, **fields).max_tokens == 5
+    regex = sampled(server, CHAT, regex="a+")
+    assert regex.grammar is not None
+    assert (regex.grammar.kind, regex.temperature) == ("regex", 0)
+    assert sampled(server, CHAT, do_sample=True).temperature == 1
+    # A default of one route is not blamed on the clients of another, on which the field has another type.
+    assert (sampled(server, CHAT).logprobs, sampled(server, COMPLETIONS).logprobs) == (0, None)
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "param", "said"),
     [
@@ -340,6 +403,10 @@ def test_foreign_fields_of_a_response(server: Server) -> None:
     both = ask(regex="a", text={"format": {"type": "json_object"}})
     assert (both.status_code, both.json()["error"]["param"]) == (400, "regex")
     assert ask(mirostat=1).json()["error"]["param"] == "mirostat"
+    # Errors name the field of the response, not that of the chat it becomes.
+    without = ask(text={"format": {"type": "json_schema", "name": "x"}}).json()["error"]
+    assert without["param"] == "text.format"
+    assert "'text.format'" in without["message"]
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,0 +1,92 @@
+"""The check of `api.default_params` at start: what a request could not send is not a default either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from deployments.errors import TroupeError
+from deployments.openai.audio_schema import TranscriptionBody, TranslationBody
+from deployments.openai.chat_schema import ChatBody
+from deployments.openai.completions_schema import CompletionBody
+from deployments.openai.decisions_schema import DecisionsBody
+from deployments.openai.embeddings import EmbeddingsBody
+from deployments.openai.fields import RequestBody, bad_field, scope_of, settle
+from deployments.openai.foreign import Means, Refused, nearest
+from deployments.openai.legacy import GenerateBody
+from deployments.openai.options import ApiOptions
+from deployments.openai.responses_schema import ResponsesBody
+from deployments.openai.sampling import check_choices, check_logprobs
+from deployments.openai.score import ScoreBody
+
+_SCHEMAS: tuple[type[RequestBody], ...] = (
+    *(ChatBody, CompletionBody, ResponsesBody, GenerateBody, EmbeddingsBody),
+    *(ScoreBody, DecisionsBody, TranscriptionBody, TranslationBody),
+)
+# What a request is about cannot be left out of it.
+_OF_A_REQUEST = frozenset({"model", "messages", "prompt", "prompts", "input", "file", "questions", "choices", "stream"})
+
+
+def default_faults(params: Mapping[str, Any], options: ApiOptions) -> list[tuple[str, str]]:
+    """What is wrong with a model's defaults: the key, and a sentence.
+
+    A value is right if a route takes it; it is not used on routes on which the field has another type.
+    """
+    faults = [(key, fault) for key, value in params.items() if (fault := _fault(key, value)) is not None]
+    return faults or _together(params, options)
+
+
+def _fault(key: str, value: Any) -> str | None:
+    if key in _OF_A_REQUEST:
+        return "a request says this itself; remove it"
+    own = [schema for schema in _SCHEMAS if key in scope_of(schema).own]
+    if not own:
+        return _unknown(key)
+    found = [_wrong(schema, key, value) for schema in own]
+    return None if None in found else found[0]
+
+
+def _unknown(key: str) -> str:
+    for schema in _SCHEMAS:
+        row = schema.foreign.get(key)
+        if isinstance(row, Means):
+            return f"another server's field; this server has {row.target}"
+        if isinstance(row, Refused):
+            return "not supported by this server; remove it"
+        if row is not None:
+            return "has no effect on an answer; remove it"
+    close = nearest(key, frozenset[str]().union(*(scope_of(schema).own for schema in _SCHEMAS)))
+    return "unknown request field" + (f" (did you mean {close!r}?)" if close else "")
+
+
+def _wrong(schema: type[RequestBody], key: str, value: Any) -> str | None:
+    """Why a schema does not take a field's value; None if it does."""
+    try:
+        settled = settle(schema, {key: value})
+        if settled.unknown:
+            return f"unknown key {settled.unknown[0]!r}"
+        schema.model_validate(settled.fields)
+    except TroupeError as error:
+        return error.message
+    except ValidationError as error:
+        # Fields that are missing are those of a request.
+        if any(fault["loc"][:1] == (key,) and fault["type"] != "missing" for fault in error.errors()):
+            return bad_field(error, key).message
+    return None
+
+
+def _together(params: Mapping[str, Any], options: ApiOptions) -> list[tuple[str, str]]:
+    """Values that do not go with each other, or are more than the server's limits."""
+    fitting = {key: value for key, value in params.items() if key in ChatBody.model_fields}
+    fitting = {key: value for key, value in fitting.items() if _wrong(ChatBody, key, value) is None}
+    body = ChatBody.model_validate({"messages": [], **settle(ChatBody, fitting).fields})
+    try:
+        check_choices(body.n, options)
+        check_logprobs("top_logprobs", body.top_logprobs, options)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        body.sampling(options, max_tokens=body.max_tokens, logprobs=logprobs)
+    except TroupeError as error:
+        return [((error.param or "").partition(".")[0], error.message)]
+    return []
