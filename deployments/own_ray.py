@@ -18,6 +18,7 @@ from pathlib import Path
 
 _PREFIX = "troupe-"
 _SETTINGS = "ray.env"
+_PROXY_MIDDLEWARES = "deployments.proxy:middlewares"
 
 
 def own_ray_environment(folder: Path) -> dict[str, str]:
@@ -46,6 +47,7 @@ def use_own_ray() -> Path:
     owner = os.getpid()
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.update(own_ray_environment(folder))
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", _PROXY_MIDDLEWARES)
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
     return folder
 

@@ -96,3 +96,40 @@ def test_context_overflow_has_the_wording_that_clients_know(demo: str) -> None:
 def test_even_a_wrong_path_answers_in_openais_json(demo: str, path: str) -> None:
     error = requests.get(demo + path, timeout=30).json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/", "/nothing/v1/chat/completions"])
+def test_a_path_outside_the_prefix_answers_in_openais_json(cluster: str, demo: str, path: str) -> None:
+    answer = requests.get(cluster + path, timeout=30)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+    assert answer.json()["error"]["code"] == "route_not_found"
+    assert path in answer.json()["error"]["message"]
+    assert answer.headers["x-request-id"]
+
+
+def test_serves_own_paths_stay(cluster: str, demo: str) -> None:
+    assert requests.get(f"{cluster}/-/healthz", timeout=30).text == "success"
+    assert f"/{demo.rpartition('/')[2]}" in requests.get(f"{cluster}/-/routes", timeout=30).json()
+
+
+@pytest.mark.parametrize("path", ["/v1//models", "/v1/models/", "//v1/models", ""])
+def test_slashes_too_many_behind_serve(cluster: str, demo: str, path: str) -> None:
+    prefix = demo.removeprefix(cluster)
+    assert requests.get(f"{cluster}{prefix}{path}", timeout=30).status_code == 200
+    assert requests.get(f"{cluster}/{prefix}{path}", timeout=30).status_code == 200
+    assert requests.head(f"{cluster}{prefix}/health", timeout=30).status_code == 200
+
+
+def test_ids_of_requests_behind_serve(demo: str) -> None:
+    body = {"model": "demo", "prompt": "x", "max_tokens": 1}
+    own = requests.post(f"{demo}/v1/completions", json=body, timeout=30)
+    assert own.json()["id"] == f"cmpl-{own.headers['x-request-id']}"
+    given = requests.post(f"{demo}/v1/completions", json=body, headers={"X-Request-Id": "mine"}, timeout=30)
+    assert (given.json()["id"], given.headers["x-request-id"]) == ("cmpl-mine", "mine")
+    field = requests.post(f"{demo}/v1/completions", json={**body, "request_id": "of-field"}, timeout=30)
+    assert field.json()["id"] == "cmpl-of-field"
+
+
+def test_strings_of_tokens_cross_from_the_replica(demo: str) -> None:
+    body = {"model": "demo", "prompt": "ab", "return_token_strs": True}
+    assert requests.post(f"{demo}/tokenize", json=body, timeout=30).json()["token_strs"] == ["a", "b"]
