@@ -21,13 +21,9 @@ from deployments.errors import ModelError, Overloaded, TroupeError, Unavailable,
 from deployments.messages import (
     Accepted,
     Call,
-    ChatPrompt,
     Event,
     Failed,
     Prompt,
-    TextPrompt,
-    TokensPrompt,
-    TranscribeCall,
 )
 from deployments.model_card import ModelCard
 
@@ -37,7 +33,6 @@ Handle: TypeAlias = DeploymentHandle[Any]
 
 STATUS_LIMIT_S = 5.0
 UNLOAD_LIMIT_S = 600.0
-_BULKY = 2**20
 
 
 class Gate:
@@ -89,10 +84,8 @@ class HandleClient:
     def __init__(self, args: AppArgs, pools: Mapping[str, Handle]) -> None:
         self._args = args
         self._entries = args.by_name()
-        # Calls go straight to the replica by gRPC, which takes a millisecond less and messages of 4 MiB at most; what
-        # may be larger goes through Ray's object store.
+        # Calls go straight to the replica by gRPC, which takes a millisecond less than Ray's object store.
         self._pools = {name: handle.options(_by_reference=False) for name, handle in pools.items()}
-        self._stores = {name: handle.options(_by_reference=True) for name, handle in pools.items()}
         self._pool_of = {model: name for name, pool in args.all_pools().items() for model in pool.models}
         self._limits = {entry.id: entry.engine.max_model_len for entry in args.models}
         self._gate = Gate(args.max_concurrent_requests)
@@ -173,7 +166,7 @@ class HandleClient:
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
-        return cast(dict[str, Any], await self._ask("tokenizer_info", model, through=self._pools))
+        return cast(dict[str, Any], await self._ask("tokenizer_info", model))
 
     async def status(self) -> list[dict[str, Any]]:
         """One entry for every replica that answers within `STATUS_LIMIT_S` seconds."""
@@ -194,8 +187,8 @@ class HandleClient:
         await self._tell_all("drain", self._pools, on, limit=STATUS_LIMIT_S)
 
     async def _events(self, call: Call) -> AsyncGenerator[Event, None]:
-        way = self._stores if _is_bulky(call) else self._pools
-        handle = way[self._pool_of[call.model]].options(multiplexed_model_id=call.model, session_id=call.affinity or "")
+        pool = self._pools[self._pool_of[call.model]]
+        handle = pool.options(multiplexed_model_id=call.model, session_id=call.affinity or "")
         if not call.stream:
             answer = handle.options(method_name="answer").remote(call)
             try:
@@ -213,10 +206,10 @@ class HandleClient:
         finally:
             stream.cancel()
 
-    async def _ask(self, method: str, model: str, *arguments: Any, through: Mapping[str, Handle] | None = None) -> Any:
+    async def _ask(self, method: str, model: str, *arguments: Any) -> Any:
         """The answer of a replica that has the model, asked once more when the first is lost."""
         key = self.resolve(model).id
-        handle = (through or self._stores)[self._pool_of[key]].options(method_name=method, multiplexed_model_id=key)
+        handle = self._pools[self._pool_of[key]].options(method_name=method, multiplexed_model_id=key)
         for attempt in (1, 2):
             answer = handle.remote(key, *arguments)
             try:
@@ -246,32 +239,6 @@ class HandleClient:
             else:
                 found.append(answer)
         return found
-
-
-def _is_bulky(call: Call) -> bool:
-    """Whether a call or its events may be megabytes: media, very long prompts, alternatives for every token."""
-    if isinstance(call, TranscribeCall):
-        return len(call.audio) > _BULKY
-    scores = call.sampling.logprobs is not None or call.sampling.prompt_logprobs is not None
-    return scores or sum(map(_size, call.prompts)) > _BULKY
-
-
-def _size(value: object) -> int:
-    """Roughly the bytes of a prompt's texts and ids."""
-    match value:
-        case str() | bytes():
-            return len(value)
-        case ChatPrompt():
-            return _size(value.messages) + _size(value.tools)
-        case TextPrompt():
-            return len(value.text)
-        case TokensPrompt():
-            return 4 * len(value.token_ids)
-        case Mapping():
-            return sum(map(_size, value.values()))
-        case list() | tuple():
-            return sum(map(_size, value))
-    return 8
 
 
 def as_troupe_error(error: Exception) -> TroupeError:

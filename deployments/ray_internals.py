@@ -14,6 +14,7 @@ from ray._common.tls_utils import add_port_to_grpc_server
 from ray._private.services import canonicalize_bootstrap_address
 from ray.serve._private import replica
 from ray.serve._private.api import serve_start
+from ray.serve._private.request_router import replica_wrapper
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
 
@@ -25,6 +26,11 @@ _WANTED = re.compile(
     r"has (\d+) replicas? that .*to be scheduled.*for each replica: (.*), total resources available: (.*?)\. ",
     re.DOTALL,
 )
+
+_LARGEST_MESSAGE = 2**31 - 1
+# Serve's limit of 4 MiB fails a call after its answer is computed. Replicas and callers read it after this is imported.
+replica.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH = _LARGEST_MESSAGE
+replica_wrapper.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH = _LARGEST_MESSAGE
 
 
 def deploy(config: Mapping[str, Any]) -> None:
