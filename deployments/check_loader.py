@@ -14,7 +14,9 @@ from typing import Any
 
 import yaml
 
+from deployments.client import EmbedOptions
 from deployments.config import parse_args
+from deployments.engine.no_text import NoTextEngine
 from deployments.errors import TemplateFailed, TroupeError
 from deployments.host import ModelHost
 from deployments.messages import (
@@ -47,10 +49,14 @@ async def check(loader: str, kwargs: dict[str, Any], *, message: str, max_tokens
         async with host.leases.lease(_ID) as model:
             _say("loaded", f"{type(model.info.model).__name__} in {time.monotonic() - started:.1f} s on {host.device}")
             _say("engine", f"{model.engine.stats().kind}, {model.engine.max_model_len} positions")
-            speech = model.speech
+            speech, gives_text = model.speech, not isinstance(model.engine, NoTextEngine)
         if speech is not None:
             _say("speech", f"windows of {speech.frames / 100:g} s; {', '.join(speech.languages) or 'English'}")
             await _transcribe(host, max_tokens)
+            return
+        if not gives_text:
+            (vector,) = (await host.embed(_ID, [TextPrompt(text=message)], EmbedOptions())).vectors
+            _say("embed", f"{len(vector) // 4} dimensions")
             return
         chat = ChatPrompt(messages=[{"role": "user", "content": message}])
         try:

@@ -19,7 +19,15 @@ from deployments.client import EmbedOptions
 from deployments.embed_hook import hooked
 from deployments.embedding_text import EmbeddingText
 from deployments.engine.memory import is_out_of_memory
-from deployments.errors import BadRequest, ModelError, OutOfMemory, TroupeError, UnsupportedParameter, last_line
+from deployments.errors import (
+    BadRequest,
+    ModelError,
+    ModelLoadFailed,
+    OutOfMemory,
+    TroupeError,
+    UnsupportedParameter,
+    last_line,
+)
 from deployments.padding import is_causal, padding_is_neutral
 from deployments.pooling import pool
 from model_loaders.contract import ModelInfo
@@ -59,10 +67,21 @@ class Embedder:
         self._poolings = asked or (sentence_format.poolings if sentence_format is not None else None)
 
     def probe(self) -> None:
-        """Find out now what is else found out when the first texts come. Blocks."""
-        if self._info.embed is None:
+        """Find out now what is else found out when the first texts come. Blocks.
+
+        Raises:
+            ModelLoadFailed: the model makes no states of token ids alone.
+        """
+        if self._info.embed is not None:
+            return
+        try:
             self._check_model()
             _ = self._pads, self._poolings or self._default_poolings
+        except Exception as error:
+            raise ModelLoadFailed(
+                f"Model {self._info.model_name!r} is a {type(self._info.model).__name__}: it has no head for text, and "
+                f"its forward makes no embeddings of texts ({last_line(error)}). Give its loader an embed hook."
+            ) from error
 
     def batches(self, texts: Sequence[EmbeddingText]) -> list[list[int]]:
         """Indices of the texts that are computed together. Blocks the first time: it probes the model.

@@ -107,6 +107,12 @@ class EmbeddingTexts:
     def _truncated(self, text: EmbeddingText, prompt: Prompt, options: EmbedOptions) -> EmbeddingText:
         """A text's first or last tokens, within the special tokens that its tokenizer puts around it."""
         assert options.truncate is not None
+        if self._info.embed is not None:
+            raise UnsupportedParameter(
+                f"Model {self._info.model_name!r} embeds texts by a hook of its own, which gets them whole; leave "
+                "'truncate_prompt_tokens' out.",
+                param="truncate_prompt_tokens",
+            )
         most = self.limit if options.truncate < 0 else options.truncate
         cut = len(text.ids) - most
         if cut <= 0:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import bisect
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ logger = logging.getLogger("troupe.host")
 
 _MAPS = Path("/proc/self/maps")
 _ENTRY = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ +(/.*)$", re.MULTILINE)
+_NO_STATE = (type, FunctionType, MethodType, ModuleType, str, bytes, int, float, torch.dtype, torch.device)
 _FIXED = re.compile(r"^/(dev/|memfd:)|/models--[^/]+/blobs/[^/]+$")
 
 
@@ -49,16 +52,35 @@ def read_mapped_weights(model: Any) -> int:
 
 
 def _mapped(model: torch.nn.Module) -> dict[int, tuple[Tensor, str]]:
-    """The parameters and buffers that lie in a file, by identity, with the file."""
+    """The tensors that lie in a file, by identity, with the file."""
     regions = _regions()
     starts = [start for start, _, _ in regions]
     found: dict[int, tuple[Tensor, str]] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in _tensors(model) if regions else ():
         address = _address(tensor)
         at = bisect.bisect_right(starts, address) - 1
         if at >= 0 and address < regions[at][1]:
             found[id(tensor)] = (tensor, regions[at][2])
     return found
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[Tensor]:
+    """Every tensor that a model's modules refer to, those in the states of quantized weights too."""
+    seen: set[int] = set()
+    ahead: list[Any] = [model]
+    while ahead:
+        found = ahead.pop()
+        if id(found) in seen or isinstance(found, _NO_STATE):
+            continue
+        seen.add(id(found))
+        if isinstance(found, Tensor):
+            yield found
+        if isinstance(found, dict):
+            ahead.extend(found.values())
+        elif isinstance(found, list | tuple | set):
+            ahead.extend(found)
+        else:
+            ahead.extend(getattr(found, "__dict__", {}).values())
 
 
 def _regions() -> list[tuple[int, int, str]]:

@@ -22,6 +22,9 @@ def no_template():
     tokenizer.chat_template = None
     return {"model": llama(), "tokenizer": tokenizer}
 
+def encoder():
+    return {"model": llama().model, "tokenizer": byte_tokenizer()}
+
 def broken():
     raise ValueError("torn")
 """
@@ -44,6 +47,13 @@ def test_every_step_is_shown(loader: str, capsys: pytest.CaptureFixture[str]) ->
     assert "LlamaForCausalLM" in said
     assert r"template  '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'" in said
     assert "4 tokens" in said
+
+
+def test_a_model_without_a_head_is_shown_to_embed(loader: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(f"{loader}:encoder")
+    said = capsys.readouterr().out
+    assert "LlamaModel" in said
+    assert "embed     48 dimensions" in said
 
 
 def test_a_model_without_a_template_is_shown_as_one(loader: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from deployments.errors import ModelLoadFailed
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
+from tests.seeds.vision import save_fuyu, save_paligemma
 from tests.tiny import byte_tokenizer, llama
 
 Weights = dict[str, torch.Tensor]
@@ -118,6 +119,19 @@ def test_a_pickle_without_its_head_is_refused(tmp_path: Path) -> None:
 def test_the_wrong_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed, match=r"BertLMHeadModel.*cls\.predictions"):
         load(save(tmp_path, bert()), auto_class="AutoModelForCausalLM")
+
+
+@pytest.mark.parametrize(("loader", "write"), [("fuyu", save_fuyu), ("paligemma", save_paligemma)])
+def test_other_loaders_of_ours_refuse_too(tmp_path: Path, loader: str, write: Callable[[Path], Path]) -> None:
+    folder = write(tmp_path)
+    file = next(folder.rglob("model.safetensors"))
+    weights = load_file(file)
+    lost = min(key for key in weights if key.endswith("layers.0.input_layernorm.weight"))
+    save_file({key: value for key, value in weights.items() if key != lost}, file, metadata={"format": "pt"})
+    kwargs = {"model_name": str(file.parent)}
+    with pytest.raises(ModelLoadFailed, match=r"Missing from the checkpoint.*layers\.0\.input_layernorm\.weight"):
+        load_model_info(f"model_loaders.{loader}:load_model", kwargs, "cpu")
+    load_model_info(f"model_loaders.{loader}:load_model", {**kwargs, "allow_missing_keys": "input_layernorm"}, "cpu")
 
 
 @pytest.mark.parametrize(

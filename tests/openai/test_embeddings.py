@@ -246,7 +246,7 @@ def counted(model: Any, tokenizer: Any) -> dict[str, Any]:
     """A model whose forwards are counted, by the number of texts in each."""
     inner = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
     inner.register_forward_pre_hook(
-        lambda module, args, kwargs: FORWARDS.append(len(kwargs["input_ids"])), with_kwargs=True
+        lambda module, args, kwargs: FORWARDS.append(len((*args, kwargs.get("input_ids"))[0])), with_kwargs=True
     )
     return {"model": model, "tokenizer": tokenizer}
 
@@ -376,3 +376,27 @@ def test_positions_that_begin_after_the_padding_id(serve: Serve) -> None:
     server = serve([{"id": "a", "loader": f"{__name__}:tiny", "kwargs": {"kind": "roberta"}, "engine": ENGINE}])
     assert vectors(server, "a" * 298).shape == (1, 32)
     assert "maximum context length is 298 tokens" in refusal(server, input="a" * 299)["message"]
+
+
+def clip() -> dict[str, Any]:
+    return {"model": transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**CLIP)), "tokenizer": byte_tokenizer()}
+
+
+CLIP = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 32}
+
+
+def test_a_model_that_reads_no_texts_is_refused_at_load(serve: Serve) -> None:
+    answer = post(serve([{"id": "a", "loader": f"{__name__}:clip"}]), input="a")
+    assert answer.json()["error"]["code"] == "model_load_failed"
+    assert "is a CLIPVisionModel: it has no head for text" in answer.json()["error"]["message"]
+
+
+def hooked() -> dict[str, Any]:
+    return {**tiny("llama"), "embed": lambda texts: torch.ones(len(texts), 2)}
+
+
+def test_a_hook_gets_its_texts_whole(serve: Serve) -> None:
+    server = serve([{"id": "a", "loader": f"{__name__}:hooked", "engine": ENGINE}])
+    assert vectors(server, ["a", "b"]).tolist() == [[1.0, 1.0]] * 2
+    assert vectors(server, "a", normalize=True).norm().item() == pytest.approx(1)
+    assert refusal(server, input="abc", truncate_prompt_tokens=2)["param"] == "truncate_prompt_tokens"
