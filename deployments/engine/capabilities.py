@@ -110,7 +110,9 @@ def rows_can_hold(model: Any) -> str | None:
     if getattr(model, "config", None) is None or not hasattr(model, "get_input_embeddings"):
         return "it is no transformers model"
     parameters = inspect.signature(model.forward).parameters
-    if not {"past_key_values", "cache_params"} & parameters.keys():
+    # A forward that hands **kwargs on may take a cache there: the probe finds out.
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if not open_ended and not {"past_key_values", "cache_params"} & parameters.keys():
         return "its forward takes no cache"
     if getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None):
         return "some of its layers keep the columns of images, which are not as many as the text's"

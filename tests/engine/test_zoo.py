@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 EXAMPLES = (
     *("axk2", "blip", "florence2", "idefics", "inkling_text", "janus", "mllama", "qwen4_exp_text", "t5gemma"),
-    *("roformer", "vibevoice_asr", "phi3-longrope", "moshi"),
+    *("roformer", "vibevoice_asr", "phi3-longrope", "moshi", "evolla"),
 )
 """Two types for each cause."""
 
@@ -32,7 +32,7 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("name", INDEXED)
+@pytest.mark.parametrize("name", [*INDEXED, "evolla"])
 def test_types_that_get_rows(name: str) -> None:
     with as_alone(ZOO[name]) as checks:
         assert checks.engine.stats().kind == "rows"
