@@ -12,6 +12,18 @@ from torch import Tensor
 from deployments.engine.kv_layers import KeyValueRows
 
 
+class _ClearRows(KeyValueRows):
+    """Columns left of a row's first token are zero: some indexers (GLM-5) read from the keys which columns count."""
+
+    def append(self, other: KeyValueRows, index: int, length: int, cut: int, width: int) -> None:
+        buffers, start, rows = self.buffers, self.start, self.rows
+        super().append(other, index, length, cut, width)
+        for buffer in self.buffers if self.rows > rows else ():
+            buffer[rows, :, self.start : self.end - self._kept(length - cut)] = 0
+            if self.buffers is buffers:
+                buffer[:rows, :, self.start : start] = 0
+
+
 class IndexedRows(KeyValueRows):
     """Keys and values, the indexer's keys, and its positions if the model keeps those here.
 
@@ -24,7 +36,7 @@ class IndexedRows(KeyValueRows):
 
     def __init__(self, capacity: int | None = None) -> None:
         super().__init__(capacity=capacity)
-        self.index = KeyValueRows(capacity=capacity)
+        self.index = _ClearRows(capacity=capacity)
         self.positions = KeyValueRows(capacity=capacity)
 
     # What the model asks.

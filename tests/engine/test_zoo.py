@@ -28,7 +28,7 @@ ALONE = {
     "deepseek_v4": "cache layer DeepseekV4CSACache",
     "minimax_m3_vl_text": "cache layer MiniMaxM3VLSparseCacheLayer",
     "mllama": "layers keep the columns of images",
-    "reformer": "its forward takes no cache",
+    "reformer": "it brings a cache class of its own",
 }
 
 
