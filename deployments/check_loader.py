@@ -25,12 +25,11 @@ from deployments.messages import (
     Failed,
     Finished,
     GenerateCall,
-    Heard,
     SamplingParams,
-    Spoken,
     TextPrompt,
     TranscribeCall,
 )
+from deployments.transcript import Heard, Spoken
 
 _ID = "model"
 _RATE = 16_000

@@ -9,13 +9,14 @@ at any point.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from deployments.errors import TroupeError
+from deployments.logprobs import TokenLogprob
 from deployments.reasoning import ReasoningMarkers
+from deployments.transcript import Heard, Spoken
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -214,66 +215,6 @@ class TranscribeCall:
 Call = GenerateCall | TranscribeCall
 
 
-class Candidate(NamedTuple):
-    """A token that could have stood at a position, with its log-probability (natural logarithm)."""
-
-    token_id: int
-    token: str
-    bytes: bytes
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class TokenTexts:
-    """The text and the bytes of every token id of a model."""
-
-    texts: tuple[str, ...]
-    bytes: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WholeVocabulary(Sequence[Candidate]):
-    """Every token of a model as a candidate, best first; tokens of probability 0 are left out.
-
-    A vocabulary of 128k tokens is 512 KiB for each position; the texts cross once with the positions of one message.
-
-    Attributes:
-        tokens: the model's, the same object at every position.
-        logprobs: float32 in this machine's byte order, by token id.
-    """
-
-    tokens: TokenTexts
-    logprobs: bytes
-
-    def __iter__(self) -> Iterator[Candidate]:
-        values = array("f", self.logprobs).tolist()
-        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
-        for i in order[: len(self)]:
-            yield Candidate(i, self.tokens.texts[i], self.tokens.bytes[i], values[i])
-
-    def __getitem__(self, index: Any) -> Any:
-        return tuple(self)[index]
-
-    def __len__(self) -> int:
-        values = array("f", self.logprobs)
-        return len(values) - values.count(float("-inf"))
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """The token at a position, its log-probability and the likeliest alternatives, best first.
-
-    `rank` is 1 for the likeliest token.
-    """
-
-    token_id: int
-    token: str
-    bytes: bytes
-    logprob: float
-    rank: int = 0
-    top: Sequence[Candidate] = ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """Every prompt is encoded and fits; nothing is computed yet.
@@ -316,55 +257,6 @@ class Delta:
     stop_reason: str | int | None = None
     cached_tokens: int = 0
     reasoning_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """A recording is decoded: the English name of its language (such as `english`) and its length in seconds."""
-
-    language: str
-    duration: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """A piece of a recording between two times, in seconds from its beginning.
-
-    Attributes:
-        seek: the frame (of 10 ms) at which the window that has the segment begins.
-        text: with the space that Whisper writes before it.
-        token_ids: times included.
-        avg_logprob, compression_ratio, no_speech_prob: of its window; temperature as asked.
-    """
-
-    seek: int
-    start: float
-    end: float
-    text: str
-    token_ids: tuple[int, ...]
-    temperature: float
-    avg_logprob: float
-    compression_ratio: float
-    no_speech_prob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A word and when it is said, in seconds from the recording's beginning."""
-
-    word: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spoken:
-    """What a transcription has gained. The texts of all, joined, are the whole."""
-
-    text: str = ""
-    segments: tuple[Segment, ...] = ()
-    words: tuple[Word, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,21 +21,9 @@ from deployments.audio import decode_audio
 from deployments.engine.protocol import Engine, EngineRequest
 from deployments.errors import UnsupportedParameter
 from deployments.inbox import Inbox
-from deployments.messages import (
-    Candidate,
-    Delta,
-    Event,
-    Failed,
-    Finished,
-    Heard,
-    PromptScores,
-    SamplingParams,
-    Segment,
-    Spoken,
-    TokenLogprob,
-    TranscribeCall,
-    Usage,
-)
+from deployments.logprobs import Candidate, TokenLogprob
+from deployments.messages import Delta, Event, Failed, Finished, PromptScores, SamplingParams, TranscribeCall, Usage
+from deployments.transcript import Heard, Segment, Spoken
 from deployments.whisper import FRAMES_PER_SECOND, Span, WhisperFormat, language_name
 from deployments.word_times import WordAligner
 

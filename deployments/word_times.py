@@ -15,7 +15,7 @@ import torch
 from transformers.generation.utils import GenerateEncoderDecoderOutput
 from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words
 
-from deployments.messages import Word
+from deployments.transcript import Word
 from deployments.whisper import Span, WhisperFormat, language_name
 from model_loaders.contract import ModelInfo
 

@@ -13,6 +13,7 @@ from deployments.engine.protocol import Emit, EngineRequest
 from deployments.errors import OutOfMemory
 from deployments.generation import Generation
 from deployments.loaded_model import EncodedPrompt
+from deployments.logprobs import TokenLogprob
 from deployments.messages import (
     Accepted,
     Delta,
@@ -23,7 +24,6 @@ from deployments.messages import (
     GenerateCall,
     SamplingParams,
     TextPrompt,
-    TokenLogprob,
 )
 from model_loaders.hooks import Encoded
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from deployments.engine.protocol import EngineRequest
 from deployments.engine.sampling import Sampled
 from deployments.engine.vocabulary import Vocabulary
-from deployments.messages import Delta, FinishReason, SamplingParams, TokenLogprob
+from deployments.logprobs import TokenLogprob
+from deployments.messages import Delta, FinishReason, SamplingParams
 from deployments.reasoning import ReasoningMarkers
 
 

@@ -21,7 +21,8 @@ from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Engine, EngineRequest
 from deployments.engine.stock_generate import StockGenerate, ordinary_ids
 from deployments.engine.vocabulary import Vocabulary
-from deployments.messages import ChatPrompt, Delta, EngineEvent, Failed, SamplingParams, TokenLogprob
+from deployments.logprobs import TokenLogprob
+from deployments.messages import ChatPrompt, Delta, EngineEvent, Failed, SamplingParams
 from model_loaders.hooks import Encoded, Hooks
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ import torch
 
 from deployments.engine.logprobs import TokenScore, token_scores
 from deployments.engine.vocabulary import Vocabulary
-from deployments.messages import PromptScores, TokenLogprob
+from deployments.logprobs import TokenLogprob
+from deployments.messages import PromptScores
 
 _FLOATS = 1 << 23
 

@@ -17,7 +17,8 @@ from deployments.engine.logprobs import TokenScore
 from deployments.engine.row_sampler import FormatRules, RowSampler, TokenMask
 from deployments.engine.terminators import special_tokens, terminator_ids
 from deployments.errors import TroupeError
-from deployments.messages import Candidate, SamplingParams, TokenLogprob, TokenTexts, WholeVocabulary
+from deployments.logprobs import Candidate, TokenLogprob, TokenTexts, WholeVocabulary
+from deployments.messages import SamplingParams
 from model_loaders.contract import ModelInfo
 from model_loaders.hooks import Hooks
 

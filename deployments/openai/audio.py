@@ -10,17 +10,8 @@ from uuid import uuid4
 from fastapi import Response
 
 from deployments.errors import BadRequest
-from deployments.messages import (
-    Finished,
-    Heard,
-    SamplingParams,
-    Segment,
-    Spoken,
-    TokenLogprob,
-    TranscribeCall,
-    Usage,
-    Word,
-)
+from deployments.logprobs import TokenLogprob
+from deployments.messages import Finished, SamplingParams, TranscribeCall, Usage
 from deployments.model_card import ModelCard
 from deployments.openai.answer import Chunks, json_answer, sse, sse_answer, text_answer, to_json
 from deployments.openai.audio_schema import (
@@ -37,6 +28,7 @@ from deployments.openai.audio_schema import (
 from deployments.openai.exchange import Exchange
 from deployments.openai.logprobs import finite
 from deployments.openai.subtitles import VTT_HEAD, srt_block, vtt_block
+from deployments.transcript import Heard, Segment, Spoken, Word
 
 Task = Literal["transcribe", "translate"]
 

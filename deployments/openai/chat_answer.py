@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from deployments.errors import BadRequest
+from deployments.logprobs import TokenLogprob
 from deployments.messages import (
     Accepted,
     ChatPrompt,
@@ -20,7 +21,6 @@ from deployments.messages import (
     GenerateCall,
     PromptScores,
     SamplingParams,
-    TokenLogprob,
 )
 from deployments.model_card import ModelCard
 from deployments.openai.answer import DONE, Chunks, build, sse, to_json

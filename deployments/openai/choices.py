@@ -7,17 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from deployments.errors import Unavailable
-from deployments.messages import (
-    Accepted,
-    Delta,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    PromptScores,
-    TokenLogprob,
-    Usage,
-)
+from deployments.logprobs import TokenLogprob
+from deployments.messages import Accepted, Delta, Event, Failed, Finished, FinishReason, PromptScores, Usage
 
 
 @dataclass(slots=True)

@@ -12,9 +12,9 @@ from uuid import uuid4
 from fastapi import Response
 
 from deployments.errors import BadRequest
+from deployments.logprobs import Candidate, TokenLogprob
 from deployments.messages import (
     Accepted,
-    Candidate,
     Delta,
     Finished,
     GenerateCall,
@@ -22,7 +22,6 @@ from deployments.messages import (
     PromptScores,
     SamplingParams,
     TextPrompt,
-    TokenLogprob,
     TokensPrompt,
 )
 from deployments.model_card import ModelCard

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from deployments.messages import Candidate, TokenLogprob
+from deployments.logprobs import Candidate, TokenLogprob
 
 # OpenAI's value for "too unlikely to say"; JSON has no infinity.
 UNLIKELY = -9999.0

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from deployments.errors import ConfigError, TroupeError
-from deployments.messages import Accepted, Call, Delta, Event, Failed, Finished, Spoken
+from deployments.messages import Accepted, Call, Delta, Event, Failed, Finished
+from deployments.transcript import Spoken
 
 logger = logging.getLogger(__name__)
 

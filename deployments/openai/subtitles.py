@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deployments.messages import Segment
+from deployments.transcript import Segment
 
 VTT_HEAD = "WEBVTT\n\n"
 

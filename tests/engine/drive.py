@@ -12,7 +12,8 @@ import torch
 
 from deployments.engine.protocol import Engine, EngineRequest
 from deployments.errors import TroupeError
-from deployments.messages import Delta, EngineEvent, PromptScores, SamplingParams, TokenLogprob
+from deployments.logprobs import TokenLogprob
+from deployments.messages import Delta, EngineEvent, PromptScores, SamplingParams
 
 _numbers = itertools.count()
 

@@ -17,7 +17,8 @@ import torch
 from deployments.engine.options import EngineOptions
 from deployments.engine.protocol import Emit, EngineRequest, EngineStats
 from deployments.errors import ModelError, OutOfMemory, TroupeError, Unavailable
-from deployments.messages import Candidate, Delta, Failed, PromptScores, SamplingParams, TokenLogprob
+from deployments.logprobs import Candidate, TokenLogprob
+from deployments.messages import Delta, Failed, PromptScores, SamplingParams
 from model_loaders.contract import ModelInfo
 
 EOS = 0

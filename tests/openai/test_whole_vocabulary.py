@@ -13,7 +13,8 @@ import requests
 import torch
 from openai import OpenAI
 
-from deployments.messages import Delta, TokenLogprob, TokenTexts, WholeVocabulary
+from deployments.logprobs import TokenLogprob, TokenTexts, WholeVocabulary
+from deployments.messages import Delta
 from tests.openai.conftest import Serve, Server
 from tests.tiny import byte_tokenizer, llama
 
