@@ -121,3 +121,23 @@ class EncoderSide:
         lengths, width = torch.tensor(cross.lengths), cross.width
         shown: Tensor = torch.arange(width) >= width - lengths[:, None]
         return shown.long().to(self._device)
+
+
+def decoder_prompt(model: Any, token_ids: Sequence[int]) -> list[int]:
+    """The tokens that a decoder begins with if a prompt's tokens are for it: `generate` puts a start token first."""
+    start = decoder_start(model)
+    if start is None or not token_ids:
+        return [*token_ids] if token_ids else [start or 0]
+    given = {"decoder_input_ids": torch.tensor([list(token_ids)])}
+    start_id = torch.tensor([start])
+    ids, _ = model._prepare_decoder_input_ids_for_generation(1, model.main_input_name, given, start_id, "cpu")
+    found: list[int] = ids[0].tolist()
+    return found
+
+
+def decoder_start(model: Any) -> int | None:
+    """The token that begins a decoder's text."""
+    configs = (model.generation_config, model.config)
+    names = ("decoder_start_token_id", "bos_token_id")
+    found = (getattr(config, name, None) for name in names for config in configs)
+    return next((int(i) for i in found if i is not None), None)

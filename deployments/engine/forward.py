@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deployments.engine.attention import decoding
-from deployments.engine.encoder_side import EncoderSide
+from deployments.engine.encoder_side import EncoderSide, decoder_prompt, decoder_start
 from deployments.engine.fresh_state import fresh_state
 from deployments.engine.kv_cache import AnyRowsCache, EncoderRowsCache
 from deployments.engine.row_positions import RowPositions
@@ -48,6 +48,7 @@ class Forward:
     Args:
         model: a transformers model with a language-model head.
         limit: the longest sequence.
+        tried: tensors of a prompt to try the model with, if its encoder takes no tokens.
 
     Attributes:
         rotary: the model's rotary embeddings.
@@ -59,8 +60,9 @@ class Forward:
         UnknownRotary: see `RowRotary`.
     """
 
-    def __init__(self, model: Any, limit: int = 1 << 17) -> None:
+    def __init__(self, model: Any, limit: int = 1 << 17, tried: Mapping[str, Tensor] | None = None) -> None:
         self.model = model
+        self.tried = tried or {}
         self.fresh = fresh_state(model)
         self.rotary = RowRotary(model, limit)
         self.recomputes = self.rotary.recomputes
@@ -89,15 +91,14 @@ class Forward:
 
     def decoder_prompt(self, input_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> list[int]:
         """The tokens the decoder begins with: the prompt itself, or for an encoder-decoder model what follows it."""
-        if not self.is_encoder_decoder or self.model.main_input_name in inputs:
+        if not self.is_encoder_decoder:
             return list(input_ids)
+        if self.model.main_input_name in inputs:
+            return decoder_prompt(self.model, input_ids)
         given = inputs.get("decoder_input_ids")
         if given is not None:
             return [int(i) for i in given.reshape(-1)]
-        configs = (self.model.generation_config, self.model.config)
-        names = ("decoder_start_token_id", "bos_token_id")
-        found = [getattr(config, name, None) for name in names for config in configs]
-        return [next(int(i) for i in found if i is not None)]
+        return [decoder_start(self.model) or 0]
 
     def media_end(self, input_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> int:
         """The tokens up to which a prompt depends on its other tensors; 0 where there are none or it cannot be told."""

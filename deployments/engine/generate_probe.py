@@ -5,7 +5,6 @@ Every run is given the same tokens, whatever its logits are, and ends after thre
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from deployments.engine.encoder_inputs import needed_media
 from deployments.engine.generate_call import GenerateCall
 from deployments.engine.kv_cache import new_cache
 from deployments.engine.memory import is_out_of_memory
@@ -175,17 +175,6 @@ def same_distributions(expected: Tensor, found: Tensor, dtype: torch.dtype) -> b
     gap = best - one.gather(-1, others_at[..., None])[..., 0]
     same = ((at == others_at) | (gap <= tolerance)) & ((best - others_best).abs() <= tolerance)
     return bool(same.float().mean() >= SHARE.get(dtype, HALF_SHARE))
-
-
-def needed_media(model: Any) -> str | None:
-    """What a model that refuses text alone reads beside it, in words; None if it reads text alone."""
-    names = {str(model.main_input_name), *inspect.signature(model.forward).parameters}
-    if any("pixel" in name for name in names):
-        return "an image"
-    if any(name.startswith(("input_features", "input_values", "audio")) for name in names):
-        return "a recording"
-    others = names & {"inputs", "input_patches", "flattened_patches", "image_patches", "protein_input_ids"}
-    return f"the input {min(others)!r}" if others else None
 
 
 def _head_width(model: Any) -> int:

@@ -68,8 +68,9 @@ class LengthProbe:
         """The cache and the last logits [vocab] of one forward over a prompt."""
         cache = new_cache(self.forward.model)
         if isinstance(cache, EncoderRowsCache):
-            inputs = _encoder_inputs(self.forward.model)
-            chunk = self.forward.encode(self.long, inputs, ids, cache)
+            if not self.forward.tried and self.forward.model.main_input_name != "input_ids":
+                raise Unfaithful(f"it cannot be tried: its encoder takes {self.forward.model.main_input_name}")
+            chunk = self.forward.encode(self.long, self.forward.tried, ids, cache)
         else:
             chunk = self.forward.prefill([ids], cache)
         return cache, chunk.logits[0, -1]
@@ -167,17 +168,3 @@ def ordinary_ids(model: Any, count: int) -> list[int]:
         special.update(i for value in named for i in (value if isinstance(value, list) else [value]) if i is not None)
     ids = [i for i in (7919 * n % size for n in range(1, size)) if i not in special]
     return (ids * count)[:count]
-
-
-def _encoder_inputs(model: Any) -> dict[str, Tensor]:
-    """Input of an encoder that takes no tokens: a spectrogram as long as the encoder asks for.
-
-    Raises:
-        Unfaithful: the encoder takes something else.
-    """
-    if model.main_input_name == "input_ids":
-        return {}
-    bins, frames = (getattr(model.config, name, None) for name in ("num_mel_bins", "max_source_positions"))
-    if model.main_input_name != "input_features" or bins is None or frames is None:
-        raise Unfaithful(f"it cannot be tried: its encoder takes {model.main_input_name}")
-    return {"input_features": torch.randn((1, bins, 2 * frames), generator=torch.Generator().manual_seed(0))}

@@ -12,10 +12,12 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from deployments.engine.encoder_inputs import encoder_inputs, shorter
 from deployments.engine.job import Job
 from deployments.engine.output import ChoiceOutput
 from deployments.engine.protocol import Engine, EngineRequest
@@ -58,13 +60,14 @@ def find_mismatch(
     Returns:
         What differs, in one line; None if nothing does, or if the model has no `generate` to compare with.
     """
-    if not callable(getattr(model, "generate", None)) or getattr(model, "main_input_name", "input_ids") != "input_ids":
+    if not callable(getattr(model, "generate", None)):
         return None
     lengths = [*_LENGTHS, *(length - _BEFORE for length in crossed), *(length + _TOKENS for length in crossed[-1:])]
     ids = ordinary_ids(model, vocabulary, sum(lengths))
     room = engine.max_model_len - _TOKENS
     ends = list(itertools.accumulate(lengths))
     prompts = [Encoded(input_ids=ids[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+    prompts = _encoded(model, hooks, prompts)
     # Second, as a slow model is asked the first two only.
     prompts[1:1] = image_prompt(hooks)
     prompts = [prompt for prompt in prompts if len(prompt.input_ids) <= room]
@@ -76,6 +79,16 @@ def find_mismatch(
     if isinstance(together, str):
         return together
     return _difference(alone, together, model.dtype)
+
+
+def _encoded(model: Any, hooks: Hooks, prompts: list[Encoded]) -> list[Encoded]:
+    """The prompts with an input of the encoder, if it takes no tokens: a whole one, a shorter one, and so on."""
+    inputs = encoder_inputs(model, hooks)
+    if not inputs:
+        return prompts
+    cut = shorter(model, inputs)
+    given = [inputs, cut or inputs]
+    return [replace(prompt, model_inputs=given[i % 2], salt=f"parity-{i}") for i, prompt in enumerate(prompts)]
 
 
 def image_prompt(hooks: Hooks) -> list[Encoded]:
@@ -194,6 +207,8 @@ def _difference(
                 # From here on the two have different histories.
                 break
     needed = _SHARE.get(dtype, _HALF_SHARE)
+    if not compared:
+        return "nothing could be compared: generate gave no log-probabilities"
     if compared and (compared - off) / compared >= needed:
         return None
     return f"{off} of {compared} log-probabilities differ from generate's, by {worst:.3g} at {place or 'the start'}"

@@ -11,11 +11,12 @@ from concurrent.futures import Future
 
 import torch
 
-from deployments.engine.admission import ALL_PARAMS, check_request, context_length
+from deployments.engine.admission import ALL_PARAMS, check_media, check_request, context_length
 from deployments.engine.batches import Limits
 from deployments.engine.capabilities import Capabilities
 from deployments.engine.cgroup import cores
 from deployments.engine.deterministic import Deterministic
+from deployments.engine.encoder_inputs import encoder_inputs, encoder_needs
 from deployments.engine.fixed_decode import FixedDecode, fixed_decode
 from deployments.engine.forward import Forward
 from deployments.engine.grammar import CompiledGrammar, GrammarCompiler
@@ -60,8 +61,9 @@ class RowEngine:
         torch.set_num_threads(self._threads)
         self._context = context_length(info, options)
         self.supports = ALL_PARAMS - {"num_beams"}
+        self._needs = encoder_needs(info.model)
         self._vocabulary = Vocabulary(info, hooks)
-        self._forward = Forward(info.model, self._context)
+        self._forward = Forward(info.model, self._context, encoder_inputs(info.model, hooks))
         with torch.inference_mode():
             self.capabilities = Capabilities.of(self._forward, self._context)
         self._logits_width = self.capabilities.logits_width
@@ -87,6 +89,7 @@ class RowEngine:
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         inputs = self._forward.model.get_input_embeddings().weight.shape[0]
         check_request(request, max_model_len=self._context, supports=self.supports, vocab=inputs)
+        check_media(request, self._needs)
         row = self._row(request, emit)
         need = self._loop.batches.most([row])
         if need > self._loop.limits.budget:

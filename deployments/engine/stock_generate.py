@@ -17,6 +17,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from deployments.engine.admission import vocab_size
+from deployments.engine.encoder_side import decoder_prompt, decoder_start
 from deployments.engine.fresh_state import fresh_state
 from deployments.engine.generate_call import GenerateCall
 from deployments.engine.generate_probe import LENGTHS, GenerateProbe, only
@@ -122,14 +123,11 @@ class StockGenerate:
 
     def prompt_ids(self, request: EngineRequest) -> list[int]:
         """The tokens before the first generated one: those of the decoder."""
-        if not self.encoder_decoder or self._main_input in request.model_inputs:
+        if not self.encoder_decoder:
             return list(request.input_ids)
-        return [self._decoder_start()]
-
-    def _decoder_start(self) -> int:
-        config = self._model.generation_config
-        start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.bos_token_id
-        return int(start or 0)
+        if self._main_input in request.model_inputs:
+            return decoder_prompt(self._model, request.input_ids)
+        return [decoder_start(self._model) or 0]
 
     def inputs(self, job: Job) -> dict[str, Any]:
         """The tensors of one prompt."""
@@ -150,7 +148,7 @@ class StockGenerate:
         inputs = self._padded(prompts)
         if any(begun):
             # Jobs share a decoder only when they have come equally far: it has no padding.
-            start = self._decoder_start()
+            start = decoder_start(self._model) or 0
             inputs["decoder_input_ids"] = torch.tensor([[start, *done] for done in begun], device=self.device)
         return inputs
 

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 from tests.engine.architectures import DECODERS, ENCODER_DECODERS, NOT_HELD, VISION
+from tests.engine.held import ONE_SHOT, ROWS
 
 ROOT = Path(__file__).parent.parent.parent
-HELD = {*DECODERS, *ENCODER_DECODERS, *VISION, "whisper"}
-OTHERS = {*NOT_HELD, "paligemma"}
+HELD = {*DECODERS, *ENCODER_DECODERS, *VISION, *ROWS, "whisper"}
+OTHERS = {*NOT_HELD, *ONE_SHOT, "paligemma"}
 SECTION = (ROOT / "docs/performance.md").read_text().split("## Which models get rows")[1].split("\n## ")[0]
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from deployments.engine.capabilities import rows_can_hold
 from tests.engine.as_alone import as_alone
+from tests.engine.held import ONE_SHOT, ROWS
 from tests.engine.zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EXAMPLES = (
-    *("axk2", "blip", "florence2", "idefics", "inkling_text", "janus", "mllama", "qwen4_exp_text", "t5gemma"),
-    *("roformer", "vibevoice_asr", "phi3-longrope", "moshi", "evolla"),
+    *("axk2", "blip", "florence2", "idefics", "inkling_text", "janus", "mllama", "moonshine", "qwen4_exp_text"),
+    *("roformer", "vibevoice_asr", "phi3-longrope", "moshi", "t5gemma", "vision-encoder-decoder"),
+    "evolla",
 )
 """Two types for each cause."""
 
@@ -23,24 +24,17 @@ def test_some_answers_are_those_of_generate_alone(name: str) -> None:
         checks.briefly()
 
 
-INDEXED = ("axk2", "deepseek_v32", "glm_moe_dsa", "dots3_note_text", "glm5_next", "hy_v4", "qwen4_exp_text")
-ALONE = {
-    "deepseek_v4": "cache layer DeepseekV4CSACache",
-    "minimax_m3_vl_text": "cache layer MiniMaxM3VLSparseCacheLayer",
-    "mllama": "layers keep the columns of images",
-    "reformer": "it brings a cache class of its own",
-}
-
-
-@pytest.mark.parametrize("name", [*INDEXED, "evolla"])
+@pytest.mark.parametrize("name", ROWS)
 def test_types_that_get_rows(name: str) -> None:
     with as_alone(ZOO[name]) as checks:
         assert checks.engine.stats().kind == "rows"
 
 
-@pytest.mark.parametrize("name", sorted(ALONE))
-def test_types_that_rows_cannot_hold_and_why(name: str) -> None:
-    assert ALONE[name] in str(rows_can_hold(ZOO[name].build()))
+@pytest.mark.parametrize("name", sorted(ONE_SHOT))
+def test_types_that_rows_cannot_hold_and_why(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with as_alone(ZOO[name]) as checks:
+        assert checks.engine.stats().kind == "one_shot"
+    assert ONE_SHOT[name] in caplog.text
 
 
 @pytest.mark.long
