@@ -20,7 +20,7 @@ from deployments.errors import ModelLoadFailed
 from model_loaders.adapter_folder import find_adapter
 from model_loaders.checkpoint import CheckpointOptions, IncompleteCheckpoint, load_checkpoint
 from model_loaders.contract import ModelInfo
-from model_loaders.model_class import embedding_class, model_class, named_class
+from model_loaders.model_class import embedding_class, has_pretraining_head, model_class, named_class, takes_part
 from model_loaders.sentence_format import read_sentence_format
 from model_loaders.text_side import load_text_side, read_template
 
@@ -88,8 +88,9 @@ def load_model(
     model = _load_model(
         config,
         weights,
-        auto_class if auto_class is not None or sentence_format is None else embedding_class(config),
+        auto_class,
         options,
+        sentence_format is not None,
         dtype=_dtype(dtype, config, device),
         **common,
         **placement,
@@ -109,17 +110,24 @@ def load_model(
     )
 
 
-def _load_model(config: Any, name: str, given: Any, options: CheckpointOptions, **kwargs: Any) -> Any:
-    """The model of the class that is given, by itself or its name, else of the one the checkpoint is of."""
+def _load_model(config: Any, name: str, given: Any, options: CheckpointOptions, embeds: bool, **kwargs: Any) -> Any:
+    """The model of the class that is given, by itself or its name, else of the one the checkpoint is of.
+
+    A checkpoint without its head is loaded without it if it is for embeddings: its folder says so (`embeds`), its
+    config names no class, or the head is that of an encoder's pretraining.
+    """
     if given is not None:
         found = named_class(given) if isinstance(given, str) else given
-        return load_checkpoint(found, name, options, config=config, **kwargs)
+        own = {} if takes_part(config, found) else {"config": config}
+        return load_checkpoint(found, name, options, **own, **kwargs)
+    found = embedding_class(config) if embeds else model_class(config)
     try:
-        return load_checkpoint(model_class(config), name, options, config=config, **kwargs)
+        return load_checkpoint(found, name, options, config=config, **kwargs)
     except IncompleteCheckpoint as error:
-        if getattr(config, "architectures", None) or not error.lacks_head:
+        for_embeddings = embeds or not getattr(config, "architectures", None) or has_pretraining_head(config, found)
+        if not (for_embeddings and error.lacks_head):
             raise
-    logger.warning("%s has no head, and its config names no class: it is loaded for embeddings alone.", name)
+    logger.warning("%s has no head: it is loaded for embeddings alone.", name)
     return load_checkpoint(transformers.AutoModel, name, options, config=config, **kwargs)
 
 

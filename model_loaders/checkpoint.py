@@ -19,8 +19,16 @@ from model_loaders.load_report import forget_reports
 logger = logging.getLogger("troupe.loader")
 
 _SHOWN = 5
-# Buffers of attention that old versions have saved and no version reads.
-_OLD_BUFFERS = re.compile(r"(\.masked_bias|rotary_emb\.inv_freq|(^|\.)position_ids)$")
+# Buffers that old versions have saved and no version reads: masks of attention, rotary tables, positions.
+_OLD_BUFFERS = re.compile(
+    r"(\.masked_bias|rotary(_pos)?_emb\.(inv_freq|cos_cached|sin_cached)|(^|\.)position_ids|attn\.causal_mask)$"
+)
+_OLD_MASK = re.compile(r"(attn|attention)\.bias$")
+# Parts of an encoder that only its training reads.
+_TRAINING = re.compile(r"(^|\.)(pooler|seq_relationship)\.")
+# Layers for multi-token prediction: their names, or how many of them follow the model's own.
+_DRAFTS = re.compile(r"(^|\.)(mtp|nextn)(_layers|_block|_predict_layers)?\.")
+_DRAFT_COUNTS = ("num_nextn_predict_layers", "num_mtp_modules", "num_mtp_layers", "mtp_num_layers", "n_mtp_layers")
 # What quantizers write beside a packed weight, and do not always read again.
 _SCALES = re.compile(
     r"(_scales?(_inv)?|_zero_points?|[._](scales|qzeros|g_idx|SCB|weight_format|weight_shape|absmax|quant_map)|"
@@ -142,7 +150,7 @@ def _incomplete(
 
 def _is_unused(model: Any, key: str) -> bool:
     """Whether nothing that is served reads a weight: the pooler of a model without a head, which is for training."""
-    return re.search(r"(^|\.)pooler\.", key) is not None and not hasattr(model, "generate")
+    return _TRAINING.search(key) is not None and not hasattr(model, "generate")
 
 
 def _is_harmless(model: Any, key: str, *, complete: bool) -> bool:
@@ -157,29 +165,39 @@ def _is_harmless(model: Any, key: str, *, complete: bool) -> bool:
 
 def _is_buffer(model: Any, key: str) -> bool:
     """Whether it is a buffer that the model computes by itself and an older version has saved."""
-    buffers = dict(model.named_buffers())
-    return _OLD_BUFFERS.search(key) is not None or any(name in buffers for name in (key, *_without_prefix(model, key)))
+    buffers, names = dict(model.named_buffers()), (key, *_without_prefix(model, key))
+    return _OLD_BUFFERS.search(key) is not None or any(name in buffers or _is_mask(model, name) for name in names)
+
+
+def _is_mask(model: Any, key: str) -> bool:
+    """Whether it is the mask of an attention module, not the bias of a layer that has that name."""
+    module = dict(model.named_modules()).get(key.removesuffix(".bias")) if _OLD_MASK.search(key) else None
+    return module is not None and not hasattr(module, "weight")
 
 
 def _is_draft_layer(model: Any, key: str) -> bool:
     """Whether it belongs to the layers for multi-token prediction, which follow the model's own."""
+    if _DRAFTS.search(key) is not None:
+        return True
     config = model.config.get_text_config(decoder=True)
-    layers, drafts = getattr(config, "num_hidden_layers", None), getattr(config, "num_nextn_predict_layers", None)
+    layers = getattr(config, "num_hidden_layers", None)
+    drafts = max((count for name in _DRAFT_COUNTS if isinstance(count := getattr(config, name, 0), int)), default=0)
     found = re.search(r"(^|\.)layers\.(\d+)\.", key)
-    return (
-        isinstance(layers, int)
-        and isinstance(drafts, int)
-        and found is not None
-        and (layers <= int(found[2]) < layers + drafts)
-    )
+    return isinstance(layers, int) and found is not None and layers <= int(found[2]) < layers + drafts
 
 
 def _is_head(model: Any, key: str) -> bool:
-    """Whether it belongs to a head, and the model is the class without one."""
-    if model.base_model is not model:
+    """Whether it belongs to a head that the model does without.
+
+    A model that generates nothing gives the hidden states of its base model, whatever head lies on it.
+    """
+    if _TRAINING.search(key) is not None:
+        return True
+    base, names = model.base_model, (key, *_without_prefix(model, key))
+    if base is not model and (hasattr(model, "generate") or len(names) > 1):
         return False
-    own = {name for name, _ in model.named_children()} | {name for name, _ in model.named_parameters(recurse=False)}
-    return all(name.partition(".")[0] not in own for name in (key, *_without_prefix(model, key)))
+    own = {name for name, _ in base.named_children()} | {name for name, _ in base.named_parameters(recurse=False)}
+    return all(name.partition(".")[0] not in own for name in names)
 
 
 def _in_base(model: Any, key: str) -> bool:

@@ -51,6 +51,22 @@ def embedding_class(config: Any) -> Any:
     return next((found for found in _declared(config) if not hasattr(found, "generate")), transformers.AutoModel)
 
 
+def has_pretraining_head(config: Any, found: Any) -> bool:
+    """Whether a class is an encoder with the head of its pretraining, which embeddings do without."""
+    mappings = (transformers.AutoModelForMaskedLM._model_mapping, transformers.AutoModelForPreTraining._model_mapping)
+    return not hasattr(found, "generate") and any(
+        type(config) in mapping and mapping[type(config)] is found for mapping in mappings
+    )
+
+
+def takes_part(config: Any, found: Any) -> bool:
+    """Whether a class is of one part of a composite model, such as the text side of CLIP."""
+    own = getattr(found, "config_class", None)
+    return isinstance(own, type) and any(
+        isinstance(getattr(config, name, None), own) for name in getattr(config, "sub_configs", ())
+    )
+
+
 def named_class(name: str) -> Any:
     """A class of transformers, or package.Class.
 
@@ -85,11 +101,13 @@ def _remote(config: Any) -> Any:
 
 
 def _known(config: Any) -> Iterator[Any]:
-    """Auto classes that know a config. An encoder-decoder is no decoder alone."""
+    """Auto classes that know a config. An encoder, alone or with a decoder, is not a decoder."""
     remote = getattr(config, "auto_map", None) or {}
+    masked = type(config) in transformers.AutoModelForMaskedLM._model_mapping
+    encodes = getattr(config, "is_encoder_decoder", False) or (masked and getattr(config, "is_decoder", None) is False)
     for name in _AUTO_CLASSES:
         candidate = getattr(transformers, name, None)
-        if candidate is None or (name == "AutoModelForCausalLM" and getattr(config, "is_encoder_decoder", False)):
+        if candidate is None or (name == "AutoModelForCausalLM" and encodes and name not in remote):
             continue
         if name in remote or type(config) in candidate._model_mapping:
             yield candidate

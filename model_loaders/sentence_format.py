@@ -46,6 +46,16 @@ class Normalize:
         return torch.nn.functional.normalize(vectors, dim=-1)
 
 
+@dataclass(frozen=True, slots=True)
+class Shorten:
+    """The step that keeps the first dimensions of vectors."""
+
+    dimensions: int
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        return vectors[:, : self.dimensions]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceFormat:
     """How a vector is made of a text.
@@ -149,6 +159,8 @@ class _Reader:
         if poolings is None:
             raise self._refused("has no Pooling module")
         transformer, named = self._transformer(modules[0]["path"]), self._json(_PROMPTS)
+        if named.get("truncate_dim") is not None:
+            steps.append(Shorten(named["truncate_dim"]))
         return SentenceFormat(
             poolings=poolings,
             include_prompt=include_prompt,

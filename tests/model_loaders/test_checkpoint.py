@@ -162,11 +162,76 @@ def test_a_pattern_that_is_no_expression(tmp_path: Path, pattern: Any) -> None:
     [
         "model.layers.0.self_attn.rotary_emb.inv_freq",
         "model.layers.0.self_attn.masked_bias",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.0.self_attn.bias",
         "model.layers.2.mlp.up_proj.weight",
+        "mtp.layers.0.mlp.up_proj.weight",
+        "model.mtp_layers.0.norm.weight",
     ],
 )
-def test_harmless_keys(tmp_path: Path, key: str) -> None:
-    load(save(tmp_path, llama(), add(key), num_nextn_predict_layers=1))
+@pytest.mark.parametrize("count", ["num_nextn_predict_layers", "num_mtp_modules"])
+def test_harmless_keys(tmp_path: Path, key: str, count: str) -> None:
+    load(save(tmp_path, llama(), add(key), **{count: 1}))
+
+
+@pytest.mark.parametrize("key", ["model.layers.0.self_attn.q_proj.bias", "model.layers.0.mtp_gate.weight"])
+def test_a_bias_or_weight_that_the_model_would_need(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=re.escape(key)):
+        load(save(tmp_path, llama(), add(key), num_nextn_predict_layers=1))
+
+
+def gptj() -> Any:
+    config = transformers.GPTJConfig(vocab_size=261, n_embd=32, n_layer=2, n_head=2, rotary_dim=8, n_positions=64)
+    return transformers.GPTJForCausalLM(config)
+
+
+@pytest.mark.parametrize("key", ["bias", "masked_bias", "causal_mask"])
+def test_masks_that_old_versions_saved(tmp_path: Path, key: str) -> None:
+    load(save(tmp_path, gptj(), add(f"transformer.h.0.attn.{key}")))
+
+
+@pytest.mark.parametrize("declared", [["BertForMaskedLM"], ["BertForPreTraining"], ["BertModel"], None])
+def test_an_encoder_that_was_saved_with_other_heads(tmp_path: Path, declared: list[str] | None) -> None:
+    """As bert-base is: the heads and the pooler of its pretraining, under the name of one of them."""
+    saved = bert("BertForPreTraining")
+    model = load(save(tmp_path, saved, architectures=declared)).model
+    assert not hasattr(model, "generate")
+    assert all(torch.equal(value, saved.bert.state_dict()[key]) for key, value in model.base_model.state_dict().items())
+
+
+def test_an_encoder_that_was_saved_without_the_head_of_its_pretraining(tmp_path: Path) -> None:
+    model = load(save(tmp_path, bert(), architectures=["BertForMaskedLM"])).model
+    assert type(model).__name__ == "BertModel"
+
+
+@pytest.mark.parametrize(
+    ("saved", "edit", "kwargs"),
+    [
+        (bert(), None, {"auto_class": "BertForMaskedLM"}),
+        (bert(), without("encoder.layer.0.output.dense.weight"), {}),
+        (bert("BertForMaskedLM"), add("bert.encoder.layer.1.output.dense.weight"), {}),
+    ],
+)
+def test_an_encoder_that_lacks_more_than_a_head(
+    tmp_path: Path, saved: Any, edit: Callable[[Weights], object] | None, kwargs: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelLoadFailed, match="not those of Bert"):
+        load(save(tmp_path, saved, edit, architectures=["BertForMaskedLM"]), **kwargs)
+
+
+def test_a_head_that_an_answer_would_need(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadFailed, match=r"classifier\.weight"):
+        load(save(tmp_path, bert(), architectures=["BertForSequenceClassification"]))
+
+
+def test_a_part_of_a_composite_model(tmp_path: Path) -> None:
+    text = {**BERT, "vocab_size": 261, "max_position_embeddings": 64}
+    vision = {**BERT, "image_size": 28, "patch_size": 14}
+    del vision["vocab_size"]
+    saved = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+    model = load(save(tmp_path, saved), auto_class="CLIPTextModel").model
+    found, expected = model.state_dict(), saved.text_model.state_dict()
+    assert all(torch.equal(found[key.removeprefix("text_model.")], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize(
