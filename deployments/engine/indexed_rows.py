@@ -15,13 +15,26 @@ from deployments.engine.kv_layers import KeyValueRows
 class _ClearRows(KeyValueRows):
     """Columns left of a row's first token are zero: some indexers (GLM-5) read from the keys which columns count."""
 
+    def trim(self, lengths: Sequence[int], cuts: Sequence[int]) -> None:
+        super().trim(lengths, cuts)
+        for index, (length, cut) in enumerate(zip(lengths, cuts, strict=True)):
+            if cut > min(cuts):
+                self._clear(index, self.end - length)
+
     def append(self, other: KeyValueRows, index: int, length: int, cut: int, width: int) -> None:
-        buffers, start, rows = self.buffers, self.start, self.rows
         super().append(other, index, length, cut, width)
-        for buffer in self.buffers if self.rows > rows else ():
-            buffer[rows, :, self.start : self.end - self._kept(length - cut)] = 0
-            if self.buffers is buffers:
-                buffer[:rows, :, self.start : start] = 0
+        if other.is_initialized:
+            self._clear(self.rows - 1, self.end - (length - cut))
+
+    def drop(self, index: int) -> None:
+        super().drop(index)
+        if index < self.rows:
+            self._clear(index, self.start)
+
+    def _clear(self, index: int, end: int) -> None:
+        """Overwrite the first columns of a row, up to `end`."""
+        for buffer in self.buffers:
+            buffer[index, :, :end] = 0
 
 
 class IndexedRows(KeyValueRows):

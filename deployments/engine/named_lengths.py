@@ -16,10 +16,9 @@ LONGEST = 4608
 """Tokens of the longest prompt that is tried: the usual windows of 4,096 are crossed."""
 _MOST = 6
 
-# Not the count of tokens that indexed attention keeps: tiny scores tie there, and a tie goes by column.
 _LENGTH = re.compile(
     r"window|chunk|original_max|max_position|max_len|max_seq|seq_len|context|reach|extent|span|floor|thresh|block_size"
-    r"|memory|recent|local"
+    r"|memory|recent|local|topk|budget"
 )
 _WIDTH = re.compile(
     r"(^|_)(ids?|index|indices|dims?|rank|inner|layers?|heads?|experts?|seed|bits|theta|embd?|channels?|kernel|version"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from deployments.engine.capabilities import Capabilities
+from deployments.engine.forward import Forward
 from tests.engine.as_alone import as_alone
-from tests.engine.held import ONE_SHOT, ROWS
+from tests.engine.held import INDEXED, ONE_SHOT, ROWS
 from tests.engine.zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,3 +52,21 @@ def test_requests_that_wait_change_nothing(name: str) -> None:
     with as_alone(ZOO[name], max_rows=2) as checks:
         prompts = checks.prompts((40, 12, 9, 30), media=not checks.specimen.text)
         checks.queued(prompts, (40, 18, 25, 12))
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_what_a_row_leaves_in_its_place_does_not_count(name: str) -> None:
+    """Some indexers find a row's first token by what is in the columns before it."""
+    with as_alone(ZOO[name]) as checks:
+        prompts = checks.prompts([57, 45, 18], media=False)
+        runs = [checks.send(prompts[0], max_tokens=60), checks.send(prompts[1], max_tokens=4)]
+        runs[1].result()
+        checks.check(prompts, [*runs, checks.send(prompts[2])])
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_rows_mix_where_an_indexer_chooses(name: str) -> None:
+    with torch.inference_mode():
+        found = Capabilities.of(Forward(ZOO[name].build(), 512), 512)
+    assert 16 in found.crossed
+    assert found.mixes
