@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
+import copy
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from deployments.errors import BrokenHook, TemplateFailed, TroupeError, UnsupportedParameter, last_line
+from deployments.errors import BrokenHook, ModelError, TemplateFailed, TroupeError, UnsupportedParameter, last_line
 from deployments.messages import ChatPrompt
 from model_loaders.contract import Hook, ModelInfo
-from model_loaders.message_forms import Message, MessageForms, as_parts
-from model_loaders.reach import Marked, pattern_of
+from model_loaders.merging import merged
+from model_loaders.message_forms import Message, MessageForms
+from model_loaders.reach import SYSTEM_ROLES, Marked, is_said, pattern_of
 
 _TOOL = "qvztoolzvq"
 _SAMPLE_TOOL = {
@@ -31,6 +35,7 @@ _SAMPLE_TOOL = {
     },
 }
 _USER: Message = {"role": "user", "content": "Go on."}
+_SYSTEM: Message = {"role": "system", "content": "Be brief."}
 _VIEWS, _REMEMBERED = 32, 1024
 # Arguments of apply_chat_template that are not variables of the template.
 _NO_VARIABLES = ("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs")
@@ -61,24 +66,38 @@ class ChatTemplate:
         if chat.tools:
             self._check_tools(chat, view)
         messages = view.forms.shape(chat.messages)
+        try:
+            return self._whole(chat, view, messages)
+        except TemplateFailed:
+            unchanged = view.forms.shape(chat.messages, own_roles=True)
+            if not self._own or unchanged == messages:
+                raise
+            with contextlib.suppress(TemplateFailed):
+                return self._whole(chat, view, unchanged)
+            raise
+
+    def _whole(self, chat: ChatPrompt, view: _View, messages: list[Message]) -> str:
+        """The prompt text of messages in the template's form; all of them are in it."""
         if self._own:
             self._check_parts(messages, view.forms)
-        self._check_reach(chat, view, messages)
+        pattern = (pattern_of(messages), chat.merge_roles, chat.add_generation_prompt)
+        known = pattern in view.proven
+        if not known:
+            self._check_reach(chat, view, messages, pattern)
         try:
             text = self._write(chat, self._joined(chat, messages))
         except TroupeError:
             raise
         except Exception as error:
-            place = self._refused(chat, messages, error)
-            raise TemplateFailed(
-                f"The chat template of model {self.info.model_name!r} refuses {place or 'these messages'}: "
-                f"{last_line(error)}",
-                param=place or "messages",
-            ) from error
+            raise self._failure(chat, view, messages, error) from error
         if not isinstance(text, str):
             raise BrokenHook(
                 f"Hook apply_chat_template returned {type(text).__name__}; expected str (pass tokenize=False on)."
             )
+        if not self._own and not text.strip():
+            raise BrokenHook("Hook apply_chat_template returned an empty text; expected the prompt of the messages.")
+        if known and self._own and not is_said(messages, text):
+            self._check_reach(chat, view, messages, pattern)
         return text
 
     def source(self, given: str | None = None, *, tools: bool = False) -> str | None:
@@ -148,7 +167,8 @@ class ChatTemplate:
         if self._own and (source := self._passed(chat)) is not None:
             kwargs["chat_template"] = source
         kwargs.update(chat.template_kwargs)
-        written = [dict(message) for message in messages]
+        # A function of the loader may change what it is given.
+        written = [dict(message) if self._own else copy.deepcopy(message) for message in messages]
         if self._is_stock and any(m.get("content", "") is None for m in written):
             return self._with_nulls(written, kwargs)
         return self._function(written, **accepted(self._function, kwargs))
@@ -179,27 +199,31 @@ class ChatTemplate:
         return merged(messages) if chat.merge_roles else messages
 
     def _check_tools(self, chat: ChatPrompt, view: _View) -> None:
-        if view.shows_tools is None:
-            view.shows_tools = self._shows_tools(chat, view)
-        if not view.shows_tools:
+        system = bool(chat.messages) and chat.messages[0].get("role") in SYSTEM_ROLES
+        if system not in view.shows_tools:
+            view.shows_tools[system] = self._shows_tools(chat, view, system)
+        if not view.shows_tools[system]:
+            other = self._shows_tools(chat, view, not system)
+            where = "" if not other else " in a conversation that begins with a system message"
+            if other and not system:
+                where = " in a conversation that does not begin with a system message"
             raise UnsupportedParameter(
-                f"The chat template of model {self.info.model_name!r} has no place for tools. Give its loader a "
+                f"The chat template of model {self.info.model_name!r} has no place for tools{where}. Give its loader a "
                 "chat_template that has, or leave tools out.",
                 param="tools",
             )
 
-    def _shows_tools(self, chat: ChatPrompt, view: _View) -> bool:
-        """Whether a tool's name reaches the prompt; if the template refuses the sample, whether it speaks of tools."""
-        refused = True
-        for conversation in ([_USER], [{"role": "system", "content": "Be brief."}, _USER]):
-            try:
-                text = self._write(_sample(chat), view.forms.shape(conversation))
-            except Exception:
-                continue
-            refused = False
-            if isinstance(text, str) and _TOOL in text.lower():
-                return True
-        return refused and "tools" in (self.source(chat.chat_template, tools=True) or "tools")
+    def _shows_tools(self, chat: ChatPrompt, view: _View, system: bool) -> bool:
+        """Whether a tool's name reaches the prompt; if the template refuses the sample, whether it speaks of tools.
+
+        Args:
+            system: a system message stands first.
+        """
+        try:
+            text = self._write(_sample(chat), view.forms.shape([_SYSTEM, _USER] if system else [_USER]))
+        except Exception:
+            return "tools" in (self.source(chat.chat_template, tools=True) or "tools")
+        return isinstance(text, str) and _TOOL in text.lower()
 
     def _check_parts(self, messages: Sequence[Message], forms: MessageForms) -> None:
         """Refuse parts that the template has no place for."""
@@ -207,12 +231,15 @@ class ChatTemplate:
             content = message.get("content")
             if not isinstance(content, list):
                 continue
-            kinds = {str(part.get("type")) for part in content if isinstance(part, Mapping)}
-            if foreign := sorted(kinds - {"text", "image", "audio"}):
-                raise UnsupportedParameter(
-                    f"Model {self.info.model_name!r} reads no content parts of type {foreign[0]!r}.", param="messages"
-                )
-            if forms.reads(message["role"]) == "text":
+            for i, part in enumerate(content):
+                place = f"messages[{index}].content[{i}]"
+                if not forms.writes(message["role"], part):
+                    raise UnsupportedParameter(
+                        f"Invalid '{place}': model {self.info.model_name!r} reads no parts of type {part['type']!r}.",
+                        param=place,
+                    )
+            media = any(part["type"] != "text" for part in content)
+            if media and forms.reads(message["role"]) == "text":
                 raise TemplateFailed(
                     f"The chat template of model {self.info.model_name!r} writes texts only in messages of role "
                     f"{message['role']!r}, so it has no place for an image or a recording. Give its loader an "
@@ -220,20 +247,21 @@ class ChatTemplate:
                     param=f"messages[{index}].content",
                 )
 
-    def _check_reach(self, chat: ChatPrompt, view: _View, messages: list[Message]) -> None:
+    def _check_reach(self, chat: ChatPrompt, view: _View, messages: list[Message], pattern: Hashable) -> None:
         """Refuse a conversation of which a piece would not reach the prompt."""
-        pattern = (pattern_of(messages), chat.merge_roles, chat.add_generation_prompt)
-        if not messages or pattern in view.proven:
+        if not messages:
             return
         shows_system = self._own and view.forms.reaches(str(messages[0]["role"]))
-        marked = Marked(messages, strict=self._own, shows_system=shows_system)
-        if not marked.pieces:
+        for kept in ((), ("names",), ("names", "keys")):
+            marked = Marked(messages, strict=self._own, shows_system=shows_system, kept=kept)
+            if not marked.pieces:
+                return
+            text = self._tried(chat, marked.messages)
+            if text is not None:
+                break
+        else:
             return
-        try:
-            text = self._write(replace(chat, continue_final_message=False), self._joined(chat, marked.messages))
-        except Exception:
-            return
-        if isinstance(text, str) and (piece := marked.missing(text)) is not None:
+        if (piece := marked.missing(text)) is not None:
             raise TemplateFailed(
                 f"The chat template of model {self.info.model_name!r} does not write {piece.what}, so the model would "
                 "not see it. Leave it out of the request, or give the model's loader a chat_template that writes it.",
@@ -243,9 +271,44 @@ class ChatTemplate:
             view.proven.clear()
         view.proven.add(pattern)
 
-    def _refused(self, chat: ChatPrompt, messages: list[Message], error: Exception) -> str | None:
+    def _tried(self, chat: ChatPrompt, messages: list[Message]) -> str | None:
+        """The text of messages of a trial; None if there is none."""
+        try:
+            text = self._write(replace(chat, continue_final_message=False), self._joined(chat, messages))
+        except Exception:
+            return None
+        return text if isinstance(text, str) else None
+
+    def _failure(self, chat: ChatPrompt, view: _View, messages: list[Message], error: Exception) -> TroupeError:
+        """The error for a conversation that the template, or the function in its place, does not write."""
+        name, reason = self.info.model_name, last_line(error)
+        if not self._own:
+            if not isinstance(error, TemplateError | ValueError):
+                return ModelError(f"Hook apply_chat_template failed: {reason}")
+            place = self._refused(chat, messages, reason)
+            refusal = f"Hook apply_chat_template of model {name!r} refuses {place or 'these messages'}: {reason}"
+            return TemplateFailed(refusal, param=place or "messages")
+        short = [view.forms.shape(messages) for messages in ([_USER], [_SYSTEM, _USER])]
+        if all(self._tried(chat, messages) is None for messages in short):
+            with_tools = None if chat.tools else replace(chat, tools=[_SAMPLE_TOOL])
+            if with_tools and any(self._tried(with_tools, messages) is not None for messages in short):
+                return TemplateFailed(
+                    f"The chat template of model {name!r} cannot write a conversation without tools: {reason}. "
+                    "Send tools, or give its loader another chat_template.",
+                    param="tools",
+                )
+            return TemplateFailed(
+                f"The chat template of model {name!r} fails on any conversation: {reason}", param="messages"
+            )
+        place = self._refused(chat, messages, reason)
+        return TemplateFailed(
+            f"The chat template of model {name!r} refuses {place or 'these messages'}: {reason}",
+            param=place or "messages",
+        )
+
+    def _refused(self, chat: ChatPrompt, messages: list[Message], reason: str) -> str | None:
         """The message with which the template's refusal begins; None if no one message brings it about."""
-        reason, chat = last_line(error), replace(chat, continue_final_message=False)
+        chat = replace(chat, continue_final_message=False)
 
         def refuses(count: int) -> bool:
             try:
@@ -254,7 +317,7 @@ class ChatTemplate:
                 return last_line(other) == reason
             return False
 
-        if not self._own or len(messages) < 2 or not refuses(len(messages)):
+        if not refuses(len(messages)):
             return None
         first = bisect.bisect_left(range(1, len(messages)), True, key=refuses)
         return f"messages[{first}]"
@@ -265,37 +328,13 @@ class _View:
     """What is known of a template for one kind of request.
 
     Attributes:
-        shows_tools: tools reach the prompt; None until a request needs to know.
+        shows_tools: whether tools reach the prompt, with a system message first and without one, as far as known.
         proven: patterns of conversations of which every piece reaches the prompt.
     """
 
     forms: MessageForms
-    shows_tools: bool | None = None
+    shows_tools: dict[bool, bool] = field(default_factory=dict)
     proven: set[Hashable] = field(default_factory=set)
-
-
-def merged(messages: Sequence[Message]) -> list[Message]:
-    """Messages with neighbors of one role joined."""
-    joined: list[Message] = []
-    for message in messages:
-        last = joined[-1] if joined else None
-        if last and last["role"] == message["role"] and _is_plain(last) and _is_plain(message):
-            joined[-1] = {"role": message["role"], "content": _together(last["content"], message["content"])}
-        else:
-            joined.append(message)
-    return joined
-
-
-def _is_plain(message: Message) -> bool:
-    return message.keys() == {"role", "content"} and isinstance(message["content"], str | list)
-
-
-def _together(first: Any, second: Any) -> Any:
-    if not first or not second:
-        return first or second
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}\n\n{second}"
-    return [*as_parts(first), {"type": "text", "text": "\n\n"}, *as_parts(second)]
 
 
 def _sample(chat: ChatPrompt) -> ChatPrompt:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 Message = dict[str, Any]
-Reads = Literal["text", "parts", "both"]
+Reads = Literal["text", "parts", "both", "part"]
 
 # Letters and digits alone, so that no template escapes them; found whatever case the template gives them.
 _FIRST, _SECOND, _NAME, _KEY, _VALUE, _ROLE = (f"qvz{n}zvq" for n in range(6))
@@ -38,10 +38,14 @@ class _Absent:
     """In place of a content: the message has no such key."""
 
 
-_ABSENT = _Absent()
-Empty = str | _Absent | None
+class _EmptyPart:
+    """In place of a content: a list of one empty text."""
+
+
+_ABSENT, _EMPTY_PART = _Absent(), _EmptyPart()
+Empty = str | _Absent | _EmptyPart | None
 Form = Literal["object", "string"]
-_EMPTIES: tuple[Empty, ...] = (None, _ABSENT, "")
+_EMPTIES: tuple[Empty, ...] = (None, _ABSENT, "", _EMPTY_PART)
 _ARGUMENTS: tuple[Form, ...] = ("object", "string")
 _NOT_WRITTEN, _PERFECT = (False, False, False, 0), (True, True, True, 0)
 
@@ -75,16 +79,23 @@ class MessageForms:
         self._reads: dict[str, Reads] = {}
         self._roles: dict[str, str] = {}
         self._reached: dict[str, bool] = {}
+        self._kinds: dict[tuple[str, str], bool] = {}
 
-    def shape(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-        """Messages as the template reads them, one for one."""
+    def shape(self, messages: Sequence[Mapping[str, Any]], *, own_roles: bool = False) -> list[Message]:
+        """Messages as the template reads them, one for one.
+
+        Args:
+            own_roles: leave the messages their roles, but for results.
+        """
         ids: dict[str, str] = {}
-        return [self._shaped(message, ids) for message in messages]
+        roles = [str(message.get("role")) for message in messages]
+        roles = [role if own_roles and role not in _RESULT_ROLES else self.role(role) for role in roles]
+        return [self._shaped(message, role, ids) for message, role in zip(messages, roles, strict=True)]
 
     def describe(self) -> dict[str, Any]:
         """What was found, as JSON values."""
         calls = self.calls
-        named = {None: "null", "": "empty", _ABSENT: "absent"}
+        named = {None: "null", "": "empty", _ABSENT: "absent", _EMPTY_PART: "part"}
         return {
             "content": {role: self.reads(role) for role in _STANDARD},
             "null_content": {"without_calls": named[self.empty], "with_calls": named[calls.null]},
@@ -96,11 +107,25 @@ class MessageForms:
         """What the template reads as the content of a role's messages."""
         if role not in self._reads:
             parts = [{"type": "text", "text": _FIRST}, {"type": "text", "text": _SECOND}]
-            text = self._written(self._around(role, parts))
-            self._reads[role] = "text"
-            if text is not None and _as_text(text, _FIRST) and _as_text(text, _SECOND):
-                self._reads[role] = "both" if _has(self._written(self._around(role, _FIRST)), _FIRST) else "parts"
+            text = self._written(self._around(role, parts)) or ""
+            first, second = _as_text(text, _FIRST), _as_text(text, _SECOND)
+            if first and not _has(self._written(self._around(role, _FIRST)), _FIRST):
+                self._reads[role] = "parts" if second else "part"
+            else:
+                self._reads[role] = "both" if first and second else "text"
         return self._reads[role]
+
+    def writes(self, role: str, part: Mapping[str, Any]) -> bool:
+        """Whether the template may write a part: text, a medium, or the text of some other type (`thinking`)."""
+        kind = part["type"]
+        if kind in ("text", "image", "audio"):
+            return True
+        if not isinstance(part.get(kind), str):
+            return False
+        if (role, kind) not in self._kinds:
+            text = self._written(self._around(role, [{"type": kind, kind: _FIRST}]))
+            self._kinds[role, kind] = _as_text(text or "", _FIRST)
+        return self._kinds[role, kind]
 
     def role(self, role: str) -> str:
         """The name under which the template reads a role's messages; the role itself if no other is better."""
@@ -121,11 +146,16 @@ class MessageForms:
     def empty(self) -> Empty:
         """What stands in place of a content of null in an assistant's message without tool calls."""
 
-        def score(content: Empty) -> tuple[bool, int]:
-            text = self._written([self._user, _with_content({"role": "assistant"}, content), self._user])
-            return text is not None, -(text or "").count("None")
+        return max(_EMPTIES, key=self._empty_score)
 
-        return max(_EMPTIES, key=score)
+    @cached_property
+    def blank(self) -> Empty:
+        """The same for a content of ""."""
+        return "" if self._empty_score("")[0] else self.empty
+
+    def _empty_score(self, content: Empty) -> tuple[bool, int]:
+        text = self._written([self._user, _with_content({"role": "assistant"}, content), self._user])
+        return text is not None, -(text or "").count("None")
 
     @cached_property
     def calls(self) -> CallForm:
@@ -159,11 +189,10 @@ class MessageForms:
         )
         return True, whole, whole and meant, -text.count("None")
 
-    def _shaped(self, message: Mapping[str, Any], ids: dict[str, str]) -> Message:
-        role = self.role(str(message.get("role")))
+    def _shaped(self, message: Mapping[str, Any], role: str, ids: dict[str, str]) -> Message:
         calls = message.get("tool_calls")
         content = message.get("content")
-        if role == "assistant" and (content is None or content == ""):
+        if role == "assistant" and _is_empty(content):
             shaped = _with_content({**message, "role": role}, self._nothing(content, bool(calls)))
         else:
             shaped = {**message, "role": role, "content": self._content(content, role)}
@@ -173,18 +202,19 @@ class MessageForms:
             shaped["tool_call_id"] = ids[answered]
         return shaped
 
-    def _nothing(self, content: str | None, calls: bool) -> Empty:
+    def _nothing(self, content: Any, calls: bool) -> Empty:
         if calls:
             return self.calls.null if content is None else self.calls.blank
-        return self.empty if content is None else ""
+        return self.empty if content is None else self.blank
 
     def _content(self, content: Any, role: str) -> Any:
         if isinstance(content, list):
-            if any(part.get("type") != "text" for part in content) or self.reads(role) != "text":
+            if any(part.get("type") != "text" for part in content) or self.reads(role) in ("parts", "both"):
                 return content
-            return "\n".join(part["text"] for part in content)
-        if self._source is not None and isinstance(content, str) and self.reads(role) == "parts":
-            return [{"type": "text", "text": content}]
+            text = "\n".join(part["text"] for part in content)
+            return as_parts(text) if self.reads(role) == "part" else text
+        if self._source is not None and isinstance(content, str) and self.reads(role) in ("parts", "part"):
+            return as_parts(content)
         return content
 
     def _call(self, call: Mapping[str, Any], index: int, ids: dict[str, str]) -> Message:
@@ -251,8 +281,8 @@ class MessageForms:
 
     @property
     def _user(self) -> Message:
-        parts = self.reads("user") == "parts"
-        return {**_USER, "content": [{"type": "text", "text": _USER["content"]}]} if parts else _USER
+        parts = self.reads("user") in ("parts", "part")
+        return {**_USER, "content": as_parts(_USER["content"])} if parts else _USER
 
     def _called(self, content: Empty, arguments: Any) -> str | None:
         """A question, a call and its result; without the result if the template has no place for it."""
@@ -288,7 +318,14 @@ def _arguments_of(form: str) -> Any:
 def _with_content(message: Message, content: Empty) -> Message:
     if isinstance(content, _Absent):
         return {key: value for key, value in message.items() if key != "content"}
-    return {**message, "content": content}
+    return {**message, "content": as_parts("") if isinstance(content, _EmptyPart) else content}
+
+
+def _is_empty(content: Any) -> bool:
+    """Whether an assistant's content says nothing, in any form."""
+    if isinstance(content, list):
+        return all(part.get("type") == "text" and not part["text"] for part in content)
+    return content is None or content == ""
 
 
 def _parsed(given: Any) -> Any:

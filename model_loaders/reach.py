@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from model_loaders.message_forms import Message
 
-_SYSTEM = ("system", "developer")
+SYSTEM_ROLES = ("system", "developer")
 
 
 class Piece(NamedTuple):
@@ -31,18 +32,23 @@ class Marked:
     Args:
         strict: every message has to reach the prompt; else tool calls, their results and messages of roles that
             templates seldom know. Text beside tool calls and reasoning never have to.
+        kept: what of tool calls stays as it is, for templates that look a name up among the tools, or a key among the
+            arguments.
         shows_system: the template is known to write a system message that comes first. If there is no other, whether
             it does so in every turn is left to its author: Mistral's does while the user speaks last.
     """
 
-    def __init__(self, messages: Sequence[Message], *, strict: bool, shows_system: bool) -> None:
+    def __init__(
+        self, messages: Sequence[Message], *, strict: bool, shows_system: bool, kept: Sequence[str] = ()
+    ) -> None:
         self.pieces: list[Piece] = []
         self._count = 0
         self._names: dict[str, str] = {}
         self._ids: dict[str, str] = {}
         self._strict = strict
-        systems = sum(message["role"] in _SYSTEM for message in messages)
-        self._trusted = shows_system and systems == 1
+        self._kept = kept
+        systems = sum(message["role"] in SYSTEM_ROLES for message in messages)
+        self._trusted = shows_system and systems == 1 and len(messages) > 1
         self.messages = [self._message(message, index) for index, message in enumerate(messages)]
 
     def missing(self, text: str) -> Piece | None:
@@ -71,7 +77,7 @@ class Marked:
         role = message["role"]
         if role == "assistant":
             return self._strict and not message.get("tool_calls")
-        if role in _SYSTEM:
+        if role in SYSTEM_ROLES:
             return self._strict and not (index == 0 and self._trusted)
         return self._strict or role != "user"
 
@@ -100,9 +106,9 @@ class Marked:
 
     def _call(self, call: Mapping[str, Any], place: str) -> Message:
         function = call["function"]
-        name = self._mark()
+        name = function["name"] if "names" in self._kept else self._mark()
         self._names[function["name"]] = name
-        self.pieces.append(Piece(name, place, f"the tool call {place}"))
+        self.pieces.append(Piece(name.lower(), place, f"the tool call {place}"))
         arguments, marks = self._arguments(function["arguments"])
         what = f"the arguments of the tool call {place}"
         self.pieces.extend(Piece(mark, f"{place}.function.arguments", what) for mark in marks)
@@ -117,6 +123,9 @@ class Marked:
             return arguments, []
         if isinstance(arguments, list):
             return [mark := self._mark()], [mark]
+        if "keys" in self._kept and isinstance(arguments, Mapping):
+            marked = {key: self._mark() if isinstance(value, str) else value for key, value in arguments.items()}
+            return marked, [marked[key] for key, value in arguments.items() if isinstance(value, str)]
         key, value = self._mark(), self._mark()
         if isinstance(arguments, Mapping):
             return {key: value}, [key, value]
@@ -132,6 +141,27 @@ def pattern_of(messages: Sequence[Message]) -> Hashable:
     kinds = [_kind(message) for message in messages]
     triples = zip([None, *kinds], kinds, [*kinds[1:], None], strict=False)
     return frozenset((triple, min(count, 2)) for triple, count in Counter(triples).items())
+
+
+def is_said(messages: Sequence[Message], prompt: str) -> bool:
+    """Whether a prompt has every text as it is, or as JSON, but for texts beside tool calls.
+
+    A template may leave out the earliest messages of a long conversation, or those with certain words.
+    """
+    contents = (message.get("content") for message in messages if not message.get("tool_calls"))
+    texts = (text for content in contents for text in _texts(content))
+    return all(text in prompt or any(_as_json(text, ascii_) in prompt for ascii_ in (False, True)) for text in texts)
+
+
+def _texts(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content.strip()]
+    parts = content if isinstance(content, list) else ()
+    return [part["text"].strip() for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+
+
+def _as_json(text: str, ascii_: bool) -> str:
+    return json.dumps(text, ensure_ascii=ascii_)[1:-1]
 
 
 def _kind(message: Message) -> Hashable:

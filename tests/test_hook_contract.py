@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from jinja2 import TemplateError
 
 from deployments.check_loader import check
 from deployments.config import ModelEntry
@@ -28,6 +29,7 @@ TEMPLATES: list[tuple[Any, str]] = [
     (None, "Hook apply_chat_template returned NoneType"),
     ([1, 2], "Hook apply_chat_template returned list"),
     (b"Hi", "Hook apply_chat_template returned bytes"),
+    ("", "Hook apply_chat_template returned an empty text"),
 ]
 ENCODED: list[tuple[Any, str]] = [
     ({"input_ids": [[72, 99999]]}, "Hook encode returned the token id 99999; expected the model's ids 0 to 260"),
@@ -143,6 +145,55 @@ def test_a_generate_hook_that_breaks_it(stream: bool) -> None:
         answer = client.post("/v1/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_error")
     assert "Hook generate returned 2 tokens; expected whole numbers" in answer.json()["error"]["message"]
+
+
+def test_a_generate_hook_that_raises_is_named() -> None:
+    def generate(input_ids: torch.Tensor) -> torch.Tensor:
+        raise KeyError("cache")
+
+    with TestClient(model_app(model(generate=generate))) as client:
+        answer = client.post("/v1/completions", json={"model": "m", "prompt": "a text", "max_tokens": 2})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_error")
+    assert "Hook generate failed: KeyError" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "param"),
+    [
+        (TemplateError("roles must alternate"), 400, "messages[1]"),
+        (ValueError("roles must alternate"), 400, "messages[1]"),
+        (KeyError("content"), 500, None),
+        (TypeError("not a string"), 500, None),
+    ],
+)
+def test_a_template_hook_that_raises(raised: Exception, status: int, param: str | None) -> None:
+    """Refused messages are the client's fault, everything else is the hook's."""
+
+    def write(messages: list[Any]) -> str:
+        if any(message["content"] == "no" for message in messages):
+            raise raised
+        return "Hi"
+
+    with TestClient(model_app(model(apply_chat_template=write))) as client:
+        messages = [{"role": "user", "content": text} for text in ("yes", "no", "yes")]
+        answer = client.post("/v1/chat/completions", json={"model": "m", "messages": messages, "max_tokens": 2})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+    assert "ook apply_chat_template" in answer.json()["error"]["message"]
+
+
+def test_a_template_hook_may_change_its_messages() -> None:
+    """The same request is written again, by a trial or for another choice."""
+
+    def write(messages: list[Any]) -> str:
+        called = [call["function"].pop("arguments") for call in messages[1]["tool_calls"]]
+        return f"{messages[0]['content']}{messages[1]['tool_calls']}{called}"
+
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sea"}'}}
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    with TestClient(model_app(model(apply_chat_template=write))) as client:
+        for _ in range(2):
+            answer = client.post("/v1/chat/completions/render", json={"model": "m", "messages": messages})
+            assert "sea" in answer.json()["prompt"]
 
 
 def test_a_hook_that_raises_or_hangs_at_load_may_still_serve(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,11 +19,12 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from deployments.engine.admission import vocab_size
+from deployments.engine.failures import as_error
 from deployments.engine.generate_result import GenerateContract
 from deployments.engine.job import Job
 from deployments.engine.random_state import RANDOM_STATE, TURN_LIMIT_S, Turn
 from deployments.engine.sampling import Sampled
-from deployments.errors import ModelError
+from deployments.errors import ModelError, TroupeError, last_line
 from deployments.messages import SamplingParams
 from model_loaders.contract import ModelInfo
 
@@ -90,6 +91,8 @@ class GenerateHook:
                 returned = self._call(kwargs, streamer, job)
             except _Ended:
                 return
+            except Exception as error:
+                raise _named(error) from error
         _check_kept(turn, seed)
         tokens = contract.new_tokens(returned)
         given = streamer.given
@@ -218,6 +221,14 @@ def _check_kept(turn: Turn, seed: int | None) -> None:
             "on: its random numbers are no longer those of the seed. Let the hook take a streamer or "
             "stopping_criteria, or raise hook_timeout_s."
         )
+
+
+def _named(error: Exception) -> TroupeError:
+    """The error of the request whose hook raised."""
+    failed = as_error(error)
+    if isinstance(error, TroupeError) or type(failed) is not ModelError:
+        return failed
+    return ModelError(f"Hook generate failed: {last_line(error)}")
 
 
 def _known_ids(info: ModelInfo) -> int | None:

@@ -56,11 +56,11 @@ def _message(message: object, place: str) -> Message:
 
 def _content(message: Mapping[str, Any], place: str, *, optional: bool) -> str | list[Any] | None:
     content = message.get("content")
+    if content in (None, "", []) and (spoken := _spoken(message, place)):
+        return spoken
     if isinstance(content, str):
         return content
     if content is None:
-        if isinstance(message.get("refusal"), str):
-            return str(message["refusal"])
         if optional:
             return None
         raise BadRequest(
@@ -71,6 +71,16 @@ def _content(message: Mapping[str, Any], place: str, *, optional: bool) -> str |
     if not isinstance(content, list):
         raise _bad(f"{place}.content", "input should be a string or a list of parts", content)
     return [_part(part, f"{place}.content[{index}]") for index, part in enumerate(content)]
+
+
+def _spoken(message: Mapping[str, Any], place: str) -> str | None:
+    """What an answer without a content says: its refusal, or what was heard."""
+    audio = message.get("audio")
+    heard = audio.get("transcript") if isinstance(audio, Mapping) else None
+    if audio is not None and not isinstance(heard, str):
+        raise _bad(f"{place}.audio", "this server keeps no recordings; send the content or its transcript", audio)
+    refusal = message.get("refusal")
+    return refusal if isinstance(refusal, str) and refusal else heard
 
 
 def _part(part: object, place: str) -> Message:

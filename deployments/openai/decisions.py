@@ -18,7 +18,7 @@ from uuid import uuid4
 from fastapi import Response
 
 from deployments.client import Rendered
-from deployments.errors import BadRequest, UnsupportedParameter
+from deployments.errors import BadRequest, TroupeError, UnsupportedParameter
 from deployments.messages import ChatPrompt, GenerateCall, SamplingParams, TextPrompt, Usage
 from deployments.model_card import ModelCard
 from deployments.openai.answer import json_answer, to_json
@@ -34,12 +34,14 @@ from deployments.openai.fields import parse_fields
 from deployments.openai.logprobs import UNLIKELY
 from deployments.openai.media import inline_media
 from deployments.openai.responses import usage_of
-from deployments.openai.responses_input import item_messages
+from deployments.openai.responses_input import item_messages, name_items
 from deployments.openai.sampling import check_choices
 
 _LETTERS = string.ascii_uppercase
 # Long enough that the tokens at its end are those of the whole prompt.
 _TAIL = 200
+
+Items = str | list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,17 @@ async def create_decision(exchange: Exchange) -> Response:
     """Answer questions that have fixed answers with the probability of each."""
     body, card = await exchange.read(DecisionsBody)
     check_choices(len(body.questions), exchange.options)
-    messages = await until_disconnect(
-        exchange.request.receive, inline_media(_input_messages(body.input), exchange.options)
-    )
+    items = _known_items(body.input)
+    try:
+        return await _respond(exchange, body, card, items)
+    except TroupeError as error:
+        name_items(error, items)
+        raise
+
+
+async def _respond(exchange: Exchange, body: DecisionsBody, card: ModelCard, items: Items) -> Response:
+    given = [{"role": "user", "content": items}] if isinstance(items, str) else item_messages(items, "input")
+    messages = await until_disconnect(exchange.request.receive, inline_media(given, exchange.options))
     prompts = [_prompt(exchange, body, card, messages, index) for index in range(len(body.questions))]
     return await json_answer(exchange, _decision(exchange, body, card, prompts))
 
@@ -225,14 +235,13 @@ def _answer(question: Question, logprobs: Sequence[float]) -> Answer:
     }
 
 
-def _input_messages(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The input as messages of a chat."""
+def _known_items(given: Items) -> Items:
+    """The input as the Responses API has it."""
     if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+        return given
     if not given:
         raise BadRequest("Invalid 'input': there is no item; send at least one.", param="input")
-    items = [_known_item(item, f"input[{index}]") for index, item in enumerate(given)]
-    return item_messages(items, "input")
+    return [_known_item(item, f"input[{index}]") for index, item in enumerate(given)]
 
 
 def _known_item(item: Mapping[str, Any], place: str) -> dict[str, Any]:

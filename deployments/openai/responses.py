@@ -21,7 +21,7 @@ from deployments.openai.exchange import SAMPLING_HEADER, Exchange
 from deployments.openai.fields import parse_fields
 from deployments.openai.logprobs import chat_logprobs
 from deployments.openai.message import MessageWriter
-from deployments.openai.responses_input import chat_fields, wants_logprobs
+from deployments.openai.responses_input import chat_fields, name_items, wants_logprobs
 from deployments.openai.responses_items import ItemStream, output_items
 from deployments.openai.responses_schema import Item, ResponseObject, ResponsesBody, ResponseUsage
 from deployments.openai.sampling import check_stream_options, effective
@@ -33,6 +33,14 @@ _SENT_AS = {"response_format": "text.format", "max_tokens": "max_output_tokens",
 async def create_response(exchange: Exchange) -> Response:
     """Answer a conversation given as items, at once or as a stream of events."""
     body, card = await exchange.read(ResponsesBody)
+    try:
+        return await _answer(exchange, body, card)
+    except TroupeError as error:
+        name_items(error, body.input, body.instructions)
+        raise
+
+
+async def _answer(exchange: Exchange, body: ResponsesBody, card: ModelCard) -> Response:
     check_stream_options(exchange.given)
     fields = chat_fields(body, body.settled.fields)
     for ours, sent in _SENT_AS.items():

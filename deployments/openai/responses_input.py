@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deployments.errors import BadRequest, UnsupportedParameter
+from deployments.errors import BadRequest, TroupeError, UnsupportedParameter
 from deployments.openai.fields import shown
 from deployments.openai.responses_schema import ResponsesBody
 from deployments.openai.sampling import GenerationBody
@@ -138,6 +139,49 @@ def _add_item(messages: list[dict[str, Any]], item: object, place: str) -> None:
             messages.append({"role": "assistant", "reasoning_content": text})
         case kind:
             raise UnsupportedParameter(f"This server does not support '{place}' of type {shown(kind)}.", param=place)
+
+
+def name_items(error: TroupeError, given: Any, instructions: object = None) -> None:
+    """Let an error about the messages of a chat name the items that they were made of.
+
+    Args:
+        given: the request's `input`.
+        instructions: its instructions, which stand before them.
+    """
+    if not (error.param or "").startswith("messages"):
+        return
+    places = _places(given, instructions)
+
+    def item(found: re.Match[str]) -> str:
+        message, call, field = found[1], found[2] or "", found[3] or ""
+        place = places.get(message + call) or places.get(message, "input")
+        if place in ("input", "instructions"):
+            return place
+        if call:
+            return place + field.replace(".function", "")
+        return place + (field.replace(".content", ".output") if places.get(f"{message}.content") == "output" else field)
+
+    pattern = r"(messages\[\d+\])(\.tool_calls\[\d+\])?((?:\.\w+)*)"
+    error.message = re.sub(pattern, item, error.message)
+    error.param = "input" if error.param == "messages" else re.sub(pattern, item, str(error.param))
+
+
+def _places(given: Any, instructions: object) -> dict[str, str]:
+    """By message or call of the chat: the item that it was made of."""
+    messages: list[dict[str, Any]] = [{"role": "system"}] if instructions else []
+    places = {"messages[0]": "instructions"} if instructions else {}
+    for index, item in enumerate(given if isinstance(given, list) else ()):
+        _add_item(messages, item, f"input[{index}]")
+        message = f"messages[{len(messages) - 1}]"
+        match item.get("type", "message"):
+            case "function_call":
+                places[f"{message}.tool_calls[{len(messages[-1]['tool_calls']) - 1}]"] = f"input[{index}]"
+                places.setdefault(message, f"input[{index}]")
+            case "function_call_output":
+                places |= {message: f"input[{index}]", f"{message}.content": "output"}
+            case _:
+                places[message] = f"input[{index}]"
+    return places
 
 
 def _is_open(messages: list[dict[str, Any]], field: str) -> bool:

@@ -150,10 +150,10 @@ def test_fields_that_change_nothing(client: OpenAI) -> None:
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning_of_others"}]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_json", "data": 1}]}]}, "input[0].content[0].data"),
-        ({"input": "x" * 5000}, "messages"),
+        ({"input": "x" * 5000}, "input"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,"}]}]},
-            "messages[0].content[0].image_url",
+            "input[0].content[0].image_url",
         ),
     ],
 )
