@@ -13,12 +13,14 @@ class ReasoningMarkers:
         opening, closing: the texts around the reasoning.
         begins: in a format of channels, the text that begins any message; empty in others.
         answer: in a format of channels, the texts after which, all of them in this order, the answer begins.
+        between: in a format of channels, what stands between the end of the reasoning and those.
     """
 
     opening: str
     closing: str
     begins: str = ""
     answer: tuple[str, ...] = ()
+    between: str = ""
 
     @property
     def first(self) -> str:
@@ -29,6 +31,11 @@ class ReasoningMarkers:
     def last(self) -> tuple[str, ...]:
         """The texts after which the answer begins."""
         return self.answer or (self.closing,)
+
+    @property
+    def end(self) -> str:
+        """All that ends the reasoning and begins the answer."""
+        return self.closing + self.between + "".join(self.answer)
 
     def opened_by(self, prompt: str | None, *, continued: bool) -> bool:
         """Whether a prompt leaves the reasoning open.

@@ -35,7 +35,13 @@ class AnswerGrammar(Protocol):
 
 
 class MarkerTokens(Protocol):
-    """The texts of a vocabulary, special tokens included."""
+    """The texts of a vocabulary, special tokens included.
+
+    Attributes:
+        eos_ids: tokens that end the text.
+    """
+
+    eos_ids: frozenset[int]
 
     def text_of(self, token_id: int) -> bytes:
         """The bytes of a token."""
@@ -71,6 +77,9 @@ class AfterReasoning:
         self._tokens = tokens
         self._opening = markers.first.encode()
         self._closings = [text.encode() for text in markers.last]
+        self._end = markers.end.encode()
+        # What is left of the end of a reasoning that the model did not end.
+        self._owed = b""
         self._left = max_tokens
         self._inside = opened
         self._undecided = not opened
@@ -93,7 +102,8 @@ class AfterReasoning:
     def advance(self, token_id: int) -> int:
         self._left -= 1
         if self._inside:
-            return self._reason(token_id)
+            ends = self._owed or token_id in self._tokens.eos_ids
+            return self._reason(self._ending(token_id) if ends else token_id)
         if self._undecided:
             return self._begin(token_id)
         assert self._answer is not None
@@ -128,6 +138,15 @@ class AfterReasoning:
             return self._reason(token_id)
         self._undecided = self._opening.startswith(text)
         self._text = text
+        return token_id
+
+    def _ending(self, token_id: int) -> int:
+        """The next token of the end of the reasoning; the given one if no token begins it."""
+        owed = self._owed or self._end
+        for size in range(len(owed), 0, -1):
+            if (found := self._tokens.exact(owed[:size])) is not None:
+                self._owed = owed[size:]
+                return found
         return token_id
 
     def _reason(self, token_id: int) -> int:

@@ -156,6 +156,8 @@ class ReasoningText:
         self._markers = markers
         self.begun = opened
         self._held = ""
+        # The newlines after it are its end: readers drop them.
+        self._ending = False
 
     def split(self, text: str, *, last: bool = False) -> tuple[str, str]:
         """What is reasoning, markers included, and what is answer; only what may be either is held back.
@@ -163,6 +165,10 @@ class ReasoningText:
         Args:
             last: nothing follows.
         """
+        if self._ending:
+            answer = text.lstrip("\n")
+            self._ending = not answer
+            return text[: len(text) - len(answer)], answer
         if not self.inside:
             return "", text
         text, self._held = self._held + text, ""
@@ -178,7 +184,9 @@ class ReasoningText:
         found = text.find(self._markers.closing)
         if found >= 0:
             self.inside, end = False, found + len(self._markers.closing)
-            return text[:end], text[end:]
+            answer = text[end:].lstrip("\n")
+            self._ending = not answer
+            return text[: len(text) - len(answer)], answer
         size = 0 if last else held_back(text, self._markers.closing)
         self._held = text[len(text) - size :]
         return text[: len(text) - size], ""

@@ -100,7 +100,12 @@ class Vocabulary:
             return frozenset()
         if not markers:
             return self.special_ids
-        kept = {i for text, i in self.special_contents.items() if text and any(text in each for each in markers)}
+        # A special token may be a part of a marker, or a marker and the white space around it.
+        kept = {
+            i
+            for text, i in self.special_contents.items()
+            if text and any(text in each or each in text for each in markers)
+        }
         return self.special_ids - kept
 
     def token_text(self, token_id: int) -> str:

@@ -59,6 +59,7 @@ async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> Chat
     prompt, tools = await read_chat(exchange, body, card)
     sampling = _sampling(body, exchange.options, tools)
     reading = await _reading(exchange, card, tools, prompt.chat_template, body.include_reasoning)
+    reading = replace(reading, constrained=sampling.grammar is not None)
     sampling = replace(sampling, markers=reading.markers)
     if reading.template is not None:
         # Its patterns are written for a text with all special tokens.

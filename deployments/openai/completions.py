@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -29,7 +29,7 @@ from deployments.openai.answer import DONE, Chunks, build, json_answer, sse, sse
 from deployments.openai.choices import Choice, gather
 from deployments.openai.completions_schema import CompletionBody, CompletionChoice, PromptInput, TextCompletion
 from deployments.openai.exchange import SAMPLING_HEADER, Exchange
-from deployments.openai.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
+from deployments.openai.logprobs import CompletionLogprobs, TextOffsets, completion_logprobs, prompt_logprobs
 from deployments.openai.options import ApiOptions
 from deployments.openai.sampling import check_choices, check_logprobs, check_stream_options, effective
 from deployments.openai.usage import RunningUsage, usage_object
@@ -78,10 +78,10 @@ def _best_of(body: CompletionBody) -> int | None:
 
 @dataclass(slots=True)
 class Streamed:
-    """What a streamed choice remembers: prompt scores not yet sent, characters its logprobs have covered."""
+    """What a streamed choice remembers: prompt scores not yet sent, and where its next token begins."""
 
     scores: tuple[TokenLogprob | None, ...] = ()
-    covered: int = 0
+    offsets: TextOffsets = field(default_factory=TextOffsets)
 
 
 class CompletionAnswer:
@@ -156,7 +156,11 @@ class CompletionAnswer:
         return accepted.prompt_token_ids[index // self._body.n]
 
     async def _logprobs(
-        self, tokens: Sequence[TokenLogprob | None], index: int, accepted: Accepted, start: int = 0
+        self,
+        tokens: Sequence[TokenLogprob | None],
+        index: int,
+        accepted: Accepted,
+        offsets: TextOffsets | None = None,
     ) -> CompletionLogprobs:
         first = None
         if tokens and tokens[0] is None:
@@ -165,7 +169,7 @@ class CompletionAnswer:
             first = Candidate(token_id=prompt_ids[0], token=text, bytes=text.encode(), logprob=0.0)
         as_ids = self._body.return_tokens_as_token_ids
         return await build(
-            lambda: completion_logprobs(tokens, start=start, as_ids=as_ids, first=first), large=self._large
+            lambda: completion_logprobs(tokens, offsets=offsets, as_ids=as_ids, first=first), large=self._large
         )
 
     async def chunks(self) -> Chunks:
@@ -217,9 +221,7 @@ class CompletionAnswer:
             shape["prompt_logprobs"] = await build(lambda: prompt_logprobs(scores), large=self._large)
         if self._body.logprobs is not None:
             tokens = [*(scores if self._body.echo else ()), *(delta.logprobs or ())]
-            logprobs = await self._logprobs(tokens, delta.choice, accepted, streamed.covered)
-            streamed.covered += sum(map(len, logprobs["tokens"]))
-            shape["logprobs"] = logprobs
+            shape["logprobs"] = await self._logprobs(tokens, delta.choice, accepted, streamed.offsets)
         shape.update(self._extras(delta.choice, delta.token_ids, accepted))
         return shape
 

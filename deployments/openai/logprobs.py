@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,25 +58,45 @@ def _top(token: TokenLogprob | Candidate, as_ids: bool) -> TopLogprob:
     return {"token": _name(token, as_ids), "logprob": finite(token.logprob), "bytes": list(token.bytes)}
 
 
+class TextOffsets:
+    """Where tokens begin in their text, in characters; one that goes on with a character begins where that does."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def next(self, token: Candidate | TokenLogprob) -> int:
+        """Where the next token begins."""
+        if token.bytes and token.bytes[0] & 0xC0 != 0x80:
+            # No continuation byte: a character that has begun is never finished.
+            self._offset += len(self._decoder.decode(b"", final=True))
+        offset = self._offset
+        self._offset += len(self._decoder.decode(token.bytes))
+        return offset
+
+
 def completion_logprobs(
-    tokens: Iterable[TokenLogprob | None], *, start: int = 0, as_ids: bool = False, first: Candidate | None = None
+    tokens: Iterable[TokenLogprob | None],
+    *,
+    offsets: TextOffsets | None = None,
+    as_ids: bool = False,
+    first: Candidate | None = None,
 ) -> CompletionLogprobs:
     """The completions shape. A None among `tokens` is the first token of a prompt, which nothing predicts.
 
     Args:
-        start: characters of the choice's text before these tokens.
+        offsets: of the tokens of the choice so far; these are added.
         as_ids: write every token as `token_id:N`.
         first: the token that is None.
     """
     shape: CompletionLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    offset = start
+    offsets = offsets or TextOffsets()
     for token in tokens:
         here = token or first or NO_TOKEN
         shape["tokens"].append(_name(here, as_ids))
         shape["token_logprobs"].append(None if token is None else finite(token.logprob))
         shape["top_logprobs"].append(None if token is None else _by_name(token, as_ids))
-        shape["text_offset"].append(offset)
-        offset += len(here.token)
+        shape["text_offset"].append(offsets.next(here))
     return shape
 
 

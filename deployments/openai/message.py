@@ -32,6 +32,7 @@ class Reading:
         template: the tokenizer's own description of its answers, which says both in place of the other two.
         reasoning: the markers of its reasoning; None leaves it in the content.
         include_reasoning: give the reasoning out.
+        constrained: the answer follows a grammar, which begins after the reasoning.
     """
 
     tools: ToolSet | None = None
@@ -39,6 +40,7 @@ class Reading:
     template: Mapping[str, Any] | None = None
     reasoning: ReasoningMarkers | None = None
     include_reasoning: bool = True
+    constrained: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -61,7 +63,8 @@ class Reading:
             described = TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
             return described if forced is None else ContentSplitter(described, forced)
         if self.family is not None and self.family.harmony:
-            return HarmonySplitter() if forced is None else ContentSplitter(HarmonySplitter(), forced)
+            channels = HarmonySplitter(calls=self.tools is not None, only_final=self.constrained)
+            return channels if forced is None else ContentSplitter(channels, forced)
         calls: Splitter = forced or Plain()
         if forced is None and self.tools is not None and self.family is not None:
             calls = CallSplitter(self.family, self.tools.schemas)

@@ -184,15 +184,31 @@ def _escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
+_DATA = {"const", "default", "enum", "example", "examples"}
+_NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+
+
 def _rebased(schema: Any, base: str) -> Any:
     """A schema whose references to itself are right where the schema stands at `base`."""
-    if isinstance(schema, Mapping):
-        rebased = {key: _rebased(value, base) for key, value in schema.items() if key != "$schema"}
-        reference = rebased.get("$ref")
-        if isinstance(reference, str) and reference.startswith("#"):
-            rebased["$ref"] = base + reference[1:]
-        return rebased
-    return [_rebased(item, base) for item in schema] if isinstance(schema, list) else schema
+    if isinstance(schema, list):
+        return [_rebased(item, base) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    # A document of its own no longer: what names it would change what references mean.
+    rebased = {key: _keyword(key, value, base) for key, value in schema.items() if key not in ("$schema", "$id")}
+    reference = rebased.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        rebased["$ref"] = base + reference[1:]
+    return rebased
+
+
+def _keyword(key: str, value: Any, base: str) -> Any:
+    """The value of a schema's keyword: data, schemas by name, a schema or a list of them."""
+    if key in _DATA:
+        return value
+    if key in _NAMED and isinstance(value, Mapping):
+        return {name: _rebased(each, base) for name, each in value.items()}
+    return _rebased(value, base)
 
 
 class ForcedCalls:

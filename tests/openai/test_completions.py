@@ -8,7 +8,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.openai.conftest import Server
+from tests.openai.conftest import Serve, Server
+from tests.openai.saying import say
 
 MODEL = "org/scripted"
 IDS = [ord(character) for character in "tail"]
@@ -87,6 +88,32 @@ def test_echo_with_logprobs(server: Server, max_tokens: int, stream: bool) -> No
             assert own == max(top.values())
     assert lists[0]["tokens"][:4] == list("tail")
     assert lists[0]["text_offset"][:4] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+@pytest.mark.parametrize("echo", [False, True])
+def test_offsets_are_those_of_the_text(serve: Serve, echo: bool, as_ids: bool) -> None:
+    client = serve([{"id": "bytes", "loader": "tests.openai.saying:load_model"}]).client(
+        timeout=60, _strict_response_validation=False
+    )
+    extra = {"return_tokens_as_token_ids": as_ids, "skip_special_tokens": False}
+    text = "aé日😀b"
+    fields: Any = {
+        "model": "bytes",
+        "prompt": say(text),
+        "logprobs": 0,
+        "temperature": 0,
+        "max_tokens": 30,
+        "echo": echo,
+    }
+    whole = client.completions.create(**fields, extra_body=extra).choices[0]
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**fields, extra_body=extra, stream=True)]
+    offsets = whole.logprobs.text_offset
+    assert [offset for chunk in chunks for offset in chunk.logprobs.text_offset] == offsets
+    # One token a byte: the tokens of a character begin where it does.
+    said = [character for character in text for _ in character.encode()]
+    assert [whole.text[offset] for offset in offsets[-len(said) - 1 : -1]] == said
+    assert offsets[-1] == len(whole.text)
 
 
 def test_logprobs_without_echo(client: OpenAI) -> None:

@@ -55,6 +55,7 @@ def client(serve: Serve) -> OpenAI:
     models += [
         model("special", "rows", special=["<think>", "</think>"]),
         model("merged", "rows", plain=[">\n\n{", ">x"]),
+        model("spaced", "rows", special=["<think> ", "</think>\n\n"]),
     ]
     harmony = {**model("harmony", "rows"), "api": {"reasoning_parser": "harmony", "tool_parser": "harmony"}}
     described = {**model("described", "rows"), "api": {}, "loader": "tests.openai.saying:described"}
@@ -137,6 +138,31 @@ def test_markers_of_any_kind_of_token(client: OpenAI, model: str) -> None:
             assert is_answer(choice.message.content)
 
 
+@pytest.mark.parametrize("model", [*ENGINES, "special", "merged", "spaced"])
+@pytest.mark.parametrize("name", ["json_schema", "choice", "lark"])
+def test_a_turn_that_ends_within_the_reasoning_has_an_answer(client: OpenAI, name: str, model: str) -> None:
+    constraint, fits = CONSTRAINTS[name]
+    for template, thought in (({"think": True}, THOUGHT), ({}, f"<think> {THOUGHT}")):
+        choice = ask(client, model, thought, template, extra_body=constraint).choices[0]
+        assert choice.message.reasoning_content.strip() == THOUGHT
+        assert fits(choice.message.content)
+        reasoning, content, reasons = streamed(
+            ask(client, model, thought, template, extra_body=constraint, stream=True)
+        )
+        assert (reasoning.strip(), content, reasons) == (THOUGHT, choice.message.content, [choice.finish_reason])
+
+
+def test_markers_with_the_white_space_around_them(client: OpenAI) -> None:
+    message = ask(client, "spaced", f"<think> {THOUGHT}</think>\n\nfour", {}).choices[0].message
+    assert (message.reasoning_content.strip(), message.content) == (THOUGHT, "four")
+    constraint, fits = CONSTRAINTS["json_schema"]
+    message = (
+        ask(client, "spaced", f"{THOUGHT}</think>\n\nfour", {"think": True}, extra_body=constraint).choices[0].message
+    )
+    assert message.reasoning_content == THOUGHT
+    assert fits(message.content)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "fields", [c for c, _ in CONSTRAINTS.values()] + [{"tools": [TOOL], "tool_choice": "required"}]
@@ -155,6 +181,19 @@ def test_stop_strings_count_in_the_answer_only(client: OpenAI, engine: str) -> N
     text = f'{THOUGHT}</think>{{"answer": 42}}'
     choice = ask(client, engine, text, {"think": True}, extra_body=CONSTRAINTS["json_schema"][0], stop="so").choices[0]
     assert (choice.message.content, choice.finish_reason) == ('{"answer": 42}', "stop")
+
+
+@pytest.mark.parametrize("model", [*ENGINES, "special", "spaced"])
+def test_newlines_between_reasoning_and_answer_are_no_stop_strings(client: OpenAI, model: str) -> None:
+    constraint, _ = CONSTRAINTS["json_schema"]
+    for stop in ("\n", "\n\n"):
+        text = f'{THOUGHT}</think>\n\n{{"answer": 42}}'
+        choice = ask(client, model, text, {"think": True}, extra_body=constraint, stop=stop).choices[0]
+        assert (choice.message.reasoning_content, choice.message.content) == (THOUGHT, '{"answer": 42}')
+        given = streamed(
+            ask(client, model, f"{THOUGHT}</think>\n\nfour\n\nfive", {"think": True}, stop=stop, stream=True)
+        )
+        assert given == (THOUGHT, "four", ["stop"])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -206,3 +245,28 @@ def test_channels_and_described_answers(client: OpenAI) -> None:
     schema, _ = CONSTRAINTS["json_schema"]
     message = ask(client, "harmony", f"{header}Well.", {}, extra_body=schema).choices[0].message
     assert (message.reasoning_content, is_answer(message.content)) == ("hm", True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "<|channel|>commentary<|message|>I look.",
+        '<|channel|>commentary to=functions.get <|constrain|>json<|message|>{"q": 1}',
+        "<|channel|>analysis<|message|>hm",
+    ],
+)
+@pytest.mark.parametrize("final", ["", "<|end|><|start|>assistant<|channel|>final<|message|>Well."])
+def test_of_channels_the_final_one_alone_is_the_constrained_answer(client: OpenAI, other: str, final: str) -> None:
+    schema, _ = CONSTRAINTS["json_schema"]
+    message = ask(client, "harmony", f"{other}{final}", {}, extra_body=schema).choices[0].message
+    assert (is_answer(message.content), message.tool_calls) == (True, None)
+    tools: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required"}
+    message = ask(client, "harmony", f"{other}{final}", {}, **tools).choices[0].message
+    assert message.content is None
+    assert {call.function.name for call in message.tool_calls} == {"save"}
+
+
+def test_without_tools_a_message_to_a_function_is_content(client: OpenAI) -> None:
+    text = '<|channel|>commentary to=functions.get <|constrain|>json<|message|>{"q": 1}'
+    message = ask(client, "harmony", text, {}).choices[0].message
+    assert (message.content, message.tool_calls) == ('{"q": 1}', None)

@@ -188,6 +188,21 @@ def test_references_in_schemas_stay_right(client: OpenAI) -> None:
     assert schema["$defs"]["f/g"]["properties"]["a"] == {"$ref": "#/$defs/f~1g/$defs/A"}
 
 
+def test_of_schemas_references_alone_change(client: OpenAI) -> None:
+    data = {"$ref": "#/x", "$schema": "s", "$id": "i"}
+    properties = {
+        "$schema": {"const": data},
+        "$id": {"enum": [data], "default": data, "examples": [data]},
+        "default": {"$ref": "#"},
+        "enum": {"$ref": "#named"},
+    }
+    parameters = {"$id": "https://a.b/c", "$schema": "s", "type": "object", "properties": properties}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    _, schema = grammar(client, "{}", {"type": "function", "function": {"name": "f"}}, tools=[tool])
+    changed = {**properties, "default": {"$ref": "#/$defs/f"}}
+    assert schema["$defs"]["f"] == {"type": "object", "properties": changed}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

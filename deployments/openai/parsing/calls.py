@@ -12,7 +12,7 @@ from deployments.openai.parsing.typed import Schemas
 # An object, or a list of them; one that may be calls; and what is not yet known to be either.
 _OBJECT = re.compile(r'(?:\[\s{0,99}){0,2}\{\s{0,99}"')
 _CALLS = re.compile(_OBJECT.pattern + r'(?:name|function|type|id|index|arguments|parameters)"\s*:')
-_BEGUN = re.compile(r'(?:\[\s{0,99}(?:\{\s{0,99}(?:"\w{0,10}(?:"\s*)?)?)?|\{\s{0,99}(?:"\w{0,10}(?:"\s*)?)?)\Z')
+_BEGUN = re.compile(r'(?:(?:\[\s{0,99}){0,2}\{\s{0,99}(?:"\w{0,10}(?:"\s*)?)?|(?:\[\s{0,99}){1,2})\Z')
 _BETWEEN = " \t\r\n;,"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,11 @@ def json_calls(value: Any, *, bare: bool = False) -> list[Call] | None:
 def _json_call(entry: Any, bare: bool) -> Call | None:
     if not isinstance(entry, dict):
         return None
-    if isinstance(entry.get("function"), dict):
-        entry = entry["function"]
+    for _ in range(2):
+        # A tool's definition and a record of a call have further keys.
+        if bare and not entry.keys() <= _OF_A_CALL | _ARGUMENTS:
+            return None
+        entry = entry["function"] if isinstance(entry.get("function"), dict) else entry
     name = entry.get("name", entry.get("function"))
     given = "arguments" in entry or "parameters" in entry
     # What has other keys instead is an object of the model's own.
@@ -76,6 +79,7 @@ def _json_call(entry: Any, bare: bool) -> Call | None:
 
 
 _OF_A_CALL = {"name", "function", "id", "type", "index"}
+_ARGUMENTS = {"arguments", "parameters"}
 
 
 def _tagged(body: str, schemas: Schemas) -> list[Call] | None:
@@ -228,7 +232,9 @@ def _pythonic(body: str, schemas: Schemas) -> list[Call] | None:
 def _python_call(node: ast.expr | None) -> Call:
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("not a call with keyword arguments")
-    arguments = {keyword.arg: python_literal(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise ValueError("keywords without a name")
+    arguments = {keyword.arg: python_literal(keyword.value) for keyword in node.keywords}
     return Call(ast.unparse(node.func), dumps(arguments))
 
 
@@ -239,7 +245,14 @@ def _plain_json(body: str, schemas: Schemas) -> list[Call] | None:
 def bare_calls(body: str, schemas: Schemas) -> list[Call] | None:
     """Calls of known tools in a JSON value that nothing marks as calls."""
     calls = json_calls(loads(body.strip()), bare=True)
-    return calls if calls and all(call.name in schemas for call in calls) else None
+    known = calls and all(call.name in schemas and not _defines(call, schemas[call.name]) for call in calls)
+    return calls if known else None
+
+
+def _defines(call: Call, schema: Mapping[str, Any]) -> bool:
+    """Whether the arguments are the schema of a tool's arguments: the model repeats which tools there are."""
+    arguments, declared = loads(call.arguments), schema.get("properties") or {}
+    return isinstance(arguments.get("properties"), dict) and "type" in arguments and "properties" not in declared
 
 
 _TAGS = (

@@ -29,9 +29,15 @@ class HarmonySplitter:
     """Splits by channel: `analysis` is reasoning, a message to a function is a call, the rest is content.
 
     Headers are markup and are dropped; of a message to a function that is no JSON object the text stays content.
+
+    Args:
+        calls: there are tools to call.
+        only_final: content is in `final` alone, because it follows a grammar; all else is reasoning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, calls: bool = True, only_final: bool = False) -> None:
+        self._calls = calls
+        self._only_final = only_final
         self._kind: _Kind | None = None
         self._name = ""
         self._buffer = ""
@@ -67,10 +73,13 @@ class HarmonySplitter:
             return False
         recipient, channel = _RECIPIENT.search(header), _CHANNEL.search(header)
         self._buffer, self._name = body, recipient[1] if recipient else ""
-        if self._name.startswith("functions."):
+        named = "" if channel is None else channel[1]
+        if self._only_final:
+            self._kind = "content" if named == "final" else "reasoning"
+        elif self._calls and self._name.startswith("functions."):
             self._kind = "call"
         else:
-            self._kind = "reasoning" if channel is not None and channel[1] == "analysis" else "content"
+            self._kind = "reasoning" if named == "analysis" else "content"
         return True
 
     def _in_body(self, parts: list[Part]) -> bool:

@@ -12,7 +12,11 @@ MARKERS = {
     "thought": ReasoningMarkers("<thought>", "</thought>"),
     "reasoning": ReasoningMarkers("<reasoning>", "</reasoning>"),
     "harmony": ReasoningMarkers(
-        "<|channel|>analysis<|message|>", "<|end|>", begins="<|channel|>", answer=("<|channel|>final", "<|message|>")
+        "<|channel|>analysis<|message|>",
+        "<|end|>",
+        begins="<|channel|>",
+        answer=("<|channel|>final", "<|message|>"),
+        between="<|start|>assistant",
     ),
     "seed": ReasoningMarkers("<seed:think>", "</seed:think>"),
 }

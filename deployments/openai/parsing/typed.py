@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,9 +152,20 @@ def _property(schema: Any, key: str, root: Mapping[str, Any], depth: int) -> Any
     properties = schema.get("properties")
     if isinstance(properties, Mapping) and key in properties:
         return properties[key]
+    patterns = schema.get("patternProperties")
+    for pattern, described in patterns.items() if isinstance(patterns, Mapping) else ():
+        if _matches(pattern, key):
+            return described
     parts = [_resolved(schema, root)] + [part for word in ("allOf", "anyOf", "oneOf") for part in _parts(schema, word)]
     found = (_property(part, key, root, depth + 1) for part in parts if part is not None)
     return next((each for each in found if each is not None), schema.get("additionalProperties"))
+
+
+def _matches(pattern: str, key: str) -> bool:
+    try:
+        return re.search(pattern, key) is not None
+    except re.error:
+        return False
 
 
 def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
@@ -174,6 +186,8 @@ def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
     for part in (_resolved(schema, root), *_parts(schema, "allOf")):
         if part is not None:
             kinds &= _kinds(part, root, depth + 1)
+    if isinstance(excluded := schema.get("not"), Mapping) and excluded.keys() == {"type"}:
+        kinds = (kinds - _kinds(excluded, root, depth + 1)) or kinds
     return (kinds | {"null"}) if schema.get("nullable") is True and kinds != _ANY else kinds
 
 

@@ -285,6 +285,46 @@ def test_an_answer_in_json_is_given_out_as_it_comes() -> None:
     assert splitter.feed('"arguments": {}}]} ') == [Content('"arguments": {}}]}')]
 
 
+FINISH = '{"name": "finish", "arguments": {}}'
+BASH = '{"name": "bash", "description": "Runs.", "parameters": {"type": "object", "properties": {"command": {}}}}'
+
+
+@pytest.mark.parametrize("family", ["llama3_json", "granite", "json"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        BASH,
+        f'{{"type": "function", "function": {BASH}}}',
+        f'[{{"type": "function", "function": {BASH}}}]',
+        '{"name": "bash", "parameters": {"type": "object", "properties": {"command": {"type": "string"}}}}',
+        '{"name": "bash", "arguments": {"command": "ls"}, "result": "a.txt"}',
+        '[{"name": "finish", "arguments": {}, "took": 3}]',
+        f"[[{FINISH}]]",
+        f"[ [ {FINISH} ] ]",
+        f"[[{FINISH}], 2]",
+        f'{{"steps": [{FINISH}]}}',
+        f'[1, 2] and [["{3}"]]',
+        '[{"name": "Ada", "arguments": {}}, {"name": "finish", "arguments": {}}]',
+    ],
+)
+def test_definitions_and_records_are_the_models_own(family: str, text: str) -> None:
+    for pieces in ([text], list(text)):
+        parts = split(family, pieces)
+        assert (text_of(parts), calls_of(parts)) == (text, [])
+
+
+def test_a_tool_may_have_arguments_named_as_a_schema_is() -> None:
+    schemas = {"check": {"properties": {"type": {"type": "string"}, "properties": {"type": "object"}}}}
+    splitter = CallSplitter(FAMILIES["llama3_json"], schemas)
+    text = '{"name": "check", "parameters": {"type": "object", "properties": {}}}'
+    assert calls_of([*splitter.feed(text), *splitter.finish()]) == [("check", {"type": "object", "properties": {}})]
+
+
+def test_keywords_without_a_name_are_no_arguments() -> None:
+    text = '[finish(**{"a": 1})]'
+    assert split("pythonic", [text]) == [Content(text)]
+
+
 def test_a_broken_call_does_not_hide_the_next() -> None:
     text = 'a<tool_call>{"name": </tool_call>b\n<tool_call>{"name": "finish"}</tool_call>'
     for pieces in ([text], list(text)):

@@ -79,6 +79,9 @@ def read(schema: Any, text: str, **root: Any) -> Any:
         ({"type": "number"}, "-Infinity", "-Infinity"),
         ({"type": "number"}, "1e999", "1e999"),
         ({"type": "file"}, "12", "12"),
+        ({"not": {"type": "string"}}, "12", 12),
+        ({"not": {"type": ["string", "null"]}}, "soon", "soon"),
+        ({"not": {"const": 5}}, "12", "12"),
         ({}, "12", "12"),
         (True, "[1]", [1]),
         (None, '{"a": 1}', {"a": 1}),
@@ -94,6 +97,11 @@ def test_values(schema: Any, text: str, value: Any) -> None:
 def test_a_schema_that_refers_to_itself_ends() -> None:
     assert read({"$ref": "#/properties/v"}, "12") == "12"
     assert read({"$ref": "#"}, "12") == "12"
+
+
+def test_properties_that_a_pattern_names() -> None:
+    schemas = {"f": {"patternProperties": {"^n_": {"type": "integer"}, "(": {"type": "null"}}}}
+    assert [typed("12", "f", key, schemas) for key in ("n_a", "a")] == [12, "12"]
 
 
 def test_where_properties_are_found() -> None:
