@@ -46,14 +46,16 @@ def _stretched(config: Any, length: int) -> int:
     """The length that rope scaling stretches the original one to; 0 if there is none.
 
     The original length is the one that the scaling names, or else the config's. A config that names none and scales
-    some of its layer types only, as Gemma 3's, gives the stretched length already.
+    some of its layer types only, as Gemma 3's, gives the stretched length already, unless the scaling is dynamic: that
+    one begins at the config's length.
     """
     given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
     if not isinstance(given, dict):
         return 0
     entries = [value for value in given.values() if isinstance(value, dict)] or [given]
     scaled = [entry for entry in entries if _rope_factor(entry) > 1]
-    counted = [entry for entry in scaled if len(scaled) == len(entries) or _ORIGINAL in entry]
+    whole = len(scaled) == len(entries)
+    counted = [entry for entry in scaled if whole or _ORIGINAL in entry or _rope_type(entry) == "dynamic"]
     known = getattr(config, _ORIGINAL, None) or length
     return max((int(_rope_factor(entry) * (entry.get(_ORIGINAL) or known)) for entry in counted), default=0)
 
@@ -61,8 +63,12 @@ def _stretched(config: Any, length: int) -> int:
 def _rope_factor(entry: Mapping[str, Any]) -> float:
     """By how much a rope scaling stretches the original length; 1 for types whose configs are stretched already."""
     factor = entry.get("factor")
-    counts = entry.get("rope_type", entry.get("type")) in _STRETCHING and isinstance(factor, int | float)
+    counts = _rope_type(entry) in _STRETCHING and isinstance(factor, int | float)
     return float(factor) if counts and factor is not None else 1.0
+
+
+def _rope_type(entry: Mapping[str, Any]) -> Any:
+    return entry.get("rope_type", entry.get("type"))
 
 
 def check_request(request: EngineRequest, *, max_model_len: int, supports: frozenset[str], vocab: int | None) -> None:

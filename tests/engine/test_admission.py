@@ -62,6 +62,7 @@ class TestContextLength:
             ({"full": {"rope_type": "linear", "factor": 8.0}, "sliding": {"rope_type": "default"}}, 512),
             ({"full": {"rope_type": "linear", "factor": 2.0}, "chunked": None}, 1024),
             ({"full": {"type": "linear", "factor": 2.0}, "sliding": {"type": "dynamic", "factor": 2.0}}, 1024),
+            ({"full": {"rope_type": "dynamic", "factor": 4.0}, "sliding": {"rope_type": "default"}}, 2048),
             (
                 {
                     "full": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
