@@ -41,7 +41,6 @@ SYSTEM_INSIDE = (
     "{{ m.content }}{% endfor %}{% for m in messages if not first %}{{ m.content }}{% endfor %}"
 )
 LAST_FOUR = "{% for m in messages[-4:] %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-NO_SECRETS = "{% for m in messages if 'secret' not in m.content %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 TOOLS_OF_SYSTEM = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'system' %}{{ tools | tojson }}{% endif %}"
     "{% endfor %}"
@@ -138,8 +137,7 @@ def test_what_does_not_reach_the_prompt_is_named(
     assert ask(server, template, messages, tools=[TOOL] if template == KNOWN_NAMES else None)["param"] == param
 
 
-@pytest.mark.parametrize("template", [LAST_FOUR, NO_SECRETS])
-def test_a_conversation_of_a_known_pattern_is_looked_through(server: Server, template: str) -> None:
+def test_a_conversation_of_a_known_pattern_is_looked_through(server: Server) -> None:
     """The first has the pattern of the second, and all of it is written."""
     assert ask(server, LAST_FOUR, [USER] * 4) == "<user>go" * 4
     talk = [{"role": "user", "content": f"question {i}"} for i in range(8)]
