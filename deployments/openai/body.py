@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from typing import Any
 
 from fastapi import Request
@@ -14,6 +15,7 @@ from deployments.openai.options import ApiOptions
 
 MAX_DEPTH = 100
 _OFF_LOOP_BYTES = 256 * 1024
+_NOT_ZERO = re.compile(r"-?[0.]*[1-9]")
 
 
 async def read_json(request: Request, options: ApiOptions) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def _refuse_constant(name: str) -> object:
 
 def _finite(digits: str) -> float:
     value = float(digits)
-    if math.isinf(value):
+    if math.isinf(value) or (value == 0 and _NOT_ZERO.match(digits)):
         raise ValueError(f"the number {digits[:40]} is out of range")
     return value
 

@@ -22,6 +22,7 @@ from deployments.openai.conversation import template_messages
 from deployments.openai.exchange import SAMPLING_HEADER, Exchange
 from deployments.openai.media import inline_media
 from deployments.openai.message import Reading
+from deployments.openai.objects import has_odd_keys, objects_of, unread_keys
 from deployments.openai.options import ApiOptions
 from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES, family_of
@@ -74,6 +75,7 @@ async def read_chat(exchange: Exchange, body: ChatBody, card: ModelCard) -> tupl
     Raises:
         BadRequest: a message, a tool, a medium's URL, or how to open the turn, cannot be used.
     """
+    await check_objects(exchange, card, body.chat_template)
     tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
     if exchange.options.media_urls:
         body.messages = await until_disconnect(exchange.request.receive, inline_media(body.messages, exchange.options))
@@ -84,11 +86,48 @@ async def read_chat(exchange: Exchange, body: ChatBody, card: ModelCard) -> tupl
     return prompt, tools
 
 
+async def check_objects(exchange: Exchange, card: ModelCard, template: str | None = None) -> None:
+    """List the keys of messages and tools that nobody reads among the ignored ones.
+
+    Args:
+        template: the request's own chat template, or the name of one of the model's.
+
+    Raises:
+        BadRequest: one is nearly a known one, or asks for something that cannot be done.
+    """
+    found = objects_of(exchange.settled.fields)
+    source: str | None = ""
+    if has_odd_keys(found):
+        info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
+        source = _used_template(info, template, exchange.settled.fields.get("tools"))
+    exchange.ignore(unread_keys(found, source))
+
+
 def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: ToolSet | None) -> ChatPrompt:
     """The conversation as the model's chat template gets it.
 
     Raises:
         BadRequest: a message, or how to open the turn, cannot be used.
+    """
+    opens = check_template_fields(body, options)
+    extras = {"documents": body.documents, "reasoning_effort": body.reasoning_effort}
+    kwargs = {key: value for key, value in extras.items() if value is not None}
+    return ChatPrompt(
+        messages=template_messages(body.messages),
+        tools=None if tools is None else tools.definitions,
+        template_kwargs={**kwargs, **body.chat_template_kwargs},
+        add_generation_prompt=opens,
+        continue_final_message=body.continue_final_message,
+        chat_template=body.chat_template,
+        merge_roles=card.options.merge_consecutive_roles,
+    )
+
+
+def check_template_fields(body: ChatBody, options: ApiOptions) -> bool:
+    """Whether the prompt opens the assistant's turn.
+
+    Raises:
+        BadRequest: the template, its variables or how to open the turn cannot be used.
     """
     if body.chat_template is not None and not options.allow_request_chat_template:
         raise UnsupportedParameter(
@@ -106,17 +145,7 @@ def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: Too
             f"Invalid 'chat_template_kwargs': {key} is no variable of a template; leave it out.",
             param=f"chat_template_kwargs.{key}",
         )
-    extras = {"documents": body.documents, "reasoning_effort": body.reasoning_effort}
-    kwargs = {key: value for key, value in extras.items() if value is not None}
-    return ChatPrompt(
-        messages=template_messages(body.messages),
-        tools=None if tools is None else tools.definitions,
-        template_kwargs={**kwargs, **body.chat_template_kwargs},
-        add_generation_prompt=opens,
-        continue_final_message=body.continue_final_message,
-        chat_template=body.chat_template,
-        merge_roles=card.options.merge_consecutive_roles,
-    )
+    return opens
 
 
 def _sampling(body: ChatBody, options: ApiOptions, tools: ToolSet | None) -> SamplingParams:
@@ -169,7 +198,7 @@ async def _reading(
     return replace(reading, family=FAMILIES[family])
 
 
-def _used_template(info: Mapping[str, Any], template: str | None, tools: ToolSet | None) -> str | None:
+def _used_template(info: Mapping[str, Any], template: str | None, tools: object) -> str | None:
     """The chat template that writes the request's prompt; None if a function writes it."""
     named: Mapping[str, str] = info.get("chat_templates") or {}
     default: str | None = info.get("chat_template")

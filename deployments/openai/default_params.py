@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from deployments.errors import TroupeError
+from deployments.errors import BadRequest, TroupeError
+from deployments.messages import Grammar
 from deployments.openai.audio_schema import TranscriptionBody, TranslationBody
+from deployments.openai.chat import check_template_fields
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.completions_schema import CompletionBody
+from deployments.openai.constraint import unfollowable
 from deployments.openai.decisions_schema import DecisionsBody
 from deployments.openai.embeddings import EmbeddingsBody
 from deployments.openai.fields import RequestBody, bad_field, scope_of, settle
 from deployments.openai.foreign import Means, Refused, nearest
 from deployments.openai.legacy import GenerateBody
+from deployments.openai.objects import objects_of, unread_keys
 from deployments.openai.options import ApiOptions
 from deployments.openai.responses_schema import ResponsesBody
 from deployments.openai.sampling import check_choices, check_logprobs
 from deployments.openai.score import ScoreBody
+from deployments.openai.tools import read_tools
 
 _SCHEMAS: tuple[type[RequestBody], ...] = (
     *(ChatBody, CompletionBody, ResponsesBody, GenerateBody, EmbeddingsBody),
     *(ScoreBody, DecisionsBody, TranscriptionBody, TranslationBody),
 )
 # What a request is about cannot be left out of it.
-_OF_A_REQUEST = frozenset({"model", "messages", "prompt", "prompts", "input", "file", "questions", "choices", "stream"})
+_OF_A_REQUEST = frozenset(
+    {"model", "messages", "prompt", "prompts", "input", "file", "questions", "choices", "stream"}
+    | {"request_id", "uuid"}
+)
 
 
 def default_faults(params: Mapping[str, Any], options: ApiOptions) -> list[tuple[str, str]]:
@@ -82,11 +92,26 @@ def _together(params: Mapping[str, Any], options: ApiOptions) -> list[tuple[str,
     fitting = {key: value for key, value in params.items() if key in ChatBody.model_fields}
     fitting = {key: value for key, value in fitting.items() if _wrong(ChatBody, key, value) is None}
     body = ChatBody.model_validate({"messages": [], **settle(ChatBody, fitting).fields})
+    given = (
+        params.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_output_len")
+    )
+    limit = min((int(value) for value in given if value is not None), default=None)
     try:
         check_choices(body.n, options)
         check_logprobs("top_logprobs", body.top_logprobs, options)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        body.sampling(options, max_tokens=body.max_tokens, logprobs=logprobs)
+        _check_grammar(body.sampling(options, max_tokens=limit, logprobs=logprobs).grammar)
+        if body.tools or (isinstance(body.tool_choice, str) and body.tool_choice != "required"):
+            unread_keys(objects_of({"tools": body.tools}), "")
+            read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+        check_template_fields(body, options)
     except TroupeError as error:
-        return [((error.param or "").partition(".")[0], error.message)]
+        return [(re.split(r"[.\[]", error.param or "")[0], error.message)]
     return []
+
+
+def _check_grammar(grammar: Grammar | None) -> None:
+    """Refuse a constraint that no answer can be held to."""
+    problem = None if grammar is None or grammar.kind != "json_schema" else unfollowable(json.loads(grammar.source))
+    if grammar is not None and problem is not None:
+        raise BadRequest(f"Invalid {grammar.param!r}: {problem}", param=grammar.param)

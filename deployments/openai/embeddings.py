@@ -16,7 +16,7 @@ from deployments.messages import Prompt, TextPrompt, TokensPrompt
 from deployments.model_card import ModelCard
 from deployments.openai.answer import json_answer, to_json
 from deployments.openai.cancel import until_disconnect
-from deployments.openai.chat import chat_prompt
+from deployments.openai.chat import chat_prompt, check_objects
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.completions_schema import PromptInput, prompt_inputs
 from deployments.openai.exchange import Exchange
@@ -146,6 +146,7 @@ async def _conversation(exchange: Exchange, body: EmbeddingsBody, card: ModelCar
             "A chat template writes its special tokens itself; leave 'add_special_tokens' out.",
             param="add_special_tokens",
         )
+    await check_objects(exchange, card)
     fields = {name: getattr(body, name) for name in _OF_MESSAGES}
     chat, _ = parse_fields(ChatBody, {**fields, "messages": body.messages})
     if exchange.options.media_urls:

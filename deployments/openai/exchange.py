@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,8 @@ class Exchange:
     answer_id: str = ""
     settled: Settled = field(default_factory=Settled)
     _ignored: list[str] = field(default_factory=list)
+    _defaults: set[str] = field(default_factory=set)
+    _yielded: set[str] = field(default_factory=set)
 
     @property
     def client(self) -> ModelClient:
@@ -70,7 +73,8 @@ class Exchange:
         Raises:
             TroupeError: the body cannot be read, or a field or the model is unknown.
         """
-        self.given = await read_json(self.request, self.options)
+        # Read already if the route begins again without a default.
+        self.given = self.given or await read_json(self.request, self.options)
         return self._accept(schema, self.given)
 
     async def read_form(self, schema: type[Body], lists: frozenset[str]) -> tuple[Body, ModelCard]:
@@ -88,10 +92,28 @@ class Exchange:
 
     def _accept(self, schema: type[Body], given: dict[str, Any]) -> tuple[Body, ModelCard]:
         card = self.find_model(given.get("model"))
-        body, unknown = parse_fields(schema, given, card.options.default_params)
+        body, unknown = parse_fields(schema, given, self.defaults(card))
         self.settled = body.settled
         self.ignore(unknown)
+        if issubclass(schema, GenerationBody):
+            self._defaults = set(self.defaults(card)) - self.settled.fields.keys()
         return body, card
+
+    def defaults(self, card: ModelCard) -> dict[str, Any]:
+        """The model's values for fields that the request leaves out, except those that do not go with it."""
+        return {key: value for key, value in card.options.default_params.items() if key not in self._yielded}
+
+    def without_default(self, error: TroupeError) -> bool:
+        """Whether an error is about a default of the model, which the request's own fields do not go with. The default
+        is not used any more then, and the route may begin again.
+        """
+        name = re.split(r"[.\[]", error.param or "")[0]
+        if name not in self._defaults:
+            return False
+        self._defaults.remove(name)
+        self._yielded.add(name)
+        self._ignored.clear()
+        return True
 
     def ignore(self, unknown: Sequence[str]) -> None:
         """List keys that nobody reads in a header, and each one once in the log.
@@ -105,9 +127,9 @@ class Exchange:
                 param=unknown[0][:100],
                 code="unknown_parameter",
             )
-        self._ignored += [key[:100] for key in unknown]
+        self._ignored += [key[:100] for key in unknown if key[:100] not in self._ignored]
         if self._ignored:
-            self.headers[IGNORED_HEADER] = ",".join(quote(key, safe="") for key in self._ignored[:50])
+            self.headers[IGNORED_HEADER] = ",".join(quote(key, safe="[]") for key in self._ignored[:50])
         for key in self._ignored:
             if key not in _LOGGED and len(_LOGGED) < _LOGGED_MOST:
                 _LOGGED.add(key)
@@ -151,6 +173,7 @@ class Exchange:
 
     def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call, recorded where that is wanted; see `choices.checked` for its errors."""
+        self._defaults.clear()  # What the model cannot do is no fault of the request, with which the defaults go.
         events = self.client.generate(call)
         if self.api.recorder is not None:
             asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
@@ -171,7 +194,7 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
     async def answer(request: Request) -> Response:
         exchange = Exchange(api, request, request_id_of(request))
         try:
-            response = await handler(exchange)
+            response = await _answer(handler, exchange)
         except TroupeError as error:
             response = error_response(_as_sent(exchange.settled.as_sent(error), exchange.given))
         except Disconnected:
@@ -184,6 +207,16 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
         return response
 
     return answer
+
+
+async def _answer(handler: Handler, exchange: Exchange) -> Response:
+    """The answer; a model's default that the request's own fields do not go with is left out."""
+    while True:
+        try:
+            return await handler(exchange)
+        except BadRequest as error:
+            if not exchange.without_default(error):
+                raise
 
 
 def _as_sent(error: TroupeError, given: dict[str, Any]) -> TroupeError:

@@ -1,8 +1,9 @@
 """The table of request keys that are not fields of ours, for every route.
 
-They are OpenAI's that this server has no use for, and those of vLLM, SGLang, llama.cpp, Ollama, TGI, transformers and
-some clients. `tests/openai/foreign_names.json` has the names with the versions they were read at; docs/api.md shows the
-table. Where a field elsewhere and ours differ in what they do, the key is refused.
+They are OpenAI's that this server has no use for, and those of vLLM, SGLang, llama.cpp, Ollama, TGI, transformers,
+LMDeploy, TabbyAPI, Aphrodite, Fireworks and some clients. `tests/openai/foreign_names.json` has names with the versions
+they were read at; docs/api.md shows the table. Where a field elsewhere and ours differ in what they do, the key is
+refused.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ _SAMPLERS: Rows = {
     **_same("typical typ_p", "typical_p"),
     **_same("min_new_tokens", "min_tokens"),
     **_same("num_return_sequences n_cmpl", "n"),
-    **_same("stop_strings", "stop"),
+    **_same("stop_strings stop_sequences stop_sequence stop_words stop_conditions", "stop"),
+    **_same("allowed_tokens", "allowed_token_ids"),
     **_same("sampling_seed random_seed", "seed"),
     **_same("regex", "guided_regex"),
     **_same("json_schema", "guided_json"),
@@ -75,7 +77,23 @@ _SAMPLERS: Rows = {
     **_refused("mirostat mirostat_mode n_indent min_keep top_n_tokens no_repeat_ngram_size", 0),
     **_refused("encoder_no_repeat_ngram_size top_a smoothing_factor", 0),
     **_refused("dry_multiplier xtc_probability dynatemp_range penalty_alpha diversity_penalty", 0),
-    **_refused("epsilon_cutoff eta_cutoff", 0),
+    **_refused("epsilon_cutoff eta_cutoff skew repetition_decay logit_threshold quadratic_smoothing", 0),
+    **_refused("repetition_ngram_size rep_pen_slope dynatemp_min dynatemp_max", 0),
+    **_refused("penalty_range repetition_range rep_pen_range dry_range", -1, 0, instead="penalties count all tokens"),
+    **_refused("rep_pen", 1, instead="send repetition_penalty"),
+    **_refused("min_temp max_temp temp_exponent cfg_scale", 1),
+    **_refused("top_p_min top_p_decay beam_search_diversity_rate mirostat_target mirostat_lr", 0),
+    **_refused("nsigma", -1, 0),
+    **_refused("ban_eos_token", False, instead="send ignore_eos"),
+    **_refused("banned_tokens custom_token_bans token_ban_ranges", [], "", instead="send logit_bias"),
+    **_refused("banned_strings ban_strings", [], "", instead="send bad_words"),
+    **_refused("regex_pattern", "", instead="send structured_outputs.regex"),
+    **_refused("grammar_string grammar_bnf guided_decoding", "", instead="send structured_outputs"),
+    **_refused("sampler_priority sampler_order", [], instead="the order of the samplers is fixed"),
+    **_refused("enable_deepconf", False),
+    **_refused("preset", ""),
+    **_refused("request_output_len max_tokens_to_sample max_completion_length", instead="send max_tokens"),
+    **_refused("negative_prompt_ids negative_prompt_attention_mask nvext", {}, []),
     **_refused("top_n_sigma adaptive_target", -1, 0, instead="leave it out, or send -1"),
     **_refused("tfs_z tfs guidance_scale num_beam_groups encoder_repetition_penalty", 1),
     **_refused("chat_format chat_parser grammar_type penalty_prompt"),
@@ -137,6 +155,12 @@ _INPUTS: Rows = {
     **_refused("safe_prompt enable_search", False),
     **_refused("mode", "instruct", "chat", instead=_CHAT),
     **_refused("models", [], instead="send one 'model'"),
+    **_refused("transforms plugins integrations", [], instead="prompts go to the model as they are"),
+    **_refused("context_length_exceeded_behavior", "error", instead="send truncate_prompt_tokens"),
+    **_refused("prompt_truncate_len prompt_truncate_length max_prompt_tokens", instead="send truncate_prompt_tokens"),
+    **_refused("response_prefix guideline preamble", "", instead="write it into a message or the prompt"),
+    **_refused("prompt_template", "", instead="send chat_template"),
+    **_refused("template_vars", {}, instead="send chat_template_kwargs"),
 }
 
 _SCHEDULING: Rows = {
@@ -144,7 +168,10 @@ _SCHEDULING: Rows = {
     **_refused("cache_salt kv_transfer_params ec_transfer_params vllm_xargs session_params", {}),
     **_refused("bootstrap_host bootstrap_port bootstrap_room bootstrap_pair_key decode_tp_size"),
     **_harmless("stream_interval extra_key custom_labels data_parallel_rank routed_dp_rank disagg_prefill_dp_rank"),
-    **_harmless("external_trace_header received_time"),
+    **_harmless(
+        "external_trace_header received_time speculation speculative.n_max speculative.n_min speculative.p_min"
+    ),
+    **_harmless("speculative.type speculative_ngram generate_window no_log no-log"),
     **_harmless("ngram_corpus_id conversation_id routing_key log_metrics no_logs kv_router_hint"),
     **_harmless("cache_prompt id_slot slot_id n_keep n_discard n_cache_reuse sse_ping_interval backend_sampling"),
     **_harmless("keep_alive num_ctx num_keep num_batch num_gpu main_gpu num_thread num_gqa use_mmap use_mlock numa"),
@@ -173,6 +200,10 @@ CHAT: Rows = {
     **_means("reasoning", "reasoning_effort, include_reasoning, chat_template_kwargs", convert.reasoning),
     **_means("n_probs", "logprobs, top_logprobs", convert.chat_logprobs),
     **_harmless("prediction"),
+    **_refused("images", [], "", instead="send parts of a message's content"),
+    **_refused("reasoning_in_content", False),
+    **_refused("citations search_parameters search_settings mcp_servers", [], {}),
+    **_refused("enable_reasoning", True),
     **_refused("prompt", instead="send 'messages', or the prompt to /v1/completions"),
     **_refused("input instructions", instead="send 'messages', or the input to /v1/responses"),
     **_refused("max_output_tokens", instead="send max_completion_tokens"),
@@ -215,7 +246,7 @@ RESPONSES: Rows = {
 }
 
 GENERATE: Rows = {
-    **_without(_GENERATION, "random_seed"),
+    **_without(_GENERATION, "random_seed", "stop_words"),
     **_NO_TEMPLATE,
     **_same("max_new_tokens n_predict num_predict max_tokens max_completion_tokens", "max_output_len"),
     **_harmless("only_return_output pad_id"),
@@ -238,7 +269,7 @@ EMBEDDINGS: Rows = {
     **_refused("padding", "do_not_pad"),
     **_refused("mm_processor_kwargs media_io_kwargs options", {}),
     **_refused("cache_salt embed_override_token_id embed_overrides"),
-    **_refused("lora_path adapter_id lora", [], "", instead=_OTHER_MODEL),
+    **_refused("lora_path adapter_id lora lora_request", [], "", instead=_OTHER_MODEL),
     **_refused("input_type task instruction", "", instead="send prompt_name, or write the instruction into the text"),
     **_refused("image_data texts images", [], instead="send them in 'input' or 'messages'"),
 }

@@ -141,7 +141,11 @@ async def token_check(exchange: Exchange) -> Response:
         raise BadRequest(
             "Invalid 'prompts': input should be a list of objects with model, prompt and max_tokens.", param="prompts"
         )
-    checks = [(parse_fields(TokenCheck, prompt)[0], exchange.find_model(prompt.get("model"))) for prompt in prompts]
+    checks = []
+    for index, prompt in enumerate(prompts):
+        check, unknown = parse_fields(TokenCheck, prompt)
+        exchange.ignore([f"prompts[{index}].{key}" for key in unknown])
+        checks.append((check, exchange.find_model(prompt.get("model"))))
 
     async def answer() -> bytes:
         return to_json({"prompts": [await _fit(exchange, check, card) for check, card in checks]})
@@ -253,6 +257,8 @@ async def _named(events: AsyncGenerator[Event, None], body: GenerateBody) -> Asy
             raise UnsupportedParameter(
                 f"This model cannot honour len_penalty={body.len_penalty:g}; leave it out.", param="len_penalty"
             ) from None
+        if error.param == "num_beams" and body.beam_width > 1:
+            raise UnsupportedParameter(error.message.replace("num_beams", "beam_width"), param="beam_width") from None
         raise
 
 

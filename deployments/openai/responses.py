@@ -13,7 +13,7 @@ from deployments.errors import TroupeError
 from deployments.messages import Accepted, Delta, Finished, Usage
 from deployments.model_card import ModelCard
 from deployments.openai.answer import Chunks, build, json_answer, sse_answer, to_json
-from deployments.openai.chat import chat_plan
+from deployments.openai.chat import chat_plan, check_objects
 from deployments.openai.chat_answer import ChatPlan, chat_events
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.choices import Gathered, gather
@@ -27,7 +27,11 @@ from deployments.openai.responses_schema import Item, ResponseObject, ResponsesB
 from deployments.openai.sampling import check_stream_options, effective
 
 # Fields of a chat, and those of a response that they come from, for error messages.
-_SENT_AS = {"response_format": "text.format", "max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort"}
+_SENT_AS = {
+    "response_format": "text.format",
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+}
 
 
 async def create_response(exchange: Exchange) -> Response:
@@ -42,11 +46,12 @@ async def create_response(exchange: Exchange) -> Response:
 
 async def _answer(exchange: Exchange, body: ResponsesBody, card: ModelCard) -> Response:
     check_stream_options(exchange.given)
+    await check_objects(exchange, card)
     fields = chat_fields(body, body.settled.fields)
     for ours, sent in _SENT_AS.items():
         if ours in fields and ours not in body.settled.fields:
             exchange.settled.sent.setdefault(ours, exchange.settled.sent.get(sent, sent))
-    chat, _ = parse_fields(ChatBody, fields, card.options.default_params)
+    chat, _ = parse_fields(ChatBody, fields, exchange.defaults(card))
     answer = ResponseAnswer(exchange, body, chat, card, await chat_plan(exchange, chat, card))
     exchange.headers[SAMPLING_HEADER] = effective(answer.call)
     if body.stream:

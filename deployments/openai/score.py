@@ -12,7 +12,7 @@ from deployments.errors import BadRequest, UnsupportedParameter
 from deployments.messages import Prompt, TextPrompt
 from deployments.model_card import ModelCard
 from deployments.openai.answer import json_answer, to_json
-from deployments.openai.chat import chat_prompt
+from deployments.openai.chat import chat_prompt, check_objects
 from deployments.openai.chat_schema import ChatBody
 from deployments.openai.continuations import score_continuations, shares
 from deployments.openai.conversation import has_media
@@ -58,6 +58,7 @@ class Scores(TypedDict):
 async def create_score(exchange: Exchange) -> Response:
     """The log-probability of each of some fixed continuations."""
     body, card = await exchange.read(ScoreBody)
+    await check_objects(exchange, card)
     prompt = _prompt(exchange, body, card)
     return await json_answer(exchange, _scores(exchange, body, card, prompt))
 

@@ -101,6 +101,13 @@ def _definition(tool: object, place: str) -> Mapping[str, Any]:
             f"Invalid '{place}.function.parameters': input should be a JSON schema; got {shown(parameters)}.",
             param=f"{place}.function.parameters",
         )
+    for key, kind_of in (("description", str), ("strict", bool)):
+        if not isinstance(function.get(key), kind_of | None):
+            raise BadRequest(
+                f"Invalid '{place}.function.{key}': input should be a {'string' if kind_of is str else 'boolean'}; "
+                f"got {shown(function[key])}.",
+                param=f"{place}.function.{key}",
+            )
     cleaned = {key: value for key, value in function.items() if value is not None}
     return {"type": "function", "function": cleaned}
 
@@ -133,7 +140,9 @@ def _choice(choice: object, schemas: Mapping[str, Any]) -> tuple[Mode | Literal[
         return "required", names
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         return _allowed(choice.get("allowed_tools"), names)
-    function = choice.get("function") if isinstance(choice, Mapping) else None
+    function = None
+    if isinstance(choice, Mapping) and choice.get("type", "function") == "function":
+        function = choice.get("function")
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):
         raise BadRequest(
