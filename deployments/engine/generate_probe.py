@@ -6,6 +6,7 @@ Every run is given the same tokens, whatever its logits are, and ends after thre
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from deployments.engine.encoder_inputs import needed_media
+from deployments.engine.encoder_inputs import encoder_needs, needed_media
 from deployments.engine.generate_call import GenerateCall
 from deployments.engine.kv_cache import new_cache
 from deployments.engine.memory import is_out_of_memory
@@ -28,6 +29,8 @@ UNIT = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 SHARE = {torch.float32: 1.0}
 HALF_SHARE = 0.7
 _STEPS = 3
+# What models say that get no media: an argument's name, or what came of reading None.
+_MEDIA = re.compile(r"pixel|image|video|audio|speech|vision|feature|patches|input_values|'NoneType' object has no attr")
 
 Batch = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], dict[str, Any]]
 """Tensors of prompts, and of what was generated already for each."""
@@ -103,7 +106,7 @@ class GenerateProbe:
         except _NeverAsked:
             self._call.plain = True
         except Exception as error:
-            self.needs = None if is_out_of_memory(error) else needed_media(self._call.view)
+            self.needs = _missing_media(self._call.view, error)
             if self.needs is None:
                 raise _cannot_generate(error) from error
             return _head_width(self._call.view)
@@ -194,6 +197,13 @@ def _kept_columns(model: Any) -> float:
     layers = getattr(cache, "self_attention_cache", cache).layers
     windows = [keep + 1 for layer in layers if (keep := getattr(layer, "keep", None)) is not None]
     return min(windows, default=float("inf"))
+
+
+def _missing_media(model: Any, error: Exception) -> str | None:
+    """What a model needs beside text, in words; None if its failure with text alone is of another kind."""
+    if is_out_of_memory(error):
+        return None
+    return encoder_needs(model) or (needed_media(model) if _MEDIA.search(str(error)) else None)
 
 
 def _cannot_generate(error: Exception) -> ModelLoadFailed:

@@ -128,6 +128,16 @@ class TestNeededMedia:
         assert ask(engine, IDS, max_tokens=3, model_inputs=specimen.inputs(len(IDS), 0), ignore_eos=True).tokens
         engine.close()
 
+    def test_a_model_of_images_that_fails_for_another_reason_does_not_load(self) -> None:
+        model = ZOO["blip-2"].build()
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("expected scalar type Double but found Float")
+
+        model.generate = broken
+        with pytest.raises(ModelLoadFailed, match="expected scalar type"):
+            engine_of(model, kind="auto")
+
     @pytest.mark.parametrize("kind", ["rows", "one_shot"])
     @pytest.mark.parametrize("name", ["llava", "idefics3", "qwen2_vl"])
     def test_more_placeholders_than_images_are_the_clients_mistake(self, name: str, kind: str) -> None:
