@@ -31,7 +31,7 @@ def reloading(tmp_path: Path, serve: Serve) -> Server:
     kwargs = {"model_name": str(tmp_path)}
     engine = {"pack_linears": False, "threads": 1}
     entry = {"id": "a", "loader": "model_loaders.auto:load_model", "kwargs": kwargs, "engine": engine}
-    return serve([entry], api_keys=["key"])
+    return serve([entry], admin_keys=["key"])
 
 
 def ask(server: Server, path: str, body: dict[str, Any]) -> requests.Response:
