@@ -363,9 +363,10 @@ def test_no_more_are_sent_at_once_than_allowed(server: TritonServer, folder: Pat
 def test_what_the_model_does_not_take_is_refused(
     engines: dict[str, Running], model: str, changed: dict[str, Any]
 ) -> None:
+    params = replace(GREEDY, **changed)
     with pytest.raises(UnsupportedParameter) as refused:
-        engines[model].submit("Hello", replace(GREEDY, **changed))
-    assert refused.value.param == request_field(next(iter(changed)))
+        engines[model].submit("Hello", params)
+    assert refused.value.param == request_field(next(iter(changed)), params)
 
 
 def test_faults_of_a_request_are_explained(engines: dict[str, Running], server: TritonServer, folder: Path) -> None:
