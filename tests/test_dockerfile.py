@@ -103,7 +103,7 @@ def test_the_image_with_a_model_serves_it(image: Path, tmp_path: Path) -> None:
             assert server.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.5)
-        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "ignore_eos": True}
         assert set(ports.listeners(int(own["PORT"]))) == {"0.0.0.0"}  # reached from outside of its container
         url = f"http://127.0.0.1:{own['PORT']}/v1/chat/completions"
         assert requests.post(url, json=body, timeout=120).json()["usage"]["completion_tokens"] == 3

@@ -63,7 +63,8 @@ def test_the_kubernetes_manifest(tmp_path: Path) -> None:
     gpus = 0
     for pod in pods:
         (container,) = pod["template"]["spec"]["containers"]
-        assert all(set(entry) == {"name", "value"} for entry in container["env"])
+        assert all(set(entry) in ({"name", "value"}, {"name", "valueFrom"}) for entry in container["env"])
+        assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
         mounts = {mount["name"] for mount in container.get("volumeMounts", [])}
         assert mounts == {volume["name"] for volume in pod["template"]["spec"].get("volumes", [])}
         gpus += pod.get("replicas", 1) * container["resources"]["limits"].get("nvidia.com/gpu", 0)
