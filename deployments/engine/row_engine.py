@@ -13,6 +13,7 @@ import torch
 
 from deployments.engine.admission import ALL_PARAMS, check_media, check_request, context_length
 from deployments.engine.batches import Limits
+from deployments.engine.beam_jobs import BeamJobs
 from deployments.engine.capabilities import Capabilities
 from deployments.engine.cgroup import cores
 from deployments.engine.deterministic import Deterministic
@@ -60,7 +61,8 @@ class RowEngine:
         # What is measured and proved at load is so with as many threads as later.
         torch.set_num_threads(self._threads)
         self._context = context_length(info, options)
-        self.supports = ALL_PARAMS - {"num_beams"}
+        # A search computes with other shapes than the fixed ones of the deterministic mode.
+        self.supports = ALL_PARAMS - ({"num_beams"} if options.deterministic else set())
         self._needs = encoder_needs(info.model)
         self._vocabulary = Vocabulary(info, hooks)
         self._forward = Forward(info.model, self._context, encoder_inputs(info.model, hooks))
@@ -76,6 +78,7 @@ class RowEngine:
         self._deterministic = Deterministic(self._forward, options.max_rows) if options.deterministic else None
         self._loop = _step_loop(self._forward, self.capabilities, options, self._deterministic, self._fixed)
         self.max_model_len = _held_length(self._context, self._loop)
+        self._beams = BeamJobs(info.model, self._vocabulary, self._context)
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._live: set[str] = set()
@@ -90,6 +93,9 @@ class RowEngine:
         inputs = self._forward.model.get_input_embeddings().weight.shape[0]
         check_request(request, max_model_len=self._context, supports=self.supports, vocab=inputs)
         check_media(request, self._needs)
+        if request.sampling.num_beams != 1:
+            self._submit_search(request, emit)
+            return
         row = self._row(request, emit)
         need = self._loop.batches.most([row])
         if need > self._loop.limits.budget:
@@ -100,19 +106,31 @@ class RowEngine:
             )
         grammar = request.sampling.grammar
         compiled = self._grammars.compile(grammar) if grammar is not None else None
+        self._begin(request.request_id, None if compiled is not None else lambda: self._loop.add(row))
+        if compiled is not None:
+            compiled.add_done_callback(lambda done: self._constrain(row, done))
+
+    def _submit_search(self, request: EngineRequest, emit: Emit) -> None:
+        job = self._beams.add(request, self._delivering(request, emit))
+        try:
+            self._begin(request.request_id, lambda: self._beams.queue(job))
+        except TroupeError:
+            self._beams.cancel(request.request_id)
+            raise
+
+    def _begin(self, request_id: str, command: Callable[[], None] | None) -> None:
+        """Note a request as live, and what the engine's thread is to do for it, if that is known already."""
         with self._changed:
             if self._closing:
                 raise Unavailable("The model is being unloaded; try again.")
             if self._death is not None:
                 raise Unavailable(f"The engine has stopped: {self._death}")
-            if request.request_id in self._live:
-                raise BadRequest(f"Request {request.request_id!r} is already running.")
-            self._live.add(request.request_id)
-            if compiled is None:
-                self._commands.append(lambda: self._loop.add(row))
+            if request_id in self._live:
+                raise BadRequest(f"Request {request_id!r} is already running.")
+            self._live.add(request_id)
+            if command is not None:
+                self._commands.append(command)
                 self._changed.notify()
-        if compiled is not None:
-            compiled.add_done_callback(lambda done: self._constrain(row, done))
 
     def _constrain(self, row: Row, compiled: Future[CompiledGrammar]) -> None:
         """Let a row in once its grammar is compiled."""
@@ -137,6 +155,7 @@ class RowEngine:
             row.emit(Failed(error))
 
     def cancel(self, request_id: str) -> None:
+        self._beams.cancel(request_id)
         with self._changed:
             self._live.discard(request_id)
             self._commands.append(lambda: self._loop.cancel(request_id))
@@ -155,7 +174,10 @@ class RowEngine:
             self._deadline = min(self._deadline, time.monotonic() + timeout)
             self._changed.notify()
         self._grammars.close()
-        self._thread.join(timeout + 30.0)
+        self._thread.join(timeout)
+        # A search whose job has ended stops at its next token.
+        self._beams.fail_all(Unavailable("The model is being unloaded; try again."))
+        self._thread.join(30.0)
 
     def _row(self, request: EngineRequest, emit: Emit) -> Row:
         """The state of a new request."""
@@ -164,15 +186,9 @@ class RowEngine:
         scorer = None
         if params.prompt_logprobs is not None:
             scorer = PromptScorer(vocabulary, ids, params.prompt_logprobs, params.logprob_token_ids)
-
-        def deliver(event: EngineEvent) -> None:
-            if isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None):
-                self._live.discard(request.request_id)
-            emit(event)
-
         return Row(
             request=request,
-            emit=deliver,
+            emit=self._delivering(request, emit),
             sampler=vocabulary.sampler(
                 params,
                 ids,
@@ -189,6 +205,16 @@ class RowEngine:
             scorer=scorer,
         )
 
+    def _delivering(self, request: EngineRequest, emit: Emit) -> Emit:
+        """`emit`, after whose last event the request is not live any more."""
+
+        def deliver(event: EngineEvent) -> None:
+            if isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None):
+                self._live.discard(request.request_id)
+            emit(event)
+
+        return deliver
+
     # The engine's thread.
 
     def _work(self) -> None:
@@ -197,11 +223,13 @@ class RowEngine:
             with torch.inference_mode():
                 while self._take_commands():
                     self._step()
+                    self._beams.run_next()
                 self._end()
         except BaseException as error:
             self._death = error
             logger.exception("The row engine's thread has died.")
             self._loop.fail_all(Unavailable(f"The engine has stopped: {error}"))
+            self._beams.fail_all(Unavailable(f"The engine has stopped: {error}"))
         if self._deterministic is not None:
             self._deterministic.undo()
         self._packed.undo()
@@ -210,10 +238,12 @@ class RowEngine:
     def _take_commands(self) -> bool:
         """Wait for work and carry out what was asked; False when the engine is to end."""
         with self._changed:
-            while not (self._commands or self._closing) and self._loop.idle:
+            while not (self._commands or self._closing) and self._loop.idle and self._beams.idle:
                 self._changed.wait()
             commands, self._commands = self._commands, deque()
             closing = self._closing
+        if closing:
+            self._beams.fail_all(Unavailable("The model is being unloaded; try again."))
         for command in commands:
             command()
         if not closing:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import openai
 import pytest
 import requests
 import torch
@@ -22,8 +22,13 @@ PROMPT = list(b"once upon")
 @pytest.fixture(scope="module")
 def beams(serve: Serve) -> Server:
     engine = {"pack_linears": False, "threads": 1}
-    kinds = {"one_shot": "one_shot", "rows": "auto"}
-    return serve([{"id": id, "loader": LOADER, "engine": {**engine, "kind": kind}} for id, kind in kinds.items()])
+    kinds = {"one_shot": {"kind": "one_shot"}, "rows": {}, "fixed": {"deterministic": True}}
+    return serve([{"id": id, "loader": LOADER, "engine": {**engine, **kind}} for id, kind in kinds.items()])
+
+
+@pytest.fixture(params=["rows", "one_shot"])
+def model(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +60,8 @@ def expected(width: int, **settings: Any) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("width", [2, 3, 5])
-def test_the_texts_are_those_of_generate_best_first(client: OpenAI, width: int) -> None:
-    texts = ask(client, n=width)
+def test_the_texts_are_those_of_generate_best_first(client: OpenAI, model: str, width: int) -> None:
+    texts = ask(client, model=model, n=width)
     assert texts == expected(width)
     assert len({tuple(text) for text in texts}) == width
 
@@ -65,10 +70,10 @@ def test_the_texts_are_those_of_generate_best_first(client: OpenAI, width: int) 
     "settings",
     [{"length_penalty": -2.0}, {"length_penalty": 3.0}, {"early_stopping": True}, {"early_stopping": "never"}],
 )
-def test_settings_of_the_search(client: OpenAI, settings: dict[str, Any]) -> None:
+def test_settings_of_the_search(client: OpenAI, model: str, settings: dict[str, Any]) -> None:
     # A frequent terminator, so that the texts have different lengths.
     common = expected(4)[0][2]
-    found = ask(client, n=4, extra={**settings, "stop_token_ids": [common]})
+    found = ask(client, model=model, n=4, extra={**settings, "stop_token_ids": [common]})
     same = expected(4, eos_token_id=[257, common], pad_token_id=258, **settings)
     assert found == [text[: text.index(common) + 1] if common in text else text for text in same]
 
@@ -77,14 +82,14 @@ def test_a_width_of_one_is_greedy(client: OpenAI) -> None:
     assert ask(client, n=1) == expected(1)
 
 
-def test_fewer_answers_than_beams(client: OpenAI) -> None:
+def test_fewer_answers_than_beams(client: OpenAI, model: str) -> None:
     extra = {"num_beams": 4, "use_beam_search": False}
-    assert ask(client, n=2, extra=extra) == expected(4)[:2]
+    assert ask(client, model=model, n=2, extra=extra) == expected(4)[:2]
 
 
-def test_a_chat(client: OpenAI) -> None:
+def test_a_chat(client: OpenAI, model: str) -> None:
     messages: Any = [{"role": "user", "content": "hi"}]
-    fields: Any = {"model": "one_shot", "messages": messages, "n": 3, "max_tokens": 6}
+    fields: Any = {"model": model, "messages": messages, "n": 3, "max_tokens": 6}
     fields["extra_body"] = {"use_beam_search": True}
     answer = client.chat.completions.create(**fields)
     streamed = ["", "", ""]
@@ -96,7 +101,7 @@ def test_a_chat(client: OpenAI) -> None:
     assert 3 <= answer.usage.completion_tokens <= 18
 
 
-def test_all_answers_are_of_one_search(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_answers_are_of_one_search(client: OpenAI, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, calls = LlamaForCausalLM.forward, []
 
     @functools.wraps(forward)
@@ -105,15 +110,19 @@ def test_all_answers_are_of_one_search(client: OpenAI, monkeypatch: pytest.Monke
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
-    assert len(ask(client, n=4, max_tokens=7)) == 4
+    ask(client, model=model, n=2)  # the first search finds out how the model's generate is called
+    calls.clear()
+    assert len(ask(client, model=model, n=4, max_tokens=7)) == 4
     assert 0 < len(calls) <= 7
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"model": "rows", "n": 2, "use_beam_search": True}, "use_beam_search"),
-        ({"model": "rows", "n": 1, "num_beams": 3}, "num_beams"),
+        ({"model": "fixed", "n": 2, "use_beam_search": True}, "use_beam_search"),
+        ({"model": "fixed", "n": 1, "num_beams": 3}, "num_beams"),
+        ({"model": "rows", "n": 2, "use_beam_search": True, "prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"model": "rows", "n": 2, "use_beam_search": True, "top_p": 0.5}, "top_p"),
         ({"n": 65, "use_beam_search": True}, "n"),
         ({"n": 3, "num_beams": 2}, "n"),
         ({"n": 2, "use_beam_search": True, "top_p": 0.5}, "top_p"),
@@ -140,6 +149,19 @@ def test_what_asks_for_nothing(beams: Server, fields: dict[str, Any]) -> None:
     assert requests.post(f"{beams.url}/v1/completions", json=body, timeout=30).status_code == 200
 
 
-def test_the_client_is_told(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="one_shot"):
-        ask(client, model="rows", n=2)
+def test_searches_and_other_texts_do_not_change_each_other(client: OpenAI) -> None:
+    fields: Any = {"model": "rows", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
+    fields["extra_body"] = {"return_token_ids": True, "ignore_eos": True}
+    alone = client.completions.create(**fields).choices[0].token_ids  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(8) as pool:
+        texts = [pool.submit(client.completions.create, **fields) for _ in range(4)]
+        searches = [pool.submit(ask, client, model="rows", n=3) for _ in range(4)]
+        assert [search.result() for search in searches] == [expected(3)] * 4
+        assert [text.result().choices[0].token_ids for text in texts] == [alone] * 4  # type: ignore[attr-defined]
+
+
+def test_a_client_that_leaves_ends_its_search(beams: Server, client: OpenAI) -> None:
+    body = {"model": "rows", "prompt": "abc", "n": 8, "use_beam_search": True, "max_tokens": 900, "ignore_eos": True}
+    with pytest.raises(requests.Timeout):
+        requests.post(f"{beams.url}/v1/completions", json=body, timeout=0.3)
+    assert ask(client, model="rows", n=2) == expected(2)

@@ -147,7 +147,7 @@ def test_tools_need_a_template_that_knows_them(client: OpenAI) -> None:
         ({"extra_body": {"structured_outputs": {"regex": "("}}}, "structured_outputs.regex"),
         ({"extra_body": {"stop_token_ids": [97, 261]}}, "stop_token_ids"),
         ({"extra_body": {"repeat_penalty": 1e-300, "repeat_last_n": -1}}, "repeat_penalty"),
-        ({"extra_body": {"num_beams": 3}}, "num_beams"),
+        ({"extra_body": {"num_beams": 3, "bad_words": ["x"]}}, "bad_words"),
         ({"extra_body": {"generate_kwargs": {"penalty_alpha": 0.6}}}, "generate_kwargs"),
         ({"logit_bias": {"5": 1, "261": 1}}, "logit_bias"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a"),
