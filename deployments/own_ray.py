@@ -37,7 +37,7 @@ def own_ray_environment(folder: Path) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Seconds until a replica that finds no room is one that never will: no node joins this Ray.
         "RAY_SERVE_SLOW_STARTUP_WARNING_S": "15",
-        "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "5",
+        "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "15",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -63,11 +64,20 @@ def unreachable(address: str, seconds: float) -> str | None:
 
 
 def unscheduled(message: str) -> str | None:
-    """What a deployment's replicas wait for, if Serve's message says that they wait for resources."""
+    """What a deployment's replicas wait for, if Serve's message says so and there is too little of it.
+
+    A replica whose process is slow to start has the same message, and all that it needs.
+    """
     found = _WANTED.search(message)
     if found is None:
         return None
     count, wanted, free = found.groups()
+    try:
+        needs, left = json.loads(wanted), json.loads(free)
+    except ValueError:
+        return None
+    if isinstance(needs, dict) and all(left.get(name, 0) >= amount for name, amount in needs.items()):
+        return None
     return f"{count} of its replicas wait for {wanted} each, and {free} is left"
 
 

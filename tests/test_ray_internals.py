@@ -24,12 +24,26 @@ def test_the_version_they_belong_to() -> None:
     assert ray.__version__.startswith("2.60."), "read deployments/ray_internals.py against the new version's source"
 
 
-def test_a_deployment_that_waits_for_resources_is_recognized() -> None:
+@pytest.mark.parametrize(
+    ("wanted", "free", "lacking"),
+    [
+        ('{"CPU": 1}', "{}", True),
+        ('{"CPU": 1, "GPU": 2}', '{"CPU": 4, "GPU": 1}', True),
+        ('[{"CPU": 1}]', '{"CPU": 4}', True),
+        ('{"CPU": 1}', '{"CPU": 1.0}', False),
+        ("UNKNOWN", "UNKNOWN", False),
+    ],
+)
+def test_a_deployment_that_waits_for_resources_is_recognized(wanted: str, free: str, lacking: bool) -> None:
     message = (
         "Deployment 'ModelReplica' in application 'troupe' has 1 replicas that have taken more than 30s to be "
         "scheduled. This may be due to waiting for the cluster to auto-scale or for a runtime environment to be "
-        'installed. Resources required for each replica: {"CPU": 1}, total resources available: {}. Use `ray status` '
-        "for more details."
+        f"installed. Resources required for each replica: {wanted}, total resources available: {free}. Use `ray "
+        "status` for more details."
     )
-    assert ray_internals.unscheduled(message) == '1 of its replicas wait for {"CPU": 1} each, and {} is left'
+    found = ray_internals.unscheduled(message)
+    assert found == (f"1 of its replicas wait for {wanted} each, and {free} is left" if lacking else None)
+
+
+def test_other_messages_say_nothing_of_resources() -> None:
     assert ray_internals.unscheduled("") is None
