@@ -234,6 +234,7 @@ def test_unknown_keys_of_a_token_check(server: Server) -> None:
 
 
 def test_an_older_field_is_named_as_it_was_sent(serve: Serve) -> None:
-    server = serve([{"id": "tiny", "loader": "tests.openai.tiny_models:load_model"}])
+    entry = {"id": "tiny", "loader": "tests.openai.tiny_models:load_model", "engine": {"deterministic": True}}
+    server = serve([entry])
     response = requests.post(server.url + "/generate", json={"prompt": "ab", "beam_width": 2}, timeout=60)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "beam_width")
