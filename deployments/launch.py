@@ -26,10 +26,8 @@ from deployments import ports
 from deployments.config import AppArgs
 from deployments.errors import ConfigError
 from deployments.fast_mode import fast_environment
-from deployments.own_ray import use_own_ray, write_settings
+from deployments.own_ray import OWN, use_own_ray, write_settings
 from deployments.serve_file import PORT, base_url, read_config
-
-_OWN = "local"
 
 
 def main() -> None:
@@ -68,9 +66,9 @@ def _refuse(message: str) -> NoReturn:
 
 def _serve(config: dict[str, Any], args: AppArgs, file: Path, *, fast: bool) -> int:
     """Serve until a signal; the exit status."""
-    address = os.environ.get("RAY_ADDRESS") or _OWN
+    address = os.environ.get("RAY_ADDRESS") or OWN
     folder = None
-    if address == _OWN:
+    if address == OWN:
         _refuse_a_taken_port(config["http_options"])
         folder = use_own_ray()
     if fast:
@@ -95,7 +93,7 @@ def _refuse_a_taken_port(http: dict[str, Any]) -> None:
 
 def _prepare_fast_mode(address: str) -> None:
     os.environ.update(fast_environment(os.environ))
-    if address != _OWN:
+    if address != OWN:
         print(
             f"The Ray at {address} must have been started with the same settings (docs/scaling.md, Several nodes).",
             file=sys.stderr,

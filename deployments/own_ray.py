@@ -16,6 +16,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+OWN = "local"
+"""The address for which Ray starts a node of its own."""
+
 _PREFIX = "troupe-"
 _SETTINGS = "ray.env"
 _PROXY_MIDDLEWARES = "deployments.proxy:middlewares"

@@ -19,9 +19,9 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
+from deployments.own_ray import OWN
 from deployments.ray_internals import deploy, unreachable, unscheduled
 
-OWN = "local"
 GRACE_S = 60.0
 _ANSWER_S = 5.0
 _LAST_BYTES_S = 0.5

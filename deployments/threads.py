@@ -50,7 +50,7 @@ class Worker:
         except asyncio.CancelledError:
             answer.cancel()
             if limit is not None and started.done() and not started.cancelled():
-                # Nobody waits for it any more, but those behind it do.
+                # Its caller has left, but other calls still wait for this thread.
                 asyncio.get_running_loop().call_later(limit, self._replace_stuck, started.result(), future)
             raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,13 @@ def test_keys_do_not_reach_the_arguments_that_ray_logs(tmp_path: Path) -> None:
     assert "secret" not in str(config)
     assert config["applications"][0]["args"]["api"]["api_keys"][1] == digest
     assert args.api.admin_keys == ("secret-admin",)
+
+
+def test_the_check_alone_starts_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deployments.launch", "--check"]
+    fine = subprocess.run([*command, str(write(tmp_path))], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "")
+    file = write(tmp_path, http_options={"prot": 1})
+    wrong = subprocess.run([*command, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2
+    assert wrong.stderr == f"troupe: {file}: http_options.prot: unknown key (did you mean 'port'?)\n"

@@ -311,7 +311,7 @@ def _recomputes(model: Any, regimes: Sequence[Regime], limit: int) -> bool:
 
 
 class _Filled(DynamicCache):  # type: ignore[misc]
-    """A cache that says it has so many tokens."""
+    """A cache that reports a given number of tokens."""
 
     said = 0
 

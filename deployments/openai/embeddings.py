@@ -52,7 +52,7 @@ class EmbeddingsBody(RequestBody):
     normalize: bool | None = Field(default=None, description="Bring vectors to length 1; the model's way by default.")
     use_activation: bool | None = Field(default=None, description="The same as normalize.")
     truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
-        default=None, description="Keep so many tokens of a longer text; -1 keeps what the model takes."
+        default=None, description="Tokens to keep of a longer text; -1 keeps what the model takes."
     )
     truncation_side: Literal["left", "right"] | None = Field(
         default=None, description="Where tokens are left out; the tokenizer's own side by default."

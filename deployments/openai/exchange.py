@@ -173,7 +173,7 @@ class Exchange:
 
     def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call, recorded where that is wanted; see `choices.checked` for its errors."""
-        self._defaults.clear()  # What the model cannot do is no fault of the request, with which the defaults go.
+        self._defaults.clear()  # The request's own fields go with the defaults: it is the model that cannot do this.
         events = self.client.generate(call)
         if self.api.recorder is not None:
             asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}

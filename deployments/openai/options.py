@@ -20,7 +20,7 @@ class ApiOptions(BaseModel):
         allow_request_chat_template: requests may bring a chat template of their own.
         max_body_bytes, max_header_bytes: larger requests are refused.
         max_choices: choices (prompts times n) of one request at most.
-        max_logprobs: alternatives reported per token at most; -1 is no limit, and requests may ask for all (-1).
+        max_logprobs: alternatives reported per token at most; -1 sets no limit, and requests may ask for all (-1).
         heartbeat_seconds: after so many silent seconds send white space, and again after as many, so that a client's
             read timeout does not strike while the model computes. The status is 200 from then on. 0 is off.
         media_urls: fetch images and recordings that messages name by http(s) URL; data: URIs are always read.

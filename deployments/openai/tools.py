@@ -222,7 +222,7 @@ def _keyword(key: str, value: Any, base: str) -> Any:
 
 class ForcedCalls:
     """Reads an answer that a grammar made tool calls. Of one cut off it gives the calls that are complete, and no more:
-    the beginning of a call is no text for a reader.
+    the beginning of a call is not text for a reader.
     """
 
     def __init__(self, tools: ToolSet) -> None:

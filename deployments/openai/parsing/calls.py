@@ -86,7 +86,7 @@ class CallSplitter:
         return True
 
     def _in_call(self, parts: list[Part]) -> bool:
-        """Look for the call's end; whether to go on with what is behind it."""
+        """Look for the call's end; return whether to go on with the text after it."""
         if self._value is not None:
             return self._in_value(parts, self._value)
         end = self._family.end
@@ -106,7 +106,7 @@ class CallSplitter:
         return True
 
     def _in_value(self, parts: list[Part], value: JsonEnd) -> bool:
-        """Look for the end of a JSON value; whether to go on with what is behind it."""
+        """Look for the end of a JSON value; return whether to go on with the text after it."""
         found = value.find(self._buffer[self._looked :])
         end = len(self._buffer) if found is None else self._looked + found
         calls = None
