@@ -44,6 +44,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file.write_text(yaml.safe_dump({"http_options": {"port": port}, "applications": [app]}))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["PYTHONPATH"] = str(ROOT)  # the loader lies in tests/, the configuration elsewhere
     log = folder / "log"
     with running(["scripts/serve", "--fast", str(file)], environment, log) as process:
         end = time.monotonic() + 120
