@@ -37,6 +37,7 @@ from deployments.loading import Loading
 from deployments.messages import Accepted, Call, Event, Failed, GenerateCall, Prompt, SamplingParams, TranscribeCall
 from deployments.model_card import ModelCard
 from deployments.profiling import Trace
+from deployments.template_processes import RenderLimits, TemplateProcesses
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger("troupe.host")
@@ -68,7 +69,15 @@ class ModelHost:
         self.args = args
         self._on_gone = on_gone
         self.device = device or default_device()
-        self._loading = Loading(self.device, max_audio_seconds=args.api.max_audio_seconds, given=given)
+        api = args.api
+        self._templates = TemplateProcesses(
+            RenderLimits(
+                seconds=api.chat_template_timeout_s, memory=api.chat_template_max_bytes, text=api.max_body_bytes
+            )
+        )
+        self._loading = Loading(
+            self.device, max_audio_seconds=api.max_audio_seconds, templates=self._templates, given=given
+        )
         self._entries = args.by_name()
         self._by_id = {entry.id: entry for entry in args.models}
         self._draining = False
@@ -105,6 +114,8 @@ class ModelHost:
 
     async def preload(self) -> None:
         """Load what is to be there from the start; a failure is logged, and answered to requests that ask for it."""
+        if self.args.api.allow_request_chat_template:
+            self._templates.warm()
         for entry in self.args.models:
             if entry.pinned or entry.preload:
                 try:
@@ -225,6 +236,7 @@ class ModelHost:
     async def close(self) -> None:
         """End what runs, unload every model."""
         await self.leases.close(CLOSE_LIMIT_S)
+        await asyncio.to_thread(self._templates.close)
         for trace in self._traces.values():
             await asyncio.to_thread(trace.close)
 

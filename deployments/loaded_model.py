@@ -22,6 +22,7 @@ from deployments.hook_probe import probe_hooks
 from deployments.images import decode_image, split_images
 from deployments.media_parts import MediaSource
 from deployments.messages import ChatPrompt, Event, Prompt, TextPrompt, TokensPrompt, TranscribeCall
+from deployments.template_processes import TemplateProcesses
 from deployments.threads import Worker
 from deployments.transcription import Transcriber
 from deployments.whisper import WhisperFormat
@@ -45,11 +46,47 @@ class EncodedPrompt:
     encoded: Encoded
 
 
-class LoadedModel:
-    """A model with its hooks and engine. Encoding runs in a thread of its own."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownChat:
+    """A conversation with placeholders for its media.
 
-    def __init__(self, entry: ModelEntry, info: ModelInfo, *, max_audio_seconds: float = 3600.0) -> None:
+    Attributes:
+        chat: tokens of media in its texts are marked as text.
+        images, recordings: in the order of the conversation.
+        marked: the request field with the first such token; None if there is none.
+    """
+
+    chat: ChatPrompt
+    images: Sequence[MediaSource]
+    recordings: Sequence[MediaSource]
+    marked: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenChat(ChatPrompt):
+    """A conversation that its own template has written as `text`."""
+
+    shown: ShownChat
+    text: str
+
+
+class LoadedModel:
+    """A model with its hooks and engine. Encoding runs in a thread of its own.
+
+    Args:
+        templates: render chat templates of requests.
+    """
+
+    def __init__(
+        self,
+        entry: ModelEntry,
+        info: ModelInfo,
+        *,
+        max_audio_seconds: float = 3600.0,
+        templates: TemplateProcesses | None = None,
+    ) -> None:
         self.entry = entry
+        self._templates = templates or TemplateProcesses()
         self.load_id = uuid4().hex
         self._max_audio_seconds = max_audio_seconds
         self.info = info
@@ -69,6 +106,7 @@ class LoadedModel:
 
     async def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
         """Render and encode prompts off the event loop."""
+        prompts = [await self._written(prompt) for prompt in prompts]
         return await self._off_loop(lambda: [self._encode(prompt) for prompt in prompts])
 
     async def decode(self, token_ids: Sequence[int]) -> str:
@@ -96,6 +134,7 @@ class LoadedModel:
             TroupeError: a prompt cannot be embedded, or the model gives no embeddings.
         """
         self._refuse_speech()
+        prompts = [await self._written(prompt) for prompt in prompts]
         texts = await self._off_loop(lambda: [self._texts.encoded(prompt, options) for prompt in prompts])
         for text in texts:
             check_ids(self.info.model, text, options.param)
@@ -177,8 +216,19 @@ class LoadedModel:
                 return EncodedPrompt(text=None, encoded=Encoded(input_ids=list(prompt.token_ids)))
             case TextPrompt():
                 return self._encode_text(prompt)
+            case WrittenChat():
+                return self._encode_shown(prompt.shown, prompt.text)
             case ChatPrompt():
-                return self._encode_chat(prompt)
+                shown = self._shown(prompt)
+                return self._encode_shown(shown, self.hooks.render(shown.chat))
+
+    async def _written(self, prompt: Prompt) -> Prompt:
+        """A conversation that brings its own template is rendered while others are encoded, in another process."""
+        if not isinstance(prompt, ChatPrompt) or not self.hooks.template.is_foreign(prompt.chat_template):
+            return prompt
+        shown = await self._off_loop(lambda: self._shown(prompt))
+        text = await self._templates.render(self.info, shown.chat)
+        return WrittenChat(messages=prompt.messages, shown=shown, text=text)
 
     def _encode_plainly(self, prompt: Prompt) -> tuple[str | None, Encoded]:
         found = self._encode(prompt)
@@ -194,26 +244,30 @@ class LoadedModel:
         text, encoded = self.hooks.marks.encode(marked, "prompt", encode)
         return EncodedPrompt(text=text, encoded=encoded)
 
-    def _encode_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
-        chat, sources = split_images(prompt)
-        if sources:
-            self.hooks.check_images(sources[0].param)
-        chat, recordings = split_audio(chat)
-        if recordings:
-            self.hooks.check_audio(recordings[0].param)
-        place = self.hooks.marks.find(chat)
-        text = self.hooks.render(chat if place is None else self.hooks.marks.marked_chat(chat))
-        self.hooks.marks.check_places(text, chat)
-        images = [decode_image(source) for source in sources]
-        sounds = [self._samples(each) for each in recordings]
+    def _encode_shown(self, shown: ShownChat, text: str) -> EncodedPrompt:
+        self.hooks.marks.check_places(text, shown.chat)
+        images = [decode_image(source) for source in shown.images]
+        sounds = [self._samples(each) for each in shown.recordings]
 
         def encode(text: str, marked: bool) -> Encoded:
             return self.hooks.encode(text, images=images, audio=sounds, marked=marked)
 
-        if place is None:
+        if shown.marked is None:
             return EncodedPrompt(text=text, encoded=encode(text, False))
-        text, encoded = self.hooks.marks.encode(text, place, encode, media=bool(images or sounds))
+        text, encoded = self.hooks.marks.encode(text, shown.marked, encode, media=bool(images or sounds))
         return EncodedPrompt(text=text, encoded=encoded)
+
+    def _shown(self, prompt: ChatPrompt) -> ShownChat:
+        """A conversation as its template is to see it, and the media that stand aside."""
+        chat, images = split_images(prompt)
+        if images:
+            self.hooks.check_images(images[0].param)
+        chat, recordings = split_audio(chat)
+        if recordings:
+            self.hooks.check_audio(recordings[0].param)
+        place = self.hooks.marks.find(chat)
+        chat = chat if place is None else self.hooks.marks.marked_chat(chat)
+        return ShownChat(chat=chat, images=images, recordings=recordings, marked=place)
 
     def _samples(self, source: MediaSource) -> Samples:
         """A recording, refused where the model's processor would cut it short in silence."""

@@ -15,6 +15,7 @@ from deployments.engine.random_state import RANDOM_STATE
 from deployments.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.loaded_model import LoadedModel
 from deployments.mapped_weights import read_mapped_weights
+from deployments.template_processes import TemplateProcesses
 from deployments.threads import Worker, position
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
@@ -29,14 +30,20 @@ class Loading:
 
     Args:
         device: where loaders put their models, such as "cuda:0".
-        max_audio_seconds: of the models, see `LoadedModel`.
+        max_audio_seconds, templates: of the models, see `LoadedModel`.
         given: models that need no loader, by id.
     """
 
     def __init__(
-        self, device: str, *, max_audio_seconds: float = 3600.0, given: Mapping[str, ModelInfo] | None = None
+        self,
+        device: str,
+        *,
+        max_audio_seconds: float = 3600.0,
+        templates: TemplateProcesses | None = None,
+        given: Mapping[str, ModelInfo] | None = None,
     ) -> None:
         self.device = device
+        self._templates = templates
         self._max_audio_seconds = max_audio_seconds
         self._given = dict(given or {})
         self._hung: dict[str, tuple[threading.Thread, float]] = {}
@@ -100,7 +107,7 @@ class Loading:
                 info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
             info.model_name = info.model_name or entry.id
             read_mapped_weights(info.model)
-            model = LoadedModel(entry, info, max_audio_seconds=self._max_audio_seconds)
+            model = LoadedModel(entry, info, max_audio_seconds=self._max_audio_seconds, templates=self._templates)
         except Exception as error:
             if _is_out_of_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error

@@ -80,6 +80,39 @@ class Worker:
         stuck.put(None)
 
 
+class Workers:
+    """Threads that run functions as they come, the oldest first. Nobody waits for one that hangs.
+
+    Args:
+        size: threads at most; they start as they are needed, and stay.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._size = size
+        self._count = 0
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+
+    def submit(self, function: Callable[[], T]) -> Future[T]:
+        """The function's result, or its exception. One that is cancelled in time does not run."""
+        future: Future[T] = Future()
+        self._jobs.put((function, future))
+        with self._lock:
+            if self._count < self._size:
+                self._count += 1
+                name = f"{self._name}-{self._count}"
+                threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
+        return future
+
+    def stop(self) -> None:
+        """End the threads after what is queued; what comes later does not run."""
+        with self._lock:
+            started, self._count = self._count, self._size
+        for _ in range(started):
+            self._jobs.put(None)
+
+
 def position(thread: threading.Thread) -> str:
     """Where a thread is now, as `file.py, line 12 in function`."""
     frame = sys._current_frames().get(thread.ident or 0)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from deployments.errors import BrokenHook, ModelError, TemplateFailed, TroupeError, UnsupportedParameter, last_line
@@ -37,8 +36,10 @@ _SAMPLE_TOOL = {
 _USER: Message = {"role": "user", "content": "Go on."}
 _SYSTEM: Message = {"role": "system", "content": "Be brief."}
 _VIEWS, _REMEMBERED = 32, 1024
+# transformers' own methods, by name: the process that renders templates of requests does not import them.
+_STOCK = ("PreTrainedTokenizerBase.apply_chat_template", "ProcessorMixin.apply_chat_template")
 # Arguments of apply_chat_template that are not variables of the template.
-_NO_VARIABLES = ("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs")
+NO_VARIABLES = ("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs")
 
 
 class ChatTemplate:
@@ -115,6 +116,10 @@ class ChatTemplate:
             given = ("tool_use" if tools and "tool_use" in named else "default") if named else self._owned
         return named.get(given, None if given == "default" else given) if given is not None else None
 
+    def is_foreign(self, given: str | None) -> bool:
+        """Whether a request's `chat_template` is a template of its own, not the name of one of the model's."""
+        return bool(given) and given != "default" and given not in self.named
+
     @property
     def named(self) -> dict[str, str]:
         """The model's templates by name; {} if it has one without a name."""
@@ -182,12 +187,12 @@ class ChatTemplate:
     @property
     def _is_stock(self) -> bool:
         """Whether the function is transformers' own method, which drops what is null."""
-        stock = (PreTrainedTokenizerBase.apply_chat_template, ProcessorMixin.apply_chat_template)
-        return self._own and getattr(self._function, "__func__", None) in stock
+        function = getattr(self._function, "__func__", None)
+        return self._own and getattr(function, "__qualname__", "") in _STOCK
 
     def _with_nulls(self, messages: list[Message], kwargs: dict[str, Any]) -> str:
         """As transformers' method writes messages, but a content of null stays null."""
-        variables = {key: value for key, value in kwargs.items() if key not in _NO_VARIABLES}
+        variables = {key: value for key, value in kwargs.items() if key not in NO_VARIABLES}
         source = variables.pop("chat_template", None) or self.source(tools="tools" in kwargs)
         owner = getattr(self._function, "__self__", None)
         tokenizer = getattr(owner, "tokenizer", owner)

@@ -18,6 +18,8 @@ class ApiOptions(BaseModel):
         default_model: answers requests that name no model; None means the only model where there is one.
         strict_parameters: refuse unknown request fields instead of listing them in a response header.
         allow_request_chat_template: requests may bring a chat template of their own.
+        chat_template_timeout_s, chat_template_max_bytes: processor time and memory that such a template may take; by
+            the clock, twice the time.
         max_body_bytes, max_header_bytes: larger requests are refused.
         max_choices: choices (prompts times n) of one request at most.
         max_logprobs: alternatives reported per token at most; -1 sets no limit, and requests may ask for all (-1).
@@ -43,6 +45,8 @@ class ApiOptions(BaseModel):
     default_model: str | None = None
     strict_parameters: bool = False
     allow_request_chat_template: bool = False
+    chat_template_timeout_s: float = Field(default=5, gt=0)
+    chat_template_max_bytes: int = Field(default=256 * 2**20, ge=2**20)
     max_body_bytes: int = Field(default=64 * 2**20, ge=1024)
     max_header_bytes: int = Field(default=64 * 2**10, ge=1024)
     max_choices: int = Field(default=1024, ge=1)
