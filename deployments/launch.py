@@ -92,14 +92,16 @@ def _refuse_a_taken_port(http: dict[str, Any]) -> None:
 
 
 def _prepare_fast_mode(address: str) -> None:
-    os.environ.update(fast_environment(os.environ))
+    settings = fast_environment(os.environ)
+    os.environ.update(settings)
     if address != OWN:
         print(
             f"The Ray at {address} must have been started with the same settings (docs/scaling.md, Several nodes).",
             file=sys.stderr,
         )
     # In a session of its own, to be the last.
-    subprocess.Popen([sys.executable, "-m", "deployments.fast_mode", str(os.getpid())], start_new_session=True)
+    reap = [sys.executable, "-m", "deployments.fast_mode", str(os.getpid()), *([] if settings else ["--keep"])]
+    subprocess.Popen(reap, start_new_session=True)
 
 
 def _ray_addresses() -> dict[str, str]:

