@@ -11,6 +11,7 @@ plain tensor, and so does `state_dict()`. Moving, casting or deep-copying the mo
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deployments.engine.listeners import listening
+
+logger = logging.getLogger("troupe.engine")
 
 _TIED_SHARE = 1 / 3
 _ROWS = (1, 8, 33)
@@ -52,12 +55,16 @@ class PackedLinears:
         Args:
             model: not being run by anyone else meanwhile.
             wanted: False packs nothing; True packs what keeps its bits; None packs it unless a quick measurement says
-                that it is slower on this machine.
+                that it is slower on this machine. What this processor has no such kernel for stays plain, and the log
+                says so.
         """
         packed = cls()
-        groups = {} if wanted is False or not torch._C._has_mkldnn else _packable(model)
+        groups = {} if wanted is False else _packable(model)
         with torch.inference_mode(False), torch.no_grad():
-            good = {shape for shape in {_shape(modules[0]) for modules in groups.values()} if _same_bits(groups, shape)}
+            shapes = {_shape(modules[0]) for modules in groups.values()}
+            good = {shape for shape in shapes if torch._C._has_mkldnn and _same_bits(groups, shape)}
+            if good != shapes:
+                _say_what_stays_plain(len(shapes - good), len(shapes), asked=wanted is True)
             groups = {key: modules for key, modules in groups.items() if _shape(modules[0]) in good}
             if groups and (wanted or not _slower([modules[0] for modules in groups.values()])):
                 for modules in groups.values():
@@ -160,8 +167,19 @@ def _same_bits(groups: dict[int, list[nn.Linear]], shape: _Shape) -> bool:
             )
             for input in _inputs(plain)
         )
-    except RuntimeError:
+    except (RuntimeError, AttributeError):  # a processor, or a build of torch, without the kernel
         return False
+
+
+def _say_what_stays_plain(count: int, shapes: int, *, asked: bool) -> None:
+    logger.log(
+        logging.WARNING if asked else logging.INFO,
+        "pack_linears: weights of %d of %d shapes stay plain, because this processor (%s) has no packed kernel for "
+        "them with the same bits.",
+        count,
+        shapes,
+        torch.backends.cpu.get_cpu_capability(),
+    )
 
 
 def _slower(modules: list[nn.Linear]) -> bool:

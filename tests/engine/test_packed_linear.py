@@ -1,9 +1,14 @@
-"""Packed linears: the same bits, no second copy of the weights, and a model that is as it was afterwards."""
+"""Packed linears: the same bits, no second copy of the weights, and a model that is as it was afterwards.
+
+A processor without packed kernels that keep the bits (x86 without AVX512, for example) packs less or nothing. Tests of
+what is packed are skipped there; all others hold on any processor.
+"""
 
 from __future__ import annotations
 
 import copy
 import gc
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +34,57 @@ def logits(model: nn.Module) -> torch.Tensor:
     return out
 
 
+def keeps_its_bits(linear: nn.Linear) -> bool:
+    """Whether this processor has a packed kernel for a weight, with the bits of the plain one."""
+    weight, bias = linear.weight.detach(), linear.bias
+    generator = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(n, weight.shape[1], generator=generator).to(weight.dtype) for n in (1, 2, 8, 24, 33)]
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        product = torch.ops.mkldnn._linear_pointwise
+        with torch.no_grad():
+            return all(torch.equal(linear(x), product(x, packed, bias, "none", [], "")) for x in inputs)
+    except (RuntimeError, AttributeError):
+        return False
+
+
+def need_packed_kernels(model: nn.Module) -> None:
+    """Skip a test on a processor that cannot pack every linear of its model."""
+    if not all(keeps_its_bits(module) for module in model.modules() if type(module) is nn.Linear):
+        capability = torch.backends.cpu.get_cpu_capability()
+        pytest.skip(f"this processor ({capability}) has no packed kernels with the bits of the plain ones")
+
+
 def test_the_same_bits(model: nn.Module) -> None:
+    """On any processor: what it cannot pack is left as it is."""
     before = logits(model)
-    packed = PackedLinears.of(model, wanted=True)
-    assert packed.modules == 2 * 7 + 1
+    PackedLinears.of(model, wanted=True)
     assert torch.equal(logits(model), before)
+
+
+def test_every_linear_is_packed(model: nn.Module) -> None:
+    need_packed_kernels(model)
+    assert PackedLinears.of(model, wanted=True).modules == 2 * 7 + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wanted", [True, None])
+def test_what_the_processor_cannot_pack_stays_plain_and_is_logged(
+    wanted: bool | None, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(nn.Linear(32, 48), nn.Linear(48, 32)).to(dtype)
+    able = [module for module in model if keeps_its_bits(module)]
+    with caplog.at_level(logging.INFO, "troupe.engine"):
+        packed = PackedLinears.of(model, wanted)
+    if wanted or not able:
+        assert packed.modules == len(able)
+    said = [record for record in caplog.records if "stay plain" in record.getMessage()]
+    if len(able) == len(model):
+        assert not said
+    else:
+        (record,) = said
+        assert f"weights of {len(model) - len(able)} of 2 shapes stay plain" in record.getMessage()
+        assert record.levelno == (logging.WARNING if wanted else logging.INFO)
 
 
 def test_with_biases_and_any_shape_of_input() -> None:
@@ -64,6 +115,7 @@ def test_undo_gives_the_very_parameters_back(model: nn.Module) -> None:
 
 
 def test_plain_weights_are_released(model: nn.Module) -> None:
+    need_packed_kernels(model)
     weight = model.get_submodule("model.layers.0.mlp.up_proj").weight
     before = weight.untyped_storage().nbytes()
     PackedLinears.of(model, wanted=True)
@@ -74,6 +126,7 @@ def test_plain_weights_are_released(model: nn.Module) -> None:
 
 def test_a_tied_head_is_packed_beside_its_embedding() -> None:
     tied = llama(tie_word_embeddings=True).to(BF16)
+    need_packed_kernels(tied)
     expected = logits(tied)
     packed = PackedLinears.of(tied, wanted=True)
     assert packed.modules == 2 * 7 + 1
@@ -85,6 +138,7 @@ def test_a_tied_head_is_packed_beside_its_embedding() -> None:
 
 def test_a_tied_head_that_is_most_of_the_model_is_left_alone() -> None:
     tied = llama(tie_word_embeddings=True, vocab_size=4000).to(BF16)
+    need_packed_kernels(tied)
     packed = PackedLinears.of(tied, wanted=True)
     assert packed.modules == 2 * 7
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
@@ -93,6 +147,7 @@ def test_a_tied_head_that_is_most_of_the_model_is_left_alone() -> None:
 def test_one_weight_in_two_linears_is_packed_once() -> None:
     pair = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)).to(BF16)
     pair[1].weight = pair[0].weight
+    need_packed_kernels(pair)
     packed = PackedLinears.of(pair, wanted=True)
     assert packed.modules == 2
     assert pair[0].weight is pair[1].weight
@@ -138,6 +193,7 @@ def test_subclasses_and_replaced_forwards_are_left_alone() -> None:
     replaced = nn.Linear(32, 32).to(BF16)
     replaced.forward = lambda x: x
     model = nn.Sequential(Own(32, 32).to(BF16), replaced, nn.Linear(32, 32).to(BF16))
+    need_packed_kernels(model[2])
     assert PackedLinears.of(model, wanted=True).modules == 1
     assert PackedLinears.of(model, wanted=True).modules == 0
 
@@ -154,6 +210,7 @@ def test_weights_that_a_hook_may_read_or_change_are_left_alone() -> None:
     hooked = llama().bfloat16()
     layer = hooked.model.layers[0]
     hooked.lm_head.weight = torch.nn.Parameter(hooked.lm_head.weight.clone())
+    need_packed_kernels(hooked)
     seen: list[torch.Tensor] = []
 
     def halve(module: Any, args: Any) -> None:

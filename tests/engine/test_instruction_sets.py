@@ -1,0 +1,48 @@
+"""The tests whose numbers depend on the processor, as an older one would run them.
+
+torch and oneDNN choose their kernels by these variables as they do by the processor.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+SSE41 = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+NUMBERS = ("deterministic", "parity", "one_shot_parity", "attention", "fixed_decode", "scoring", "prompt_lookup")
+
+
+def passes(settings: dict[str, str], *names: str) -> None:
+    """Run files of tests on the kernels that these settings leave."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip(f"torch has one set of kernels for {platform.machine()}")
+    if settings is AVX2 and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        pytest.skip("this processor has no AVX2")
+    environment = {**os.environ, **settings}
+    ask = "import torch; print(torch.backends.cpu.get_cpu_capability().lower())"
+    said = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == settings["ATEN_CPU_CAPABILITY"]
+    files = [f"tests/engine/test_{name}.py" for name in names]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+def test_packed_linears_without_avx512() -> None:
+    passes(AVX2, "packed_linear")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("settings", [AVX2, SSE41], ids=["avx2", "sse4.1"])
+def test_every_number(settings: dict[str, str]) -> None:
+    passes(settings, "packed_linear", *NUMBERS)
