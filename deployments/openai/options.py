@@ -27,7 +27,8 @@ class ApiOptions(BaseModel):
             read timeout does not strike while the model computes. The status is 200 from then on. 0 is off.
         media_urls: fetch images and recordings that messages name by http(s) URL; data: URIs are always read.
         media_networks: networks besides the public internet that URLs may lead to, such as 10.0.0.0/8.
-        media_max_bytes, media_timeout_s: of one fetch at most.
+        media_max_bytes, media_timeout_s: of one fetch at most, from looking its name up to the last byte.
+        media_max_parts: images and recordings of one request at most.
         max_audio_seconds: longer recordings are refused.
         stream_usage: report token counts in every stream, as if each request asked for it.
         record_dir: folder for a JSONL record of every request and its answer, readable by this user alone; None records
@@ -56,6 +57,7 @@ class ApiOptions(BaseModel):
     media_networks: tuple[str, ...] = ()
     media_max_bytes: int = Field(default=20 * 2**20, ge=1024)
     media_timeout_s: float = Field(default=10, gt=0)
+    media_max_parts: int = Field(default=256, ge=1)
     max_audio_seconds: float = Field(default=3600, gt=0)
     stream_usage: bool = False
     record_dir: str | None = None
