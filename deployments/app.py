@@ -8,12 +8,12 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from deployments.config import AppArgs, Pool, parse_args
+from deployments.config.app import AppArgs, Pool, parse_args
 from deployments.ingress import OpenAIIngress
 from deployments.ray_internals import warn_of_open_node
 from deployments.replica import ModelReplica
 
-ROUTER = "deployments.routing:ModelAffinityRouter"
+ROUTER = "deployments.router:ModelAffinityRouter"
 
 
 def build_app(args: dict[str, Any]) -> serve.Application:

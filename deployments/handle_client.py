@@ -15,17 +15,12 @@ import ray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.client import Embeddings, EmbedOptions, Rendered
-from deployments.config import AppArgs, unknown_model
-from deployments.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
-from deployments.messages import (
-    Accepted,
-    Call,
-    Event,
-    Failed,
-    Prompt,
-)
-from deployments.model_card import ModelCard
+from deployments.config.app import AppArgs, unknown_model
+from deployments.core.calls import Call, Prompt
+from deployments.core.client import Embeddings, EmbedOptions, Rendered
+from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
+from deployments.core.events import Accepted, Event, Failed
+from deployments.core.model_card import ModelCard
 
 logger = logging.getLogger("ray.serve")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from ray import serve
 
-from deployments.config import AppArgs
+from deployments.config.app import AppArgs
 from deployments.handle_client import Handle, HandleClient
 from deployments.logs import log_like_serve
 from deployments.openai.app import build_api

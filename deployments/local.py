@@ -19,9 +19,9 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from deployments.config import AppArgs, parse_args
-from deployments.errors import ConfigError, TroupeError
-from deployments.host import ModelHost, default_device
+from deployments.config.app import AppArgs, parse_args
+from deployments.core.errors import ConfigError, TroupeError
+from deployments.host.host import ModelHost, default_device
 from deployments.openai.app import build_api
 from model_loaders.contract import ModelInfo, as_model_info
 from model_loaders.resolve import load_model_info

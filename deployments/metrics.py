@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from deployments.messages import Delta, Event, Failed, Finished
+from deployments.core.events import Delta, Event, Failed, Finished
 
 logger = logging.getLogger("troupe.requests")
 

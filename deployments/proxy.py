@@ -1,6 +1,6 @@
 """What Ray Serve's proxy runs around every request: an OpenAI error for a path that no application has.
 
-Ray Serve reads `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in each proxy; `deployments.own_ray` sets it. HAProxy, in
+Ray Serve reads `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in each proxy; `deployments.cli.own_ray` sets it. HAProxy, in
 the fast mode, answers such a path itself, with Ray's text.
 """
 
@@ -10,8 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import RouteNotFound
-from deployments.openai.errors import error_body
+from deployments.core.errors import RouteNotFound
+from deployments.openai.http.errors import error_body
 
 _NO_APPLICATION = (b"Path '", b"/-/routes")
 

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import serve
 
-from deployments.config import AppArgs
-from deployments.engine.cgroup import cores
+from deployments.config.app import AppArgs
+from deployments.core.calls import Call, Prompt
+from deployments.core.events import Event
+from deployments.engine.base.cgroup import cores
 from deployments.logs import log_like_serve
-from deployments.messages import Call, Event, Prompt
 from deployments.ray_internals import keep_replica_port_local
 
 if TYPE_CHECKING:
-    from deployments.client import Embeddings, EmbedOptions, Rendered
+    from deployments.core.client import Embeddings, EmbedOptions, Rendered
 
 _RAY_WRAPPER = "__serve_multiplex_wrapper"
 _REPORT_EVERY_S = 2.0
@@ -39,7 +40,7 @@ class ModelReplica:
     """Answers calls for the configured models, loading and unloading them as they are asked for."""
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
-        from deployments.host import ModelHost
+        from deployments.host.host import ModelHost
         from deployments.metrics import ReplicaMetrics
 
         log_like_serve()

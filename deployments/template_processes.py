@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
-from deployments import errors
-from deployments.errors import ModelError, TemplateFailed, TroupeError, Unavailable
-from deployments.messages import ChatPrompt
-from deployments.threads import Workers
+from deployments.core import errors
+from deployments.core.calls import ChatPrompt
+from deployments.core.errors import ModelError, TemplateFailed, TroupeError, Unavailable
+from deployments.host.worker import Workers
 from model_loaders.contract import ModelInfo
 from model_loaders.request_template import HEADER, MEMORY, WALL_FACTOR, RenderRequest
 

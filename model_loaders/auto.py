@@ -16,13 +16,19 @@ import torch
 import transformers
 from transformers import AutoConfig
 
-from deployments.errors import ModelLoadFailed
-from model_loaders.adapter_folder import find_adapter
-from model_loaders.checkpoint import CheckpointOptions, IncompleteCheckpoint, load_checkpoint
+from deployments.core.errors import ModelLoadFailed
 from model_loaders.contract import ModelInfo
-from model_loaders.model_class import embedding_class, has_pretraining_head, model_class, named_class, takes_part
 from model_loaders.sentence_format import read_sentence_format
 from model_loaders.text_side import load_text_side, read_template
+from model_loaders.weights.adapter_folder import find_adapter
+from model_loaders.weights.checkpoint import CheckpointOptions, IncompleteCheckpoint, load_checkpoint
+from model_loaders.weights.model_class import (
+    embedding_class,
+    has_pretraining_head,
+    model_class,
+    named_class,
+    takes_part,
+)
 
 logger = logging.getLogger("troupe.loader")
 

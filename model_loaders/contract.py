@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deployments.errors import ModelLoadFailed, last_line
+from deployments.core.errors import ModelLoadFailed, last_line
 
 if TYPE_CHECKING:
     from model_loaders.sentence_format import SentenceFormat
@@ -51,7 +51,7 @@ class ModelInfo:
         max_model_len: positions, prompt and text together; None reads the model's config.
         stop_token_ids: terminators besides those of tokenizer, template and generation_config.
         logits_processors: transformers `LogitsProcessor`s applied to every row.
-        done_callback: shown every choice that has ended, for inspection; see `deployments.inspection`.
+        done_callback: shown every choice that has ended, for inspection; see `deployments.host.inspection`.
         close: called once when the model is unloaded.
         engine: builds another engine than ours: `engine(info, options) -> Engine`; `model` may be None then.
         sentence_format: how vectors are made of texts; None reads it from the model's folder, if that is a

@@ -26,10 +26,10 @@ from typing import Any, BinaryIO
 from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from deployments.errors import TemplateFailed, TroupeError
-from deployments.messages import ChatPrompt
-from model_loaders.chat_template import NO_VARIABLES, ChatTemplate
+from deployments.core.calls import ChatPrompt
+from deployments.core.errors import TemplateFailed, TroupeError
 from model_loaders.contract import ModelInfo
+from model_loaders.prompts.chat_template import NO_VARIABLES, ChatTemplate
 
 HEADER = struct.Struct("!QdQ")
 """Bytes of the pickled request, seconds of processor time it may take, bytes of memory it may take."""

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from deployments.errors import ModelLoadFailed, TroupeError, last_line
-from model_loaders.adapter_folder import note_adapter
+from deployments.core.errors import ModelLoadFailed, TroupeError, last_line
 from model_loaders.contract import ModelInfo, as_model_info
-from model_loaders.load_report import reported
+from model_loaders.weights.adapter_folder import note_adapter
+from model_loaders.weights.load_report import reported
 
 logger = logging.getLogger("troupe.loader")
 

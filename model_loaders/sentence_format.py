@@ -17,8 +17,8 @@ import torch
 from tokenizers import normalizers
 from torch import Tensor
 
-from deployments.errors import ModelLoadFailed
-from model_loaders.adapter_folder import folder_file
+from deployments.core.errors import ModelLoadFailed
+from model_loaders.weights.adapter_folder import folder_file
 
 _MODULES = "modules.json"
 _PROMPTS = "config_sentence_transformers.json"
@@ -61,7 +61,7 @@ class SentenceFormat:
     """How a vector is made of a text.
 
     Attributes:
-        poolings: names of poolings (`deployments.pooling`), whose vectors are joined in this order.
+        poolings: names of poolings (`deployments.host.embedding.pooling`), whose vectors are joined in this order.
         include_prompt: the prompt's tokens are pooled with the text's.
         steps: applied in order to the pooled vectors, float32 [batch, dimensions].
         prompts: texts that are put before a text, by name.

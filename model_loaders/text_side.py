@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoProcessor, AutoTokenizer
 
-from deployments.errors import ModelLoadFailed
+from deployments.core.errors import ModelLoadFailed
 
 logger = logging.getLogger("troupe.loader")
 

@@ -41,15 +41,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from deployments.config import parse_args  # noqa: E402
-from deployments.engine.options import EngineOptions  # noqa: E402
-from deployments.engine.protocol import EngineRequest  # noqa: E402
-from deployments.fast_mode import fast_environment  # noqa: E402
-from deployments.host import ModelHost  # noqa: E402
-from deployments.messages import ChatPrompt, GenerateCall, SamplingParams  # noqa: E402
-from deployments.own_ray import use_own_ray  # noqa: E402
+from deployments.cli.fast_mode import fast_environment  # noqa: E402
+from deployments.cli.own_ray import use_own_ray  # noqa: E402
+from deployments.config.app import parse_args  # noqa: E402
+from deployments.config.engine import EngineOptions  # noqa: E402
+from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams  # noqa: E402
+from deployments.engine.base.protocol import EngineRequest  # noqa: E402
+from deployments.host.host import ModelHost  # noqa: E402
 from model_loaders.contract import as_model_info  # noqa: E402
-from model_loaders.simulated import load_model  # noqa: E402
+from model_loaders.examples.simulated import load_model  # noqa: E402
 from tests.serving import free_port  # noqa: E402
 
 
@@ -73,7 +73,7 @@ class Target:
         return sum(parents[pid][1] for pid in tree if pid in parents) / os.sysconf("SC_CLK_TCK")
 
 
-LOADER = {"loader": "model_loaders.simulated:load_model", "kwargs": {"load_seconds": 0.0}}
+LOADER = {"loader": "model_loaders.examples.simulated:load_model", "kwargs": {"load_seconds": 0.0}}
 MESSAGES = [
     {"role": role, "content": " ".join(f"word{i * 100 + j}" for j in range(100))}
     for i, role in enumerate(["system", *["user", "assistant"] * 4, "user"])

@@ -12,12 +12,13 @@ from typing import Any
 import transformers
 from bench_baselines import apart
 
-from deployments.engine.options import EngineOptions
-from deployments.engine.protocol import EngineRequest
-from deployments.engine.row_engine import RowEngine
-from deployments.messages import Delta, EngineEvent, Failed, SamplingParams
+from deployments.config.engine import EngineOptions
+from deployments.core.calls import SamplingParams
+from deployments.core.events import Delta, EngineEvent, Failed
+from deployments.engine.base.protocol import EngineRequest
+from deployments.engine.batching.engine import RowEngine
 from model_loaders.contract import ModelInfo
-from model_loaders.hooks import Hooks
+from model_loaders.prompts.hooks import Hooks
 
 
 @dataclass

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from bench_baselines import synchronize
 
-from deployments.engine.row_sampler import RowSampler
-from deployments.engine.sampling import sample_rows
-from deployments.messages import SamplingParams
+from deployments.core.calls import SamplingParams
+from deployments.engine.sampling.sample import sample_rows
+from deployments.engine.sampling.state import RowSampler
 
 ROWS, VOCAB, WIDTH = 32, 128_256, 2048
 """Rows, and the head of a model of 1 B parameters."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deployments.own_ray import use_own_ray
+from deployments.cli.own_ray import use_own_ray
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

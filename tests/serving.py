@@ -16,7 +16,7 @@ import requests
 from ray import serve
 
 from deployments.app import application
-from deployments.config import parse_args
+from deployments.config.app import parse_args
 
 _names = itertools.count()
 

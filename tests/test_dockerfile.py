@@ -16,8 +16,8 @@ import pytest
 import requests
 import yaml
 
-from deployments import ports
-from deployments.flags import FLAGS
+from deployments.cli import ports
+from deployments.compat.flags import FLAGS
 from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
 

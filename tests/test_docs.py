@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from deployments import errors
-from deployments.config import AppArgs, ModelEntry, Pool
-from deployments.engine.options import EngineOptions
-from deployments.model_card import ModelOptions
+from deployments.config.api import ApiOptions
+from deployments.config.app import AppArgs, ModelEntry, Pool
+from deployments.config.engine import EngineOptions
+from deployments.core import errors
+from deployments.core.model_card import ModelOptions
 from deployments.openai.app import ROUTES
-from deployments.openai.options import ApiOptions
 from model_loaders.contract import ModelInfo
 from tests.clients import page
 

@@ -11,7 +11,7 @@ USE = """
 import deployments, model_loaders.demo
 assert "site" in deployments.__file__, deployments.__file__
 from model_loaders.resolve import load_model_info
-from deployments.config import parse_args
+from deployments.config.app import parse_args
 parse_args({"models": [{"id": "demo", "loader": "model_loaders.demo:load_model"}]})
 print(load_model_info("model_loaders.demo:load_model", {}, "cpu").model.num_parameters())
 """

@@ -17,12 +17,12 @@ import pytest
 import yaml
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
-from deployments.config import parse_args
-from deployments.engine.options import EngineOptions
-from deployments.engine.protocol import EngineRequest
-from deployments.messages import SamplingParams
-from deployments.serve_file import read_config
-from model_loaders.simulated import Device, Roofline, SimulatedEngine
+from deployments.cli.serve_file import read_config
+from deployments.config.app import parse_args
+from deployments.config.engine import EngineOptions
+from deployments.core.calls import SamplingParams
+from deployments.engine.base.protocol import EngineRequest
+from model_loaders.examples.simulated import Device, Roofline, SimulatedEngine
 from tests.faults.conftest import Say, say  # noqa: F401
 
 ROOT = Path(__file__).parent.parent

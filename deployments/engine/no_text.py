@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from deployments.engine.admission import ALL_PARAMS, context_length
-from deployments.engine.options import EngineOptions
-from deployments.engine.protocol import Emit, EngineRequest, EngineStats
-from deployments.engine.row_rotary import RowRotary
-from deployments.errors import UnsupportedParameter
+from deployments.config.engine import EngineOptions
+from deployments.core.errors import UnsupportedParameter
+from deployments.engine.base.admission import ALL_PARAMS, context_length
+from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.model.rotary import RowRotary
 from model_loaders.contract import ModelInfo
 
 

@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 
-from deployments.engine.encoder_inputs import encoder_inputs, shorter
-from deployments.engine.job import Job
-from deployments.engine.output import ChoiceOutput
-from deployments.engine.protocol import Engine, EngineRequest
-from deployments.engine.stock_generate import StockGenerate, ordinary_ids
-from deployments.engine.vocabulary import Vocabulary
-from deployments.logprobs import TokenLogprob
-from deployments.messages import ChatPrompt, Delta, EngineEvent, Failed, SamplingParams
-from model_loaders.hooks import Encoded, Hooks
+from deployments.core.calls import ChatPrompt, SamplingParams
+from deployments.core.events import Delta, EngineEvent, Failed
+from deployments.core.logprobs import TokenLogprob
+from deployments.engine.base.protocol import Engine, EngineRequest
+from deployments.engine.generate.job import Job
+from deployments.engine.generate.stock import StockGenerate, ordinary_ids
+from deployments.engine.text.output import ChoiceOutput
+from deployments.engine.text.vocabulary import Vocabulary
+from deployments.engine.verify.encoder_inputs import encoder_inputs, shorter
+from model_loaders.prompts.hooks import Encoded, Hooks
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from fastapi import Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.openai.body import read_json
-from deployments.openai.exchange import Exchange
-from deployments.openai.fields import RequestBody, parse_fields
+from deployments.openai.fields.fields import RequestBody, parse_fields
+from deployments.openai.http.body import read_json
+from deployments.openai.http.exchange import Exchange
 from deployments.openai.models import json_response
 
 

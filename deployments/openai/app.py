@@ -8,20 +8,20 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from deployments.client import ModelClient
-from deployments.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
-from deployments.openai.api import Api
-from deployments.openai.boundary import Boundary
-from deployments.openai.docs import openapi
-from deployments.openai.errors import error_response, internal_error
-from deployments.openai.exchange import IGNORED_HEADER, SAMPLING_HEADER, endpoint
-from deployments.openai.keys import ApiKeys
-from deployments.openai.legacy import add_legacy_routes
-from deployments.openai.options import ApiOptions
+from deployments.compat.legacy import add_legacy_routes
+from deployments.config.api import ApiOptions
+from deployments.core.client import ModelClient
+from deployments.core.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
+from deployments.openai.http.api import Api
+from deployments.openai.http.errors import error_response, internal_error
+from deployments.openai.http.exchange import IGNORED_HEADER, SAMPLING_HEADER, endpoint
+from deployments.openai.http.keys import ApiKeys
+from deployments.openai.http.middleware import Boundary
+from deployments.openai.http.openapi import openapi
+from deployments.openai.http.paths import TidyPaths
+from deployments.openai.http.recorder import Recorder
+from deployments.openai.http.route import Route, methods
 from deployments.openai.parsing.names import check_parsers
-from deployments.openai.paths import TidyPaths
-from deployments.openai.record import Recorder
-from deployments.openai.route import Route, methods
 from deployments.openai.routes import ROUTES
 from deployments.openai.version import server_version
 

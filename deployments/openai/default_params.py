@@ -9,24 +9,24 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deployments.errors import BadRequest, TroupeError
-from deployments.messages import Grammar
-from deployments.openai.audio_schema import TranscriptionBody, TranslationBody
-from deployments.openai.chat import check_template_fields
-from deployments.openai.chat_schema import ChatBody
-from deployments.openai.completions_schema import CompletionBody
-from deployments.openai.constraint import unfollowable
-from deployments.openai.decisions_schema import DecisionsBody
+from deployments.compat.legacy import GenerateBody
+from deployments.config.api import ApiOptions
+from deployments.core.calls import Grammar
+from deployments.core.errors import BadRequest, TroupeError
+from deployments.openai.chat.plan import check_template_fields
+from deployments.openai.chat.schema import ChatBody
+from deployments.openai.chat.tools import read_tools
+from deployments.openai.completions.schema import CompletionBody
 from deployments.openai.embeddings import EmbeddingsBody
-from deployments.openai.fields import RequestBody, bad_field, scope_of, settle
-from deployments.openai.foreign import Means, Refused, nearest
-from deployments.openai.legacy import GenerateBody
-from deployments.openai.objects import objects_of, unread_keys
-from deployments.openai.options import ApiOptions
-from deployments.openai.responses_schema import ResponsesBody
-from deployments.openai.sampling import check_choices, check_logprobs
-from deployments.openai.score import ScoreBody
-from deployments.openai.tools import read_tools
+from deployments.openai.fields.constraint import unfollowable
+from deployments.openai.fields.fields import RequestBody, bad_field, scope_of, settle
+from deployments.openai.fields.foreign import Means, Refused, nearest
+from deployments.openai.fields.objects import objects_of, unread_keys
+from deployments.openai.fields.sampling import check_choices, check_logprobs
+from deployments.openai.responses.schema import ResponsesBody
+from deployments.openai.scores.schema import DecisionsBody
+from deployments.openai.scores.score import ScoreBody
+from deployments.openai.transcriptions.schema import TranscriptionBody, TranslationBody
 
 _SCHEMAS: tuple[type[RequestBody], ...] = (
     *(ChatBody, CompletionBody, ResponsesBody, GenerateBody, EmbeddingsBody),

@@ -10,20 +10,20 @@ from fastapi import Response
 from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict
 
-from deployments.client import EmbedOptions
-from deployments.errors import BadRequest, UnsupportedParameter
-from deployments.messages import Prompt, TextPrompt, TokensPrompt
-from deployments.model_card import ModelCard
-from deployments.openai.answer import json_answer, to_json
-from deployments.openai.cancel import until_disconnect
-from deployments.openai.chat import chat_prompt, check_objects
-from deployments.openai.chat_schema import ChatBody
-from deployments.openai.completions_schema import PromptInput, prompt_inputs
-from deployments.openai.exchange import Exchange
-from deployments.openai.fields import MAX_WHOLE, RequestBody, TokenId, Whole, parse_fields
-from deployments.openai.foreign import Rows
-from deployments.openai.foreign_fields import EMBEDDINGS
-from deployments.openai.media import inline_media
+from deployments.core.calls import Prompt, TextPrompt, TokensPrompt
+from deployments.core.client import EmbedOptions
+from deployments.core.errors import BadRequest, UnsupportedParameter
+from deployments.core.model_card import ModelCard
+from deployments.openai.chat.media_urls import inline_media
+from deployments.openai.chat.plan import chat_prompt, check_objects
+from deployments.openai.chat.schema import ChatBody
+from deployments.openai.completions.schema import PromptInput, prompt_inputs
+from deployments.openai.fields.fields import MAX_WHOLE, RequestBody, TokenId, Whole, parse_fields
+from deployments.openai.fields.foreign import Rows
+from deployments.openai.fields.foreign_table import EMBEDDINGS
+from deployments.openai.http.cancel import until_disconnect
+from deployments.openai.http.exchange import Exchange
+from deployments.openai.http.streaming import json_answer, to_json
 
 _MAX_INPUTS = 2048
 _OF_MESSAGES = frozenset({"add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"})

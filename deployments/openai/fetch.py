@@ -23,8 +23,8 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 import h11
 
-from deployments.openai.options import ApiOptions
-from deployments.threads import LoopThread, Workers
+from deployments.config.api import ApiOptions
+from deployments.host.worker import LoopThread, Workers
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_REDIRECTS = 3

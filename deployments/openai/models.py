@@ -8,9 +8,9 @@ from typing import Any, Literal, NotRequired
 from fastapi import Response
 from typing_extensions import TypedDict
 
-from deployments.model_card import ModelCard
-from deployments.openai.answer import to_json
-from deployments.openai.exchange import Exchange
+from deployments.core.model_card import ModelCard
+from deployments.openai.http.exchange import Exchange
+from deployments.openai.http.streaming import to_json
 
 _STARTED = int(time.time())
 

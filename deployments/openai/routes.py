@@ -14,20 +14,18 @@ from deployments.openai.admin import (
     load_model,
     unload_model,
 )
-from deployments.openai.audio import create_transcription, create_translation
-from deployments.openai.audio_schema import TranscriptEvent, Transcription, TranscriptionBody, TranslationBody
-from deployments.openai.chat import create_chat_completion
-from deployments.openai.chat_schema import ChatBody, ChatCompletion, ChatCompletionChunk
-from deployments.openai.completions import create_completion
-from deployments.openai.completions_schema import CompletionBody, TextCompletion
-from deployments.openai.decisions import create_decision
-from deployments.openai.decisions_schema import Decision, DecisionsBody
+from deployments.openai.chat.plan import create_chat_completion
+from deployments.openai.chat.schema import ChatBody, ChatCompletion, ChatCompletionChunk
+from deployments.openai.completions.answer import create_completion
+from deployments.openai.completions.schema import CompletionBody, TextCompletion
 from deployments.openai.embeddings import EmbeddingList, EmbeddingsBody, create_embeddings
+from deployments.openai.http.route import Route
 from deployments.openai.models import Health, ModelList, ModelObject, health, list_models, retrieve_model
-from deployments.openai.responses import create_response
-from deployments.openai.responses_schema import ResponseObject, ResponsesBody
-from deployments.openai.route import Route
-from deployments.openai.score import ScoreBody, Scores, create_score
+from deployments.openai.responses.answer import create_response
+from deployments.openai.responses.schema import ResponseObject, ResponsesBody
+from deployments.openai.scores.decisions import create_decision
+from deployments.openai.scores.schema import Decision, DecisionsBody
+from deployments.openai.scores.score import ScoreBody, Scores, create_score
 from deployments.openai.tokens import (
     DetokenizeBody,
     Detokenized,
@@ -41,6 +39,8 @@ from deployments.openai.tokens import (
     tokenize,
     tokenizer_info,
 )
+from deployments.openai.transcriptions.answer import create_transcription, create_translation
+from deployments.openai.transcriptions.schema import TranscriptEvent, Transcription, TranscriptionBody, TranslationBody
 from deployments.openai.version import Version, show_version
 
 _CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 27 + 15?"}], "temperature": 0}

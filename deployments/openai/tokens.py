@@ -8,18 +8,18 @@ from fastapi import Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.errors import BadRequest
-from deployments.messages import Prompt, TextPrompt
-from deployments.model_card import ModelCard
-from deployments.openai.answer import json_answer, to_json
-from deployments.openai.chat import read_chat
-from deployments.openai.chat_schema import ChatBody
-from deployments.openai.completions import completion_prompt
-from deployments.openai.completions_schema import CompletionBody
-from deployments.openai.exchange import Exchange
-from deployments.openai.fields import RequestBody, TokenId, parse_fields
-from deployments.openai.foreign import Rows
-from deployments.openai.foreign_fields import DETOKENIZE, TOKENIZE
+from deployments.core.calls import Prompt, TextPrompt
+from deployments.core.errors import BadRequest
+from deployments.core.model_card import ModelCard
+from deployments.openai.chat.plan import read_chat
+from deployments.openai.chat.schema import ChatBody
+from deployments.openai.completions.answer import completion_prompt
+from deployments.openai.completions.schema import CompletionBody
+from deployments.openai.fields.fields import RequestBody, TokenId, parse_fields
+from deployments.openai.fields.foreign import Rows
+from deployments.openai.fields.foreign_table import DETOKENIZE, TOKENIZE
+from deployments.openai.http.exchange import Exchange
+from deployments.openai.http.streaming import json_answer, to_json
 
 
 class TokenizeBody(RequestBody):

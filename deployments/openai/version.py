@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import Response
 from typing_extensions import TypedDict
 
-from deployments.openai.answer import to_json
-from deployments.openai.exchange import Exchange
+from deployments.openai.http.exchange import Exchange
+from deployments.openai.http.streaming import to_json
 
 
 class Version(TypedDict):

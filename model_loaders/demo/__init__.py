@@ -26,7 +26,7 @@ def load_model(device: str = "cpu", dtype: str = "float32") -> ModelInfo:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from model_loaders.checkpoint import load_checkpoint
+    from model_loaders.weights.checkpoint import load_checkpoint
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:

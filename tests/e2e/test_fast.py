@@ -16,7 +16,7 @@ import pytest
 import requests
 import yaml
 
-from deployments.fast_mode import fast_environment, has_haproxy
+from deployments.cli.fast_mode import fast_environment, has_haproxy
 from tests.e2e.test_serve_run import ROOT, open_ports, running
 from tests.faults.clients import KEY, ask, replicas, until
 from tests.faults.conftest import Say, say  # noqa: F401

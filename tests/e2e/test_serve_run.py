@@ -19,7 +19,7 @@ import pytest
 import requests
 import yaml
 
-from deployments import ports
+from deployments.cli import ports
 from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent.parent
@@ -206,7 +206,7 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once(
     config: tuple[Path, int], crashed_ray: dict[str, str]
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "deployments.launch", str(config[0])],
+        [sys.executable, "-m", "deployments.cli.launch", str(config[0])],
         cwd=ROOT, env={**crashed_ray, "RAY_ADDRESS": "127.0.0.1:9"}, capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip

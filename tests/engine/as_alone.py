@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.engine.choice import build_engine
-from deployments.engine.options import EngineOptions
-from deployments.engine.protocol import Engine
+from deployments.config.engine import EngineOptions
+from deployments.engine.base.protocol import Engine
+from deployments.engine.build import build_engine
 from tests.engine.drive import Run, start
 from tests.engine.running import generate_alone, model_info, prompt
 from tests.engine.zoo import MEDIA_TOKENS, Specimen

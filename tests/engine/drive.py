@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from deployments.engine.protocol import Engine, EngineRequest
-from deployments.errors import TroupeError
-from deployments.logprobs import TokenLogprob
-from deployments.messages import Delta, EngineEvent, PromptScores, SamplingParams
+from deployments.core.calls import SamplingParams
+from deployments.core.errors import TroupeError
+from deployments.core.events import Delta, EngineEvent, PromptScores
+from deployments.core.logprobs import TokenLogprob
+from deployments.engine.base.protocol import Engine, EngineRequest
 
 _numbers = itertools.count()
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from deployments.engine.options import EngineOptions
-from deployments.engine.protocol import EngineRequest
-from deployments.engine.row_engine import RowEngine
-from deployments.errors import TroupeError
-from deployments.messages import Delta, EngineEvent, Failed, PromptScores, SamplingParams
+from deployments.config.engine import EngineOptions
+from deployments.core.calls import SamplingParams
+from deployments.core.errors import TroupeError
+from deployments.core.events import Delta, EngineEvent, Failed, PromptScores
+from deployments.engine.base.protocol import EngineRequest
+from deployments.engine.batching.engine import RowEngine
 from model_loaders.contract import ModelInfo
-from model_loaders.hooks import Hooks
+from model_loaders.prompts.hooks import Hooks
 
 NO_EOS = 1 << 20
 """A terminator that no tiny model has: `generate` then ends by length alone."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.engine.capabilities import Unfaithful, rows_can_hold
-from deployments.engine.kv_cache import UnknownLayer
-from deployments.engine.row_engine import RowEngine
+from deployments.engine.batching.engine import RowEngine
+from deployments.engine.cache.cache import UnknownLayer
+from deployments.engine.verify.capabilities import Unfaithful, rows_can_hold
 from tests.engine.architectures import DECODERS, ENCODER_DECODERS, NOT_HELD, VISION, decoder, encoder_decoder, whisper
 from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
 

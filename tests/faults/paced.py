@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deployments.engine.options import EngineOptions
-from deployments.engine.protocol import Emit, EngineRequest, EngineStats
-from deployments.errors import OutOfMemory
-from deployments.messages import Delta, Failed, SamplingParams
+from deployments.config.engine import EngineOptions
+from deployments.core.calls import SamplingParams
+from deployments.core.errors import OutOfMemory
+from deployments.core.events import Delta, Failed
+from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
 from model_loaders.contract import ModelInfo
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.errors import ModelLoadFailed
+from deployments.core.errors import ModelLoadFailed
 from model_loaders.resolve import load_model_info
 from tests.tiny import byte_tokenizer, llama
 

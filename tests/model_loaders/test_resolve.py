@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.errors import ModelLoadFailed
+from deployments.core.errors import ModelLoadFailed
 from model_loaders.resolve import load_model_info
 
 LOADER = """

@@ -6,7 +6,7 @@ from typing import Any
 
 import requests
 
-from deployments.messages import SamplingParams
+from deployments.core.calls import SamplingParams
 from tests.openai import scripted
 from tests.openai.conftest import Server
 

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from deployments.engine.options import EngineOptions
-from deployments.engine.protocol import Emit, EngineRequest, EngineStats
-from deployments.errors import ModelError, OutOfMemory, TroupeError, Unavailable
-from deployments.logprobs import Candidate, TokenLogprob
-from deployments.messages import Delta, Failed, PromptScores, SamplingParams
+from deployments.config.engine import EngineOptions
+from deployments.core.calls import SamplingParams
+from deployments.core.errors import ModelError, OutOfMemory, TroupeError, Unavailable
+from deployments.core.events import Delta, Failed, PromptScores
+from deployments.core.logprobs import Candidate, TokenLogprob
+from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
 from model_loaders.contract import ModelInfo
 
 EOS = 0

@@ -174,7 +174,7 @@ def test_the_process_has_no_secrets_and_no_sockets(server: Server) -> None:
 
 SERVING = f"""
 import asyncio, sys
-from deployments.messages import ChatPrompt
+from deployments.core.calls import ChatPrompt
 from deployments.template_processes import RenderLimits, TemplateProcesses
 from model_loaders.contract import ModelInfo
 

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
 
-from deployments.errors import ModelLoadFailed
+from deployments.core.errors import ModelLoadFailed
 from model_loaders.resolve import load_model_info
 from tests import sentence_models
 from tests.openai.conftest import Serve

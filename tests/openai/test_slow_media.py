@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import requests
 
-from deployments.errors import BadRequest
-from deployments.openai.media import inline_media
-from deployments.openai.options import ApiOptions
+from deployments.config.api import ApiOptions
+from deployments.core.errors import BadRequest
+from deployments.openai.chat.media_urls import inline_media
+from tests.openai.chat.test_media_urls import PIXEL
 from tests.openai.conftest import Server
-from tests.openai.test_media import PIXEL
 
 Serve = Callable[..., Server]
 LOCAL = {"media_urls": True, "media_networks": ["127.0.0.0/8", "::1/128"]}

@@ -259,7 +259,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_11_an_encoder_decoder_chats_like_its_generate(t5: Path) -> None:
     """A static cache returned self-attention keys for the encoder's; `</s>` had to be typed by the user."""
-    from deployments.flags import read_flags, serve_config
+    from deployments.compat.flags import read_flags, serve_config
 
     environment = {"HF_MODEL": str(t5), "ARCHITECTURE_TYPE": "encoder-decoder", "ACCELERATOR_TYPE": "cpu"}
     config = serve_config(*read_flags([], environment))

@@ -18,7 +18,7 @@ import requests
 import torch
 import uvicorn
 
-from deployments.errors import ModelLoadFailed
+from deployments.core.errors import ModelLoadFailed
 from deployments.local import model_app
 from model_loaders.contract import ModelInfo, as_model_info
 from tests.seeds.serving import client, listening

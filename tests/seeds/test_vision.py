@@ -15,7 +15,7 @@ from transformers import (
     PaliGemmaProcessor,
 )
 
-from model_loaders.fuyu import _cut_tensors
+from model_loaders.examples.fuyu import _cut_tensors
 from tests.openai.conftest import Serve, serve
 from tests.seeds.vision import data_uri, picture, save_fuyu, save_paligemma
 from tests.tiny import byte_tokenizer
@@ -65,12 +65,12 @@ def client(serve: Serve, folders: dict[str, Path]) -> OpenAI:
         [
             {
                 "id": "fuyu",
-                "loader": "model_loaders.fuyu:load_model",
+                "loader": "model_loaders.examples.fuyu:load_model",
                 "kwargs": {"model_name": str(folders["fuyu"])},
             },
             {
                 "id": "paligemma",
-                "loader": "model_loaders.paligemma:load_model",
+                "loader": "model_loaders.examples.paligemma:load_model",
                 "kwargs": {"model_name": str(folders["paligemma"]), "template_from": str(folders["lender"])},
             },
             {"id": "text", "loader": "model_loaders.demo:load_model"},

@@ -97,7 +97,7 @@ def test_a_file_that_is_no_sound_is_a_400(address: str) -> None:
 
 
 def test_the_checkpoint_needs_no_flag(tmp_path: Path) -> None:
-    from deployments.flags import read_flags, serve_config
+    from deployments.compat.flags import read_flags, serve_config
 
     folder = save_whisper(tmp_path / "w")
     config = serve_config(*read_flags(["--hf-model", str(folder), "--serving-type", "whisper"], {}))

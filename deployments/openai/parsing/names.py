@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from deployments.errors import ConfigError
-from deployments.model_card import ModelCard
+from deployments.core.errors import ConfigError
+from deployments.core.model_card import ModelCard
 from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.reasoning import MARKERS

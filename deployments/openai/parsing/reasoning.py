@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.parts import Part, Plain, Reasoning, Splitter, held_back
-from deployments.reasoning import ReasoningMarkers
 
 # How families mark their reasoning.
 MARKERS = {

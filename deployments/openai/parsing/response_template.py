@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.families import json_calls
 from deployments.openai.parsing.parts import Content, Part, Reasoning
-from deployments.reasoning import ReasoningMarkers
 
 NAME = "response_template"
 _REASONING = ("thinking", "reasoning", "reasoning_content")

@@ -1,0 +1,255 @@
+"""A configuration from the flags and environment variables of transformers-openai-api.
+
+    scripts/serve --hf-model org/name --torch-dtype float16          # or HF_MODEL=org/name scripts/serve
+    python -m deployments.compat.flags --hf-model org/name > my_config.yaml  # the configuration alone
+
+A flag wins over its environment variable. What has no counterpart is refused if it would change an answer, and named
+on stderr if it would not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import ipaddress
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from deployments.cli.serve_file import IMPORT_PATH
+from deployments.config.app import parse_args
+from deployments.core.errors import ConfigError
+
+
+def _boolean(text: str) -> bool:
+    value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.strip().lower())
+    if value is None:
+        raise ValueError("write true or false")
+    return value
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"write {' or '.join(allowed)}")
+        return text
+
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag, its environment variable and how its text is read. `default` is taken where neither is given."""
+
+    name: str
+    env: str
+    read: Callable[[str], Any] = str
+    default: Any = None
+    help: str = ""
+
+
+FLAGS = (
+    Flag("hf-model", "HF_MODEL", help="Hub id or local folder"),
+    Flag("host", "HOSTNAME", help="address to listen on (default: 127.0.0.1)"),
+    Flag("port", "PORT", int, 7088, "port to listen on"),
+    Flag("loglevel", "LOGLEVEL", str.upper, "INFO", "logging level"),
+    Flag("model-type", "MODEL_TYPE", help="class of transformers, or package.Class (default: the checkpoint's own)"),
+    Flag("tokenizer-type", "TOKENIZER_TYPE", _one_of("AutoTokenizer", "AutoProcessor"), help="AutoTokenizer"),
+    Flag("processor-type", "PROCESSOR_TYPE", _one_of("AutoTokenizer", "AutoProcessor"), help="AutoProcessor"),
+    Flag("tokenizer-use-fast", "TOKENIZER_USE_FAST", _boolean, True, "true"),
+    Flag("torch-dtype", "TORCH_DTYPE", help="such as bfloat16 (default: what checkpoint and device suggest)"),
+    Flag("architecture-type", "ARCHITECTURE_TYPE", _one_of("decoder", "encoder-decoder"), "decoder"),
+    Flag("serving-type", "SERVING_TYPE", _one_of("chat", "whisper"), "chat", "chat or whisper"),
+    Flag("accelerator-type", "ACCELERATOR_TYPE", _one_of("cuda", "cpu"), "cuda", "cuda (a CPU where there is none)"),
+    Flag("max-concurrent", "MAX_CONCURRENT", int, help="requests computed at a time; further ones wait"),
+    Flag("continuous-batching-batch-size", "CONTINUOUS_BATCHING_BATCH_SIZE", int, help="the same"),
+    Flag("continuous-batching-microsleep", "CONTINUOUS_BATCHING_MICROSLEEP", float),
+    Flag("continuous-batching", "CONTINUOUS_BATCHING", _boolean),
+    Flag("continous-batching", "CONTINOUS_BATCHING", _boolean),
+    Flag("static-cache", "STATIC_CACHE", _boolean, False, "keep the KV cache at its full length"),
+    Flag("static-cache-encoder-max-length", "STATIC_CACHE_ENCODER_MAX_LENGTH", int),
+    Flag("static-cache-decoder-max-length", "STATIC_CACHE_DECODER_MAX_LENGTH", int, help="that length, in tokens"),
+    Flag("cache-type", "CACHE_TYPE", _one_of("DynamicCache", "StaticCache"), "DynamicCache"),
+    Flag("attn-implementation", "ATTN_IMPLEMENTATION", help="such as sdpa or flash_attention_2"),
+    Flag("hqq", "HQQ", _boolean, False, "int4 weights with HQQ"),
+    Flag("torch-compile", "TORCH_COMPILE", _boolean, False, "compile the decode forward"),
+    Flag("torch-compile-mode", "TORCH_COMPILE_MODE", default="reduce-overhead", help="mode of torch.compile"),
+    Flag("torch-profiling", "TORCH_PROFILING", _boolean, False, "write a trace of the first requests to ./profile"),
+    Flag("torch-autograd-profiling", "TORCH_AUTOGRAD_PROFILING", _boolean, False, "the same"),
+    Flag("hotload", "HOTLOAD", _boolean, True, "load at start; false: at the first request"),
+    Flag("reasoning-parser", "REASONING_PARSER", _one_of("none", "deepseek_r1"), "none", "none or deepseek_r1"),
+    Flag("pagedattention", "PAGEDATTENTION", _boolean),
+    Flag("pagedattention-block-size", "PAGEDATTENTION_BLOCK_SIZE", int),
+)
+# Steps of the other servers' loops that ours does not have; no answer depends on them.
+WITHOUT_EFFECT = {
+    "continuous_batching_microsleep": "a step begins when the last one has ended",
+    "continuous_batching": "it is always on where the model allows it",
+    "continous_batching": "it is always on where the model allows it",
+    "static_cache_encoder_max_length": "encoder rows are as long as their input",
+    "pagedattention": "rows keep their KV cache in one piece",
+    "pagedattention_block_size": "rows keep their KV cache in one piece",
+}
+
+
+def read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[dict[str, Any], set[str]]:
+    """Every flag's value by name (underscores for dashes), and the names that were given.
+
+    Raises:
+        ConfigError: a value cannot be read.
+        SystemExit: an unknown flag, or --help.
+    """
+    parser = _parser()
+    texts = vars(parser.parse_args(argv))
+    values: dict[str, Any] = {}
+    given: set[str] = set()
+    for flag in FLAGS:
+        name = flag.name.replace("-", "_")
+        source, text = f"--{flag.name}", texts[name]
+        if text is None and _is_meant(flag, environment.get(flag.env, "")):
+            source, text = flag.env, environment[flag.env]
+        values[name] = flag.default
+        if text is not None:
+            given.add(name)
+            values[name] = _read(flag, source, text)
+    if environment.get("USE_FLASH_ATTENTION_2", "").lower() in ("1", "true") and "attn_implementation" not in given:
+        values["attn_implementation"] = "flash_attention_2"
+    return values, given
+
+
+def serve_config(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
+    """The Ray Serve configuration that flags mean.
+
+    Raises:
+        ConfigError: a flag is missing, or asks for what cannot be had.
+    """
+    if not values["hf_model"]:
+        raise ConfigError("No model: give --hf-model (or HF_MODEL) a Hub id or a local folder.")
+    if not values["tokenizer_use_fast"]:
+        raise ConfigError("--tokenizer-use-fast false: transformers has no slow tokenizers any more; write a loader.")
+    name = values["hf_model"]
+    model = {
+        "id": name,
+        "aliases": [] if name == "model" else ["model"],
+        "loader": "model_loaders.auto:load_model",
+        "kwargs": _loader_kwargs(values),
+        "engine": _engine(values, given),
+        "pinned": values["hotload"],
+    }
+    if values["torch_profiling"] or values["torch_autograd_profiling"]:
+        model["profile_dir"] = str(Path("profile").resolve())
+    if values["reasoning_parser"] == "deepseek_r1":
+        model["api"] = {"reasoning_parser": "think"}
+    args = {"models": [{key: value for key, value in model.items() if value not in ({}, [])}]}
+    parse_args(args)
+    host = {} if values["host"] is None else {"host": values["host"]}
+    application: dict[str, Any] = {"name": "troupe", "route_prefix": "/", "import_path": IMPORT_PATH, "args": args}
+    if values["accelerator_type"] == "cpu":
+        replica = {"name": "ModelReplica", "num_replicas": 1, "ray_actor_options": {"num_gpus": 0}}
+        application["deployments"] = [replica]
+    return {
+        "http_options": {**host, "port": values["port"]},
+        "logging_config": {"log_level": values["loglevel"]},
+        "applications": [application],
+    }
+
+
+def notes(values: Mapping[str, Any], given: set[str]) -> list[str]:
+    """What was given and has no effect, and why."""
+    names = [name for name in WITHOUT_EFFECT if name in given and values[name] is not False]
+    return [f"--{name.replace('_', '-')} has no effect: {WITHOUT_EFFECT[name]}" for name in names]
+
+
+def _loader_kwargs(values: Mapping[str, Any]) -> dict[str, Any]:
+    folder = Path(values["hf_model"]).expanduser()
+    kwargs: dict[str, Any] = {"model_name": str(folder.resolve()) if folder.is_dir() else values["hf_model"]}
+    model_type = values["model_type"]
+    if model_type not in (None, "AutoModelForCausalLM"):
+        if "." in model_type and importlib.util.find_spec(model_type.split(".")[0]) is None:
+            raise ConfigError(f"--model-type {model_type}: no package {model_type.split('.')[0]!r} is installed.")
+        kwargs["auto_class"] = model_type
+    elif values["architecture_type"] == "encoder-decoder":
+        kwargs["auto_class"] = "AutoModelForSeq2SeqLM"
+    if values["architecture_type"] == "encoder-decoder":
+        # An encoder reads one text: the contents of the messages, a line each.
+        kwargs["chat_template"] = "{{ messages | map(attribute='content') | join('\\n') }}"
+    elif values["serving_type"] == "chat":
+        kwargs["plain_chat"] = True
+    optional = {"dtype": values["torch_dtype"], "attn_implementation": values["attn_implementation"]}
+    kwargs.update({key: value for key, value in optional.items() if value is not None})
+    if values["hqq"]:
+        kwargs["quantization_config"] = {"quant_method": "hqq", "nbits": 4, "group_size": 64, "axis": 1}
+    return kwargs
+
+
+def _engine(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
+    engine: dict[str, Any] = {}
+    limits = [values[n] for n in ("max_concurrent", "continuous_batching_batch_size") if values[n] is not None]
+    engine["max_rows"] = min(limits, default=20)
+    if values["static_cache"] or values["cache_type"] == "StaticCache":
+        engine["static_cache"] = True
+        if "static_cache_decoder_max_length" in given:
+            engine["max_model_len"] = values["static_cache_decoder_max_length"]
+    if values["torch_compile"]:
+        engine["torch_compile"] = values["torch_compile_mode"]
+    return engine
+
+
+def _is_meant(flag: Flag, text: str) -> bool:
+    """Whether an environment variable says something: HOSTNAME is in most shells and containers the machine's name."""
+    if flag.env != "HOSTNAME" or text == "localhost":
+        return text != ""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(flag: Flag, source: str, text: str) -> Any:
+    try:
+        return flag.read(text)
+    except ValueError as error:
+        reason = str(error) if "write" in str(error) else f"write {flag.read.__name__}"
+        raise ConfigError(f"{source} {text!r} cannot be read; {reason}.") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Help goes to stderr: stdout is the configuration."""
+
+    def print_help(self, file: Any = None) -> None:
+        super().print_help(file or sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="scripts/serve", description="Serve one Hugging Face model.", allow_abbrev=False)
+    for flag in FLAGS:
+        default = str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
+        shown = f"{flag.help} (env: {flag.env}" + ("" if default is None else f", default: {default}")
+        parser.add_argument(f"--{flag.name}", help=f"{shown})")
+    return parser
+
+
+def _fail(message: str) -> NoReturn:
+    sys.exit(f"troupe: {message}")
+
+
+def main() -> None:
+    """Command line; see the module's docstring."""
+    try:
+        values, given = read_flags(sys.argv[1:], os.environ)
+        config = serve_config(values, given)
+    except ConfigError as error:
+        _fail(str(error))
+    for note in notes(values, given):
+        print(f"troupe: {note}", file=sys.stderr)
+    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), end="")
+
+
+if __name__ == "__main__":
+    main()

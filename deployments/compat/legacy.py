@@ -1,0 +1,271 @@
+"""Routes of older servers, answered by the current ones: engines, /generate, token_check.
+
+Every answer carries `Deprecation` (RFC 9745) and a `Link` to the route that has taken over.
+
+    GET  /v1/engines, /v1/engines/{model}                    OpenAI before 2022, transformers-openai-api (jquesnelle)
+    POST /v1/engines/{model}/completions, …                  the same
+    POST /api/v1/chat/completions, /api/v1/token_check       FastChat
+    POST /generate, /batch_generate                          fastapi_tritonserver
+    GET  /                                                   transformers-openai-api
+    POST /v1/edits                                           OpenAI before 2024, simpleAI: 410
+    GET  /v1/metrics                                         transformers-openai-api (jquesnelle): 410
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+from uuid import uuid4
+
+from fastapi import FastAPI, Response
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams, TextPrompt
+from deployments.core.errors import BadRequest, RouteGone, Unavailable, UnsupportedParameter
+from deployments.core.events import Delta, Event
+from deployments.core.model_card import ModelCard
+from deployments.openai.fields.choices import gather
+from deployments.openai.fields.fields import Count, Real, RequestBody, Strings, TokenId, Whole, parse_fields
+from deployments.openai.fields.foreign import Rows
+from deployments.openai.fields.foreign_table import GENERATE
+from deployments.openai.fields.sampling import GenerationBody, check_choices
+from deployments.openai.http.api import Api
+from deployments.openai.http.body import read_json
+from deployments.openai.http.exchange import Exchange, Handler, endpoint
+from deployments.openai.http.route import Route, methods
+from deployments.openai.http.streaming import DONE, Chunks, json_answer, sse, sse_answer, to_json
+from deployments.openai.models import json_response
+
+# The day they came, as RFC 9745 writes it: they have never been anything but compatible.
+_SINCE = "@1795132800"
+_OF_ENGINES = ("/completions", "/chat/completions", "/embeddings")
+
+
+def add_legacy_routes(app: FastAPI, api: Api, routes: Sequence[Route]) -> None:
+    """Add them to an application that has the current routes."""
+    for prefix in ("/v1/engines", "/engines"):
+        for route in routes:
+            if route.path in _OF_ENGINES:
+                _add(app, api, route.method, f"{prefix}/{{model_id:path}}{route.path}", route.handler, route.path)
+        _add(app, api, "GET", prefix, list_engines, "/models")
+        _add(app, api, "GET", f"{prefix}/{{name:path}}", retrieve_engine, "/models")
+    for route in routes:
+        if route.path == "/chat/completions":
+            _add(app, api, "POST", "/api/v1/chat/completions", route.handler, route.path)
+    _add(app, api, "POST", "/api/v1/token_check", token_check, "/tokenize")
+    _add(app, api, "POST", "/generate", generate, "/chat/completions")
+    _add(app, api, "POST", "/batch_generate", generate, "/chat/completions")
+    _add(app, api, "GET", "/", root, "/models")
+    for path in ("/v1/edits", "/edits"):
+        _add(app, api, "POST", path, edits, "/chat/completions")
+    _add(app, api, "GET", "/v1/metrics", metrics, "/models")
+
+
+def _add(app: FastAPI, api: Api, method: str, path: str, handler: Handler, successor: str) -> None:
+    async def answer(exchange: Exchange) -> Response:
+        exchange.headers["deprecation"] = _SINCE
+        exchange.headers["link"] = f'</v1{successor}>; rel="successor-version"'
+        return await handler(exchange)
+
+    app.add_api_route(path, endpoint(answer, api), methods=methods(method), response_model=None)
+
+
+class Engine(TypedDict):
+    id: str
+    object: Literal["engine"]
+    owner: str
+    ready: bool
+
+
+async def list_engines(exchange: Exchange) -> Response:
+    """Every model and alias, as OpenAI listed engines."""
+    cards = exchange.client.models()
+    names = [*(card.id for card in cards), *(alias for card in cards for alias in card.aliases)]
+    return json_response({"object": "list", "data": [_engine(name) for name in names]})
+
+
+async def retrieve_engine(exchange: Exchange) -> Response:
+    """One model by its id or an alias."""
+    name = exchange.request.path_params["name"]
+    exchange.client.resolve(name)
+    return json_response(_engine(name))
+
+
+def _engine(name: str) -> Engine:
+    return {"id": name, "object": "engine", "owner": "troupe", "ready": True}
+
+
+async def root(exchange: Exchange) -> Response:
+    """What this server is."""
+    models = [card.id for card in exchange.client.models()]
+    return json_response({"message": f"Troupe serves {', '.join(models)}; see /docs.", "models": models})
+
+
+async def edits(exchange: Exchange) -> Response:
+    """Not served: how a model is asked to edit a text is for the client to say."""
+    raise RouteGone(
+        "/v1/edits is gone, as at OpenAI. Send instruction and input in a message to /v1/chat/completions: "
+        '{"role": "user", "content": "<instruction>\\n\\n<input>"}; or have them in the model\'s chat template.'
+    )
+
+
+async def metrics(exchange: Exchange) -> Response:
+    """Not served: each process of the API would have counts of its own."""
+    raise RouteGone(
+        "/v1/metrics is gone. Requests and tokens of all models and processes are Prometheus metrics, which Ray "
+        "exports on its metrics port; the counts of one request are its answer's usage."
+    )
+
+
+class TokenCheck(RequestBody):
+    """One prompt of /api/v1/token_check."""
+
+    prompt: str
+    max_tokens: Count = 0
+
+
+class Fit(TypedDict):
+    fits: bool
+    tokenCount: int
+    contextLength: int
+
+
+async def token_check(exchange: Exchange) -> Response:
+    """Whether prompts, and so many tokens after them, fit the context of their models."""
+    given = await read_json(exchange.request, exchange.options)
+    prompts = given.get("prompts")
+    if not isinstance(prompts, list) or not all(isinstance(prompt, dict) for prompt in prompts):
+        raise BadRequest(
+            "Invalid 'prompts': input should be a list of objects with model, prompt and max_tokens.", param="prompts"
+        )
+    checks = []
+    for index, prompt in enumerate(prompts):
+        check, unknown = parse_fields(TokenCheck, prompt)
+        exchange.ignore([f"prompts[{index}].{key}" for key in unknown])
+        checks.append((check, exchange.find_model(prompt.get("model"))))
+
+    async def answer() -> bytes:
+        return to_json({"prompts": [await _fit(exchange, check, card) for check, card in checks]})
+
+    return await json_answer(exchange, answer())
+
+
+async def _fit(exchange: Exchange, check: TokenCheck, card: ModelCard) -> Fit:
+    rendered = await exchange.client.render(card.id, TextPrompt(text=check.prompt))
+    count = len(rendered.token_ids)
+    return {
+        "fits": count + check.max_tokens <= rendered.max_model_len,
+        "tokenCount": count,
+        "contextLength": rendered.max_model_len,
+    }
+
+
+class GenerateBody(GenerationBody):
+    """What /generate and /batch_generate of fastapi_tritonserver take: each prompt is a user's message."""
+
+    foreign: ClassVar[Rows] = GENERATE
+
+    prompt: str | None = None
+    prompts: Annotated[list[str], Field(min_length=1)] | None = Field(default=None, description="Of /batch_generate.")
+    image: str | None = Field(default=None, description="A data: URI; images come before the prompt.")
+    images: list[str] = Field(default_factory=list)
+    uuid: str | None = Field(default=None, max_length=128, description="Comes back as id.")
+    timeout: Annotated[Real, Field(gt=0)] = Field(default=6000, description="Seconds.")
+    max_output_len: Count = 16
+    len_penalty: Real = Field(
+        default=1.0, description="Of beam search, where the model's backend has it; 0 and 1 are off."
+    )
+    beam_width: Annotated[Whole, Field(ge=1, le=64)] = 1
+    random_seed: Whole | None = None
+    end_id: TokenId | None = None
+    stop_words: Strings = Field(default_factory=list)
+
+    def messages(self) -> list[list[dict[str, Any]]]:
+        """A conversation for every prompt."""
+        pictures = [self.image, *self.images] if self.image is not None else self.images
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+        texts = self.prompts or [self.prompt or ""]
+        if not parts:
+            return [[{"role": "user", "content": text}] for text in texts]
+        return [[{"role": "user", "content": [*parts, {"type": "text", "text": text}]}] for text in texts]
+
+
+async def generate(exchange: Exchange) -> Response:
+    """The answers to prompts as plain texts."""
+    body, card = await exchange.read(GenerateBody)
+    batch = exchange.request.scope["path"].endswith("/batch_generate")
+    if (body.prompts if batch else body.prompt) is None or (body.prompt if batch else body.prompts) is not None:
+        name = "prompts" if batch else "prompt"
+        raise BadRequest(f"Missing required field '{name}'; add it, and no other prompt.", param=name)
+    if batch and body.stream:
+        raise UnsupportedParameter("/batch_generate does not stream; leave 'stream' out.", param="stream")
+    prompts = tuple(ChatPrompt(messages=messages) for messages in body.messages())
+    check_choices(len(prompts), exchange.options)
+    request_id = body.uuid or body.request_id or str(uuid4())
+    call = GenerateCall(
+        request_id=f"gen-{uuid4().hex}",
+        model=card.id,
+        prompts=prompts,
+        sampling=_sampling(exchange, body),
+        truncate_prompt=body.truncate_prompt_tokens,
+        affinity=exchange.affinity(body),
+        stream=body.stream,
+    )
+    events = _named(exchange.generate(call), body)
+    if body.stream and not batch:
+        return await sse_answer(exchange, _pieces(events, request_id))
+
+    async def answer() -> bytes:
+        try:
+            async with asyncio.timeout(body.timeout):
+                gathered = await gather(events, len(prompts))
+        except TimeoutError:
+            raise Unavailable(f"The answer was not complete after the timeout of {body.timeout:g} s.") from None
+        texts = [choice.text for choice in gathered.choices]
+        return to_json({"texts": texts, "id": request_id} if batch else {"text": texts[0], "id": request_id})
+
+    return await json_answer(exchange, answer())
+
+
+def _sampling(exchange: Exchange, body: GenerateBody) -> SamplingParams:
+    sampling = body.sampling(exchange.options, max_tokens=body.max_output_len, logprobs=None)
+    return replace(
+        sampling,
+        num_beams=max(sampling.num_beams, body.beam_width),
+        seed=sampling.seed if body.random_seed is None else body.random_seed,
+        extra={**sampling.extra, **({} if _is_off(body) else {"length_penalty": body.len_penalty})},
+        stop=(*sampling.stop, *body.stop_words),
+        stop_token_ids=sampling.stop_token_ids if body.end_id is None else (*sampling.stop_token_ids, body.end_id),
+    )
+
+
+def _is_off(body: GenerateBody) -> bool:
+    return body.len_penalty in (0.0, 1.0)
+
+
+async def _named(events: AsyncGenerator[Event, None], body: GenerateBody) -> AsyncGenerator[Event, None]:
+    """The events of a call; what the model's backend cannot do is named as this route names it."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield event
+    except BadRequest as error:
+        if error.param == "generate_kwargs" and not _is_off(body):
+            raise UnsupportedParameter(
+                f"This model cannot honour len_penalty={body.len_penalty:g}; leave it out.", param="len_penalty"
+            ) from None
+        if error.param == "num_beams" and body.beam_width > 1:
+            raise UnsupportedParameter(error.message.replace("num_beams", "beam_width"), param="beam_width") from None
+        raise
+
+
+async def _pieces(events: AsyncGenerator[Event, None], request_id: str) -> Chunks:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Delta) and event.text:
+                yield sse({"text": event.text, "id": request_id})
+    yield DONE

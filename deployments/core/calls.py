@@ -1,0 +1,206 @@
+"""Calls: what the API asks of a model. Plain dataclasses of the standard library.
+
+The ingress needs no torch and the engine no pydantic. A call is answered by a stream of events (`deployments.core.events`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deployments.core.reasoning import ReasoningMarkers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """A constraint on the generated text, compiled by the engine's grammar library.
+
+    Attributes:
+        param: the request field it comes from, for error messages; two constraints are equal without it.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "lark"]
+    source: str
+    param: str = field(default="response_format", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one choice is generated. The defaults change nothing: full distribution, no penalty, no seed.
+
+    Attributes:
+        max_tokens: tokens to generate at most; None means as many as fit in the context.
+        min_tokens: no terminator and no stop string ends the text before this many tokens.
+        temperature: divides the logits; 0 is greedy.
+        top_p, top_k, min_p, typical_p: truncations of the distribution; 1, 0, 0 and 1 are off.
+        repetition_penalty: of tokens seen in prompt or text (CTRL, arXiv:1909.05858); 1 is off.
+        presence_penalty, frequency_penalty: of tokens seen in the text, OpenAI's formula; 0 is off.
+        logit_bias: token id to a number added to its logit.
+        allowed_token_ids: only these may be generated; None allows all.
+        bad_words: texts that are never generated.
+        stop: strings that end the text; they are not part of it unless include_stop_str_in_output.
+        stop_token_ids: token ids that end the text, besides the model's own terminators.
+        ignore_eos: the model's own terminators are ordinary tokens.
+        seed: same seed, same text, whatever the neighbours; None draws fresh randomness.
+        logprobs: how many alternatives to report beside each generated token; -1 reports the whole vocabulary, None no
+            logprobs.
+        prompt_logprobs: the same for every prompt token.
+        logprob_token_ids: report these tokens in place of the likeliest alternatives.
+        processed_logprobs: report them of the distribution sampled from, not of the raw logits.
+        skip_special_tokens: leave special tokens out of the text.
+        markers: texts that the reader of the answer looks for; special tokens in them are never left out.
+        grammar: a constraint on the text.
+        num_beams: beam search with so many beams; 1 is off.
+        beam_rank: which of the texts that the search finds, 0 for the best one.
+        length_penalty: of beam search; a text's score is its log-probability / length ** length_penalty.
+        early_stopping: when beam search ends, see transformers' `GenerationConfig`.
+        extra: keyword arguments for the loader's own `generate` hook, as they are.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: int | None = None
+    processed_logprobs: bool = False
+    skip_special_tokens: bool = True
+    markers: tuple[str, ...] = ()
+    grammar: Grammar | None = None
+    num_beams: int = 1
+    beam_rank: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reports_vocabulary(self) -> bool:
+        """Whether the answer has the log-probabilities of all tokens, which is megabytes."""
+        return -1 in (self.logprobs, self.prompt_logprobs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextPrompt:
+    """A prompt given as text, encoded by the loader's `encode`."""
+
+    text: str
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokensPrompt:
+    """A prompt given as token ids, used as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation, turned into text by the loader's chat template and then encoded.
+
+    Attributes:
+        messages: OpenAI messages as plain dicts, as the client sent them; parts of text are `{"type": "text"}`.
+        tools: OpenAI tool definitions, passed to the template.
+        template_kwargs: further arguments of the template.
+        add_generation_prompt: open the assistant's turn.
+        continue_final_message: leave the last message open for the model to continue.
+        chat_template: replaces the model's template, where the server allows it.
+        merge_roles: join neighbours of one role.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    merge_roles: bool = False
+
+
+Prompt = TextPrompt | TokensPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateCall:
+    """One request for text: every prompt answered `n` times.
+
+    Choice `i * n + j` is the j-th answer to prompt i. A given seed is used for the first answer of each prompt,
+    seed + j for the j-th.
+
+    Attributes:
+        model: a configured id, aliases resolved.
+        best_of: generate so many per prompt and keep the `n` likeliest.
+        echo: begin each choice's text with its prompt.
+        truncate_prompt: keep so many tokens at the end of each prompt; -1 as many as fit; None all of them.
+        reasoning: how the model marks its reasoning, whose tokens are counted apart and in which no stop string counts.
+        affinity: conversations with the same key go to the same replica where possible.
+        stream: deltas are wanted as they come; off, each choice may come as one delta at the end.
+    """
+
+    request_id: str
+    model: str
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingParams
+    n: int = 1
+    best_of: int | None = None
+    echo: bool = False
+    truncate_prompt: int | None = None
+    reasoning: ReasoningMarkers | None = None
+    affinity: str | None = None
+    stream: bool = False
+
+    @property
+    def prompt_param(self) -> str:
+        """The request field that holds the prompts, for error messages."""
+        return "messages" if isinstance(self.prompts[0], ChatPrompt) else "prompt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TranscribeCall:
+    """One request for the text of a recording. Answered by `Heard`, `Spoken`s and `Finished`, or by `Failed`.
+
+    Attributes:
+        model: a configured id, aliases resolved.
+        audio: an audio file as it was sent.
+        task: write down what is said, or translate it into English.
+        language: spoken in the recording, a code or an English name; None lets the model guess.
+        prompt: what might have been said before, to guide spelling and style.
+        segments: report segments with their times.
+        words: report words with their times.
+        logprobs: report the tokens' log-probabilities.
+        max_seconds: longer recordings are refused.
+        stream: pieces are wanted as they come.
+    """
+
+    request_id: str
+    model: str
+    audio: bytes
+    sampling: SamplingParams
+    task: Literal["transcribe", "translate"] = "transcribe"
+    language: str | None = None
+    prompt: str = ""
+    segments: bool = False
+    words: bool = False
+    logprobs: bool = False
+    max_seconds: float = float("inf")
+    affinity: str | None = None
+    stream: bool = False
+
+
+Call = GenerateCall | TranscribeCall

@@ -1,0 +1,96 @@
+"""What the OpenAI routes need of the models behind them: the seam between the API and where models live.
+
+Implemented by a Ray Serve handle (`deployments.ingress`) and by the models of this process (`deployments.local`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from deployments.core.calls import Call, Prompt
+from deployments.core.events import Event
+from deployments.core.model_card import ModelCard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A prompt as the model would get it. `text` is None for a prompt of token ids."""
+
+    text: str | None
+    token_ids: tuple[int, ...]
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """A vector for each prompt, as little-endian float32, and the tokens they took."""
+
+    vectors: tuple[bytes, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedOptions:
+    """How vectors are made of texts, as far as a request says so.
+
+    Attributes:
+        normalize: bring vectors to length 1; None does what the model's folder says, else brings them to it.
+        dimensions: keep only the first; they are brought to length 1 unless `normalize` is False.
+        truncate: keep at most this many tokens of a text; -1 keeps what the model takes, None refuses longer ones.
+        truncation_side: where tokens are left out, "left" or "right"; None leaves it to the tokenizer.
+        prompt_name: which of the model's own prompts goes before every text; None takes its default.
+        param: the request field that has the texts.
+    """
+
+    normalize: bool | None = None
+    dimensions: int | None = None
+    truncate: int | None = None
+    truncation_side: str | None = None
+    prompt_name: str | None = None
+    param: str = "input"
+
+
+class ModelClient(Protocol):
+    """The configured models, wherever they are loaded. Every method raises errors of `deployments.core.errors`."""
+
+    def models(self) -> Sequence[ModelCard]:
+        """Every configured model, in the order of the configuration."""
+
+    def resolve(self, name: str) -> ModelCard:
+        """The model with this id or alias.
+
+        Raises:
+            ModelNotFound: there is none.
+        """
+
+    def generate(self, call: Call) -> AsyncGenerator[Event, None]:
+        """The events of a generation. Closing the generator stops the computation."""
+
+    async def render(self, model: str, prompt: Prompt) -> Rendered:
+        """A prompt's text after the chat template, and its token ids."""
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+
+    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Token ids as the vocabulary spells them, such as `Ġthe`."""
+
+    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
+        """A vector for each prompt."""
+
+    async def tokenizer_info(self, model: str) -> dict[str, Any]:
+        """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
+
+    async def status(self) -> list[dict[str, Any]]:
+        """What each replica is, holds and does, as JSON values."""
+
+    async def load(self, model: str) -> None:
+        """Load a model now."""
+
+    async def unload(self, model: str) -> bool:
+        """Unload a model once nobody uses it; False if it is loaded nowhere. A later request loads it again."""
+
+    async def drain(self, on: bool = True) -> None:
+        """Refuse new calls and end those that run; or take calls again."""

@@ -1,0 +1,56 @@
+"""The events of a transcription: what a recording is, and what is said in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deployments.core.logprobs import TokenLogprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """A recording is decoded: the English name of its language (such as `english`) and its length in seconds."""
+
+    language: str
+    duration: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A piece of a recording between two times, in seconds from its beginning.
+
+    Attributes:
+        seek: the frame (of 10 ms) at which the window that has the segment begins.
+        text: with the space that Whisper writes before it.
+        token_ids: times included.
+        avg_logprob, compression_ratio, no_speech_prob: of its window; temperature as asked.
+    """
+
+    seek: int
+    start: float
+    end: float
+    text: str
+    token_ids: tuple[int, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word and when it is said, in seconds from the recording's beginning."""
+
+    word: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """What a transcription has gained. The texts of all, joined, are the whole."""
+
+    text: str = ""
+    segments: tuple[Segment, ...] = ()
+    words: tuple[Word, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()

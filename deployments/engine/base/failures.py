@@ -1,0 +1,27 @@
+"""What a model raised while it computed a request, as the error that the client gets."""
+
+from __future__ import annotations
+
+import re
+
+from deployments.core.errors import BadRequest, ModelError, OutOfMemory, TroupeError, last_line
+from deployments.engine.batching.memory import is_out_of_memory
+
+# transformers' models compare the placeholders of a prompt with what stands for them.
+_MISMATCH = re.compile(r"features and (\w+ )?tokens do not match|tokens .*and features .*do not match")
+
+
+def as_error(error: Exception) -> TroupeError:
+    """The error of one request, whether the client, the device or the model is at fault."""
+    if isinstance(error, TroupeError):
+        return error
+    if is_out_of_memory(error):
+        return OutOfMemory("The device ran out of memory for this request; send a shorter one or try again.")
+    # Some look for one image after the other.
+    if isinstance(error, StopIteration) or _MISMATCH.search(str(error)):
+        return BadRequest(
+            "The placeholders in the prompt do not match its images, videos or recordings; send as many as it names, "
+            f"and no placeholder tokens in texts ({last_line(error)}).",
+            param="prompt",
+        )
+    return ModelError(f"The model failed on this request: {type(error).__name__}: {error}")

@@ -1,0 +1,101 @@
+"""What every engine does: the seam between serving and computing.
+
+An engine belongs to one loaded model. Requests are submitted from any thread; events are emitted from the engine's
+own thread, so `emit` must be quick and must not raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deployments.core.calls import SamplingParams
+from deployments.core.events import EngineEvent
+from deployments.core.reasoning import ReasoningMarkers
+
+if TYPE_CHECKING:
+    import torch
+
+Emit = Callable[[EngineEvent], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineRequest:
+    """One choice to generate.
+
+    Attributes:
+        request_id: unique among the requests in flight.
+        input_ids: the encoded prompt, at least one token.
+        sampling: with `max_tokens` set and the whole fitting in `max_model_len`.
+        model_inputs: what the encoder returned beside `input_ids` and `attention_mask` (pixel values, input
+            features, token types …), batch dimension 1, passed to the prefill forward or to `generate`.
+        salt: a digest of `model_inputs`, so that prompts with different images never share a prefix.
+        prompt_text: the rendered prompt, for engines that take text.
+        continues: the prompt is text that the answer goes on from, so that its first token keeps its space; the prompt
+            of a chat ends with the template's markup instead.
+        reasoning: how the model marks its reasoning; stop strings count behind it only.
+        reasoning_opened: the prompt has opened it.
+        processors: transformers `LogitsProcessor`s of this request, called before the loader's with int64 [1, length]
+            and float32 [1, vocab].
+    """
+
+    request_id: str
+    input_ids: list[int]
+    sampling: SamplingParams
+    model_inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    salt: str = ""
+    prompt_text: str | None = None
+    continues: bool = False
+    reasoning: ReasoningMarkers | None = None
+    reasoning_opened: bool = False
+    processors: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Counters of an engine, readable at any time without a lock. Bytes are of KV caches and states."""
+
+    kind: str = ""
+    rows: int = 0
+    waiting: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    prefix_entries: int = 0
+    cache_bytes: int = 0
+    prefix_bytes: int = 0
+    budget_bytes: int = 0
+    steps: int = 0
+
+
+class Engine(Protocol):
+    """Computes the text of one loaded model.
+
+    Attributes:
+        max_model_len: positions a request may use, prompt and text together.
+        supports: names of the `SamplingParams` fields this engine honours.
+    """
+
+    max_model_len: int
+    supports: frozenset[str]
+
+    def submit(self, request: EngineRequest, emit: Emit) -> None:
+        """Queue a request. Its events end with a `Delta` that has a finish_reason, or with `Failed`.
+
+        Raises:
+            TroupeError: the request can never be served (bad ids, larger than the memory budget), or the engine is
+                closed. Nothing is emitted then.
+        """
+
+    def cancel(self, request_id: str) -> None:
+        """Drop a request within one step; nothing is emitted for it afterwards. Unknown ids are ignored."""
+
+    def stats(self) -> EngineStats:
+        """Counters at this moment."""
+
+    def check(self) -> None:
+        """Raise TroupeError if the engine's thread has died."""
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Stop: let what runs end for at most `timeout` seconds, fail the rest as Unavailable, free memory."""

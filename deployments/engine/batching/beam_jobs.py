@@ -1,0 +1,100 @@
+"""Beam searches beside sequences that are batched: each runs whole, between two steps of the others."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+from deployments.core.errors import BadRequest, TroupeError, UnsupportedParameter
+from deployments.engine.base.failures import as_error
+from deployments.engine.base.protocol import Emit, EngineRequest
+from deployments.engine.generate.beam_search import BeamSearch, check_beams
+from deployments.engine.generate.job import Job
+from deployments.engine.generate.stock import StockGenerate
+from deployments.engine.text.output import ChoiceOutput
+from deployments.engine.text.vocabulary import Vocabulary
+
+
+class BeamJobs:
+    """Requests for beam search of one model, from submit to their last event.
+
+    Args:
+        model: a transformers model with `generate`.
+        vocabulary: of the model.
+        longest: tokens that a text may have.
+    """
+
+    def __init__(self, model: Any, vocabulary: Vocabulary, longest: int) -> None:
+        self._model = model
+        self._vocabulary = vocabulary
+        self._longest = longest
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._lock = threading.Lock()
+        self._generate: StockGenerate | None = None
+        self._search: BeamSearch | None = None
+
+    def add(self, request: EngineRequest, emit: Emit) -> Job:
+        """A request's job, which the engine's thread queues.
+
+        Raises:
+            UnsupportedParameter: a setting that does not go with beams.
+            BadRequest: the request is already running.
+        """
+        check_beams(request.sampling)
+        if request.sampling.prompt_logprobs is not None:
+            raise UnsupportedParameter(
+                "Beam search cannot honour prompt_logprobs; leave it out, or search without beams.",
+                param="prompt_logprobs",
+            )
+        output = ChoiceOutput.of(
+            self._vocabulary, request, encoder_decoder=bool(getattr(self._model.config, "is_encoder_decoder", False))
+        )
+        job = Job(request=request, emit=emit, output=output, on_token=lambda: None)
+        with self._lock:
+            if self._jobs.setdefault(request.request_id, job) is not job:
+                raise BadRequest(f"Request {request.request_id!r} is already running.")
+        return job
+
+    @property
+    def idle(self) -> bool:
+        """Whether no search waits for its turn."""
+        return not self._waiting
+
+    def queue(self, job: Job) -> None:
+        """Let a job wait for its turn."""
+        self._waiting.append(job)
+
+    def run_next(self) -> None:
+        """Run the search that has waited longest, if there is one, and give out its text. Blocks."""
+        if not self._waiting:
+            return
+        job = self._waiting.popleft()
+        try:
+            if job.active:
+                if self._generate is None or self._search is None:
+                    self._generate = StockGenerate(self._model, self._vocabulary, longest=self._longest)
+                    self._search = BeamSearch(self._generate.call, self._vocabulary)
+                self._search.run(job, self._generate.inputs(job))
+        except Exception as error:
+            job.fail(as_error(error))
+        self._forget(job.request.request_id)
+
+    def cancel(self, request_id: str) -> None:
+        """End a job without an event; a search that runs stops at its next token."""
+        job = self._forget(request_id)
+        if job is not None:
+            job.cancel()
+
+    def fail_all(self, error: TroupeError) -> None:
+        """End every job with an error."""
+        with self._lock:
+            jobs, self._jobs = list(self._jobs.values()), {}
+            self._waiting.clear()
+        for job in jobs:
+            job.fail(error)
+
+    def _forget(self, request_id: str) -> Job | None:
+        with self._lock:
+            return self._jobs.pop(request_id, None)

@@ -1,0 +1,315 @@
+"""The engine that batches continuously: requests of any length join and leave the running rows at any step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import torch
+
+from deployments.config.engine import EngineOptions
+from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavailable
+from deployments.core.events import Delta, EngineEvent, Failed
+from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
+from deployments.engine.base.cgroup import cores
+from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.batching.beam_jobs import BeamJobs
+from deployments.engine.batching.memory import default_budget, weight_bytes
+from deployments.engine.batching.prefill import Prefiller
+from deployments.engine.batching.prefix_cache import PrefixStore
+from deployments.engine.batching.prompt_lookup import prompt_lookup
+from deployments.engine.batching.running_batches import Limits
+from deployments.engine.batching.sequence import Row
+from deployments.engine.batching.step_loop import StepLoop
+from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
+from deployments.engine.model.forward import Forward
+from deployments.engine.speedups.deterministic import Deterministic
+from deployments.engine.speedups.fixed_decode import FixedDecode, fixed_decode
+from deployments.engine.speedups.packed_linear import PackedLinears
+from deployments.engine.text.output import ChoiceOutput
+from deployments.engine.text.prompt_logprobs import PromptScorer
+from deployments.engine.text.vocabulary import Vocabulary
+from deployments.engine.verify.capabilities import Capabilities
+from deployments.engine.verify.encoder_inputs import encoder_inputs, encoder_needs
+from model_loaders.contract import ModelInfo
+from model_loaders.prompts.hooks import Hooks
+
+logger = logging.getLogger(__name__)
+
+_GIB = 1 << 30
+
+
+class RowEngine:
+    """Serves one model through its stock `forward`, on a thread of its own. See `protocol.Engine`.
+
+    Args:
+        info: the loaded model.
+        hooks: its hooks.
+        options: see `EngineOptions`.
+
+    Raises:
+        UnknownLayer: the model's cache is none that rows can hold.
+    """
+
+    def __init__(self, info: ModelInfo, hooks: Hooks, options: EngineOptions) -> None:
+        info.model.eval()
+        self._threads = options.threads or min(torch.get_num_threads(), cores())
+        # What is measured and proved at load is so with as many threads as later.
+        torch.set_num_threads(self._threads)
+        self._context = context_length(info, options)
+        # A search computes with other shapes than the fixed ones of the deterministic mode.
+        self.supports = ALL_PARAMS - ({"num_beams"} if options.deterministic else set())
+        self._needs = encoder_needs(info.model)
+        self._vocabulary = Vocabulary(info, hooks)
+        self._forward = Forward(info.model, self._context, encoder_inputs(info.model, hooks))
+        with torch.inference_mode():
+            self.capabilities = Capabilities.of(self._forward, self._context)
+        self._logits_width = self.capabilities.logits_width
+        self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
+        if options.static_cache:
+            logger.warning("Engine option static_cache=True has no effect on rows: their caches grow.")
+        self._fixed = fixed_decode(self._forward, options)
+        # A packed weight is nothing that torch.compile knows.
+        self._packed = PackedLinears.of(info.model, False if self._fixed is not None else options.pack_linears)
+        self._deterministic = Deterministic(self._forward, options.max_rows) if options.deterministic else None
+        self._loop = _step_loop(self._forward, self.capabilities, options, self._deterministic, self._fixed)
+        self.max_model_len = _held_length(self._context, self._loop)
+        self._beams = BeamJobs(info.model, self._vocabulary, self._context)
+        self._changed = threading.Condition()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._live: set[str] = set()
+        self._closing = False
+        self._deadline = float("inf")
+        self._death: BaseException | None = None
+        self._stats = self._loop.stats()
+        self._thread = threading.Thread(target=self._work, name="row-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: EngineRequest, emit: Emit) -> None:
+        inputs = self._forward.model.get_input_embeddings().weight.shape[0]
+        check_request(request, max_model_len=self._context, supports=self.supports, vocab=inputs)
+        check_media(request, self._needs)
+        if request.sampling.num_beams != 1:
+            self._submit_search(request, emit)
+            return
+        row = self._row(request, emit)
+        need = self._loop.batches.most([row])
+        if need > self._loop.limits.budget:
+            raise BadRequest(
+                f"This request may need {need / _GIB:.2f} GiB of cache and the engine has "
+                f"{self._loop.limits.budget / _GIB:.2f} GiB; shorten the prompt or lower max_tokens.",
+                param="max_tokens",
+            )
+        grammar = request.sampling.grammar
+        compiled = self._grammars.compile(grammar) if grammar is not None else None
+        self._begin(request.request_id, None if compiled is not None else lambda: self._loop.add(row))
+        if compiled is not None:
+            compiled.add_done_callback(lambda done: self._constrain(row, done))
+
+    def _submit_search(self, request: EngineRequest, emit: Emit) -> None:
+        job = self._beams.add(request, self._delivering(request, emit))
+        try:
+            self._begin(request.request_id, lambda: self._beams.queue(job))
+        except TroupeError:
+            self._beams.cancel(request.request_id)
+            raise
+
+    def _begin(self, request_id: str, command: Callable[[], None] | None) -> None:
+        """Note a request as live, and what the engine's thread is to do for it, if that is known already."""
+        with self._changed:
+            if self._closing:
+                raise Unavailable("The model is being unloaded; try again.")
+            if self._death is not None:
+                raise Unavailable(f"The engine has stopped: {self._death}")
+            if request_id in self._live:
+                raise BadRequest(f"Request {request_id!r} is already running.")
+            self._live.add(request_id)
+            if command is not None:
+                self._commands.append(command)
+                self._changed.notify()
+
+    def _constrain(self, row: Row, compiled: Future[CompiledGrammar]) -> None:
+        """Let a row in once its grammar is compiled."""
+        error: TroupeError | None = None
+        try:
+            row.sampler.mask = compiled.result().mask(
+                row.sampler.params.max_tokens or 1,
+                reasoning=row.request.reasoning,
+                opened=row.request.reasoning_opened,
+            )
+        except TroupeError as refusal:
+            error = refusal
+        with self._changed:
+            if row.request.request_id not in self._live:
+                return
+            if self._closing or self._death is not None:
+                error = Unavailable("The model is being unloaded; try again.")
+            if error is None:
+                self._commands.append(lambda: self._loop.add(row))
+                self._changed.notify()
+        if error is not None:
+            row.emit(Failed(error))
+
+    def cancel(self, request_id: str) -> None:
+        self._beams.cancel(request_id)
+        with self._changed:
+            self._live.discard(request_id)
+            self._commands.append(lambda: self._loop.cancel(request_id))
+            self._changed.notify()
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    def check(self) -> None:
+        if self._death is not None or not (self._thread.is_alive() or self._closing):
+            raise ModelError(f"The engine's thread has died: {self._death}")
+
+    def close(self, timeout: float = 30.0) -> None:
+        with self._changed:
+            self._closing = True
+            self._deadline = min(self._deadline, time.monotonic() + timeout)
+            self._changed.notify()
+        self._grammars.close()
+        self._thread.join(timeout)
+        # A search whose job has ended stops at its next token.
+        self._beams.fail_all(Unavailable("The model is being unloaded; try again."))
+        self._thread.join(30.0)
+
+    def _row(self, request: EngineRequest, emit: Emit) -> Row:
+        """The state of a new request."""
+        params, vocabulary = request.sampling, self._vocabulary
+        ids = self._forward.decoder_prompt(request.input_ids, request.model_inputs)
+        scorer = None
+        if params.prompt_logprobs is not None:
+            scorer = PromptScorer(vocabulary, ids, params.prompt_logprobs, params.logprob_token_ids)
+        return Row(
+            request=request,
+            emit=self._delivering(request, emit),
+            sampler=vocabulary.sampler(
+                params,
+                ids,
+                vocab_size=self._logits_width,
+                device=self._forward.device,
+                processors=request.processors,
+            ),
+            output=ChoiceOutput.of(vocabulary, request, encoder_decoder=self._forward.is_encoder_decoder),
+            ids=ids,
+            prompt_length=len(ids),
+            frequencies=self._forward.rotary.frequencies(len(ids)),
+            encoded_length=len(request.input_ids) if self._forward.is_encoder_decoder else 0,
+            media_end=self._forward.media_end(request.input_ids, request.model_inputs),
+            scorer=scorer,
+        )
+
+    def _delivering(self, request: EngineRequest, emit: Emit) -> Emit:
+        """`emit`, after whose last event the request is not live any more."""
+
+        def deliver(event: EngineEvent) -> None:
+            if isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None):
+                self._live.discard(request.request_id)
+            emit(event)
+
+        return deliver
+
+    # The engine's thread.
+
+    def _work(self) -> None:
+        torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                while self._take_commands():
+                    self._step()
+                    self._beams.run_next()
+                self._end()
+        except BaseException as error:
+            self._death = error
+            logger.exception("The row engine's thread has died.")
+            self._loop.fail_all(Unavailable(f"The engine has stopped: {error}"))
+            self._beams.fail_all(Unavailable(f"The engine has stopped: {error}"))
+        if self._deterministic is not None:
+            self._deterministic.undo()
+        self._packed.undo()
+        self._stats = self._loop.stats()
+
+    def _take_commands(self) -> bool:
+        """Wait for work and carry out what was asked; False when the engine is to end."""
+        with self._changed:
+            while not (self._commands or self._closing) and self._loop.idle and self._beams.idle:
+                self._changed.wait()
+            commands, self._commands = self._commands, deque()
+            closing = self._closing
+        if closing:
+            self._beams.fail_all(Unavailable("The model is being unloaded; try again."))
+        for command in commands:
+            command()
+        if not closing:
+            return True
+        self._loop.fail_waiting(Unavailable("The model is being unloaded; try again."))
+        return not self._loop.idle and time.monotonic() < self._deadline
+
+    def _step(self) -> None:
+        try:
+            self._loop.step()
+        except Exception as error:
+            logger.exception("A step of the row engine failed; its requests are ended.")
+            self._loop.fail_all(ModelError(f"The engine failed: {type(error).__name__}: {error}"))
+        self._stats = self._loop.stats()
+
+    def _end(self) -> None:
+        self._loop.fail_all(Unavailable("The model is being unloaded; try again."))
+        self._loop.store.clear()
+        if self._forward.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _held_length(length: int, loop: StepLoop) -> int:
+    """The context's length, or what the budget holds of it: a text without max_tokens may become so long."""
+    held = loop.batches.row_bytes.longest(loop.limits.budget, length)
+    if held < length:
+        logger.warning(
+            "The %.3g GiB for caches hold %d tokens of one request, the model's context has %d: longer requests are "
+            "refused. Set engine.memory_gib higher or engine.max_model_len lower.",
+            loop.limits.budget / _GIB,
+            held,
+            length,
+        )
+    return held
+
+
+def _step_loop(
+    forward: Forward,
+    capabilities: Capabilities,
+    options: EngineOptions,
+    deterministic: Deterministic | None,
+    fixed: FixedDecode | None,
+) -> StepLoop:
+    """The step loop that options and capabilities ask for."""
+    given = options.memory_gib
+    budget = int(given * _GIB) if given is not None else default_budget(forward.device)
+    share = budget // 2 if options.prefix_cache_gib is None else int(options.prefix_cache_gib * _GIB)
+    keeps = options.prefix_cache and capabilities.chunks
+    limits = Limits(
+        max_rows=max(1, options.max_rows),
+        budget=budget,
+        split_bytes=weight_bytes(forward.model),
+        mixes_lengths=capabilities.mixes,
+        joins=deterministic is None or deterministic.way != "alone",
+        border=None if deterministic is None else max(1, options.prefill_chunk),
+    )
+    prefiller = Prefiller(
+        forward,
+        chunk=options.prefill_chunk,
+        vocab_size=capabilities.logits_width,
+        chunks=capabilities.chunks,
+        pads=capabilities.pads and deterministic is None,
+    )
+    store = PrefixStore(min(share, budget) if keeps else 0)
+    decode = None if fixed is None else fixed.decode
+    lookup = prompt_lookup(
+        forward, options.prompt_lookup, chunks=capabilities.chunks, deterministic=deterministic is not None
+    )
+    return StepLoop(forward, prefiller, store, capabilities.row_bytes, limits, decode, lookup)

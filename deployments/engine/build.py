@@ -1,0 +1,100 @@
+"""Which engine serves a model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from deployments.config.engine import EngineOptions
+from deployments.core.errors import ModelLoadFailed
+from deployments.engine.base.protocol import Engine
+from deployments.engine.batching.engine import RowEngine
+from deployments.engine.generate.engine import OneShotEngine, is_stock, own_settings
+from deployments.engine.model.random_state import TURN_LIMIT_S
+from deployments.engine.no_text import NoTextEngine, gives_text
+from deployments.engine.parity import find_mismatch
+from deployments.engine.text.vocabulary import Vocabulary
+from deployments.engine.verify.capabilities import rows_can_hold
+from model_loaders.contract import ModelInfo
+from model_loaders.prompts.hooks import Hooks
+
+logger = logging.getLogger(__name__)
+
+
+def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float = TURN_LIMIT_S) -> Engine:
+    """The engine of a loaded model.
+
+    `auto` takes rows if they can hold the model, the loader has no `generate` hook or kwargs, and a probe finds their
+    logits equal to those of `generate`; else the one-shot engine, with a warning that says why. `rows` takes rows
+    without the comparison. A loader's own `engine` always wins. A model without `generate` gives embeddings alone.
+
+    Args:
+        turn_limit_s: seconds that a generate hook may keep the random state while others wait.
+
+    Raises:
+        ModelLoadFailed: the engine that was asked for cannot run the model.
+    """
+    if info.engine is not None:
+        engine: Engine = info.engine(info, options)
+        return engine
+    if not gives_text(info):
+        return NoTextEngine(info, options)
+    info = _with_generate(info)
+    hooks = Hooks(info)
+    hooked = info.generate is not None and not is_stock(info)
+    if options.kind == "one_shot" or (options.kind == "auto" and hooked):
+        return OneShotEngine(info, options, hooks, turn_limit_s=turn_limit_s)
+    if options.kind == "rows":
+        return _rows(info, hooks, options, hooked)
+    found = _proven_rows(info, hooks, options)
+    if isinstance(found, str):
+        name = info.model_name or type(info.model).__name__
+        logger.warning("Model %s runs in the one-shot engine, which batches little: %s.", name, found)
+        return OneShotEngine(info, options, hooks, turn_limit_s=turn_limit_s)
+    return found
+
+
+def _with_generate(info: ModelInfo) -> ModelInfo:
+    """A model whose loader gives `generate_kwargs` and no hook: they are for its own `generate`."""
+    own = getattr(info.model, "generate", None)
+    if info.generate is not None or not own_settings(info) or not callable(own):
+        return info
+    logger.warning(
+        "Model %s runs through its own generate, one request at a time, for the sake of generate_kwargs %s. Requests' "
+        "own fields and models[].api.default_params do the same in batches.",
+        info.model_name or type(info.model).__name__,
+        ", ".join(own_settings(info)),
+    )
+    return replace(info, generate=own)
+
+
+def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -> RowEngine:
+    """Rows or an error."""
+    name = info.model_name or type(info.model).__name__
+    reason = "its loader has a generate hook, which only the one-shot engine calls" if hooked else None
+    reason = reason or rows_can_hold(info.model)
+    if reason is None:
+        try:
+            return RowEngine(info, hooks, options)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+    raise ModelLoadFailed(f"Engine kind 'rows' cannot run model {name}: {reason}. Use kind 'auto' or 'one_shot'.")
+
+
+def _proven_rows(info: ModelInfo, hooks: Hooks, options: EngineOptions) -> RowEngine | str:
+    """Rows that agree with `generate`, or why there are none."""
+    reason = rows_can_hold(info.model)
+    if reason is not None:
+        return reason
+    try:
+        engine = RowEngine(info, hooks, options)
+    except Exception as error:
+        return f"rows cannot run it: {type(error).__name__}: {error}"
+    try:
+        mismatch = find_mismatch(info.model, Vocabulary(info, hooks), engine, hooks, engine.capabilities.crossed)
+    except Exception as error:
+        mismatch = f"rows could not be compared with generate: {type(error).__name__}: {error}"
+    if mismatch is None:
+        return engine
+    engine.close(timeout=0.0)
+    return mismatch

@@ -1,0 +1,245 @@
+"""The cache of a batch of rows: transformers' own cache, its layers replaced by ones that rows can join and leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicCache,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
+
+from deployments.engine.cache.indexed_layers import IndexedRows
+from deployments.engine.cache.layers import HybridRows, HybridSlidingRows, KeyValueRows, RowsLayer, StateRows
+
+
+class UnknownLayer(TypeError):
+    """A model's cache has a layer of a kind that rows cannot hold."""
+
+
+class RowsCache(DynamicCache):  # type: ignore[misc]
+    """Keys, values and states of rows that end in the same column.
+
+    Args:
+        config: the model's configuration, which names the kind of each layer.
+        capacity: columns to allocate at first; None leaves room for what comes.
+
+    Attributes:
+        lengths: tokens of each row in the cache.
+        width: tokens of the longest row; the columns a query may see.
+
+    Raises:
+        UnknownLayer: the configuration names a layer that rows cannot hold.
+    """
+
+    def __init__(self, config: Any, capacity: int | None = None) -> None:
+        super().__init__(config=config)
+        self.config = config
+        self.layers: list[Any] = [_rows_layer(layer, capacity) for layer in self.layers]
+        self.lengths: list[int] = []
+        self.width = 0
+
+    @property
+    def held(self) -> list[RowsLayer]:
+        return [layer for layer in self.layers if not isinstance(layer, DummyLayer)]
+
+    @property
+    def room(self) -> int:
+        """Rows that the buffers can hold."""
+        return max(len(self.lengths), *(layer.room for layer in self.held))
+
+    @property
+    def has_states(self) -> bool:
+        """Whether some layer keeps a state that no crop can take back."""
+        return any(isinstance(layer, StateRows) for layer in self.layers)
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether some layer keeps keys and values."""
+        return any(isinstance(layer, KeyValueRows) for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.held)
+
+    def added(self, lengths: Sequence[int]) -> None:
+        """After a forward: the tokens each row has now."""
+        self.lengths, self.width = list(lengths), max(lengths)
+
+    def reserve(self, columns: int) -> None:
+        """Make room for so many columns; of layers that keep nothing but columns."""
+        for layer in self.held:
+            layer.reserve(columns)  # type: ignore[attr-defined]
+
+    def add_column(self) -> None:
+        """After one token was written for every row behind the last column, by someone else than the layers."""
+        for layer in self.held:
+            layer.add_column()  # type: ignore[attr-defined]
+        self.added([length + 1 for length in self.lengths])
+
+    def trim(self, cuts: Sequence[int]) -> None:
+        """Take back so many of each row's last tokens; of layers that keep all columns."""
+        self.added([length - cut for length, cut in zip(self.lengths, cuts, strict=True)])
+        for layer in self.held:
+            layer.trim(self.lengths, cuts)  # type: ignore[attr-defined]
+
+    def append(self, other: RowsCache, index: int, cut: int = 0) -> None:
+        """Copy row `index` of `other`, without its last `cut` tokens, below the last row."""
+        length = other.lengths[index]
+        width = max(self.width, length - cut)
+        for mine, theirs in zip(self.held, other.held, strict=True):
+            mine.append(theirs, index, length, cut, width)
+        self.lengths.append(length - cut)
+        self.width = width
+
+    def drop(self, index: int, *, blank: bool = False) -> None:
+        """Remove a row; the last row takes its place, here and in `lengths`.
+
+        Args:
+            blank: the row may hold values that are not finite; overwrite them, as even hidden columns must be finite.
+        """
+        for layer in self.held:
+            if blank:
+                layer.blank(index)
+            layer.drop(index)
+        last = self.lengths.pop()
+        if index < len(self.lengths):
+            self.lengths[index] = last
+        width = max(self.lengths, default=0)
+        if 0 < width < self.width:
+            for layer in self.held:
+                layer.resize(width)
+        self.width = width
+
+    def compact(self) -> None:
+        """Give up the room for further rows."""
+        for layer in self.held:
+            layer.compact()
+
+    def rewind(self) -> None:
+        """Forget what a failed forward has added. States cannot be taken back: see `has_states`."""
+        for layer in self.held:
+            layer.rewind(self.width)
+
+    def holds(self, index: int, cut: int) -> bool:
+        """Whether row `index` can be copied without its last `cut` tokens."""
+        return all(layer.holds(self.lengths[index], cut) for layer in self.held)
+
+    def copy_row(self, index: int, cut: int = 0, capacity: int | None = None) -> RowsCache:
+        """A cache of its own with row `index`, without its last `cut` tokens."""
+        copy = RowsCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
+        copy.append(self, index, cut)
+        return copy
+
+
+class EncoderRowsCache(EncoderDecoderCache):  # type: ignore[misc]
+    """Self-attention and cross-attention caches of the rows of an encoder-decoder model.
+
+    The encoder's keys and values are right-aligned as well, under a left-padded encoder mask: cross-attention knows
+    no positions.
+    """
+
+    def __init__(self, config: Any, capacity: int | None = None) -> None:
+        cross = RowsCache(config)
+        # What is encoded is seen as a whole, whatever the window of the decoder's own tokens.
+        cross.layers = [KeyValueRows() for _ in cross.layers]
+        super().__init__(RowsCache(config, capacity), cross)
+        self.config = config
+
+    @property
+    def lengths(self) -> list[int]:
+        lengths: list[int] = self.self_attention_cache.lengths
+        return lengths
+
+    @property
+    def width(self) -> int:
+        width: int = self.self_attention_cache.width
+        return width
+
+    @property
+    def room(self) -> int:
+        return int(self.self_attention_cache.room)
+
+    @property
+    def has_states(self) -> bool:
+        return bool(self.self_attention_cache.has_states)
+
+    @property
+    def has_columns(self) -> bool:
+        return bool(self.self_attention_cache.has_columns)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.self_attention_cache.nbytes + self.cross_attention_cache.nbytes)
+
+    def added(self, lengths: Sequence[int]) -> None:
+        self.self_attention_cache.added(lengths)
+        if not self.cross_attention_cache.lengths:
+            encoded = next(layer.width for layer in self.cross_attention_cache.held)
+            self.cross_attention_cache.added([encoded] * len(lengths))
+
+    def append(self, other: EncoderRowsCache, index: int, cut: int = 0) -> None:
+        self.self_attention_cache.append(other.self_attention_cache, index, cut)
+        self.cross_attention_cache.append(other.cross_attention_cache, index)
+        self.is_updated: dict[int, bool] = dict(other.is_updated)
+
+    def drop(self, index: int, *, blank: bool = False) -> None:
+        self.self_attention_cache.drop(index, blank=blank)
+        self.cross_attention_cache.drop(index, blank=blank)
+
+    def compact(self) -> None:
+        self.self_attention_cache.compact()
+        self.cross_attention_cache.compact()
+
+    def rewind(self) -> None:
+        self.self_attention_cache.rewind()
+
+    def holds(self, index: int, cut: int) -> bool:
+        return bool(self.self_attention_cache.holds(index, cut))
+
+    def copy_row(self, index: int, cut: int = 0, capacity: int | None = None) -> EncoderRowsCache:
+        """A cache of its own with row `index`, without its last `cut` tokens."""
+        copy = EncoderRowsCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
+        copy.append(self, index, cut)
+        return copy
+
+
+AnyRowsCache = RowsCache | EncoderRowsCache
+
+
+def new_cache(model: Any, capacity: int | None = None) -> AnyRowsCache:
+    """An empty cache for a model.
+
+    Raises:
+        UnknownLayer: the model's cache has a layer that rows cannot hold.
+    """
+    config = model.config.get_text_config(decoder=True)
+    return EncoderRowsCache(config, capacity) if model.config.is_encoder_decoder else RowsCache(config, capacity)
+
+
+def _rows_layer(layer: Any, capacity: int | None) -> Any:
+    """Our layer in place of transformers' own; classes are compared exactly, as a subclass may do anything."""
+    kind = type(layer)
+    if kind is DummyLayer:
+        return layer
+    if kind is DynamicLayer:
+        return KeyValueRows(capacity=capacity)
+    if kind is DynamicIndexedLayer:
+        return IndexedRows(capacity)
+    if kind is DynamicSlidingWindowLayer:
+        return KeyValueRows(layer.sliding_window, capacity)
+    if kind is LinearAttentionLayer:
+        return StateRows(layer.number_of_states)
+    if kind is LinearAttentionAndFullAttentionLayer:
+        return HybridRows(layer.number_of_states, capacity=capacity)
+    if kind is LinearAttentionAndSlidingWindowAttentionLayer:
+        return HybridSlidingRows(layer.number_of_states, layer.sliding_window, capacity)
+    raise UnknownLayer(f"cache layer {kind.__name__}")

@@ -1,0 +1,374 @@
+"""The engine for everything continuous batching cannot hold: requests run through `generate`, whole and in turn.
+
+Three ways to run a request: the loader's own `generate` hook; beam search; and the model's own `generate` with the
+engine's sampling inside. The last runs requests of text alone together, padded, where a probe at load found that
+padding does not change the model's logits; when half of them have ended and others wait, the rest is run together with
+those, each going on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+from deployments.config.engine import EngineOptions
+from deployments.core.calls import SamplingParams
+from deployments.core.errors import BadRequest, ModelError, ModelLoadFailed, Unavailable
+from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length, vocab_size
+from deployments.engine.base.cgroup import cores
+from deployments.engine.base.failures import as_error
+from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.batching.memory import is_out_of_memory
+from deployments.engine.generate.beam_search import BeamSearch, check_beams
+from deployments.engine.generate.hook import GenerateHook
+from deployments.engine.generate.job import Job
+from deployments.engine.generate.lengths import alike_beyond_lengths
+from deployments.engine.generate.stock import StockGenerate
+from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
+from deployments.engine.model.random_state import TURN_LIMIT_S
+from deployments.engine.model.rotary import RowRotary
+from deployments.engine.text.output import ChoiceOutput
+from deployments.engine.text.vocabulary import Vocabulary
+from model_loaders.contract import ModelInfo
+from model_loaders.prompts.hooks import Hooks
+
+logger = logging.getLogger(__name__)
+
+
+class OneShotEngine:
+    """Serves one model through `generate` on a thread of its own. See `protocol.Engine`.
+
+    Args:
+        info: the loaded model.
+        options: see `EngineOptions`; of them `max_rows`, `max_model_len`, `deterministic` (nothing runs together),
+            `static_cache` and `threads` count here.
+        hooks: the model's hooks, where they are known already.
+        turn_limit_s: seconds that a generate hook may keep the random state while others wait.
+
+    Raises:
+        ModelLoadFailed: the model has no `generate` and the loader gave no hook.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        options: EngineOptions,
+        hooks: Hooks | None = None,
+        *,
+        turn_limit_s: float = TURN_LIMIT_S,
+    ) -> None:
+        if isinstance(info.model, torch.nn.Module):
+            info.model.eval()
+        self.max_model_len = context_length(info, options)
+        self._vocabulary = Vocabulary(info, hooks)
+        self._vocab_size = vocab_size(info.model)
+        self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
+        rotary = RowRotary(info.model, self.max_model_len)
+        if rotary.depends:
+            logger.warning(
+                "Requests of this model run one at a time, because its rotary frequencies follow the length of a text."
+            )
+        self._runner = _runner(info, self._vocabulary, options, turn_limit_s, alone=rotary.depends)
+        self.supports = self._runner.supports
+        self._options = options
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._jobs: dict[str, Job] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+        self._steps = 0
+        self._thread = threading.Thread(target=self._work, name="one-shot-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: EngineRequest, emit: Emit) -> None:
+        check_request(request, max_model_len=self.max_model_len, supports=self.supports, vocab=self._vocab_size)
+        check_media(request, self._runner.needs)
+        self._runner.check(request.sampling)
+        if request.sampling.max_tokens is None:
+            left = self.max_model_len - len(request.input_ids)
+            request = dataclasses.replace(
+                request, sampling=dataclasses.replace(request.sampling, max_tokens=max(1, left))
+            )
+        output = ChoiceOutput.of(self._vocabulary, request, encoder_decoder=self._encoder_decoder)
+        job = Job(request=request, emit=emit, output=output, on_token=self._count)
+        grammar = self._runner.grammar(job)
+        with self._changed:
+            if self._closing:
+                raise Unavailable("The model is being unloaded; try again.")
+            if request.request_id in self._jobs:
+                raise BadRequest(f"Request {request.request_id!r} is already running.")
+            self._jobs[request.request_id] = job
+        if grammar is None:
+            self._queue(job, None)
+        else:
+            grammar.add_done_callback(lambda done: self._queue(job, done))
+
+    def cancel(self, request_id: str) -> None:
+        with self._changed:
+            job = self._jobs.pop(request_id, None)
+            if job is not None:
+                job.cancel()
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(job)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            kind="one_shot",
+            rows=sum(job.active for job in self._running),
+            waiting=len(self._waiting),
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            steps=self._steps,
+        )
+
+    def check(self) -> None:
+        if not self._thread.is_alive() and not self._closing:
+            raise ModelError("The engine's thread has died.")
+
+    def close(self, timeout: float = 30.0) -> None:
+        gone = Unavailable("The model is being unloaded; try again.")
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._closing = True
+            running = set(map(id, self._running))
+            waiting = [job for job in self._jobs.values() if id(job) not in running]
+            self._waiting.clear()
+            self._changed.notify()
+        for job in waiting:
+            job.fail(gone)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            left = list(self._jobs.values())
+            self._jobs.clear()
+        for job in left:
+            job.fail(gone)
+        # A job that has ended makes generate return at its next step; a hook that takes no notice is left behind.
+        self._thread.join(5.0)
+        self._runner.close()
+
+    def _count(self) -> None:
+        self._generated_tokens += 1
+
+    def _queue(self, job: Job, grammar: Future[CompiledGrammar] | None) -> None:
+        """Let a job wait for its turn; its grammar, if it has one, has been compiled."""
+        try:
+            compiled = grammar.result() if grammar is not None else None
+            self._runner.prepare(job, compiled)
+        except Exception as error:
+            job.fail(as_error(error))
+        with self._changed:
+            if not job.active or self._closing:
+                self._jobs.pop(job.request.request_id, None)
+                job.fail(Unavailable("The model is being unloaded; try again."))
+                return
+            self._waiting.append(job)
+            self._changed.notify()
+
+    # The engine's thread.
+
+    def _work(self) -> None:
+        torch.set_num_threads(self._options.threads or min(torch.get_num_threads(), cores()))
+        while (jobs := self._next()) is not None:
+            self._run(jobs)
+            self._put_back([job for job in jobs if job.active])
+
+    def _next(self) -> list[Job] | None:
+        """The jobs to run together, once there are any; None when the engine closes."""
+        with self._changed:
+            while not self._waiting:
+                if self._closing:
+                    return None
+                self._changed.wait()
+            first = self._waiting.popleft()
+            jobs = [first]
+            for job in list(self._waiting):
+                if len(jobs) < self._options.max_rows and self._runner.together(first, job):
+                    self._waiting.remove(job)
+                    jobs.append(job)
+            self._running = jobs
+            return jobs
+
+    def _run(self, jobs: list[Job]) -> None:
+        """Run jobs; where that fails, each of them alone, so that only the one at fault fails."""
+        for job in jobs:
+            if not job.begun:
+                job.begun = True
+                self._prompt_tokens += len(job.request.input_ids)
+        try:
+            self._runner.run(jobs, self._regroup)
+        except Exception as error:
+            logger.warning("generate failed with %d requests", len(jobs), exc_info=True)
+            left = [job for job in jobs if job.active]
+            if len(jobs) == 1:
+                jobs[0].fail(as_error(error))
+                left = []
+            out_of_memory = is_out_of_memory(error)
+        else:
+            return
+        if out_of_memory:
+            _free_memory()
+        for job in left:
+            self._run([job])
+
+    def _regroup(self, active: int) -> bool:
+        """Whether the running jobs should stop to be run together with those that wait."""
+        self._steps += 1
+        return 2 * active <= len(self._running) and bool(self._waiting) and not self._closing
+
+    def _put_back(self, jobs: list[Job]) -> None:
+        """Forget the jobs that have ended; the others wait at the front."""
+        with self._changed:
+            ended = [job for job in self._running if not job.active]
+            self._running = []
+            for job in ended:
+                if self._jobs.get(job.request.request_id) is job:
+                    del self._jobs[job.request.request_id]
+            self._waiting.extendleft(reversed(jobs))
+
+
+class _Runner:
+    """How this model's requests run: through the hook, or through the stock model's `generate`."""
+
+    def __init__(self, supports: frozenset[str], needs: str | None = None) -> None:
+        self.supports = supports
+        self.needs = needs
+
+    def check(self, params: SamplingParams) -> None:
+        """Refuse combinations of parameters that cannot be honoured together."""
+
+    def grammar(self, job: Job) -> Future[CompiledGrammar] | None:
+        """The compilation a job has to wait for."""
+        return None
+
+    def prepare(self, job: Job, grammar: CompiledGrammar | None) -> None:
+        """Set the job up before it waits; may raise."""
+
+    def together(self, first: Job, other: Job) -> bool:
+        """Whether two jobs can run at once."""
+        return False
+
+    def run(self, jobs: list[Job], regroup: Any) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release what belongs to the model."""
+
+
+class _HookRunner(_Runner):
+    def __init__(self, info: ModelInfo, turn_limit_s: float) -> None:
+        self._hook: GenerateHook | None = GenerateHook(info, turn_limit_s)
+        super().__init__(self._hook.supports)
+
+    def run(self, jobs: list[Job], regroup: Any) -> None:
+        if self._hook is not None:
+            self._hook.run(jobs[0])
+
+    def close(self) -> None:
+        self._hook = None
+
+
+class _StockRunner(_Runner):
+    def __init__(self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, alone: bool) -> None:
+        self._vocabulary = vocabulary
+        self._generate = StockGenerate(
+            info.model, vocabulary, static_cache=options.static_cache, longest=context_length(info, options)
+        )
+        alone = alone or options.deterministic or options.max_rows == 1
+        self._batches = (
+            not alone and self._generate.batches and alike_beyond_lengths(info.model, context_length(info, options))
+        )
+        self._resumes = self._batches and self._generate.resumes
+        self._beams = BeamSearch(self._generate.call, vocabulary)
+        self._grammars = GrammarCompiler(vocabulary, self._generate.width)
+        unable = {"prompt_logprobs"} if self._generate.encoder_decoder else set()
+        super().__init__(ALL_PARAMS - unable, self._generate.needs)
+
+    def check(self, params: SamplingParams) -> None:
+        if params.num_beams != 1:
+            check_beams(params)
+
+    def grammar(self, job: Job) -> Future[CompiledGrammar] | None:
+        grammar = job.request.sampling.grammar
+        return self._grammars.compile(grammar) if grammar is not None else None
+
+    def prepare(self, job: Job, grammar: CompiledGrammar | None) -> None:
+        request, params = job.request, job.request.sampling
+        mask = None
+        if grammar is not None:
+            mask = grammar.mask(params.max_tokens or 1, reasoning=request.reasoning, opened=request.reasoning_opened)
+        job.sampler = self._vocabulary.sampler(
+            params,
+            self._generate.prompt_ids(job.request),
+            vocab_size=self._generate.width,
+            device=self._generate.device,
+            mask=mask,
+            processors=job.request.processors,
+        )
+
+    def together(self, first: Job, other: Job) -> bool:
+        if not self._batches:
+            return False
+        plain = all(not job.request.model_inputs and job.request.sampling.num_beams == 1 for job in (first, other))
+        return plain and (not self._generate.encoder_decoder or _begun(first) == _begun(other))
+
+    def run(self, jobs: list[Job], regroup: Any) -> None:
+        for job in jobs:
+            if job.request.sampling.prompt_logprobs is not None and not job.scored and job.active:
+                self._generate.score_prompt(job)
+        if jobs[0].request.sampling.num_beams > 1:
+            self._beams.run(jobs[0], self._generate.inputs(jobs[0]))
+        else:
+            self._generate.run(jobs, lambda active: regroup(active) and self._can_stop(jobs))
+
+    def _can_stop(self, jobs: list[Job]) -> bool:
+        """Whether the jobs that are not done would go on as if they had not been stopped."""
+        return self._resumes and all(self._generate.resumable(job) for job in jobs if job.active)
+
+    def close(self) -> None:
+        self._grammars.close()
+
+
+def _runner(
+    info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, turn_limit_s: float, *, alone: bool
+) -> _Runner:
+    """How a model's requests run; `alone`: its rotary frequencies follow the length, so that none shares a forward."""
+    if info.generate is not None and not is_stock(info):
+        return _HookRunner(info, turn_limit_s)
+    if not callable(getattr(info.model, "generate", None)):
+        raise ModelLoadFailed(
+            f"Model {info.model_name!r} ({type(info.model).__name__}) has no generate; give its loader a generate hook."
+        )
+    return _StockRunner(info, vocabulary, options, alone)
+
+
+def is_stock(info: ModelInfo) -> bool:
+    """Whether the loader's hook is nothing but the model's own `generate`."""
+    hook = info.generate
+    own = getattr(hook, "__self__", None) is info.model and getattr(hook, "__name__", "") == "generate"
+    return own and not own_settings(info)
+
+
+def own_settings(info: ModelInfo) -> list[str]:
+    """The loader's `generate_kwargs` that change answers: every request says the others itself."""
+    return sorted(set(info.generate_kwargs) - {"do_sample", "temperature", "max_new_tokens"})
+
+
+def _begun(job: Job) -> int:
+    return len(job.sampler.generated) if job.sampler is not None else 0
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

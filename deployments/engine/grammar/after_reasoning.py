@@ -1,0 +1,186 @@
+"""The constraint on an answer whose model reasons first: it begins when the reasoning has closed.
+
+Until then every token is free, and no mask is computed. A model that opens its reasoning itself decides at its first
+token: it begins the opening marker, or a constrained answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from deployments.core.errors import BadRequest
+from deployments.core.events import FinishReason
+from deployments.core.reasoning import ReasoningMarkers
+from deployments.engine.sampling.state import TokenMask
+
+_NEWLINES = 2
+"""Newlines that may stand between the reasoning and the answer: models are trained to write them, readers drop them."""
+
+
+class AnswerMask(TokenMask, Protocol):
+    def accepts(self, token_id: int) -> bool:
+        """Whether the token may come next."""
+
+
+class AnswerGrammar(Protocol):
+    """What constrains the answer."""
+
+    ending: list[int] | None
+
+    def answer(self, max_tokens: int, begun: Sequence[int] = ()) -> AnswerMask | None:
+        """The constraint on a text of at most `max_tokens` tokens after `begun`; None if it cannot begin so."""
+
+
+class MarkerTokens(Protocol):
+    """The texts of a vocabulary, special tokens included.
+
+    Attributes:
+        eos_ids: tokens that end the text.
+    """
+
+    eos_ids: frozenset[int]
+
+    def text_of(self, token_id: int) -> bytes:
+        """The bytes of a token."""
+
+    def exact(self, text: bytes) -> int | None:
+        """A token with these bytes."""
+
+    def leading_to(self, text: bytes) -> list[int]:
+        """The tokens that begin this text, or begin with it."""
+
+
+class AfterReasoning:
+    """Implements `row_sampler.TokenMask`.
+
+    Args:
+        grammar: of the answer.
+        tokens: the vocabulary.
+        markers: how the model marks its reasoning.
+        opened: the prompt has opened it.
+        max_tokens: the budget of reasoning and answer together.
+    """
+
+    def __init__(
+        self,
+        grammar: AnswerGrammar,
+        tokens: MarkerTokens,
+        markers: ReasoningMarkers,
+        *,
+        opened: bool,
+        max_tokens: int,
+    ) -> None:
+        self._grammar = grammar
+        self._tokens = tokens
+        self._opening = markers.first.encode()
+        self._closings = [text.encode() for text in markers.last]
+        self._end = markers.end.encode()
+        # What is left of the end of a reasoning that the model did not end.
+        self._owed = b""
+        self._left = max_tokens
+        self._inside = opened
+        self._undecided = not opened
+        # What may become the opening marker, or the end of the reasoning so far, which may become a closing one.
+        self._text = b""
+        self._newlines = 0
+        self._answer = None if opened else grammar.answer(max_tokens)
+
+    def mask(self, scores: torch.Tensor) -> None:
+        if self._inside:
+            return
+        free = self._free()
+        kept = scores[free]
+        if self._answer is None:
+            scores.fill_(float("-inf"))
+        else:
+            self._answer.mask(scores)
+        scores[free] = kept
+
+    def advance(self, token_id: int) -> int:
+        self._left -= 1
+        if self._inside:
+            ends = self._owed or token_id in self._tokens.eos_ids
+            return self._reason(self._ending(token_id) if ends else token_id)
+        if self._undecided:
+            return self._begin(token_id)
+        assert self._answer is not None
+        if self._newlines and token_id in self._free():
+            self._newlines -= len(self._tokens.text_of(token_id))
+            self._answer = self._grammar.answer(self._left)
+            return token_id
+        self._newlines = 0
+        return self._answer.advance(token_id)
+
+    @property
+    def ends(self) -> FinishReason | None:
+        return None if self._inside or self._answer is None else self._answer.ends
+
+    def _free(self) -> list[int]:
+        """Tokens that may come next beside those that begin or continue the answer."""
+        if self._undecided:
+            return self._tokens.leading_to(self._opening[len(self._text) :])
+        room = self._left - len(self._grammar.ending or ())
+        sizes = range(1, self._newlines + 1) if room > 0 else ()
+        return [i for size in sizes if (i := self._tokens.exact(b"\n" * size)) is not None]
+
+    def _begin(self, token_id: int) -> int:
+        """A token before it is known whether the model reasons."""
+        if self._answer is not None and self._answer.accepts(token_id):
+            token_id = self._answer.advance(token_id)
+        else:
+            self._answer = None
+        text = self._text + self._tokens.text_of(token_id)
+        if text.startswith(self._opening):
+            self._undecided, self._inside, self._answer = False, True, None
+            return self._reason(token_id)
+        self._undecided = self._opening.startswith(text)
+        self._text = text
+        return token_id
+
+    def _ending(self, token_id: int) -> int:
+        """The next token of the end of the reasoning; the given one if no token begins it."""
+        owed = self._owed or self._end
+        for size in range(len(owed), 0, -1):
+            if (found := self._tokens.exact(owed[:size])) is not None:
+                self._owed = owed[size:]
+                return found
+        return token_id
+
+    def _reason(self, token_id: int) -> int:
+        """A token of the reasoning, or its beginning if it goes on to an answer that the grammar does not allow."""
+        known = self._text
+        text, closings = known + self._tokens.text_of(token_id), list(self._closings)
+        end = 0
+        while closings and (place := text.find(closings[0], end)) >= 0:
+            end = place + len(closings.pop(0))
+        if closings:
+            self._closings = closings
+            tail = text[end:]
+            self._text = tail[max(0, len(tail) - len(closings[0]) + 1) :]
+            return token_id
+        if self._close(text[end:].lstrip(b"\n")):
+            return token_id
+        return self._cut(text[len(known) : end], known)
+
+    def _close(self, rest: bytes) -> bool:
+        """Begin the answer with what the last token of the reasoning has of it; whether it can begin so."""
+        begun = [token_id for byte in rest if (token_id := self._tokens.exact(bytes([byte]))) is not None]
+        answer = self._grammar.answer(self._left, begun) if len(begun) == len(rest) else None
+        if answer is None:
+            return False
+        self._inside, self._answer, self._newlines = False, answer, 0 if rest else _NEWLINES
+        return True
+
+    def _cut(self, wanted: bytes, known: bytes) -> int:
+        """A token that begins these bytes, the last of which closes the reasoning."""
+        for size in range(len(wanted), 0, -1):
+            token_id = self._tokens.exact(wanted[:size])
+            if token_id is not None:
+                self._text = known + wanted[:size]
+                if size == len(wanted):
+                    self._close(b"")
+                return token_id
+        raise BadRequest("No token of this model ends its reasoning at the beginning of a constrained answer.")

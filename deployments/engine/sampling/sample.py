@@ -1,0 +1,249 @@
+"""Choosing the next token of every row of a step, each row by its own parameters.
+
+`sample_rows` takes the logits of all rows at once. A row's token depends on its own logits, parameters and random
+numbers only: the random numbers come from a host-side generator per row (two numbers per token), so that a seed gives
+the same text whatever the neighbours and the device.
+
+The order is transformers': repetition, presence and frequency penalties and biases; the loader's LogitsProcessors;
+bans (bad words, terminators before min_tokens, tokens not allowed, the grammar); temperature, top_k, top_p, min_p,
+typical_p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from deployments.core.calls import SamplingParams
+from deployments.core.errors import BadRequest, ModelError, TroupeError
+from deployments.core.events import FinishReason
+from deployments.engine.sampling.logprobs import TokenScore, token_scores
+from deployments.engine.sampling.penalties import Edits
+from deployments.engine.sampling.state import RowSampler
+from deployments.engine.sampling.truncation import Kept, Truncation, draw_untruncated, truncate
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The next token of a row.
+
+    Attributes:
+        token_id: the token; -1 with an error.
+        score: its log-probabilities, where the row asks for them.
+        error: why this row alone has failed.
+        ends: why the row's TokenMask admits nothing after this token.
+    """
+
+    token_id: int
+    score: TokenScore | None = None
+    error: TroupeError | None = None
+    ends: FinishReason | None = None
+
+
+def sample_rows(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
+    """Choose the next token of every row and advance the rows.
+
+    Args:
+        logits: [rows, vocab], any float dtype; not changed.
+        rows: the state of each row.
+
+    Returns:
+        One `Sampled` per row. A row whose logits are NaN or infinite, or whose processor or mask raises, has an
+        `error` and is not advanced; the others are not affected.
+    """
+    tops, best = logits.max(dim=-1)
+    tokens, peaks = best.tolist(), tops.tolist()
+    errors: dict[int, TroupeError] = {
+        i: ModelError("The model's logits are not finite numbers (NaN or infinity) for this input.")
+        for i, peak in enumerate(peaks)
+        if not float("-inf") < peak < float("inf")
+    }
+    others = [i for i, row in enumerate(rows) if not row.plain and i not in errors]
+    scores: dict[int, TokenScore] = {}
+    if others:
+        step = _Step(logits, others, [rows[i] for i in others])
+        step.adjust()
+        step.choose()
+        step.settle()
+        step.score()
+        for place, i in enumerate(others):
+            tokens[i] = step.tokens[place]
+        errors.update({others[place]: error for place, error in step.errors.items()})
+        scores.update({others[place]: score for place, score in step.scores.items()})
+    sampled = []
+    for i, row in enumerate(rows):
+        if i in errors:
+            sampled.append(Sampled(-1, error=errors[i]))
+            continue
+        row.advance(tokens[i])
+        sampled.append(Sampled(tokens[i], scores.get(i), ends=row.mask.ends if row.mask is not None else None))
+    return sampled
+
+
+class _Step:
+    """One step of the rows that are more than an argmax.
+
+    Attributes:
+        raw: float32 [rows, vocab], the model's logits.
+        adjusted: the same after penalties, processors and bans; `raw` itself where no row changes anything.
+        tokens, errors, scores: the outcome, by place among these rows.
+    """
+
+    def __init__(self, logits: torch.Tensor, index: Sequence[int], rows: Sequence[RowSampler]) -> None:
+        self.rows = rows
+        self.raw = (logits if len(index) == len(logits) else logits[list(index)]).float()
+        self.adjusted = self.raw
+        self.tokens: list[int] = []
+        self.errors: dict[int, TroupeError] = {}
+        self.scores: dict[int, TokenScore] = {}
+        self._kept: list[tuple[list[int], Kept]] = []
+        self._cut: list[tuple[list[int], torch.Tensor]] = []
+
+    def adjust(self) -> None:
+        """Penalties, processors, bans."""
+        changing = [i for i, row in enumerate(self.rows) if row.adjusts]
+        if not changing:
+            return
+        self.adjusted = self.raw.clone(memory_format=torch.contiguous_format)
+        edits = Edits(self.raw.shape[1])
+        for i in changing:
+            self.rows[i].edit(i, edits)
+        edits.weigh(self.adjusted)
+        for i in changing:
+            self._guarded(i, self.rows[i].process)
+        edits.forbid(self.adjusted)
+        for i in changing:
+            self._guarded(i, self.rows[i].forbid)
+        peaks = self.adjusted.amax(-1).tolist()
+        for i in changing:
+            if i not in self.errors and not float("-inf") < peaks[i] < float("inf"):
+                self.errors[i] = _dead_end(peaks[i], self.rows[i].params)
+        for i in self.errors:
+            self.adjusted[i] = 0.0
+
+    def _guarded(self, i: int, change: Any) -> None:
+        if not self.rows[i].dense or i in self.errors:
+            return
+        try:
+            change(self.adjusted[i])
+        except Exception as error:
+            self.errors[i] = _as_error(error)
+
+    def choose(self) -> None:
+        """Draw or take the likeliest."""
+        greedy = [i for i, row in enumerate(self.rows) if row.greedy]
+        self.tokens = [0] * len(self.rows)
+        if greedy:
+            self._place(greedy, self._subset(greedy).argmax(-1))
+        drawing = [i for i, row in enumerate(self.rows) if not row.greedy and i not in self.errors]
+        free = [i for i in drawing if not self.rows[i].truncated]
+        cut = [i for i in drawing if self.rows[i].truncated]
+        if free:
+            temperature = self._column([self.rows[i].params.temperature for i in free])
+            drawn = draw_untruncated(self._subset(free), temperature, *self._chance(free))
+            self._place(free, drawn)
+        if cut:
+            self._draw_truncated(cut)
+
+    def _draw_truncated(self, places: Sequence[int]) -> None:
+        truncation = Truncation.of([self.rows[i].params for i in places], self.raw.device)
+        settled, kept, unsettled, masked = truncate(self._subset(places), truncation)
+        if settled:
+            group = [places[i] for i in settled]
+            self._place(group, kept.draw(self._chance(group)[1]))
+            self._kept.append((group, kept))
+        if unsettled:
+            group = [places[i] for i in unsettled]
+            self._place(group, draw_untruncated(masked, truncation.temperature[unsettled], *self._chance(group)))
+            self._cut.append((group, masked))
+
+    def settle(self) -> None:
+        """Let the masks take the tokens, or replace them."""
+        for i, row in enumerate(self.rows):
+            if row.mask is None or i in self.errors:
+                continue
+            try:
+                self.tokens[i] = row.mask.advance(self.tokens[i])
+            except Exception as error:
+                self.errors[i] = _as_error(error)
+
+    def score(self) -> None:
+        """Log-probabilities for the rows that report them."""
+        asking = [i for i, row in enumerate(self.rows) if row.params.logprobs is not None and i not in self.errors]
+        raw = [i for i in asking if not self.rows[i].params.processed_logprobs]
+        processed = [i for i in asking if self.rows[i].params.processed_logprobs]
+        if raw:
+            self._score(raw, self.raw if len(raw) == len(self.raw) else self.raw[raw])
+        if processed:
+            self._score(processed, self._processed(processed))
+
+    def _score(self, places: Sequence[int], logits: torch.Tensor) -> None:
+        tokens = torch.tensor([self.tokens[i] for i in places], device=logits.device)
+        tops = [self.rows[i].params.logprobs or 0 for i in places]
+        named = {
+            row: self.rows[i].params.logprob_token_ids
+            for row, i in enumerate(places)
+            if self.rows[i].params.logprob_token_ids
+        }
+        self.scores.update(zip(places, token_scores(logits, tokens, tops, named), strict=True))
+
+    def _processed(self, places: Sequence[int]) -> torch.Tensor:
+        """Logits of the distribution sampled from: after the temperature (1 where greedy) and the truncations."""
+        scores = self.adjusted[list(places)]
+        row_of = {place: row for row, place in enumerate(places)}
+        for group, kept in self._kept:
+            for g, place in enumerate(group):
+                if place in row_of:
+                    allowed = torch.zeros_like(scores[0], dtype=torch.bool)
+                    allowed[kept.ids[g]] = kept.weights[g] > 0
+                    scores[row_of[place]].masked_fill_(~allowed, float("-inf"))
+        for group, masked in self._cut:
+            for g, place in enumerate(group):
+                if place in row_of:
+                    scores[row_of[place]] = masked[g]
+        return scores / self._column([self.rows[i].params.temperature or 1.0 for i in places])[:, None]
+
+    def _subset(self, places: Sequence[int]) -> torch.Tensor:
+        return self.adjusted if len(places) == len(self.adjusted) else self.adjusted[list(places)]
+
+    def _chance(self, places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers = [self.rows[i].chance() for i in places]
+        keys = torch.tensor([key for _, key in numbers]).to(self.raw.device, non_blocking=True)
+        return self._column([uniform for uniform, _ in numbers], torch.float64), keys
+
+    def _column(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype).to(self.raw.device, non_blocking=True)
+
+    def _place(self, places: Sequence[int], drawn: torch.Tensor) -> None:
+        for i, token_id in zip(places, drawn.tolist(), strict=True):
+            self.tokens[i] = token_id
+
+
+def _dead_end(peak: float, params: SamplingParams) -> TroupeError:
+    if peak == float("-inf"):
+        asked = {
+            "allowed_token_ids": params.allowed_token_ids,
+            "bad_words": params.bad_words,
+            "min_tokens": params.min_tokens,
+            params.grammar.param if params.grammar is not None else "response_format": params.grammar,
+        }
+        names = [name for name, value in asked.items() if value]
+        return BadRequest(
+            f"No token is left to choose: {' and '.join(names) or 'the model'} excludes all of them.",
+            param=names[0] if names else None,
+        )
+    if params.repetition_penalty != 1:
+        return BadRequest(
+            f"Invalid 'repetition_penalty': {params.repetition_penalty:g} makes logits infinite; take one nearer to 1.",
+            param="repetition_penalty",
+        )
+    return ModelError("A logits processor or bias made the logits NaN or infinite.")
+
+
+def _as_error(error: Exception) -> TroupeError:
+    if isinstance(error, TroupeError):
+        return error
+    return ModelError(f"A logits processor failed: {type(error).__name__}: {error}")

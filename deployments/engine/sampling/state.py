@@ -1,0 +1,232 @@
+"""One row's sampling state: its parameters, what it has generated, its random numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deployments.core.calls import SamplingParams
+from deployments.core.errors import ModelError
+from deployments.core.events import FinishReason
+from deployments.engine.sampling.bad_words import BadWords
+from deployments.engine.sampling.penalties import Edits, Penalties
+
+
+class TokenMask(Protocol):
+    """A constraint on a row's tokens, such as a grammar. One object per row; only `sample_rows` calls it."""
+
+    def mask(self, scores: torch.Tensor) -> None:
+        """Set the logits of tokens that may not come next to -inf, in place; `scores` is float32 [vocab]."""
+
+    def advance(self, token_id: int) -> int:
+        """Take the token that was chosen, or another one in its place; returns the one taken."""
+
+    @property
+    def ends(self) -> FinishReason | None:
+        """Why nothing may follow: `stop` if the text is complete, `length` if it had to be cut short; else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormatRules:
+    """What a checkpoint's generation_config bans or forces as part of the model's format.
+
+    Attributes:
+        suppressed: ids never generated (`suppress_tokens`).
+        first_suppressed: ids that are not the first free token (`begin_suppress_tokens`).
+        first: the id the text begins with (`forced_bos_token_id`, of a decoder that has only its start token).
+    """
+
+    suppressed: tuple[int, ...] = ()
+    first_suppressed: tuple[int, ...] = ()
+    first: int | None = None
+
+    @property
+    def beginning(self) -> int:
+        """How many tokens from the start are under rules of their own."""
+        return (self.first is not None) + bool(self.first_suppressed)
+
+    def banned(self, generated: int) -> npt.NDArray[np.int64]:
+        """Ids that may not come next after so many generated tokens."""
+        at_first = generated == (self.first is not None)
+        return np.array(self.suppressed + (self.first_suppressed if at_first else ()), dtype=np.int64)
+
+    def forced(self, generated: int) -> int | None:
+        """The only id that may come next, if there is one."""
+        return self.first if generated == 0 else None
+
+
+class RowSampler:
+    """One row's parameters and what it has generated so far.
+
+    Args:
+        params: the request's sampling parameters.
+        prompt_ids: the tokens before the first generated one (of an encoder-decoder, the decoder's).
+        eos_ids: the model's terminators.
+        vocab_size: width of the logits.
+        device: of the logits.
+        rules: what the model's format bans or forces.
+        processors: transformers LogitsProcessors, called with int64 [1, length] and float32 [1, vocab].
+        mask: a constraint on the tokens.
+        bad_words: texts never generated.
+
+    Attributes:
+        generated: the tokens chosen so far.
+        greedy: the likeliest token is taken.
+        truncated: some truncation of the distribution is on.
+        mask: the constraint; it may be set until the first token is sampled.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        *,
+        eos_ids: frozenset[int],
+        vocab_size: int,
+        device: torch.device,
+        rules: FormatRules | None = None,
+        processors: Sequence[Any] = (),
+        mask: TokenMask | None = None,
+        bad_words: BadWords | None = None,
+    ) -> None:
+        self.params = params
+        self.generated: list[int] = []
+        self.greedy = params.temperature <= 0
+        self.mask = mask
+        self._processors = tuple(processors)
+        self._ids = _Ids(prompt_ids, device) if self._processors else None
+        self._random = random.Random(params.seed)
+        self._drawn = (-1, 0.0, 0)
+        self._terminators = np.array(sorted(eos_ids.union(params.stop_token_ids)), dtype=np.int64)
+        self._penalties = Penalties(
+            prompt_ids,
+            vocab_size=vocab_size,
+            repetition=params.repetition_penalty,
+            presence=params.presence_penalty,
+            frequency=params.frequency_penalty,
+            bias=params.logit_bias,
+        )
+        self._bad_words = bad_words
+        self._rules = rules or FormatRules()
+        self._disallowed = _disallowed(params.allowed_token_ids, vocab_size, device)
+        self._adjusted = bool(
+            self._penalties.any
+            or self._processors
+            or self._disallowed is not None
+            or bad_words is not None
+            or self._rules.suppressed
+        )
+        self.truncated = params.top_k > 0 or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether the logits are changed before the temperature."""
+        begun = len(self.generated)
+        return (
+            self._adjusted or self.mask is not None or begun < self.params.min_tokens or begun < self._rules.beginning
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next token is the argmax of the raw logits and nothing else is asked."""
+        return self.greedy and self.params.logprobs is None and not self.adjusts
+
+    def chance(self) -> tuple[float, int]:
+        """The random numbers of the row's next token, one in [0, 1) and one of 63 bits; the same if asked again."""
+        place, uniform, key = self._drawn
+        if place != len(self.generated):
+            uniform, key = self._random.random(), self._random.getrandbits(63)
+            self._drawn = (len(self.generated), uniform, key)
+        return uniform, key
+
+    def edit(self, row: int, edits: Edits) -> None:
+        """Contribute this row's sparse edits."""
+        seen = self._penalties.seen()
+        if seen is not None:
+            edits.repeat(row, seen, self._penalties.repetition)
+        for ids, shifts in self._penalties.shifts():
+            edits.shift(row, ids, shifts)
+        if self._bad_words is not None:
+            edits.ban(row, self._bad_words.banned())
+        edits.ban(row, self._rules.banned(len(self.generated)))
+        if len(self.generated) < self.params.min_tokens:
+            edits.ban(row, self._terminators)
+
+    def process(self, scores: torch.Tensor) -> None:
+        """Apply the loader's processors in place; `scores` is float32 [vocab]."""
+        if self._ids is None:
+            return
+        processed = scores[None]
+        for processor in self._processors:
+            processed = processor(self._ids.all, processed)
+        if processed.shape != (1, len(scores)):
+            raise ModelError(
+                f"A logits processor returned shape {tuple(processed.shape)}; expected (1, {len(scores)})."
+            )
+        scores.copy_(processed[0])
+
+    def forbid(self, scores: torch.Tensor) -> None:
+        """Apply the masks in place; `scores` is float32 [vocab]."""
+        forced = self._rules.forced(len(self.generated))
+        if forced is not None:
+            kept = scores[forced].clone()
+            scores.fill_(float("-inf"))
+            scores[forced] = kept
+        if self._disallowed is not None:
+            scores.masked_fill_(self._disallowed, float("-inf"))
+        if self.mask is not None:
+            self.mask.mask(scores)
+
+    @property
+    def dense(self) -> bool:
+        """Whether `process` or `forbid` does anything."""
+        return (
+            self._ids is not None
+            or self._disallowed is not None
+            or self.mask is not None
+            or self._rules.forced(len(self.generated)) is not None
+        )
+
+    def advance(self, token_id: int) -> None:
+        """Take note of the chosen token."""
+        self.generated.append(token_id)
+        if self._penalties.any:
+            self._penalties.add(token_id)
+        if self._bad_words is not None:
+            self._bad_words.add(token_id)
+        if self._ids is not None:
+            self._ids.append(token_id)
+
+
+class _Ids:
+    """A row's token ids as a tensor that grows without being copied at every token."""
+
+    def __init__(self, ids: Sequence[int], device: torch.device) -> None:
+        self._buffer = torch.empty(1, len(ids) + 256, dtype=torch.long, device=device)
+        self._buffer[0, : len(ids)] = torch.tensor(list(ids), dtype=torch.long)
+        self._length = len(ids)
+
+    @property
+    def all(self) -> torch.Tensor:
+        """int64 [1, length]."""
+        return self._buffer[:, : self._length]
+
+    def append(self, token_id: int) -> None:
+        if self._length == self._buffer.shape[1]:
+            self._buffer = torch.cat((self._buffer, torch.empty_like(self._buffer)), dim=1)
+        self._buffer[0, self._length] = token_id
+        self._length += 1
+
+
+def _disallowed(allowed: Sequence[int] | None, vocab_size: int, device: torch.device) -> torch.Tensor | None:
+    if allowed is None:
+        return None
+    mask = torch.ones(vocab_size, dtype=torch.bool)
+    mask[[i for i in allowed if 0 <= i < vocab_size]] = False
+    return mask.to(device)

@@ -1,0 +1,272 @@
+"""Truncated distributions: top_k, top_p, min_p, typical_p, in transformers' order and with its kept sets.
+
+Sorting 128k logits per row and step would cost more than a small model's forward. The kept sets of top_k, top_p and
+min_p are the likeliest so many tokens, and nearly always few: the largest `CANDIDATES` logits are looked at first.
+Where the last of them is still kept, and for typical_p, the row's cut is found with a histogram of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deployments.core.calls import SamplingParams
+
+CANDIDATES = 256
+_BLOCK = 256
+# Bins of the histogram: an eighth of a nat each, down to e^-64 of the heaviest weight.
+_PER_UNIT = 8
+_BINS = 512
+# Constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) as signed numbers.
+_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+@dataclass(slots=True)
+class Truncation:
+    """The truncations of several rows, one value per row, on the device of the logits.
+
+    Attributes:
+        of_all: whether some row's top_p is a share of the whole vocabulary, top_k being off.
+        params: the same as plain numbers.
+    """
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    typical_p: torch.Tensor
+    of_all: bool
+    params: Sequence[SamplingParams]
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Truncation:
+        def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+        return cls(
+            temperature=column([p.temperature for p in params], torch.float32),
+            top_k=column([p.top_k for p in params], torch.int64),
+            top_p=column([p.top_p for p in params], torch.float64),
+            min_p=column([p.min_p for p in params], torch.float64),
+            typical_p=column([p.typical_p for p in params], torch.float64),
+            of_all=any(p.top_p < 1 and p.top_k <= 0 for p in params),
+            params=params,
+        )
+
+
+@dataclass(slots=True)
+class Kept:
+    """Tokens that may be drawn, likeliest first.
+
+    Attributes:
+        ids: int64 [rows, candidates].
+        weights: float64 [rows, candidates], proportional to the probabilities; 0 for a token that is cut off.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+    def draw(self, keys: torch.Tensor) -> torch.Tensor:
+        """One token id per row; `keys` is int64 [rows], see `gumbel`."""
+        place = (self.weights.log() + gumbel(keys, self.ids)).argmax(-1, keepdim=True)
+        return self.ids.gather(1, place)[:, 0]
+
+
+def truncate(scores: torch.Tensor, cut: Truncation) -> tuple[list[int], Kept, list[int], torch.Tensor]:
+    """What is left of each row's distribution.
+
+    Args:
+        scores: float32 [rows, vocab], after penalties and masks; every row has a finite maximum.
+        cut: the rows' truncations.
+
+    Returns:
+        The rows settled by the first candidates, with their kept tokens; the other rows, with their scores, which are
+        -inf for tokens that are cut off.
+    """
+    vocab = scores.shape[1]
+    count = min(CANDIDATES, vocab)
+    values, ids = scores.topk(count, dim=-1)
+    weights = _weights(values, _totals(scores, values[:, :1], cut), cut)
+    is_open = cut.typical_p < 1
+    if count < vocab:
+        is_open |= (weights[:, -1] > 0) | (cut.top_k > count)
+    settled, unsettled = (~is_open).nonzero()[:, 0], is_open.nonzero()[:, 0].tolist()
+    masked = scores[unsettled]
+    for row, place in enumerate(unsettled):
+        masked[row].masked_fill_(~_kept_by_row(scores[place], cut.params[place]), float("-inf"))
+    return settled.tolist(), Kept(ids[settled], weights[settled]), unsettled, masked
+
+
+def _kept_by_row(scores: torch.Tensor, cut: SamplingParams) -> torch.Tensor:
+    """Which of all tokens a row keeps; float32 [vocab] to bool [vocab]."""
+    exponents = (scores - scores.max()) / cut.temperature
+    weights = exponents.exp()
+    keep = scores > float("-inf")
+    if 0 < cut.top_k < len(scores):
+        # Ties with the k-th logit are kept, as TopKLogitsWarper keeps them.
+        keep &= scores >= scores.topk(cut.top_k).values[-1]
+        weights *= keep
+    if cut.top_p < 1:
+        # The fewest heaviest tokens that hold top_p of the sum.
+        keep &= -weights <= _reached(-weights.log(), -weights, weights, cut.top_p)
+    if cut.min_p > 0:
+        keep &= weights >= cut.min_p
+    if cut.typical_p < 1:
+        distance = _distance(torch.where(keep, exponents, 0.0), weights * keep)
+        keep &= distance <= _reached(distance, distance, weights * keep, cut.typical_p)
+    return keep
+
+
+def _distance(exponents: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """How far each token's surprise is from the entropy (locally typical sampling, arXiv:2202.00666).
+
+    With p = exp(x) / Z the surprise is log Z - x and the entropy log Z - E[x]: the distance is that of x to its mean.
+
+    Args:
+        exponents: float32 [vocab], x; finite.
+        weights: float32 [vocab], exp(x), or 0 for a token that is cut off.
+
+    Returns:
+        float64 [vocab].
+    """
+    doubled = exponents.double()
+    mass = weights.double()
+    return doubled.sub_((mass @ doubled) / mass.sum()).abs_()
+
+
+def _reached(nats: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor, share: float) -> torch.Tensor:
+    """The key at which the weights of tokens, added up by rising keys, hold a share of their sum.
+
+    Weights are counted into bins; only the bin in which the share is reached is sorted.
+
+    Args:
+        nats: [vocab], what is binned: at least 0, rising with the keys.
+        keys: [vocab].
+        weights: float32 [vocab].
+        share: below 1.
+    """
+    bins = nats.clamp(max=_BINS / _PER_UNIT).mul_(_PER_UNIT).long().clamp_(max=_BINS - 1)
+    sums = torch.bincount(bins, weights.double(), minlength=_BINS).cumsum(0)
+    target = sums[-1] * share
+    place = torch.searchsorted(sums, target)
+    inside = bins == place
+    ordered, order = keys[inside].sort()
+    mass = weights[inside][order].double()
+    before = mass.cumsum(0) - mass + torch.where(place > 0, sums[place - 1], 0.0)
+    return ordered[(before < target).sum().clamp(min=1) - 1]
+
+
+def draw_untruncated(
+    scores: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor, keys: torch.Tensor
+) -> torch.Tensor:
+    """One token id per row from softmax(scores / temperature).
+
+    The likeliest tokens compete by the Gumbel trick, so that rounding in the logits, which differs with the number of
+    rows in a forward, changes a seed's token as rarely as it can; the many others, all in all unlikely, are drawn by
+    inversion.
+
+    Args:
+        scores: float32 [rows, vocab]; every row has a finite maximum.
+        temperature: float32 [rows], positive.
+        uniform: float64 [rows] in [0, 1): whether a token is among the likeliest, and else which one it is.
+        keys: int64 [rows], see `gumbel`.
+    """
+    vocab = scores.shape[1]
+    values, ids = scores.topk(min(CANDIDATES, vocab), dim=-1)
+    head = ((values - values[:, :1]) / temperature[:, None]).exp().double()
+    drawn = Kept(ids, head).draw(keys)
+    if vocab <= CANDIDATES:
+        return drawn
+    total = ((scores - values[:, :1]) / temperature[:, None]).exp_().sum(-1).double()
+    share = head.sum(-1) / total
+    tail = (uniform >= share).nonzero()[:, 0]
+    if len(tail):
+        rest = scores[tail].scatter_(1, ids[tail], float("-inf"))
+        # Rounding may promise a tail where there is no token left.
+        empty = rest.amax(-1) == float("-inf")
+        rest[empty] = 0.0
+        left = (uniform[tail] - share[tail]) / (1 - share[tail])
+        drawn[tail] = torch.where(empty, drawn[tail], _invert(rest, temperature[tail], left))
+    return drawn
+
+
+def gumbel(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Gumbel-distributed numbers that depend on a row's key and a token's id alone, by SplitMix64.
+
+    Args:
+        keys: int64 [rows].
+        ids: int64 [rows, candidates].
+
+    Returns:
+        float64 [rows, candidates].
+    """
+    x = keys[:, None] + (ids + 1) * _STEP
+    x = (x ^ _shifted(x, 30)) * _MIX_1
+    x = (x ^ _shifted(x, 27)) * _MIX_2
+    x = x ^ _shifted(x, 31)
+    uniform = (_shifted(x, 11).double() + 0.5) * 2.0**-53
+    return -(-uniform.log()).log()
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """A logical shift to the right; torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _invert(scores: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Tokens by inversion of the distribution function, in two levels of blocks."""
+    rows, vocab = scores.shape
+    blocks = -(-vocab // _BLOCK)
+    weights = scores.new_zeros(rows, blocks * _BLOCK)
+    torch.sub(scores, scores.amax(-1, keepdim=True), out=weights[:, :vocab])
+    weights[:, :vocab].div_(temperature[:, None]).exp_()
+    weights = weights.view(rows, blocks, _BLOCK)
+    sums = weights.sum(-1).double().cumsum(-1)
+    target = uniform * sums[:, -1]
+    block = _first_above(sums, target)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    inside = weights[torch.arange(rows, device=scores.device), block].double().cumsum(-1)
+    return block * _BLOCK + _first_above(inside, target - before)
+
+
+def _first_above(sums: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first index whose running sum exceeds the target; the last one with any weight where rounding leaves none."""
+    place = torch.searchsorted(sums, target[:, None], right=True)
+    last = torch.searchsorted(sums, sums[:, -1:].contiguous())
+    return torch.minimum(place, last)[:, 0]
+
+
+def _totals(scores: torch.Tensor, top: torch.Tensor, cut: Truncation) -> torch.Tensor | None:
+    """Sum of exp((score - top) / temperature) over the vocabulary, where a row's top_p is of the whole of it."""
+    if not cut.of_all:
+        return None
+    return ((scores - top) / cut.temperature[:, None]).exp_().sum(-1).double()
+
+
+def _weights(values: torch.Tensor, totals: torch.Tensor | None, cut: Truncation) -> torch.Tensor:
+    """Weights of sorted candidates after top_k, top_p and min_p.
+
+    Args:
+        values: float32 [rows, candidates], descending.
+        totals: float64 [rows], the weight of the whole vocabulary; None if the candidates are all of it, or if
+            no row needs it.
+    """
+    weights = ((values - values[:, :1]) / cut.temperature[:, None]).exp().double()
+    # Ties with the k-th logit are kept, as TopKLogitsWarper keeps them.
+    kth = values.gather(1, (cut.top_k - 1).clamp(0, values.shape[1] - 1)[:, None])
+    limited = cut.top_k[:, None] > 0
+    keep = ~limited | (values >= kth)
+    keep &= values > float("-inf")
+    weights = weights * keep
+    mass = weights.sum(-1)
+    if totals is not None:
+        mass = torch.where(limited[:, 0], mass, totals)
+    before = weights.cumsum(-1) - weights
+    keep &= (before < (cut.top_p * mass)[:, None]) | (cut.top_p[:, None] >= 1)
+    keep &= weights >= cut.min_p[:, None]
+    keep[:, 0] = True
+    return weights * keep

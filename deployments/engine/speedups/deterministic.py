@@ -1,0 +1,223 @@
+"""Deterministic mode: a row's bits do not depend on its neighbours.
+
+What a row's logits are made of, and how each part is kept the same whoever else is there:
+
+- Prompts are computed one at a time, in chunks whose borders are multiples of the chunk's length, and prefixes are
+  reused at those borders only, as far as a prefill has computed them. So every forward over a prompt has the same
+  tokens behind it and the same shape.
+- In a decode step every row attends to its own keys by itself (`attention.decoding`).
+- A linear's order of summation may depend on the number of rows, not on a row's slot among them. For every shape of
+  weight a probe finds the number of rows from which on it does not, and fewer rows are filled up to it; a shape without
+  such a number is computed in tiles of always equally many rows.
+- Models that multiply by something else than linears, and those whose rows differ all the same in a probe of every
+  number of rows, decode each row by itself.
+- Log-probabilities and draws are computed row by row.
+
+A row that has to be computed again, because the device ran out of memory, has its text so far computed as a prompt:
+the one case left where bits may differ.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from deployments.engine.cache.cache import AnyRowsCache, new_cache
+from deployments.engine.model.attention import is_decoding
+from deployments.engine.model.forward import Forward
+
+logger = logging.getLogger("troupe.engine")
+
+TILE = 8
+_FLOORS = (1, 4, 8, 16)
+_LENGTHS = (1, 7, 70, 33, 64)
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Deterministic:
+    """Decode steps of one model without a trace of the neighbours, until `undo`.
+
+    Args:
+        forward: the model's forward passes; from now on its rows attend by themselves.
+        max_rows: rows computed together at most.
+
+    Attributes:
+        way: how rows decode: `together`, or each `alone`.
+    """
+
+    def __init__(self, forward: Forward, max_rows: int) -> None:
+        self.way: Literal["together", "alone"] = "alone"
+        self._forward = forward
+        self._linears: Linears | None = None
+        if forward.is_encoder_decoder or max_rows == 1 or not _only_linears(forward.model):
+            return
+        forward.decoding.apart = True
+        with torch.inference_mode():
+            self._linears = Linears(forward.model, max_rows)
+            if self._linears.steady and _same_bits(forward, max_rows):
+                self.way = "together"
+                return
+        self.undo()
+        logger.warning("Deterministic mode: this model's rows decode one by one, as their bits depend on each other.")
+
+    def undo(self) -> None:
+        """Give the model its forwards back."""
+        if self._linears is not None:
+            self._linears.undo()
+            self._linears = None
+        self._forward.decoding.apart = False
+
+
+class Linears:
+    """Linears of a model whose decode steps give a row the same bits among any number of rows, until `undo`.
+
+    Attributes:
+        steady: whether that could be had for all of them.
+    """
+
+    def __init__(self, model: nn.Module, max_rows: int) -> None:
+        self.steady = True
+        self._before: list[tuple[nn.Module, Product | None]] = []
+        known: dict[Any, Callable[[Product, Tensor], Tensor] | None] = {}
+        for module in model.modules():
+            if not isinstance(module, nn.Linear | Conv1D):
+                continue
+            weight: Any = module.weight
+            kind = (type(module), weight.shape, weight.dtype, weight.is_mkldnn, module.bias is None)
+            if kind not in known:
+                known[kind] = _way(module, max_rows)
+            way = known[kind]
+            if way is None:
+                self.steady = False
+            elif way is not _as_is:
+                self._before.append((module, vars(module).get("forward")))
+                vars(module)["forward"] = _while_decoding(module.forward, way)
+
+    def undo(self) -> None:
+        while self._before:
+            module, forward = self._before.pop()
+            if forward is None:
+                del vars(module)["forward"]
+            else:
+                vars(module)["forward"] = forward
+
+
+def _while_decoding(forward: Product, way: Callable[[Product, Tensor], Tensor]) -> Product:
+    def steady(input: Tensor) -> Tensor:
+        if not is_decoding():
+            return forward(input)
+        output = way(forward, input.reshape(-1, input.shape[-1]))
+        return output.reshape(*input.shape[:-1], output.shape[-1])
+
+    return steady
+
+
+def _as_is(product: Product, rows: Tensor) -> Tensor:
+    return product(rows)
+
+
+def _at_least(floor: int, product: Product, rows: Tensor) -> Tensor:
+    return product(rows) if len(rows) >= floor else product(_filled(rows, floor))[: len(rows)]
+
+
+def _in_tiles(product: Product, rows: Tensor) -> Tensor:
+    tiles = _filled(rows, -(-len(rows) // TILE) * TILE).reshape(-1, TILE, rows.shape[1])
+    return torch.cat([product(tile) for tile in tiles])[: len(rows)]
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    filled = rows.new_zeros(count, rows.shape[1])
+    filled[: len(rows)] = rows
+    return filled
+
+
+def _way(module: Any, max_rows: int) -> Callable[[Product, Tensor], Tensor] | None:
+    """How products with weights of this shape have the same bits among any number of rows; None if in no way."""
+    product, inputs = _telling(module, -(-max_rows // _FLOORS[-1]) * _FLOORS[-1])
+    for floor in _FLOORS:
+        expected = torch.cat([product(tile) for tile in inputs.reshape(-1, floor, inputs.shape[1])])
+        counts = range(floor, max(floor, max_rows) + 1)
+        if torch.equal(product(inputs.roll(1, 0)), expected.roll(1, 0)) and all(
+            torch.equal(product(inputs[:count]), expected[:count]) for count in counts
+        ):
+            return _as_is if floor == 1 else partial(_at_least, floor)
+    tiles = _in_tiles(product, inputs)
+    return _in_tiles if torch.equal(_in_tiles(product, inputs.roll(1, 0)), tiles.roll(1, 0)) else None
+
+
+def _telling(module: Any, rows: int) -> tuple[Product, Tensor]:
+    """The module's product with other numbers of the same shape, and inputs, such that all results should be zero.
+
+    What comes out is what rounding leaves, in all bits of the result: the order of summation, which a rounded sum of
+    ordinary numbers shows only now and then.
+    """
+    weight: Any = module.weight
+    outputs, width = weight.shape if isinstance(module, nn.Linear) else weight.shape[::-1]
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(outputs, -(-width // 2), generator=generator)
+    signed = torch.cat((half, -half), dim=1)[:, -width:].to(weight.dtype).to(weight.device)
+    inputs = torch.randn(rows, half.shape[1], generator=generator).repeat(1, 2)[:, -width:]
+    bias: Any = None if module.bias is None else torch.zeros_like(module.bias)
+    inputs = inputs.to(weight.dtype).to(weight.device)
+    if not isinstance(module, nn.Linear):
+        transposed = signed.T.contiguous()
+        return lambda x: torch.addmm(bias, x, transposed), inputs
+    if weight.is_mkldnn:
+        packed = torch.ops.mkldnn._reorder_linear_weight(signed)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], ""), inputs
+    return lambda x: functional.linear(x, signed, bias), inputs
+
+
+def _only_linears(model: nn.Module) -> bool:
+    """Whether all weights that rows are multiplied by belong to linears: not the case for stacked experts."""
+    return all(
+        parameter.dim() < 2 or isinstance(module, nn.Linear | Conv1D | nn.Embedding | nn.Conv1d)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    )
+
+
+def _same_bits(forward: Forward, max_rows: int) -> bool:
+    """Whether rows of several lengths have the same logits alone and in batches of every size, in changing slots."""
+    prompts = _prompts(forward)
+    caches = [_prefilled(forward, ids[:-1]) for ids in prompts]
+    try:
+        expected = [_step(forward, [ids], [cache]) for ids, cache in zip(prompts, caches, strict=True)]
+        for rows in range(2, max_rows + 1):
+            order = [(slot + rows) % len(prompts) for slot in range(rows)]
+            logits = _step(forward, [prompts[i] for i in order], [caches[i] for i in order])
+            if not torch.equal(logits, torch.cat([expected[i] for i in order])):
+                return False
+    except Exception as error:
+        logger.info("Deterministic mode: rows cannot be compared: %s: %s", type(error).__name__, error)
+        return False
+    return True
+
+
+def _prompts(forward: Forward) -> list[list[int]]:
+    """Arbitrary prompts of different lengths, one token more than is prefilled."""
+    size = int(forward.model.get_input_embeddings().weight.shape[0])
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(size, (length + 1,), generator=generator).tolist() for length in _LENGTHS]
+
+
+def _prefilled(forward: Forward, ids: Sequence[int]) -> AnyRowsCache:
+    cache = new_cache(forward.model)
+    forward.prefill([ids], cache)
+    return cache
+
+
+def _step(forward: Forward, prompts: Sequence[Sequence[int]], caches: Sequence[AnyRowsCache]) -> Tensor:
+    """Logits [rows, vocab] of a decode step over copies of these caches."""
+    batch: Any = new_cache(forward.model)
+    for cache in caches:
+        batch.append(cache, 0)
+    return forward.decode([ids[-1] for ids in prompts], [(0,)] * len(prompts), batch).clone()

@@ -1,0 +1,268 @@
+"""Decode steps of a fixed shape, which a CUDA graph can replay and torch.compile need not compile again.
+
+Such a step runs over whole buffers: every row they have room for, every column. Rows come and go and columns fill up
+while no shape changes, so one capture serves until the buffers are laid out anew; `row_room` and `column_room` are the
+buckets. What differs between steps, which is token ids, positions, mask and the column to be written, is copied into
+tensors that stay where they are.
+
+Only for models whose layers all have full attention through `sdpa` and that take positions; others decode as ever. So
+do all models once a capture has failed or one of the first fixed steps has had other logits than an ordinary one, and
+those that a loader has attached hooks to, which a replay would not call (`listeners`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from deployments.config.engine import EngineOptions
+from deployments.engine.cache.cache import AnyRowsCache, RowsCache, new_cache
+from deployments.engine.cache.layers import KeyValueRows
+from deployments.engine.model.forward import Forward, Offset
+from deployments.engine.model.listeners import free_hooks, listener
+from deployments.engine.verify.length_probe import close
+
+logger = logging.getLogger(__name__)
+
+Run = Callable[[], Tensor]
+Capture = Callable[[Run], Run]
+"""Makes of a step one that can be repeated: it returns the same tensor every time, with new numbers in it."""
+
+_CHECKED = 3
+
+
+class FixedDecode:
+    """Decodes like `Forward.decode`, in steps of a fixed shape where that is possible.
+
+    Args:
+        forward: the model's forward passes.
+        capture: how a step is made repeatable.
+        call: the model, or what computes the same.
+        settled: decode steps that buffers must have lasted before a capture is worth its time.
+
+    Attributes:
+        reason: why there are no fixed steps (any more); None while there are.
+        captured: how many steps were captured.
+    """
+
+    def __init__(self, forward: Forward, capture: Capture, call: Any = None, settled: int = 0) -> None:
+        self._forward = forward
+        self._capture = capture
+        self._call = forward.model if call is None else call
+        self._settled = settled
+        self._lasted: WeakKeyDictionary[RowsCache, _Layout] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[RowsCache, _FixedStep] = WeakKeyDictionary()
+        self._to_check = _CHECKED
+        self._free_hooks: list[Any] = []
+        self.captured = 0
+        self.reason = _unsuited(forward)
+        if self.reason is None and (capture is not uncaptured or call is not None):
+            self._free_hooks = free_hooks(forward.model)
+            self.reason = listener(forward.model)
+            if self.reason is not None:
+                logger.warning(
+                    "Decode steps run in the ordinary way: %s, which a repeated step does not run.", self.reason
+                )
+
+    def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyRowsCache) -> Tensor:
+        """Append one token to every row; see `Forward.decode`."""
+        logits = None
+        if any(self._free_hooks):
+            self._look_again()
+        if self.reason is None and isinstance(cache, RowsCache):
+            try:
+                logits = self._fixed(token_ids, offsets, cache)
+            except Exception as error:
+                # Where the ordinary forward fails as well, this one is not to blame.
+                ordinary = self._forward.decode(token_ids, offsets, cache)
+                self._give_up(f"{type(error).__name__}: {error}")
+                return ordinary
+        if logits is None:
+            return self._forward.decode(token_ids, offsets, cache)
+        if self._to_check:
+            self._to_check -= 1
+            found = logits.clone()
+            logits = self._forward.decode(token_ids, offsets, cache)
+            if not all(close(mine, its) for mine, its in zip(found, logits, strict=True)):
+                self._give_up("their logits are not those of an ordinary step")
+            return logits
+        cache.add_column()
+        return logits
+
+    def _fixed(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: RowsCache) -> Tensor | None:
+        """Logits [rows, vocab], the new column written but not yet counted; None before the buffers have settled."""
+        cache.reserve(1)
+        layout = self._lasted.get(cache)
+        if layout is None or not layout.holds(cache):
+            self._steps.pop(cache, None)
+            layout = self._lasted[cache] = _Layout(cache)
+        layout.steps += 1
+        if layout.steps <= self._settled:
+            return None
+        step = self._steps.get(cache)
+        if step is None or step.dims != len(offsets[0]):
+            step = _FixedStep(self._forward, self._call, cache, len(offsets[0]))
+            step.load(token_ids, offsets, cache)
+            step.repeat = self._capture(step.run)
+            self._steps[cache] = step
+            self.captured += 1
+        step.load(token_ids, offsets, cache)
+        return step.repeat()[: len(token_ids)]
+
+    def _look_again(self) -> None:
+        """After hooks were registered: transformers' own, or such as a replay would not call."""
+        self._free_hooks = free_hooks(self._forward.model)
+        found = listener(self._forward.model)
+        if found is not None:
+            self._give_up(found)
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning("Decode steps run in the ordinary way; those of a fixed shape fail: %s", reason)
+        self.reason = reason
+        self._free_hooks = []
+        self._steps.clear()
+        self._lasted.clear()
+
+
+class _Layout:
+    """Which buffers a cache had, without keeping them, and for how many steps."""
+
+    def __init__(self, cache: RowsCache) -> None:
+        self.steps = 0
+        self._places = _places(cache)
+
+    def holds(self, cache: RowsCache) -> bool:
+        return self._places == _places(cache)
+
+
+def _places(cache: RowsCache) -> list[tuple[int, torch.Size]]:
+    return [(buffer.data_ptr(), buffer.shape) for layer in cache.held for buffer in layer.buffers]  # type: ignore[attr-defined]
+
+
+class _FixedStep:
+    """One decode step over the buffers of a cache.
+
+    Attributes:
+        dims: position dimensions of its rows.
+        repeat: runs it.
+    """
+
+    def __init__(self, forward: Forward, call: Any, cache: RowsCache, dims: int) -> None:
+        layers: list[KeyValueRows] = [layer for layer in cache.layers if isinstance(layer, KeyValueRows)]
+        room, _, columns, _ = layers[0].buffers[0].shape
+        device = forward.device
+        self.dims = dims
+        self.repeat: Run = self.run
+        self._call = call
+        self._ids = torch.zeros(room, 1, dtype=torch.long, device=device)
+        self._positions = torch.zeros(dims, room, 1, dtype=torch.long, device=device)
+        self._column = torch.zeros(1, dtype=torch.long, device=device)
+        self._mask = torch.zeros(room, 1, 1, columns, dtype=torch.bool, device=device)
+        self._columns = torch.arange(columns, device=device)
+        view = DynamicCache(config=cache.config)
+        view.layers = [_Column(layer.buffers, self._column) for layer in layers]
+        self._arguments = {
+            "input_ids": self._ids,
+            "attention_mask": self._mask,
+            "position_ids": self._positions[0] if dims == 1 else self._positions,
+            "past_key_values": view,
+            "use_cache": True,
+            "return_dict": True,
+        }
+
+    def load(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: RowsCache) -> None:
+        """Copy in what is new. Rows that nobody has see the new column alone, so that they stay finite."""
+        rows, end = len(token_ids), next(layer.end for layer in cache.layers if isinstance(layer, KeyValueRows))
+        lengths = torch.zeros(len(self._ids), dtype=torch.long)
+        lengths[:rows] = torch.tensor(cache.lengths)
+        positions = lengths[:rows] + torch.tensor(offsets).T
+        self._ids[:rows, 0].copy_(torch.tensor(token_ids), non_blocking=True)
+        self._positions[:, :rows, 0].copy_(positions, non_blocking=True)
+        self._column.fill_(end)
+        first = (end - lengths).to(self._mask.device, non_blocking=True)[:, None]
+        self._mask[:, 0, 0].copy_((self._columns >= first) & (self._columns <= end))
+
+    def run(self) -> Tensor:
+        """Logits [room, vocab]."""
+        logits: Tensor = self._call(**self._arguments).logits[:, -1]
+        return logits
+
+
+class _Column(DynamicLayer):  # type: ignore[misc]
+    """A layer's buffers as a model sees them: it writes one column and reads all."""
+
+    def __init__(self, buffers: Sequence[Tensor], column: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = buffers
+        self.column = column
+        self.dtype, self.device = self.keys.dtype, self.keys.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.keys.index_copy_(2, self.column, key_states)
+        self.values.index_copy_(2, self.column, value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return int(self.keys.shape[2]) - 1
+
+
+def cuda_graph(run: Run) -> Run:
+    """Capture a step; https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
+    aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        run()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, which encode images or serve another model, may allocate meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        output = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay
+
+
+def uncaptured(run: Run) -> Run:
+    """A step as it is: torch.compile has its own ways to repeat."""
+    return run
+
+
+def fixed_decode(forward: Forward, options: EngineOptions) -> FixedDecode | None:
+    """Fixed steps, compiled where asked for, as graphs on a GPU; None where there are none."""
+    mode, reason = options.torch_compile, _unsuited(forward)
+    if mode is not None:
+        reason = reason or listener(forward.model)
+    if options.deterministic:
+        reason = "deterministic mode has its own steps"
+    if mode is not None and reason is not None:
+        logger.warning("Engine option torch_compile=%r has no effect on this model: %s.", mode, reason)
+    if reason is not None:
+        return None
+    if mode is not None:
+        compiled: Any = torch.compile(forward.model, mode=None if mode == "default" else mode)
+        return FixedDecode(forward, uncaptured, compiled)
+    graphs = options.cuda_graphs and forward.device.type == "cuda"
+    return FixedDecode(forward, cuda_graph, settled=4) if graphs else None
+
+
+def _unsuited(forward: Forward) -> str | None:
+    """Why a model cannot have fixed steps."""
+    config = forward.model.config.get_text_config(decoder=True)
+    cache = new_cache(forward.model)
+    if not isinstance(cache, RowsCache) or any(type(x) is not KeyValueRows or x.is_sliding for x in cache.layers):
+        return "its layers do not all have full attention"
+    if getattr(config, "_attn_implementation", None) != "sdpa":
+        return "its attention is not sdpa"
+    if forward.rotary.depends:
+        return "its rotary frequencies follow the length of each row"
+    return None if forward.takes_positions else "its forward takes no positions"

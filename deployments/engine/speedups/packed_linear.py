@@ -1,0 +1,229 @@
+"""Linear weights packed once for the CPU, instead of at every call.
+
+oneDNN multiplies with weights in a blocked layout. A plain `nn.Linear` has its weight reordered into it at every call,
+which in a decode step of few rows costs more than the product itself. What inductor's freezing does to a compiled
+model is done here to a stock one: the weight is reordered once, and the same kernel is called with it. Results have
+the same bits, which is checked.
+
+A packed module keeps its `weight`, in the opaque layout: dtype and shape can be read, `weight.to_dense()` gives the
+plain tensor, and so does `state_dict()`. Moving, casting or deep-copying the model has to wait for `undo`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deployments.engine.model.listeners import listening
+
+logger = logging.getLogger("troupe.engine")
+
+_TIED_SHARE = 1 / 3
+_ROWS = (1, 8, 33)
+_REPEATS = 9
+_SLOWER = 1.1
+_Shape = tuple[int, int]
+
+
+class PackedLinears:
+    """The packed modules of one model, until `undo`.
+
+    Attributes:
+        modules: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+        self.modules = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, wanted: bool | None = None) -> PackedLinears:
+        """Pack a model's linear weights in place.
+
+        Only weights in bfloat16 or float16 on the CPU, of plain `nn.Linear` modules whose forward nobody has replaced;
+        in float32 the packed kernel is another one, with other bits. Modules that a loader has attached hooks to are
+        left alone with all they contain. The plain weights are released, except one that is tied to an embedding: it
+        is packed beside, if it is less than a third of the model.
+
+        Args:
+            model: not being run by anyone else meanwhile.
+            wanted: False packs nothing; True packs what keeps its bits; None packs it unless a quick measurement says
+                that it is slower on this machine. What this processor has no such kernel for stays plain, and the log
+                says so.
+        """
+        packed = cls()
+        groups = {} if wanted is False else _packable(model)
+        with torch.inference_mode(False), torch.no_grad():
+            shapes = {_shape(modules[0]) for modules in groups.values()}
+            good = {shape for shape in shapes if torch._C._has_mkldnn and _same_bits(groups, shape)}
+            if good != shapes:
+                _say_what_stays_plain(len(shapes - good), len(shapes), asked=wanted is True)
+            groups = {key: modules for key, modules in groups.items() if _shape(modules[0]) in good}
+            if groups and (wanted or not _slower([modules[0] for modules in groups.values()])):
+                for modules in groups.values():
+                    packed._pack(modules, _tied(model, modules[0].weight))
+        return packed
+
+    def undo(self) -> None:
+        """Give every module its own parameter and forward back. Does nothing the second time."""
+        with torch.inference_mode(False), torch.no_grad():
+            while self._undo:
+                self._undo.pop()()
+        self.modules = 0
+
+    def _pack(self, modules: list[nn.Linear], tied: bool) -> None:
+        """Pack one weight, used by all these modules."""
+        plain: Any = modules[0].weight
+        weight = nn.Parameter(_reordered(plain.detach()), requires_grad=False)
+        if not tied:
+            plain.data = plain.data.new_empty(0)
+            self._undo.append(partial(_restore_data, plain, weight))
+        for module in modules:
+            module.weight = weight
+            vars(module)["forward"] = _forward(module, weight)
+            register: Any = module.register_state_dict_post_hook
+            hook = register(_dense_in_state_dict)
+            self._undo.append(partial(_restore, module, plain, hook))
+        self.modules += len(modules)
+
+
+def _forward(module: nn.Linear, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """The forward of a packed module. What the kernel cannot do, gradients and casts, is done with the plain weight."""
+    linear, dtype = torch.ops.mkldnn._linear_pointwise, weight.dtype
+
+    def forward(input: Tensor) -> Tensor:
+        if input.dtype is not dtype or (input.requires_grad and torch.is_grad_enabled()):
+            return functional.linear(input, weight.to_dense(), module.bias)
+        output: Tensor = linear(input, weight, module.bias, "none", [], "")
+        return output
+
+    return forward
+
+
+def _packable(model: nn.Module) -> dict[int, list[nn.Linear]]:
+    """The modules that can be packed, by weight."""
+    groups: dict[int, list[nn.Linear]] = {}
+    # A hook may read or change the weights within its module.
+    heard = {id(weight) for _, module, _ in listening(model) for weight in module.parameters()}
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if type(module) is not nn.Linear or "forward" in vars(module) or id(weight) in heard:
+            continue
+        if _is_plain(weight):
+            groups.setdefault(id(module.weight), []).append(module)
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    return {
+        key: modules
+        for key, modules in groups.items()
+        if not _tied(model, modules[0].weight) or modules[0].weight.nbytes < total * _TIED_SHARE
+    }
+
+
+def _is_plain(weight: Any) -> bool:
+    return (
+        type(weight) is nn.Parameter
+        and type(weight.data) is Tensor
+        and weight.device.type == "cpu"
+        and weight.layout is torch.strided
+        and weight.dtype in (torch.bfloat16, torch.float16)
+    )
+
+
+def _tied(model: nn.Module, weight: Tensor) -> bool:
+    """Whether a module other than those that will be packed uses this very weight."""
+    return any(
+        parameter is weight and not (type(owner) is nn.Linear and "forward" not in vars(owner) and name == "weight")
+        for owner in model.modules()
+        for name, parameter in owner._parameters.items()
+    )
+
+
+def _shape(module: nn.Linear) -> _Shape:
+    return (module.out_features, module.in_features)
+
+
+def _reordered(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed
+
+
+def _same_bits(groups: dict[int, list[nn.Linear]], shape: _Shape) -> bool:
+    """Whether the packed kernel gives the bits of the plain one for weights of this shape."""
+    module = next(modules[0] for modules in groups.values() if _shape(modules[0]) == shape)
+    plain, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+    try:
+        packed = _reordered(plain)
+        return torch.equal(packed.to_dense(), plain) and all(
+            torch.equal(
+                functional.linear(input, plain, bias),
+                torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], ""),
+            )
+            for input in _inputs(plain)
+        )
+    except (RuntimeError, AttributeError):  # a processor, or a build of torch, without the kernel
+        return False
+
+
+def _say_what_stays_plain(count: int, shapes: int, *, asked: bool) -> None:
+    logger.log(
+        logging.WARNING if asked else logging.INFO,
+        "pack_linears: weights of %d of %d shapes stay plain, because this processor (%s) has no packed kernel for "
+        "them with the same bits.",
+        count,
+        shapes,
+        torch.backends.cpu.get_cpu_capability(),
+    )
+
+
+def _slower(modules: list[nn.Linear]) -> bool:
+    """Whether the packed kernel takes clearly more time on the weights that make up most of the model."""
+    shapes = [_shape(module) for module in modules]
+    heaviest = max(set(shapes), key=lambda shape: shapes.count(shape) * shape[0] * shape[1])
+    plain = modules[shapes.index(heaviest)].weight.detach()
+    packed = _reordered(plain)
+    for input in _inputs(plain):
+        before = _best_time(partial(functional.linear, input, plain))
+        after = _best_time(partial(torch.ops.mkldnn._linear_pointwise, input, packed, None, "none", [], ""))
+        if after > _SLOWER * before:
+            return True
+    return False
+
+
+def _inputs(weight: Tensor) -> Iterator[Tensor]:
+    """Inputs of several row counts, the same every time and whatever the global random state."""
+    generator = torch.Generator().manual_seed(0)
+    for rows in _ROWS:
+        yield torch.randn(rows, weight.shape[1], generator=generator).to(weight.dtype)
+
+
+def _best_time(function: Callable[[], Any]) -> float:
+    """Seconds of the fastest of several calls: what neighbours on the machine disturb least."""
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _dense_in_state_dict(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    weight = state.get(f"{prefix}weight")
+    if weight is not None and weight.is_mkldnn:
+        state[f"{prefix}weight"] = weight.to_dense()
+
+
+def _restore_data(plain: Tensor, packed: Tensor) -> None:
+    plain.data = packed.to_dense()
+
+
+def _restore(module: nn.Linear, plain: nn.Parameter, hook: Any) -> None:
+    module.weight = plain
+    del vars(module)["forward"]
+    hook.remove()

@@ -1,0 +1,128 @@
+"""What a model's forward gets right, measured when it loads.
+
+A few tokens show most; beyond every length that the config names, all of it is measured again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.engine.batching.memory import RowBytes
+from deployments.engine.cache.cache import UnknownLayer, new_cache
+from deployments.engine.model.forward import Forward
+from deployments.engine.verify.length_probe import Claims, LengthProbe, Unfaithful
+from deployments.engine.verify.named_lengths import tried_lengths
+
+logger = logging.getLogger(__name__)
+
+_LONG, _SHORT = 9, 4
+_PATIENCE = 3.0
+"""Seconds that the claims about one length may take; told from how long those about the one before it took."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What rows of a model may do.
+
+    Attributes:
+        row_bytes: what they cost.
+        logits_width: of the model's logits.
+        chunks: a prompt may be computed in several forwards.
+        pads: prompts of different lengths may be computed together, and decode together.
+        mixes: rows of different lengths may decode together.
+        crossed: the lengths that the model's config names and that this was tried beyond.
+    """
+
+    row_bytes: RowBytes
+    logits_width: int
+    chunks: bool
+    pads: bool
+    mixes: bool
+    crossed: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, forward: Forward, limit: int = 0) -> Capabilities:
+        """Measured with the model's own forward.
+
+        Args:
+            limit: the longest sequence; lengths below it that the config names are crossed.
+
+        Raises:
+            Unfaithful: the model's forward with a cache differs from the one without, or depends on what else was
+                computed.
+            Exception: the model's forward does not run on our caches; whatever it raised.
+        """
+        if not forward.sends_unnamed:
+            return cls._measured(forward, limit)
+        try:
+            with_all = cls._measured(forward, limit)
+        except Exception:
+            forward.sends_unnamed = False
+            return cls._measured(forward, limit)
+        if with_all.mixes:
+            return with_all
+        forward.sends_unnamed = False
+        return cls._measured(forward, limit)
+
+    @classmethod
+    def _measured(cls, forward: Forward, limit: int) -> Capabilities:
+        probe = LengthProbe(forward, _LONG, _SHORT)
+        cache, logits = probe.alone(probe.long)
+        if not probe.decodes_like_a_prompt():
+            raise Unfaithful("its forward with a cache is not what it is without")
+        near = probe.claims()
+        beyond = _beyond(forward, limit)
+        if not (near.decodes and all(found.decodes for found in beyond.values())):
+            raise Unfaithful("its forward depends on what was computed before")
+        found = [near, *beyond.values()]
+        mixes = all(each.mixes for each in found)
+        return cls(
+            row_bytes=RowBytes.of(cache),
+            logits_width=logits.shape[-1],
+            chunks=all(each.chunks for each in found),
+            pads=mixes and all(each.pads for each in found),
+            mixes=mixes,
+            crossed=tuple(beyond),
+        )
+
+
+def _beyond(forward: Forward, limit: int) -> dict[int, Claims]:
+    """What holds beyond each length that the config names, up to the first that would take too long."""
+    found: dict[int, Claims] = {}
+    lengths = [] if forward.is_encoder_decoder else tried_lengths(forward.model, limit)
+    pace = 0.0
+    for length in lengths:
+        if pace * length > _PATIENCE:
+            logger.info("What happens beyond %d tokens was not tried at load, as it would take too long.", length - 1)
+            break
+        begun = time.monotonic()
+        found[length] = LengthProbe(forward, length + 5, max(4, length // 2)).claims()
+        pace = (time.monotonic() - begun) / length
+    return found
+
+
+def rows_can_hold(model: Any) -> str | None:
+    """Why rows cannot hold a model, or None if nothing speaks against trying; costs no forward."""
+    if getattr(model, "config", None) is None or not hasattr(model, "get_input_embeddings"):
+        return "it is no transformers model"
+    parameters = inspect.signature(model.forward).parameters
+    # A forward that hands **kwargs on may take a cache there: the probe finds out.
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if not open_ended and not {"past_key_values", "cache_params"} & parameters.keys():
+        return "its forward takes no cache"
+    if getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None):
+        return "some of its layers keep the columns of images, which are not as many as the text's"
+    supports = getattr(model, "_supports_default_dynamic_cache", None)
+    if supports is not None and not supports():
+        return "it brings a cache class of its own"
+    try:
+        new_cache(model)
+    except UnknownLayer as error:
+        return f"rows cannot hold its {error}"
+    except Exception as error:
+        return f"its cache cannot be built: {type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,173 @@
+"""What a model computes for two prompts together, in pieces and one after the other, against each by itself.
+
+By itself means: on modules in the state after loading, one prompt in one forward, then token by token. What is tried
+against that runs on modules as earlier forwards left them, as requests do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache, new_cache
+from deployments.engine.model.forward import NO_OFFSET, Forward
+
+_PIECE = 2
+
+
+class Unfaithful(RuntimeError):
+    """A model computes something else with rows than by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What holds for two prompts.
+
+    Attributes:
+        decodes: nothing of one is kept outside its cache when the other is computed.
+        chunks: a prompt may be computed in several forwards.
+        pads: both may be computed in one forward, and decode together.
+        mixes: both may decode together.
+    """
+
+    decodes: bool
+    chunks: bool
+    pads: bool
+    mixes: bool
+
+
+class LengthProbe:
+    """Prompts of two lengths, of arbitrary tokens.
+
+    Args:
+        forward: the model's forward passes.
+        long, short: tokens of the prompts; the short one has at least four.
+    """
+
+    def __init__(self, forward: Forward, long: int, short: int) -> None:
+        self.forward = forward
+        ids = ordinary_ids(forward.model, long + short)
+        self.long, self.short = ids[:long], ids[long:]
+
+    def claims(self) -> Claims:
+        """Everything, tried in turn."""
+        chunks = _holds(self._chunks)
+        pads = not self.forward.is_encoder_decoder and _holds(self._pads) and (not chunks or _holds(self._grows))
+        return Claims(chunks=chunks, pads=pads, mixes=_holds(self._mixes), decodes=_holds(self._decodes))
+
+    def decodes_like_a_prompt(self) -> bool:
+        """Whether a forward with a cache gives what the one without gives."""
+        return close(self._expected[0], self._wholes[0])
+
+    def alone(self, ids: Sequence[int]) -> tuple[AnyRowsCache, Tensor]:
+        """The cache and the last logits [vocab] of one forward over a prompt."""
+        cache = new_cache(self.forward.model)
+        if isinstance(cache, EncoderRowsCache):
+            if not self.forward.tried and self.forward.model.main_input_name != "input_ids":
+                raise Unfaithful(f"it cannot be tried: its encoder takes {self.forward.model.main_input_name}")
+            chunk = self.forward.encode(self.long, self.forward.tried, ids, cache)
+        else:
+            chunk = self.forward.prefill([ids], cache)
+        return cache, chunk.logits[0, -1]
+
+    @cached_property
+    def _wholes(self) -> list[Tensor]:
+        """The logits after each prompt in one forward, on fresh modules."""
+        found = []
+        for ids in (self.long, self.short):
+            self.forward.fresh.reset()
+            found.append(self.alone(ids)[1])
+        return found
+
+    @cached_property
+    def _expected(self) -> list[Tensor]:
+        """The logits after each prompt whose last token is decoded, on fresh modules."""
+        found = []
+        for ids in (self.long, self.short):
+            self.forward.fresh.reset()
+            cache, _ = self.alone(ids[:-1])
+            found.append(self._decoded(cache, [ids])[0])
+        return found
+
+    def _decodes(self) -> bool:
+        cache, _ = self.alone(self.long[:-1])
+        self.alone(self.short)
+        logits = self._decoded(cache, [self.long])
+        _, after = self.alone(self.short)
+        return close(logits[0], self._expected[0]) and close(after, self._wholes[1])
+
+    def _chunks(self) -> bool:
+        cache, done = new_cache(self.forward.model), 0
+        if self.forward.is_encoder_decoder:
+            done = len(self.long) // 2
+            cache, _ = self.alone(self.long[:done])
+        logits = None
+        whole = len(self.long)
+        # The last piece begins as late as can be, so that a window has lost what it loses.
+        for end in sorted({min(4, whole // 2), 2 * whole // 3, whole - _PIECE, whole}):
+            if end > done:
+                chunk = self.forward.prefill([self.long[done:end]], cache, wholes=[whole])
+                logits, done = chunk.logits[0, -1], end
+        return logits is not None and close(logits, self._wholes[0])
+
+    def _pads(self) -> bool:
+        cache = new_cache(self.forward.model)
+        self.forward.prefill([self.long[:-1], self.short[:-1]], cache)
+        return self._as_expected(cache)
+
+    def _grows(self) -> bool:
+        """Several tokens for each of two rows of different lengths."""
+        prompts = [ids[:-1] for ids in (self.long, self.short)]
+        cache, _ = self.alone(prompts[0][:-_PIECE])
+        cache.append(self.alone(prompts[1][:-_PIECE])[0], 0)
+        wholes = [len(ids) for ids in prompts]
+        self.forward.prefill([ids[-_PIECE:] for ids in prompts], cache, wholes=wholes)
+        return self._as_expected(cache)
+
+    def _mixes(self) -> bool:
+        cache, _ = self.alone(self.long[:-1])
+        # A row that has left: what is still in its place must not count.
+        cache.append(cache.copy_row(0), 0)
+        cache.drop(1)
+        cache.append(self.alone(self.short[:-1])[0], 0)
+        return self._as_expected(cache)
+
+    def _as_expected(self, cache: AnyRowsCache) -> bool:
+        """Whether the last tokens of both prompts, decoded together, have the logits of each by itself."""
+        logits = self._decoded(cache, [self.long, self.short])
+        return all(close(found, alone) for found, alone in zip(logits, self._expected, strict=True))
+
+    def _decoded(self, cache: AnyRowsCache, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Logits [rows, vocab] after the last tokens of prompts whose others are in the cache."""
+        return self.forward.decode([ids[-1] for ids in prompts], [NO_OFFSET] * len(prompts), cache)
+
+
+def _holds(claim: Any) -> bool:
+    try:
+        return bool(claim())
+    except Exception:
+        return False
+
+
+def close(logits: Tensor, expected: Tensor) -> bool:
+    """Whether two rows of logits differ by no more than rounding."""
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 0.2
+    logits, expected = logits.float(), expected.float()
+    spread = (expected - expected.mean()).norm()
+    return bool((logits - expected).norm() <= tolerance * spread)
+
+
+def ordinary_ids(model: Any, count: int) -> list[int]:
+    """Arbitrary token ids that no field of the model's config gives a meaning to."""
+    size = int(model.get_input_embeddings().weight.shape[0])
+    special: set[int] = set()
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        named = [v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index"))]
+        special.update(i for value in named for i in (value if isinstance(value, list) else [value]) if i is not None)
+    ids = [i for i in (7919 * n % size for n in range(1, size)) if i not in special]
+    return (ids * count)[:count]

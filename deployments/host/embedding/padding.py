@@ -1,0 +1,63 @@
+"""Whether texts of different lengths can be computed together without changing each other's states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deployments.engine.model.rotary import follows_length
+
+_LENGTHS = (40, 17, 5)
+
+
+StatesOf = Callable[[Sequence[Sequence[int]]], Tensor]
+
+
+def padding_is_neutral(model: Any, states_of: StatesOf, *, size: int) -> bool:
+    """Whether a probe finds the states of padded texts equal to those of each text by itself.
+
+    A model whose attention or rotary frequencies follow the longest text of a forward cannot be told by short texts:
+    its config tells the one, `RowRotary` has found the other.
+
+    Args:
+        states_of: the last hidden states [batch, width, dimensions] of rows of token ids.
+        size: of the vocabulary.
+    """
+    if follows_length(model) or _follows_width(model.config):
+        return False
+    rows = _rows(model, size)
+    try:
+        together = states_of(rows)
+        return all(_close(together[i, : len(row)], states_of([row])[0]) for i, row in enumerate(rows))
+    except Exception:
+        return False
+
+
+def is_causal(model: Any, states_of: StatesOf, *, size: int) -> bool:
+    """Whether a probe finds that a token's state does not depend on the token after it; arguments as above."""
+    row, other, *_ = _rows(model, size)
+    states = states_of([row[:9], [*row[:8], other[0]]])
+    return _close(states[0, :8], states[1, :8])
+
+
+def _follows_width(config: Any) -> bool:
+    """Whether what a token attends to depends on how wide the batch is."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "attention_type", None) == "block_sparse" or bool(getattr(text, "attention_window", None))
+
+
+def _rows(model: Any, size: int) -> list[list[int]]:
+    """Arbitrary token ids, none of which the config gives a meaning to."""
+    named = [value for key, value in model.config.to_dict().items() if key.endswith("_token_id")]
+    special = {i for value in named for i in (value if isinstance(value, list) else [value])}
+    ids = [i for i in (7919 * n % size for n in range(1, size)) if i not in special] or [0]
+    return [(ids[7 * j :] + ids * length)[:length] for j, length in enumerate(_LENGTHS)]
+
+
+def _close(states: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
+    largest = max(1.0, float(expected.abs().max()))
+    return bool((states.float() - expected.float()).abs().max() <= tolerance * largest)

@@ -1,0 +1,284 @@
+"""A model as it is served: its hooks, its engine, and the thread that encodes for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from deployments.config.app import ModelEntry
+from deployments.core.calls import ChatPrompt, Prompt, TextPrompt, TokensPrompt, TranscribeCall
+from deployments.core.client import Embeddings, EmbedOptions
+from deployments.core.errors import BadRequest, ModelError, UnsupportedParameter
+from deployments.core.events import Event
+from deployments.engine.base.protocol import Engine
+from deployments.engine.build import build_engine
+from deployments.engine.no_text import NoTextEngine
+from deployments.engine.text.terminators import terminator_ids
+from deployments.host.embedding.embedder import Embedder, check_ids
+from deployments.host.embedding.text import EmbeddingTexts
+from deployments.host.hook_probe import probe_hooks
+from deployments.host.worker import Worker
+from deployments.media.audio import Samples, decode_source, split_audio
+from deployments.media.images import decode_image, split_images
+from deployments.media.parts import MediaSource
+from deployments.media.whisper.format import WhisperFormat
+from deployments.media.whisper.transcriber import Transcriber
+from deployments.media.whisper.word_times import WordAligner
+from deployments.template_processes import TemplateProcesses
+from model_loaders.contract import ModelInfo
+from model_loaders.prompts.encoded import Encoded
+from model_loaders.prompts.hooks import Hooks
+from model_loaders.prompts.tokenizer_card import tokenizer_card
+from model_loaders.sentence_format import format_of
+
+T = TypeVar("T")
+
+CLOSE_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPrompt:
+    """A prompt as text, where there is one, and as token ids and tensors."""
+
+    text: str | None
+    encoded: Encoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownChat:
+    """A conversation with placeholders for its media.
+
+    Attributes:
+        chat: tokens of media in its texts are marked as text.
+        images, recordings: in the order of the conversation.
+        marked: the request field with the first such token; None if there is none.
+    """
+
+    chat: ChatPrompt
+    images: Sequence[MediaSource]
+    recordings: Sequence[MediaSource]
+    marked: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenChat(ChatPrompt):
+    """A conversation that its own template has written as `text`."""
+
+    shown: ShownChat
+    text: str
+
+
+class LoadedModel:
+    """A model with its hooks and engine. Encoding runs in a thread of its own.
+
+    Args:
+        templates: render chat templates of requests.
+    """
+
+    def __init__(
+        self,
+        entry: ModelEntry,
+        info: ModelInfo,
+        *,
+        max_audio_seconds: float = 3600.0,
+        templates: TemplateProcesses | None = None,
+    ) -> None:
+        self.entry = entry
+        self._templates = templates or TemplateProcesses()
+        self.load_id = uuid4().hex
+        self._max_audio_seconds = max_audio_seconds
+        self.info = info
+        probe_hooks(info, limit=entry.hook_timeout_s)
+        self.hooks = Hooks(info)
+        self._card: dict[str, Any] | None = None
+        self.engine: Engine = build_engine(info, entry.engine, turn_limit_s=entry.hook_timeout_s)
+        self.speech = WhisperFormat.of(info) if info.engine is None and info.generate is None else None
+        self._aligner = None if self.speech is None else WordAligner.of(info, self.speech)
+        self._codec = Worker(f"codec-{entry.id}")
+        self._embedding = Worker(f"embed-{entry.id}")
+        sentence_format = format_of(info)
+        self._texts = EmbeddingTexts(info, self._encode_plainly, sentence_format, limit=self.engine.max_model_len)
+        self._embedder = Embedder(info, sentence_format, pooling=entry.api.pooling, alone=entry.engine.deterministic)
+        if isinstance(self.engine, NoTextEngine):
+            self._embedder.probe()
+
+    async def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
+        """Render and encode prompts off the event loop."""
+        prompts = [await self._written(prompt) for prompt in prompts]
+        return await self._off_loop(lambda: [self._encode(prompt) for prompt in prompts])
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return await self._off_loop(lambda: self.hooks.decode(token_ids, skip_special_tokens=False))
+
+    async def tokenizer_card(self) -> dict[str, Any]:
+        """What a client needs to know of the tokenizer, as JSON values."""
+        if self._card is None:
+            self._card = await self._off_loop(lambda: tokenizer_card(self.info, self.hooks.template))
+        return self._card
+
+    async def spell(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Tokens as the vocabulary spells them; without a tokenizer, as each is decoded alone."""
+        convert = getattr(self.info.tokenizer, "convert_ids_to_tokens", None)
+        if convert is None:
+            return tuple([await self.decode([token_id]) for token_id in token_ids])
+        spelled = await self._off_loop(lambda: convert(list(token_ids)))
+        return tuple("" if token is None else str(token) for token in spelled)
+
+    async def embed(self, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
+        """A vector for each prompt; computed in batches beside the engine, in a thread of its own.
+
+        Raises:
+            TroupeError: a prompt cannot be embedded, or the model gives no embeddings.
+        """
+        self._refuse_speech()
+        prompts = [await self._written(prompt) for prompt in prompts]
+        texts = await self._off_loop(lambda: [self._texts.encoded(prompt, options) for prompt in prompts])
+        for text in texts:
+            check_ids(self.info.model, text, options.param)
+        vectors: dict[int, bytes] = {}
+        for batch in await self._run(self._embedding, lambda: self._embedder.batches(texts)):
+            found = await self._run(
+                self._embedding, partial(self._embedder.vectors, [texts[i] for i in batch], options)
+            )
+            vectors.update((i, vector.numpy().astype("<f4").tobytes()) for i, vector in zip(batch, found, strict=True))
+        return Embeddings(
+            vectors=tuple(vectors[i] for i in range(len(texts))), prompt_tokens=sum(len(text.ids) for text in texts)
+        )
+
+    def transcribe(self, call: TranscribeCall, *, interval: float) -> AsyncGenerator[Event, None]:
+        """The events of a transcription.
+
+        Raises:
+            UnsupportedParameter: the model is no Whisper.
+        """
+        if self.speech is None:
+            raise UnsupportedParameter(
+                f"Model {self.entry.id!r} transcribes no audio; this route needs a Whisper model.",
+                param="model",
+                code="audio_unsupported",
+            )
+        return Transcriber(
+            call,
+            self.speech,
+            self.engine,
+            aligner=self._aligner,
+            encode=self._off_loop,
+            align=lambda function: self._run(self._embedding, function),
+            terminators=terminator_ids(self.info, self.hooks),
+            interval=interval,
+            device=self.info.model.device,
+        ).events()
+
+    def check_text(self) -> None:
+        """Refuse text for a model that only hears, or only gives embeddings.
+
+        Raises:
+            UnsupportedParameter: it names the model's kind.
+        """
+        self._refuse_speech()
+        if isinstance(self.engine, NoTextEngine):
+            raise self.engine.refusal(self.entry.id)
+
+    def _refuse_speech(self) -> None:
+        if self.speech is not None:
+            raise UnsupportedParameter(
+                f"Model {self.entry.id!r} turns recordings into text: send it a file at /v1/audio/transcriptions or "
+                "/v1/audio/translations.",
+                param="model",
+                code="text_unsupported",
+            )
+
+    def close(self) -> None:
+        """End the engine, run the loader's `close`, free memory. Blocks."""
+        self.engine.close(CLOSE_LIMIT_S)
+        self._codec.stop()
+        self._embedding.stop()
+        if self.info.close is not None:
+            self.info.close()
+
+    async def _off_loop(self, function: Callable[[], T]) -> T:
+        return await self._run(self._codec, function)
+
+    async def _run(self, worker: Worker, function: Callable[[], T]) -> T:
+        try:
+            return await worker.run(function, self.entry.hook_timeout_s)
+        except TimeoutError as error:
+            raise ModelError(
+                f"A hook of model {self.entry.id!r} has not returned for {self.entry.hook_timeout_s:g} s (at {error})."
+            ) from None
+
+    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+        match prompt:
+            case TokensPrompt():
+                return EncodedPrompt(text=None, encoded=Encoded(input_ids=list(prompt.token_ids)))
+            case TextPrompt():
+                return self._encode_text(prompt)
+            case WrittenChat():
+                return self._encode_shown(prompt.shown, prompt.text)
+            case ChatPrompt():
+                shown = self._shown(prompt)
+                return self._encode_shown(shown, self.hooks.render(shown.chat))
+
+    async def _written(self, prompt: Prompt) -> Prompt:
+        """A conversation that brings its own template is rendered while others are encoded, in another process."""
+        if not isinstance(prompt, ChatPrompt) or not self.hooks.template.is_foreign(prompt.chat_template):
+            return prompt
+        shown = await self._off_loop(lambda: self._shown(prompt))
+        text = await self._templates.render(self.info, shown.chat)
+        return WrittenChat(messages=prompt.messages, shown=shown, text=text)
+
+    def _encode_plainly(self, prompt: Prompt) -> tuple[str | None, Encoded]:
+        found = self._encode(prompt)
+        return found.text, found.encoded
+
+    def _encode_text(self, prompt: TextPrompt) -> EncodedPrompt:
+        def encode(text: str, marked: bool) -> Encoded:
+            return self.hooks.encode(text, add_special_tokens=prompt.add_special_tokens, marked=marked)
+
+        if not self.hooks.marks.are_in(prompt.text):
+            return EncodedPrompt(text=prompt.text, encoded=encode(prompt.text, False))
+        marked = self.hooks.marks.marked(prompt.text)
+        text, encoded = self.hooks.marks.encode(marked, "prompt", encode)
+        return EncodedPrompt(text=text, encoded=encoded)
+
+    def _encode_shown(self, shown: ShownChat, text: str) -> EncodedPrompt:
+        self.hooks.marks.check_places(text, shown.chat)
+        images = [decode_image(source) for source in shown.images]
+        sounds = [self._samples(each) for each in shown.recordings]
+
+        def encode(text: str, marked: bool) -> Encoded:
+            return self.hooks.encode(text, images=images, audio=sounds, marked=marked)
+
+        if shown.marked is None:
+            return EncodedPrompt(text=text, encoded=encode(text, False))
+        text, encoded = self.hooks.marks.encode(text, shown.marked, encode, media=bool(images or sounds))
+        return EncodedPrompt(text=text, encoded=encoded)
+
+    def _shown(self, prompt: ChatPrompt) -> ShownChat:
+        """A conversation as its template is to see it, and the media that stand aside."""
+        chat, images = split_images(prompt)
+        if images:
+            self.hooks.check_images(images[0].param)
+        chat, recordings = split_audio(chat)
+        if recordings:
+            self.hooks.check_audio(recordings[0].param)
+        place = self.hooks.marks.find(chat)
+        chat = chat if place is None else self.hooks.marks.marked_chat(chat)
+        return ShownChat(chat=chat, images=images, recordings=recordings, marked=place)
+
+    def _samples(self, source: MediaSource) -> Samples:
+        """A recording, refused where the model's processor would cut it short in silence."""
+        samples = decode_source(source, self.hooks.audio_rate, max_seconds=self._max_audio_seconds)
+        most = self.hooks.audio_samples
+        if most is not None and len(samples) > most:
+            raise BadRequest(
+                f"Invalid '{source.param}': the recording has {len(samples) / self.hooks.audio_rate:.2f} s; model "
+                f"{self.entry.id!r} hears at most {most / self.hooks.audio_rate:g} s.",
+                param=source.param,
+                code="audio_too_long",
+            )
+        return samples

@@ -1,0 +1,140 @@
+"""Loading models and letting them go, in threads that nobody waits for longer than a limit."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Mapping
+
+import torch
+
+from deployments.config.app import ModelEntry
+from deployments.core.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
+from deployments.engine.model.random_state import RANDOM_STATE
+from deployments.host.loaded_model import LoadedModel
+from deployments.host.mapped_weights import read_mapped_weights
+from deployments.host.worker import Worker, position
+from deployments.template_processes import TemplateProcesses
+from model_loaders.contract import ModelInfo
+from model_loaders.resolve import load_model_info
+
+logger = logging.getLogger("troupe.host")
+
+LEAVE_LIMIT_S = 90.0
+
+
+class Loading:
+    """Calls loaders and closes what they gave.
+
+    Args:
+        device: where loaders put their models, such as "cuda:0".
+        max_audio_seconds, templates: of the models, see `LoadedModel`.
+        given: models that need no loader, by id.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        max_audio_seconds: float = 3600.0,
+        templates: TemplateProcesses | None = None,
+        given: Mapping[str, ModelInfo] | None = None,
+    ) -> None:
+        self.device = device
+        self._templates = templates
+        self._max_audio_seconds = max_audio_seconds
+        self._given = dict(given or {})
+        self._hung: dict[str, tuple[threading.Thread, float]] = {}
+
+    async def load(self, entry: ModelEntry) -> LoadedModel:
+        """A model with its engine. One that comes after its time is closed at once.
+
+        Raises:
+            LoadTimeout: the loader has not returned in time, or still hangs from the last time.
+            OutOfMemory: the model does not fit on the device.
+            TroupeError: the loader or the model does not work.
+        """
+        try:
+            return await self._load_in_thread(entry)
+        except BaseException:
+            _free_memory()
+            raise
+
+    async def unload(self, key: str, model: LoadedModel) -> None:
+        """Close a model and free its memory; one that does not close in time is left behind."""
+        worker = Worker(f"close-{key}")
+        close = model.close
+        del model
+        try:
+            await worker.run(close, LEAVE_LIMIT_S)
+        except TimeoutError as error:
+            logger.error("%s has not closed for %.0f s (at %s); its memory may be lost", key, LEAVE_LIMIT_S, error)
+        finally:
+            worker.stop()
+            del close
+            _free_memory()
+
+    async def _load_in_thread(self, entry: ModelEntry) -> LoadedModel:
+        thread, began = self._hung.get(entry.id, (None, 0.0))
+        if thread is not None and thread.is_alive():
+            raise _timeout(entry, time.monotonic() - began, position(thread))
+        worker = Worker(f"load-{entry.id}")
+        thread, began = worker.thread, time.monotonic()
+        abandoned = threading.Event()
+
+        def load() -> LoadedModel:
+            model = self._load_now(entry)
+            if abandoned.is_set():
+                logger.warning("%s came too late, after %.0f s; it is closed", entry.id, time.monotonic() - began)
+                model.close()
+            return model
+
+        try:
+            return await worker.run(load, entry.load_timeout_s)
+        except TimeoutError as error:
+            self._hung[entry.id] = (thread, began)
+            raise _timeout(entry, entry.load_timeout_s, str(error)) from None
+        finally:
+            abandoned.set()
+            worker.stop()
+
+    def _load_now(self, entry: ModelEntry) -> LoadedModel:
+        started = time.monotonic()
+        try:
+            with RANDOM_STATE.shared(entry.hook_timeout_s):
+                info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
+            info.model_name = info.model_name or entry.id
+            read_mapped_weights(info.model)
+            model = LoadedModel(entry, info, max_audio_seconds=self._max_audio_seconds, templates=self._templates)
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error
+            if isinstance(error, TroupeError):
+                raise
+            logger.exception("model %s has no engine", entry.id)
+            raise ModelLoadFailed(f"Model {entry.id!r} of loader {entry.loader}: {last_line(error)}") from error
+        logger.info("model %s is ready after %.1f s", entry.id, time.monotonic() - started)
+        return model
+
+
+def _timeout(entry: ModelEntry, seconds: float, place: str) -> LoadTimeout:
+    return LoadTimeout(
+        f"Loader {entry.loader} of model {entry.id!r} has not returned for {seconds:.3g} s (at {place})."
+    )
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _free_memory() -> None:
+    """Give back what nobody refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

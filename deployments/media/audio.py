@@ -1,0 +1,128 @@
+"""Recordings as clients send them, decoded: any format of libsndfile (wav, flac, mp3, ogg, …), as mono at one rate."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from deployments.core.calls import ChatPrompt
+from deployments.core.errors import BadRequest, UnsupportedParameter
+from deployments.media.parts import MediaSource, from_base64, split_media
+
+Samples = npt.NDArray[np.float32]
+
+# OpenAI's chat part, vLLM's, transformers'.
+_FIELDS = {"input_audio": ("input_audio",), "audio_url": ("audio_url",), "audio": ("audio", "url", "base64")}
+_RATES = (1_000, 384_000)
+_MAX_CHANNELS = 32
+_BLOCK_SAMPLES = 1 << 19
+
+
+def split_audio(chat: ChatPrompt) -> tuple[ChatPrompt, list[MediaSource]]:
+    """The conversation with a placeholder part for every recording, and the recordings in order.
+
+    Raises:
+        BadRequest: an audio part has no recording.
+    """
+    return split_media(chat, "audio", _source)
+
+
+def decode_source(source: MediaSource, rate: int, *, max_seconds: float) -> Samples:
+    """The samples of a recording in a conversation; see `decode_audio`.
+
+    Raises:
+        UnsupportedParameter: it is not in the request itself.
+    """
+    head, _, payload = source.text.rpartition(",")
+    if "://" in source.text[:16] or (head and not head.lower().endswith(";base64")):
+        raise UnsupportedParameter(
+            f"Invalid '{source.param}': this server fetches no recordings (media_urls is off); send base64, "
+            "or a data: URI with ;base64.",
+            param=source.param,
+        )
+    try:
+        data = from_base64(payload)
+    except ValueError as error:
+        raise _bad(source.param, f"its base64 cannot be decoded ({error})") from None
+    return decode_audio(data, rate, max_seconds=max_seconds, param=source.param)
+
+
+def _source(part: Mapping[str, Any], place: str) -> MediaSource | None:
+    if part.get("type") not in _FIELDS:
+        return None
+    name = next((key for key in _FIELDS[part["type"]] if key in part), "")
+    given = part.get(name)
+    data = given.get("data" if name == "input_audio" else "url") if isinstance(given, Mapping) else given
+    if not isinstance(data, str) or not data:
+        raise BadRequest(
+            f'Invalid \'{place}\': input should have a recording, as {{"type": "input_audio", "input_audio": '
+            '{"data": "…base64…", "format": "wav"}}.',
+            param=place,
+        )
+    return MediaSource(data, f"{place}.{name}")
+
+
+def decode_audio(data: bytes, rate: int, *, max_seconds: float, param: str) -> Samples:
+    """The samples of an audio file, channels averaged.
+
+    Args:
+        rate: samples per second of the result; others are resampled (soxr, high quality).
+        max_seconds: longer recordings are refused before they fill the memory.
+        param: the request field that holds the file.
+
+    Returns:
+        float32 [samples], within -1 and 1 as the file has them.
+
+    Raises:
+        BadRequest: it is no audio file that can be read, has no sound, or is too long.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            return _resampled(file, rate, max_seconds, param)
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        raise _bad(param, "it is no audio file that can be read; send wav, flac, mp3 or ogg") from error
+
+
+def _resampled(file: soundfile.SoundFile, rate: int, max_seconds: float, param: str) -> Samples:
+    if not _RATES[0] <= file.samplerate <= _RATES[1]:
+        raise _bad(param, f"it has {file.samplerate} samples per second; {_RATES[0]} to {_RATES[1]} can be read")
+    if file.channels > _MAX_CHANNELS:
+        raise _bad(param, f"it has {file.channels} channels; at most {_MAX_CHANNELS} can be read")
+    resample = _resampler(file.samplerate, rate)
+    blocks: list[Samples] = []
+    frames = 0
+    while len(block := file.read(_BLOCK_SAMPLES // file.channels, dtype="float32", always_2d=True)):
+        frames += len(block)
+        if frames > max_seconds * file.samplerate:
+            raise BadRequest(
+                f"Invalid '{param}': the recording is longer than the {max_seconds:g} s that this server reads "
+                "(max_audio_seconds).",
+                param=param,
+                code="audio_too_long",
+            )
+        blocks.append(resample(block.mean(axis=1, dtype=np.float32), False))
+    blocks.append(resample(np.zeros(0, dtype=np.float32), True))
+    samples = np.concatenate(blocks)
+    if not len(samples):
+        raise _bad(param, "the recording is empty")
+    if not np.isfinite(samples).all():
+        raise _bad(param, "its samples are not finite numbers")
+    return samples
+
+
+def _resampler(given: int, wanted: int) -> Callable[[Samples, bool], Samples]:
+    """What turns blocks of one rate into blocks of another; the last one is told."""
+    if given == wanted:
+        return lambda block, last: block
+    stream = soxr.ResampleStream(given, wanted, 1, dtype="float32")
+    return lambda block, last: stream.resample_chunk(block, last=last)
+
+
+def _bad(param: str, why: str) -> BadRequest:
+    return BadRequest(f"Invalid '{param}': {why}.", param=param, code="invalid_audio")

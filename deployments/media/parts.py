@@ -1,0 +1,59 @@
+"""Images and recordings of a conversation, taken out of its messages.
+
+In place of each one the template gets `{"type": "image"}` or `{"type": "audio"}`, the parts that transformers' own
+templates know; they themselves go to the encoder, in the order of the conversation.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from deployments.core.calls import ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSource:
+    """An image or a recording as the client sent it (a URI or base64), and the request field that holds it."""
+
+    text: str
+    param: str
+
+
+Read = Callable[[Mapping[str, Any], str], MediaSource | None]
+
+
+def split_media(chat: ChatPrompt, kind: Literal["image", "audio"], read: Read) -> tuple[ChatPrompt, list[MediaSource]]:
+    """The conversation with a placeholder part for every medium of a kind, and the media in order.
+
+    Args:
+        read: the medium of a content part, of which it gets the place in the request; None for parts of other kinds.
+    """
+    sources: list[MediaSource] = []
+
+    def placed(part: Any, place: str) -> Any:
+        source = read(part, place) if isinstance(part, Mapping) else None
+        if source is None:
+            return part
+        sources.append(source)
+        return {"type": kind}
+
+    messages = []
+    for index, message in enumerate(chat.messages):
+        content = message.get("content")
+        if isinstance(content, list):
+            parts = [placed(part, f"messages[{index}].content[{i}]") for i, part in enumerate(content)]
+            message = {**message, "content": parts}
+        messages.append(message)
+    return (replace(chat, messages=messages), sources) if sources else (chat, sources)
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of base64 in its common or its URL-safe alphabet.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)

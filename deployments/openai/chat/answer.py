@@ -1,0 +1,236 @@
+"""One chat completion under way: from the call's events to OpenAI's objects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams
+from deployments.core.errors import BadRequest
+from deployments.core.events import Accepted, Delta, Event, Finished, PromptScores
+from deployments.core.logprobs import TokenLogprob
+from deployments.core.model_card import ModelCard
+from deployments.openai.chat.message import MessageWriter, Reading
+from deployments.openai.chat.schema import ChatBody, ChatChoice, ChatCompletion, ChunkChoice, MessageDelta
+from deployments.openai.fields.choices import Choice, Gathered, gather
+from deployments.openai.fields.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from deployments.openai.fields.usage import RunningUsage, usage_object
+from deployments.openai.http.exchange import Exchange
+from deployments.openai.http.streaming import DONE, Chunks, build, sse, to_json
+
+_NOTHING = Accepted(prompt_token_ids=((),), prompt_texts=(None,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPlan:
+    """What the model is asked, and how its text is read."""
+
+    prompt: ChatPrompt
+    sampling: SamplingParams
+    reading: Reading
+    affinity: str
+
+    def call(self, answer_id: str, card: ModelCard, body: ChatBody, *, n: int = 1, stream: bool) -> GenerateCall:
+        """What the model is asked."""
+        return GenerateCall(
+            # Clients may send one id several times; engines tell requests apart by theirs.
+            request_id=f"{answer_id}-{uuid4().hex[:8]}",
+            model=card.id,
+            prompts=(self.prompt,),
+            sampling=self.sampling,
+            n=n,
+            truncate_prompt=body.truncate_prompt_tokens,
+            reasoning=self.reading.reasoning,
+            affinity=self.affinity,
+            stream=stream,
+        )
+
+    def writer(self, accepted: Accepted) -> MessageWriter:
+        """What makes a message of one choice's text."""
+        continued = self.prompt.continue_final_message
+        return MessageWriter(self.reading, self.reading.splitter(accepted.prompt_texts[0], continued=continued))
+
+
+async def chat_events(exchange: Exchange, call: GenerateCall, plan: ChatPlan) -> AsyncGenerator[Event, None]:
+    """The events of a call; a grammar that cannot be followed is the fault of the field it was made from."""
+    try:
+        async with aclosing(exchange.generate(call)) as events:
+            async for event in events:
+                yield event
+    except BadRequest as error:
+        if plan.reading.tools is not None and error.param == "response_format":
+            error.param = "tools"
+        raise
+
+
+class ChatAnswer:
+    """The answer to one request.
+
+    Attributes:
+        call: what the model is asked.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        body: ChatBody,
+        card: ModelCard,
+        plan: ChatPlan,
+    ) -> None:
+        self._exchange = exchange
+        self._body = body
+        self._plan = plan
+        self._created = int(time.time())
+        self._id = exchange.name_answer("chatcmpl-", body.request_id)
+        self._model = body.model or card.id
+        self._opening = _final_text(plan.prompt) if body.echo and body.continue_final_message else ""
+        self.call = plan.call(self._id, card, body, n=body.n, stream=body.stream)
+
+    async def completion(self) -> bytes:
+        """The whole answer."""
+        gathered = await gather(chat_events(self._exchange, self.call, self._plan), self.call.n)
+        return await build(partial(self._whole, gathered), large=self.call.sampling.reports_vocabulary)
+
+    def _whole(self, gathered: Gathered) -> bytes:
+        accepted = gathered.accepted
+        answer: ChatCompletion = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [self._choice(index, choice, accepted) for index, choice in enumerate(gathered.choices)],
+            "usage": usage_object(gathered.usage),
+        }
+        answer.update(self._prompt(accepted))
+        scores = gathered.choices[0].prompt_scores
+        if scores is not None:
+            answer["prompt_logprobs"] = prompt_logprobs(scores)
+        return to_json(answer)
+
+    async def chunks(self) -> Chunks:
+        """The answer as it comes."""
+        usage = self._body.stream_options.usage(self._exchange.options)
+        large = self.call.sampling.reports_vocabulary
+        accepted = _NOTHING
+        writers: dict[int, MessageWriter] = {}
+        async with aclosing(chat_events(self._exchange, self.call, self._plan)) as events:
+            async for event in events:
+                match event:
+                    case Accepted():
+                        accepted = event
+                        usage.accept(event)
+                    case PromptScores():
+                        if event.choice == 0:
+                            yield await build(partial(self._prompt_chunk, event, usage), large=large)
+                    case Delta():
+                        if event.choice not in writers:
+                            writers[event.choice] = self._writer(accepted)
+                            yield self._opening_chunk(event.choice, accepted, usage)
+                        usage.add(event)
+                        chunks = partial(self._delta_chunks, event, writers[event.choice], usage)
+                        if data := await build(chunks, large=large):
+                            yield data
+                    case Finished():
+                        if usage.last:
+                            yield self._chunk([], usage, usage=usage_object(event.usage))
+        yield DONE
+
+    def _prompt_chunk(self, event: PromptScores, usage: RunningUsage) -> bytes:
+        return self._chunk([], usage, prompt_logprobs=prompt_logprobs(event.scores))
+
+    def _delta_chunks(self, event: Delta, writer: MessageWriter, usage: RunningUsage) -> bytes:
+        return b"".join(self._chunk([choice], usage) for choice in self._chunk_choices(event, writer, usage.every))
+
+    def _writer(self, accepted: Accepted) -> MessageWriter:
+        return self._plan.writer(accepted)
+
+    def _choice(self, index: int, choice: Choice, accepted: Accepted) -> ChatChoice:
+        writer = self._writer(accepted)
+        writer.delta(choice.text, last=True)
+        shape: ChatChoice = {
+            "index": index,
+            "message": writer.message(self._opening),
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": writer.finish_reason(choice.finish_reason),
+            "stop_reason": choice.stop_reason,
+        }
+        if self._body.return_token_ids:
+            shape["token_ids"] = choice.token_ids
+        return shape
+
+    def _opening_chunk(self, index: int, accepted: Accepted, usage: RunningUsage) -> bytes:
+        delta: MessageDelta = {"role": "assistant", "content": self._opening}
+        choice: ChunkChoice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self._chunk([choice], usage, **self._prompt(accepted))
+
+    def _prompt(self, accepted: Accepted) -> Any:
+        """What the client wants to know of its prompt."""
+        shape: dict[str, Any] = {}
+        if self._body.return_prompt_text:
+            shape["prompt_text"] = accepted.prompt_texts[0]
+        if self._body.return_token_ids:
+            shape["prompt_token_ids"] = list(accepted.prompt_token_ids[0])
+        return shape
+
+    def _chunk_choices(self, event: Delta, writer: MessageWriter, every: bool) -> Iterator[ChunkChoice]:
+        """What a delta adds, then its reason to end alone: many clients read no text from a chunk that has one.
+
+        Args:
+            every: a delta that adds nothing has a chunk as well.
+        """
+        ends = event.finish_reason is not None
+        delta = writer.delta(event.text, last=ends)
+        ids = event.token_ids if self._body.return_token_ids else ()
+        if delta or event.logprobs or ids or (every and not ends):
+            yield self._with_ids(
+                {
+                    "index": event.choice,
+                    "delta": delta,
+                    "logprobs": self._logprobs(event.logprobs or ()),
+                    "finish_reason": None,
+                },
+                ids,
+            )
+        if event.finish_reason is not None:
+            reason = writer.finish_reason(event.finish_reason)
+            last: ChunkChoice = {
+                "index": event.choice,
+                "delta": {},
+                "logprobs": self._logprobs(()),
+                "finish_reason": reason,
+                "stop_reason": event.stop_reason,
+            }
+            yield self._with_ids(last, ())
+
+    def _with_ids(self, choice: ChunkChoice, token_ids: Sequence[int]) -> ChunkChoice:
+        if self._body.return_token_ids:
+            choice["token_ids"] = list(token_ids)
+        return choice
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:
+        if not self._body.logprobs:
+            return None
+        return chat_logprobs(tokens, as_ids=self._body.return_tokens_as_token_ids)
+
+    def _chunk(self, choices: list[ChunkChoice], counted: RunningUsage, **more: Any) -> bytes:
+        return sse(
+            {
+                "id": self._id,
+                "object": "chat.completion.chunk",
+                "created": self._created,
+                "model": self._model,
+                "choices": choices,
+                **counted.field(),
+                **more,
+            }
+        )
+
+
+def _final_text(prompt: ChatPrompt) -> str:
+    content = prompt.messages[-1]["content"]
+    return content if isinstance(content, str) else ""

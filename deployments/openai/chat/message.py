@@ -1,0 +1,160 @@
+"""One choice's text as an assistant message, whole or in deltas."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.core.events import FinishReason
+from deployments.core.reasoning import ReasoningMarkers
+from deployments.openai.chat.schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
+from deployments.openai.chat.tools import ForcedCalls, ToolSet
+from deployments.openai.parsing.calls import CallSplitter
+from deployments.openai.parsing.families import Family
+from deployments.openai.parsing.harmony import HarmonySplitter
+from deployments.openai.parsing.parts import Call, Content, ContentSplitter, Part, Plain, Reasoning, Splitter
+from deployments.openai.parsing.reasoning import ReasoningSplitter
+from deployments.openai.parsing.response_template import TemplateSplitter
+
+_LETTERS_AND_DIGITS = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How the text of an answer is read.
+
+    Attributes:
+        tools: the tools the model may call; None reads no calls.
+        family: how it writes them; None for a model that must call, whose text is JSON.
+        template: the tokenizer's own description of its answers, which says both in place of the other two.
+        reasoning: the markers of its reasoning; None leaves it in the content.
+        include_reasoning: give the reasoning out.
+        constrained: the answer follows a grammar, which begins after the reasoning.
+    """
+
+    tools: ToolSet | None = None
+    family: Family | None = None
+    template: Mapping[str, Any] | None = None
+    reasoning: ReasoningMarkers | None = None
+    include_reasoning: bool = True
+    constrained: bool = False
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The texts that the splitter looks for, which must not be left out of the answer as special tokens."""
+        found = [] if self.reasoning is None else [self.reasoning.opening, self.reasoning.closing]
+        calls = self.tools is not None and not self.tools.forced
+        if self.family is not None and (calls or self.family.harmony):
+            found += self.family.markers
+        return tuple(found)
+
+    def splitter(self, prompt: str | None, *, continued: bool) -> Splitter:
+        """What splits the text of one choice.
+
+        Args:
+            prompt: the rendered prompt, which may have opened the reasoning.
+            continued: the prompt ends within a message.
+        """
+        forced = ForcedCalls(self.tools) if self.tools is not None and self.tools.forced else None
+        if self.template is not None:
+            described = TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
+            return described if forced is None else ContentSplitter(described, forced)
+        if self.family is not None and self.family.harmony:
+            channels = HarmonySplitter(calls=self.tools is not None, only_final=self.constrained)
+            return channels if forced is None else ContentSplitter(channels, forced)
+        calls: Splitter = forced or Plain()
+        if forced is None and self.tools is not None and self.family is not None:
+            calls = CallSplitter(self.family, self.tools.schemas)
+        if self.reasoning is None or self.reasoning.closed_by(prompt, continued=continued):
+            return calls
+        opened = self.reasoning.opened_by(prompt, continued=continued)
+        return ReasoningSplitter(self.reasoning, opened=opened, then=calls)
+
+
+class MessageWriter:
+    """The message of one choice, from its parts.
+
+    Attributes:
+        calls: tool calls so far.
+    """
+
+    def __init__(self, reading: Reading, splitter: Splitter) -> None:
+        self.calls: list[ToolCall] = []
+        self._reading = reading
+        self._splitter = splitter
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+
+    def delta(self, text: str, *, last: bool) -> MessageDelta:
+        """What the message gains by more text; `last` adds what was held back."""
+        parts = self._splitter.feed(text)
+        if last:
+            parts += self._splitter.finish()
+        return self._add(parts)
+
+    def message(self, opening: str = "") -> AssistantMessage:
+        """The whole message; `opening` is a beginning that the request brought."""
+        content = opening + "".join(self._content)
+        message: AssistantMessage = {
+            "role": "assistant",
+            "content": content if content or not self.calls else None,
+            "refusal": None,
+        }
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self.calls:
+            message["tool_calls"] = self.calls
+        return message
+
+    def finish_reason(self, reason: FinishReason) -> FinishReason:
+        return "tool_calls" if self.calls and reason == "stop" else reason
+
+    def _add(self, parts: Sequence[Part]) -> MessageDelta:
+        content: list[str] = []
+        reasoning: list[str] = []
+        calls: list[ToolCallDelta] = []
+        for part in parts:
+            match part:
+                case Content():
+                    content.append(part.text)
+                case Reasoning():
+                    reasoning.append(part.text)
+                case Call():
+                    calls.extend(self._call(part))
+        return self._delta(content, reasoning if self._reading.include_reasoning else [], calls)
+
+    def _delta(self, content: list[str], reasoning: list[str], calls: list[ToolCallDelta]) -> MessageDelta:
+        delta: MessageDelta = {}
+        self._content += content
+        self._reasoning += reasoning
+        if reasoning:
+            delta["reasoning_content"] = "".join(reasoning)
+        if content:
+            delta["content"] = "".join(content)
+        if calls:
+            delta["tool_calls"] = calls
+        return delta
+
+    def _call(self, call: Call) -> list[ToolCallDelta]:
+        tools = self._reading.tools
+        if tools is not None and not tools.parallel and self.calls:
+            return []
+        short = self._reading.family is not None and self._reading.family.short_ids
+        whole: ToolCall = {
+            "id": _call_id(short),
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        self.calls.append(whole)
+        function: FunctionDelta = {"name": call.name, "arguments": call.arguments}
+        return [{"index": len(self.calls) - 1, "id": whole["id"], "type": "function", "function": function}]
+
+
+def _call_id(short: bool) -> str:
+    """An id as OpenAI writes them, or as Mistral's templates want them."""
+    if short:
+        return "".join(secrets.choice(_LETTERS_AND_DIGITS) for _ in range(9))
+    return f"call_{secrets.token_hex(12)}"

@@ -1,0 +1,263 @@
+"""The tools of a chat request: which ones the model may call, whether it must, and how a call is enforced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from deployments.core.calls import Grammar
+from deployments.core.errors import BadRequest, UnsupportedParameter
+from deployments.openai.fields.constraint import schema_grammar, unfollowable
+from deployments.openai.fields.fields import shown
+from deployments.openai.parsing.families import json_calls
+from deployments.openai.parsing.parts import Part
+
+Mode = Literal["auto", "required", "named"]
+_MAX_TOOLS = 512
+_MAX_NAME = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolSet:
+    """The tools a request lets the model call.
+
+    Attributes:
+        definitions: OpenAI tool definitions, for the chat template.
+        schemas: the JSON schema of each tool's arguments, by name.
+        callable: the names the model may call; all of them but where `tool_choice` allows only some.
+        mode: whether the model is free to call, must call, or must call the one tool in `callable`.
+        parallel: several calls in one answer are wanted.
+    """
+
+    definitions: Sequence[Mapping[str, Any]]
+    schemas: Mapping[str, Mapping[str, Any]]
+    callable: tuple[str, ...]
+    mode: Mode = "auto"
+    parallel: bool = True
+
+    @property
+    def forced(self) -> bool:
+        return self.mode != "auto"
+
+    def grammar(self) -> Grammar | None:
+        """The JSON that a forced answer consists of: the arguments of the named tool, or a list of calls."""
+        if self.mode == "auto":
+            return None
+        definitions = {name: _rebased(self.schemas[name], f"#/$defs/{_escaped(name)}") for name in self.callable}
+        if self.mode == "named":
+            root: dict[str, Any] = {"$ref": f"#/$defs/{_escaped(self.callable[0])}"}
+        else:
+            root = {"type": "array", "minItems": 1, "items": {"anyOf": [_call_schema(name) for name in self.callable]}}
+            if not self.parallel:
+                root["maxItems"] = 1
+        return schema_grammar({**root, "$defs": definitions}, "tools")
+
+
+def read_tools(tools: Sequence[object] | None, choice: object, parallel: bool) -> ToolSet | None:
+    """The tools of a request; None where the model is to call none.
+
+    Args:
+        tools: the request's `tools`.
+        choice: its `tool_choice`.
+        parallel: its `parallel_tool_calls`.
+
+    Raises:
+        BadRequest: a tool or the choice is malformed, or names a tool that is not there.
+        UnsupportedParameter: a tool that is no function.
+    """
+    definitions = [_definition(tool, f"tools[{index}]") for index, tool in enumerate(tools or ())]
+    for index, tool in enumerate(definitions):
+        if tool["function"].get("strict") is True and choice != "none":
+            _check_strict(tool, f"tools[{index}].function.parameters")
+    if len(definitions) > _MAX_TOOLS:
+        raise BadRequest(f"Invalid 'tools': at most {_MAX_TOOLS}; got {len(definitions)}.", param="tools")
+    schemas = {tool["function"]["name"]: _parameters(tool) for tool in definitions}
+    mode, names = _choice(choice, schemas)
+    if mode == "none" or not definitions:
+        return None
+    return ToolSet(definitions=definitions, schemas=schemas, callable=names, mode=mode, parallel=parallel)
+
+
+def _definition(tool: object, place: str) -> Mapping[str, Any]:
+    if not isinstance(tool, Mapping):
+        raise BadRequest(f"Invalid '{place}': input should be an object; got {shown(tool)}.", param=place)
+    kind = tool.get("type", "function")
+    if kind != "function":
+        raise UnsupportedParameter(
+            f"This server does not support '{place}' of type {shown(kind)}; use functions.", param=f"{place}.type"
+        )
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
+        raise BadRequest(
+            f"Invalid '{place}.function': input should be an object with a name; got {shown(function)}.",
+            param=f"{place}.function",
+        )
+    parameters = function.get("parameters")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise BadRequest(
+            f"Invalid '{place}.function.parameters': input should be a JSON schema; got {shown(parameters)}.",
+            param=f"{place}.function.parameters",
+        )
+    for key, kind_of in (("description", str), ("strict", bool)):
+        if not isinstance(function.get(key), kind_of | None):
+            raise BadRequest(
+                f"Invalid '{place}.function.{key}': input should be a {'string' if kind_of is str else 'boolean'}; "
+                f"got {shown(function[key])}.",
+                param=f"{place}.function.{key}",
+            )
+    cleaned = {key: value for key, value in function.items() if value is not None}
+    return {"type": "function", "function": cleaned}
+
+
+def _check_strict(tool: Mapping[str, Any], place: str) -> None:
+    """Refuse a schema that could not be held to, if the tool asks for that."""
+    problem = unfollowable(_parameters(tool))
+    if problem is not None:
+        raise BadRequest(
+            f"Invalid '{place}': strict is true, but no grammar can hold this schema: {problem}. Change the schema or "
+            "leave strict out.",
+            param=place,
+        )
+
+
+def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = tool["function"].get("parameters") or {"properties": {}}
+    return {**parameters, "type": "object"}
+
+
+def _choice(choice: object, schemas: Mapping[str, Any]) -> tuple[Mode | Literal["none"], tuple[str, ...]]:
+    names = tuple(schemas)
+    if choice is None or choice == "auto":
+        return "auto", names
+    if choice == "none":
+        return "none", ()
+    if choice == "required":
+        if not names:
+            raise BadRequest("Invalid 'tool_choice': required needs 'tools'.", param="tool_choice")
+        return "required", names
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        return _allowed(choice.get("allowed_tools"), names)
+    function = None
+    if isinstance(choice, Mapping) and choice.get("type", "function") == "function":
+        function = choice.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str):
+        raise BadRequest(
+            "Invalid 'tool_choice': input should be none, auto, required, or "
+            f'{{"type": "function", "function": {{"name": …}}}}; got {shown(choice)}.',
+            param="tool_choice",
+        )
+    return "named", (_known(name, names),)
+
+
+def _allowed(allowed: object, names: tuple[str, ...]) -> tuple[Mode, tuple[str, ...]]:
+    tools = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
+    if mode not in ("auto", "required") or not isinstance(tools, list) or not tools:
+        raise BadRequest(
+            "Invalid 'tool_choice.allowed_tools': input should have a mode (auto, required) and tools.",
+            param="tool_choice",
+        )
+    chosen = [_known(_name_of(tool), names) for tool in tools]
+    return ("required" if mode == "required" else "auto"), tuple(chosen)
+
+
+def _name_of(tool: object) -> object:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    return function.get("name") if isinstance(function, Mapping) else None
+
+
+def _known(name: object, names: tuple[str, ...]) -> str:
+    if not isinstance(name, str) or name not in names:
+        raise BadRequest(
+            f"Invalid 'tool_choice': no tool is named {shown(name)}; there are {', '.join(names) or 'none'}.",
+            param="tool_choice",
+        )
+    return name
+
+
+def _call_schema(name: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{_escaped(name)}"}},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _escaped(name: str) -> str:
+    """A key as a step of a JSON pointer (RFC 6901)."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+_DATA = {"const", "default", "enum", "example", "examples"}
+_NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+
+
+def _rebased(schema: Any, base: str) -> Any:
+    """A schema whose references to itself are right where the schema stands at `base`."""
+    if isinstance(schema, list):
+        return [_rebased(item, base) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    # A document of its own no longer: what names it would change what references mean.
+    rebased = {key: _keyword(key, value, base) for key, value in schema.items() if key not in ("$schema", "$id")}
+    reference = rebased.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        rebased["$ref"] = base + reference[1:]
+    return rebased
+
+
+def _keyword(key: str, value: Any, base: str) -> Any:
+    """The value of a schema's keyword: data, schemas by name, a schema or a list of them."""
+    if key in _DATA:
+        return value
+    if key in _NAMED and isinstance(value, Mapping):
+        return {name: _rebased(each, base) for name, each in value.items()}
+    return _rebased(value, base)
+
+
+class ForcedCalls:
+    """Reads an answer that a grammar made tool calls. Of one cut off it gives the calls that are complete, and no more:
+    the beginning of a call is not text for a reader.
+    """
+
+    def __init__(self, tools: ToolSet) -> None:
+        self._tools = tools
+        self._text = ""
+
+    def feed(self, text: str) -> list[Part]:
+        self._text += text
+        return []
+
+    def finish(self) -> list[Part]:
+        if self._tools.mode == "named":
+            value = _loads(self._text)
+            calls = None if value is None else json_calls({"name": self._tools.callable[0], "arguments": value})
+        else:
+            calls = json_calls(_complete_items(self._text))
+        return [*calls] if calls else []
+
+
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _complete_items(text: str) -> list[Any]:
+    """The items of a JSON array that are complete, though the array may be cut off."""
+    decoder, items = json.JSONDecoder(), []
+    rest = text.lstrip().removeprefix("[").lstrip()
+    while rest.startswith("{"):
+        try:
+            item, end = decoder.raw_decode(rest)
+        except (ValueError, RecursionError):
+            break
+        items.append(item)
+        rest = rest[end:].lstrip().removeprefix(",").lstrip()
+    return items

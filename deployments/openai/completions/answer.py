@@ -1,0 +1,221 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+from fastapi import Response
+
+from deployments.config.api import ApiOptions
+from deployments.core.calls import GenerateCall, Prompt, SamplingParams, TextPrompt, TokensPrompt
+from deployments.core.errors import BadRequest
+from deployments.core.events import Accepted, Delta, Finished, PromptScores
+from deployments.core.logprobs import Candidate, TokenLogprob
+from deployments.core.model_card import ModelCard
+from deployments.openai.completions.schema import CompletionBody, CompletionChoice, PromptInput, TextCompletion
+from deployments.openai.fields.choices import Choice, gather
+from deployments.openai.fields.logprobs import CompletionLogprobs, TextOffsets, completion_logprobs, prompt_logprobs
+from deployments.openai.fields.sampling import check_choices, check_logprobs, check_stream_options, effective
+from deployments.openai.fields.usage import RunningUsage, usage_object
+from deployments.openai.http.exchange import SAMPLING_HEADER, Exchange
+from deployments.openai.http.streaming import DONE, Chunks, build, json_answer, sse, sse_answer, to_json
+
+
+async def create_completion(exchange: Exchange) -> Response:
+    """Continue prompts, at once or as a stream."""
+    body, card = await exchange.read(CompletionBody)
+    check_stream_options(exchange.given)
+    completion = CompletionAnswer(exchange, body, card)
+    exchange.headers[SAMPLING_HEADER] = effective(completion.call)
+    if body.stream:
+        return await sse_answer(exchange, completion.chunks())
+    return await json_answer(exchange, completion.completion())
+
+
+def completion_prompt(prompt: PromptInput, body: CompletionBody) -> Prompt:
+    """One prompt of a completion."""
+    if isinstance(prompt, str):
+        return TextPrompt(text=prompt, add_special_tokens=body.add_special_tokens)
+    return TokensPrompt(token_ids=tuple(prompt))
+
+
+def _sampling(body: CompletionBody, options: ApiOptions) -> SamplingParams:
+    check_logprobs("logprobs", body.logprobs, options)
+    sampling = body.sampling(options, max_tokens=body.max_tokens, logprobs=body.logprobs)
+    if not body.echo or body.logprobs is None:
+        return sampling
+    both = (body.logprobs, body.prompt_logprobs or 0)
+    return replace(sampling, prompt_logprobs=-1 if -1 in both else max(both))
+
+
+def _best_of(body: CompletionBody) -> int | None:
+    if body.best_of is None or body.best_of == body.n:
+        return None
+    if body.use_beam_search or body.num_beams > 1:
+        raise BadRequest("Invalid 'best_of': a beam search ranks its texts itself; leave it out.", param="best_of")
+    if body.best_of < body.n:
+        raise BadRequest(f"Invalid 'best_of': {body.best_of} is less than n, {body.n}.", param="best_of")
+    if body.stream:
+        raise BadRequest(
+            "Invalid 'best_of': a stream cannot choose the best afterwards; leave it out.", param="best_of"
+        )
+    return body.best_of
+
+
+@dataclass(slots=True)
+class Streamed:
+    """What a streamed choice remembers: prompt scores not yet sent, and where its next token begins."""
+
+    scores: tuple[TokenLogprob | None, ...] = ()
+    offsets: TextOffsets = field(default_factory=TextOffsets)
+
+
+class CompletionAnswer:
+    """One text completion under way."""
+
+    def __init__(self, exchange: Exchange, body: CompletionBody, card: ModelCard) -> None:
+        self._body = body
+        self._exchange = exchange
+        self._created = int(time.time())
+        self._id = exchange.name_answer("cmpl-", body.request_id)
+        self._model = body.model or card.id
+        best_of = _best_of(body)
+        check_choices(len(body.prompt) * (best_of or body.n), exchange.options)
+        self._count = len(body.prompt) * body.n
+        self.call = GenerateCall(
+            request_id=f"{self._id}-{uuid4().hex[:8]}",
+            model=card.id,
+            prompts=tuple(completion_prompt(prompt, body) for prompt in body.prompt),
+            sampling=_sampling(body, exchange.options),
+            n=body.n,
+            best_of=best_of,
+            echo=body.echo,
+            truncate_prompt=body.truncate_prompt_tokens,
+            affinity=exchange.affinity(body),
+            stream=body.stream,
+        )
+
+    @property
+    def _large(self) -> bool:
+        return self.call.sampling.reports_vocabulary
+
+    async def completion(self) -> bytes:
+        """The whole answer."""
+        gathered = await gather(self._exchange.generate(self.call), self._count)
+        answer: TextCompletion = {
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model,
+            "choices": [
+                await self._choice(index, choice, gathered.accepted) for index, choice in enumerate(gathered.choices)
+            ],
+            "usage": usage_object(gathered.usage),
+        }
+        return await build(lambda: to_json(answer), large=self._large)
+
+    async def _choice(self, index: int, choice: Choice, accepted: Accepted) -> CompletionChoice:
+        assert choice.finish_reason != "tool_calls"
+        shape: CompletionChoice = {
+            "index": index,
+            "text": choice.text,
+            "logprobs": None,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
+        if self._body.logprobs is not None:
+            echoed = choice.prompt_scores if self._body.echo else None
+            tokens = [*(echoed or ()), *choice.logprobs]
+            shape["logprobs"] = await self._logprobs(tokens, index, accepted)
+        shape.update(self._extras(index, choice.token_ids, accepted))
+        if self._body.prompt_logprobs is not None and choice.prompt_scores is not None:
+            scores = choice.prompt_scores
+            shape["prompt_logprobs"] = await build(lambda: prompt_logprobs(scores), large=self._large)
+        return shape
+
+    def _extras(self, index: int, token_ids: Sequence[int], accepted: Accepted) -> Any:
+        if not self._body.return_token_ids:
+            return {}
+        return {"token_ids": list(token_ids), "prompt_token_ids": list(self._prompt_ids(index, accepted))}
+
+    def _prompt_ids(self, index: int, accepted: Accepted) -> Sequence[int]:
+        return accepted.prompt_token_ids[index // self._body.n]
+
+    async def _logprobs(
+        self,
+        tokens: Sequence[TokenLogprob | None],
+        index: int,
+        accepted: Accepted,
+        offsets: TextOffsets | None = None,
+    ) -> CompletionLogprobs:
+        first = None
+        if tokens and tokens[0] is None:
+            prompt_ids = self._prompt_ids(index, accepted)
+            text = await self._exchange.api.first_text(self.call, accepted, prompt_ids)
+            first = Candidate(token_id=prompt_ids[0], token=text, bytes=text.encode(), logprob=0.0)
+        as_ids = self._body.return_tokens_as_token_ids
+        return await build(
+            lambda: completion_logprobs(tokens, offsets=offsets, as_ids=as_ids, first=first), large=self._large
+        )
+
+    async def chunks(self) -> Chunks:
+        """The answer as it comes."""
+        usage = self._body.stream_options.usage(self._exchange.options)
+        accepted = Accepted(prompt_token_ids=(), prompt_texts=())
+        streamed = [Streamed() for _ in range(self._count)]
+        async with aclosing(self._exchange.generate(self.call)) as events:
+            async for event in events:
+                match event:
+                    case Accepted():
+                        accepted = event
+                        usage.accept(event)
+                    case PromptScores():
+                        streamed[event.choice].scores = event.scores
+                    case Delta():
+                        usage.add(event)
+                        yield await self._chunks_of(event, streamed[event.choice], accepted, usage)
+                    case Finished():
+                        if usage.last:
+                            yield self._chunk([], usage, usage=usage_object(event.usage))
+        yield DONE
+
+    async def _chunks_of(self, delta: Delta, streamed: Streamed, accepted: Accepted, usage: RunningUsage) -> bytes:
+        """The chunk of a delta's text, and the chunk of its reason to end: many clients read no text from the last."""
+        scores = streamed.scores and (self._body.prompt_logprobs is not None or self._body.echo)
+        ends = delta.finish_reason is not None
+        chunks = b""
+        if not ends or delta.text or delta.logprobs or scores or (delta.token_ids and self._body.return_token_ids):
+            chunks = self._chunk([await self._chunk_choice(delta, streamed, accepted)], usage)
+        return chunks + (self._chunk([self._last_choice(delta, accepted)], usage) if ends else b"")
+
+    def _last_choice(self, delta: Delta, accepted: Accepted) -> CompletionChoice:
+        assert delta.finish_reason != "tool_calls"
+        shape: CompletionChoice = {
+            "index": delta.choice,
+            "text": "",
+            "logprobs": None if self._body.logprobs is None else completion_logprobs(()),
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        shape.update(self._extras(delta.choice, (), accepted))
+        return shape
+
+    async def _chunk_choice(self, delta: Delta, streamed: Streamed, accepted: Accepted) -> CompletionChoice:
+        shape: CompletionChoice = {"index": delta.choice, "text": delta.text, "logprobs": None, "finish_reason": None}
+        scores, streamed.scores = streamed.scores, ()
+        if self._body.prompt_logprobs is not None and scores:
+            shape["prompt_logprobs"] = await build(lambda: prompt_logprobs(scores), large=self._large)
+        if self._body.logprobs is not None:
+            tokens = [*(scores if self._body.echo else ()), *(delta.logprobs or ())]
+            shape["logprobs"] = await self._logprobs(tokens, delta.choice, accepted, streamed.offsets)
+        shape.update(self._extras(delta.choice, delta.token_ids, accepted))
+        return shape
+
+    def _chunk(self, choices: list[CompletionChoice], counted: RunningUsage, **more: Any) -> bytes:
+        chunk = {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model}
+        return sse({**chunk, "choices": choices, **counted.field(), **more})

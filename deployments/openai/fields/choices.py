@@ -1,0 +1,79 @@
+"""The choices of an answer, gathered from their deltas."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from deployments.core.errors import Unavailable
+from deployments.core.events import Accepted, Delta, Event, Failed, Finished, FinishReason, PromptScores, Usage
+from deployments.core.logprobs import TokenLogprob
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished choice."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason = "stop"
+    stop_reason: str | int | None = None
+    prompt_scores: tuple[TokenLogprob | None, ...] | None = None
+
+
+@dataclass(slots=True)
+class Gathered:
+    """Everything a call has given."""
+
+    accepted: Accepted
+    choices: list[Choice]
+    usage: Usage
+
+
+async def checked(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """The events of a call, the last one being `Finished`.
+
+    Raises:
+        TroupeError: the call failed, or ended without saying how.
+    """
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Failed):
+                raise event.error
+            yield event
+            if isinstance(event, Finished):
+                return
+    raise Unavailable("The model's replica stopped before the answer was complete; try again.")
+
+
+async def gather(events: AsyncGenerator[Event, None], count: int) -> Gathered:
+    """All events of a call of `count` choices; see `checked`."""
+    choices = [Choice() for _ in range(count)]
+    texts: list[list[str]] = [[] for _ in range(count)]
+    accepted = Accepted(prompt_token_ids=(), prompt_texts=())
+    usage = Usage(prompt_tokens=0)
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Accepted():
+                    accepted = event
+                case PromptScores():
+                    choices[event.choice].prompt_scores = event.scores
+                case Delta():
+                    texts[event.choice].append(event.text)
+                    _add(choices[event.choice], event)
+                case Finished():
+                    usage = event.usage
+    for choice, pieces in zip(choices, texts, strict=True):
+        choice.text = "".join(pieces)
+    return Gathered(accepted, choices, usage)
+
+
+def _add(choice: Choice, delta: Delta) -> None:
+    choice.token_ids.extend(delta.token_ids)
+    choice.logprobs.extend(delta.logprobs or ())
+    if delta.finish_reason is not None:
+        choice.finish_reason = delta.finish_reason
+        choice.stop_reason = delta.stop_reason

@@ -1,0 +1,183 @@
+"""Request fields that constrain the text: OpenAI's response_format, vLLM's structured_outputs and older guided_*."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import llguidance
+from pydantic import Field
+
+from deployments.core.calls import Grammar
+from deployments.core.errors import BadRequest
+from deployments.openai.fields.fields import RequestObject
+from deployments.openai.fields.foreign import Rows, shown
+from deployments.openai.fields.foreign_table import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
+
+
+class JsonSchemaFormat(RequestObject):
+    """A schema that the answer follows, always strictly."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(RequestObject):
+    """What the answer's text is: anything, a JSON object, or JSON that follows a schema.
+
+    The schema is in `json_schema`, as at OpenAI, or beside the type, as in llama.cpp and at Together.
+    """
+
+    foreign: ClassVar[Rows] = RESPONSE_FORMAT
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+
+
+class StructuredOutputs(RequestObject):
+    """One constraint on the text, in vLLM's names; `grammar` is a Lark grammar."""
+
+    foreign: ClassVar[Rows] = STRUCTURED_OUTPUTS
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+def schema_grammar(schema: Mapping[str, Any] | bool, param: str = "response_format") -> Grammar:
+    return Grammar(kind="json_schema", source=json.dumps(schema, separators=(",", ":")), param=param)
+
+
+@functools.lru_cache(maxsize=256)
+def _problem(source: str) -> str | None:
+    try:
+        found = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_json_schema(source), None)
+    except (ValueError, RecursionError) as error:
+        found = str(error)
+    return found.strip().splitlines()[0][:300] if found.strip() else None
+
+
+def unfollowable(schema: Mapping[str, Any]) -> str | None:
+    """Why no grammar can hold a JSON schema; None if one can."""
+    return _problem(json.dumps(schema, separators=(",", ":")))
+
+
+def response_grammar(wanted: ResponseFormat | None) -> Grammar | None:
+    """The constraint of a response_format.
+
+    Raises:
+        BadRequest: the schema is missing, or does not go with the type.
+    """
+    if wanted is None:
+        return None
+    nested = wanted.json_schema.schema_ if wanted.json_schema is not None else None
+    if wanted.type != "json_schema" and wanted.json_schema is not None:
+        raise _misplaced("json_schema", wanted.type, "it needs type json_schema")
+    if wanted.type == "text" and wanted.schema_ is not None:
+        raise _misplaced("schema", wanted.type, "it needs type json_schema or json_object")
+    if nested is not None and wanted.schema_ is not None and nested != wanted.schema_:
+        raise _misplaced("schema", wanted.type, "json_schema.schema is another one; send one of them")
+    schema = wanted.schema_ if nested is None else nested
+    if schema is not None:
+        return schema_grammar(schema)
+    if wanted.type == "json_schema":
+        raise BadRequest(
+            "Missing required field 'response_format.json_schema.schema'; send the schema, or type json_object.",
+            param="response_format.json_schema",
+            code="missing_required_parameter",
+        )
+    return None if wanted.type == "text" else Grammar(kind="json_object", source="")
+
+
+def _misplaced(key: str, kind: str, why: str) -> BadRequest:
+    param = f"response_format.{key}"
+    return BadRequest(f"Invalid {param!r}: {why}; got type {kind}.", param=param)
+
+
+def structured_grammar(wanted: StructuredOutputs | None) -> Grammar | None:
+    """The constraint of structured_outputs.
+
+    Raises:
+        BadRequest: there is none, or there are several.
+    """
+    if wanted is None:
+        return None
+    grammar = _constraint(
+        {
+            "structured_outputs.json": wanted.json_,
+            "structured_outputs.regex": wanted.regex,
+            "structured_outputs.choice": wanted.choice,
+            "structured_outputs.grammar": wanted.grammar,
+            "structured_outputs.json_object": wanted.json_object or None,
+        }
+    )
+    if grammar is None:
+        raise BadRequest(
+            "Invalid 'structured_outputs': it needs json, regex, choice, grammar or json_object; leave it out for text "
+            "without a constraint.",
+            param="structured_outputs",
+        )
+    return grammar
+
+
+def guided_grammar(fields: Mapping[str, Any]) -> Grammar | None:
+    """The constraint of guided_json, guided_regex, guided_choice and guided_grammar, of which one may be there."""
+    return _constraint({name: fields.get(name) for name in _GUIDED})
+
+
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+
+
+def _constraint(given: Mapping[str, Any]) -> Grammar | None:
+    """The constraint among fields of which one at most is not None; the last part of a field's name is its kind."""
+    return only_one([_read(param, value) for param, value in given.items() if value is not None])
+
+
+def _read(param: str, value: Any) -> Grammar:
+    kind = param.removeprefix("structured_outputs.").removeprefix("guided_")
+    if kind == "json":
+        return schema_grammar(_schema(value, param), param)
+    if kind == "choice":
+        return _choice(value, param)
+    if kind == "json_object":
+        return Grammar(kind="json_object", source="", param=param)
+    return Grammar(kind="regex" if kind == "regex" else "lark", source=value, param=param)
+
+
+def only_one(found: list[Grammar]) -> Grammar | None:
+    """The constraint, if there is one.
+
+    Raises:
+        BadRequest: there are several.
+    """
+    if len(found) > 1:
+        first, second = found[0].param, found[1].param
+        raise BadRequest(
+            f"Invalid {second!r}: a text can follow one constraint, and {first!r} is one already.", param=second
+        )
+    return found[0] if found else None
+
+
+def _schema(given: Mapping[str, Any] | str, param: str) -> Mapping[str, Any] | bool:
+    if not isinstance(given, str):
+        return given
+    try:
+        schema = json.loads(given)
+    except (ValueError, RecursionError):
+        schema = None
+    if not isinstance(schema, dict | bool):
+        raise BadRequest(f"Invalid {param!r}: input should be a JSON schema; got {shown(given)}.", param=param)
+    return schema
+
+
+def _choice(choices: list[str], param: str) -> Grammar:
+    if not choices or not all(choices):
+        raise BadRequest(f"Invalid {param!r}: input should be a list of texts, none of them empty.", param=param)
+    return Grammar(kind="choice", source=json.dumps(choices), param=param)

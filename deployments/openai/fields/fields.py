@@ -1,0 +1,199 @@
+"""Request fields: how a body becomes a schema's instance, and what is done with the keys it does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+
+from deployments.core.errors import BadRequest
+from deployments.openai.fields.foreign import Rows, Scope, Settled
+from deployments.openai.fields.foreign import shown as shown
+
+MAX_WHOLE = 2**31 - 1
+REQUEST_ID = r"[A-Za-z0-9._:/+=@-]{1,128}"
+"""What a request may be called."""
+_LEAST, _MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number, not a boolean")
+    return value
+
+
+def _whole(value: object) -> object:
+    _no_boolean(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _in_float32(value: float) -> float:
+    if value and not _LEAST <= abs(value) <= _MOST:
+        raise ValueError("input should be a number that float32 holds: 0, or between 1.2e-38 and 3.4e38 in size")
+    return value
+
+
+def _random_seed(value: object) -> object:
+    """As in vLLM and llama.cpp, -1 asks for fresh randomness. Other negative numbers are seeds like positive ones."""
+    return None if not isinstance(value, bool) and value in (-1, "-1") else value
+
+
+def _strings(value: object) -> object:
+    """One string or a list of them as a list without empty ones."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or not all(isinstance(item, str) for item in values):
+        raise ValueError("input should be a string or a list of strings")
+    return [item for item in values if item]
+
+
+Real = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False), AfterValidator(_in_float32)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_WHOLE)]
+Seed = Annotated[Annotated[Whole, Field(ge=-(2**63), lt=2**63)] | None, BeforeValidator(_random_seed)]
+Alternatives = Annotated[
+    int, BeforeValidator(_whole), Field(ge=-1, le=MAX_WHOLE, description="Tokens to report beside each; -1 for all.")
+]
+Strings = Annotated[list[str], BeforeValidator(_strings, json_schema_input_type=str | list[str])]
+RequestId = Annotated[str, Field(pattern=f"^{REQUEST_ID}$")]
+TokenId = Annotated[int, Field(ge=0, le=MAX_WHOLE, strict=True)]
+
+
+class RequestObject(BaseModel):
+    """A request's fields, or those of an object in it. Explicit nulls count as absent.
+
+    Attributes:
+        foreign: what is done with keys that are not fields; see `foreign_fields`.
+    """
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=(), populate_by_name=True)
+
+    foreign: ClassVar[Rows] = {}
+
+
+class RequestBody(RequestObject):
+    """The fields that all requests have."""
+
+    model: str = Field(default="", description="Id or alias of a configured model; may be left out where there is one.")
+
+    _settled: Settled = PrivateAttr(default_factory=Settled)
+
+    @property
+    def settled(self) -> Settled:
+        """The request's keys as they were sent, translated to fields."""
+        return self._settled
+
+
+Body = TypeVar("Body", bound=RequestBody)
+
+
+def parse_fields(
+    schema: type[Body], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> tuple[Body, list[str]]:
+    """A request's fields, and the places of the keys among them that nobody knows.
+
+    Args:
+        given: the JSON object of the request.
+        defaults: values for fields that the request leaves out. Those that this schema does not take are not used.
+
+    Raises:
+        UnsupportedParameter: a known key asks for something that cannot be done.
+        BadRequest: a field is missing, a value cannot be used, or a key is nearly a known one.
+    """
+    settled = settle(schema, given)
+    filled = {key: value for key, value in (defaults or {}).items() if key in schema.model_fields}
+    for group in _ALTERNATIVES:
+        if group & settled.fields.keys():
+            filled = {key: value for key, value in filled.items() if key not in group}
+    try:
+        body = _validated(schema, filled, settled.fields)
+    except ValidationError as error:
+        raise settled.as_sent(bad_field(error)) from error
+    body._settled = settled
+    return body, settled.unknown
+
+
+# A request that sends one of these leaves out no other one.
+_ALTERNATIVES = (
+    frozenset({"max_tokens", "max_completion_tokens"}),
+    frozenset({"response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice"})
+    | {"guided_grammar"},
+)
+
+
+def _validated(schema: type[Body], filled: Mapping[str, Any], fields: Mapping[str, Any]) -> Body:
+    try:
+        return schema.model_validate({**filled, **fields})
+    except ValidationError as error:
+        # A default may be meant for a route on which the field has another type: logprobs is a number or a boolean.
+        wrong = {str(fault["loc"][0]) for fault in error.errors() if fault["loc"]} & filled.keys() - fields.keys()
+        if not wrong:
+            raise
+        return schema.model_validate({**{k: v for k, v in filled.items() if k not in wrong}, **fields})
+
+
+def settle(schema: type[RequestObject], given: Mapping[str, Any], place: str = "") -> Settled:
+    """The keys of a request, and of the objects in it, that are fields of the schema or become some.
+
+    Args:
+        place: of the object in the request, such as `response_format.`.
+
+    Raises:
+        UnsupportedParameter: a known key asks for something that cannot be done.
+        BadRequest: a key is nearly a known one, or two keys ask for different values of one field.
+    """
+    settled = Settled()
+    settled.apply(given, scope_of(schema), place)
+    for name, part in _parts(schema).items():
+        value = settled.fields.get(name)
+        if isinstance(value, Mapping):
+            inner = settle(part, value, f"{settled.sent.get(name, place + name)}.")
+            settled.fields[name] = inner.fields
+            settled.unknown += inner.unknown
+            settled.sent.update({f"{name}.{key}": shown for key, shown in inner.sent.items()})
+    return settled
+
+
+@cache
+def scope_of(schema: type[RequestObject]) -> Scope:
+    """The keys that a schema's object may have."""
+    return Scope(schema.foreign, (field.alias or name for name, field in schema.model_fields.items()))
+
+
+@cache
+def _parts(schema: type[RequestObject]) -> dict[str, type[RequestObject]]:
+    """The schemas of fields that are objects."""
+    return {
+        field.alias or name: part for name, field in schema.model_fields.items() for part in _objects(field.annotation)
+    }
+
+
+def _objects(annotation: Any) -> Iterator[type[RequestObject]]:
+    if isinstance(annotation, type) and issubclass(annotation, RequestObject):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _objects(argument)
+
+
+def bad_field(error: ValidationError, field: str | None = None) -> BadRequest:
+    """The first fault of a validation, or the first of a field, for the client."""
+    faults = error.errors(include_url=False, include_context=False)
+    first = next(fault for fault in faults if field is None or fault["loc"][:1] == (field,))
+    param = _dotted(first["loc"])
+    if first["type"] == "missing":
+        return BadRequest(f"Missing required field {param!r}; add it.", param=param, code="missing_required_parameter")
+    reason = first["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    where = f"Invalid {param!r}" if param else "Invalid request"
+    got = "" if isinstance(first["input"], dict) and not param else f"; got {shown(first['input'])}"
+    return BadRequest(f"{where}: {reason}{got}.", param=param or None)
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for step in location:
+        if step == "[key]":  # pydantic's name for a key itself, after the key
+            continue
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
+    return path

@@ -1,0 +1,106 @@
+"""The objects within a conversation and its tools: messages, their parts and calls, tools, the choice among them.
+
+Their keys are treated as those of a request. What the model's chat template reads counts as known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from deployments.openai.fields.foreign import Given, Scope, Settled
+from deployments.openai.fields.foreign_objects import (
+    ALLOWED,
+    CALL,
+    CALLED,
+    CHOICE,
+    FLAT_TOOL,
+    FUNCTION,
+    ITEM,
+    MEDIUM,
+    MESSAGE,
+    NAMED,
+    PART,
+    TOOL,
+)
+
+Found = tuple[Given, Scope, str]
+_MEDIA = ("image_url", "input_audio", "audio_url", "video_url", "file")
+
+
+def objects_of(fields: Given) -> list[Found]:
+    """The objects of a request with the keys they may have and their places.
+
+    Args:
+        fields: of a chat, or of the Responses API.
+    """
+    found = [*_messages(fields.get("messages"), MESSAGE, "messages"), *_messages(fields.get("input"), ITEM, "input")]
+    for tool, place in _mappings(fields.get("tools"), "tools"):
+        nested = "function" in tool or "input" not in fields
+        found += [(tool, TOOL if nested else FLAT_TOOL, place), *_one(tool, "function", FUNCTION, place)]
+    return [*found, *_choice(fields.get("tool_choice"))]
+
+
+def has_odd_keys(found: list[Found]) -> bool:
+    """Whether there are keys other than those of OpenAI's objects."""
+    return any(not (scope.own | scope.rows.keys()).issuperset(given) for given, scope, _ in found)
+
+
+def unread_keys(found: list[Found], template: str | None) -> list[str]:
+    """The places of the keys that nobody reads; one for each name, however many objects have it.
+
+    Args:
+        template: the source of the chat template, which may read keys of its own; None if a function writes the
+            prompt, which may read any that is not nearly a known one.
+
+    Raises:
+        UnsupportedParameter: a key asks for something that cannot be done.
+        BadRequest: a key is nearly one that is known.
+    """
+    unread: dict[tuple[int, str], str] = {}
+    for given, scope, place in found:
+        known = scope.own | scope.rows.keys()
+        checked = {key: value for key, value in given.items() if key in known or not _reads(template, key)}
+        settled = Settled()
+        settled.apply(checked, scope, f"{place}.")
+        for where in settled.unknown if template is not None else ():
+            unread.setdefault((id(scope), where.removeprefix(place)), where)
+    return list(unread.values())
+
+
+def _reads(template: str | None, key: str) -> bool:
+    return re.search(rf"\b{re.escape(key)}\b", template or "") is not None
+
+
+def _mappings(values: Any, place: str) -> Iterator[tuple[Given, str]]:
+    """The objects in a list; reading it says what is wrong with the others."""
+    for index, value in enumerate(values if isinstance(values, list) else ()):
+        if isinstance(value, Mapping):
+            yield value, f"{place}[{index}]"
+
+
+def _one(holder: Given, key: str, scope: Scope, place: str) -> Iterator[Found]:
+    value = holder.get(key)
+    if isinstance(value, Mapping):
+        yield value, scope, f"{place}.{key}"
+
+
+def _messages(messages: Any, scope: Scope, place: str) -> Iterator[Found]:
+    for message, where in _mappings(messages, place):
+        yield message, scope, where
+        for part, of_part in _mappings(message.get("content"), f"{where}.content"):
+            yield part, PART, of_part
+            for medium in _MEDIA:
+                yield from _one(part, medium, MEDIUM, of_part)
+        for call, of_call in _mappings(message.get("tool_calls"), f"{where}.tool_calls"):
+            yield call, CALL, of_call
+            yield from _one(call, "function", CALLED, of_call)
+
+
+def _choice(choice: Any) -> Iterator[Found]:
+    if not isinstance(choice, Mapping):
+        return
+    yield choice, CHOICE, "tool_choice"
+    yield from _one(choice, "function", NAMED, "tool_choice")
+    yield from _one(choice, "allowed_tools", ALLOWED, "tool_choice")

@@ -1,0 +1,263 @@
+"""Request fields that steer generation, the same for chats and completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from deployments.config.api import ApiOptions
+from deployments.core.calls import GenerateCall, Grammar, SamplingParams
+from deployments.core.errors import BadRequest
+from deployments.openai.fields.constraint import (
+    ResponseFormat,
+    StructuredOutputs,
+    guided_grammar,
+    only_one,
+    response_grammar,
+    structured_grammar,
+)
+from deployments.openai.fields.fields import (
+    MAX_WHOLE,
+    Alternatives,
+    Count,
+    Real,
+    RequestBody,
+    RequestId,
+    RequestObject,
+    Seed,
+    Strings,
+    TokenId,
+    Whole,
+)
+from deployments.openai.fields.usage import RunningUsage
+
+_MAX_STRINGS = 1024
+_MOST_BEAMS = 64
+
+
+class StreamOptions(RequestObject):
+    """What a stream reports besides the answer."""
+
+    include_usage: bool | None = Field(default=None, description="Send token counts in a last chunk without choices.")
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="With include_usage: send token counts in every chunk."
+    )
+    include_obfuscation: bool | None = Field(default=None, description="Accepted; chunks are never padded.")
+
+    def usage(self, options: ApiOptions) -> RunningUsage:
+        """The counts that a stream reports."""
+        wanted = options.stream_usage or bool(self.include_usage)
+        return RunningUsage(last=wanted, every=bool(self.continuous_usage_stats))
+
+
+class GenerationBody(RequestBody):
+    """What chats and completions have in common. Names and meanings are OpenAI's, then vLLM's, then transformers'."""
+
+    n: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Answers to every prompt.")
+    temperature: Annotated[Real, Field(ge=0)] = Field(default=1.0, description="0 is greedy.", examples=[0])
+    top_p: Annotated[Real, Field(ge=0, le=1)] = 1.0
+    top_k: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] = Field(default=0, description="0 and -1 are off.")
+    min_p: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    typical_p: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    repetition_penalty: Annotated[Real, Field(gt=0)] = 1.0
+    presence_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
+    logit_bias: dict[int, Annotated[Real, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, description="Token id to a number added to its logit."
+    )
+    allowed_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
+    bad_words: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(default_factory=list)
+    stop: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(default_factory=list)
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=_MAX_STRINGS)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: Count = 0
+    seed: Seed = Field(default=None, description="-1 draws anew, as without a seed.")
+    num_beams: Annotated[Whole, Field(ge=1, le=_MOST_BEAMS)] = Field(
+        default=1, description="Beam search; the n best texts are answered."
+    )
+    use_beam_search: bool = Field(default=False, description="Beam search with n beams, and all n texts as answers.")
+    length_penalty: Real = Field(default=1.0, description="Of beam search: a score is logprob / length ** this.")
+    early_stopping: bool | Literal["never"] = Field(default=False, description="Of beam search, as in transformers.")
+    skip_special_tokens: bool = True
+    prompt_logprobs: Alternatives | None = None
+    logprob_token_ids: list[TokenId] = Field(
+        default_factory=list, max_length=_MAX_STRINGS, description="Alternatives to report in place of the likeliest."
+    )
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
+        default=None, description="Keep so many of the prompt's last tokens; -1 as many as fit. Never done unasked."
+    )
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    stream: bool = False
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    generate_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments for the loader's own generate hook."
+    )
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = Field(default=None, description="structured_outputs.json")
+    guided_regex: str | None = Field(default=None, description="structured_outputs.regex")
+    guided_choice: list[str] | None = Field(default=None, description="structured_outputs.choice")
+    guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar")
+    request_id: RequestId | None = Field(
+        default=None, description="Id of the answer, after the prefix of its kind; the header x-request-id goes first."
+    )
+    prompt_cache_key: str | None = Field(default=None, description="Requests with one key go to one replica.")
+    session_id: str | None = Field(default=None, description="The same as prompt_cache_key.")
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _pairs(cls, bias: object) -> object:
+        """llama.cpp's list of pairs as an object; PHP writes an empty object as an empty list."""
+        if not isinstance(bias, list) or not all(_is_pair(item) for item in bias):
+            return bias
+        return dict(bias)
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, bias: dict[int, float]) -> dict[int, float]:
+        if any(not 0 <= token_id <= MAX_WHOLE for token_id in bias):
+            raise ValueError("keys should be token ids")
+        return bias
+
+    def grammar(self) -> Grammar | None:
+        """The constraint on the text.
+
+        Raises:
+            BadRequest: there are several, or it cannot be followed.
+        """
+        found = [
+            response_grammar(self.response_format),
+            structured_grammar(self.structured_outputs),
+            guided_grammar(dict(self)),
+        ]
+        return only_one([grammar for grammar in found if grammar is not None])
+
+    def sampling(self, options: ApiOptions, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """The parameters of every choice.
+
+        Raises:
+            BadRequest: more alternatives are asked for than the server reports.
+        """
+        check_logprobs("prompt_logprobs", self.prompt_logprobs, options)
+        if self.logprob_token_ids and logprobs is None and self.prompt_logprobs is None:
+            raise BadRequest("Invalid 'logprob_token_ids': it needs logprobs.", param="logprob_token_ids")
+        if self.truncate_prompt_tokens == 0:
+            raise BadRequest(
+                "Invalid 'truncate_prompt_tokens': nothing would be left; got 0.", param="truncate_prompt_tokens"
+            )
+        if max_tokens is not None and self.min_tokens > max_tokens:
+            raise BadRequest(
+                f"Invalid 'min_tokens': {self.min_tokens} is more than max_tokens, {max_tokens}.", param="min_tokens"
+            )
+        beams = self._beams()
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=0.0 if self.use_beam_search and beams == 1 else self.temperature,
+            top_p=self.top_p,
+            top_k=max(self.top_k, 0),
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            logit_bias=self.logit_bias,
+            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+            bad_words=tuple(self.bad_words),
+            stop=tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids),
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            ignore_eos=self.ignore_eos,
+            seed=self.seed,
+            logprobs=logprobs,
+            logprob_token_ids=tuple(self.logprob_token_ids),
+            prompt_logprobs=self.prompt_logprobs,
+            skip_special_tokens=self.skip_special_tokens,
+            grammar=self.grammar(),
+            num_beams=beams,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            extra=self.generate_kwargs,
+        )
+
+    def _beams(self) -> int:
+        """The width of the beam search; 1 without one.
+
+        Raises:
+            BadRequest: there are more answers than beams, or settings of a search that is not asked for.
+        """
+        beams = max(self.num_beams, self.n if self.use_beam_search else 1)
+        if beams > _MOST_BEAMS or 1 < beams < self.n:
+            most = f"num_beams, {beams}" if beams < self.n else f"{_MOST_BEAMS} beams"
+            raise BadRequest(f"Invalid 'n': a beam search gives at most {most} answers; got {self.n}.", param="n")
+        for name, neutral in (("length_penalty", 1.0), ("early_stopping", False)):
+            if not self.use_beam_search and beams == 1 and (value := getattr(self, name)) != neutral:
+                raise BadRequest(
+                    f"Invalid {name!r}: it is of beam search; add use_beam_search or leave it out; got {value!r}.",
+                    param=name,
+                )
+        return beams
+
+
+def _is_pair(item: object) -> bool:
+    return isinstance(item, list) and len(item) == 2 and isinstance(item[0], int | str)
+
+
+def check_logprobs(name: str, asked: int | None, options: ApiOptions) -> None:
+    """Refuse more alternatives per token than the server reports; -1, all of them, needs a server without a limit."""
+    most = options.max_logprobs
+    if asked is None or most == -1 or 0 <= asked <= most:
+        return
+    raise BadRequest(
+        f"Invalid {name!r}: at most {most} alternatives (max_logprobs"
+        f"{', which would have to be -1' if asked == -1 else ''}); got {asked}.",
+        param=name,
+    )
+
+
+def check_stream_options(given: Mapping[str, Any]) -> None:
+    """Refuse options of a stream in a request without one.
+
+    Args:
+        given: the request's JSON; the server's defaults may name such options.
+    """
+    options = given.get("stream_options")
+    asked = isinstance(options, dict) and any(value is not None for value in options.values())
+    if asked and not given.get("stream"):
+        raise BadRequest(
+            "Invalid 'stream_options': the request does not stream; send \"stream\": true, or leave it out.",
+            param="stream_options",
+        )
+
+
+def check_choices(count: int, options: ApiOptions) -> None:
+    """Refuse more choices than the server computes for one request."""
+    if count > options.max_choices:
+        raise BadRequest(
+            f"Invalid 'n': the request asks for {count} choices, this server computes at most {options.max_choices} "
+            "(max_choices).",
+            param="n",
+        )
+
+
+_HIDDEN = ("extra", "grammar", "markers")
+_HEADER_LIMIT = 4096
+
+
+def effective(call: GenerateCall) -> str:
+    """The parameters a call is computed with, as one line of ASCII JSON; the longest are left out beyond 4 KiB."""
+    params = call.sampling
+    values: dict[str, Any] = {"n": call.n}
+    for each in fields(params):
+        value = getattr(params, each.name)
+        if each.name not in _HIDDEN and value is not None and value != {} and value != ():
+            values[each.name] = value
+    while len(line := json.dumps(values, separators=(",", ":"))) > _HEADER_LIMIT:
+        del values[max(values, key=lambda name: len(json.dumps(values[name])))]
+    return line

@@ -1,0 +1,235 @@
+"""One request and its answer: who asks, for which model, and what the response's headers will say."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request, Response
+
+from deployments.config.api import ApiOptions
+from deployments.core.calls import Call
+from deployments.core.client import ModelClient
+from deployments.core.errors import BadRequest, TroupeError, UnsupportedParameter
+from deployments.core.events import Event
+from deployments.core.model_card import ModelCard
+from deployments.openai.fields.choices import checked
+from deployments.openai.fields.fields import Body, parse_fields
+from deployments.openai.fields.foreign import Settled
+from deployments.openai.fields.sampling import GenerationBody
+from deployments.openai.http.api import Api
+from deployments.openai.http.body import read_json
+from deployments.openai.http.cancel import Disconnected
+from deployments.openai.http.errors import error_response, internal_error
+from deployments.openai.http.form import read_form
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_HEADER = "x-troupe-sampling"
+IGNORED_HEADER = "x-troupe-ignored"
+_CLIENT_CLOSED = 499
+# Keys that were logged as unknown: one line each, however many requests have them.
+_LOGGED: set[str] = set()
+_LOGGED_MOST = 1000
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request being answered.
+
+    Attributes:
+        request_id: as the client sees it in `x-request-id`.
+        headers: further headers of the response.
+        given: the request's JSON body.
+        answer_id: the id in the answer's body; empty if it has none.
+        settled: its keys, translated to fields.
+    """
+
+    api: Api
+    request: Request
+    request_id: str
+    headers: dict[str, str] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+    answer_id: str = ""
+    settled: Settled = field(default_factory=Settled)
+    _ignored: list[str] = field(default_factory=list)
+    _defaults: set[str] = field(default_factory=set)
+    _yielded: set[str] = field(default_factory=set)
+
+    @property
+    def client(self) -> ModelClient:
+        return self.api.client
+
+    @property
+    def options(self) -> ApiOptions:
+        return self.api.options
+
+    async def read(self, schema: type[Body]) -> tuple[Body, ModelCard]:
+        """The request's fields and the model they are for; unknown keys go into a header.
+
+        Raises:
+            TroupeError: the body cannot be read, or a field or the model is unknown.
+        """
+        # Read already if the route begins again without a default.
+        self.given = self.given or await read_json(self.request, self.options)
+        return self._accept(schema, self.given)
+
+    async def read_form(self, schema: type[Body], lists: frozenset[str]) -> tuple[Body, ModelCard]:
+        """The same of a form with a file.
+
+        Args:
+            lists: the fields that are lists.
+
+        Raises:
+            TroupeError: the form cannot be read, or a field or the model is unknown.
+        """
+        given = await read_form(self.request, self.options, lists)
+        self.given = {key: value for key, value in given.items() if not isinstance(value, bytes)}
+        return self._accept(schema, given)
+
+    def _accept(self, schema: type[Body], given: dict[str, Any]) -> tuple[Body, ModelCard]:
+        card = self.find_model(given.get("model"))
+        body, unknown = parse_fields(schema, given, self.defaults(card))
+        self.settled = body.settled
+        self.ignore(unknown)
+        if issubclass(schema, GenerationBody):
+            self._defaults = set(self.defaults(card)) - self.settled.fields.keys()
+        return body, card
+
+    def defaults(self, card: ModelCard) -> dict[str, Any]:
+        """The model's values for fields that the request leaves out, except those that do not go with it."""
+        return {key: value for key, value in card.options.default_params.items() if key not in self._yielded}
+
+    def without_default(self, error: TroupeError) -> bool:
+        """Whether an error is about a default of the model, which the request's own fields do not go with. The default
+        is not used any more then, and the route may begin again.
+        """
+        name = re.split(r"[.\[]", error.param or "")[0]
+        if name not in self._defaults:
+            return False
+        self._defaults.remove(name)
+        self._yielded.add(name)
+        self._ignored.clear()
+        return True
+
+    def ignore(self, unknown: Sequence[str]) -> None:
+        """List keys that nobody reads in a header, and each one once in the log.
+
+        Raises:
+            UnsupportedParameter: the server is strict about parameters.
+        """
+        if unknown and self.options.strict_parameters:
+            raise UnsupportedParameter(
+                f"Unknown field {unknown[0][:100]!r}; remove it (this server is strict about parameters).",
+                param=unknown[0][:100],
+                code="unknown_parameter",
+            )
+        self._ignored += [key[:100] for key in unknown if key[:100] not in self._ignored]
+        if self._ignored:
+            self.headers[IGNORED_HEADER] = ",".join(quote(key, safe="[]") for key in self._ignored[:50])
+        for key in self._ignored:
+            if key not in _LOGGED and len(_LOGGED) < _LOGGED_MOST:
+                _LOGGED.add(key)
+                logger.warning("The request field %r is unknown and has no effect (request %s)", key, self.request_id)
+
+    def find_model(self, name: object) -> ModelCard:
+        """The model of the path, else of the body, else the default one."""
+        scoped = self.request.path_params.get("model_id")
+        if scoped is not None:
+            return self.client.resolve(scoped)
+        if name is not None and not isinstance(name, str):
+            raise BadRequest(f"Invalid 'model': input should be a string; got {type(name).__name__}.", param="model")
+        if name:
+            return self.client.resolve(name)
+        if self.options.default_model is not None:
+            return self.client.resolve(self.options.default_model)
+        cards = self.client.models()
+        if len(cards) == 1:
+            return cards[0]
+        raise BadRequest(
+            f"Missing required field 'model'; this server has {', '.join(card.id for card in cards[:20])}.",
+            param="model",
+            code="missing_required_parameter",
+        )
+
+    def name_answer(self, prefix: str, wanted: str | None) -> str:
+        """The id of the answer: the request's own, after a prefix.
+
+        Args:
+            wanted: the field `request_id`. It counts if the request has no header `x-request-id`.
+        """
+        state = self.request.scope["state"]
+        if wanted is not None and state["request_id_is_new"]:
+            self.request_id = state["request_id"] = wanted
+        self.answer_id = prefix + self.request_id.removeprefix("req_")
+        return self.answer_id
+
+    def affinity(self, body: GenerationBody) -> str | None:
+        """The key by which the client says which requests belong together."""
+        return self.request.headers.get("x-session-affinity") or body.prompt_cache_key or body.session_id
+
+    def generate(self, call: Call) -> AsyncGenerator[Event, None]:
+        """The events of a call, recorded where that is wanted; see `choices.checked` for its errors."""
+        self._defaults.clear()  # The request's own fields go with the defaults: it is the model that cannot do this.
+        events = self.client.generate(call)
+        if self.api.recorder is not None:
+            asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
+            asked |= {"id": self.answer_id} if self.answer_id else {}
+            events = self.api.recorder.tap(events, call, asked)
+        return checked(events)
+
+
+Handler = Callable[[Exchange], Awaitable[Response]]
+
+
+def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Response]]:
+    """A FastAPI endpoint around a handler, which answers with OpenAI's JSON whatever is raised.
+
+    Caught here and not in exception handlers of the application, because Ray Serve replaces some of those.
+    """
+
+    async def answer(request: Request) -> Response:
+        exchange = Exchange(api, request, request_id_of(request))
+        try:
+            response = await _answer(handler, exchange)
+        except TroupeError as error:
+            response = error_response(_as_sent(exchange.settled.as_sent(error), exchange.given))
+        except Disconnected:
+            response = Response(status_code=_CLIENT_CLOSED)
+        except Exception as error:
+            logger.exception("Request %s to %s failed", exchange.request_id, request.scope["path"])
+            response = error_response(internal_error(error))
+        for name, value in exchange.headers.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    return answer
+
+
+async def _answer(handler: Handler, exchange: Exchange) -> Response:
+    """The answer; a model's default that the request's own fields do not go with is left out."""
+    while True:
+        try:
+            return await handler(exchange)
+        except BadRequest as error:
+            if not exchange.without_default(error):
+                raise
+
+
+def _as_sent(error: TroupeError, given: dict[str, Any]) -> TroupeError:
+    """An error about beams under the name of the field that asked for them."""
+    if error.param != "num_beams" or "num_beams" in given or not given.get("use_beam_search"):
+        return error
+    return UnsupportedParameter(
+        "This model cannot honour 'use_beam_search': its engine has no beams. Leave it out, or serve the model with "
+        "engine.kind one_shot.",
+        param="use_beam_search",
+    )
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.scope["state"]["request_id"])

@@ -1,0 +1,73 @@
+"""Reading a request's multipart form: fields as JSON would have them, and one file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from deployments.config.api import ApiOptions
+from deployments.core.errors import BadRequest, UnsupportedMediaType
+from deployments.openai.http.body import read_bytes
+
+_MAX_FIELDS = 100
+_MAX_FIELD_BYTES = 1 << 20
+FILE = "file"
+
+
+async def read_form(request: Request, options: ApiOptions, lists: frozenset[str]) -> dict[str, Any]:
+    """The form's fields; a file is its bytes.
+
+    Args:
+        lists: the fields that are lists, each item a field of its own (`name` or `name[]`).
+
+    Raises:
+        TooLarge: the body is larger than `max_body_bytes`.
+        UnsupportedMediaType: it is declared to be something else than a form.
+        BadRequest: it is no form, or has a field twice that is no list.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise UnsupportedMediaType(
+            f"This route reads a form with a file, not {kind[:100] or 'an empty content type'!r}; send it as "
+            "multipart/form-data."
+        )
+    raw = await read_bytes(request, options)
+    parser = MultiPartParser(
+        request.headers, _once(raw), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+    )
+    # All of it is in memory already, so no part needs a file of its own on the disk.
+    parser.spool_max_size = options.max_body_bytes
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        why = getattr(error, "message", None) or str(error)
+        raise BadRequest(f"The body is not a valid form: {why}.", code="invalid_form") from error
+    try:
+        return await _fields(form, lists)
+    finally:
+        await form.close()
+
+
+async def _once(raw: bytes) -> AsyncGenerator[bytes, None]:
+    yield raw
+
+
+async def _fields(form: FormData, lists: frozenset[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in form.multi_items():
+        name = key.removesuffix("[]")
+        item = await value.read() if isinstance(value, UploadFile) else value
+        if isinstance(item, bytes) != (name == FILE):
+            expected = "a file" if name == FILE else "a text, not a file"
+            raise BadRequest(f"Invalid {name[:100]!r}: input should be {expected}.", param=name[:100])
+        if name in lists:
+            found.setdefault(name, []).append(item)
+        elif name in found:
+            raise BadRequest(f"Invalid {name[:100]!r}: it is given twice.", param=name[:100])
+        elif item != "":
+            found[name] = item
+    return found

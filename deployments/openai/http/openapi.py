@@ -1,0 +1,138 @@
+"""The OpenAPI description of the routes, shown at /docs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
+from typing_extensions import TypedDict
+
+from deployments.openai.http.route import Route
+
+_REF = "#/components/schemas/{model}"
+
+
+class ErrorObject(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(TypedDict):
+    error: ErrorObject
+
+
+_ERRORS = {
+    "400": "The request is at fault; `param` names the field.",
+    "401": "No API key, or an unknown one.",
+    "404": "No such model or path.",
+    "413": "The body is larger than the server reads.",
+    "415": "The body is not declared to be JSON, or where a file is sent a form.",
+    "429": "The queue is at its cap; see the header Retry-After.",
+    "500": "The model, or a hook of its loader, failed.",
+    "503": "Try again: out of memory, or a replica was lost.",
+    "504": "The model's loader has not returned in time.",
+}
+_HEADERS = {
+    "x-request-id": {"schema": {"type": "string"}, "description": "The request's own id, or a new one."},
+    "x-troupe-sampling": {"schema": {"type": "string"}, "description": "The effective sampling parameters, as JSON."},
+    "x-troupe-ignored": {"schema": {"type": "string"}, "description": "Request fields that nobody knows."},
+}
+
+
+def openapi(routes: Sequence[Route], version: str, *, keys: bool) -> dict[str, Any]:
+    """The description of the routes under /v1, in OpenAPI 3.1.
+
+    Args:
+        keys: the server asks for API keys.
+    """
+    schemas, components = _schemas(routes)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        path = f"/v1{route.path.replace(':path', '')}"
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, schemas)
+    description: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Troupe",
+            "version": version,
+            "description": "Any Hugging Face model behind the OpenAI API. Every path below also answers without /v1 "
+            "and, for one model, under /models/{id}/v1.",
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+    if keys:
+        description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        description["security"] = [{"key": []}]
+    return description
+
+
+_Key = tuple[str, str]
+
+
+def _schemas(routes: Sequence[Route]) -> tuple[dict[_Key, Any], dict[str, Any]]:
+    """References to the schemas of all bodies, answers and events, and the schemas themselves."""
+    wanted: list[tuple[_Key, JsonSchemaMode, TypeAdapter[Any]]] = [
+        (("", "error"), "serialization", TypeAdapter(ErrorResponse))
+    ]
+    for route in routes:
+        wanted.append(((route.name, "answer"), "serialization", TypeAdapter(route.answer)))
+        if route.body is not None:
+            wanted.append(((route.name, "body"), "validation", TypeAdapter(route.body)))
+        if route.event is not None:
+            wanted.append(((route.name, "event"), "serialization", TypeAdapter(route.event)))
+    references, definitions = TypeAdapter.json_schemas(wanted, ref_template=_REF)
+    return {key: _standard(schema) for (key, _), schema in references.items()}, _standard(definitions["$defs"])
+
+
+_STANDARD = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def _standard(schema: Any) -> Any:
+    """Limits that pydantic wrote under its own names, where they stand before a validator, under JSON Schema's."""
+    if isinstance(schema, dict):
+        return {
+            _STANDARD.get(key, key) if isinstance(value, int | float) else key: _standard(value)
+            for key, value in schema.items()
+        }
+    return [_standard(item) for item in schema] if isinstance(schema, list) else schema
+
+
+def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": schemas[route.name, "answer"]}}
+    if route.form:
+        content["text/plain"] = {"schema": {"type": "string"}}
+        content["text/vtt"] = {"schema": {"type": "string"}}
+    if route.event is not None:
+        content["text/event-stream"] = {"schema": schemas[route.name, "event"]}
+    error = {"application/json": {"schema": schemas["", "error"]}}
+    operation: dict[str, Any] = {
+        "operationId": route.handler.__name__,
+        "summary": route.summary,
+        "tags": [route.tag],
+        "parameters": _parameters(route),
+        "responses": {
+            "200": {"description": "The answer.", "content": content, "headers": _HEADERS},
+            **{status: {"description": text, "content": error} for status, text in _ERRORS.items()},
+        },
+    }
+    if route.body is not None:
+        body: dict[str, Any] = {"schema": schemas[route.name, "body"]}
+        if route.example is not None:
+            body["example"] = route.example
+        kind = "multipart/form-data" if route.form else "application/json"
+        operation["requestBody"] = {"required": True, "content": {kind: body}}
+    return operation
+
+
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    string = {"type": "string"}
+    parameters: list[dict[str, Any]] = [{"name": name, "in": "query", "schema": string} for name in route.query]
+    if "{" in route.path:
+        name = route.path.partition("{")[2].partition(":")[0]
+        parameters.append({"name": name, "in": "path", "required": True, "schema": string})
+    return parameters

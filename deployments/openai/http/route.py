@@ -1,0 +1,50 @@
+"""What a route is: where, what comes in, what goes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.openai.fields.fields import RequestBody
+from deployments.openai.http.exchange import Handler
+
+
+def methods(method: str) -> list[str]:
+    """The methods that a route answers: HEAD wherever it answers GET (RFC 9110, 9.3.2)."""
+    return ["GET", "HEAD"] if method == "GET" else [method]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A path and what answers there; it is served as it is, under /v1, and under a model's own path.
+
+    Attributes:
+        tag: the family, for the page at /docs.
+        body: the schema of the request's JSON.
+        answer: the type of the response's JSON.
+        event: the type of a stream's events.
+        query: names of query parameters.
+        form: the request is a form with a file, not JSON.
+        scoped: also served under /models/{id}.
+        example: fields of a request that works.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    tag: str
+    answer: Any
+    body: type[RequestBody] | None = None
+    event: Any = None
+    query: tuple[str, ...] = ()
+    form: bool = False
+    scoped: bool = True
+    example: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.path}"
+
+    @property
+    def summary(self) -> str:
+        return (self.handler.__doc__ or "").partition("\n")[0]

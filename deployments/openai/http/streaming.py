@@ -1,0 +1,164 @@
+"""Answers that take a while: the status is sent with their first bytes, and never before an error could decide it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from deployments.core.errors import TroupeError
+from deployments.openai.http.cancel import Disconnected, until_disconnect
+from deployments.openai.http.errors import error_body, internal_error
+from deployments.openai.http.exchange import Exchange
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Chunks = AsyncGenerator[bytes, None]
+
+DONE = b"data: [DONE]\n\n"
+
+
+# Line ends to `str.splitlines`, by which some clients split a stream, that JSON leaves as they are.
+_LINE_ENDS = [(end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029"]
+
+
+def to_json(value: Any) -> bytes:
+    """Compact UTF-8 JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sse(value: Any, event: str | None = None) -> bytes:
+    """A server-sent event; its data is one line, whatever a client takes for the end of one."""
+    name = f"event: {event}\n".encode() if event else b""
+    return name + b"data: " + _one_line(to_json(value)) + b"\n\n"
+
+
+def _one_line(data: bytes) -> bytes:
+    for raw, escaped in _LINE_ENDS:
+        data = data.replace(raw, escaped)
+    return data
+
+
+async def build(part: Callable[[], T], *, large: bool) -> T:
+    """A part of an answer, built in a thread if it is megabytes, so that other requests go on."""
+    return await asyncio.to_thread(part) if large else part()
+
+
+async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) -> Response:
+    """A response whose body may take a while to compute."""
+    if not exchange.options.heartbeat_seconds:
+        return await text_answer(exchange, answer, "application/json")
+    return await _respond(exchange, _once(answer), "application/json", beat=b"\n", on_error=error_body)
+
+
+async def text_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes], media_type: str) -> Response:
+    """A response in one piece, which no heartbeat comes before."""
+    return Response(await until_disconnect(exchange.request.receive, answer), media_type=media_type)
+
+
+async def sse_answer(
+    exchange: Exchange, chunks: Chunks, on_error: Callable[[TroupeError], bytes] | None = None
+) -> Response:
+    """A stream of server-sent events.
+
+    Args:
+        chunks: the events, `DONE` included where the route has one.
+        on_error: the last events of a stream that fails; by default the error and `DONE`.
+    """
+    response = await _respond(
+        exchange, chunks, "text/event-stream", beat=b": working\n\n", on_error=on_error or _sse_error
+    )
+    response.headers["cache-control"] = "no-cache"
+    response.headers["x-accel-buffering"] = "no"
+    return response
+
+
+def _sse_error(error: TroupeError) -> bytes:
+    return b"data: " + error_body(error) + b"\n\n" + DONE
+
+
+async def _once(answer: Coroutine[Any, Any, bytes]) -> Chunks:
+    yield await answer
+
+
+async def _respond(
+    exchange: Exchange, chunks: Chunks, media_type: str, *, beat: bytes, on_error: Callable[[TroupeError], bytes]
+) -> Response:
+    """The response that `chunks` will fill, once the first of them is there: an error before it has its own status."""
+    if exchange.options.heartbeat_seconds:
+        chunks = with_heartbeat(chunks, exchange.options.heartbeat_seconds, beat)
+    try:
+        first = await until_disconnect(exchange.request.receive, anext(chunks))
+    except BaseException:
+        await chunks.aclose()
+        raise
+    return LongResponse(first, chunks, media_type, exchange.request_id, on_error)
+
+
+async def with_heartbeat(chunks: Chunks, seconds: float, beat: bytes) -> Chunks:
+    """`chunks`, and a `beat` whenever none has come for so many seconds."""
+    waiting: asyncio.Task[bytes | None] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(_next_or_none(chunks))
+            done, _ = await asyncio.wait((waiting,), timeout=seconds)
+            if not done:
+                yield beat
+                continue
+            chunk, waiting = waiting.result(), None
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.wait((waiting,))
+        await chunks.aclose()
+
+
+async def _next_or_none(chunks: Chunks) -> bytes | None:
+    return await anext(chunks, None)
+
+
+class LongResponse(Response):
+    """A body sent in pieces. The client's leaving closes `rest`; a failure of `rest` becomes the body's last piece."""
+
+    def __init__(
+        self, first: bytes, rest: Chunks, media_type: str, request_id: str, on_error: Callable[[TroupeError], bytes]
+    ) -> None:
+        super().__init__(media_type=media_type)
+        del self.headers["content-length"]
+        self._first = first
+        self._rest = rest
+        self._request_id = request_id
+        self._on_error = on_error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(receive, self._send_all(send))
+        except (Disconnected, OSError):
+            logger.info("The client of request %s has left", self._request_id)
+        finally:
+            await self._rest.aclose()
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        try:
+            async for chunk in self._rest:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except TroupeError as error:
+            await send({"type": "http.response.body", "body": self._on_error(error), "more_body": True})
+        except OSError:
+            raise
+        except Exception as error:
+            logger.exception("Request %s failed while its answer was sent", self._request_id)
+            body = self._on_error(internal_error(error))
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

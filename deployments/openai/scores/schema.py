@@ -1,0 +1,134 @@
+"""The decision objects: https://platform.openai.com/docs/api-reference/decisions, which vLLM 0.33 serves too."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_validator
+from typing_extensions import TypedDict
+
+from deployments.openai.fields.fields import RequestBody
+from deployments.openai.fields.foreign import Rows
+from deployments.openai.fields.foreign_table import DECISIONS
+from deployments.openai.responses.schema import ResponseUsage
+
+MAX_QUESTIONS = 400
+
+Instructions = StrictStr | Annotated[list[dict[str, Any]], Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    # As OpenAI and vLLM have it: a misspelt key of a question must not change its answer silently.
+    model_config = ConfigDict(extra="forbid")
+
+
+class Predicate(_Strict):
+    """How likely a statement about the input is true."""
+
+    type: Literal["predicate"]
+    instructions: Instructions
+    name: StrictStr | None = None
+
+
+class Option(_Strict):
+    """One of the answers to a choice."""
+
+    value: StrictStr | StrictBool
+    description: StrictStr = ""
+
+
+class ChoiceQuestion(_Strict):
+    """Which option fits the input."""
+
+    type: Literal["choice"]
+    instructions: Instructions
+    choices: list[Option] = Field(min_length=2, max_length=255)
+    name: StrictStr | None = None
+
+    @field_validator("choices")
+    @classmethod
+    def _are_distinct(cls, choices: list[Option]) -> list[Option]:
+        # A string and a boolean of the same text are two values.
+        if len({(type(option.value), option.value) for option in choices}) < len(choices):
+            raise ValueError("the values of choices should be distinct")
+        return choices
+
+
+class Level(_Strict):
+    """One of the ordered steps of a scale."""
+
+    label: StrictStr
+    description: StrictStr = ""
+
+
+class ScoreQuestion(_Strict):
+    """Where on a scale the input is; its first level is 0."""
+
+    type: Literal["score"]
+    instructions: Instructions
+    levels: list[Level] = Field(min_length=2, max_length=10)
+    name: StrictStr | None = None
+
+
+Question = Annotated[Predicate | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]
+
+
+class DecisionsBody(RequestBody):
+    """An input, and questions about it that have fixed answers."""
+
+    foreign: ClassVar[Rows] = DECISIONS
+
+    input: str | list[dict[str, Any]] = Field(
+        description="A text, or messages and tool calls as in the Responses API.", examples=["What is 27 + 15?"]
+    )
+    questions: list[Question] = Field(min_length=1, max_length=MAX_QUESTIONS)
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Variables of the chat template; enable_thinking is false unless given."
+    )
+    prompt_cache_key: str | None = Field(default=None, description="Requests with one key go to one replica.")
+
+
+class PredicateAnswer(TypedDict):
+    type: Literal["predicate"]
+    name: str | None
+    probability: float
+
+
+class OptionProbability(TypedDict):
+    value: str | bool
+    probability: float
+
+
+class ChoiceAnswer(TypedDict):
+    """`confidence` is the chosen option's probability among all that the model could have written."""
+
+    type: Literal["choice"]
+    name: str | None
+    choice: str | bool
+    probabilities: list[OptionProbability]
+    confidence: float
+
+
+class LevelProbability(TypedDict):
+    value: int
+    label: str
+    probability: float
+
+
+class ScoreAnswer(TypedDict):
+    """`score` is the expected level."""
+
+    type: Literal["score"]
+    name: str | None
+    score: float
+    probabilities: list[LevelProbability]
+    confidence: float
+
+
+Answer = PredicateAnswer | ChoiceAnswer | ScoreAnswer
+
+
+class Decision(TypedDict):
+    model: str
+    answers: list[Answer]
+    usage: ResponseUsage

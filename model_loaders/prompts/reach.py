@@ -1,0 +1,176 @@
+"""Which pieces of a conversation reach the prompt, found by rendering it once with a mark in place of every piece."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from model_loaders.prompts.message_forms import Message
+
+SYSTEM_ROLES = ("system", "developer")
+
+
+class Piece(NamedTuple):
+    """Something of a conversation that has to reach the prompt.
+
+    Attributes:
+        mark: what stands for it in the marked conversation.
+        place: the request field that holds it.
+        what: it is, for people.
+    """
+
+    mark: str
+    place: str
+    what: str
+
+
+class Marked:
+    """A conversation with a mark in place of every text, name and argument.
+
+    Args:
+        strict: every message has to reach the prompt; else tool calls, their results and messages of roles that
+            templates seldom know. Text beside tool calls and reasoning never have to.
+        kept: what of tool calls stays as it is, for templates that look a name up among the tools, or a key among the
+            arguments.
+        shows_system: the template is known to write a system message that comes first. If there is no other, whether
+            it does so in every turn is left to its author: Mistral's does while the user speaks last.
+    """
+
+    def __init__(
+        self, messages: Sequence[Message], *, strict: bool, shows_system: bool, kept: Sequence[str] = ()
+    ) -> None:
+        self.pieces: list[Piece] = []
+        self._count = 0
+        self._names: dict[str, str] = {}
+        self._ids: dict[str, str] = {}
+        self._strict = strict
+        self._kept = kept
+        systems = sum(message["role"] in SYSTEM_ROLES for message in messages)
+        self._trusted = shows_system and systems == 1 and len(messages) > 1
+        self.messages = [self._message(message, index) for index, message in enumerate(messages)]
+
+    def missing(self, text: str) -> Piece | None:
+        """The first piece that a prompt lacks."""
+        lowered = text.lower()
+        return next((piece for piece in self.pieces if piece.mark not in lowered), None)
+
+    def _mark(self) -> str:
+        self._count += 1
+        return f"qvz{self._count}zvq"
+
+    def _message(self, message: Message, index: int) -> Message:
+        place = f"messages[{index}]"
+        marked = dict(message)
+        if calls := message.get("tool_calls"):
+            marked["tool_calls"] = [self._call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(calls)]
+        if isinstance(answered := message.get("tool_call_id"), str):
+            marked["tool_call_id"] = self._ids.get(answered, answered)
+        if isinstance(name := message.get("name"), str):
+            marked["name"] = self._names.get(name, name)
+        if "content" in message:
+            marked["content"] = self._content(message, place, required=self._required(message, index))
+        return marked
+
+    def _required(self, message: Message, index: int) -> bool:
+        role = message["role"]
+        if role == "assistant":
+            return self._strict and not message.get("tool_calls")
+        if role in SYSTEM_ROLES:
+            return self._strict and not (index == 0 and self._trusted)
+        return self._strict or role != "user"
+
+    def _content(self, message: Message, place: str, *, required: bool) -> Any:
+        content = message["content"]
+        what = f"{place} (role {message['role']!r})"
+        if isinstance(content, str):
+            return self._text(content, f"{place}.content", what, required=required)
+        if not isinstance(content, list):
+            return content
+        parts = []
+        for i, part in enumerate(content):
+            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                text = self._text(part["text"], f"{place}.content[{i}]", f"{place}.content[{i}]", required=required)
+                part = {**part, "text": text}
+            parts.append(part)
+        return parts
+
+    def _text(self, text: str, place: str, what: str, *, required: bool) -> str:
+        if not text.strip():
+            return text
+        mark = self._mark()
+        if required:
+            self.pieces.append(Piece(mark, place, what))
+        return mark
+
+    def _call(self, call: Mapping[str, Any], place: str) -> Message:
+        function = call["function"]
+        name = function["name"] if "names" in self._kept else self._mark()
+        self._names[function["name"]] = name
+        self.pieces.append(Piece(name.lower(), place, f"the tool call {place}"))
+        arguments, marks = self._arguments(function["arguments"])
+        what = f"the arguments of the tool call {place}"
+        self.pieces.extend(Piece(mark, f"{place}.function.arguments", what) for mark in marks)
+        marked = {**call, "function": {**function, "name": name, "arguments": arguments}}
+        if isinstance(call_id := call.get("id"), str) and f"functions.{function['name']}:" in call_id:
+            # Kimi's ids name the function.
+            marked["id"] = self._ids[call_id] = call_id.replace(function["name"], name)
+        return marked
+
+    def _arguments(self, arguments: Any) -> tuple[Any, list[str]]:
+        if arguments in ({}, "{}", []):
+            return arguments, []
+        if isinstance(arguments, list):
+            return [mark := self._mark()], [mark]
+        if "keys" in self._kept and isinstance(arguments, Mapping):
+            marked = {key: self._mark() if isinstance(value, str) else value for key, value in arguments.items()}
+            return marked, [marked[key] for key, value in arguments.items() if isinstance(value, str)]
+        key, value = self._mark(), self._mark()
+        if isinstance(arguments, Mapping):
+            return {key: value}, [key, value]
+        return f'{{"{key}": "{value}"}}', [key, value]
+
+
+def pattern_of(messages: Sequence[Message]) -> Hashable:
+    """The same for conversations of which a template writes the same pieces.
+
+    What a template does with a message depends on its kind, on its neighbors, and on whether there are more like it;
+    an agent's conversation therefore soon has the pattern of its earlier turns.
+    """
+    kinds = [_kind(message) for message in messages]
+    triples = zip([None, *kinds], kinds, [*kinds[1:], None], strict=False)
+    return frozenset((triple, min(count, 2)) for triple, count in Counter(triples).items())
+
+
+def is_said(messages: Sequence[Message], prompt: str) -> bool:
+    """Whether a prompt has every text as it is, or as JSON, but for texts beside tool calls.
+
+    A template may leave out the earliest messages of a long conversation, or those with certain words.
+    """
+    contents = (message.get("content") for message in messages if not message.get("tool_calls"))
+    texts = (text for content in contents for text in _texts(content))
+    return all(text in prompt or any(_as_json(text, ascii_) in prompt for ascii_ in (False, True)) for text in texts)
+
+
+def _texts(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content.strip()]
+    parts = content if isinstance(content, list) else ()
+    return [part["text"].strip() for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+
+
+def _as_json(text: str, ascii_: bool) -> str:
+    return json.dumps(text, ensure_ascii=ascii_)[1:-1]
+
+
+def _kind(message: Message) -> Hashable:
+    content = message.get("content")
+    form: Hashable = None
+    if isinstance(content, str):
+        form = bool(content.strip())
+    elif isinstance(content, list):
+        form = tuple((p.get("type"), bool(str(p.get("text", "")).strip())) for p in content if isinstance(p, Mapping))
+    calls = message.get("tool_calls") or ()
+    called = tuple(type(call["function"]["arguments"]) if call["function"]["arguments"] else None for call in calls)
+    return message["role"], form, called, tuple(message)

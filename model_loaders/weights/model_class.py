@@ -1,0 +1,133 @@
+"""Which class of transformers a checkpoint is loaded with."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from deployments.core.errors import ModelLoadFailed, last_line
+
+# Tried in this order: the first whose mapping has the model's config.
+_AUTO_CLASSES = (
+    "AutoModelForImageTextToText",
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMultimodalLM",
+    "AutoModel",
+)
+
+
+def model_class(config: Any) -> Any:
+    """The class that a checkpoint's config declares, else an Auto class that knows the config.
+
+    A class without a head is taken as it is declared: it gives embeddings. If the model's head is nothing but its tied
+    embedding, a base model is a complete language model, and the class with the head is taken.
+
+    Raises:
+        ModelLoadFailed: there is none.
+    """
+    declared = list(_declared(config))
+    headless = [found for found in declared if not hasattr(found, "generate")]
+    found = next((each for each in declared if each not in headless), None) or _remote(config)
+    if found is None and headless:
+        found = (_with_tied_head(config, headless[0]) if _is_base(config, headless[0]) else None) or headless[0]
+    found = found or next(_known(config), None)
+    if found is None:
+        raise ModelLoadFailed(
+            f"No Auto class knows model type {config.model_type!r}; name one with auto_class, or write a loader."
+        )
+    return found
+
+
+def embedding_class(config: Any) -> Any:
+    """The class without a head that a checkpoint's config declares, else the Auto class of base models."""
+    return next((found for found in _declared(config) if not hasattr(found, "generate")), transformers.AutoModel)
+
+
+def has_pretraining_head(config: Any, found: Any) -> bool:
+    """Whether a class is an encoder with the head of its pretraining, which embeddings do without."""
+    mappings = (transformers.AutoModelForMaskedLM._model_mapping, transformers.AutoModelForPreTraining._model_mapping)
+    return not hasattr(found, "generate") and any(
+        type(config) in mapping and mapping[type(config)] is found for mapping in mappings
+    )
+
+
+def takes_part(config: Any, found: Any) -> bool:
+    """Whether a class is of one part of a composite model, such as the text side of CLIP."""
+    own = getattr(found, "config_class", None)
+    return isinstance(own, type) and any(
+        isinstance(getattr(config, name, None), own) for name in getattr(config, "sub_configs", ())
+    )
+
+
+def named_class(name: str) -> Any:
+    """A class of transformers, or package.Class.
+
+    Raises:
+        ModelLoadFailed: there is none of that name.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module) if module else transformers, attribute, None)
+    except ImportError as error:
+        raise ModelLoadFailed(f"auto_class {name!r}: {last_line(error)}") from error
+    if found is None:
+        place = module or f"transformers {transformers.__version__}"
+        raise ModelLoadFailed(f"auto_class {attribute!r} is no class of {place}.")
+    return found
+
+
+def _declared(config: Any) -> Iterator[Any]:
+    for architecture in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, architecture, None)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            yield found
+
+
+def _remote(config: Any) -> Any:
+    """The Auto class under which the checkpoint's own code has the class that the config declares."""
+    names = getattr(config, "architectures", None) or ()
+    for auto, code in (getattr(config, "auto_map", None) or {}).items():
+        if isinstance(code, str) and code.rpartition(".")[2] in names and hasattr(transformers, auto):
+            return getattr(transformers, auto)
+    return None
+
+
+def _known(config: Any) -> Iterator[Any]:
+    """Auto classes that know a config. An encoder, alone or with a decoder, is not a decoder."""
+    remote = getattr(config, "auto_map", None) or {}
+    masked = type(config) in transformers.AutoModelForMaskedLM._model_mapping
+    encodes = getattr(config, "is_encoder_decoder", False) or (masked and getattr(config, "is_decoder", None) is False)
+    for name in _AUTO_CLASSES:
+        candidate = getattr(transformers, name, None)
+        if candidate is None or (name == "AutoModelForCausalLM" and encodes and name not in remote):
+            continue
+        if name in remote or type(config) in candidate._model_mapping:
+            yield candidate
+
+
+def _is_base(config: Any, declared: Any) -> bool:
+    """Whether a class is the base model of its config."""
+    mapping = transformers.AutoModel._model_mapping
+    return type(config) in mapping and mapping[type(config)] is declared
+
+
+def _with_tied_head(config: Any, base: Any) -> Any:
+    """The class with a head for a base model whose weights are all that the head needs; None if there is none."""
+    if not getattr(config.get_text_config(decoder=True), "tie_word_embeddings", False):
+        return None
+    auto = next(_known(config))
+    if auto is transformers.AutoModel:
+        return None
+    with torch.device("meta"):
+        own, model = base(copy.deepcopy(config)).state_dict(), auto.from_config(copy.deepcopy(config))
+    present = {*own, *(f"{model.base_model_prefix}.{key}" for key in own)}
+    present |= model.all_tied_weights_keys.keys() | dict(model.named_buffers()).keys()
+    return type(model) if present.issuperset(model.state_dict()) else None

@@ -1,0 +1,168 @@
+"""A Ray Serve configuration file, checked before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
+
+from deployments.cli import serve_file
+from deployments.cli.serve_file import base_url, read_config
+from deployments.core.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+DEMO = {"id": "a", "loader": "model_loaders.demo:load_model"}
+
+
+def write(folder: Path, loader: str = DEMO["loader"], **more: Any) -> Path:
+    """A configuration with one model; `more` are further keys of the file, `app` of its application."""
+    app = {"import_path": "deployments.app:build_app", "args": {"models": [{**DEMO, "loader": loader}]}}
+    app |= more.pop("app", {})
+    file = folder / "my_models.yaml"
+    file.write_text(yaml.safe_dump({"applications": [app], **more}))
+    return file
+
+
+def test_the_shipped_configuration_is_valid_and_stays_on_this_machine() -> None:
+    written = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    assert written["http_options"]["host"] == "127.0.0.1"
+    config, args = read_config(ROOT / "serve_config.yaml")
+    assert base_url(config) == "http://127.0.0.1:8000"
+    assert [entry.id for entry in args.models] == ["demo"]
+    assert args.by_name()["gpt-3.5-turbo-0613"].engine.max_rows == 16
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "host"),
+    [
+        (None, None, "127.0.0.1"),
+        ({"port": 80}, None, "127.0.0.1"),
+        ({"host": "10.0.0.1"}, None, "10.0.0.1"),
+        ({"host": "127.0.0.1"}, "0.0.0.0", "0.0.0.0"),
+        (None, "", "127.0.0.1"),
+    ],
+)
+def test_the_host_is_this_machine_unless_said_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any, variable: str | None, host: str
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("TROUPE_HOST", variable)
+    config, _ = read_config(write(tmp_path, http_options=given))
+    assert config["http_options"]["host"] == host
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"http_options": {"prot": 1}}, "http_options.prot: unknown key (did you mean 'port'?)"),
+        ({"http_option": {}}, "http_option: unknown key (did you mean 'http_options'?)"),
+        (
+            {"app": {"deployments": [{"name": "ModelReplicas"}]}},
+            "deployments: there is none named 'ModelReplicas' (did you mean 'ModelReplica'?)",
+        ),
+        ({"app": {"args": {"models": [DEMO], "maxx": 1}}}, "maxx: unknown key"),
+        (
+            {"app": {"args": {"models": [{**DEMO, "api": {"tool_parser": "hermess"}}]}}},
+            "Model 'a' has tool_parser: 'hermess' (did you mean 'hermes'?); known ones: ",
+        ),
+        (
+            {"app": {"args": {"models": [{**DEMO, "api": {"reasoning_parser": "deepseek_r1"}}]}}},
+            "Model 'a' has reasoning_parser: 'deepseek_r1'; known ones: think, ",
+        ),
+    ],
+)
+def test_a_fault_names_the_file_the_key_and_the_fix(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+    file = write(tmp_path, **more)
+    with pytest.raises(ConfigError) as caught:
+        read_config(file)
+    assert str(caught.value).startswith(str(file))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "while parsing"),
+        ("just text", "'applications'"),
+        (
+            "applications: [{name: x, import_path: other:app}]",
+            "no application has import_path deployments.app:build_app",
+        ),
+    ],
+)
+def test_a_file_that_is_not_a_configuration(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_config(file)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("loader", "said"),
+    [
+        ("no_such_module:load", "there is no module named 'no_such_module'"),
+        ("model_loaders.nothing:load_model", "there is no module named 'model_loaders.nothing'"),
+        ("no/such/file.py:load", "there is no file "),
+        ("beside.py:lod", "beside.py has no 'lod' (did you mean 'load'?)"),
+        ("beside.py", "beside.py has no 'model_info'"),
+        ("model_loaders.demo:load_modle", "model_loaders.demo has no 'load_modle' (did you mean 'load_model'?)"),
+    ],
+)
+def test_a_loader_that_is_not_there(tmp_path: Path, loader: str, said: str) -> None:
+    (tmp_path / "beside.py").write_text("raise SystemExit('imported')\ndef load(): ...\n")
+    with pytest.raises(ConfigError) as caught:
+        read_config(write(tmp_path, loader))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def load(): ...",
+        "import json as load",
+        "from json import loads as load",
+        "load = print",
+        "if True:\n    def load(): ...",
+        "try:\n    from a import load\nexcept ImportError:\n    load = None",
+        "from somewhere import *",
+        "def __getattr__(name): return print",
+        "a, (load, b) = 1, (2, 3)",
+        "class load: ...",
+        "def (",
+    ],
+)
+def test_a_loader_beside_the_file_is_found_without_importing_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "beside.py").write_text(text)
+    read_config(write(tmp_path, "beside.py:load"))
+    read_config(write(tmp_path, "beside:load"))
+    assert "beside" not in sys.modules
+
+
+def test_the_known_keys_are_ray_serves() -> None:
+    assert set(serve_file.HTTP_KEYS) == set(HTTPOptionsSchema.model_fields)
+    assert set(serve_file.TOP_KEYS) == set(ServeDeploySchema.model_fields)
+
+
+def test_keys_do_not_reach_the_arguments_that_ray_logs(tmp_path: Path) -> None:
+    digest = "sha256:" + "0" * 64
+    api = {"api_keys": ["secret-client", digest], "admin_keys": ["secret-admin"]}
+    config, args = read_config(write(tmp_path, app={"args": {"models": [DEMO], "api": api}}))
+    assert "secret" not in str(config)
+    assert config["applications"][0]["args"]["api"]["api_keys"][1] == digest
+    assert args.api.admin_keys == ("secret-admin",)
+
+
+def test_the_check_alone_starts_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deployments.cli.launch", "--check"]
+    fine = subprocess.run([*command, str(write(tmp_path))], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "")
+    file = write(tmp_path, http_options={"prot": 1})
+    wrong = subprocess.run([*command, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2
+    assert wrong.stderr == f"troupe: {file}: http_options.prot: unknown key (did you mean 'port'?)\n"

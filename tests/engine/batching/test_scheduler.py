@@ -1,0 +1,107 @@
+"""Which rows begin when, without a model's forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deployments.core.calls import SamplingParams
+from deployments.engine.base.protocol import EngineRequest
+from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.scheduler import Scheduler
+from deployments.engine.batching.sequence import Row
+from tests.engine.architectures import decoder
+from tests.engine.running import prompt, row_engine
+
+
+class Queue:
+    """A scheduler that decides for an engine which has ended, and rows made by hand."""
+
+    def __init__(self, **options: Any) -> None:
+        self.engine: RowEngine = row_engine(decoder("llama"), **options)
+        self.engine.close()
+        self.scheduler: Scheduler = self.engine._loop.scheduler
+
+    def add(self, *lengths: int, max_tokens: int = 8) -> list[Row]:
+        rows = []
+        for length in lengths:
+            sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+            ids = prompt(self.scheduler._arrived, length)
+            request = EngineRequest(request_id=str(self.scheduler._arrived), input_ids=ids, sampling=sampling)
+            rows.append(self.engine._row(request, lambda event: None))
+            self.scheduler.add(rows[-1])
+        return rows
+
+    def begin(self) -> list[Row] | None:
+        """The rows that begin now, as the loop would let them."""
+        group = self.scheduler.next_group()
+        if group is None:
+            return None
+        self.scheduler.prefills.append(self.engine._loop.prefiller.begin(*group))
+        return group[0]
+
+
+def test_first_come_first_served_as_far_as_rows_go() -> None:
+    queue = Queue(max_rows=3)
+    rows = queue.add(10, 12, 11, 10)
+    assert queue.begin() == rows[:3]
+    assert queue.begin() is None
+    assert list(queue.scheduler.waiting) == rows[3:]
+
+
+def test_whole_prompts_of_two_chunks_begin_together() -> None:
+    queue = Queue(prefill_chunk=32)
+    rows = queue.add(16, 16, 30, 16)
+    assert queue.begin() == rows[:2], "three of thirty, padded, would be too many"
+    assert queue.begin() is None, "what runs is done in the next forward"
+    queue.scheduler.prefills.clear()
+    assert queue.begin() == rows[2:]
+
+
+def test_a_long_prompt_lets_a_short_one_pass_and_no_second_long_one() -> None:
+    queue = Queue(prefill_chunk=16)
+    long, other, short, late = queue.add(100, 90, 8, 7)
+    assert queue.begin() == [long]
+    assert queue.begin() == [short, late]
+    assert queue.begin() is None
+    assert list(queue.scheduler.waiting) == [other]
+    turns = [queue.scheduler.next_prefill(step).rows for step in range(4)]
+    assert turns == [[short, late], [long], [short, late], [long]]
+
+
+def test_rows_that_no_bytes_are_left_for_wait_and_the_first_never_does() -> None:
+    queue = Queue()
+    need = queue.scheduler.batches.most(queue.add(200))
+    object.__setattr__(queue.scheduler.limits, "budget", need + need // 2)
+    queue.add(200)
+    first = queue.begin()
+    assert first is not None
+    assert [len(row.ids) for row in first] == [200]
+    assert queue.begin() is None
+    assert len(queue.scheduler.waiting) == 1
+
+
+def test_what_is_queued_first_keeps_its_order() -> None:
+    queue = Queue()
+    a, b, c = queue.add(5, 6, 7)
+    queue.scheduler.waiting.clear()
+    queue.scheduler.add(c)
+    queue.scheduler.queue_first([a, b])
+    assert list(queue.scheduler.waiting) == [a, b, c]
+
+
+@pytest.mark.parametrize(("running", "left"), [(0, 6), (2, 7), (9, 8)])
+def test_after_memory_ran_out_fewer_rows_run_and_then_one_more_at_a_time(running: int, left: int) -> None:
+    queue = Queue(max_rows=16)
+    scheduler = queue.scheduler
+    queue.add(*[9] * running)
+    assert len(queue.begin() or ()) == running
+    scheduler.out_of_memory(12)
+    assert scheduler.max_rows == left
+    seen = []
+    for _ in range(64 * 16):
+        scheduler.end_step()
+        seen.append(scheduler.max_rows)
+    assert seen[:64] == [left] * 63 + [left + 1]
+    assert seen[-1] == 16

@@ -1,0 +1,303 @@
+"""Decode steps of a fixed shape. In place of a CUDA graph stands a recording of the operators: like a graph, a replay
+runs no Python and knows only the tensors it was captured with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from deployments.core.errors import ModelError
+from deployments.engine.batching.engine import RowEngine
+from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, uncaptured
+from tests.engine.architectures import VISION, decoder
+from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
+from tests.engine.test_parity import CANCELLED, LENGTHS, TOKENS, staggered
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPTS = [prompt(i, length) for i, length in enumerate(LENGTHS)]
+
+
+class Recording(TorchDispatchMode):
+    """The operators of a step with the very tensors they ran on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, output))
+        return output
+
+
+class Graphs:
+    """Captures steps, and counts how often they are replayed."""
+
+    def __init__(self) -> None:
+        self.replayed: list[int] = []
+
+    def __call__(self, run: Run) -> Run:
+        run()
+        recording = Recording()
+        with recording:
+            output = run()
+        number = len(self.replayed)
+        self.replayed.append(0)
+
+        def replay() -> torch.Tensor:
+            self.replayed[number] += 1
+            new: dict[int, torch.Tensor] = {}
+            for func, args, kwargs, old in recording.calls:
+                args, kwargs = tree_map(lambda x: new.get(id(x), x), (args, kwargs))
+                again = func(*args, **kwargs)
+                new.update(zip(map(id, tree_flatten(old)[0]), tree_flatten(again)[0], strict=True))
+            return output.copy_(new[id(output)])
+
+        return replay
+
+
+@contextmanager
+def running(model: Any, capture: Capture, **options: Any) -> Iterator[tuple[RowEngine, FixedDecode]]:
+    """An engine that decodes in fixed steps."""
+    engine = row_engine(model, **{"max_rows": 6, "prefill_chunk": 32, **options})
+    fixed = FixedDecode(engine._forward, capture)
+    engine._loop.decode = fixed.decode
+    try:
+        yield engine, fixed
+    finally:
+        engine.close(5)
+
+
+def assert_alone(model: Any, answers: Sequence[Answer], prompts: Sequence[list[int]], **inputs: Any) -> None:
+    for i, answer in enumerate(answers):
+        alone = generate_alone(model, prompts[i], TOKENS[i], **inputs)
+        count = len(answer.token_ids)
+        assert count >= CANCELLED.get(i, TOKENS[i])
+        assert answer.token_ids == alone.token_ids[:count], f"request {i}"
+        assert answer.logprobs == pytest.approx(alone.logprobs[:count], abs=1e-4), f"request {i}"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "qwen3_moe"])
+def test_replays_give_what_generate_gives(kind: str) -> None:
+    """While rows join, leave and grow out of their buffers."""
+    model, graphs = decoder(kind), Graphs()
+    with running(model, graphs) as (engine, fixed):
+        answers = staggered(engine, PROMPTS)
+    assert fixed.reason is None
+    assert len(graphs.replayed) == fixed.captured >= 3
+    assert sum(graphs.replayed) > 30
+    assert_alone(model, answers, PROMPTS)
+
+
+def test_positions_of_several_dimensions() -> None:
+    build, image, media = VISION["qwen2_vl"]
+    model, graphs = build(), Graphs()
+    ids = [*prompt(1, 5), *image, *prompt(2, 9)]
+    with running(model, graphs) as (engine, fixed):
+        seen = submit(engine, ids, 30, inputs=media(ids, 1), salt="1")
+        read = submit(engine, PROMPTS[0], 30)
+        assert seen.wait().token_ids == generate_alone(model, ids, 30, **media(ids, 1)).token_ids
+        assert read.wait().token_ids == generate_alone(model, PROMPTS[0], 30).token_ids
+    assert fixed.reason is None
+    assert len(graphs.replayed) >= 2
+
+
+def test_a_capture_waits_until_the_buffers_have_settled() -> None:
+    model, graphs = decoder("llama"), Graphs()
+    with running(model, graphs) as (engine, fixed):
+        fixed._settled = 4
+        submit(engine, PROMPTS[1], 4).wait()
+        assert graphs.replayed == []
+        submit(engine, PROMPTS[1], 30).wait()
+        assert graphs.replayed == [25]
+
+
+def test_a_capture_that_fails_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def broken(run: Run) -> Run:
+        tried.append(run)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    model = decoder("llama")
+    with caplog.at_level(logging.WARNING), running(model, broken) as (engine, fixed):
+        answers = staggered(engine, PROMPTS)
+    assert len(tried) == len(caplog.records) == 1
+    assert "not permitted" in str(fixed.reason)
+    assert_alone(model, answers, PROMPTS)
+
+
+def test_a_replay_with_other_logits_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    def stale(run: Run) -> Run:
+        output = run().clone()
+        return lambda: output.roll(1, -1)
+
+    model = decoder("llama")
+    with caplog.at_level(logging.WARNING), running(model, stale) as (engine, fixed):
+        answers = staggered(engine, PROMPTS)
+    assert "not those of an ordinary step" in str(fixed.reason)
+    assert_alone(model, answers, PROMPTS)
+
+
+def test_a_request_that_a_forward_refuses_fails_alone() -> None:
+    model = decoder("llama")
+    prompts = [prompt(i, length) for i, length in enumerate((5, 9, 12))]
+    expected = [generate_alone(model, ids, 12).token_ids for ids in prompts]
+    others = {0: (1, 2), 1: (0, 2), 2: (0, 1)}
+    guilty, poison = next(
+        (i, token)
+        for i in others
+        for token in expected[i][3:9]
+        if not any(token in [*prompts[j], *expected[j]] for j in others[i]) and token not in prompts[i]
+    )
+
+    def check(module: Any, args: Any, kwargs: Any) -> None:
+        if bool((kwargs["input_ids"] == poison).any()):
+            raise RuntimeError("a kernel does not like this token")
+
+    handle = model.register_forward_pre_hook(check, with_kwargs=True)
+    with running(model, uncaptured) as (engine, fixed):
+        answers = [submit(engine, ids, 12) for ids in prompts]
+        with pytest.raises(ModelError, match="does not like"):
+            answers[guilty].wait()
+        for i in others[guilty]:
+            assert answers[i].wait().token_ids == expected[i]
+    handle.remove()
+    assert fixed.reason is None
+
+
+class Counts:
+    """Python that must run at every forward, and how often it has."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self.calls += 1
+
+    def patch(self, module: Any) -> None:
+        own = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return own(*args, **kwargs)
+
+        module.forward = forward
+
+    def parametrize(self, linear: Any) -> None:
+        outer = self
+
+        class Same(torch.nn.Module):
+            def forward(self, weight: torch.Tensor) -> torch.Tensor:
+                outer.calls += 1
+                return weight
+
+        torch.nn.utils.parametrize.register_parametrization(linear, "weight", Same(), unsafe=True)
+
+
+ATTACHED: dict[str, tuple[Any, str]] = {
+    "hook": (lambda model, heard: model.model.layers[1].register_forward_hook(heard), "module model.layers.1 has a"),
+    "pre-hook": (
+        lambda model, heard: model.model.layers[0].mlp.up_proj.register_forward_pre_hook(heard),
+        "module model.layers.0.mlp.up_proj has a forward hook",
+    ),
+    "root": (lambda model, heard: model.register_forward_hook(heard), "module LlamaForCausalLM has a"),
+    "patched": (lambda model, heard: heard.patch(model.model.norm), "module model.norm has a forward that"),
+    "parametrized": (lambda model, heard: heard.parametrize(model.lm_head), "module lm_head has a parametrization"),
+    "all": (lambda model, heard: torch.nn.modules.module.register_module_forward_hook(heard), "for all modules"),
+}
+
+
+@pytest.mark.parametrize("kind", ATTACHED)
+def test_what_a_loader_has_attached_to_a_module_runs_at_every_step(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    attach, said = ATTACHED[kind]
+    model, graphs, heard = decoder("llama"), Graphs(), Counts()
+    handle = attach(model, heard)
+    try:
+        with caplog.at_level(logging.WARNING), running(model, graphs) as (engine, fixed):
+            before = heard.calls
+            submit(engine, PROMPTS[1], 12).wait()
+        assert heard.calls >= before + 12
+    finally:
+        if handle is not None:
+            handle.remove()
+    assert said in str(fixed.reason)
+    assert [record for record in caplog.records if said in record.getMessage()] == caplog.records[-1:]
+    assert graphs.replayed == []
+
+
+def test_a_hook_that_comes_later_is_heard_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    model, graphs, heard = decoder("llama"), Graphs(), Counts()
+    with caplog.at_level(logging.WARNING), running(model, graphs) as (engine, fixed):
+        submit(engine, PROMPTS[1], 12).wait()
+        assert sum(graphs.replayed) > 5
+        model.model.layers[0].register_forward_hook(heard)
+        answer = submit(engine, PROMPTS[2], 12).wait()
+    assert heard.calls == 12
+    assert "module model.layers.0 has a forward hook" in str(fixed.reason)
+    assert answer.token_ids == generate_alone(model, PROMPTS[2], 12).token_ids
+
+
+def test_hooks_of_transformers_are_no_reason() -> None:
+    model, graphs = decoder("llama"), Graphs()
+    with running(model, graphs) as (engine, fixed):
+        submit(engine, PROMPTS[1], 12).wait()
+        model(torch.tensor([PROMPTS[1]]), output_hidden_states=True)
+        submit(engine, PROMPTS[2], 12).wait()
+    assert fixed.reason is None
+    assert sum(graphs.replayed) > 15
+
+
+def test_a_hooked_model_is_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    model = decoder("llama")
+    model.model.norm.register_forward_hook(Counts())
+    with caplog.at_level(logging.WARNING):
+        row_engine(model, torch_compile="default").close(5)
+    assert "torch_compile='default' has no effect on this model: module model.norm has a forward hook" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("mistral", "full attention"), ("mamba", "full attention"), ("bloom", "sdpa|positions")]
+)
+def test_models_that_have_no_fixed_steps(kind: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = decoder(kind)
+    with caplog.at_level(logging.WARNING):
+        engine = row_engine(model, torch_compile="default")
+    assert [r.levelname for r in caplog.records if r.name.startswith("deployments")] == ["WARNING"]
+    assert "torch_compile='default' has no effect" in caplog.text
+    assert engine._fixed is None
+    assert submit(engine, PROMPTS[0], 5).wait().token_ids == generate_alone(model, PROMPTS[0], 5).token_ids
+    engine.close(5)
+    with running(model, uncaptured) as (_, fixed):
+        assert fixed.reason is not None
+        assert any(word in fixed.reason for word in reason.split("|"))
+
+
+def test_deterministic_mode_is_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        row_engine(decoder("llama"), torch_compile="default", deterministic=True).close(5)
+    assert "deterministic mode has its own steps" in caplog.text
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compiled_steps_give_what_generate_gives() -> None:
+    model = decoder("llama", num_hidden_layers=1)
+    engine = row_engine(model, torch_compile="default", max_rows=6, prefill_chunk=32)
+    answers = [submit(engine, ids, count, logprobs=0) for ids, count in zip(PROMPTS, TOKENS, strict=True)]
+    for answer in answers:
+        answer.wait(600)
+    fixed = engine._fixed
+    engine.close(5)
+    assert fixed is not None
+    assert fixed.reason is None
+    assert fixed.captured >= 3
+    assert_alone(model, answers, PROMPTS)

@@ -1,0 +1,72 @@
+"""Engines with default options answer as `generate` alone does, for types that need care."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deployments.engine.model.forward import Forward
+from deployments.engine.verify.capabilities import Capabilities
+from tests.engine.as_alone import as_alone
+from tests.engine.held import INDEXED, ONE_SHOT, ROWS
+from tests.engine.zoo import ZOO
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EXAMPLES = (
+    *("axk2", "blip", "florence2", "idefics", "inkling_text", "janus", "mllama", "moonshine", "qwen4_exp_text"),
+    *("roformer", "vibevoice_asr", "phi3-longrope", "moshi", "t5gemma", "vision-encoder-decoder"),
+    "evolla",
+)
+"""Two types for each cause."""
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_some_answers_are_those_of_generate_alone(name: str) -> None:
+    with as_alone(ZOO[name]) as checks:
+        checks.briefly()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_types_that_get_rows(name: str) -> None:
+    with as_alone(ZOO[name]) as checks:
+        assert checks.engine.stats().kind == "rows"
+
+
+@pytest.mark.parametrize("name", sorted(ONE_SHOT))
+def test_types_that_rows_cannot_hold_and_why(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with as_alone(ZOO[name]) as checks:
+        assert checks.engine.stats().kind == "one_shot"
+    assert ONE_SHOT[name] in caplog.text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_every_answer_is_that_of_generate_alone(name: str) -> None:
+    with as_alone(ZOO[name]) as checks:
+        checks.everything()
+
+
+@pytest.mark.parametrize("name", ["fsmt", "unlimited_ocr"])
+def test_requests_that_wait_change_nothing(name: str) -> None:
+    with as_alone(ZOO[name], max_rows=2) as checks:
+        prompts = checks.prompts((40, 12, 9, 30), media=not checks.specimen.text)
+        checks.queued(prompts, (40, 18, 25, 12))
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_what_a_row_leaves_in_its_place_does_not_count(name: str) -> None:
+    """Some indexers find a row's first token by what is in the columns before it."""
+    with as_alone(ZOO[name]) as checks:
+        prompts = checks.prompts([57, 45, 18], media=False)
+        runs = [checks.send(prompts[0], max_tokens=60), checks.send(prompts[1], max_tokens=4)]
+        runs[1].result()
+        checks.check(prompts, [*runs, checks.send(prompts[2])])
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_rows_mix_where_an_indexer_chooses(name: str) -> None:
+    with torch.inference_mode():
+        found = Capabilities.of(Forward(ZOO[name].build(), 512), 512)
+    assert 16 in found.crossed
+    assert found.mixes

@@ -1,0 +1,227 @@
+"""A loader's hooks that return something else than the contract says: an error of the server that names the hook."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from jinja2 import TemplateError
+
+from deployments.cli.check_loader import check
+from deployments.config.app import ModelEntry
+from deployments.core.errors import ModelLoadFailed
+from deployments.host.loaded_model import LoadedModel
+from deployments.local import model_app
+from model_loaders.contract import as_model_info
+from tests.tiny import byte_tokenizer, llama
+
+MODEL = llama()
+IDS = torch.tensor([[72, 105]])
+
+TEMPLATES: list[tuple[Any, str]] = [
+    ({"text": "Hi"}, "Hook apply_chat_template returned dict; expected str"),
+    (None, "Hook apply_chat_template returned NoneType"),
+    ([1, 2], "Hook apply_chat_template returned list"),
+    (b"Hi", "Hook apply_chat_template returned bytes"),
+    ("", "Hook apply_chat_template returned an empty text"),
+]
+ENCODED: list[tuple[Any, str]] = [
+    ({"input_ids": [[72, 99999]]}, "Hook encode returned the token id 99999; expected the model's ids 0 to 260"),
+    ({"input_ids": [-1]}, "Hook encode returned the token id -1"),
+    ({"input_ids": IDS.float()}, "Hook encode returned input_ids of dtype torch.float32 and shape (1, 2)"),
+    ({"input_ids": IDS.bool()}, "of dtype torch.bool"),
+    ({"input_ids": []}, "Hook encode returned no token ids for a text of"),
+    ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "Hook encode returned no token ids"),
+    ({"input_ids": IDS.repeat(2, 1)}, "shape (2, 2)"),
+    ({"input_ids": [[1, 2], [3]]}, "Hook encode returned input_ids=list"),
+    ({"input_ids": "72 105"}, "Hook encode returned input_ids=str"),
+    ({"input_ids": None}, "Hook encode returned dict with keys input_ids"),
+    ({"ids": IDS}, "Hook encode returned dict with keys ids; expected a mapping with input_ids"),
+    ({"input_ids": IDS, "attention_mask": [1]}, "an attention_mask of 1 positions for 2 input_ids"),
+    (None, "Hook encode returned NoneType"),
+    ("Hi", "Hook encode returned str"),
+]
+DECODED: list[tuple[Any, str]] = [
+    (None, "Hook decode returned NoneType; expected str"),
+    (["Hi"], "Hook decode returned list"),
+    (b"Hi", "Hook decode returned bytes"),
+]
+VECTORS: list[tuple[Any, str]] = [
+    (torch.ones(4), "Hook embed returned torch.float32 of shape (4,); expected finite floats of shape [1, dimensions]"),
+    (torch.ones(2, 4), "shape (2, 4)"),
+    (torch.ones(1, 1, 4), "shape (1, 1, 4)"),
+    (torch.ones(1, 0), "shape (1, 0)"),
+    (torch.ones(1, 4, dtype=torch.long), "torch.int64"),
+    (torch.full((1, 4), float("nan")), "not finite"),
+    (None, "Hook embed returned NoneType"),
+    ([[1.0, 2.0], [3.0]], "Hook embed returned list"),
+]
+EVERY = [
+    *(("apply_chat_template", *case) for case in TEMPLATES),
+    *(("encode", *case) for case in ENCODED),
+    *(("decode", *case) for case in DECODED),
+    *(("embed", *case) for case in VECTORS),
+]
+
+
+def sound(name: str) -> Callable[..., Any]:
+    """A hook that keeps the contract."""
+    tokenizer = byte_tokenizer()
+    return {
+        "apply_chat_template": lambda messages: messages[0]["content"],
+        "encode": lambda prompt: tokenizer(prompt),
+        "decode": lambda token_ids: tokenizer.decode(token_ids),
+        "embed": lambda texts: torch.ones(len(texts), 4),
+    }[name]
+
+
+def model(**hooks: Any) -> dict[str, Any]:
+    return {"model": MODEL, "tokenizer": byte_tokenizer(), "model_name": "m", **hooks}
+
+
+def asked(client: TestClient, name: str) -> Any:
+    """The answer to a request that calls a hook."""
+    if name == "embed":
+        return client.post("/v1/embeddings", json={"model": "m", "input": "a text"})
+    message = {"role": "user", "content": "a text"}
+    return client.post("/v1/chat/completions", json={"model": "m", "messages": [message], "max_tokens": 2})
+
+
+@pytest.mark.parametrize(("name", "returned", "said"), EVERY)
+def test_a_hook_that_breaks_the_contract_is_a_load_error(name: str, returned: Any, said: str) -> None:
+    info = as_model_info(model(**{name: lambda *args: returned}), "given")
+    with pytest.raises(ModelLoadFailed, match=f"Hook {name} returned") as failed:
+        LoadedModel(ModelEntry(id="m", loader="given"), info)
+    assert said in str(failed.value)
+
+
+@pytest.mark.parametrize("name", ["apply_chat_template", "encode", "decode", "embed"])
+def test_a_hook_that_breaks_it_later_fails_that_request_alone(name: str) -> None:
+    """Which is the server's fault and not the client's."""
+    answers: list[Any] = []
+    own = sound(name)
+    app = model_app(
+        model(**{name: lambda given: answers.pop() if answers else own(given)}), engine={"kind": "one_shot"}
+    )
+    with TestClient(app) as client:
+        for case, returned, said in EVERY:
+            if case == name:
+                answers.append(returned)
+                answer = asked(client, name)
+                assert answer.status_code == 500
+                assert answer.json()["error"]["code"] == "model_error"
+                assert said in answer.json()["error"]["message"]
+        assert asked(client, name).status_code == 200
+
+
+def test_an_empty_prompt_is_still_the_clients_fault() -> None:
+    with TestClient(model_app(model(encode=sound("encode")))) as client:
+        answer = client.post("/v1/completions", json={"model": "m", "prompt": "", "max_tokens": 2})
+    assert answer.status_code == 400
+
+
+def test_a_tokenizer_that_has_more_ids_than_the_model_is_not_the_clients_fault() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    with TestClient(model_app({**model(), "tokenizer": tokenizer})) as client:
+        answer = client.post("/v1/completions", json={"model": "m", "prompt": "a<more>", "max_tokens": 2})
+    assert answer.status_code == 500
+    assert "The tokenizer returned the token id 261" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_generate_hook_that_breaks_it(stream: bool) -> None:
+    def generate(input_ids: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+        return torch.full((1, 2), 65)
+
+    with TestClient(model_app(model(generate=generate))) as client:
+        body = {"model": "m", "prompt": "a text", "max_tokens": 2, "stream": stream}
+        answer = client.post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_error")
+    assert "Hook generate returned 2 tokens; expected whole numbers" in answer.json()["error"]["message"]
+
+
+def test_a_generate_hook_that_raises_is_named() -> None:
+    def generate(input_ids: torch.Tensor) -> torch.Tensor:
+        raise KeyError("cache")
+
+    with TestClient(model_app(model(generate=generate))) as client:
+        answer = client.post("/v1/completions", json={"model": "m", "prompt": "a text", "max_tokens": 2})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_error")
+    assert "Hook generate failed: KeyError" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "param"),
+    [
+        (TemplateError("roles must alternate"), 400, "messages[1]"),
+        (ValueError("roles must alternate"), 400, "messages[1]"),
+        (KeyError("content"), 500, None),
+        (TypeError("not a string"), 500, None),
+    ],
+)
+def test_a_template_hook_that_raises(raised: Exception, status: int, param: str | None) -> None:
+    """Refused messages are the client's fault, everything else is the hook's."""
+
+    def write(messages: list[Any]) -> str:
+        if any(message["content"] == "no" for message in messages):
+            raise raised
+        return "Hi"
+
+    with TestClient(model_app(model(apply_chat_template=write))) as client:
+        messages = [{"role": "user", "content": text} for text in ("yes", "no", "yes")]
+        answer = client.post("/v1/chat/completions", json={"model": "m", "messages": messages, "max_tokens": 2})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+    assert "ook apply_chat_template" in answer.json()["error"]["message"]
+
+
+def test_a_template_hook_may_change_its_messages() -> None:
+    """The same request is written again, by a trial or for another choice."""
+
+    def write(messages: list[Any]) -> str:
+        called = [call["function"].pop("arguments") for call in messages[1]["tool_calls"]]
+        return f"{messages[0]['content']}{messages[1]['tool_calls']}{called}"
+
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sea"}'}}
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    with TestClient(model_app(model(apply_chat_template=write))) as client:
+        for _ in range(2):
+            answer = client.post("/v1/chat/completions/render", json={"model": "m", "messages": messages})
+            assert "sea" in answer.json()["prompt"]
+
+
+def test_a_hook_that_raises_or_hangs_at_load_may_still_serve(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[str] = []
+    leave = threading.Event()
+
+    def encode(prompt: str) -> Any:
+        calls.append(prompt)
+        if len(calls) == 1:
+            leave.wait(20)
+        if len(calls) == 2:
+            raise ValueError("not yet")
+        return sound("encode")(prompt)
+
+    app = model_app(model(encode=encode), hook_timeout_s=0.2, engine={"kind": "one_shot"})
+    with TestClient(app) as client:
+        assert "A hook of model m has not returned for 0.2 s" in caplog.text
+        leave.set()
+        assert "Hook encode failed: ValueError: not yet" in asked(client, "encode").json()["error"]["message"]
+        assert asked(client, "encode").status_code == 200
+
+
+def test_check_loader_fails_on_a_broken_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(
+        "from tests.host.test_hook_probe import model\n\n"
+        "def load_model():\n    return model(apply_chat_template=lambda messages: {})\n"
+    )
+    with pytest.raises(ModelLoadFailed, match="Hook apply_chat_template returned dict"):
+        asyncio.run(check(f"{file}:load_model", {}, message="Hi", max_tokens=4, device="cpu"))
+    assert "template" not in capsys.readouterr().out

@@ -1,0 +1,225 @@
+"""Where requests go: the router's choices on replicas of known state."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.serve._private.common import RequestMetadata
+from ray.serve.request_router import PendingRequest
+
+from deployments.router import PLAN_LIFETIME_S, ModelAffinityRouter
+
+
+@dataclass(frozen=True)
+class ReplicaName:
+    unique_id: str
+
+
+@dataclass
+class Replica:
+    """What the router reads of a `RunningReplica`."""
+
+    replica_id: ReplicaName
+    multiplexed_model_ids: set[str] = field(default_factory=set)
+
+
+class Router(ModelAffinityRouter):
+    """The real choices, over queue lengths that a test sets instead of Serve."""
+
+    def __init__(self, queues: dict[ReplicaName, int], **options: Any) -> None:
+        self.queues = queues
+        self.initialize_state(**{"patience_s": 0.0, **options})
+
+    @property
+    def replica_queue_len_cache(self) -> Any:
+        return self.queues
+
+
+def fleet(count: int, **options: Any) -> tuple[Router, list[Replica]]:
+    replicas = [Replica(ReplicaName(f"r{i}")) for i in range(count)]
+    return Router({r.replica_id: 0 for r in replicas}, **options), replicas
+
+
+def send(router: Router, replicas: list[Replica], model: str, session: str = "") -> Replica:
+    """Route a request as Serve does: to the least busy of the choice."""
+    chosen = min(router.choose(replicas, model, session), key=lambda r: router.queues[r.replica_id])
+    router.queues[chosen.replica_id] += 1
+    return chosen
+
+
+def test_a_cold_burst_goes_to_one_replica_and_stays_there() -> None:
+    router, replicas = fleet(4, full_at=100, patience_s=1.0)
+    assert len({send(router, replicas, "a").replica_id for _ in range(50)}) == 1
+
+
+def test_two_ingresses_agree_on_a_models_home() -> None:
+    for model in "abcdefgh":
+        homes = set()
+        for _ in range(3):
+            router, replicas = fleet(8)
+            homes.add(send(router, replicas, model).replica_id)
+        assert len(homes) == 1
+
+
+def test_models_spread_over_replicas_with_room() -> None:
+    router, replicas = fleet(8, max_models=1)
+    assert len({send(router, replicas, model).replica_id for model in "abcdefgh"}) == 8
+
+
+def test_a_hot_model_spreads_over_replicas_with_nothing_to_do() -> None:
+    router, replicas = fleet(4, full_at=12)
+    placed = Counter(send(router, replicas, "a").replica_id for _ in range(40))
+    assert len(placed) == 4
+    assert max(placed.values()) - min(placed.values()) <= 1
+
+
+def test_a_model_with_little_to_do_does_not() -> None:
+    router, replicas = fleet(4, full_at=12)
+    assert len({send(router, replicas, "a").replica_id for _ in range(3)}) == 1
+
+
+def test_nor_a_burst() -> None:
+    router, replicas = fleet(4, full_at=10, patience_s=30.0)
+    (first,) = {send(router, replicas, "a").replica_id for _ in range(100)}
+    for what in router._since:
+        router._since[what] -= 31
+    (further,) = {send(router, replicas, "a").replica_id for _ in range(80)}
+    assert further != first
+
+
+def test_nor_one_that_had_a_pause() -> None:
+    router, replicas = fleet(4, full_at=10, patience_s=30.0)
+    (own,) = {send(router, replicas, "a").replica_id for _ in range(11)}
+    for what in router._since:
+        router._since[what] -= 31
+    router.queues[own] = 1
+    assert len({send(router, replicas, "a").replica_id for _ in range(20)}) == 1
+
+
+def test_a_full_model_goes_to_a_free_place_with_less_to_do() -> None:
+    router, replicas = fleet(2, full_at=10, max_models=2)
+    for replica, model in zip(replicas, "ab", strict=True):
+        replica.multiplexed_model_ids.add(model)
+    router.queues[replicas[0].replica_id] = 12
+    router.queues[replicas[1].replica_id] = 8
+    assert send(router, replicas, "a") is replicas[0]
+    router.queues[replicas[1].replica_id] = 2
+    assert send(router, replicas, "a") is replicas[1]
+
+
+def test_a_full_model_never_drives_out_one_in_use() -> None:
+    router, replicas = fleet(2, full_at=10, max_models=1)
+    for replica, model in zip(replicas, "ab", strict=True):
+        replica.multiplexed_model_ids.add(model)
+        router.queues[replica.replica_id] = 5
+    assert {send(router, replicas, "a").replica_id for _ in range(100)} == {replicas[0].replica_id}
+
+
+def test_but_it_takes_the_place_of_an_idle_one() -> None:
+    router, replicas = fleet(2, full_at=10, max_models=1)
+    for replica, model in zip(replicas, "ab", strict=True):
+        replica.multiplexed_model_ids.add(model)
+    assert {send(router, replicas, "a").replica_id for _ in range(20)} == {replicas[0].replica_id}
+    assert send(router, replicas, "a") is replicas[1]
+
+
+def test_a_conversation_stays_where_it_is_when_all_are_full() -> None:
+    router, replicas = fleet(2, full_at=4, slack=3)
+    for replica in replicas:
+        replica.multiplexed_model_ids.add("a")
+        router.queues[replica.replica_id] = 10
+    own = send(router, replicas, "a", "talk")
+    router.queues[own.replica_id] -= 1
+    for _ in range(5):
+        assert send(router, replicas, "a", "talk") is own
+        router.queues[own.replica_id] -= 1
+
+
+def test_a_conversation_stays_with_its_replica_until_that_is_full_and_much_busier() -> None:
+    router, replicas = fleet(4, full_at=5, slack=3)
+    for replica in replicas:
+        replica.multiplexed_model_ids.add("a")
+    own = send(router, replicas, "a", "talk")
+    for _ in range(4):
+        assert send(router, replicas, "a", "talk") is own
+    assert send(router, replicas, "a", "talk") is not own
+    router.queues[own.replica_id] = 4
+    assert send(router, replicas, "a", "talk") is own
+
+
+def test_conversations_are_spread_evenly() -> None:
+    router, replicas = fleet(8, full_at=1000, slack=1000)
+    for replica in replicas:
+        replica.multiplexed_model_ids.add("a")
+    placed = Counter(send(router, replicas, "a", f"talk {i}").replica_id for i in range(800))
+    assert min(placed.values()) > 60
+
+
+def test_a_conversation_moves_only_when_its_replica_is_gone() -> None:
+    router, replicas = fleet(8, full_at=1000, slack=1000)
+    for replica in replicas:
+        replica.multiplexed_model_ids.add("a")
+    sessions = [f"talk {i}" for i in range(200)]
+    before = {s: send(router, replicas, "a", s).replica_id for s in sessions}
+    left = replicas[1:]
+    moved = [s for s in sessions if send(router, left, "a", s).replica_id != before[s]]
+    assert all(before[s] == replicas[0].replica_id for s in moved)
+
+
+def test_a_choice_costs_in_proportion_to_the_replicas() -> None:
+    def seconds(count: int) -> float:
+        router, replicas = fleet(count, full_at=100)
+        for replica in replicas:
+            replica.multiplexed_model_ids.add("a")
+        times = []
+        for i in range(9):
+            began = time.process_time()
+            router.choose(replicas, "a", f"talk {i}")  # type: ignore[arg-type]
+            times.append(time.process_time() - began)
+        return min(times)
+
+    assert seconds(2000) < 40 * seconds(200)
+
+
+def test_plans_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, replicas = fleet(4)
+    send(router, replicas, "a")
+    now = [0.0]
+    monkeypatch.setattr("deployments.router.time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
+    router._planned["a"] = dict.fromkeys(router._planned["a"], -PLAN_LIFETIME_S - 1)
+    assert not router._plans("a")
+    assert "a" not in router._planned
+
+
+def test_an_exception_never_hangs_a_request() -> None:
+    router, replicas = fleet(2)
+    router._planned = None  # type: ignore[assignment]
+    metadata = SimpleNamespace(multiplexed_model_id="a", session_id="")
+    request = SimpleNamespace(metadata=metadata, created_at=float("inf"), routing_context=SimpleNamespace())
+    assert asyncio.run(router.choose_replicas(replicas, request)) == [replicas]  # type: ignore[arg-type]
+    assert request.routing_context.should_backoff
+
+
+def test_calls_that_one_request_makes_at_once_are_told_apart() -> None:
+    async def matched() -> None:
+        router, _ = fleet(1)
+        calls = [
+            PendingRequest(args=[], kwargs={}, metadata=RequestMetadata(request_id="a", internal_request_id="a"))
+            for _ in range(3)
+        ]
+        for call in calls:
+            router._add_pending_request_to_indices(call)
+        for call in reversed(calls):
+            assert router._get_pending_request_matching_internal_request_id(call.metadata) is call
+            call.future.set_result(None)
+            assert router._get_pending_request_matching_internal_request_id(call.metadata) is None
+            router._remove_pending_request_from_indices(call)
+        assert not router._pending
+
+    asyncio.run(matched())
