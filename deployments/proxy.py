@@ -1,7 +1,7 @@
 """What Ray Serve's proxy runs around every request: an OpenAI error for a path that no application has.
 
-Ray Serve reads `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in each proxy; `deployments.cli.own_ray` sets it. HAProxy, in
-the fast mode, answers such a path itself, with Ray's text.
+Ray Serve reads `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in each proxy; `deployments.cli.own_ray` sets it. HAProxy,
+in the fast mode, answers such a path itself, with Ray's text.
 """
 
 from __future__ import annotations

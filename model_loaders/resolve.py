@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from deployments.core.errors import ModelLoadFailed, TroupeError, last_line
+from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError, last_line
 from model_loaders.contract import ModelInfo, as_model_info
+from model_loaders.moved import new_place
 from model_loaders.weights.adapter_folder import note_adapter
 from model_loaders.weights.load_report import reported
 
@@ -34,6 +35,7 @@ def load_model_info(loader: str, kwargs: Mapping[str, Any], device: str) -> Mode
         device: such as "cuda:0" or "cpu", passed where the function has a parameter of that name.
 
     Raises:
+        ConfigError: the loader has a new place.
         ModelLoadFailed: with the loader's name and the last line of what went wrong.
     """
     started = time.monotonic()
@@ -44,7 +46,7 @@ def load_model_info(loader: str, kwargs: Mapping[str, Any], device: str) -> Mode
             returned = _call(target, loader, kwargs, device) if inspect.isroutine(target) else target
         info = as_model_info(returned, loader)
         note_adapter(info.model)
-    except TroupeError:
+    except (ConfigError, TroupeError):
         raise
     except BaseException as error:
         logger.exception("loader %s failed", loader)
@@ -63,6 +65,8 @@ def _reason(error: BaseException) -> str:
 
 def _find(loader: str) -> Any:
     """The function or `model_info` that a loader's name means."""
+    if new := new_place(loader):
+        raise ConfigError(f"Loader {loader} is now {new}.")
     place, _, name = loader.rpartition(":") if ":" in loader else (loader, "", "model_info")
     module = _module_from_file(place) if place.endswith(".py") or "/" in place else _module(place, loader)
     if not hasattr(module, name):

@@ -98,7 +98,10 @@ def test_every_scenario_of_reliability_has_a_test_that_exists() -> None:
             assert f"def {name}(" in text or not name, (scenario, test)
 
 
-def test_every_module_beside_the_rooms_is_in_one() -> None:
-    modules = {path.name for path in (DOCS.parent / "deployments").glob("*.py")} - {"__init__.py"}
+def test_every_folder_and_every_file_of_the_structure() -> None:
     page = (DOCS / "structure.md").read_text(encoding="utf-8")
-    assert {name for name in modules if f"{name}`" not in page} == set()
+    tree = page.split("```")[1]
+    folders = {path.parent for top in ("deployments", "model_loaders") for path in (DOCS.parent / top).rglob("*.py")}
+    assert {folder.name for folder in folders if f"{folder.name}/" not in tree} - {"ctranslate2", "triton"} == set()
+    for place in re.findall(r"`([\w/]+(?:\.py|/))`", page):
+        assert (DOCS.parent / place).exists() or (DOCS.parent / "deployments" / place).exists(), place

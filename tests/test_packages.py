@@ -1,40 +1,73 @@
-"""Who may import whom: the walls between the rooms of the code, checked in fresh interpreters."""
+"""Who may import whom, and how large folders and files may be."""
 
 from __future__ import annotations
 
-import pkgutil
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-import deployments.engine
-import deployments.openai
-
-OPENAI = [f"deployments.openai.{module.name}" for module in pkgutil.walk_packages(deployments.openai.__path__)]
-ENGINE = [f"deployments.engine.{module.name}" for module in pkgutil.walk_packages(deployments.engine.__path__)]
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*(ROOT / "deployments").rglob("*.py"), *(ROOT / "model_loaders").rglob("*.py")])
+FOLDERS = sorted({path.parent for path in SOURCES})
 
 
-def imported(modules: list[str], suspects: list[str]) -> list[str]:
-    """Which of the suspects are in memory after importing the modules."""
-    code = f"import sys, {', '.join(modules)}\nprint(*[name for name in {suspects} if name in sys.modules])"
+def modules(folder: str) -> list[str]:
+    """The modules in and below a folder, by their dotted names."""
+    paths = [path.relative_to(ROOT).with_suffix("") for path in SOURCES]
+    return [".".join(path.parts) for path in paths if path.is_relative_to(folder) and path.name != "__init__"]
+
+
+def imported(names: list[str], suspects: list[str]) -> list[str]:
+    """Which of the suspects are in memory after the modules were imported in a fresh interpreter."""
+    code = f"import sys, {', '.join(names)}\nprint(*[name for name in {suspects} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()
 
 
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file names in import statements, wherever they stand."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
 @pytest.mark.parametrize(
-    ("modules", "forbidden"),
+    ("names", "forbidden"),
     [
-        (OPENAI, ["torch", "transformers", "ray"]),
-        (ENGINE, ["ray", "fastapi", "pydantic", "starlette"]),
-        (
-            ["deployments.core.calls", "deployments.core.model_card", "deployments.core.errors"],
-            ["torch", "transformers", "ray", "pydantic"],
-        ),
+        (modules("deployments/openai"), ["torch", "transformers", "ray"]),
+        (modules("deployments/engine"), ["ray", "fastapi", "pydantic", "starlette"]),
+        (modules("deployments/core"), ["torch", "transformers", "ray", "pydantic"]),
         (["model_loaders.contract"], ["torch", "transformers", "ray", "pydantic"]),
         (["deployments.ingress", "deployments.app", "deployments.router"], ["torch", "transformers"]),
         (["deployments.local"], ["ray"]),
     ],
+    ids=["openai", "engine", "core", "contract", "ingress", "local"],
 )
-def test_nothing_reaches_through_the_walls(modules: list[str], forbidden: list[str]) -> None:
-    assert imported(modules, forbidden) == []
+def test_what_comes_with_a_package(names: list[str], forbidden: list[str]) -> None:
+    assert names
+    assert imported(names, forbidden) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_import_statements(path: Path) -> None:
+    place, named = path.relative_to(ROOT), set(imports(path))
+    if place.parent not in (Path("deployments"), Path("deployments/cli")):
+        assert not {name for name in named if name.split(".")[0] == "ray"}
+    if place.is_relative_to("deployments/core"):
+        assert not {name for name in named if name.split(".")[0] == "model_loaders"}
+        assert not {name for name in named if name.startswith("deployments.") and ".core." not in name}
+    if not place.is_relative_to("model_loaders/backends"):
+        assert not {name for name in named if name.startswith("model_loaders.backends")}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_a_folder_can_be_read_at_a_glance(folder: Path) -> None:
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= 14
+    assert {path.name: count for path in files if (count := len(path.read_text().splitlines())) > 400} == {}

@@ -17,7 +17,7 @@ import yaml
 from deployments.config.app import parse_args
 from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams, TextPrompt, TranscribeCall
 from deployments.core.client import EmbedOptions
-from deployments.core.errors import TemplateFailed, TroupeError
+from deployments.core.errors import ConfigError, TemplateFailed, TroupeError
 from deployments.core.events import Delta, Failed, Finished
 from deployments.core.transcript import Heard, Spoken
 from deployments.engine.no_text import NoTextEngine
@@ -127,7 +127,7 @@ def main() -> None:
                 device=given.device,
             )
         )
-    except TroupeError as error:
+    except (ConfigError, TroupeError) as error:
         sys.exit(f"error     {error}")
 
 

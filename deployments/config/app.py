@@ -13,6 +13,7 @@ from deployments.config.engine import EngineOptions
 from deployments.core.errors import ConfigError, ModelNotFound
 from deployments.core.model_card import ModelCard, ModelOptions
 from deployments.openai.default_params import default_faults
+from model_loaders.moved import new_place
 
 
 class _Strict(BaseModel):
@@ -37,6 +38,13 @@ class ModelEntry(_Strict):
     )
     load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
     load_retry_s: float = Field(default=60.0, ge=0, description="Seconds a failed load's error is answered again.")
+
+    @field_validator("loader")
+    @classmethod
+    def _has_not_moved(cls, loader: str) -> str:
+        if new := new_place(loader):
+            raise ValueError(f"this loader is now {new}")
+        return loader
 
     @property
     def names(self) -> list[str]:

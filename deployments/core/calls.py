@@ -1,6 +1,6 @@
 """Calls: what the API asks of a model. Plain dataclasses of the standard library.
 
-The ingress needs no torch and the engine no pydantic. A call is answered by a stream of events (`deployments.core.events`).
+The ingress needs no torch and the engine no pydantic. A stream of `deployments.core.events` answers a call.
 """
 
 from __future__ import annotations

@@ -30,6 +30,10 @@ def model(**fields: Any) -> dict[str, Any]:
         ({"models": [model()], "api": {"api_key": []}}, "api.api_key: unknown key (did you mean 'api_keys'?)"),
         ({"models": [{"id": "a"}]}, "models[0].loader: missing"),
         ({"models": []}, "models: "),
+        (
+            {"models": [model(loader="model_loaders.triton:load_model")]},
+            "models[0].loader: this loader is now model_loaders.backends.triton:load_model",
+        ),
         ({}, "models: missing"),
         ({"models": [model(engine={"kind": "fast"})]}, "models[0].engine.kind: "),
         ({"models": [model(engine={"max_rows": 0})]}, "models[0].engine: max_rows should be at least 1; got 0"),

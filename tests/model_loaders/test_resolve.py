@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.core.errors import ModelLoadFailed
+from deployments.core.errors import ConfigError, ModelLoadFailed
 from model_loaders.resolve import load_model_info
 
 LOADER = """
@@ -53,6 +53,19 @@ def loader(tmp_path: Path) -> str:
 def test_a_function_of_a_file_gets_its_kwargs_and_the_device(loader: str) -> None:
     assert load_model_info(f"{loader}:load_model", {"size": 3}, "cuda:1").model_name == "cuda:1-3"
     assert load_model_info(f"{loader}:load_model", {"device": "cpu"}, "cuda:1").model_name == "cpu-1"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model_loaders.ctranslate2:load_model", "model_loaders.backends.ctranslate2:load_model"),
+        ("model_loaders/fuyu.py:load_model", "model_loaders.examples.fuyu:load_model"),
+        ("model_loaders.simulated:load_model", "model_loaders.examples.simulated:load_model"),
+    ],
+)
+def test_a_loader_that_has_moved_is_named_by_its_new_place(old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=f"is now {new}"):
+        load_model_info(old, {}, "cpu")
 
 
 def test_a_file_may_hold_a_model_info_of_its_own(loader: str) -> None:

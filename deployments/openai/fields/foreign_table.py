@@ -1,8 +1,8 @@
 """The table of request keys that are not fields of ours, for every route.
 
 They are OpenAI's that this server has no use for, and those of vLLM, SGLang, llama.cpp, Ollama, TGI, transformers,
-LMDeploy, TabbyAPI, Aphrodite, Fireworks and some clients. `tests/openai/fields/foreign_names.json` has names with the versions
-they were read at; docs/api.md shows the table. Where a field elsewhere and ours differ in what they do, the key is
+LMDeploy, TabbyAPI, Aphrodite, Fireworks and some clients. `tests/openai/fields/foreign_names.json` has names with
+the versions they were read at; docs/api.md shows the table. A field that does something else here than there is
 refused.
 """
 
