@@ -130,8 +130,10 @@ def test_other_loaders_of_ours_refuse_too(tmp_path: Path, loader: str, write: Ca
     save_file({key: value for key, value in weights.items() if key != lost}, file, metadata={"format": "pt"})
     kwargs = {"model_name": str(file.parent)}
     with pytest.raises(ModelLoadFailed, match=r"Missing from the checkpoint.*layers\.0\.input_layernorm\.weight"):
-        load_model_info(f"model_loaders.{loader}:load_model", kwargs, "cpu")
-    load_model_info(f"model_loaders.{loader}:load_model", {**kwargs, "allow_missing_keys": "input_layernorm"}, "cpu")
+        load_model_info(f"model_loaders.examples.{loader}:load_model", kwargs, "cpu")
+    load_model_info(
+        f"model_loaders.examples.{loader}:load_model", {**kwargs, "allow_missing_keys": "input_layernorm"}, "cpu"
+    )
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,9 @@ def loaders(serve: Serve, checkpoints: dict[str, Path]) -> Server:
         "ctranslate2": {"model_path": str(checkpoints["ctranslate2"])},
         "triton": {"server_url": f"127.0.0.1:{free_port()}", "tokenizer_name": str(checkpoints["triton"])},
     }
-    return serve([{"id": i, "loader": f"model_loaders.{i}:load_model", "kwargs": kwargs[i]} for i in LOADERS])
+    folder = {"fuyu": "examples.", "paligemma": "examples.", "ctranslate2": "backends.", "triton": "backends."}
+    names = {i: f"model_loaders.{folder.get(i, '')}{i}:load_model" for i in LOADERS}
+    return serve([{"id": i, "loader": names[i], "kwargs": kwargs[i]} for i in LOADERS])
 
 
 def prompt_of(server: Server, loader: str, messages: list[Any]) -> tuple[str, list[int]]:
