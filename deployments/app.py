@@ -8,7 +8,8 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from deployments.config.app import AppArgs, Pool, parse_args
+from deployments.args import read_args
+from deployments.config.app import AppArgs, Pool
 from deployments.ingress import OpenAIIngress
 from deployments.ray_internals import warn_of_open_node
 from deployments.replica import ModelReplica
@@ -23,7 +24,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         ConfigError: the arguments are wrong.
     """
     warn_of_open_node()
-    return application(parse_args(args))
+    return application(read_args(args))
 
 
 def application(args: AppArgs, **replica_options: Any) -> serve.Application:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from ray import serve
 
+from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
 from deployments.handle_client import Handle, HandleClient
 from deployments.logs import log_like_serve
@@ -34,4 +35,5 @@ class OpenAIIngress:
         self._client = HandleClient(args, pools)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._client, self._args.api, names_requests=False)  # Serve adds x-request-id itself
+        # Serve adds x-request-id itself.
+        return build_api(self._client, self._args.api, names_requests=False, more=add_legacy_routes)

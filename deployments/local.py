@@ -19,7 +19,9 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from deployments.config.app import AppArgs, parse_args
+from deployments.args import read_args
+from deployments.compat.legacy import add_legacy_routes
+from deployments.config.app import AppArgs
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.host.host import ModelHost, default_device
 from deployments.openai.app import build_api
@@ -45,7 +47,7 @@ def make_app(
     Raises:
         ConfigError: the arguments are wrong.
     """
-    checked = parse_args(args)
+    checked = read_args(args)
     models = ModelHost(checked, device, given=given)
 
     @contextlib.asynccontextmanager
@@ -54,7 +56,7 @@ def make_app(
         yield
         await models.close()
 
-    app = build_api(models, checked.api)
+    app = build_api(models, checked.api, more=add_legacy_routes)
     app.router.lifespan_context = lifespan
     return app
 

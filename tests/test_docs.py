@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from deployments.config.api import ApiOptions
-from deployments.config.app import AppArgs, ModelEntry, Pool
+from deployments.config.app import AppArgs, Pool
 from deployments.config.engine import EngineOptions
+from deployments.config.model import ModelEntry
 from deployments.core import errors
 from deployments.core.model_card import ModelOptions
 from deployments.openai.app import ROUTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,8 @@ def test_import_statements(path: Path) -> None:
     if place.is_relative_to("deployments/core"):
         assert not {name for name in named if name.split(".")[0] == "model_loaders"}
         assert not {name for name in named if name.startswith("deployments.") and ".core." not in name}
+    if place.parent not in map(Path, ("deployments", "deployments/cli", "deployments/compat")):
+        assert not {name for name in named if name.startswith("deployments.compat")}
     if not place.is_relative_to("model_loaders/backends"):
         assert not {name for name in named if name.startswith("model_loaders.backends")}
 
@@ -71,3 +74,17 @@ def test_a_folder_can_be_read_at_a_glance(folder: Path) -> None:
     files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
     assert len(files) <= 14
     assert {path.name: count for path in files if (count := len(path.read_text().splitlines())) > 400} == {}
+
+
+def test_packages_have_an_order() -> None:
+    """No import runs back up: a folder never needs one that needs it."""
+    needs: dict[str, set[str]] = {}
+    for path in SOURCES:
+        own = str(path.parent.relative_to(ROOT))
+        for name in imports(path):
+            target = ROOT / name.replace(".", "/")
+            folder = target if target.is_dir() else target.parent
+            if name.split(".")[0] in ("deployments", "model_loaders"):
+                needs.setdefault(own, set()).add(str(folder.relative_to(ROOT)))
+    order = graphlib.TopologicalSorter({folder: need - {folder} for folder, need in needs.items()})
+    assert next(iter(order.static_order())) in ("deployments/core", "deployments/engine/cache")

@@ -13,12 +13,11 @@ from typing import Any
 
 import yaml
 
-from deployments.config.app import AppArgs, parse_args
+from deployments.args import read_args
+from deployments.config.app import IMPORT_PATH, AppArgs
 from deployments.core.errors import ConfigError
 from deployments.openai.http.keys import as_digests
-from deployments.openai.parsing.names import check_parsers
 
-IMPORT_PATH = "deployments.app:build_app"
 HOST, PORT = "127.0.0.1", 8000
 # Ray Serve ignores a key that it does not know.
 TOP_KEYS = (
@@ -63,14 +62,13 @@ def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
     ours = [app for app in applications if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH]
     if not ours:
         raise ConfigError(f"{path}: no application has import_path {IMPORT_PATH}.")
-    args = parse_args(ours[0].get("args") or {}, source=f"{path}, args")
+    args = read_args(ours[0].get("args") or {}, source=f"{path}, args")
     try:
         _check_keys(config, TOP_KEYS, "")
         wanted = {"host": os.environ["TROUPE_HOST"]} if os.environ.get("TROUPE_HOST") else {}
         config["http_options"] = {"host": HOST, **(config.get("http_options") or {}), **wanted}
         _check_keys(config["http_options"], HTTP_KEYS, "http_options.")
         _check_deployments(ours[0].get("deployments") or [], args)
-        check_parsers(entry.card for entry in args.models)
         _hide_keys(ours[0].get("args") or {})
         for entry in args.models:
             _check_loader(entry.loader, path.parent)

@@ -21,8 +21,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from deployments.cli.serve_file import IMPORT_PATH
-from deployments.config.app import parse_args
+from deployments.config.app import IMPORT_PATH, parse_args
 from deployments.core.errors import ConfigError
 
 

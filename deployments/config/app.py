@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deployments.config.api import ApiOptions
-from deployments.config.engine import EngineOptions
-from deployments.core.errors import ConfigError, ModelNotFound
-from deployments.core.model_card import ModelCard, ModelOptions
-from deployments.openai.default_params import default_faults
-from model_loaders.moved import new_place
+from deployments.config.explain import config_error, described
+from deployments.config.model import ModelEntry, Strict
+from deployments.core.errors import ModelNotFound
+
+IMPORT_PATH = "deployments.app:build_app"
+"""The `import_path` of an application of Troupe."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ModelEntry(_Strict):
-    """One model that clients can ask for."""
-
-    id: str = Field(min_length=1, description="The name clients send as `model`.")
-    loader: str = Field(description="`module:function`, or `path/to/file.py:function`.")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the loader.")
-    aliases: list[str] = Field(default_factory=list, description="Other names of the same model.")
-    engine: EngineOptions = Field(default_factory=EngineOptions, description="How its engine runs.")
-    api: ModelOptions = Field(default_factory=ModelOptions, description="How its routes read and answer.")
-    pinned: bool = Field(default=False, description="Loaded at start and never evicted.")
-    preload: bool = Field(default=False, description="Loaded at start, but evicted like any other.")
-    idle_unload_s: float | None = Field(default=None, gt=0, description="Unloaded when nobody has used it so long.")
-    profile_dir: str | None = Field(default=None, description="Folder for a trace of its first requests.")
-    hook_timeout_s: float = Field(
-        default=60.0, gt=0, description="Seconds until an encode, template or decode hook counts as hung."
-    )
-    load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
-    load_retry_s: float = Field(default=60.0, ge=0, description="Seconds a failed load's error is answered again.")
-
-    @field_validator("loader")
-    @classmethod
-    def _has_not_moved(cls, loader: str) -> str:
-        if new := new_place(loader):
-            raise ValueError(f"this loader is now {new}")
-        return loader
-
-    @property
-    def names(self) -> list[str]:
-        return [self.id, *self.aliases]
-
-    @property
-    def card(self) -> ModelCard:
-        return ModelCard(id=self.id, aliases=tuple(self.aliases), options=self.api)
-
-
-class Pool(_Strict):
+class Pool(Strict):
     """Replicas that serve some of the models, with so many GPUs each."""
 
     models: list[str] = Field(min_length=1, description="Ids of the models it serves.")
@@ -64,7 +25,7 @@ class Pool(_Strict):
     max_models_per_replica: int | None = Field(default=None, ge=1, description="None is that of the application.")
 
 
-class AppArgs(_Strict):
+class AppArgs(Strict):
     """`args` of the application: the models, and how replicas and the API behave."""
 
     models: list[ModelEntry] = Field(min_length=1)
@@ -158,64 +119,6 @@ def parse_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppAr
     if isinstance(args, AppArgs):
         return args
     try:
-        checked = AppArgs.model_validate(args)
+        return AppArgs.model_validate(args)
     except ValidationError as error:
-        raise _config_error([_describe(fault) for fault in error.errors()], source) from None
-    faults = [
-        f"models[{index}].api.default_params.{key}: {fault}"
-        for index, entry in enumerate(checked.models)
-        for key, fault in default_faults(entry.api.default_params, checked.api)
-    ]
-    if faults:
-        raise _config_error(faults, source)
-    return checked
-
-
-def _config_error(faults: list[str], source: str) -> ConfigError:
-    lines = "\n".join(f"  {fault}" for fault in faults)
-    return ConfigError(f"{source}:\n{lines}")
-
-
-def _describe(fault: Any) -> str:
-    place = _place(fault["loc"])
-    if fault["type"] == "extra_forbidden" or fault["type"] == "unexpected_keyword_argument":
-        return f"{place}: unknown key{_nearest(fault['loc'])}"
-    if fault["type"] in ("missing", "missing_keyword_only_argument"):
-        return f"{place}: missing"
-    shown = repr(fault["input"])
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{place}: {fault['msg'].removeprefix('Value error, ')} (got {shown})"
-
-
-def _place(loc: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.lstrip(".") or "args"
-
-
-def _nearest(loc: tuple[int | str, ...]) -> str:
-    known, wrong = _known_keys(loc[:-1]), str(loc[-1])
-    close = [key for key in known if key.startswith(wrong)] or difflib.get_close_matches(wrong, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
-
-
-def _known_keys(path: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed at a place of the configuration."""
-    model: Any = AppArgs
-    for before, part in zip((None, *path), path, strict=False):
-        if isinstance(part, int) or before == "pools":
-            continue
-        model = _type_of(model, part)
-    return list(_fields(model))
-
-
-def _fields(model: Any) -> dict[str, Any]:
-    return dict(getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {}))
-
-
-def _type_of(model: Any, key: str) -> Any:
-    nested = {"models": ModelEntry, "pools": Pool}
-    if key in nested:
-        return nested[key]
-    return getattr(_fields(model).get(key), "annotation", None)
+        raise config_error([described(fault, AppArgs) for fault in error.errors()], source) from None

@@ -38,7 +38,7 @@ from deployments.host.leases import Leases
 from deployments.host.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
 from deployments.host.loading import Loading
 from deployments.host.profiling import Trace
-from deployments.template_processes import RenderLimits, TemplateProcesses
+from deployments.host.template_processes import RenderLimits, TemplateProcesses
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger("troupe.host")

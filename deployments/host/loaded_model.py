@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from deployments.config.app import ModelEntry
+from deployments.config.model import ModelEntry
 from deployments.core.calls import ChatPrompt, Prompt, TextPrompt, TokensPrompt, TranscribeCall
 from deployments.core.client import Embeddings, EmbedOptions
 from deployments.core.errors import BadRequest, ModelError, UnsupportedParameter
@@ -20,6 +20,7 @@ from deployments.engine.text.terminators import terminator_ids
 from deployments.host.embedding.embedder import Embedder, check_ids
 from deployments.host.embedding.text import EmbeddingTexts
 from deployments.host.hook_probe import probe_hooks
+from deployments.host.template_processes import TemplateProcesses
 from deployments.host.worker import Worker
 from deployments.media.audio import Samples, decode_source, split_audio
 from deployments.media.images import decode_image, split_images
@@ -27,7 +28,6 @@ from deployments.media.parts import MediaSource
 from deployments.media.whisper.format import WhisperFormat
 from deployments.media.whisper.transcriber import Transcriber
 from deployments.media.whisper.word_times import WordAligner
-from deployments.template_processes import TemplateProcesses
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.encoded import Encoded
 from model_loaders.prompts.hooks import Hooks

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 import torch
 
-from deployments.config.app import ModelEntry
+from deployments.config.model import ModelEntry
 from deployments.core.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.loaded_model import LoadedModel
 from deployments.host.mapped_weights import read_mapped_weights
+from deployments.host.template_processes import TemplateProcesses
 from deployments.host.worker import Worker, position
-from deployments.template_processes import TemplateProcesses
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from deployments.compat.legacy import add_legacy_routes
 from deployments.config.api import ApiOptions
 from deployments.core.client import ModelClient
 from deployments.core.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
@@ -21,22 +21,30 @@ from deployments.openai.http.openapi import openapi
 from deployments.openai.http.paths import TidyPaths
 from deployments.openai.http.recorder import Recorder
 from deployments.openai.http.route import Route, methods
-from deployments.openai.parsing.names import check_parsers
 from deployments.openai.routes import ROUTES
 from deployments.openai.version import server_version
 
+AddRoutes = Callable[[FastAPI, Api, Sequence[Route]], None]
+"""Adds routes to an application that has those of the API."""
 
-def build_api(client: ModelClient, options: ApiOptions | None = None, *, names_requests: bool = True) -> FastAPI:
+
+def build_api(
+    client: ModelClient,
+    options: ApiOptions | None = None,
+    *,
+    names_requests: bool = True,
+    more: AddRoutes | None = None,
+) -> FastAPI:
     """The OpenAI API over the models of `client`.
 
     Args:
         names_requests: see `Boundary`.
+        more: routes beside those of `ROUTES`.
 
     Raises:
         ConfigError: an option names something that cannot be used.
     """
     options = options or ApiOptions()
-    check_parsers(client.models())
     keys = ApiKeys(options)
     guarded = bool(options.api_keys or options.api_keys_file)
     app = FastAPI(title="Troupe", redirect_slashes=False)
@@ -56,7 +64,8 @@ def build_api(client: ModelClient, options: ApiOptions | None = None, *, names_r
     api = Api(client, options, keys, recorder)
     for route in ROUTES:
         _add(app, route, api)
-    add_legacy_routes(app, api, ROUTES)
+    if more is not None:
+        more(app, api, ROUTES)
     return app
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deployments.compat.legacy import GenerateBody
 from deployments.config.api import ApiOptions
 from deployments.core.calls import Grammar
 from deployments.core.errors import BadRequest, TroupeError
@@ -29,7 +28,7 @@ from deployments.openai.scores.score import ScoreBody
 from deployments.openai.transcriptions.schema import TranscriptionBody, TranslationBody
 
 _SCHEMAS: tuple[type[RequestBody], ...] = (
-    *(ChatBody, CompletionBody, ResponsesBody, GenerateBody, EmbeddingsBody),
+    *(ChatBody, CompletionBody, ResponsesBody, EmbeddingsBody),
     *(ScoreBody, DecisionsBody, TranscriptionBody, TranslationBody),
 )
 # What a request is about cannot be left out of it.
@@ -39,27 +38,33 @@ _OF_A_REQUEST = frozenset(
 )
 
 
-def default_faults(params: Mapping[str, Any], options: ApiOptions) -> list[tuple[str, str]]:
+def default_faults(
+    params: Mapping[str, Any], options: ApiOptions, *, more: tuple[type[RequestBody], ...] = ()
+) -> list[str]:
     """What is wrong with a model's defaults: the key, and a sentence.
 
     A value is right if a route takes it; it is not used on routes on which the field has another type.
+
+    Args:
+        more: schemas of routes that are not in `deployments.openai`.
     """
-    faults = [(key, fault) for key, value in params.items() if (fault := _fault(key, value)) is not None]
-    return faults or _together(params, options)
+    schemas = (*_SCHEMAS, *more)
+    faults = [(key, fault) for key, value in params.items() if (fault := _fault(key, value, schemas)) is not None]
+    return [f"default_params.{key}: {fault}" for key, fault in faults or _together(params, options)]
 
 
-def _fault(key: str, value: Any) -> str | None:
+def _fault(key: str, value: Any, schemas: tuple[type[RequestBody], ...]) -> str | None:
     if key in _OF_A_REQUEST:
         return "a request says this itself; remove it"
-    own = [schema for schema in _SCHEMAS if key in scope_of(schema).own]
+    own = [schema for schema in schemas if key in scope_of(schema).own]
     if not own:
-        return _unknown(key)
+        return _unknown(key, schemas)
     found = [_wrong(schema, key, value) for schema in own]
     return None if None in found else found[0]
 
 
-def _unknown(key: str) -> str:
-    for schema in _SCHEMAS:
+def _unknown(key: str, schemas: tuple[type[RequestBody], ...]) -> str:
+    for schema in schemas:
         row = schema.foreign.get(key)
         if isinstance(row, Means):
             return f"another server's field; this server has {row.target}"
@@ -67,7 +72,7 @@ def _unknown(key: str) -> str:
             return "not supported by this server; remove it"
         if row is not None:
             return "has no effect on an answer; remove it"
-    close = nearest(key, frozenset[str]().union(*(scope_of(schema).own for schema in _SCHEMAS)))
+    close = nearest(key, frozenset[str]().union(*(scope_of(schema).own for schema in schemas)))
     return "unknown request field" + (f" (did you mean {close!r}?)" if close else "")
 
 

@@ -68,11 +68,11 @@ def test_the_host_is_this_machine_unless_said_otherwise(
         ({"app": {"args": {"models": [DEMO], "maxx": 1}}}, "maxx: unknown key"),
         (
             {"app": {"args": {"models": [{**DEMO, "api": {"tool_parser": "hermess"}}]}}},
-            "Model 'a' has tool_parser: 'hermess' (did you mean 'hermes'?); known ones: ",
+            "models[0].api.tool_parser: there is no parser 'hermess' (did you mean 'hermes'?); known: ",
         ),
         (
             {"app": {"args": {"models": [{**DEMO, "api": {"reasoning_parser": "deepseek_r1"}}]}}},
-            "Model 'a' has reasoning_parser: 'deepseek_r1'; known ones: think, ",
+            "models[0].api.reasoning_parser: there is no parser 'deepseek_r1'; known: think, ",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from jinja2 import TemplateError
 
 from deployments.cli.check_loader import check
-from deployments.config.app import ModelEntry
+from deployments.config.model import ModelEntry
 from deployments.core.errors import ModelLoadFailed
 from deployments.host.loaded_model import LoadedModel
 from deployments.local import model_app

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.config.app import ModelEntry
+from deployments.config.model import ModelEntry
 from deployments.core.errors import OutOfMemory
 from deployments.host.loading import Loading
 from tests.tiny import byte_tokenizer, llama

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from deployments.config.app import ModelEntry
+from deployments.config.model import ModelEntry
 from deployments.host.loaded_model import LoadedModel
 from deployments.host.loading import Loading
 from deployments.host.mapped_weights import read_mapped_weights

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+import torch
+
 from deployments.core.errors import BadRequest, ModelError, OutOfMemory, TroupeError, last_line
-from deployments.engine.batching.memory import is_out_of_memory
 
 # transformers' models compare the placeholders of a prompt with what stands for them.
 _MISMATCH = re.compile(r"features and (\w+ )?tokens do not match|tokens .*and features .*do not match")
@@ -25,3 +26,10 @@ def as_error(error: Exception) -> TroupeError:
             param="prompt",
         )
     return ModelError(f"The model failed on this request: {type(error).__name__}: {error}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from deployments.engine.batching.memory import RowBytes, is_out_of_memory
+from deployments.engine.base.failures import is_out_of_memory
 from deployments.engine.batching.prefill import Source
 from deployments.engine.batching.prefix_cache import Prefix, PrefixStore
 from deployments.engine.batching.sequence import Batch, Row, common_prefix
+from deployments.engine.cache.row_bytes import RowBytes
 from deployments.engine.model.forward import Forward
 
 _WORTH_REUSING = 16

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from deployments.engine.batching.memory import RowBytes, can_all_finish
+from deployments.engine.batching.memory import can_all_finish
 from deployments.engine.batching.sequence import Batch, Row
 from deployments.engine.cache.layers import row_room
+from deployments.engine.cache.row_bytes import RowBytes
 
 _AHEAD = 32
 """Tokens by which a running row is taken to be longer: its buffers grow by steps."""

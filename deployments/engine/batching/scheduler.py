@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from deployments.engine.batching.memory import RowBytes
 from deployments.engine.batching.prefill import Prefill, Prefiller, Source
 from deployments.engine.batching.prefix_cache import PrefixStore
 from deployments.engine.batching.prefix_reuse import Reuse
 from deployments.engine.batching.running_batches import Batches, Limits
 from deployments.engine.batching.sequence import Batch, Row
+from deployments.engine.cache.row_bytes import RowBytes
 
 _RECOVERY_STEPS = 64
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from deployments.core.errors import OutOfMemory, TroupeError
 from deployments.core.events import EngineEvent, Failed
-from deployments.engine.base.failures import as_error
+from deployments.engine.base.failures import as_error, is_out_of_memory
 from deployments.engine.base.protocol import EngineStats
-from deployments.engine.batching.memory import RowBytes, is_out_of_memory
 from deployments.engine.batching.prefill import Prefill, Prefiller, Source
 from deployments.engine.batching.prefix_cache import PrefixStore
 from deployments.engine.batching.prefix_reuse import Reuse
@@ -25,6 +24,7 @@ from deployments.engine.batching.prompt_lookup import PromptLookup
 from deployments.engine.batching.running_batches import Limits
 from deployments.engine.batching.scheduler import Scheduler
 from deployments.engine.batching.sequence import Batch, Row
+from deployments.engine.cache.row_bytes import RowBytes
 from deployments.engine.model.forward import Decode, Forward
 from deployments.engine.sampling.sample import Sampled, sample_rows
 

@@ -25,9 +25,8 @@ from deployments.core.calls import SamplingParams
 from deployments.core.errors import BadRequest, ModelError, ModelLoadFailed, Unavailable
 from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length, vocab_size
 from deployments.engine.base.cgroup import cores
-from deployments.engine.base.failures import as_error
+from deployments.engine.base.failures import as_error, is_out_of_memory
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
-from deployments.engine.batching.memory import is_out_of_memory
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
 from deployments.engine.generate.hook import GenerateHook
 from deployments.engine.generate.job import Job

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from deployments.core.errors import ModelLoadFailed
-from deployments.engine.batching.memory import is_out_of_memory
+from deployments.engine.base.failures import is_out_of_memory
 from deployments.engine.cache.cache import new_cache
 from deployments.engine.generate.call import GenerateCall
 from deployments.engine.verify.encoder_inputs import encoder_needs, needed_media

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.engine.batching.memory import RowBytes
 from deployments.engine.cache.cache import UnknownLayer, new_cache
+from deployments.engine.cache.row_bytes import RowBytes
 from deployments.engine.model.forward import Forward
 from deployments.engine.verify.length_probe import Claims, LengthProbe, Unfaithful
 from deployments.engine.verify.named_lengths import tried_lengths

@@ -25,7 +25,7 @@ from deployments.core.errors import (
     UnsupportedParameter,
     last_line,
 )
-from deployments.engine.batching.memory import is_out_of_memory
+from deployments.engine.base.failures import is_out_of_memory
 from deployments.host.embedding.hook import hooked
 from deployments.host.embedding.padding import is_causal, padding_is_neutral
 from deployments.host.embedding.pooling import pool

@@ -9,8 +9,8 @@ from typing import Any
 
 from deployments.config.api import ApiOptions
 from deployments.core.errors import BadRequest
-from deployments.openai.fetch import Allowance, FetchRefused, Wanted, fetch
-from deployments.openai.fetch import is_allowed as is_allowed
+from deployments.openai.http.fetch import Allowance, FetchRefused, Wanted, fetch
+from deployments.openai.http.fetch import is_allowed as is_allowed
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from deployments.core.calls import SamplingParams
 from deployments.core.events import Delta, EngineEvent
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.batching.engine import RowEngine
-from deployments.engine.batching.memory import RowBytes, can_all_finish
+from deployments.engine.batching.memory import can_all_finish
+from deployments.engine.cache.row_bytes import RowBytes
 from tests.engine.architectures import decoder
 from tests.engine.running import generate_alone, prompt, row_engine
 

@@ -1,4 +1,4 @@
-"""Chat templates of requests, rendered in processes that can be killed: see `model_loaders.request_template`."""
+"""Chat templates of requests, rendered in processes that can be killed (`model_loaders.prompts.request_template`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deployments.core.calls import ChatPrompt
 from deployments.core.errors import ModelError, TemplateFailed, TroupeError, Unavailable
 from deployments.host.worker import Workers
 from model_loaders.contract import ModelInfo
-from model_loaders.request_template import HEADER, MEMORY, WALL_FACTOR, RenderRequest
+from model_loaders.prompts.request_template import HEADER, MEMORY, WALL_FACTOR, RenderRequest
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class _Process:
             return self._popen
         self.stop()
         self._popen = popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "model_loaders.request_template", str(os.getpid())],
+            [sys.executable, "-P", "-m", "model_loaders.prompts.request_template", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment(),

@@ -81,7 +81,7 @@ def ask(server: Server, model: str = "any", route: str = "/v1/chat/completions/r
 def renderers(parent: psutil.Process | None = None) -> list[psutil.Process]:
     """The processes that render templates."""
     children = (parent or psutil.Process()).children(recursive=True)
-    return [each for each in children if "model_loaders.request_template" in command(each)]
+    return [each for each in children if "model_loaders.prompts.request_template" in command(each)]
 
 
 def command(process: psutil.Process) -> list[str]:
@@ -175,7 +175,7 @@ def test_the_process_has_no_secrets_and_no_sockets(server: Server) -> None:
 SERVING = f"""
 import asyncio, sys
 from deployments.core.calls import ChatPrompt
-from deployments.template_processes import RenderLimits, TemplateProcesses
+from deployments.host.template_processes import RenderLimits, TemplateProcesses
 from model_loaders.contract import ModelInfo
 
 async def main():

@@ -1,4 +1,4 @@
-"""The process that renders chat templates of requests: `python -m model_loaders.request_template`.
+"""The process that renders chat templates of requests: `python -m model_loaders.prompts.request_template`.
 
 A template of a request is a program of a stranger. It runs here, where the kernel ends it: by an alarm, by a limit on
 processor time, or by a limit on memory. Each request is a `HEADER` and a pickled `RenderRequest`; each answer is a

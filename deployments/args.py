@@ -1,0 +1,35 @@
+"""The `args` of an application, checked whole: schema, default parameters, names of parsers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deployments.compat.legacy import GenerateBody
+from deployments.config.app import AppArgs, parse_args
+from deployments.config.explain import config_error
+from deployments.openai.default_params import default_faults
+from deployments.openai.parsing.names import parser_faults
+
+
+def read_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArgs:
+    """The arguments, checked as far as one can without loading a model.
+
+    Args:
+        source: where they come from, for the message.
+
+    Raises:
+        ConfigError: something is wrong; every fault is listed with its place and the fix.
+    """
+    checked = parse_args(args, source)
+    faults = [
+        f"models[{index}].api.{fault}"
+        for index, entry in enumerate(checked.models)
+        for fault in (
+            *default_faults(entry.api.default_params, checked.api, more=(GenerateBody,)),
+            *parser_faults(entry.api),
+        )
+    ]
+    if faults:
+        raise config_error(faults, source)
+    return checked

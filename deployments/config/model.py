@@ -1,0 +1,52 @@
+"""One model of the configuration: an entry under `models`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from deployments.config.engine import EngineOptions
+from deployments.core.model_card import ModelCard, ModelOptions
+from model_loaders.moved import new_place
+
+
+class Strict(BaseModel):
+    """A section without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelEntry(Strict):
+    """One model that clients can ask for."""
+
+    id: str = Field(min_length=1, description="The name clients send as `model`.")
+    loader: str = Field(description="`module:function`, or `path/to/file.py:function`.")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the loader.")
+    aliases: list[str] = Field(default_factory=list, description="Other names of the same model.")
+    engine: EngineOptions = Field(default_factory=EngineOptions, description="How its engine runs.")
+    api: ModelOptions = Field(default_factory=ModelOptions, description="How its routes read and answer.")
+    pinned: bool = Field(default=False, description="Loaded at start and never evicted.")
+    preload: bool = Field(default=False, description="Loaded at start, but evicted like any other.")
+    idle_unload_s: float | None = Field(default=None, gt=0, description="Unloaded when nobody has used it so long.")
+    profile_dir: str | None = Field(default=None, description="Folder for a trace of its first requests.")
+    hook_timeout_s: float = Field(
+        default=60.0, gt=0, description="Seconds until an encode, template or decode hook counts as hung."
+    )
+    load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
+    load_retry_s: float = Field(default=60.0, ge=0, description="Seconds a failed load's error is answered again.")
+
+    @field_validator("loader")
+    @classmethod
+    def _has_not_moved(cls, loader: str) -> str:
+        if new := new_place(loader):
+            raise ValueError(f"this loader is now {new}")
+        return loader
+
+    @property
+    def names(self) -> list[str]:
+        return [self.id, *self.aliases]
+
+    @property
+    def card(self) -> ModelCard:
+        return ModelCard(id=self.id, aliases=tuple(self.aliases), options=self.api)

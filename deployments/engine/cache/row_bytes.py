@@ -1,0 +1,53 @@
+"""How many bytes a row takes."""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from dataclasses import dataclass
+
+from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache, RowsCache
+from deployments.engine.cache.layers import KeyValueRows, StateRows, column_room
+
+
+@dataclass(frozen=True, slots=True)
+class RowBytes:
+    """What a row costs, measured on a cache that a forward has filled.
+
+    Attributes:
+        columns: the bytes of one column of all layers that keep equally many columns, and how many (None: all).
+        states: bytes of the states, whatever the row's length.
+        encoded: bytes of one column of the encoder's keys and values.
+    """
+
+    columns: tuple[tuple[int, int | None], ...]
+    states: int
+    encoded: int = 0
+
+    @classmethod
+    def of(cls, cache: AnyRowsCache) -> RowBytes:
+        """Measured on a cache with one row."""
+        if isinstance(cache, EncoderRowsCache):
+            own, cross = cls.of(cache.self_attention_cache), cls.of(cache.cross_attention_cache)
+            return cls(own.columns, own.states, sum(size for size, _ in cross.columns))
+        assert isinstance(cache, RowsCache)
+        attention = [layer for layer in cache.layers if isinstance(layer, KeyValueRows) and layer.is_initialized]
+        sizes: Counter[int | None] = Counter()
+        for layer in attention:
+            sizes[layer.keep] += layer.column_bytes
+        columns = tuple((size, keep) for keep, size in sizes.items())
+        states = sum(layer.state_bytes for layer in cache.layers if isinstance(layer, StateRows))
+        return cls(columns, states)
+
+    def of_row(self, width: int, encoded: int = 0) -> int:
+        """Bytes of a row in buffers for `width` tokens, and `encoded` tokens of an encoder."""
+        columns = sum(size * column_room(width if keep is None else min(width, keep)) for size, keep in self.columns)
+        return columns + self.states + (self.encoded * column_room(encoded) if encoded else 0)
+
+    def longest(self, budget: int, limit: int) -> int:
+        """Tokens of the longest row that a budget of bytes holds, at most `limit`."""
+        return bisect.bisect_right(range(1, limit + 1), budget, key=self.of_row)
+
+    def read(self, width: int) -> int:
+        """Bytes of columns that a decode step reads for a row of a batch so wide."""
+        return sum(size * (width if keep is None else min(width, keep)) for size, keep in self.columns)
