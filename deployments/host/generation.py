@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -48,6 +49,8 @@ class Generation:
         self._per_prompt = max(call.n, call.best_of or 0)
         self._inbox = Inbox()
         self._running: set[int] = set()
+        self._lock = threading.Lock()
+        self._cancelled = False
         self._requests: list[EngineRequest] = []
         self._completion_tokens = 0
         self._reasoning_tokens = 0
@@ -81,14 +84,23 @@ class Generation:
             )
         return self._requests[first:]
 
-    def submit(self, engine: Engine, requests: Sequence[EngineRequest]) -> None:
-        """Queue every choice; a TroupeError of any of them is the call's."""
-        for choice, request in enumerate(requests):
-            self._running.add(choice)
-            engine.submit(request, self._inbox.emitter(choice))
+    def submit(self, engine: Engine, requests: Sequence[EngineRequest], first: int = 0) -> None:
+        """Queue choices, in any thread; none after `cancel`. A TroupeError of any of them is the call's.
+
+        Args:
+            first: the number of the first one.
+        """
+        for choice, request in enumerate(requests, first):
+            with self._lock:
+                if self._cancelled:
+                    return
+                self._running.add(choice)
+                engine.submit(request, self._inbox.emitter(choice))
 
     def cancel(self, engine: Engine) -> None:
         """Drop the choices that have not ended."""
+        with self._lock:
+            self._cancelled = True
         for choice in self._running:
             engine.cancel(self._requests[choice].request_id)
         self._running.clear()

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,9 @@ from deployments.host.template_processes import RenderLimits, TemplateProcesses
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger("troupe.host")
+
+_AT_ONCE = 16
+"""Choices that a request queues before others have their turn."""
 
 
 def default_device() -> str:
@@ -175,10 +179,10 @@ class ModelHost:
                             yield event
                     return
                 prompts = await self._prompts(model, call)
-                requests, generation = await self._prepare(model, call, prompts, started)
+                generation = await self._prepare(model, call, prompts, started)
                 inspection = Inspection(model.info, call, prompts) if model.info.done_callback else None
                 try:
-                    generation.submit(model.engine, requests)
+                    await _submit(model, generation, prompts)
                     async with aclosing(generation.events()) as events:
                         async for event in events:
                             if inspection is not None and (call_back := inspection.ended(event)) is not None:
@@ -269,25 +273,21 @@ class ModelHost:
 
     async def _prepare(
         self, model: LoadedModel, call: GenerateCall, prompts: list[EncodedPrompt], started: float
-    ) -> tuple[list[EngineRequest], Generation]:
+    ) -> Generation:
         texts = [prompt.text for prompt in prompts]
         if call.echo:
             texts = [
                 text if text is not None else await model.decode(prompt.encoded.input_ids)
                 for text, prompt in zip(texts, prompts, strict=True)
             ]
-        limit = model.engine.max_model_len
-        generation = Generation(
+        return Generation(
             call,
             prompts,
             texts,
             interval=self.args.stream_interval_ms / 1000,
-            max_model_len=limit,
+            max_model_len=model.engine.max_model_len,
             started=started if model.entry.api.usage_timings else None,
         )
-        return [
-            request for prompt in prompts for request in generation.requests_for(prompt, _budget(call, prompt, limit))
-        ], generation
 
     def _say_if_gone(self, key: str) -> None:
         stats = self.leases.stats()
@@ -327,6 +327,37 @@ async def _truncated(model: LoadedModel, prompt: EncodedPrompt, most: int) -> En
     kept = ids[-most:]
     text = None if prompt.text is None else await model.decode(kept)
     return EncodedPrompt(text=text, encoded=replace(prompt.encoded, input_ids=kept))
+
+
+async def _submit(model: LoadedModel, generation: Generation, prompts: Sequence[EncodedPrompt]) -> None:
+    """Queue a generation off the event loop: a thousand choices may each have a million ids to check.
+
+    Generations that are submitted at the same time take turns.
+
+    Raises:
+        TroupeError: the engine refuses one of the requests.
+    """
+
+    def begin() -> list[EngineRequest]:
+        requests = _requests(model, generation, prompts)
+        generation.submit(model.engine, requests[:_AT_ONCE])
+        return requests
+
+    requests = await model.submitting.run(begin)
+    for first in range(_AT_ONCE, len(requests), _AT_ONCE):
+        some = requests[first : first + _AT_ONCE]
+        await model.submitting.run(partial(generation.submit, model.engine, some, first))
+
+
+def _requests(model: LoadedModel, generation: Generation, prompts: Sequence[EncodedPrompt]) -> list[EngineRequest]:
+    """What a generation asks the engine for; see `_budget` for its errors."""
+    call, limit = generation.call, model.engine.max_model_len
+    budgets = [_budget(call, prompt, limit) for prompt in prompts]
+    return [
+        request
+        for prompt, budget in zip(prompts, budgets, strict=True)
+        for request in generation.requests_for(prompt, budget)
+    ]
 
 
 def _budget(call: GenerateCall, prompt: EncodedPrompt, limit: int) -> int:

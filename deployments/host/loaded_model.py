@@ -76,6 +76,9 @@ class LoadedModel:
 
     Args:
         templates: render chat templates of requests.
+
+    Attributes:
+        submitting: the thread that queues requests: the engine looks at each of their token ids.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class LoadedModel:
         self._aligner = None if self.speech is None else WordAligner.of(info, self.speech)
         self._codec = Worker(f"codec-{entry.id}")
         self._embedding = Worker(f"embed-{entry.id}")
+        self.submitting = Worker(f"submit-{entry.id}")
         sentence_format = format_of(info)
         self._texts = EmbeddingTexts(info, self._encode_plainly, sentence_format, limit=self.engine.max_model_len)
         self._embedder = Embedder(info, sentence_format, pooling=entry.api.pooling, alone=entry.engine.deterministic)
@@ -197,6 +201,7 @@ class LoadedModel:
         self.engine.close(CLOSE_LIMIT_S)
         self._codec.stop()
         self._embedding.stop()
+        self.submitting.stop()
         if self.info.close is not None:
             self.info.close()
 

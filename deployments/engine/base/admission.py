@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -81,24 +82,26 @@ def check_request(request: EngineRequest, *, max_model_len: int, supports: froze
     """
     if not request.input_ids:
         raise BadRequest("The prompt is empty; send at least one token.", param="prompt")
-    wrong = [i for i in request.input_ids if i < 0 or (vocab is not None and i >= vocab)]
-    if wrong:
-        raise BadRequest(
-            f"Token id {wrong[0]} does not exist; this model has ids 0 to {(vocab or 1) - 1}.", param="prompt"
-        )
+    known = f"does not exist; this model has ids 0 to {(vocab or 1) - 1}."
+    wrong = _wrong(request.input_ids, sys.maxsize if vocab is None else vocab)
+    if wrong is not None:
+        raise BadRequest(f"Token id {wrong} {known}", param="prompt")
     params = request.sampling
     for name in ("logit_bias", "allowed_token_ids", "logprob_token_ids", "stop_token_ids"):
-        ids = getattr(params, name) or ()
-        beyond = [i for i in ids if vocab is not None and not 0 <= i < vocab]
-        if beyond:
-            raise BadRequest(
-                f"Invalid {name!r}: token id {beyond[0]} does not exist; this model has ids 0 to {(vocab or 1) - 1}.",
-                param=name,
-            )
+        wrong = None if vocab is None else _wrong(getattr(params, name), vocab)
+        if wrong is not None:
+            raise BadRequest(f"Invalid {name!r}: token id {wrong} {known}", param=name)
     asked = len(request.input_ids) + (params.max_tokens or 1)
     if asked > max_model_len:
         raise ContextOverflow(max_model_len, asked, param="prompt")
     check_supported(params, supports)
+
+
+def _wrong(ids: Collection[int] | None, vocab: int) -> int | None:
+    """The first id that is not in the vocabulary; there may be a million, so that only a wrong one is looked for."""
+    if not ids or (min(ids) >= 0 and max(ids) < vocab):
+        return None
+    return next(i for i in ids if not 0 <= i < vocab)
 
 
 def check_media(request: EngineRequest, needs: str | None) -> None:

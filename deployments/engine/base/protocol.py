@@ -1,7 +1,7 @@
 """What every engine does: the seam between serving and computing.
 
 An engine belongs to one loaded model. Requests are submitted from any thread; events are emitted from the engine's
-own thread, so `emit` must be quick and must not raise.
+own threads, so `emit` must be quick and must not raise.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Engine(Protocol):
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         """Queue a request. Its events end with a `Delta` that has a finish_reason, or with `Failed`.
+
+        It looks at every id of the request once: no event loop should call it with long lists.
 
         Raises:
             TroupeError: the request can never be served (bad ids, larger than the memory budget), or the engine is

@@ -6,7 +6,8 @@ import threading
 from collections import deque
 from typing import Any
 
-from deployments.core.errors import BadRequest, TroupeError, UnsupportedParameter
+from deployments.core.calls import SamplingParams
+from deployments.core.errors import TroupeError, UnsupportedParameter
 from deployments.engine.base.failures import as_error
 from deployments.engine.base.protocol import Emit, EngineRequest
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
@@ -35,27 +36,12 @@ class BeamJobs:
         self._generate: StockGenerate | None = None
         self._search: BeamSearch | None = None
 
-    def add(self, request: EngineRequest, emit: Emit) -> Job:
-        """A request's job, which the engine's thread queues.
-
-        Raises:
-            UnsupportedParameter: a setting that does not go with beams.
-            BadRequest: the request is already running.
-        """
-        check_beams(request.sampling)
-        if request.sampling.prompt_logprobs is not None:
-            raise UnsupportedParameter(
-                "Beam search cannot honour prompt_logprobs; leave it out, or search without beams.",
-                param="prompt_logprobs",
-            )
+    def job(self, request: EngineRequest, emit: Emit) -> Job:
+        """A request's job, which the engine's thread queues; see `check_search`."""
         output = ChoiceOutput.of(
             self._vocabulary, request, encoder_decoder=bool(getattr(self._model.config, "is_encoder_decoder", False))
         )
-        job = Job(request=request, emit=emit, output=output, on_token=lambda: None)
-        with self._lock:
-            if self._jobs.setdefault(request.request_id, job) is not job:
-                raise BadRequest(f"Request {request.request_id!r} is already running.")
-        return job
+        return Job(request=request, emit=emit, output=output, on_token=lambda: None)
 
     @property
     def idle(self) -> bool:
@@ -64,6 +50,8 @@ class BeamJobs:
 
     def queue(self, job: Job) -> None:
         """Let a job wait for its turn."""
+        with self._lock:
+            self._jobs[job.request.request_id] = job
         self._waiting.append(job)
 
     def run_next(self) -> None:
@@ -98,3 +86,17 @@ class BeamJobs:
     def _forget(self, request_id: str) -> Job | None:
         with self._lock:
             return self._jobs.pop(request_id, None)
+
+
+def check_search(params: SamplingParams) -> None:
+    """Refuse what does not go with beams.
+
+    Raises:
+        UnsupportedParameter: a setting that does not go with beams.
+    """
+    check_beams(params)
+    if params.prompt_logprobs is not None:
+        raise UnsupportedParameter(
+            "Beam search cannot honour prompt_logprobs; leave it out, or search without beams.",
+            param="prompt_logprobs",
+        )

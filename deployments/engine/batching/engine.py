@@ -16,12 +16,14 @@ from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavail
 from deployments.core.events import Delta, EngineEvent, Failed
 from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
 from deployments.engine.base.cgroup import cores
+from deployments.engine.base.failures import as_error
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
-from deployments.engine.batching.beam_jobs import BeamJobs
+from deployments.engine.batching.beam_jobs import BeamJobs, check_search
 from deployments.engine.batching.memory import default_budget, weight_bytes
 from deployments.engine.batching.prefill import Prefiller
 from deployments.engine.batching.prefix_cache import PrefixStore
 from deployments.engine.batching.prompt_lookup import prompt_lookup
+from deployments.engine.batching.row_builder import RowBuilder
 from deployments.engine.batching.running_batches import Limits
 from deployments.engine.batching.sequence import Row
 from deployments.engine.batching.step_loop import StepLoop
@@ -30,8 +32,6 @@ from deployments.engine.model.forward import Forward
 from deployments.engine.speedups.deterministic import Deterministic
 from deployments.engine.speedups.fixed_decode import FixedDecode, fixed_decode
 from deployments.engine.speedups.packed_linear import PackedLinears
-from deployments.engine.text.output import ChoiceOutput
-from deployments.engine.text.prompt_logprobs import PromptScorer
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import Capabilities
 from deployments.engine.verify.encoder_inputs import encoder_inputs, encoder_needs
@@ -79,7 +79,9 @@ class RowEngine:
         self._loop = _step_loop(self._forward, self.capabilities, options, self._deterministic, self._fixed)
         self.max_model_len = _held_length(self._context, self._loop)
         self._beams = BeamJobs(info.model, self._vocabulary, self._context)
+        self._builder = RowBuilder(self._forward, self._vocabulary, self._logits_width, self._beams)
         self._changed = threading.Condition()
+        self._building: dict[str, tuple[EngineRequest, Emit]] = {}
         self._commands: deque[Callable[[], None]] = deque()
         self._live: set[str] = set()
         self._closing = False
@@ -90,76 +92,110 @@ class RowEngine:
         self._thread.start()
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
+        """See `protocol.Engine`. The row is made in a thread of the engine: the caller may be an event loop."""
+        params = request.sampling
         inputs = self._forward.model.get_input_embeddings().weight.shape[0]
         check_request(request, max_model_len=self._context, supports=self.supports, vocab=inputs)
         check_media(request, self._needs)
-        if request.sampling.num_beams != 1:
-            self._submit_search(request, emit)
-            return
-        row = self._row(request, emit)
-        need = self._loop.batches.most([row])
-        if need > self._loop.limits.budget:
+        if params.num_beams != 1:
+            check_search(params)
+        else:
+            self._check_bytes(request)
+        compiled = self._grammars.compile(params.grammar) if params.grammar is not None else None
+        deliver = self._delivering(request, emit)
+        self._begin(request, deliver)
+
+        def build() -> None:
+            self._build(request, deliver, compiled)
+
+        if compiled is None:
+            self._builder.run(params, build)
+        else:
+            compiled.add_done_callback(lambda _: self._builder.run(params, build))
+
+    def _check_bytes(self, request: EngineRequest) -> None:
+        """Refuse a request that does not fit even alone."""
+        length, encoded = self._builder.lengths(request)
+        limits = self._loop.limits
+        need = self._loop.batches.row_bytes.of_row(length + (request.sampling.max_tokens or 1), encoded)
+        if need > limits.budget:
             raise BadRequest(
                 f"This request may need {need / _GIB:.2f} GiB of cache and the engine has "
-                f"{self._loop.limits.budget / _GIB:.2f} GiB; shorten the prompt or lower max_tokens.",
+                f"{limits.budget / _GIB:.2f} GiB; shorten the prompt or lower max_tokens.",
                 param="max_tokens",
             )
-        grammar = request.sampling.grammar
-        compiled = self._grammars.compile(grammar) if grammar is not None else None
-        self._begin(request.request_id, None if compiled is not None else lambda: self._loop.add(row))
-        if compiled is not None:
-            compiled.add_done_callback(lambda done: self._constrain(row, done))
 
-    def _submit_search(self, request: EngineRequest, emit: Emit) -> None:
-        job = self._beams.add(request, self._delivering(request, emit))
-        try:
-            self._begin(request.request_id, lambda: self._beams.queue(job))
-        except TroupeError:
-            self._beams.cancel(request.request_id)
-            raise
-
-    def _begin(self, request_id: str, command: Callable[[], None] | None) -> None:
-        """Note a request as live, and what the engine's thread is to do for it, if that is known already."""
+    def _begin(self, request: EngineRequest, deliver: Emit) -> None:
+        """Note a request as live, and as one whose row is to be made."""
         with self._changed:
             if self._closing:
-                raise Unavailable("The model is being unloaded; try again.")
+                raise _unloading()
             if self._death is not None:
                 raise Unavailable(f"The engine has stopped: {self._death}")
-            if request_id in self._live:
-                raise BadRequest(f"Request {request_id!r} is already running.")
-            self._live.add(request_id)
+            if request.request_id in self._live:
+                raise BadRequest(f"Request {request.request_id!r} is already running.")
+            self._live.add(request.request_id)
+            self._building[request.request_id] = (request, deliver)
+
+    def _build(self, request: EngineRequest, deliver: Emit, compiled: Future[CompiledGrammar] | None) -> None:
+        """Make a request's row and hand it to the engine's thread. Runs in the builder's thread."""
+        if not self._is_building(request):
+            return
+        command: Callable[[], None] | None = None
+        try:
+            command = self._command(request, deliver, compiled)
+        except Exception as error:
+            failure = Failed(as_error(error))
+        with self._changed:
+            if not self._is_building(request):
+                return
+            del self._building[request.request_id]
             if command is not None:
                 self._commands.append(command)
                 self._changed.notify()
+        if command is None:
+            deliver(failure)
 
-    def _constrain(self, row: Row, compiled: Future[CompiledGrammar]) -> None:
-        """Let a row in once its grammar is compiled."""
-        error: TroupeError | None = None
-        try:
+    def _is_building(self, request: EngineRequest) -> bool:
+        """Whether the request still waits for its row; it may have been cancelled, and sent again."""
+        found = self._building.get(request.request_id)
+        return found is not None and found[0] is request
+
+    def _command(
+        self, request: EngineRequest, deliver: Emit, compiled: Future[CompiledGrammar] | None
+    ) -> Callable[[], None]:
+        """What the engine's thread is to do for a request."""
+        if request.sampling.num_beams != 1:
+            job = self._builder.search(request, deliver)
+            return lambda: self._beams.queue(job)
+        row = self._row(request, deliver)
+        if compiled is not None:
             row.sampler.mask = compiled.result().mask(
-                row.sampler.params.max_tokens or 1,
-                reasoning=row.request.reasoning,
-                opened=row.request.reasoning_opened,
+                request.sampling.max_tokens or 1, reasoning=request.reasoning, opened=request.reasoning_opened
             )
-        except TroupeError as refusal:
-            error = refusal
-        with self._changed:
-            if row.request.request_id not in self._live:
-                return
-            if self._closing or self._death is not None:
-                error = Unavailable("The model is being unloaded; try again.")
-            if error is None:
-                self._commands.append(lambda: self._loop.add(row))
-                self._changed.notify()
-        if error is not None:
-            row.emit(Failed(error))
+        return lambda: self._loop.add(row)
+
+    def _row(self, request: EngineRequest, emit: Emit) -> Row:
+        """The state of a new request."""
+        return self._builder.row(request, emit)
+
+    def _stop_building(self) -> list[Emit]:
+        """Forget the requests whose rows are not made yet; `_changed` is held. Returns who is to be told."""
+        left, self._building = list(self._building.values()), {}
+        return [deliver for _, deliver in left]
 
     def cancel(self, request_id: str) -> None:
+        # A search that runs stops at its next token.
         self._beams.cancel(request_id)
         with self._changed:
             self._live.discard(request_id)
-            self._commands.append(lambda: self._loop.cancel(request_id))
+            self._building.pop(request_id, None)
+            self._commands.append(lambda: self._cancel(request_id))
             self._changed.notify()
+
+    def _cancel(self, request_id: str) -> None:
+        self._loop.cancel(request_id)
+        self._beams.cancel(request_id)
 
     def stats(self) -> EngineStats:
         return self._stats
@@ -172,38 +208,16 @@ class RowEngine:
         with self._changed:
             self._closing = True
             self._deadline = min(self._deadline, time.monotonic() + timeout)
+            left = self._stop_building()
             self._changed.notify()
+        for deliver in left:
+            deliver(Failed(_unloading()))
         self._grammars.close()
+        self._builder.close()
         self._thread.join(timeout)
         # A search whose job has ended stops at its next token.
-        self._beams.fail_all(Unavailable("The model is being unloaded; try again."))
+        self._beams.fail_all(_unloading())
         self._thread.join(30.0)
-
-    def _row(self, request: EngineRequest, emit: Emit) -> Row:
-        """The state of a new request."""
-        params, vocabulary = request.sampling, self._vocabulary
-        ids = self._forward.decoder_prompt(request.input_ids, request.model_inputs)
-        scorer = None
-        if params.prompt_logprobs is not None:
-            scorer = PromptScorer(vocabulary, ids, params.prompt_logprobs, params.logprob_token_ids)
-        return Row(
-            request=request,
-            emit=self._delivering(request, emit),
-            sampler=vocabulary.sampler(
-                params,
-                ids,
-                vocab_size=self._logits_width,
-                device=self._forward.device,
-                processors=request.processors,
-            ),
-            output=ChoiceOutput.of(vocabulary, request, encoder_decoder=self._forward.is_encoder_decoder),
-            ids=ids,
-            prompt_length=len(ids),
-            frequencies=self._forward.rotary.frequencies(len(ids)),
-            encoded_length=len(request.input_ids) if self._forward.is_encoder_decoder else 0,
-            media_end=self._forward.media_end(request.input_ids, request.model_inputs),
-            scorer=scorer,
-        )
 
     def _delivering(self, request: EngineRequest, emit: Emit) -> Emit:
         """`emit`, after whose last event the request is not live any more."""
@@ -226,14 +240,25 @@ class RowEngine:
                     self._beams.run_next()
                 self._end()
         except BaseException as error:
-            self._death = error
             logger.exception("The row engine's thread has died.")
-            self._loop.fail_all(Unavailable(f"The engine has stopped: {error}"))
-            self._beams.fail_all(Unavailable(f"The engine has stopped: {error}"))
+            self._die(error)
         if self._deterministic is not None:
             self._deterministic.undo()
         self._packed.undo()
         self._stats = self._loop.stats()
+
+    def _die(self, error: BaseException) -> None:
+        """End every request, those that are on their way included."""
+        stopped = Unavailable(f"The engine has stopped: {error}")
+        with self._changed:
+            self._death = error
+            left, commands = self._stop_building(), self._commands
+        for deliver in left:
+            deliver(Failed(stopped))
+        for command in commands:
+            command()
+        self._loop.fail_all(stopped)
+        self._beams.fail_all(stopped)
 
     def _take_commands(self) -> bool:
         """Wait for work and carry out what was asked; False when the engine is to end."""
@@ -243,12 +268,12 @@ class RowEngine:
             commands, self._commands = self._commands, deque()
             closing = self._closing
         if closing:
-            self._beams.fail_all(Unavailable("The model is being unloaded; try again."))
+            self._beams.fail_all(_unloading())
         for command in commands:
             command()
         if not closing:
             return True
-        self._loop.fail_waiting(Unavailable("The model is being unloaded; try again."))
+        self._loop.fail_waiting(_unloading())
         return not self._loop.idle and time.monotonic() < self._deadline
 
     def _step(self) -> None:
@@ -260,10 +285,14 @@ class RowEngine:
         self._stats = self._loop.stats()
 
     def _end(self) -> None:
-        self._loop.fail_all(Unavailable("The model is being unloaded; try again."))
+        self._loop.fail_all(_unloading())
         self._loop.store.clear()
         if self._forward.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _unloading() -> TroupeError:
+    return Unavailable("The model is being unloaded; try again.")
 
 
 def _held_length(length: int, loop: StepLoop) -> int:

@@ -179,6 +179,8 @@ class GrammarCompiler:
         self._width = width
         self._tokens: GrammarTokens | None = None
         self._lock = threading.Lock()
+        # Building the tokens takes seconds; `compile` must not wait for it.
+        self._tokens_lock = threading.Lock()
         self._cache: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="grammar")
 
@@ -248,7 +250,7 @@ class GrammarCompiler:
         return matcher
 
     def _known_tokens(self) -> GrammarTokens:
-        with self._lock:
+        with self._tokens_lock:
             if self._tokens is None:
                 self._tokens = GrammarTokens(self._vocabulary, self._width)
             return self._tokens

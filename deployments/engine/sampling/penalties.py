@@ -6,6 +6,7 @@ applied by a handful of tensor operations, whatever the number of rows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,11 +23,13 @@ class TokenCounts:
 
     def __init__(self, ids: Iterable[int] = (), *, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._slots: dict[int, int] = {}
-        self._ids = np.zeros(64, dtype=np.int64)
-        self._counts = np.zeros(64, dtype=np.float32)
-        for token_id in ids:
-            self.add(token_id)
+        counted = {token_id: count for token_id, count in Counter(ids).items() if 0 <= token_id < vocab_size}
+        self._slots = {token_id: slot for slot, token_id in enumerate(counted)}
+        room = max(64, len(counted))
+        self._ids = np.zeros(room, dtype=np.int64)
+        self._counts = np.zeros(room, dtype=np.float32)
+        self._ids[: len(counted)] = list(counted.keys())
+        self._counts[: len(counted)] = list(counted.values())
 
     def add(self, token_id: int) -> None:
         """Count one occurrence. Ids outside the vocabulary (placeholders of images) have no logit and are left out."""

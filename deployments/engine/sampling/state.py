@@ -209,7 +209,7 @@ class _Ids:
 
     def __init__(self, ids: Sequence[int], device: torch.device) -> None:
         self._buffer = torch.empty(1, len(ids) + 256, dtype=torch.long, device=device)
-        self._buffer[0, : len(ids)] = torch.tensor(list(ids), dtype=torch.long)
+        self._buffer[0, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         self._length = len(ids)
 
     @property
@@ -227,6 +227,7 @@ class _Ids:
 def _disallowed(allowed: Sequence[int] | None, vocab_size: int, device: torch.device) -> torch.Tensor | None:
     if allowed is None:
         return None
-    mask = torch.ones(vocab_size, dtype=torch.bool)
-    mask[[i for i in allowed if 0 <= i < vocab_size]] = False
-    return mask.to(device)
+    ids = np.array(allowed, dtype=np.int64)
+    mask = np.ones(vocab_size, dtype=np.bool_)
+    mask[ids[(ids >= 0) & (ids < vocab_size)]] = False
+    return torch.from_numpy(mask).to(device)

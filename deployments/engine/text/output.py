@@ -10,6 +10,7 @@ from deployments.core.logprobs import TokenLogprob
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.sampling.sample import Sampled
+from deployments.engine.text.stop_strings import StopStrings as StopStrings
 from deployments.engine.text.vocabulary import Vocabulary
 
 
@@ -197,62 +198,3 @@ def held_back(text: str, marker: str) -> int:
     """How many characters at the end of `text` could be the beginning of a marker."""
     sizes = range(min(len(marker) - 1, len(text)), 0, -1)
     return next((size for size in sizes if marker.startswith(text[-size:])), 0)
-
-
-class StopStrings:
-    """Finds stop strings in a text that arrives in pieces, and holds back what may become one.
-
-    Args:
-        stops: the strings; empty ones are ignored.
-        include: the string found is part of the text.
-    """
-
-    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
-        self._stops = tuple(stop for stop in stops if stop)
-        self._include = include
-        self._held = ""
-
-    def feed(self, text: str, may_end: bool) -> tuple[str, str | None]:
-        """Add text.
-
-        Args:
-            may_end: whether a stop string that ends in `text` counts.
-
-        Returns:
-            The text to give out, and the stop string that ended it, the one whose end comes first.
-        """
-        if not self._stops:
-            return text, None
-        known, text = len(self._held), self._held + text
-        if may_end and (found := self._find(text, known)):
-            start, stop = found
-            self._held = ""
-            return text[: start + len(stop) if self._include else start], stop
-        safe = self._safe(text)
-        self._held = text[safe:]
-        return text[:safe], None
-
-    def flush(self) -> str:
-        """The text held back."""
-        text, self._held = self._held, ""
-        return text
-
-    def _find(self, text: str, known: int) -> tuple[int, str] | None:
-        """Start and string of the match that ends first, among those that end after `known`."""
-        found: tuple[int, int, str] | None = None
-        for stop in self._stops:
-            start = text.find(stop, max(0, known - len(stop) + 1))
-            if start >= 0 and (found is None or (start + len(stop), start) < found[:2]):
-                found = (start + len(stop), start, stop)
-        return None if found is None else (found[1], found[2])
-
-    def _safe(self, text: str) -> int:
-        """How much of the text no stop string can begin in any more."""
-        safe = len(text)
-        for stop in self._stops:
-            start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-            while 0 <= start < safe:
-                if stop.startswith(text[start:]):
-                    safe = start
-                start = text.find(stop[0], start + 1)
-        return safe

@@ -82,6 +82,21 @@ class Vocabulary:
             bad_words=self._bad_words(params, vocab_size),
         )
 
+    def lacks_tables(self, params: SamplingParams) -> bool:
+        """Whether a request needs something of every token that no request has needed before; see `build_tables`."""
+        return (any(params.bad_words) and self._words is None) or (params.reports_vocabulary and self._tokens is None)
+
+    def build_tables(self, params: SamplingParams, width: int) -> None:
+        """Look up the text of every token, which takes seconds for some tokenizers, if a request needs it.
+
+        Args:
+            width: of the logits.
+        """
+        if any(params.bad_words):
+            self._word_index(width)
+        if params.reports_vocabulary:
+            self._every(width)
+
     def detokenizer(
         self, *, skip_special_tokens: bool = True, markers: Sequence[str] = (), prompt: Sequence[int] = ()
     ) -> Detokenizer:
@@ -138,11 +153,15 @@ class Vocabulary:
     def _bad_words(self, params: SamplingParams, vocab_size: int) -> BadWords | None:
         if not any(params.bad_words):
             return None
+        hidden = self.hidden(params.skip_special_tokens, params.markers)
+        index = self._word_index(vocab_size)
+        return BadWords(index, lambda i: b"" if i in hidden else self.token_bytes(i), params.bad_words)
+
+    def _word_index(self, width: int) -> WordIndex:
         with self._lock:
             if self._words is None:
-                self._words = WordIndex(self._visible_bytes, vocab_size)
-        hidden = self.hidden(params.skip_special_tokens, params.markers)
-        return BadWords(self._words, lambda i: b"" if i in hidden else self.token_bytes(i), params.bad_words)
+                self._words = WordIndex(self._visible_bytes, width)
+            return self._words
 
     def _visible_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)
