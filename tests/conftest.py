@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,18 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
 
 use_own_ray()  # before anything imports Ray
+
+
+REAL_SERVERS = ("e2e", "faults", "seeds", "test_dockerfile.py", "test_ray_internals.py")
+"""Folders and files of tests that start servers; two of them at once would time each other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, a file stays on one worker, and the tests that start servers all on the same."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        group = "servers" if place.parts[0] in REAL_SERVERS else str(place)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
