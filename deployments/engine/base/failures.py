@@ -12,10 +12,16 @@ from deployments.core.errors import BadRequest, ModelError, OutOfMemory, TroupeE
 _MISMATCH = re.compile(r"features and (\w+ )?tokens do not match|tokens .*and features .*do not match")
 
 
-def as_error(error: Exception) -> TroupeError:
-    """The error of one request, whether the client, the device or the model is at fault."""
+def as_error(error: Exception, *, alone: bool = False) -> TroupeError:
+    """The error of one request, whether the client, the device or the model is at fault.
+
+    Args:
+        alone: nothing else was computed with it.
+    """
     if isinstance(error, TroupeError):
         return error
+    if is_out_of_memory(error) and alone:
+        return OutOfMemory(f"The device has no memory left for this request, even alone: {error}")
     if is_out_of_memory(error):
         return OutOfMemory("The device ran out of memory for this request; send a shorter one or try again.")
     # Some look for one image after the other.

@@ -270,18 +270,25 @@ class RowEngine:
         if closing:
             self._beams.fail_all(_unloading())
         for command in commands:
-            command()
+            self._carry_out(command)
         if not closing:
             return True
         self._loop.fail_waiting(_unloading())
         return not self._loop.idle and time.monotonic() < self._deadline
 
+    def _carry_out(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception as error:
+            logger.exception("The row engine could not do what it was asked; its requests are computed again.")
+            self._loop.recover(error)
+
     def _step(self) -> None:
         try:
             self._loop.step()
         except Exception as error:
-            logger.exception("A step of the row engine failed; its requests are ended.")
-            self._loop.fail_all(ModelError(f"The engine failed: {type(error).__name__}: {error}"))
+            logger.exception("A step of the row engine failed; its requests are computed again, each alone.")
+            self._loop.recover(error)
         self._stats = self._loop.stats()
 
     def _end(self) -> None:

@@ -54,6 +54,17 @@ class Prefill:
         done = self.cache.lengths or [0] * len(self.rows)
         return len(self.rows) * max(len(row.ids) - n for row, n in zip(self.rows, done, strict=True))
 
+    def drop(self, row: Row, *, blank: bool = False) -> None:
+        """Let a row leave; what is computed for the others stays. See `Batch.drop`."""
+        if not self.cache.lengths:
+            self.rows.remove(row)
+            return
+        index = self.rows.index(row)
+        self.cache.drop(index, blank=blank)
+        last = self.rows.pop()
+        if last is not row:
+            self.rows[index] = last
+
 
 class Prefiller:
     """Runs prefill forwards.

@@ -55,11 +55,15 @@ class PrefixStore:
 
     Args:
         limit: bytes to hold at most; 0 turns the store off.
+
+    Attributes:
+        version: another number after every change of what is held.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.nbytes = 0
+        self.version = 0
         self._entries: list[Prefix] = []
 
     def __len__(self) -> int:
@@ -85,6 +89,7 @@ class PrefixStore:
         for entry in [e for e in self._entries if _serves(prefix, e)]:
             self._remove(entry)
         self._entries.append(prefix)
+        self.version += 1
         self.nbytes += size
         self.shrink(self.limit)
 
@@ -98,6 +103,7 @@ class PrefixStore:
 
     def _remove(self, entry: Prefix) -> None:
         self._entries.remove(entry)
+        self.version += 1
         self.nbytes -= entry.nbytes
 
 

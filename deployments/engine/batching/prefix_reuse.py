@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
@@ -12,6 +13,8 @@ from deployments.engine.batching.prefix_cache import Prefix, PrefixStore
 from deployments.engine.batching.sequence import Batch, Row, common_prefix
 from deployments.engine.cache.row_bytes import RowBytes
 from deployments.engine.model.forward import Forward
+
+logger = logging.getLogger(__name__)
 
 _WORTH_REUSING = 16
 
@@ -58,25 +61,24 @@ class Reuse:
         row.offset = offset
         return source
 
-    def soon_served(self, row: Row, source: Source | None, others: Sequence[Row]) -> bool:
-        """Whether one of `others`, computed before it, has most of what a row lacks, so that waiting saves work."""
+    def soon_served(self, row: Row, source: Source | None, others: Sequence[Row]) -> Row | None:
+        """One of `others`, computed before a row, that has most of what it lacks, so that waiting saves work."""
         if not self._shares(row):
-            return False
+            return None
         have = 0 if source is None else source.length
         enough = have + max(_WORTH_REUSING, (len(row.ids) - have) // 2)
-        return any(
-            other.salt == row.salt
-            and other.ids[:_WORTH_REUSING] == row.ids[:_WORTH_REUSING]
-            and common_prefix(other.ids, row.ids) >= enough
-            for other in others
-        )
+        for other in others:
+            begins_alike = other.salt == row.salt and other.ids[:_WORTH_REUSING] == row.ids[:_WORTH_REUSING]
+            if begins_alike and common_prefix(other.ids, row.ids) >= enough:
+                return other
+        return None
 
     def keep(self, batch: Batch, index: int, room: int, logits: Tensor | None = None) -> None:
-        """Put a copy of a row's cache into the store, unless it is too short to be worth it.
+        """Put a copy of a row's cache into the store, unless it is too short to be worth it or cannot be copied.
 
         Args:
             room: bytes that the store may have at most, beside its own limit.
-            logits: [vocab], of the row's next token.
+            logits: [vocab], of the row's next token; a copy of them is kept.
         """
         row, length = batch.rows[index], batch.cache.lengths[index]
         lacks_mark = bool(row.request.model_inputs) and row.media_end == 0
@@ -86,9 +88,11 @@ class Reuse:
             return
         try:
             copy = batch.cache.copy_row(index)
+            logits = None if logits is None else logits.clone()
         except Exception as error:
+            # Nobody waits for a prefix.
             if not is_out_of_memory(error):
-                raise
+                logger.warning("The prefix of a finished request cannot be kept.", exc_info=True)
             self._store.clear()
             return
         prefilled = min(length, self._prefilled(row))

@@ -105,31 +105,38 @@ class Batches:
             budget, ((min(self._now(row, n), self.most([row])), self.most([row])) for row, n in ahead)
         )
 
-    def balance(self, budget: int, others: Sequence[Row]) -> None:
+    def balance(self, budget: int, others: Sequence[Row]) -> list[tuple[Row, Exception]]:
         """Let the youngest rows pause where memory is short, and go on where it is not.
 
         Args:
             budget: bytes for the rows of batches and `others`.
             others: rows being prefilled.
+
+        Returns:
+            Rows for whose pause there is no memory, and why: they have left.
         """
+        left: list[tuple[Row, Exception]] = []
         spare = budget - sum(self.need([row]) for row in others)
         if not self._paused and sum(self.most(b.rows, b.cache.room) for b in self._batches) <= spare:
-            return
+            return left
         while len(self._batches) > 1 or any(len(batch.rows) > 1 for batch in self._batches):
             if self.reserved <= spare and self.safe(budget, others):
                 break
-            self._pause(max((row for batch in self._batches for row in batch.rows), key=lambda row: row.order))
+            youngest = max((row for batch in self._batches for row in batch.rows), key=lambda row: row.order)
+            if (error := self._pause(youngest)) is not None:
+                left.append((youngest, error))
         while self._paused:
             oldest = self._paused.pop(0)
             self._batches.append(oldest)
             if len(self._batches) > 1 and not (self.reserved <= spare and self.safe(budget, others)):
                 self._batches.remove(oldest)
                 self._paused.insert(0, oldest)
-                return
+                break
+        return left
 
-    def of(self, row: Row) -> Batch:
+    def of(self, row: Row) -> Batch | None:
         """The batch a row is in."""
-        return next(batch for batch in self.all if row in batch.rows)
+        return next((batch for batch in self.all if row in batch.rows), None)
 
     def add(self, batch: Batch) -> None:
         self._batches.append(batch)
@@ -163,17 +170,24 @@ class Batches:
         apart, rows = self._taken(a) + self._taken(b), [*a.rows, *b.rows]
         return self.reserved - apart + self.need(rows, row_room(len(rows))) <= budget
 
-    def _pause(self, row: Row) -> None:
-        batch = self.of(row)
+    def _pause(self, row: Row) -> Exception | None:
+        """Set a row aside with its cache, which takes a copy of it; without one the row leaves."""
+        batch = next(batch for batch in self._batches if row in batch.rows)
+        alone: Batch | None = batch
+        error: Exception | None = None
         if len(batch.rows) > 1:
-            alone = Batch(batch.cache.copy_row(batch.rows.index(row)), [row])
+            try:
+                alone = Batch(batch.cache.copy_row(batch.rows.index(row)), [row])
+            except Exception as failure:
+                alone, error = None, failure
             batch.drop(row)
             batch.cache.compact()
         else:
-            alone = batch
             self._batches.remove(batch)
-        self._paused.append(alone)
-        self._paused.sort(key=lambda paused: paused.rows[0].order)
+        if alone is not None:
+            self._paused.append(alone)
+            self._paused.sort(key=lambda paused: paused.rows[0].order)
+        return error
 
     def _taken(self, batch: Batch) -> int:
         return max(batch.cache.nbytes, self.need(batch.rows, batch.cache.room))

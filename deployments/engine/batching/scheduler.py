@@ -75,10 +75,15 @@ class Scheduler:
         """Queue rows before all others, in their order."""
         self.waiting.extendleft(reversed(rows))
 
-    def begin_step(self) -> None:
-        """Let rows pause or go on as memory asks, and kept prefixes give way to them."""
-        self.batches.balance(self.limits.budget, self._prefilling)
+    def begin_step(self) -> list[tuple[Row, Exception]]:
+        """Let rows pause or go on as memory asks, and kept prefixes give way to them.
+
+        Returns:
+            Rows that could not pause and have left their batches.
+        """
+        left = self.batches.balance(self.limits.budget, self._prefilling)
         self._make_room()
+        return left
 
     def end_step(self) -> None:
         """After memory ran out, dare one row more from time to time."""
@@ -129,26 +134,40 @@ class Scheduler:
         """Waiting rows that may begin now, as many as one forward computes."""
         rows: list[Row] = []
         sources: list[Source | None] = []
-        spare = self.spare
-        places = self.max_rows - len(self.rows)
+        prefilling = self._prefilling
+        places, spare = self.max_rows - len(self.rows), self.spare
         tokens = 0
         for row in self.waiting:
-            spare -= self.batches.need([row])
-            enough = spare >= 0 and self.batches.safe(self.limits.budget, [*self._prefilling, *rows, row])
-            lacking = not enough and (rows or not self.nothing_runs)
-            if lacking or len(rows) >= places or tokens >= self._prefiller.group:
+            if len(rows) >= places or tokens >= self._prefiller.group:
+                break
+            if self._passed_over(row, prefilling, short_only):
+                continue
+            need = self.batches.need([row])
+            enough = spare >= need and self.batches.safe(self.limits.budget, [*prefilling, *rows, row])
+            if not enough and (rows or not self.nothing_runs):
                 break
             source = self._reuse.source(row, self.batches)
             to_go = len(row.ids) - (0 if source is None else source.length)
-            if self._reuse.soon_served(row, source, [*self._prefilling, *rows]) or (
-                short_only and to_go > self._prefiller.chunk
-            ):
-                spare += self.batches.need([row])
+            row.to_go = (to_go, self._store.version)
+            row.awaits = self._reuse.soon_served(row, source, [*prefilling, *rows])
+            if row.awaits is not None or (short_only and to_go > self._prefiller.chunk):
                 continue
+            spare -= need
             tokens += to_go
             rows.append(row)
             sources.append(source)
+            if source is not None and source.logits is not None:
+                break  # Nothing is to be computed with it.
         return rows, sources
+
+    def _passed_over(self, row: Row, prefilling: Sequence[Row], short_only: bool) -> bool:
+        """Whether a row was found to wait, for reasons that still hold: a prompt is not matched in every step."""
+        if any(row.awaits is other for other in prefilling):
+            return True
+        if not short_only or row.to_go is None:
+            return False
+        to_go, version = row.to_go
+        return version == self._store.version and to_go > self._prefiller.chunk
 
     @property
     def _prefilling(self) -> list[Row]:

@@ -27,9 +27,12 @@ class Row:
         encoded_length: tokens its encoder sees.
         offset: from a token's index to its position.
         alone: to be computed by itself, after a forward that it may have broken.
-        attempts: forwards of this row that failed.
+        attempts: forwards of this row that failed since the last decode step that did not.
         order: its place in the queue at arrival.
         guesser: guesses its next tokens, where that was tried.
+        ended: its client has had the last event.
+        to_go: tokens to be computed of it while it waits, and the version of the prefix store that this follows from.
+        awaits: a row being prefilled that will have most of what it lacks.
     """
 
     request: EngineRequest
@@ -47,6 +50,9 @@ class Row:
     attempts: int = 0
     order: int = 0
     guesser: Guesser | None = None
+    ended: bool = False
+    to_go: tuple[int, int] | None = None
+    awaits: Row | None = None
 
     @property
     def salt(self) -> tuple[object, ...]:

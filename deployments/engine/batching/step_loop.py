@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from deployments.core.errors import OutOfMemory, TroupeError
-from deployments.core.events import EngineEvent, Failed
+from deployments.core.errors import ModelError, TroupeError
+from deployments.core.events import Delta, EngineEvent, Failed
 from deployments.engine.base.failures import as_error, is_out_of_memory
 from deployments.engine.base.protocol import EngineStats
 from deployments.engine.batching.prefill import Prefill, Prefiller, Source
@@ -31,6 +32,8 @@ from deployments.engine.sampling.sample import Sampled, sample_rows
 logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 3
+
+Group = TypeVar("Group", Batch, Prefill)
 
 
 class StepLoop:
@@ -98,7 +101,8 @@ class StepLoop:
 
     def step(self) -> None:
         """Advance one prefill by one forward, and every batch by one token."""
-        self.scheduler.begin_step()
+        for row, error in self.scheduler.begin_step():
+            self._recover_rows([row], error)
         while (group := self.scheduler.next_group()) is not None:
             self._begin(*group)
         if self.scheduler.prefills:
@@ -149,25 +153,40 @@ class StepLoop:
             return
         self.scheduler.prefills.remove(prefill)
         batch = Batch(prefill.cache, prefill.rows)
+        self.batches.add(batch)
         for row in batch.rows:
             self._count_prompt(row)
         self._keep_prompts(batch, logits)
-        self.batches.add(batch)
-        self._sample(batch, logits[:, None])
+        if any(row.ended for row in batch.rows):
+            logits = self._without_ended(batch, logits)
+        if len(logits):
+            self._sample(batch, logits[:, None])
 
     def _count_prompt(self, row: Row) -> None:
         if len(row.ids) == row.prompt_length:
             self._counts["prompt_tokens"] += row.prompt_length
             self._counts["cached_tokens"] += row.output.cached_tokens
-        if row.scorer is not None:
+        if row.scorer is None:
+            return
+        try:
             self._emit(row, row.scorer.scores())
-            row.scorer = None
+        except Exception as error:
+            self._emit(row, Failed(as_error(error)))
+        row.scorer = None
+
+    def _without_ended(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Let rows leave that have failed already; the logits [rows, vocab] of the others."""
+        rows = list(batch.rows)
+        for row in rows:
+            if row.ended:
+                self._leave(row)
+        return logits[[rows.index(row) for row in batch.rows if not row.ended]]
 
     def _keep_prompts(self, batch: Batch, logits: Tensor) -> None:
         """Keep prompts that no crop of the finished rows could bring back."""
         for index, row in enumerate(batch.rows):
             if not batch.cache.holds(index, 1) and row.output.cached_tokens < row.prompt_length:
-                self._keep(batch, index, logits[index].clone())
+                self._keep(batch, index, logits[index])
 
     # Decode.
 
@@ -184,7 +203,7 @@ class StepLoop:
             self._recover(batch, error)
             return
         for row in batch.rows:
-            row.alone = False
+            row.alone, row.attempts = False, 0
         self._sample(batch, logits, guesses)
 
     def _sample(self, batch: Batch, logits: Tensor, guesses: Sequence[Sequence[int]] | None = None) -> None:
@@ -249,6 +268,7 @@ class StepLoop:
         return not row.output.finished
 
     def _emit(self, row: Row, event: EngineEvent) -> None:
+        row.ended = isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None)
         try:
             row.emit(event)
         except Exception:
@@ -290,21 +310,47 @@ class StepLoop:
         """
         for prefill in self.scheduler.prefills:
             if row in prefill.rows:
-                self.scheduler.prefills.remove(prefill)
-                self.scheduler.queue_first([other for other in prefill.rows if other is not row])
+                self._drop(row, prefill, self.scheduler.prefills.remove)
                 return
         batch = self.batches.of(row)
+        if batch is None:
+            return
         if keep:
             self._keep(batch, batch.rows.index(row))
-        if len(batch.rows) == 1:
-            self.batches.remove(batch)
-        else:
-            batch.drop(row, blank=blank)
+        self._drop(row, batch, self.batches.remove, blank=blank)
+
+    def _drop(self, row: Row, group: Group, remove: Callable[[Group], None], *, blank: bool = False) -> None:
+        """Take a row out of a batch or a prefill.
+
+        Args:
+            remove: takes the whole of it away.
+        """
+        others = [other for other in group.rows if other is not row]
+        if not others:
+            remove(group)
+            return
+        try:
+            group.drop(row, blank=blank)
+        except Exception as error:
+            remove(group)
+            self._compute_again([other for other in others if not other.ended], error)
 
     def _keep(self, batch: Batch, index: int, logits: Tensor | None = None) -> None:
         self.reuse.keep(batch, index, self.scheduler.spare, logits)
 
     # Failures.
+
+    def recover(self, error: Exception) -> None:
+        """After a step that raised, when the caches may be wrong: compute the rows again, each alone, or give up."""
+        rows = sorted((row for row in self.scheduler.rows if not row.ended), key=lambda row: row.order)
+        self.scheduler.prefills.clear()
+        self.batches.clear()
+        if not rows:
+            self.fail_waiting(ModelError(f"The engine failed: {type(error).__name__}: {error}"))
+        for row in rows:
+            if row.attempts > _MAX_ATTEMPTS:
+                self._emit(row, Failed(as_error(error)))
+        self._compute_again([row for row in rows if not row.ended], error)
 
     def _recover(self, batch: Batch, error: Exception) -> None:
         """After a decode forward that raised: put its rows where the guilty one, if there is one, fails alone."""
@@ -325,20 +371,24 @@ class StepLoop:
     def _recover_rows(self, rows: Sequence[Row], error: Exception) -> None:
         """After a forward that raised and left no usable cache: compute its rows again, alone, or give up."""
         memory = is_out_of_memory(error)
-        if memory:
-            self.scheduler.out_of_memory(len(rows))
-            if self.forward.device.type == "cuda":
-                torch.cuda.empty_cache()
+        others_run = len(rows) > 1 or not self.scheduler.nothing_runs
+        if len(rows) == 1 and not (memory and others_run and rows[0].attempts < _MAX_ATTEMPTS):
+            self._after_out_of_memory(rows, error)
+            self._emit(rows[0], Failed(as_error(error, alone=True)))
+            return
+        self._compute_again(rows, error)
+
+    def _compute_again(self, rows: Sequence[Row], error: Exception) -> None:
+        """Queue rows to be computed again, each alone."""
+        self._after_out_of_memory(rows, error)
         for row in rows:
             row.attempts += 1
-        others_run = len(rows) > 1 or not self.scheduler.nothing_runs
-        if len(rows) == 1 and not (memory and others_run and rows[0].attempts <= _MAX_ATTEMPTS):
-            self._emit(rows[0], Failed(_as_out_of_memory(error) if memory else as_error(error)))
-            return
-        for row in rows:
             row.alone = True
         self._queue_first(rows)
 
-
-def _as_out_of_memory(error: Exception) -> TroupeError:
-    return OutOfMemory(f"The device has no memory left for this request, even alone: {error}")
+    def _after_out_of_memory(self, rows: Sequence[Row], error: Exception) -> None:
+        """Free what can be freed if rows found no memory."""
+        if is_out_of_memory(error):
+            self.scheduler.out_of_memory(len(rows))
+            if self.forward.device.type == "cuda":
+                torch.cuda.empty_cache()
