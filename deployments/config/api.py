@@ -29,7 +29,9 @@ class ApiOptions(BaseModel):
         media_networks: networks besides the public internet that URLs may lead to, such as 10.0.0.0/8.
         media_max_bytes, media_timeout_s: of one fetch at most, from looking its name up to the last byte.
         media_max_parts: images and recordings of one request at most.
-        max_audio_seconds: longer recordings are refused.
+        media_max_pixels: of the images of one request together.
+        media_max_samples: of the recordings of one request together, as their files have them, over all channels.
+        max_audio_seconds: of the recordings of one request together.
         stream_usage: report token counts in every stream, as if each request asked for it.
         record_dir: folder for a JSONL record of every request and its answer, readable by this user alone; None records
             nothing.
@@ -58,6 +60,8 @@ class ApiOptions(BaseModel):
     media_max_bytes: int = Field(default=20 * 2**20, ge=1024)
     media_timeout_s: float = Field(default=10, gt=0)
     media_max_parts: int = Field(default=256, ge=1)
+    media_max_pixels: int = Field(default=256 * 2**20, ge=1)
+    media_max_samples: int = Field(default=512 * 2**20, ge=1)
     max_audio_seconds: float = Field(default=3600, gt=0)
     stream_usage: bool = False
     record_dir: str | None = None

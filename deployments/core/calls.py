@@ -184,7 +184,7 @@ class TranscribeCall:
         segments: report segments with their times.
         words: report words with their times.
         logprobs: report the tokens' log-probabilities.
-        max_seconds: longer recordings are refused.
+        max_seconds, max_samples: longer recordings are refused.
         stream: pieces are wanted as they come.
     """
 
@@ -199,6 +199,7 @@ class TranscribeCall:
     words: bool = False
     logprobs: bool = False
     max_seconds: float = float("inf")
+    max_samples: float = float("inf")
     affinity: str | None = None
     stream: bool = False
 

@@ -39,7 +39,6 @@ from deployments.host.leases import Leases
 from deployments.host.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
 from deployments.host.loading import Loading
 from deployments.host.profiling import Trace
-from deployments.host.template_processes import RenderLimits, TemplateProcesses
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger("troupe.host")
@@ -74,15 +73,7 @@ class ModelHost:
         self.args = args
         self._on_gone = on_gone
         self.device = device or default_device()
-        api = args.api
-        self._templates = TemplateProcesses(
-            RenderLimits(
-                seconds=api.chat_template_timeout_s, memory=api.chat_template_max_bytes, text=api.max_body_bytes
-            )
-        )
-        self._loading = Loading(
-            self.device, max_audio_seconds=api.max_audio_seconds, templates=self._templates, given=given
-        )
+        self._loading = Loading(self.device, api=args.api, given=given)
         self._entries = args.by_name()
         self._by_id = {entry.id: entry for entry in args.models}
         self._draining = False
@@ -119,8 +110,7 @@ class ModelHost:
 
     async def preload(self) -> None:
         """Load what is to be there from the start; a failure is logged, and answered to requests that ask for it."""
-        if self.args.api.allow_request_chat_template:
-            self._templates.warm()
+        self._loading.warm()
         for entry in self.args.models:
             if entry.pinned or entry.preload:
                 try:
@@ -241,7 +231,7 @@ class ModelHost:
     async def close(self) -> None:
         """End what runs, unload every model."""
         await self.leases.close(CLOSE_LIMIT_S)
-        await asyncio.to_thread(self._templates.close)
+        await asyncio.to_thread(self._loading.close)
         for trace in self._traces.values():
             await asyncio.to_thread(trace.close)
 

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from PIL.Image import Image
+
 from deployments.config.model import ModelEntry
 from deployments.core.calls import ChatPrompt, Prompt, TextPrompt, TokensPrompt, TranscribeCall
 from deployments.core.client import Embeddings, EmbedOptions
@@ -22,9 +24,9 @@ from deployments.host.embedding.text import EmbeddingTexts
 from deployments.host.hook_probe import probe_hooks
 from deployments.host.template_processes import TemplateProcesses
 from deployments.host.worker import Worker
-from deployments.media.audio import Samples, decode_source, split_audio
-from deployments.media.images import decode_image, split_images
-from deployments.media.parts import MediaSource
+from deployments.media.audio import AudioBudget, Samples, check_headers, decode_source, split_audio
+from deployments.media.images import decode_image, open_images, split_images
+from deployments.media.parts import MediaLimits, MediaSource
 from deployments.media.whisper.format import WhisperFormat
 from deployments.media.whisper.transcriber import Transcriber
 from deployments.media.whisper.word_times import WordAligner
@@ -75,6 +77,7 @@ class LoadedModel:
     """A model with its hooks and engine. Encoding runs in a thread of its own.
 
     Args:
+        media: limits on the media of one request.
         templates: render chat templates of requests.
 
     Attributes:
@@ -86,13 +89,13 @@ class LoadedModel:
         entry: ModelEntry,
         info: ModelInfo,
         *,
-        max_audio_seconds: float = 3600.0,
+        media: MediaLimits | None = None,
         templates: TemplateProcesses | None = None,
     ) -> None:
         self.entry = entry
         self._templates = templates or TemplateProcesses()
         self.load_id = uuid4().hex
-        self._max_audio_seconds = max_audio_seconds
+        self._media = media or MediaLimits()
         self.info = info
         probe_hooks(info, limit=entry.hook_timeout_s)
         self.hooks = Hooks(info)
@@ -252,8 +255,7 @@ class LoadedModel:
 
     def _encode_shown(self, shown: ShownChat, text: str) -> EncodedPrompt:
         self.hooks.marks.check_places(text, shown.chat)
-        images = [decode_image(source) for source in shown.images]
-        sounds = [self._samples(each) for each in shown.recordings]
+        images, sounds = self._decoded(shown)
 
         def encode(text: str, marked: bool) -> Encoded:
             return self.hooks.encode(text, images=images, audio=sounds, marked=marked)
@@ -271,13 +273,23 @@ class LoadedModel:
         chat, recordings = split_audio(chat)
         if recordings:
             self.hooks.check_audio(recordings[0].param)
+        self._media.check_parts([*images, *recordings])
         place = self.hooks.marks.find(chat)
         chat = chat if place is None else self.hooks.marks.marked_chat(chat)
         return ShownChat(chat=chat, images=images, recordings=recordings, marked=place)
 
-    def _samples(self, source: MediaSource) -> Samples:
+    def _decoded(self, shown: ShownChat) -> tuple[list[Image], list[Samples]]:
+        """The media of a conversation; all their headers are checked before anything is decoded."""
+        media = self._media
+        opened = open_images(shown.images, max_pixels=media.pixels)
+        check_headers(shown.recordings, max_seconds=media.seconds, max_samples=media.samples)
+        images = [decode_image(image, source) for image, source in zip(opened, shown.images, strict=True)]
+        budget = AudioBudget(media.seconds, media.samples)
+        return images, [self._samples(each, budget) for each in shown.recordings]
+
+    def _samples(self, source: MediaSource, budget: AudioBudget) -> Samples:
         """A recording, refused where the model's processor would cut it short in silence."""
-        samples = decode_source(source, self.hooks.audio_rate, max_seconds=self._max_audio_seconds)
+        samples = decode_source(source, self.hooks.audio_rate, max_seconds=self._media.seconds, budget=budget)
         most = self.hooks.audio_samples
         if most is not None and len(samples) > most:
             raise BadRequest(

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 
 import torch
 
+from deployments.config.api import ApiOptions
 from deployments.config.model import ModelEntry
 from deployments.core.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.loaded_model import LoadedModel
 from deployments.host.mapped_weights import read_mapped_weights
-from deployments.host.template_processes import TemplateProcesses
+from deployments.host.template_processes import RenderLimits, TemplateProcesses
 from deployments.host.worker import Worker, position
+from deployments.media.parts import MediaLimits
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
 
@@ -30,7 +32,7 @@ class Loading:
 
     Args:
         device: where loaders put their models, such as "cuda:0".
-        max_audio_seconds, templates: of the models, see `LoadedModel`.
+        api: limits on what the models' requests may bring.
         given: models that need no loader, by id.
     """
 
@@ -38,15 +40,34 @@ class Loading:
         self,
         device: str,
         *,
-        max_audio_seconds: float = 3600.0,
-        templates: TemplateProcesses | None = None,
+        api: ApiOptions | None = None,
         given: Mapping[str, ModelInfo] | None = None,
     ) -> None:
         self.device = device
-        self._templates = templates
-        self._max_audio_seconds = max_audio_seconds
+        api = api or ApiOptions()
+        self._templates = TemplateProcesses(
+            RenderLimits(
+                seconds=api.chat_template_timeout_s, memory=api.chat_template_max_bytes, text=api.max_body_bytes
+            )
+        )
+        self._brings_templates = api.allow_request_chat_template
+        self._media = MediaLimits(
+            parts=api.media_max_parts,
+            pixels=api.media_max_pixels,
+            seconds=api.max_audio_seconds,
+            samples=api.media_max_samples,
+        )
         self._given = dict(given or {})
         self._hung: dict[str, tuple[threading.Thread, float]] = {}
+
+    def warm(self) -> None:
+        """Start a process for chat templates of requests, where they are allowed."""
+        if self._brings_templates:
+            self._templates.warm()
+
+    def close(self) -> None:
+        """End the processes for chat templates. Blocks."""
+        self._templates.close()
 
     async def load(self, entry: ModelEntry) -> LoadedModel:
         """A model with its engine. One that comes after its time is closed at once.
@@ -107,7 +128,7 @@ class Loading:
                 info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
             info.model_name = info.model_name or entry.id
             read_mapped_weights(info.model)
-            model = LoadedModel(entry, info, max_audio_seconds=self._max_audio_seconds, templates=self._templates)
+            model = LoadedModel(entry, info, media=self._media, templates=self._templates)
         except Exception as error:
             if _is_out_of_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error

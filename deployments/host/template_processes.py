@@ -8,12 +8,13 @@ import json
 import logging
 import os
 import pickle
-import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
@@ -85,24 +86,34 @@ class _Process:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the process unless it runs, and wait until it is ready."""
-        if self._popen is not None and self._popen.poll() is None:
+        if self._popen is not None and self.is_running:
             return self._popen
         self.stop()
-        self._popen = popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "model_loaders.prompts.request_template", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_environment(),
-            start_new_session=True,
-        )
-        try:
-            with self._killed_after(popen, _START_LIMIT_S):
-                self._answer(popen)
-        except _Ended as ended:
-            raise Unavailable(
-                f"The process that renders chat templates of requests does not start (status {ended.status})."
-            ) from None
+        # Its errors do not go where this process's own go: to Ray's log, or to a pipe that somebody reads to its end.
+        with tempfile.TemporaryFile() as written:
+            self._popen = popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", "model_loaders.prompts.request_template", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=written,
+                env=_environment(),
+                start_new_session=True,
+            )
+            try:
+                with self._killed_after(popen, _START_LIMIT_S):
+                    self._answer(popen)
+            except _Ended as ended:
+                written.seek(0)
+                logger.error("no process for chat templates: %s", written.read().decode(errors="replace"))
+                raise Unavailable(
+                    f"The process that renders chat templates of requests does not start (status {ended.status})."
+                ) from None
         return popen
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process."""
+        return self._popen is not None and self._popen.poll() is None
 
     def stop(self) -> None:
         """Kill the process if there is one."""
@@ -148,14 +159,13 @@ class TemplateProcesses:
         self._processes = [_Process() for _ in range(_PROCESSES)]
         # The kernel ends a process with the thread that has started it, and these threads last.
         self._workers = Workers("templates", _PROCESSES)
-        self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
-        for process in reversed(self._processes):
-            self._idle.put(process)
+        # Those that run are at the right end. There is one for each thread.
+        self._idle = deque(self._processes)
         self._end = weakref.finalize(self, _end, self._workers, self._processes)
 
     def warm(self) -> None:
-        """Start a process now, so that the first request does not wait for it."""
-        self._workers.submit(lambda: self._with_process(lambda process: process.start()))
+        """Start a process now, so that the next request does not wait for it."""
+        self._workers.submit(lambda: self._with_process(self._idle.popleft, _Process.start))
 
     async def render(self, info: ModelInfo, chat: ChatPrompt) -> str:
         """The prompt text of a conversation by the template in it.
@@ -180,21 +190,25 @@ class TemplateProcesses:
     def _render(self, request: RenderRequest) -> str:
         data = pickle.dumps(request)
         try:
-            answer, text = self._with_process(lambda process: process.render(data, self._limits))
+            answer, text = self._with_process(self._idle.pop, lambda process: process.render(data, self._limits))
         except _Ended as ended:
+            self.warm()
             raise self._exceeded(ended.status) from None
+        if answer["last"]:
+            self.warm()
         if "exceeded" in answer:
             raise self._exceeded(answer["exceeded"])
         if "error" in answer:
             raise _error(**answer["error"])
         return text.decode()
 
-    def _with_process(self, use: Callable[[_Process], T]) -> T:
-        process = self._idle.get()
+    def _with_process(self, take: Callable[[], _Process], use: Callable[[_Process], T]) -> T:
+        process = take()
         try:
             return use(process)
         finally:
-            self._idle.put(process)
+            give = self._idle.append if process.is_running else self._idle.appendleft
+            give(process)
 
     def _exceeded(self, how: int | str) -> TemplateFailed:
         """The error for a rendering that has exceeded a limit: `MEMORY`, or how its process has ended."""
@@ -211,7 +225,6 @@ class TemplateProcesses:
         else:
             why = f"the process that renders it has ended with status {how}"
         logger.warning("a chat template of a request was ended: %s", why)
-        self.warm()
         return TemplateFailed(f"Invalid 'chat_template': {why}.", param="chat_template")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -29,20 +30,57 @@ def split_images(chat: ChatPrompt) -> tuple[ChatPrompt, list[MediaSource]]:
     return split_media(chat, "image", _source)
 
 
-def decode_image(source: MediaSource) -> Image.Image:
-    """The pixels of an image as RGB, turned upright as its EXIF orientation says.
+def open_images(sources: Sequence[MediaSource], *, max_pixels: int) -> list[Image.Image]:
+    """The images with nothing but their headers read. Of an animated one the first frame is decoded, and counts.
+
+    Args:
+        max_pixels: of all images together.
 
     Raises:
-        UnsupportedParameter: it is not in the request itself.
-        BadRequest: it is no image in a known format, or larger than `MAX_PIXELS`.
+        UnsupportedParameter: one is not in the request itself.
+        BadRequest: one is no image in a known format, is larger than `MAX_PIXELS`, or exceeds what is left of
+            `max_pixels`.
     """
+    opened = []
+    pixels = 0
+    for source in sources:
+        image = _opened(source)
+        width, height = image.size
+        pixels += width * height
+        if pixels > max_pixels:
+            raise _bad(
+                source,
+                f"it has {width} x {height} pixels, with which the images of this request have {pixels}; this server "
+                f"decodes {max_pixels} (media_max_pixels)",
+            )
+        opened.append(image)
+    return opened
+
+
+def decode_image(image: Image.Image, source: MediaSource) -> Image.Image:
+    """The pixels of an opened image as RGB, turned upright as its EXIF orientation says.
+
+    Raises:
+        BadRequest: it cannot be decoded.
+    """
+    with _readable(source):
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _opened(source: MediaSource) -> Image.Image:
     data = _data(source)
+    with _readable(source):
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        _check_size(image, source)
+        return image
+
+
+@contextlib.contextmanager
+def _readable(source: MediaSource) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            _check_size(image, source)
-            return ImageOps.exif_transpose(image).convert("RGB")
+            yield
     except Image.DecompressionBombError:
         raise _bad(source, f"it has more than {MAX_PIXELS} pixels") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:

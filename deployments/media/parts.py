@@ -7,11 +7,12 @@ templates know; they themselves go to the encoder, in the order of the conversat
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from deployments.core.calls import ChatPrompt
+from deployments.core.errors import BadRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,37 @@ class MediaSource:
 
     text: str
     param: str
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """What the media of one request may have together.
+
+    Attributes:
+        parts: images and recordings.
+        pixels: of the images.
+        seconds: of the recordings.
+        samples: of the recordings' files, over all channels.
+    """
+
+    parts: int = 256
+    pixels: int = 256 * 2**20
+    seconds: float = 3600.0
+    samples: int = 512 * 2**20
+
+    def check_parts(self, sources: Sequence[MediaSource]) -> None:
+        """Refuse a request of too many parts.
+
+        Raises:
+            BadRequest: `param` is the first that is one too many.
+        """
+        if len(sources) > self.parts:
+            place = sources[self.parts].param
+            raise BadRequest(
+                f"Invalid '{place}': the request has {len(sources)} images and recordings; this server reads at most "
+                f"{self.parts} (media_max_parts).",
+                param=place,
+            )
 
 
 Read = Callable[[Mapping[str, Any], str], MediaSource | None]

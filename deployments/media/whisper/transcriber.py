@@ -96,7 +96,9 @@ class Transcriber:
         language = form.language_id(call.language) if call.language else None
         before = await self._encode(lambda: form.context(call.prompt))
         samples = await self._encode(
-            lambda: decode_audio(call.audio, form.rate, max_seconds=call.max_seconds, param=_PARAM)
+            lambda: decode_audio(
+                call.audio, form.rate, max_seconds=call.max_seconds, max_samples=call.max_samples, param=_PARAM
+            )
         )
         features, frames = await self._encode(lambda: form.features(samples))
         if language is None and form.languages:

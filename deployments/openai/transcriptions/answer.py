@@ -98,6 +98,7 @@ class Transcript:
             logprobs=self._with_logprobs,
             sampling=_sampling(body),
             max_seconds=exchange.options.max_audio_seconds,
+            max_samples=exchange.options.media_max_samples,
             stream=body.stream,
         )
 
