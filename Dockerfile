@@ -2,8 +2,12 @@
 #
 #   docker build -t troupe .
 #   docker run --gpus all --shm-size 8g -p 127.0.0.1:8000:8000 -v ~/.cache/huggingface:/cache troupe
-#   docker run --gpus all --shm-size 8g -p 127.0.0.1:8000:8000 -v ~/.cache/huggingface:/cache troupe --hf-model org/name
-#   docker build --target with-model --build-context model=./my-model -t my-model .
+#   docker run --gpus all --shm-size 8g -p 127.0.0.1:7088:7088 -v ~/.cache/huggingface:/cache troupe --hf-model org/name
+#   docker run --shm-size 8g -p 127.0.0.1:9900:9900 -e TRITON_SERVER_HOST=… -e TOKENIZER_PATH=org/name troupe
+#   docker build --target with-model --build-context model=./my-model -t my-model .     a checkpoint, or a CTranslate2 folder
+#
+# Ports: 8000 for a configuration file and for CTranslate2, 7088 for --hf-model or HF_MODEL, 9900 for Triton. PORT
+# chooses another one for flags and variables, TROUPE_PORT for anything.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS troupe
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
@@ -23,17 +27,16 @@ COPY --chown=troupe:troupe deployments deployments
 COPY --chown=troupe:troupe model_loaders model_loaders
 # scripts/env takes an environment with this stamp as it is. An editable install, so that files mounted over /app count.
 RUN python3 -m venv .venv \
- && .venv/bin/pip install --no-cache-dir --editable . \
+ && .venv/bin/pip install --no-cache-dir --editable '.[bitsandbytes,ctranslate2,triton]' \
  && touch ".venv/.troupe-$(sha256sum pyproject.toml | cut -c1-16)"
 
 # A container is reached from outside of it, so it listens on every address of its own.
 ENV HF_HOME=/cache \
-    TROUPE_HOST=0.0.0.0 \
-    PORT=8000
+    TROUPE_HOST=0.0.0.0
 VOLUME /cache
-EXPOSE 8000
+EXPOSE 8000 7088 9900
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --retries=3 \
-  CMD ["sh", "-c", "curl --fail --silent http://127.0.0.1:${PORT}/health"]
+  CMD ["sh", "-c", "for port in ${TROUPE_PORT:-${PORT:-8000 7088 9900}}; do curl --fail --silent http://127.0.0.1:$port/health && exit; done; exit 1"]
 ENTRYPOINT ["scripts/serve"]
 
 # The same with a checkpoint inside, from the folder given as --build-context model=FOLDER.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -18,6 +22,7 @@ import yaml
 
 from deployments.cli import ports
 from deployments.compat.flags import FLAGS
+from tests.model_loaders.backends.tritonserver import TritonServer, make_repository
 from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
 
@@ -56,10 +61,8 @@ def test_it_holds_no_model_and_runs_as_nobody() -> None:
     assert steps("FROM")[-1] == "troupe"
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
+def build(app: Path, environment: dict[str, str]) -> Path:
     """The working directory of the image: what is copied, and the environment that is made in it."""
-    app = tmp_path / "app"
     app.mkdir()
     for step in steps("COPY"):
         *sources, target = [word for word in step.split() if not word.startswith("--")]
@@ -72,22 +75,20 @@ def image(tmp_path: Path) -> Path:
             else:
                 shutil.copy(ROOT / source, place)
     (install,) = [step for step in steps("RUN") if "venv .venv" in step]
-    offline = {**os.environ, **PACKAGES, "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0"}
-    subprocess.run(["bash", "-o", "pipefail", "-c", install], cwd=app, env=offline, check=True)
+    subprocess.run(["bash", "-o", "pipefail", "-c", install], cwd=app, env=environment, check=True)
     return app
 
 
-def test_the_image_with_a_model_serves_it(image: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    llama(max_position_embeddings=128).save_pretrained(model)
-    byte_tokenizer().save_pretrained(model)
-    own = {**variables(), "HF_MODEL": str(model), "HF_HOME": str(tmp_path / "cache"), "PORT": str(free_port())}
-    container = {"HOSTNAME": "3f2a91c0de11", "HOME": str(tmp_path), "ACCELERATOR_TYPE": "cpu", "MAX_CONCURRENT": "4"}
-    others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment = {**others, **PACKAGES, **container, **own}
+@contextlib.contextmanager
+def container(image: Path, folder: Path, set_by_user: dict[str, str], **packages: str) -> Iterator[str]:
+    """The container's command with these variables, once its health check passes; yields the address."""
+    own = {**variables(), "HF_HOME": str(folder / "cache"), "PORT": str(free_port())}
+    machine = {"HOSTNAME": "3f2a91c0de11", "HOME": str(folder), "ACCELERATOR_TYPE": "cpu"}
+    others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"}
+    environment = {**others, **packages, **machine, **own, **set_by_user}
     (entry,) = steps("ENTRYPOINT")
     (check,) = re.findall(r"CMD (\[.*\])", steps("HEALTHCHECK")[0])
-    log = tmp_path / "log"
+    log = folder / "log"
     with log.open("wb") as output:
         server = subprocess.Popen(
             json.loads(entry),
@@ -103,10 +104,8 @@ def test_the_image_with_a_model_serves_it(image: Path, tmp_path: Path) -> None:
             assert server.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.5)
-        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "ignore_eos": True}
         assert set(ports.listeners(int(own["PORT"]))) == {"0.0.0.0"}  # reached from outside of its container
-        url = f"http://127.0.0.1:{own['PORT']}/v1/chat/completions"
-        assert requests.post(url, json=body, timeout=120).json()["usage"]["completion_tokens"] == 3
+        yield f"http://127.0.0.1:{own['PORT']}"
     finally:
         server.terminate()
         try:
@@ -116,14 +115,86 @@ def test_the_image_with_a_model_serves_it(image: Path, tmp_path: Path) -> None:
             server.wait()
 
 
+def tokens_of_a_chat(url: str, **fields: Any) -> int:
+    """How many tokens a chat of at most three has."""
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "ignore_eos": True, **fields}
+    answer = requests.post(f"{url}/v1/chat/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return int(answer.json()["usage"]["completion_tokens"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tmp_path_factory.mktemp("checkpoint")
+    llama(max_position_embeddings=128).save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    return model
+
+
+def test_the_image_with_a_model_serves_it(checkpoint: Path, tmp_path: Path) -> None:
+    offline = {**os.environ, **PACKAGES, "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+    image = build(tmp_path / "app", offline)
+    set_by_user = {"HF_MODEL": str(checkpoint), "MAX_CONCURRENT": "4"}
+    with container(image, tmp_path, set_by_user, **PACKAGES) as url:
+        assert tokens_of_a_chat(url) == 3
+
+
+def test_it_has_what_every_backend_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"--editable '\.\[([a-z0-9,]+)\]'", STEPS)
+    assert set(extras.split(",")) == set(project["optional-dependencies"]) - {"dev"}
+
+
+@pytest.fixture(scope="module")
+def fresh_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image with an environment of its own, which has what its step installs and nothing else."""
+    python = Path(sys.base_prefix) / "bin"
+    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {**inherited, "PATH": f"{python}:/usr/local/bin:/usr/bin:/bin"}
+    return build(tmp_path_factory.mktemp("fresh") / "app", environment)
+
+
+@pytest.mark.long
+def test_a_fresh_image_serves_a_model_of_triton(fresh_image: Path, checkpoint: Path, tmp_path: Path) -> None:
+    triton = TritonServer(make_repository(tmp_path / "repository", checkpoint), free_port(), "tensorrt_llm")
+    triton.start()
+    try:
+        host, _, port = triton.url.partition(":")
+        set_by_user = {
+            "TOKENIZER_PATH": str(checkpoint), "TRITON_SERVER_HOST": host, "TRITON_SERVER_PORT": port,
+            "MODEL_TYPE": "qwen2-chat", "WORKERS": "4",
+        }  # fmt: skip
+        with container(fresh_image, tmp_path, set_by_user) as url:
+            assert tokens_of_a_chat(url, model="gpt-3.5-turbo") == 3
+            body = {"prompt": "who are you?", "max_output_len": 4}
+            assert requests.post(f"{url}/generate", json=body, timeout=120).json().keys() == {"text", "id"}
+    finally:
+        triton.stop()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variable", ["LLM_ARTIFACT_DIR", "HF_MODEL"], ids=["named", "injected"])
+def test_a_fresh_image_serves_a_model_of_ctranslate2(
+    fresh_image: Path, checkpoint: Path, tmp_path: Path, variable: str
+) -> None:
+    convert = [sys.executable, ROOT / "scripts" / "convert_ctranslate2", checkpoint, tmp_path / "converted"]
+    subprocess.run(convert, check=True, capture_output=True)
+    with container(fresh_image, tmp_path, {variable: str(tmp_path / "converted")}) as url:
+        assert tokens_of_a_chat(url) == 3
+        completed = requests.post(f"{url}/completions", json={"prompt": "hi", "max_tokens": 3}, timeout=120)
+        assert completed.json()["choices"][0]["text"] is not None
+
+
 def test_the_compose_file() -> None:
     compose = yaml.safe_load((ROOT / "docs" / "docker-compose.yaml").read_text())
     (service,) = compose["services"].values()
     assert (ROOT / "docs" / service["build"]["context"] / service["build"]["dockerfile"]).samefile(ROOT / "Dockerfile")
-    assert set(service["environment"]) - {flag.env for flag in FLAGS} == {"HF_TOKEN"}
+    assert set(service["environment"]) - {flag.env for flag in FLAGS} == {"HF_TOKEN", "TROUPE_PORT"}
     assert service["volumes"][0].split(":")[-1] == variables()["HF_HOME"]
     host, _, inside = service["ports"][0].rpartition(":")
-    assert host.startswith("127.0.0.1:")
-    assert inside == variables()["PORT"]
+    assert host == "127.0.0.1:${PORT:-7088}"  # where clients of transformers-openai-api look
+    assert inside == str(service["environment"]["TROUPE_PORT"]) == "7088"
+    assert {"8000", "7088", "9900"} == set(steps("EXPOSE")[0].split())
+    assert "PORT" not in variables()
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]

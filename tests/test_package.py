@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
+
+import pytest
+import setuptools
 
 ROOT = Path(__file__).parent.parent
 USE = """
@@ -15,23 +20,89 @@ from deployments.config.app import parse_args
 parse_args({"models": [{"id": "demo", "loader": "model_loaders.demo:load_model"}]})
 print(load_model_info("model_loaders.demo:load_model", {}, "cpu").model.num_parameters())
 """
+FROM_TROAPIS = """
+from troapis.app import ModelInfo, run_app
+import troapis.app, deployments, deployments.local, model_loaders.contract
+assert "package" in deployments.__file__, deployments.__file__
+assert troapis.app.run_app is troapis.run_app is run_app is deployments.local.run_app
+assert ModelInfo is model_loaders.contract.ModelInfo
+print(run_app.__name__)
+"""
+PACKAGES = str(Path(setuptools.__file__).parents[1])
+PIP = ["install", "--quiet", "--no-deps", "--no-build-isolation"]
 
 
-def test_the_installed_package_loads_the_demo_model(tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    copy = tmp_path / "copy"
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's files, away from it."""
+    copy = tmp_path_factory.mktemp("package") / "copy"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, tracked.decode().split("\0")):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([*pip, "--target", str(site), str(copy)], check=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def site(copy: Path) -> Path:
+    """Where the wheel is installed."""
+    site = copy.parent / "site"
+    subprocess.run([sys.executable, "-m", "pip", *PIP, "--target", str(site), str(copy)], check=True)
+    return site
+
+
+def said(code: str, folder: Path, python: str = sys.executable, **environment: str) -> str:
+    """What a program prints that runs away from the repository."""
+    others = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(site)!r})\n{USE}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
+        [python, "-c", code], cwd=folder, env={**others, **environment}, capture_output=True, text=True, check=False
     )
-    assert int(done.stdout) > 1_000_000
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_installed_package_loads_the_demo_model(site: Path, tmp_path: Path) -> None:
+    assert int(said(f"import sys; sys.path.insert(0, {str(site)!r})\n{USE}", tmp_path)) > 1_000_000
+
+
+def test_programs_for_troapis_find_run_app(site: Path, tmp_path: Path) -> None:
+    assert not (site / "compat").exists()
+    assert said(FROM_TROAPIS, tmp_path, PYTHONPATH=str(site)) == "run_app"
+
+
+def test_and_from_an_editable_install(copy: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "env"
+    venv.create(environment)
+    python = str(environment / "bin" / "python")
+    pip = [sys.executable, "-m", "pip", "--python", python, *PIP]
+    subprocess.run([*pip, "--editable", str(copy)], env={**os.environ, "PYTHONPATH": PACKAGES}, check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "others.pth").write_text(f"{PACKAGES}\n")  # what Troupe needs, after its own
+    assert said(FROM_TROAPIS, tmp_path, python) == "run_app"
+    (site / "theirs.pth").write_text(f"{a_troapis(tmp_path / 'theirs')}\n")
+    assert said(ASK, tmp_path, python) == "theirs"
+
+
+ASK = "from troapis.app import run_app; import troapis.routes; print(run_app())"
+
+
+def a_troapis(folder: Path) -> Path:
+    """A package of that name, as somebody else's installation puts it there."""
+    package = folder / "troapis"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "routes.py").touch()
+    (package / "app.py").write_text("from troapis import routes\ndef run_app(): return 'theirs'\n")
+    return folder
+
+
+def test_a_troapis_that_is_installed_wins(site: Path, copy: Path, tmp_path: Path) -> None:
+    """In the same folder, before it on the path (a program's own folder) and after it (an editable installation)."""
+    theirs = a_troapis(tmp_path / "theirs")
+    for path in ((theirs, site), (site, theirs)):
+        assert said(ASK, tmp_path, PYTHONPATH=":".join(map(str, path))) == "theirs"
+    both = tmp_path / "both"
+    subprocess.run([sys.executable, "-m", "pip", *PIP, "--target", str(both), str(copy)], check=True)
+    a_troapis(both)
+    assert said(ASK, tmp_path, PYTHONPATH=str(both)) == "theirs"

@@ -46,8 +46,8 @@ HTTP_KEYS = (
 def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
     """A Serve configuration file, and the checked arguments of its Troupe application.
 
-    The environment variable TROUPE_HOST wins over the file's `http_options.host`, as a container needs. A host that
-    both leave open is 127.0.0.1: Ray Serve's own default is every address of the machine.
+    The environment variables TROUPE_HOST and TROUPE_PORT win over the file's `http_options`, as a container needs. A
+    host that both leave open is 127.0.0.1: Ray Serve's own default is every address of the machine.
 
     Raises:
         ConfigError: the file is not such a configuration; it names the file, the key and the nearest known one.
@@ -65,8 +65,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
     args = read_args(ours[0].get("args") or {}, source=f"{path}, args")
     try:
         _check_keys(config, TOP_KEYS, "")
-        wanted = {"host": os.environ["TROUPE_HOST"]} if os.environ.get("TROUPE_HOST") else {}
-        config["http_options"] = {"host": HOST, **(config.get("http_options") or {}), **wanted}
+        config["http_options"] = {"host": HOST, **(config.get("http_options") or {}), **_from_environment()}
         _check_keys(config["http_options"], HTTP_KEYS, "http_options.")
         _check_deployments(ours[0].get("deployments") or [], args)
         _hide_keys(ours[0].get("args") or {})
@@ -85,6 +84,13 @@ def base_url(config: Mapping[str, Any]) -> str:
     reached = {"0.0.0.0": HOST, "::": "[::1]"}.get(host, host)
     scheme = "https" if http.get("ssl_certfile") else "http"
     return f"{scheme}://{reached}:{http.get('port', PORT)}{prefix.rstrip('/')}"
+
+
+def _from_environment() -> dict[str, Any]:
+    host, port = os.environ.get("TROUPE_HOST"), os.environ.get("TROUPE_PORT")
+    if port and not port.isdecimal():
+        raise ConfigError(f"TROUPE_PORT {port!r}: write a port's number.")
+    return ({"host": host} if host else {}) | ({"port": int(port)} if port else {})
 
 
 def _hide_keys(args: dict[str, Any]) -> None:

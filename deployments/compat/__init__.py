@@ -1,0 +1,1 @@
+"""Names, flags and variables of the servers that Troupe replaces."""

@@ -1,6 +1,8 @@
-"""A configuration from the flags and environment variables of transformers-openai-api.
+"""A configuration from the flags and environment variables of transformers-openai-api, and of two other servers.
 
     scripts/serve --hf-model org/name --torch-dtype float16          # or HF_MODEL=org/name scripts/serve
+    TRITON_SERVER_HOST=10.0.0.7 TOKENIZER_PATH=org/name scripts/serve # a model of a Triton server
+    LLM_ARTIFACT_DIR=folder scripts/serve                            # a model that was converted to CTranslate2
     python -m deployments.compat.flags --hf-model org/name > my_config.yaml  # the configuration alone
 
 A flag wins over its environment variable. What has no counterpart is refused if it would change an answer, and named
@@ -21,8 +23,12 @@ from typing import Any, NoReturn
 
 import yaml
 
+from deployments.compat import backends
 from deployments.config.app import IMPORT_PATH, parse_args
 from deployments.core.errors import ConfigError
+
+PORT = 7088
+"""Where the clients of transformers-openai-api look."""
 
 
 def _boolean(text: str) -> bool:
@@ -55,7 +61,7 @@ class Flag:
 FLAGS = (
     Flag("hf-model", "HF_MODEL", help="Hub id or local folder"),
     Flag("host", "HOSTNAME", help="address to listen on (default: 127.0.0.1)"),
-    Flag("port", "PORT", int, 7088, "port to listen on"),
+    Flag("port", "PORT", int, help="port to listen on (default: 7088; Triton: 9900; CTranslate2: 8000)"),
     Flag("loglevel", "LOGLEVEL", str.upper, "INFO", "logging level"),
     Flag("model-type", "MODEL_TYPE", help="class of transformers, or package.Class (default: the checkpoint's own)"),
     Flag("tokenizer-type", "TOKENIZER_TYPE", _one_of("AutoTokenizer", "AutoProcessor"), help="AutoTokenizer"),
@@ -75,15 +81,27 @@ FLAGS = (
     Flag("static-cache-decoder-max-length", "STATIC_CACHE_DECODER_MAX_LENGTH", int, help="that length, in tokens"),
     Flag("cache-type", "CACHE_TYPE", _one_of("DynamicCache", "StaticCache"), "DynamicCache"),
     Flag("attn-implementation", "ATTN_IMPLEMENTATION", help="such as sdpa or flash_attention_2"),
-    Flag("hqq", "HQQ", _boolean, False, "int4 weights with HQQ"),
+    Flag("hqq", "HQQ", _boolean, False, "refused if true: use bitsandbytes, see docs/from/transformers-openai-api.md"),
     Flag("torch-compile", "TORCH_COMPILE", _boolean, False, "compile the decode forward"),
     Flag("torch-compile-mode", "TORCH_COMPILE_MODE", default="reduce-overhead", help="mode of torch.compile"),
     Flag("torch-profiling", "TORCH_PROFILING", _boolean, False, "write a trace of the first requests to ./profile"),
     Flag("torch-autograd-profiling", "TORCH_AUTOGRAD_PROFILING", _boolean, False, "the same"),
     Flag("hotload", "HOTLOAD", _boolean, True, "load at start; false: at the first request"),
     Flag("reasoning-parser", "REASONING_PARSER", _one_of("none", "deepseek_r1"), "none", "none or deepseek_r1"),
+    Flag("media-urls", "MEDIA_URLS", _boolean, False, "fetch images and recordings that messages name by http(s) URL"),
     Flag("pagedattention", "PAGEDATTENTION", _boolean),
     Flag("pagedattention-block-size", "PAGEDATTENTION_BLOCK_SIZE", int),
+    Flag("triton-server-host", "TRITON_SERVER_HOST", help="serve a model of the Triton server there"),
+    Flag("triton-server-port", "TRITON_SERVER_PORT", int, 8001, "its gRPC port"),
+    Flag("triton-model", "TRITON_MODEL", default="tensorrt_llm", help="the model's name there"),
+    Flag("tokenizer-path", "TOKENIZER_PATH", help="Hub id or folder of the tokenizer of a Triton server's model"),
+    Flag("workers", "WORKERS", int, help="requests sent to a Triton server at a time"),
+    Flag("llm-artifact-dir", "LLM_ARTIFACT_DIR", help="folder of a model that was converted to CTranslate2"),
+)
+HQQ = (
+    "{source} {text}: HQQ is not supported, as no environment of Troupe has it. Use bitsandbytes: write the "
+    "configuration without it (python -m deployments.compat.flags), add quantization_config: {{quant_method: bitsandbytes, "
+    "load_in_4bit: true}} to the model's kwargs, and serve that file."
 )
 # Steps of the other servers' loops that ours does not have; no answer depends on them.
 WITHOUT_EFFECT = {
@@ -116,6 +134,8 @@ def read_flags(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[dic
         if text is not None:
             given.add(name)
             values[name] = _read(flag, source, text)
+            if name == "hqq" and values[name]:
+                raise ConfigError(HQQ.format(source=source, text=text))
     if environment.get("USE_FLASH_ATTENTION_2", "").lower() in ("1", "true") and "attn_implementation" not in given:
         values["attn_implementation"] = "flash_attention_2"
     return values, given
@@ -127,6 +147,42 @@ def serve_config(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a flag is missing, or asks for what cannot be had.
     """
+    backend = _backend(values)
+    if backend == "triton":
+        model, port = backends.triton_entry(values), backends.TRITON_PORT
+    elif backend == "ctranslate2":
+        model, port = backends.ctranslate2_entry(values), backends.CTRANSLATE2_PORT
+    else:
+        model, port = _entry(values, given), PORT
+    if values["reasoning_parser"] == "deepseek_r1":
+        model["api"] = {"reasoning_parser": "think"}
+    args: dict[str, Any] = {"models": [{key: value for key, value in model.items() if value not in ({}, [])}]}
+    if values["media_urls"]:
+        args["api"] = {"media_urls": True}
+    parse_args(args)
+    host = {} if values["host"] is None else {"host": values["host"]}
+    application: dict[str, Any] = {"name": "troupe", "route_prefix": "/", "import_path": IMPORT_PATH, "args": args}
+    if values["accelerator_type"] == "cpu" or backend == "triton":
+        replica = {"name": "ModelReplica", "num_replicas": 1, "ray_actor_options": {"num_gpus": 0}}
+        application["deployments"] = [replica]
+    return {
+        "http_options": {**host, "port": values["port"] or port},
+        "logging_config": {"log_level": values["loglevel"]},
+        "applications": [application],
+    }
+
+
+def _backend(values: Mapping[str, Any]) -> str | None:
+    """What computes the model, if it is not transformers. A named model goes before a server, that before a folder."""
+    if values["hf_model"]:
+        return "ctranslate2" if backends.is_ctranslate2(Path(values["hf_model"]).expanduser()) else None
+    if values["triton_server_host"]:
+        return "triton"
+    return "ctranslate2" if values["llm_artifact_dir"] else None
+
+
+def _entry(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
+    """The entry under `models` of a model that transformers computes."""
     if not values["hf_model"]:
         raise ConfigError("No model: give --hf-model (or HF_MODEL) a Hub id or a local folder.")
     if not values["tokenizer_use_fast"]:
@@ -142,26 +198,22 @@ def serve_config(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
     }
     if values["torch_profiling"] or values["torch_autograd_profiling"]:
         model["profile_dir"] = str(Path("profile").resolve())
-    if values["reasoning_parser"] == "deepseek_r1":
-        model["api"] = {"reasoning_parser": "think"}
-    args = {"models": [{key: value for key, value in model.items() if value not in ({}, [])}]}
-    parse_args(args)
-    host = {} if values["host"] is None else {"host": values["host"]}
-    application: dict[str, Any] = {"name": "troupe", "route_prefix": "/", "import_path": IMPORT_PATH, "args": args}
-    if values["accelerator_type"] == "cpu":
-        replica = {"name": "ModelReplica", "num_replicas": 1, "ray_actor_options": {"num_gpus": 0}}
-        application["deployments"] = [replica]
-    return {
-        "http_options": {**host, "port": values["port"]},
-        "logging_config": {"log_level": values["loglevel"]},
-        "applications": [application],
-    }
+    return model
 
 
 def notes(values: Mapping[str, Any], given: set[str]) -> list[str]:
     """What was given and has no effect, and why."""
-    names = [name for name in WITHOUT_EFFECT if name in given and values[name] is not False]
-    return [f"--{name.replace('_', '-')} has no effect: {WITHOUT_EFFECT[name]}" for name in names]
+    backend = _backend(values)
+    reasons = WITHOUT_EFFECT | dict.fromkeys(
+        ("triton_server_host", "triton_server_port", "triton_model", "tokenizer_path", "workers", "llm_artifact_dir"),
+        "--hf-model is served",
+    )
+    if backend is not None:
+        known = backends.TRITON_FLAGS if backend == "triton" else backends.CTRANSLATE2_FLAGS
+        reason = f"{'Triton' if backend == 'triton' else 'CTranslate2'} computes the model"
+        reasons = {name: reason for name in values if name not in known}
+    names = [name for name in reasons if name in given and values[name] is not False]
+    return [f"--{name.replace('_', '-')} has no effect: {reasons[name]}" for name in names]
 
 
 def _loader_kwargs(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,8 +233,6 @@ def _loader_kwargs(values: Mapping[str, Any]) -> dict[str, Any]:
         kwargs["plain_chat"] = True
     optional = {"dtype": values["torch_dtype"], "attn_implementation": values["attn_implementation"]}
     kwargs.update({key: value for key, value in optional.items() if value is not None})
-    if values["hqq"]:
-        kwargs["quantization_config"] = {"quant_method": "hqq", "nbits": 4, "group_size": 64, "axis": 1}
     return kwargs
 
 
@@ -235,7 +285,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str) -> NoReturn:
-    sys.exit(f"troupe: {message}")
+    print(f"troupe: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:

@@ -56,6 +56,17 @@ def test_the_host_is_this_machine_unless_said_otherwise(
     assert config["http_options"]["host"] == host
 
 
+def test_a_container_chooses_the_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TROUPE_PORT", "7088")
+    file = write(tmp_path, http_options={"port": 8001})
+    config, _ = read_config(file)
+    assert config["http_options"]["port"] == 7088
+    assert base_url(config) == "http://127.0.0.1:7088"
+    monkeypatch.setenv("TROUPE_PORT", "http")
+    with pytest.raises(ConfigError, match="TROUPE_PORT 'http': write a port's number"):
+        read_config(file)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

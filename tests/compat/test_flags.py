@@ -16,6 +16,7 @@ from deployments.compat.flags import FLAGS, notes, read_flags, serve_config
 from deployments.core.errors import ConfigError
 
 MODEL = ["--hf-model", "org/name"]
+ROOT = Path(__file__).parents[2]
 
 
 def config(*argv: str, **environment: str) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def test_the_readmes_variables() -> None:
     assert entry(*MODEL, USE_FLASH_ATTENTION_2="true")["kwargs"]["attn_implementation"] == "flash_attention_2"
 
 
-@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+@pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag.name != "hqq"], ids=lambda flag: flag.name)
 def test_every_flag_is_also_a_variable_and_the_flag_wins(flag: Any) -> None:
     text, other = {
         "_boolean": ("true", "false"),
@@ -73,9 +74,94 @@ def test_every_flag_is_also_a_variable_and_the_flag_wins(flag: Any) -> None:
 @pytest.mark.parametrize(("text", "means"), [("False", False), ("false", False), ("0", False), ("True", True)])
 def test_false_is_false(text: str, means: bool) -> None:
     """CalunVier's type=bool read "False" as true; malaysia-ai's HQQ and TORCH_COMPILE variables were inverted."""
-    assert ("quantization_config" in entry(*MODEL, "--hqq", text)["kwargs"]) is means
-    assert ("quantization_config" in entry(*MODEL, HQQ=text)["kwargs"]) is means
+    assert ("torch_compile" in entry(*MODEL, "--torch-compile", text)["engine"]) is means
     assert ("torch_compile" in entry(*MODEL, TORCH_COMPILE=text)["engine"]) is means
+
+
+@pytest.mark.parametrize("text", ["true", "True", "1", "yes"])
+def test_hqq_is_refused_with_what_to_use_instead(text: str) -> None:
+    for source, argv, variables in ((f"--hqq {text}", ["--hqq", text], {}), (f"HQQ {text}", [], {"HQQ": text})):
+        with pytest.raises(ConfigError, match=f"^{source}: HQQ is not supported.*load_in_4bit: true.*kwargs"):
+            config(*MODEL, *argv, **variables)
+    for off in ("false", "0"):
+        assert "quantization_config" not in entry(*MODEL, "--hqq", off, HQQ=text)["kwargs"]
+
+
+def test_a_refused_flag_ends_the_command_with_status_2() -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in {flag.env for flag in FLAGS}}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for command in ([sys.executable, "-m", "deployments.compat.flags"], ["scripts/serve"]):
+        done = subprocess.run(
+            [*command, "--hf-model", "org/name", "--hqq", "true"],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("troupe: --hqq true: HQQ is not supported")
+
+
+TRITON = {"TRITON_SERVER_HOST": "192.168.0.7", "TOKENIZER_PATH": "Qwen/Qwen1.5-1.8B-Chat"}
+
+
+def test_a_model_of_a_triton_server() -> None:
+    """The variables of fastapi_tritonserver's image."""
+    written = config(**TRITON, TRITON_SERVER_PORT="8002", MODEL_TYPE="qwen2-chat", WORKERS="4")
+    (application,) = written["applications"]
+    assert application["args"]["models"] == [
+        {
+            "id": "tensorrt_llm",
+            "aliases": ["model", "gpt-3.5-turbo"],
+            "loader": "model_loaders.backends.triton:load_model",
+            "kwargs": {
+                "server_url": "192.168.0.7:8002",
+                "triton_model": "tensorrt_llm",
+                "tokenizer_name": "Qwen/Qwen1.5-1.8B-Chat",
+            },
+            "engine": {"max_rows": 4},
+            "pinned": True,
+        }
+    ]
+    assert application["deployments"][0]["ray_actor_options"] == {"num_gpus": 0}
+    assert written["http_options"] == {"port": 9900}
+    assert config(**TRITON, PORT="80")["http_options"] == {"port": 80}
+    assert entry(**TRITON)["kwargs"]["server_url"] == "192.168.0.7:8001"
+    seeing = config(**TRITON, MODEL_TYPE="qwen-vl", MEDIA_URLS="true")["applications"][0]["args"]
+    assert seeing["models"][0]["kwargs"]["vision"] is True
+    assert seeing["api"] == {"media_urls": True}
+    assert "api" not in config(**TRITON, MODEL_TYPE="qwen-vl")["applications"][0]["args"]
+    assert entry("--triton-model", "ensemble", **TRITON)["id"] == "ensemble"
+    with pytest.raises(ConfigError, match=r"TRITON_SERVER_HOST '192.168.0.7': set TOKENIZER_PATH too"):
+        config(TRITON_SERVER_HOST="192.168.0.7")
+
+
+def test_a_folder_of_ctranslate2(tmp_path: Path) -> None:
+    """By ctranslate2-fastapi's variable, and as the model of an image."""
+    folder = tmp_path / "LaMini"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"LLM_ARTIFACT_DIR '.*LaMini' has no model.bin"):
+        config(LLM_ARTIFACT_DIR=str(folder))
+    (folder / "model.bin").touch()
+    expected = {"loader": "model_loaders.backends.ctranslate2:load_model", "kwargs": {"model_path": str(folder)}}
+    written = config(LLM_ARTIFACT_DIR=str(folder), MAX_CONCURRENT="8", ACCELERATOR_TYPE="cpu")
+    (model,) = written["applications"][0]["args"]["models"]
+    assert model == {"id": "LaMini", "aliases": ["model"], **expected, "engine": {"max_rows": 8}, "pinned": True}
+    assert written["http_options"] == {"port": 8000}
+    assert written["applications"][0]["deployments"][0]["ray_actor_options"] == {"num_gpus": 0}
+    assert expected.items() <= entry(HF_MODEL=str(folder)).items()
+    (folder / "model.safetensors").touch()  # a checkpoint of transformers with a conversion beside it
+    assert entry(HF_MODEL=str(folder))["loader"] == "model_loaders.auto:load_model"
+
+
+def test_a_named_model_goes_before_a_server_and_that_before_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").touch()
+    both = {**TRITON, "LLM_ARTIFACT_DIR": str(tmp_path)}
+    assert entry(*MODEL, **both)["loader"] == "model_loaders.auto:load_model"
+    assert entry(**both)["loader"] == "model_loaders.backends.triton:load_model"
+    said = notes(*read_flags(MODEL, both))
+    assert "--tokenizer-path has no effect: --hf-model is served" in said
+    said = notes(*read_flags([], {**TRITON, "TORCH_DTYPE": "float16", "WORKERS": "2"}))
+    assert said == ["--torch-dtype has no effect: Triton computes the model"]
+    said = notes(*read_flags([], {"LLM_ARTIFACT_DIR": str(tmp_path), "WORKERS": "2"}))
+    assert said == ["--workers has no effect: CTranslate2 computes the model"]
 
 
 def test_concurrency_is_the_smaller_of_both_limits() -> None:
