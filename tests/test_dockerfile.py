@@ -41,9 +41,10 @@ def steps(instruction: str) -> list[str]:
     return [line.strip() for line in re.findall(rf"^{instruction} (.*)$", STEPS, re.MULTILINE)]
 
 
-def variables() -> dict[str, str]:
-    """What the stages set, the model's stage included."""
-    return dict(pair.split("=", 1) for step in steps("ENV") for pair in step.split())
+def variables(*, with_model: bool = False) -> dict[str, str]:
+    """What the image sets, or the one with a model inside."""
+    pairs = [pair.split("=", 1) for step in steps("ENV") for pair in step.split()]
+    return {name: value for name, value in pairs if with_model or name not in ("HF_MODEL", "HF_HUB_OFFLINE")}
 
 
 def test_it_is_clean() -> None:
@@ -82,7 +83,11 @@ def build(app: Path, environment: dict[str, str]) -> Path:
 @contextlib.contextmanager
 def container(image: Path, folder: Path, set_by_user: dict[str, str], **packages: str) -> Iterator[str]:
     """The container's command with these variables, once its health check passes; yields the address."""
-    own = {**variables(), "HF_HOME": str(folder / "cache"), "PORT": str(free_port())}
+    own = {
+        **variables(with_model="HF_MODEL" in set_by_user),
+        "HF_HOME": str(folder / "cache"),
+        "PORT": str(free_port()),
+    }
     machine = {"HOSTNAME": "3f2a91c0de11", "HOME": str(folder), "ACCELERATOR_TYPE": "cpu"}
     others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"}
     environment = {**others, **packages, **machine, **own, **set_by_user}

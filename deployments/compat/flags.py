@@ -100,8 +100,8 @@ FLAGS = (
 )
 HQQ = (
     "{source} {text}: HQQ is not supported, as no environment of Troupe has it. Use bitsandbytes: write the "
-    "configuration without it (python -m deployments.compat.flags), add quantization_config: {{quant_method: bitsandbytes, "
-    "load_in_4bit: true}} to the model's kwargs, and serve that file."
+    "configuration without it (python -m deployments.compat.flags), add quantization_config: "
+    "{{quant_method: bitsandbytes, load_in_4bit: true}} to the model's kwargs, and serve that file."
 )
 # Steps of the other servers' loops that ours does not have; no answer depends on them.
 WITHOUT_EFFECT = {
