@@ -46,7 +46,7 @@ def _replicas(name: str, pool: Pool, args: AppArgs, options: dict[str, Any]) -> 
         request_router_class=ROUTER,
         request_router_kwargs={
             "max_models": own.max_models_per_replica,
-            "full_at": max(entry.engine.max_rows for entry in own.models),
+            "full_at": max(entry.engine.max_batch_size for entry in own.models),
         },
     )
     gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0

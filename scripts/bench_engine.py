@@ -87,7 +87,7 @@ def _speed_of(
 ) -> dict[str, Any]:
     new, against = arguments.new, arguments.against
     names = ["engine", *(name for name in against if name != "cb")]
-    options = {"engine": {"max_rows": rows}, "deterministic": {"max_rows": rows}}
+    options = {"engine": {"max_batch_size": rows}, "deterministic": {"max_batch_size": rows}}
 
     def turn() -> list[list[int]]:
         return random_prompts(rng, rows, length, model.config.vocab_size)
@@ -140,7 +140,7 @@ def gap(model: Any, arguments: argparse.Namespace, bytes_per_second: float) -> l
     results = []
     print(f"{'chunk':>11}{'step ms':>11}{'gap ms':>11}{'longest':>11}{'first token of the long prompt, s':>36}")
     for chunk in arguments.chunks:
-        engine = Engine(model, arguments, max_rows=9, prefill_chunk=chunk, prefix_cache=False)
+        engine = Engine(model, arguments, max_batch_size=9, prefill_chunk=chunk, prefix_cache=False)
         engine.run(random_prompts(rng, 2, 64, vocab), 4)
         clients = [engine.start(ids, 4000) for ids in random_prompts(rng, 8, 64, vocab)]
         while min(len(client.times) for client in clients) < 60:
@@ -171,7 +171,7 @@ def conversations(model: Any, arguments: argparse.Namespace, _: float) -> list[d
         computed = 0.0
         for repeat in range(max(1, arguments.turns // 2)):
             for kept in (True, False):
-                engine = Engine(model, arguments, max_rows=agents, prefix_cache=kept)
+                engine = Engine(model, arguments, max_batch_size=agents, prefix_cache=kept)
                 engine.run([[1, 2, 3]], 4)
                 rng = random.Random(repeat)
                 clock = CLOCKS[arguments.clock]
@@ -215,8 +215,8 @@ def proof(model: Any, arguments: argparse.Namespace, _: float) -> list[dict[str,
         sampling = {"logprobs": 0, "seed": number, "temperature": float(number % 2)}
         # A step begins one prompt: texts this long let 32 rows come together.
         asked.append((ids, rng.randrange(33, 49), sampling))
-    alone = Engine(model, arguments, max_rows=32, deterministic=True, prefix_cache=False)
-    together = Engine(model, arguments, max_rows=32, deterministic=True)
+    alone = Engine(model, arguments, max_batch_size=32, deterministic=True, prefix_cache=False)
+    together = Engine(model, arguments, max_batch_size=32, deterministic=True)
     start = time.perf_counter()
     clients = [together.start(ids, new, **sampling) for ids, new, sampling in asked]
     for client in clients:

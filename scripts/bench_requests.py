@@ -62,7 +62,11 @@ class Engine:
         info = ModelInfo(model=model, encode=lambda text: {"input_ids": [[0]]}, decode=lambda ids: f"{ids.tolist()}")
         info.tokenizer = _tokenizer(model.config.vocab_size)
         info.decode = None
-        settings = {"max_rows": max(arguments.rows), "memory_gib": arguments.memory_gib, "threads": arguments.threads}
+        settings = {
+            "max_batch_size": max(arguments.rows),
+            "memory_gib": arguments.memory_gib,
+            "threads": arguments.threads,
+        }
         self.row_engine = apart(lambda: RowEngine(info, Hooks(info), EngineOptions(**{**settings, **options})))
         self._count = 0
         self.steps: list[float] = []

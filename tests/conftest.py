@@ -44,7 +44,7 @@ DEMO: dict[str, Any] = {
     "id": "demo",
     "loader": "model_loaders.demo:load_model",
     "aliases": ["gpt-3.5-turbo-0613"],
-    "engine": {"kind": "auto", "max_rows": 16},
+    "engine": {"kind": "auto", "max_batch_size": 16},
 }
 
 

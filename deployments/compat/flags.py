@@ -239,7 +239,7 @@ def _loader_kwargs(values: Mapping[str, Any]) -> dict[str, Any]:
 def _engine(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
     engine: dict[str, Any] = {}
     limits = [values[n] for n in ("max_concurrent", "continuous_batching_batch_size") if values[n] is not None]
-    engine["max_rows"] = min(limits, default=20)
+    engine["max_batch_size"] = min(limits, default=20)
     if values["static_cache"] or values["cache_type"] == "StaticCache":
         engine["static_cache"] = True
         if "static_cache_decoder_max_length" in given:

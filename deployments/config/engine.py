@@ -13,30 +13,30 @@ class EngineOptions:
     """Options of one model's engine.
 
     Attributes:
-        kind: `rows` (continuous batching), `one_shot` (the model's own generate), or `auto`: rows where a probe at
-            load finds them equal to generate, else one_shot.
-        max_rows: requests computed together at most; further ones wait.
+        kind: `continuous_batching`, `generate` (the model's own `generate`), or `auto`: continuous batching if a probe
+            at load finds it equal to `generate`.
+        max_batch_size: requests computed together at most; further ones wait.
         max_model_len: positions per request, prompt and text together; None takes the model's own.
         memory_gib: budget for KV caches and states, prefix store included; None takes it from the device.
         prefix_cache: reuse the computation of prompts that begin like an earlier one.
         prefix_cache_gib: share of the budget the prefix store may keep; None is half.
-        prefill_chunk: tokens of a prompt computed between two steps of the running rows; of several whole prompts twice
-            as many.
-        deterministic: a row's bits never depend on its neighbours; slower.
-        prompt_lookup: tokens guessed at a time from what a row has said before, while at most four rows run; for models
-            whose layers all have full attention. No text changes by it. 0 guesses none.
-        torch_compile: a torch.compile mode for the decode steps of rows; models with layers of other kinds than full
-            attention, one_shot and deterministic mode run uncompiled, rows with a warning at load.
-        cuda_graphs: capture the decode steps of rows on a GPU, where the model allows it.
-        static_cache: keep the KV cache at its full length from the start; one_shot only.
+        prefill_chunk: tokens of a prompt computed between two steps of the running sequences; twice as many if they are
+            several whole prompts.
+        deterministic: the bits of an answer never depend on other requests; slower.
+        prompt_lookup: draft tokens at a time, taken from the sequence's own text, while at most four sequences run; for
+            models whose layers all have full attention. It changes no text. 0 is off.
+        torch_compile: a torch.compile mode for decode steps; models with layers of other kinds than full attention, the
+            kind `generate` and deterministic mode run uncompiled, with a warning at load.
+        cuda_graphs: capture decode steps on a GPU, if the model allows it.
+        static_cache: keep the KV cache at its full length from the start; kind `generate` only.
         pack_linears: pack linear weights for the CPU at load; None decides by dtype and instruction set.
         threads: CPU threads of a forward; None takes the cores the replica was given.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    kind: Literal["auto", "rows", "one_shot"] = "auto"
-    max_rows: int = 16
+    kind: Literal["auto", "continuous_batching", "generate"] = "auto"
+    max_batch_size: int = 16
     max_model_len: int | None = None
     memory_gib: float | None = None
     prefix_cache: bool = True
@@ -51,7 +51,7 @@ class EngineOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "max_model_len", "prefill_chunk", "threads"):
+        for name in ("max_batch_size", "max_model_len", "prefill_chunk", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} should be at least 1; got {value}")

@@ -10,6 +10,9 @@ from deployments.config.engine import EngineOptions
 from deployments.core.model_card import ModelCard, ModelOptions
 from model_loaders.moved import new_place
 
+_RENAMED = {"max_rows": "max_batch_size", "rows": "continuous_batching", "one_shot": "generate"}
+"""Keys and values of the `engine` section in earlier versions."""
+
 
 class Strict(BaseModel):
     """A section without unknown keys."""
@@ -35,6 +38,16 @@ class ModelEntry(Strict):
     )
     load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
     load_retry_s: float = Field(default=60.0, ge=0, description="Seconds a failed load's error is answered again.")
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _has_new_names(cls, engine: Any) -> Any:
+        for key, value in engine.items() if isinstance(engine, dict) else ():
+            if key in _RENAMED:
+                raise ValueError(f"{key} is now {_RENAMED[key]}")
+            if key == "kind" and value in _RENAMED:
+                raise ValueError(f"kind {value} is now {_RENAMED[value]}")
+        return engine
 
     @field_validator("loader")
     @classmethod

@@ -25,7 +25,7 @@ def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float
     """The engine of a loaded model.
 
     `auto` takes rows if they can hold the model, the loader has no `generate` hook or kwargs, and a probe finds their
-    logits equal to those of `generate`; else the one-shot engine, with a warning that says why. `rows` takes rows
+    logits equal to those of `generate`; else the generate engine, with a warning that says why. `rows` takes rows
     without the comparison. A loader's own `engine` always wins. A model without `generate` gives embeddings alone.
 
     Args:
@@ -42,14 +42,14 @@ def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float
     info = _with_generate(info)
     hooks = Hooks(info)
     hooked = info.generate is not None and not is_stock(info)
-    if options.kind == "one_shot" or (options.kind == "auto" and hooked):
+    if options.kind == "generate" or (options.kind == "auto" and hooked):
         return OneShotEngine(info, options, hooks, turn_limit_s=turn_limit_s)
-    if options.kind == "rows":
+    if options.kind == "continuous_batching":
         return _rows(info, hooks, options, hooked)
     found = _proven_rows(info, hooks, options)
     if isinstance(found, str):
         name = info.model_name or type(info.model).__name__
-        logger.warning("Model %s runs in the one-shot engine, which batches little: %s.", name, found)
+        logger.warning("Model %s runs in the generate engine, which batches little: %s.", name, found)
         return OneShotEngine(info, options, hooks, turn_limit_s=turn_limit_s)
     return found
 
@@ -71,14 +71,16 @@ def _with_generate(info: ModelInfo) -> ModelInfo:
 def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -> RowEngine:
     """Rows or an error."""
     name = info.model_name or type(info.model).__name__
-    reason = "its loader has a generate hook, which only the one-shot engine calls" if hooked else None
+    reason = "its loader has a generate hook, which only the generate engine calls" if hooked else None
     reason = reason or rows_can_hold(info.model)
     if reason is None:
         try:
             return RowEngine(info, hooks, options)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-    raise ModelLoadFailed(f"Engine kind 'rows' cannot run model {name}: {reason}. Use kind 'auto' or 'one_shot'.")
+    raise ModelLoadFailed(
+        f"Engine kind 'continuous_batching' cannot run model {name}: {reason}. Use kind 'auto' or 'generate'."
+    )
 
 
 def _proven_rows(info: ModelInfo, hooks: Hooks, options: EngineOptions) -> RowEngine | str:

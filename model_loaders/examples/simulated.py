@@ -80,7 +80,7 @@ class SimulatedEngine:
     def __init__(self, info: ModelInfo, options: EngineOptions, roofline: Roofline, prefixes: int) -> None:
         self.max_model_len = options.max_model_len or 131072
         self._roofline = roofline
-        self._max_rows = options.max_rows
+        self._max_batch_size = options.max_batch_size
         self._prefixes: OrderedDict[tuple[int, ...], None] = OrderedDict()
         self._keep = prefixes
         self._changed = threading.Condition()
@@ -138,7 +138,7 @@ class SimulatedEngine:
     def _step(self) -> float:
         """Admit rows; the seconds that a device would need for their prompts and a token of every row."""
         new = 0
-        while self._waiting and len(self._rows) < self._max_rows:
+        while self._waiting and len(self._rows) < self._max_batch_size:
             key, row = self._waiting.popitem(last=False)
             self._rows[key] = row
             row.cached = self._reuse(row.request.input_ids)

@@ -34,7 +34,7 @@ def test_the_shipped_configuration_is_valid_and_stays_on_this_machine() -> None:
     config, args = read_config(ROOT / "serve_config.yaml")
     assert base_url(config) == "http://127.0.0.1:8000"
     assert [entry.id for entry in args.models] == ["demo"]
-    assert args.by_name()["gpt-3.5-turbo-0613"].engine.max_rows == 16
+    assert args.by_name()["gpt-3.5-turbo-0613"].engine.max_batch_size == 16
 
 
 @pytest.mark.parametrize(

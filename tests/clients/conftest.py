@@ -100,7 +100,7 @@ def folder_model(cluster: str) -> Iterator[str]:
     loader = "model_loaders.auto:load_model"
     kwargs = {"model_name": str(WEIGHTS), "dtype": "float32"}
     models = [
-        {"id": "folder", "loader": loader, "kwargs": kwargs, "engine": {"max_rows": 32}},
+        {"id": "folder", "loader": loader, "kwargs": kwargs, "engine": {"max_batch_size": 32}},
         {"id": "agent", "loader": loader, "kwargs": {**kwargs, "chat_template": TEMPLATES["hermes"]}},
     ]
     with serving(cluster, {"models": models, "max_models_per_replica": 2}) as url:

@@ -38,7 +38,7 @@ def test_the_readmes_example() -> None:
         "aliases": ["model"],
         "loader": "model_loaders.auto:load_model",
         "kwargs": {"model_name": "microsoft/DialoGPT-medium", "plain_chat": True, "dtype": "float16"},
-        "engine": {"max_rows": 50, "torch_compile": "reduce-overhead"},
+        "engine": {"max_batch_size": 50, "torch_compile": "reduce-overhead"},
         "pinned": True,
     }
 
@@ -165,10 +165,10 @@ def test_a_named_model_goes_before_a_server_and_that_before_a_folder(tmp_path: P
 
 
 def test_concurrency_is_the_smaller_of_both_limits() -> None:
-    assert entry(*MODEL)["engine"]["max_rows"] == 20
-    assert entry(*MODEL, MAX_CONCURRENT="50")["engine"]["max_rows"] == 50
+    assert entry(*MODEL)["engine"]["max_batch_size"] == 20
+    assert entry(*MODEL, MAX_CONCURRENT="50")["engine"]["max_batch_size"] == 50
     both = entry(*MODEL, MAX_CONCURRENT="50", CONTINUOUS_BATCHING_BATCH_SIZE="8")
-    assert both["engine"]["max_rows"] == 8
+    assert both["engine"]["max_batch_size"] == 8
 
 
 def test_caches_compilation_and_profiling() -> None:
@@ -177,7 +177,7 @@ def test_caches_compilation_and_profiling() -> None:
         "--torch-compile-mode", "max-autotune", "--torch-profiling", "true",
     )  # fmt: skip
     assert model["engine"] == {
-        "max_rows": 20,
+        "max_batch_size": 20,
         "static_cache": True,
         "max_model_len": 512,
         "torch_compile": "max-autotune",

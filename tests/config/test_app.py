@@ -19,9 +19,12 @@ def model(**fields: Any) -> dict[str, Any]:
     [
         ({"models": [model()], "max_models": 2}, "max_models: unknown key (did you mean 'max_models_per_replica'?)"),
         ({"models": [model(loadr="x")]}, "models[0].loadr: unknown key (did you mean 'loader'?)"),
+        ({"models": [model(engine={"max_rows": 3})]}, "models[0].engine: max_rows is now max_batch_size"),
+        ({"models": [model(engine={"kind": "rows"})]}, "models[0].engine: kind rows is now continuous_batching"),
+        ({"models": [model(engine={"kind": "one_shot"})]}, "models[0].engine: kind one_shot is now generate"),
         (
-            {"models": [model(engine={"max_row": 3})]},
-            "models[0].engine.max_row: unknown key (did you mean 'max_rows'?)",
+            {"models": [model(engine={"max_batch_siz": 3})]},
+            "models[0].engine.max_batch_siz: unknown key (did you mean 'max_batch_size'?)",
         ),
         (
             {"models": [model(api={"tool_prser": 1})]},
@@ -36,7 +39,10 @@ def model(**fields: Any) -> dict[str, Any]:
         ),
         ({}, "models: missing"),
         ({"models": [model(engine={"kind": "fast"})]}, "models[0].engine.kind: "),
-        ({"models": [model(engine={"max_rows": 0})]}, "models[0].engine: max_rows should be at least 1; got 0"),
+        (
+            {"models": [model(engine={"max_batch_size": 0})]},
+            "models[0].engine: max_batch_size should be at least 1; got 0",
+        ),
         ({"models": [model(engine={"memory_gib": -1})]}, "models[0].engine: memory_gib should be more than 0; got -1"),
         (
             {"models": [model(engine={"torch_compile": "fast"})]},

@@ -22,4 +22,4 @@ ONE_SHOT = {
     "reformer": "it brings a cache class of its own",
     "unlimited_ocr": "cache layer UnlimitedOcr",
 }
-"""Types that get the one-shot engine, and what the warning at load says."""
+"""Types that get the generate engine, and what the warning at load says."""

@@ -180,21 +180,21 @@ class TestImages:
 
 
 class TestKinds:
-    def test_one_shot(self) -> None:
-        engine = build(kind="one_shot")
+    def test_generate(self) -> None:
+        engine = build(kind="generate")
         assert isinstance(engine, OneShotEngine)
         engine.close()
 
     def test_rows_without_the_comparison(self) -> None:
-        engine = build(shifted(), kind="rows")
+        engine = build(shifted(), kind="continuous_batching")
         assert isinstance(engine, RowEngine)
         engine.close()
 
     def test_rows_refuse_a_hook_and_a_model_they_cannot_hold(self) -> None:
         with pytest.raises(ModelLoadFailed, match="generate hook"):
-            build(kind="rows", generate=lambda input_ids: input_ids)
-        with pytest.raises(ModelLoadFailed, match="one_shot"):
-            build(torch.nn.Linear(2, 2), kind="rows")
+            build(kind="continuous_batching", generate=lambda input_ids: input_ids)
+        with pytest.raises(ModelLoadFailed, match="generate"):
+            build(torch.nn.Linear(2, 2), kind="continuous_batching")
 
     def test_the_loaders_engine_always_wins(self) -> None:
         seen = []
@@ -203,5 +203,5 @@ class TestKinds:
             seen.append((info, options))
             return "mine"
 
-        assert build(kind="rows", engine=engine) == "mine"  # type: ignore[comparison-overlap]
-        assert seen[0][1].kind == "rows"
+        assert build(kind="continuous_batching", engine=engine) == "mine"  # type: ignore[comparison-overlap]
+        assert seen[0][1].kind == "continuous_batching"

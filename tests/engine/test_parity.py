@@ -71,7 +71,7 @@ def staggered(
 def assert_equal_alone(
     model: Any, prompts: Sequence[Sequence[int]], inputs: Sequence[Mapping[str, torch.Tensor]] | None = None
 ) -> None:
-    engine = row_engine(model, max_rows=4, prefill_chunk=32)
+    engine = row_engine(model, max_batch_size=4, prefill_chunk=32)
     try:
         answers = staggered(engine, prompts, inputs)
     finally:
@@ -118,7 +118,7 @@ def test_vision(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(NOT_HELD))
 def test_what_rows_cannot_hold_is_refused(kind: str) -> None:
-    """Never wrong: such a model is told apart at load, and served by the one-shot engine."""
+    """Never wrong: such a model is told apart at load, and served by the generate engine."""
     model = decoder(kind, **NOT_HELD[kind])
     if rows_can_hold(model) is None:
         with pytest.raises((Unfaithful, UnknownLayer, RuntimeError, IndexError)):

@@ -1,7 +1,7 @@
 """Models that compute nothing and take their time: what serving does can be seen without a core being busy.
 
 A `paced` model answers a chat with the words of its last message, one token a word, each after `pace` seconds; all rows
-advance together, `max_rows` at a time. Loads are written down in a folder, so that a test can count them over all
+advance together, `max_batch_size` at a time. Loads are written down in a folder, so that a test can count them over all
 replicas.
 """
 
@@ -30,7 +30,7 @@ class PacedEngine:
     def __init__(self, options: EngineOptions, pace: float, closes: Path | None) -> None:
         self._pace = pace
         self._closes = closes
-        self._max_rows = options.max_rows
+        self._max_batch_size = options.max_batch_size
         self._changed = threading.Condition()
         self._rows: dict[str, tuple[EngineRequest, Emit, int]] = {}
         self._waiting: dict[str, tuple[EngineRequest, Emit, int]] = {}
@@ -72,7 +72,7 @@ class PacedEngine:
                     self._changed.wait()
                 if self._closing and not self._rows:
                     return
-                while self._waiting and len(self._rows) < self._max_rows:
+                while self._waiting and len(self._rows) < self._max_batch_size:
                     key = next(iter(self._waiting))
                     self._rows[key] = self._waiting.pop(key)
             time.sleep(self._pace)

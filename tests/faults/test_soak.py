@@ -21,7 +21,7 @@ WARM_UP = 30.0
 
 @pytest.fixture
 def url(cluster: str) -> Any:
-    models = [model(name, pace=0.01, engine={"max_rows": 64}) for name in "abc"]
+    models = [model(name, pace=0.01, engine={"max_batch_size": 64}) for name in "abc"]
     args = {
         "models": models,
         "max_models_per_replica": 2,

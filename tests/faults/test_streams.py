@@ -25,7 +25,7 @@ PACE = 0.01
 
 @pytest.fixture(scope="module")
 def url(cluster: str) -> Any:
-    many = {"max_rows": 256}
+    many = {"max_batch_size": 256}
     models = [
         model("a", pace=PACE, engine=many, preload=True),
         model("calm", pace=0.05, engine=many, preload=True),

@@ -57,7 +57,7 @@ def _encode(text: str, **_: Any) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def serving(loader: str, kind: str = "rows") -> AsyncIterator[ModelHost]:
+async def serving(loader: str, kind: str = "continuous_batching") -> AsyncIterator[ModelHost]:
     engine = {"kind": kind, "threads": 1, "memory_gib": 1, "pack_linears": False}
     async with host_of({"id": "a", "loader": f"{__name__}:{loader}", "engine": engine}) as host:
         await host.load("a")
@@ -133,7 +133,7 @@ def test_the_loop_goes_on_while_costly_requests_are_prepared() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("kind", ["rows", "one_shot"])
+@pytest.mark.parametrize("kind", ["continuous_batching", "generate"])
 def test_no_hook_is_called_on_the_loop(kind: str) -> None:
     """Bad words, grammars and a report of the whole vocabulary need the text of every token."""
     grammar = Grammar(kind="choice", source='["yes", "no"]')

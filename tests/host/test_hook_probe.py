@@ -107,7 +107,7 @@ def test_a_hook_that_breaks_it_later_fails_that_request_alone(name: str) -> None
     answers: list[Any] = []
     own = sound(name)
     app = model_app(
-        model(**{name: lambda given: answers.pop() if answers else own(given)}), engine={"kind": "one_shot"}
+        model(**{name: lambda given: answers.pop() if answers else own(given)}), engine={"kind": "generate"}
     )
     with TestClient(app) as client:
         for case, returned, said in EVERY:
@@ -208,7 +208,7 @@ def test_a_hook_that_raises_or_hangs_at_load_may_still_serve(caplog: pytest.LogC
             raise ValueError("not yet")
         return sound("encode")(prompt)
 
-    app = model_app(model(encode=encode), hook_timeout_s=0.2, engine={"kind": "one_shot"})
+    app = model_app(model(encode=encode), hook_timeout_s=0.2, engine={"kind": "generate"})
     with TestClient(app) as client:
         assert "A hook of model m has not returned for 0.2 s" in caplog.text
         leave.set()

@@ -63,7 +63,7 @@ def hanging_hook() -> dict[str, Any]:
 
 
 def entry(name: str, loader: Callable[..., Any] = load_model, **fields: Any) -> dict[str, Any]:
-    return {"id": name, "loader": f"{__name__}:{loader.__name__}", "engine": {"kind": "one_shot"}, **fields}
+    return {"id": name, "loader": f"{__name__}:{loader.__name__}", "engine": {"kind": "generate"}, **fields}
 
 
 @contextlib.asynccontextmanager
@@ -112,7 +112,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 def test_an_unloaded_model_leaves_memory() -> None:
     async def main() -> None:
         async with host_of(
-            entry("a", engine={"kind": "rows"}), entry("b", kwargs={"seed": 1}, engine={"kind": "rows"})
+            entry("a", engine={"kind": "continuous_batching"}),
+            entry("b", kwargs={"seed": 1}, engine={"kind": "continuous_batching"}),
         ) as host:
             assert isinstance((await events_of(host, call("a")))[-1], Finished)
             assert isinstance((await events_of(host, call("b")))[-1], Finished)
@@ -204,7 +205,7 @@ def test_a_hanging_hook_is_named_and_the_others_are_served() -> None:
 
 def test_closing_a_stream_frees_its_row() -> None:
     async def main() -> None:
-        async with host_of(entry("a", engine={"kind": "rows", "max_rows": 4})) as host:
+        async with host_of(entry("a", engine={"kind": "continuous_batching", "max_batch_size": 4})) as host:
             await host.load("a")
             for _ in range(8):
                 async with contextlib.aclosing(host.generate(call(max_tokens=400, stream=True))) as events:

@@ -34,7 +34,7 @@ def too_large() -> dict[str, Any]:
 
 
 def entry(loader: Callable[..., Any], **fields: Any) -> ModelEntry:
-    settings = {"id": "a", "loader": f"{__name__}:{loader.__name__}", "engine": {"kind": "one_shot"}, **fields}
+    settings = {"id": "a", "loader": f"{__name__}:{loader.__name__}", "engine": {"kind": "generate"}, **fields}
     return ModelEntry.model_validate(settings)
 
 

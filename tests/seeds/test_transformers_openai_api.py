@@ -287,7 +287,7 @@ def test_13_a_failure_leaks_no_place_in_the_queue() -> None:
         return tokenizer(prompt, **kwargs)
 
     source = {"model_name": "m", "model": llama(), "tokenizer": tokenizer, "encode": encode}
-    with listening(model_app(source, engine={"max_rows": 1})) as address:
+    with listening(model_app(source, engine={"max_batch_size": 1})) as address:
         bodies = [{"messages": user(text), "max_tokens": 2} for text in ["hi", "fail"] * 3]
         answers = [requests.post(f"{address}/chat/completions", json=body, timeout=60) for body in bodies]
     assert [answer.status_code for answer in answers] == [200, 500] * 3
@@ -296,7 +296,7 @@ def test_13_a_failure_leaks_no_place_in_the_queue() -> None:
 def test_concurrency_is_limited_and_the_rest_waits() -> None:
     """CalunVier answered 429 at once, and lost places on the way."""
     source = {"model_name": "m", "model": llama(), "tokenizer": byte_tokenizer()}
-    app = model_app(source, engine={"max_rows": 2})
+    app = model_app(source, engine={"max_batch_size": 2})
     with listening(app) as address, client(address) as api, ThreadPoolExecutor(8) as pool:
         done = list(pool.map(lambda i: ask(api, f"n{i}", model="m", max_tokens=5), range(8)))
     assert [each.usage.completion_tokens for each in done] == [5] * 8

@@ -75,7 +75,7 @@ class RowEngine:
         self._fixed = fixed_decode(self._forward, options)
         # A packed weight is nothing that torch.compile knows.
         self._packed = PackedLinears.of(info.model, False if self._fixed is not None else options.pack_linears)
-        self._deterministic = Deterministic(self._forward, options.max_rows) if options.deterministic else None
+        self._deterministic = Deterministic(self._forward, options.max_batch_size) if options.deterministic else None
         self._loop = _step_loop(self._forward, self.capabilities, options, self._deterministic, self._fixed)
         self.max_model_len = _held_length(self._context, self._loop)
         self._beams = BeamJobs(info.model, self._vocabulary, self._context)
@@ -329,7 +329,7 @@ def _step_loop(
     share = budget // 2 if options.prefix_cache_gib is None else int(options.prefix_cache_gib * _GIB)
     keeps = options.prefix_cache and capabilities.chunks
     limits = Limits(
-        max_rows=max(1, options.max_rows),
+        max_batch_size=max(1, options.max_batch_size),
         budget=budget,
         split_bytes=weight_bytes(forward.model),
         mixes_lengths=capabilities.mixes,

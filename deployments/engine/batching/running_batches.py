@@ -26,7 +26,7 @@ class Limits:
     """What rows may use.
 
     Attributes:
-        max_rows: rows computed together.
+        max_batch_size: rows computed together.
         budget: bytes for caches, the prefix store's included.
         growth: tokens ahead for which memory is set apart.
         split_bytes: bytes that a batch may read in vain in a step before a batch of their own is worth another read
@@ -37,7 +37,7 @@ class Limits:
             a prompt, and sampling is row by row. None elsewhere.
     """
 
-    max_rows: int
+    max_batch_size: int
     budget: int
     split_bytes: int
     growth: int = 512

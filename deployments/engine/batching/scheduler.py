@@ -29,7 +29,7 @@ class Scheduler:
         waiting: rows that nothing is computed for, the next one first.
         prefills: prompts being computed, the oldest first.
         batches: rows that decode.
-        max_rows: rows computed together, fewer than the limit for a while after memory ran out.
+        max_batch_size: rows computed together, fewer than the limit for a while after memory ran out.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Scheduler:
         self.waiting: deque[Row] = deque()
         self.prefills: list[Prefill] = []
         self.batches = Batches(row_bytes, limits)
-        self.max_rows = limits.max_rows
+        self.max_batch_size = limits.max_batch_size
         self._prefiller = prefiller
         self._reuse = reuse
         self._store = store
@@ -88,8 +88,8 @@ class Scheduler:
     def end_step(self) -> None:
         """After memory ran out, dare one row more from time to time."""
         self._calm_steps += 1
-        if self.max_rows < self.limits.max_rows and self._calm_steps >= _RECOVERY_STEPS:
-            self.max_rows, self._calm_steps = self.max_rows + 1, 0
+        if self.max_batch_size < self.limits.max_batch_size and self._calm_steps >= _RECOVERY_STEPS:
+            self.max_batch_size, self._calm_steps = self.max_batch_size + 1, 0
 
     def out_of_memory(self, failed: int) -> None:
         """Give up what can be computed again, and run fewer rows for a while.
@@ -98,7 +98,7 @@ class Scheduler:
             failed: how many rows the forward had that found no memory, if they run no more.
         """
         self._store.clear()
-        self.max_rows, self._calm_steps = max(1, min(self.max_rows, len(self.rows) + failed) // 2), 0
+        self.max_batch_size, self._calm_steps = max(1, min(self.max_batch_size, len(self.rows) + failed) // 2), 0
 
     def next_group(self) -> tuple[list[Row], list[Source | None]] | None:
         """Rows whose prompts one prefill may begin now, taken from the queue, each with the source of its beginning.
@@ -135,7 +135,7 @@ class Scheduler:
         rows: list[Row] = []
         sources: list[Source | None] = []
         prefilling = self._prefilling
-        places, spare = self.max_rows - len(self.rows), self.spare
+        places, spare = self.max_batch_size - len(self.rows), self.spare
         tokens = 0
         for row in self.waiting:
             if len(rows) >= places or tokens >= self._prefiller.group:

@@ -120,7 +120,7 @@ class StepLoop:
         prefills, batches = self.scheduler.prefills, self.batches.all
         caches = [*(prefill.cache for prefill in prefills), *(batch.cache for batch in batches)]
         return EngineStats(
-            kind="rows",
+            kind="continuous_batching",
             rows=len(self.scheduler.rows),
             waiting=len(self.scheduler.waiting),
             prefix_entries=len(self.store),

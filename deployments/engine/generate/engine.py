@@ -48,7 +48,7 @@ class OneShotEngine:
 
     Args:
         info: the loaded model.
-        options: see `EngineOptions`; of them `max_rows`, `max_model_len`, `deterministic` (nothing runs together),
+        options: see `EngineOptions`; `max_batch_size`, `max_model_len`, `deterministic` (nothing runs together),
             `static_cache` and `threads` count here.
         hooks: the model's hooks, where they are known already.
         turn_limit_s: seconds that a generate hook may keep the random state while others wait.
@@ -87,7 +87,7 @@ class OneShotEngine:
         self._prompt_tokens = 0
         self._generated_tokens = 0
         self._steps = 0
-        self._thread = threading.Thread(target=self._work, name="one-shot-engine", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="generate-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
@@ -123,7 +123,7 @@ class OneShotEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            kind="one_shot",
+            kind="generate",
             rows=sum(job.active for job in self._running),
             waiting=len(self._waiting),
             prompt_tokens=self._prompt_tokens,
@@ -192,7 +192,7 @@ class OneShotEngine:
             first = self._waiting.popleft()
             jobs = [first]
             for job in list(self._waiting):
-                if len(jobs) < self._options.max_rows and self._runner.together(first, job):
+                if len(jobs) < self._options.max_batch_size and self._runner.together(first, job):
                     self._waiting.remove(job)
                     jobs.append(job)
             self._running = jobs
@@ -283,7 +283,7 @@ class _StockRunner(_Runner):
         self._generate = StockGenerate(
             info.model, vocabulary, static_cache=options.static_cache, longest=context_length(info, options)
         )
-        alone = alone or options.deterministic or options.max_rows == 1
+        alone = alone or options.deterministic or options.max_batch_size == 1
         self._batches = (
             not alone and self._generate.batches and alike_beyond_lengths(info.model, context_length(info, options))
         )

@@ -1,4 +1,4 @@
-"""One request inside the one-shot engine, from submit to its last event."""
+"""One request inside the generate engine, from submit to its last event."""
 
 from __future__ import annotations
 

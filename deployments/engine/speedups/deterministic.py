@@ -47,22 +47,22 @@ class Deterministic:
 
     Args:
         forward: the model's forward passes; from now on its rows attend by themselves.
-        max_rows: rows computed together at most.
+        max_batch_size: rows computed together at most.
 
     Attributes:
         way: how rows decode: `together`, or each `alone`.
     """
 
-    def __init__(self, forward: Forward, max_rows: int) -> None:
+    def __init__(self, forward: Forward, max_batch_size: int) -> None:
         self.way: Literal["together", "alone"] = "alone"
         self._forward = forward
         self._linears: Linears | None = None
-        if forward.is_encoder_decoder or max_rows == 1 or not _only_linears(forward.model):
+        if forward.is_encoder_decoder or max_batch_size == 1 or not _only_linears(forward.model):
             return
         forward.decoding.apart = True
         with torch.inference_mode():
-            self._linears = Linears(forward.model, max_rows)
-            if self._linears.steady and _same_bits(forward, max_rows):
+            self._linears = Linears(forward.model, max_batch_size)
+            if self._linears.steady and _same_bits(forward, max_batch_size):
                 self.way = "together"
                 return
         self.undo()
@@ -83,7 +83,7 @@ class Linears:
         steady: whether that could be had for all of them.
     """
 
-    def __init__(self, model: nn.Module, max_rows: int) -> None:
+    def __init__(self, model: nn.Module, max_batch_size: int) -> None:
         self.steady = True
         self._before: list[tuple[nn.Module, Product | None]] = []
         known: dict[Any, Callable[[Product, Tensor], Tensor] | None] = {}
@@ -93,7 +93,7 @@ class Linears:
             weight: Any = module.weight
             kind = (type(module), weight.shape, weight.dtype, weight.is_mkldnn, module.bias is None)
             if kind not in known:
-                known[kind] = _way(module, max_rows)
+                known[kind] = _way(module, max_batch_size)
             way = known[kind]
             if way is None:
                 self.steady = False
@@ -139,12 +139,12 @@ def _filled(rows: Tensor, count: int) -> Tensor:
     return filled
 
 
-def _way(module: Any, max_rows: int) -> Callable[[Product, Tensor], Tensor] | None:
+def _way(module: Any, max_batch_size: int) -> Callable[[Product, Tensor], Tensor] | None:
     """How products with weights of this shape have the same bits among any number of rows; None if in no way."""
-    product, inputs = _telling(module, -(-max_rows // _FLOORS[-1]) * _FLOORS[-1])
+    product, inputs = _telling(module, -(-max_batch_size // _FLOORS[-1]) * _FLOORS[-1])
     for floor in _FLOORS:
         expected = torch.cat([product(tile) for tile in inputs.reshape(-1, floor, inputs.shape[1])])
-        counts = range(floor, max(floor, max_rows) + 1)
+        counts = range(floor, max(floor, max_batch_size) + 1)
         if torch.equal(product(inputs.roll(1, 0)), expected.roll(1, 0)) and all(
             torch.equal(product(inputs[:count]), expected[:count]) for count in counts
         ):
@@ -185,13 +185,13 @@ def _only_linears(model: nn.Module) -> bool:
     )
 
 
-def _same_bits(forward: Forward, max_rows: int) -> bool:
+def _same_bits(forward: Forward, max_batch_size: int) -> bool:
     """Whether rows of several lengths have the same logits alone and in batches of every size, in changing slots."""
     prompts = _prompts(forward)
     caches = [_prefilled(forward, ids[:-1]) for ids in prompts]
     try:
         expected = [_step(forward, [ids], [cache]) for ids, cache in zip(prompts, caches, strict=True)]
-        for rows in range(2, max_rows + 1):
+        for rows in range(2, max_batch_size + 1):
             order = [(slot + rows) % len(prompts) for slot in range(rows)]
             logits = _step(forward, [prompts[i] for i in order], [caches[i] for i in order])
             if not torch.equal(logits, torch.cat([expected[i] for i in order])):

@@ -226,7 +226,7 @@ def _as_sent(error: TroupeError, given: dict[str, Any]) -> TroupeError:
         return error
     return UnsupportedParameter(
         "This model cannot honour 'use_beam_search': its engine has no beams. Leave it out, or serve the model with "
-        "engine.kind one_shot.",
+        "engine.kind generate.",
         param="use_beam_search",
     )
 

@@ -74,7 +74,7 @@ class CTranslate2Engine:
 
     Args:
         info: with the tokenizer.
-        options: `max_rows` and `max_model_len` are used.
+        options: `max_batch_size` and `max_model_len` are used.
         backend: the library's model.
         workers: batches computed at the same time.
         wait: seconds that the first request of a batch waits for others.
@@ -88,7 +88,7 @@ class CTranslate2Engine:
         self._backend = backend
         self._tokenizer = info.tokenizer
         self._vocabulary = Vocabulary(info)
-        self._max_rows = options.max_rows
+        self._max_batch_size = options.max_batch_size
         self._wait = wait
         self._queue: deque[_Waiting] = deque()
         self._jobs: dict[str, Job] = {}
@@ -193,7 +193,7 @@ class CTranslate2Engine:
                 if self._queue:
                     mates = self._mates()
                     left = self._queue[0].since + self._wait - time.monotonic()
-                    if left <= 0 or len(mates) == self._max_rows or self._closing:
+                    if left <= 0 or len(mates) == self._max_batch_size or self._closing:
                         break
                     self._changed.wait(left)
                 elif self._closing:
@@ -211,7 +211,7 @@ class CTranslate2Engine:
         """The first in the queue and those that want the same, in their order."""
         settings = self._queue[0].settings
         alike = (each for each in self._queue if each.settings == settings and each.job.active)
-        return [each for each, _ in zip(alike, range(self._max_rows), strict=False)]
+        return [each for each, _ in zip(alike, range(self._max_batch_size), strict=False)]
 
     def _run(self, jobs: Sequence[Job], settings: Settings) -> None:
         self._score_prompts([job for job in jobs if job.request.sampling.prompt_logprobs is not None])

@@ -37,7 +37,7 @@ class TritonEngine:
 
     Args:
         info: with the tokenizer.
-        options: `max_rows` requests are sent at the same time; `max_model_len` is used.
+        options: `max_batch_size` requests are sent at the same time; `max_model_len` is used.
         server: the connection.
         defaults: generation_config.json, for parameters that a request leaves alone.
         accumulated: each response of a stream repeats what came before it.
@@ -67,7 +67,7 @@ class TritonEngine:
         self._prompt_tokens = 0
         self._generated_tokens = 0
         self._loop = asyncio.new_event_loop()
-        self._places = asyncio.Semaphore(options.max_rows)
+        self._places = asyncio.Semaphore(options.max_batch_size)
         self._thread = threading.Thread(target=self._loop.run_forever, name="triton", daemon=True)
         self._thread.start()
         self._look()

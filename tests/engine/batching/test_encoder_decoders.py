@@ -35,7 +35,7 @@ def recordings(checks: AsAlone, name: str) -> list[Prompt]:
 @pytest.mark.parametrize("name", sorted(AXES))
 def test_recordings_of_different_lengths_decode_together(name: str) -> None:
     with as_alone(ZOO[name]) as checks:
-        assert checks.engine.stats().kind == "rows"
+        assert checks.engine.stats().kind == "continuous_batching"
         checks.at_once(recordings(checks, name))
         checks.staggered(recordings(checks, name)[::-1])
 
@@ -73,7 +73,7 @@ def test_the_loaders_encoder_makes_what_the_model_is_tried_with() -> None:
     info = model_info(ZOO["moonshine"].build())
     info.encode = encode
     engine = build_engine(info, EngineOptions(memory_gib=0.1))
-    assert engine.stats().kind == "rows"
+    assert engine.stats().kind == "continuous_batching"
     assert lengths
     assert set(lengths) == {16_000}
     engine.close()

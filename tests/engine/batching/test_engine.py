@@ -160,9 +160,9 @@ def test_out_of_memory_shrinks_the_batch_and_goes_on(kind: str) -> None:
     with running(model) as engine, before_forward(model, check):
         assert_alone(model, [submit(engine, ids, TOKENS) for ids in PROMPTS])
         # Fewer rows for a while, then all again.
-        assert engine._loop.scheduler.max_rows <= 4
+        assert engine._loop.scheduler.max_batch_size <= 4
         submit(engine, PROMPTS[0], 200).wait()
-        assert 4 < engine._loop.scheduler.max_rows <= 16
+        assert 4 < engine._loop.scheduler.max_batch_size <= 16
 
 
 def test_out_of_memory_of_one_that_cannot_run_even_alone(llama: Any) -> None:
@@ -227,7 +227,7 @@ def test_cancel_waits_for_one_step_at_most(llama: Any) -> None:
 
 
 def test_cancel_of_a_waiting_request_and_of_one_being_prefilled(llama: Any) -> None:
-    with running(llama, max_rows=1, prefill_chunk=4) as engine:
+    with running(llama, max_batch_size=1, prefill_chunk=4) as engine:
         long = submit(engine, prompt(1, 400), TOKENS, name="long")
         waiting = submit(engine, prompt(2, 10), TOKENS, name="waiting")
         assert settled(engine, lambda: engine.stats().rows == 1)
@@ -262,7 +262,7 @@ def test_short_prompts_pass_a_long_one(llama: Any) -> None:
 
 def test_memory_is_bounded_and_requests_wait_for_it(llama: Any) -> None:
     prompts = [prompt(i, 30 + 7 * i) for i in range(12)]
-    with running(llama, max_rows=12, memory_gib=0.0006) as engine:
+    with running(llama, max_batch_size=12, memory_gib=0.0006) as engine:
         peak = 0
         budget = engine.stats().budget_bytes
 
@@ -278,7 +278,7 @@ def test_memory_is_bounded_and_requests_wait_for_it(llama: Any) -> None:
 
 
 def test_close_lets_running_requests_end_and_fails_the_rest(llama: Any) -> None:
-    engine = row_engine(llama, max_rows=2)
+    engine = row_engine(llama, max_batch_size=2)
     answers = [submit(engine, ids, 100) for ids in PROMPTS]
     assert settled(engine, lambda: engine.stats().rows == 2)
     engine.close(20)

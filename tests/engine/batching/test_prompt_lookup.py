@@ -53,7 +53,7 @@ def test_rows_give_what_generate_gives(kind: str, oracle: type[Oracle]) -> None:
     model = decoder(kind)
     alone = [generate_alone(model, ids, count) for ids, count in zip(PROMPTS, TOKENS, strict=True)]
     oracle.known += [[*ids, *known.token_ids] for ids, known in zip(PROMPTS, alone, strict=True)]
-    engine = row_engine(model, max_rows=prompt_lookup.MOST_ROWS, prefill_chunk=32, prompt_lookup=5)
+    engine = row_engine(model, max_batch_size=prompt_lookup.MOST_ROWS, prefill_chunk=32, prompt_lookup=5)
     answers = staggered(engine, PROMPTS)
     engine.close(5)
     assert confirmed(engine) > 30
@@ -80,7 +80,7 @@ def test_drawn_stopped_and_constrained_texts_are_the_same(oracle: type[Oracle]) 
     ]
     found = []
     for guessed in (0, 6):
-        engine = row_engine(model, max_rows=2, prompt_lookup=guessed)
+        engine = row_engine(model, max_batch_size=2, prompt_lookup=guessed)
         answers = [submit(engine, PROMPTS[i], 30, **sampling) for i, sampling in asked]
         found.append(texts(answers))
         oracle.known += [[*PROMPTS[i], *answer.token_ids] for (i, _), answer in zip(asked, answers, strict=True)]
@@ -116,7 +116,7 @@ def test_an_agents_answers_are_guessed() -> None:
 def test_many_rows_are_not_guessed_for(oracle: type[Oracle]) -> None:
     model = decoder("llama")
     oracle.known.append([*PROMPTS[1], *generate_alone(model, PROMPTS[1], 40).token_ids])
-    engine = row_engine(model, max_rows=8, prompt_lookup=6)
+    engine = row_engine(model, max_batch_size=8, prompt_lookup=6)
     answers = [submit(engine, PROMPTS[1], 40) for _ in range(2 * prompt_lookup.MOST_ROWS)]
     while engine.stats().rows < len(answers):
         time.sleep(0.001)

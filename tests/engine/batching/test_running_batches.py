@@ -44,7 +44,7 @@ def test_rows_that_may_grow_large_start_together_and_pause_when_they_do() -> Non
     """Memory for three full rows: all five run at first, none is computed twice, every text is right."""
     model = decoder("llama")
     prompts = [prompt(i, 20) for i in range(5)]
-    stepped = Stepped(model, max_rows=8, prefix_cache=False)
+    stepped = Stepped(model, max_batch_size=8, prefix_cache=False)
     row = stepped.loop.batches.row_bytes.of_row(20 + TOKENS)
     limits = stepped.loop.limits
     object.__setattr__(limits, "budget", 3 * row)
@@ -67,7 +67,7 @@ def test_rows_that_may_grow_large_start_together_and_pause_when_they_do() -> Non
 
 
 def test_rows_of_very_different_lengths_decode_apart_until_padding_is_cheaper() -> None:
-    stepped = Stepped(decoder("llama"), max_rows=8, prefix_cache=False, prefill_chunk=512)
+    stepped = Stepped(decoder("llama"), max_batch_size=8, prefix_cache=False, prefill_chunk=512)
     read = stepped.loop.batches.row_bytes.read
     object.__setattr__(stepped.loop.limits, "split_bytes", 3 * (read(300) - read(10)))
     stepped.add("long", prompt(0, 300), 40)

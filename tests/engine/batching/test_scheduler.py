@@ -43,7 +43,7 @@ class Queue:
 
 
 def test_first_come_first_served_as_far_as_rows_go() -> None:
-    queue = Queue(max_rows=3)
+    queue = Queue(max_batch_size=3)
     rows = queue.add(10, 12, 11, 10)
     assert queue.begin() == rows[:3]
     assert queue.begin() is None
@@ -93,15 +93,15 @@ def test_what_is_queued_first_keeps_its_order() -> None:
 
 @pytest.mark.parametrize(("running", "left"), [(0, 6), (2, 7), (9, 8)])
 def test_after_memory_ran_out_fewer_rows_run_and_then_one_more_at_a_time(running: int, left: int) -> None:
-    queue = Queue(max_rows=16)
+    queue = Queue(max_batch_size=16)
     scheduler = queue.scheduler
     queue.add(*[9] * running)
     assert len(queue.begin() or ()) == running
     scheduler.out_of_memory(12)
-    assert scheduler.max_rows == left
+    assert scheduler.max_batch_size == left
     seen = []
     for _ in range(64 * 16):
         scheduler.end_step()
-        seen.append(scheduler.max_rows)
+        seen.append(scheduler.max_batch_size)
     assert seen[:64] == [left] * 63 + [left + 1]
     assert seen[-1] == 16

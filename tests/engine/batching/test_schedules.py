@@ -96,12 +96,12 @@ def model(kind: str) -> Any:
 
 @cache
 def crowd(kind: str) -> RowEngine:
-    return stepped(kind, max_rows=4, prefill_chunk=24, prefix_cache_gib=0.0005)
+    return stepped(kind, max_batch_size=4, prefill_chunk=24, prefix_cache_gib=0.0005)
 
 
 @cache
 def hermit(kind: str) -> RowEngine:
-    return stepped(kind, max_rows=1, prefix_cache=False)
+    return stepped(kind, max_batch_size=1, prefix_cache=False)
 
 
 def add(engine: RowEngine, name: str, client: Client) -> None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = prompt(1, 12)
 
 
-def engine_of(model: Any, kind: Any = "one_shot", **options: Any) -> Engine:
+def engine_of(model: Any, kind: Any = "generate", **options: Any) -> Engine:
     return build_engine(model_info(model), EngineOptions(kind=kind, memory_gib=0.1, **options))
 
 
@@ -96,7 +96,7 @@ class TestOwnGenerate:
 
     def test_rows_are_compared_with_it_too(self) -> None:
         engine = engine_of(as_kind(Drops), kind="auto")
-        assert engine.stats().kind == "rows"
+        assert engine.stats().kind == "continuous_batching"
         engine.close()
 
     def test_one_that_asks_nobody_fails_the_request(self) -> None:
@@ -138,7 +138,7 @@ class TestNeededMedia:
         with pytest.raises(ModelLoadFailed, match="expected scalar type"):
             engine_of(model, kind="auto")
 
-    @pytest.mark.parametrize("kind", ["rows", "one_shot"])
+    @pytest.mark.parametrize("kind", ["continuous_batching", "generate"])
     @pytest.mark.parametrize("name", ["llava", "idefics3", "qwen2_vl"])
     def test_more_placeholders_than_images_are_the_clients_mistake(self, name: str, kind: str) -> None:
         build, image, media = VISION[name]
@@ -177,7 +177,7 @@ def failing_once(model: Any, at: int) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("name", ["fsmt", "unlimited_ocr", "t5gemma"])
 def test_a_request_that_is_run_again_goes_on_as_if_nothing_had_happened(name: str) -> None:
-    with as_alone(ZOO[name], kind="one_shot") as checks:
+    with as_alone(ZOO[name], kind="generate") as checks:
         model = checks.model
         model.forward = failing_once(model, 8)
         prompts = checks.prompts((40, 12), media=False)

@@ -125,7 +125,7 @@ class TestFaithful:
         counts = [3, 40, 4, 35, 5, 6, 30, 2, 25]
         prompts = [ids(f"prompt number {i} " * (i % 3 + 1)) for i in range(len(counts))]
         expected = [greedy(LLAMA, p, n) for p, n in zip(prompts, counts, strict=True)]
-        engine = build(options=EngineOptions(max_rows=4))
+        engine = build(options=EngineOptions(max_batch_size=4))
         runs = [start(engine, p, max_tokens=n, ignore_eos=True) for p, n in zip(prompts, counts, strict=True)]
         assert [run.result().tokens for run in runs] == expected
         # In turns of four, without regrouping, the steps would be those of the longest of each turn.
@@ -366,7 +366,7 @@ class TestItNeverDies:
         engine.cancel("nobody")
 
     def test_cancelling_while_waiting(self) -> None:
-        engine = build(options=EngineOptions(max_rows=1))
+        engine = build(options=EngineOptions(max_batch_size=1))
         running = start(engine, PROMPTS[1], max_tokens=60, ignore_eos=True)
         running.next()
         waiting = start(engine, PROMPTS[1], max_tokens=60, ignore_eos=True)
@@ -384,7 +384,7 @@ class TestItNeverDies:
         run.result()
 
     def test_close_lets_what_runs_end_and_fails_what_waits(self) -> None:
-        engine = build(options=EngineOptions(max_rows=1))
+        engine = build(options=EngineOptions(max_batch_size=1))
         runs = [start(engine, PROMPTS[1], max_tokens=50, ignore_eos=True) for _ in range(3)]
         runs[0].next()
         engine.close()
@@ -409,6 +409,6 @@ class TestItNeverDies:
         for run in runs:
             run.result()
         stats = engine.stats()
-        assert (stats.kind, stats.generated_tokens, stats.prompt_tokens) == ("one_shot", 20, 4 * len(PROMPTS[1]))
+        assert (stats.kind, stats.generated_tokens, stats.prompt_tokens) == ("generate", 20, 4 * len(PROMPTS[1]))
         engine.close()
         assert (engine.stats().rows, engine.stats().waiting) == (0, 0)

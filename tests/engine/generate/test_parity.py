@@ -1,4 +1,4 @@
-"""The one-shot engine gives what `generate` gives alone, for models that depend on it and for others."""
+"""The generate engine gives what `generate` gives alone, for models that depend on it and for others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def assert_equal_alone(
     model: Any,
     prompts: Sequence[Sequence[int]],
     inputs: Sequence[Mapping[str, torch.Tensor]] | None = None,
-    kind: Any = "one_shot",
+    kind: Any = "generate",
 ) -> None:
     inputs = inputs or [{}] * len(prompts)
     # Each on a model of its own: some keep a state on their modules.

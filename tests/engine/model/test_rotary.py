@@ -122,7 +122,7 @@ def check(engine: RowEngine, prompts: Sequence[list[int]], right: Sequence[Alone
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "chunks": {"prefill_chunk": 48, "max_rows": 3},
+    "chunks": {"prefill_chunk": 48, "max_batch_size": 3},
     "deterministic": {"deterministic": True, "prefill_chunk": 48},
     "guesses": {"prompt_lookup": 4},
 }
@@ -155,9 +155,9 @@ def test_scored_prompts(known: tuple[Callable[[], Any], list[Alone]]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "phi3"])
-def test_one_shot(kind: str) -> None:
+def test_the_generate_engine(kind: str) -> None:
     make = MODELS[kind]
-    engine = build_engine(model_info(make()), EngineOptions(kind="one_shot", max_model_len=CONTEXT))
+    engine = build_engine(model_info(make()), EngineOptions(kind="generate", max_model_len=CONTEXT))
     assert isinstance(engine, OneShotEngine)
     for _ in range(2):
         answers = [submit(engine, ids, TOKENS) for ids in PROMPTS]  # type: ignore[arg-type]

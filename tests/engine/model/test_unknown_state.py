@@ -141,7 +141,7 @@ def test_it_is_served_as_generate_answers(kind: type[Tidal], tide: int, caplog: 
         assert engine.capabilities.mixes
     if kind in (Flood, Counter, Anew):
         assert isinstance(engine, OneShotEngine)
-        assert "one-shot engine" in caplog.text
+        assert "generate engine" in caplog.text
 
 
 def test_lengths_that_a_config_names() -> None:

@@ -110,10 +110,10 @@ def alone(engine: RowEngine, asked: list[Request]) -> list[tuple[list[int], list
 @pytest.mark.parametrize(("make", "dtype"), CASES)
 def test_bits_do_not_depend_on_neighbours(make: Callable[[], Any], dtype: torch.dtype) -> None:
     asked = requests(40)
-    single = row_engine(built(make, dtype), deterministic=True, max_rows=16, prefill_chunk=32, prefix_cache=False)
+    single = row_engine(built(make, dtype), deterministic=True, max_batch_size=16, prefill_chunk=32, prefix_cache=False)
     expected = alone(single, asked)
     single.close()
-    engine = row_engine(built(make, dtype), deterministic=True, max_rows=16, prefill_chunk=32)
+    engine = row_engine(built(make, dtype), deterministic=True, max_batch_size=16, prefill_chunk=32)
     assert together(engine, asked) == expected
     random.Random(1).shuffle(asked)
     again = together(engine, asked)
@@ -127,10 +127,12 @@ def test_bits_do_not_depend_on_neighbours(make: Callable[[], Any], dtype: torch.
 def test_a_thousand_requests_at_32_rows(dtype: torch.dtype) -> None:
     # A step begins one prompt: texts this long let 32 rows come together.
     asked = requests(1000, tokens=(34, 44))
-    single = row_engine(built(large, dtype), deterministic=True, max_rows=32, prefill_chunk=64, prefix_cache=False)
+    single = row_engine(
+        built(large, dtype), deterministic=True, max_batch_size=32, prefill_chunk=64, prefix_cache=False
+    )
     expected = alone(single, asked)
     single.close()
-    engine = row_engine(built(large, dtype), deterministic=True, max_rows=32, prefill_chunk=64)
+    engine = row_engine(built(large, dtype), deterministic=True, max_batch_size=32, prefill_chunk=64)
     rows = []
     answers = [
         submit(engine, ids, new, on_delta=lambda _: rows.append(engine.stats().rows), **s) for ids, new, s in asked
@@ -143,7 +145,7 @@ def test_a_thousand_requests_at_32_rows(dtype: torch.dtype) -> None:
 
 def test_without_it_bits_do_depend_on_neighbours() -> None:
     asked = requests(40)
-    engine = row_engine(built(large, torch.float32), max_rows=16, prefill_chunk=32, prefix_cache=False)
+    engine = row_engine(built(large, torch.float32), max_batch_size=16, prefill_chunk=32, prefix_cache=False)
     expected, got = alone(engine, asked), together(engine, asked)
     engine.close()
     assert [tokens for tokens, _ in got] == [tokens for tokens, _ in expected]

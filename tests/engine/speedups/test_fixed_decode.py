@@ -67,7 +67,7 @@ class Graphs:
 @contextmanager
 def running(model: Any, capture: Capture, **options: Any) -> Iterator[tuple[RowEngine, FixedDecode]]:
     """An engine that decodes in fixed steps."""
-    engine = row_engine(model, **{"max_rows": 6, "prefill_chunk": 32, **options})
+    engine = row_engine(model, **{"max_batch_size": 6, "prefill_chunk": 32, **options})
     fixed = FixedDecode(engine._forward, capture)
     engine._loop.decode = fixed.decode
     try:
@@ -291,7 +291,7 @@ def test_deterministic_mode_is_not_compiled(caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compiled_steps_give_what_generate_gives() -> None:
     model = decoder("llama", num_hidden_layers=1)
-    engine = row_engine(model, torch_compile="default", max_rows=6, prefill_chunk=32)
+    engine = row_engine(model, torch_compile="default", max_batch_size=6, prefill_chunk=32)
     answers = [submit(engine, ids, count, logprobs=0) for ids, count in zip(PROMPTS, TOKENS, strict=True)]
     for answer in answers:
         answer.wait(600)

@@ -1,4 +1,4 @@
-"""The documentation says of which models rows are proved, and which ones the one-shot engine serves."""
+"""The documentation says of which models rows are proved, and which ones the generate engine serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.engine.held import ONE_SHOT, ROWS
 ROOT = Path(__file__).parent.parent.parent.parent
 HELD = {*DECODERS, *ENCODER_DECODERS, *VISION, *ROWS, "whisper"}
 OTHERS = {*NOT_HELD, *ONE_SHOT, "paligemma"}
-SECTION = (ROOT / "docs/performance.md").read_text().split("## Which models get rows")[1].split("\n## ")[0]
+SECTION = (ROOT / "docs/performance.md").read_text().split("## Which models are batched")[1].split("\n## ")[0]
 
 
 def test_every_model_with_rows_is_named() -> None:
@@ -27,4 +27,4 @@ def test_every_model_without_rows_has_its_reason() -> None:
 def test_the_readme_names_them() -> None:
     readme = (ROOT / "README.md").read_text()
     assert f"Requests of {len(HELD)} model types" in readme
-    assert set(re.findall(r"`([^`]+)`", readme.split("all one-shot:")[1].split("\n\n")[0])) == OTHERS
+    assert set(re.findall(r"`([^`]+)`", readme.split("Known so far:")[1].split("\n\n")[0])) == OTHERS

@@ -30,13 +30,13 @@ def test_some_answers_are_those_of_generate_alone(name: str) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_types_that_get_rows(name: str) -> None:
     with as_alone(ZOO[name]) as checks:
-        assert checks.engine.stats().kind == "rows"
+        assert checks.engine.stats().kind == "continuous_batching"
 
 
 @pytest.mark.parametrize("name", sorted(ONE_SHOT))
 def test_types_that_rows_cannot_hold_and_why(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with as_alone(ZOO[name]) as checks:
-        assert checks.engine.stats().kind == "one_shot"
+        assert checks.engine.stats().kind == "generate"
     assert ONE_SHOT[name] in caplog.text
 
 
@@ -49,7 +49,7 @@ def test_every_answer_is_that_of_generate_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fsmt", "unlimited_ocr"])
 def test_requests_that_wait_change_nothing(name: str) -> None:
-    with as_alone(ZOO[name], max_rows=2) as checks:
+    with as_alone(ZOO[name], max_batch_size=2) as checks:
         prompts = checks.prompts((40, 12, 9, 30), media=not checks.specimen.text)
         checks.queued(prompts, (40, 18, 25, 12))
 

@@ -443,7 +443,7 @@ def test_a_library_failure_is_the_requests_error(llama_folder: Path) -> None:
 
 
 def test_closing_fails_what_is_left(llama_folder: Path) -> None:
-    running = Running(load_model(str(llama_folder), intra_threads=1), EngineOptions(max_rows=1))
+    running = Running(load_model(str(llama_folder), intra_threads=1), EngineOptions(max_batch_size=1))
     for i in range(30):
         running.submit("Hello", replace(GREEDY, max_tokens=400), f"c{i}")
     running.engine.close(timeout=0.05)

@@ -82,7 +82,7 @@ class Running:
         self.info = as_model_info(info, "loader")
         self.hooks = Hooks(info)
         assert info.engine is not None
-        self.engine: Engine = info.engine(info, EngineOptions(max_rows=rows))
+        self.engine: Engine = info.engine(info, EngineOptions(max_batch_size=rows))
         self.events: dict[str, queue.Queue[EngineEvent]] = defaultdict(queue.Queue)
         self.record = server.repository / f"{model}.jsonl"
 

@@ -14,7 +14,7 @@ from tests.openai.conftest import Serve
 from tests.openai.saying import say
 
 LOADER = "tests.openai.saying:load_model"
-ENGINES = ("rows", "one_shot")
+ENGINES = ("continuous_batching", "generate")
 SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "integer"}},
@@ -53,12 +53,15 @@ def client(serve: Serve) -> OpenAI:
 
     models = [model(engine, engine) for engine in ENGINES]
     models += [
-        model("special", "rows", special=["<think>", "</think>"]),
-        model("merged", "rows", plain=[">\n\n{", ">x"]),
-        model("spaced", "rows", special=["<think> ", "</think>\n\n"]),
+        model("special", "continuous_batching", special=["<think>", "</think>"]),
+        model("merged", "continuous_batching", plain=[">\n\n{", ">x"]),
+        model("spaced", "continuous_batching", special=["<think> ", "</think>\n\n"]),
     ]
-    harmony = {**model("harmony", "rows"), "api": {"reasoning_parser": "harmony", "tool_parser": "harmony"}}
-    described = {**model("described", "rows"), "api": {}, "loader": "tests.openai.saying:described"}
+    harmony = {
+        **model("harmony", "continuous_batching"),
+        "api": {"reasoning_parser": "harmony", "tool_parser": "harmony"},
+    }
+    described = {**model("described", "continuous_batching"), "api": {}, "loader": "tests.openai.saying:described"}
     return serve([*models, harmony, described]).client(timeout=60, _strict_response_validation=False)
 
 

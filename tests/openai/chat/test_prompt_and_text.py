@@ -11,7 +11,7 @@ from tests.openai.conftest import Serve
 from tests.openai.saying import say, sentencepiece
 
 LOADER = "tests.openai.saying:load_model"
-ENGINES = ("rows", "one_shot")
+ENGINES = ("continuous_batching", "generate")
 TEXTS = ["    return x", " Paris, the", "Paris", " é日 the", "\n    x", "  "]
 
 
@@ -90,5 +90,5 @@ def test_a_texts_first_token_has_no_space_after_nothing_but_special_tokens(clien
     prompt = "<|say|>Paris<|said|>"
     ids = sentencepiece()(prompt)["input_ids"]
     assert ids
-    done = client.completions.create(model="rows", prompt=prompt, temperature=0, max_tokens=9)
+    done = client.completions.create(model="continuous_batching", prompt=prompt, temperature=0, max_tokens=9)
     assert done.choices[0].text == expected(prompt)

@@ -22,11 +22,11 @@ PROMPT = list(b"once upon")
 @pytest.fixture(scope="module")
 def beams(serve: Serve) -> Server:
     engine = {"pack_linears": False, "threads": 1}
-    kinds = {"one_shot": {"kind": "one_shot"}, "rows": {}, "fixed": {"deterministic": True}}
+    kinds = {"generate": {"kind": "generate"}, "batching": {}, "fixed": {"deterministic": True}}
     return serve([{"id": id, "loader": LOADER, "engine": {**engine, **kind}} for id, kind in kinds.items()])
 
 
-@pytest.fixture(params=["rows", "one_shot"])
+@pytest.fixture(params=["batching", "generate"])
 def model(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -38,7 +38,7 @@ def client(beams: Server) -> OpenAI:
 
 def ask(client: OpenAI, **fields: Any) -> list[list[int]]:
     extra = {"use_beam_search": True, "return_token_ids": True, **fields.pop("extra", {})}
-    fields = {"model": "one_shot", "max_tokens": 8, **fields}
+    fields = {"model": "generate", "max_tokens": 8, **fields}
     answer = client.completions.create(prompt=PROMPT, extra_body=extra, **fields)
     assert [choice.index for choice in answer.choices] == list(range(fields["n"]))
     return [choice.token_ids for choice in answer.choices]  # type: ignore[attr-defined]
@@ -121,8 +121,8 @@ def test_all_answers_are_of_one_search(client: OpenAI, model: str, monkeypatch: 
     [
         ({"model": "fixed", "n": 2, "use_beam_search": True}, "use_beam_search"),
         ({"model": "fixed", "n": 1, "num_beams": 3}, "num_beams"),
-        ({"model": "rows", "n": 2, "use_beam_search": True, "prompt_logprobs": 1}, "prompt_logprobs"),
-        ({"model": "rows", "n": 2, "use_beam_search": True, "top_p": 0.5}, "top_p"),
+        ({"model": "batching", "n": 2, "use_beam_search": True, "prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"model": "batching", "n": 2, "use_beam_search": True, "top_p": 0.5}, "top_p"),
         ({"n": 65, "use_beam_search": True}, "n"),
         ({"n": 3, "num_beams": 2}, "n"),
         ({"n": 2, "use_beam_search": True, "top_p": 0.5}, "top_p"),
@@ -135,7 +135,7 @@ def test_all_answers_are_of_one_search(client: OpenAI, model: str, monkeypatch: 
     ],
 )
 def test_what_is_refused(beams: Server, fields: dict[str, Any], param: str) -> None:
-    body = {"model": "one_shot", "prompt": "abc", "max_tokens": 2, **fields}
+    body = {"model": "generate", "prompt": "abc", "max_tokens": 2, **fields}
     answer = requests.post(f"{beams.url}/v1/completions", json=body, timeout=30)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -145,23 +145,30 @@ def test_what_is_refused(beams: Server, fields: dict[str, Any], param: str) -> N
 
 @pytest.mark.parametrize("fields", [{"use_beam_search": False}, {"length_penalty": 1}, {"early_stopping": False}])
 def test_what_asks_for_nothing(beams: Server, fields: dict[str, Any]) -> None:
-    body = {"model": "rows", "prompt": "abc", "max_tokens": 2, **fields}
+    body = {"model": "batching", "prompt": "abc", "max_tokens": 2, **fields}
     assert requests.post(f"{beams.url}/v1/completions", json=body, timeout=30).status_code == 200
 
 
 def test_searches_and_other_texts_do_not_change_each_other(client: OpenAI) -> None:
-    fields: Any = {"model": "rows", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
+    fields: Any = {"model": "batching", "prompt": PROMPT, "max_tokens": 40, "temperature": 0}
     fields["extra_body"] = {"return_token_ids": True, "ignore_eos": True}
     alone = client.completions.create(**fields).choices[0].token_ids  # type: ignore[attr-defined]
     with ThreadPoolExecutor(8) as pool:
         texts = [pool.submit(client.completions.create, **fields) for _ in range(4)]
-        searches = [pool.submit(ask, client, model="rows", n=3) for _ in range(4)]
+        searches = [pool.submit(ask, client, model="batching", n=3) for _ in range(4)]
         assert [search.result() for search in searches] == [expected(3)] * 4
         assert [text.result().choices[0].token_ids for text in texts] == [alone] * 4  # type: ignore[attr-defined]
 
 
 def test_a_client_that_leaves_ends_its_search(beams: Server, client: OpenAI) -> None:
-    body = {"model": "rows", "prompt": "abc", "n": 8, "use_beam_search": True, "max_tokens": 900, "ignore_eos": True}
+    body = {
+        "model": "batching",
+        "prompt": "abc",
+        "n": 8,
+        "use_beam_search": True,
+        "max_tokens": 900,
+        "ignore_eos": True,
+    }
     with pytest.raises(requests.Timeout):
         requests.post(f"{beams.url}/v1/completions", json=body, timeout=0.3)
-    assert ask(client, model="rows", n=2) == expected(2)
+    assert ask(client, model="batching", n=2) == expected(2)

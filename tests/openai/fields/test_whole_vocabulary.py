@@ -21,7 +21,7 @@ from tests.tiny import byte_tokenizer, llama
 LOADER = "tests.openai.tiny_models:load_model"
 WIDTH = 261
 PROMPT = list(b"hello")
-KINDS = ["auto", "one_shot"]
+KINDS = ["auto", "generate"]
 
 
 @pytest.fixture(scope="module")

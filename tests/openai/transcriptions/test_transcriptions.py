@@ -45,7 +45,7 @@ def whisper(serve: Serve, folder: Path, tmp_path_factory: pytest.TempPathFactory
                 "id": "whole",
                 "loader": auto,
                 "kwargs": {"model_name": str(folder)},
-                "engine": {**engine, "kind": "one_shot"},
+                "engine": {**engine, "kind": "generate"},
             },
             {"id": "english", "loader": auto, "kwargs": {"model_name": str(english)}, "engine": engine},
             {"id": "deaf", "loader": "tests.openai.tiny_models:load_model", "engine": engine},
