@@ -49,7 +49,7 @@ def triton_entry(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     if values["model_type"] == "qwen-vl":
         kwargs["vision"] = True
-    engine = {} if values["workers"] is None else {"max_rows": values["workers"]}
+    engine = {} if values["workers"] is None else {"max_batch_size": values["workers"]}
     return {
         "id": values["triton_model"],
         "aliases": [name for name in ("model", "gpt-3.5-turbo") if name != values["triton_model"]],
@@ -78,6 +78,6 @@ def ctranslate2_entry(values: Mapping[str, Any]) -> dict[str, Any]:
         "aliases": ["model"],
         "loader": "model_loaders.backends.ctranslate2:load_model",
         "kwargs": {"model_path": str(folder)},
-        "engine": {"max_rows": min(limits)} if limits else {},
+        "engine": {"max_batch_size": min(limits)} if limits else {},
         "pinned": values["hotload"],
     }

@@ -116,7 +116,7 @@ def test_a_model_of_a_triton_server() -> None:
                 "triton_model": "tensorrt_llm",
                 "tokenizer_name": "Qwen/Qwen1.5-1.8B-Chat",
             },
-            "engine": {"max_rows": 4},
+            "engine": {"max_batch_size": 4},
             "pinned": True,
         }
     ]
@@ -143,7 +143,7 @@ def test_a_folder_of_ctranslate2(tmp_path: Path) -> None:
     expected = {"loader": "model_loaders.backends.ctranslate2:load_model", "kwargs": {"model_path": str(folder)}}
     written = config(LLM_ARTIFACT_DIR=str(folder), MAX_CONCURRENT="8", ACCELERATOR_TYPE="cpu")
     (model,) = written["applications"][0]["args"]["models"]
-    assert model == {"id": "LaMini", "aliases": ["model"], **expected, "engine": {"max_rows": 8}, "pinned": True}
+    assert model == {"id": "LaMini", "aliases": ["model"], **expected, "engine": {"max_batch_size": 8}, "pinned": True}
     assert written["http_options"] == {"port": 8000}
     assert written["applications"][0]["deployments"][0]["ray_actor_options"] == {"num_gpus": 0}
     assert expected.items() <= entry(HF_MODEL=str(folder)).items()
