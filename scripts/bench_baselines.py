@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from deployments.engine.model.cache_argument import argument_of
+
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
     "88m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -78,11 +80,11 @@ def bare_loop(model: Any, device: str) -> Run:
     @torch.inference_mode()
     def run(prompts: list[list[int]], new: int) -> None:
         ids = torch.tensor(prompts, device=device)
-        cache = DynamicCache(config=model.config)
-        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        name, cache = argument_of(model.forward), DynamicCache(config=model.config)
+        logits = model(input_ids=ids, **{name: cache}, use_cache=True, logits_to_keep=1).logits
         for _ in range(new - 1):
             token = logits[:, -1].argmax(-1, keepdim=True)
-            logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
+            logits = model(input_ids=token, **{name: cache}, use_cache=True).logits
             token.tolist()
         logits[:, -1].argmax(-1).tolist()
 

@@ -10,6 +10,7 @@ from deployments.core.errors import ModelLoadFailed
 from deployments.engine.base.protocol import Engine
 from deployments.engine.batching.engine import RowEngine
 from deployments.engine.generate.engine import OneShotEngine, is_stock, own_settings
+from deployments.engine.model.cache_argument import accept_old_fields
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.no_text import NoTextEngine, gives_text
 from deployments.engine.parity import find_mismatch
@@ -39,6 +40,7 @@ def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float
         return engine
     if not gives_text(info):
         return NoTextEngine(info, options)
+    accept_old_fields(info.model)
     info = _with_generate(info)
     hooks = Hooks(info)
     hooked = info.generate is not None and not is_stock(info)

@@ -39,6 +39,7 @@ from deployments.host.leases import Leases
 from deployments.host.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
 from deployments.host.loading import Loading
 from deployments.host.profiling import Trace
+from deployments.host.tested_versions import warn_of_untested_transformers
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger("troupe.host")
@@ -70,6 +71,7 @@ class ModelHost:
         on_gone: Callable[[str], None] = lambda key: None,
         given: Mapping[str, ModelInfo] | None = None,
     ) -> None:
+        warn_of_untested_transformers()
         self.args = args
         self._on_gone = on_gone
         self.device = device or default_device()

@@ -13,10 +13,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from transformers.utils.chat_template_utils import mark_control_tokens
-
 from deployments.core.calls import ChatPrompt
 from deployments.core.errors import BadRequest, TemplateFailed, TroupeError
+from deployments.engine.library.transformers_internals import mark_control_tokens
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.encoded import Encoded
 

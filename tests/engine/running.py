@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from deployments.core.errors import TroupeError
 from deployments.core.events import Delta, EngineEvent, Failed, PromptScores
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.batching.engine import RowEngine
+from deployments.engine.model.cache_argument import take_generate_cache
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
 
@@ -150,7 +152,9 @@ def generate_alone(
 
 
 def generation(model: Any) -> Callable[..., Any]:
-    """The plain `generate`; Whisper's own cuts audio into windows."""
+    """`generate` itself; Whisper's own cuts audio into windows, and a checkpoint's code names its cache as it likes."""
     from transformers import GenerationMixin
 
-    return lambda **kwargs: GenerationMixin.generate(model, **kwargs)
+    view = copy.copy(model)
+    take_generate_cache(view)
+    return lambda **kwargs: GenerationMixin.generate(view, **kwargs)

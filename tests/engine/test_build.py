@@ -168,6 +168,7 @@ class TestImages:
         [prompt] = image_prompt(Hooks(info))
         assert prompt.input_ids[-1] == info.tokenizer.convert_tokens_to_ids("!")
 
+    @pytest.mark.filterwarnings("ignore:.past_key_values.:FutureWarning")
     def test_a_model_that_is_wrong_with_images_only_gets_no_rows(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.WARNING):
             engine = build(**self.loaded(Forgetful))

@@ -9,7 +9,9 @@ import torch
 from deployments.core.errors import BadRequest, ModelError, OutOfMemory, TroupeError, last_line
 
 # transformers' models compare the placeholders of a prompt with what stands for them.
-_MISMATCH = re.compile(r"features and (\w+ )?tokens do not match|tokens .*and features .*do not match")
+_MISMATCH = re.compile(
+    r"features and (\w+ )?tokens do not match|tokens .*and features .*do not match|source < number of ones in mask"
+)
 
 
 def as_error(error: Exception, *, alone: bool = False) -> TroupeError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers.cache_utils import (
+from deployments.engine.cache.indexed_layers import IndexedRows
+from deployments.engine.cache.layers import HybridRows, HybridSlidingRows, KeyValueRows, RowsLayer, StateRows
+from deployments.engine.library.transformers_internals import (
     DummyLayer,
     DynamicCache,
     DynamicIndexedLayer,
@@ -16,9 +18,6 @@ from transformers.cache_utils import (
     LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionLayer,
 )
-
-from deployments.engine.cache.indexed_layers import IndexedRows
-from deployments.engine.cache.layers import HybridRows, HybridSlidingRows, KeyValueRows, RowsLayer, StateRows
 
 
 class UnknownLayer(TypeError):

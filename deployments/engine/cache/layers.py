@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
-from transformers.cache_utils import (
+
+from deployments.engine.library.transformers_internals import (
     DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,

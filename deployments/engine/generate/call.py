@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import GenerationMixin
 
+from deployments.engine.library.transformers_internals import fill_defaults
 from deployments.engine.model.fresh_state import fresh_state
 from deployments.engine.model.neutral import neutral_view
 
@@ -60,7 +61,7 @@ class GenerateCall:
             return self.view.generate(max_new_tokens=max_new_tokens, **others)
         config = copy.deepcopy(self.view.generation_config)
         # A model inside has a generation_config of its own, which counts for what this one leaves open.
-        config.update(**config._get_default_generation_params(), defaults_only=True)
+        fill_defaults(config)
         config.max_new_tokens = max_new_tokens
         return self.view.generate(generation_config=config, **others)
 
@@ -75,7 +76,9 @@ def _others(generate: Any) -> dict[str, Any]:
     found: dict[str, Any] = {name: value for name, value in _SILENT.items() if name in names}
     for name in names:
         if name.endswith(_LIMIT):
-            found.update({name: 1, name.removesuffix(_LIMIT) + "_eos_token_id": NEVER, "generation_mode": "text"})
+            found.update({name: 1, name.removesuffix(_LIMIT) + "_eos_token_id": NEVER})
+            # Some read it from **kwargs; one with another switch may not know it.
+            found.update({} if _SILENT.keys() & names.keys() else {"generation_mode": "text"})
     return found
 
 

@@ -18,6 +18,7 @@ from deployments.core.errors import ModelLoadFailed
 from deployments.engine.base.failures import is_out_of_memory
 from deployments.engine.cache.cache import new_cache
 from deployments.engine.generate.call import GenerateCall
+from deployments.engine.library.transformers_internals import brings_its_own_cache
 from deployments.engine.verify.encoder_inputs import encoder_needs, needed_media
 
 LENGTHS = (33, 12, 70)
@@ -187,8 +188,7 @@ def _head_width(model: Any) -> int:
 
 def _kept_columns(model: Any) -> float:
     """Columns that every layer of the model's cache keeps; 0 if the cache is of an unknown kind."""
-    supports = getattr(model, "_supports_default_dynamic_cache", None)
-    if supports is not None and not supports():
+    if brings_its_own_cache(model):
         return 0
     try:
         cache: Any = new_cache(model)

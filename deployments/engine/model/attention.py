@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.modeling_utils import AttentionInterface
+
+from deployments.engine.library.transformers_internals import SDPA_EXTRAS, AttentionInterface, sdpa_attention_forward
 
 _PADDED_SHARE = 0.4
-_UNKNOWN = ("softcap", "position_bias", "cache", "output_attentions")
 
 
 class decoding:
@@ -107,7 +106,7 @@ def _is_decode(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> bool:
         query.shape[2] == 1
         and query.shape[0] == key.shape[0]
         and query.shape[1] % key.shape[1] == 0
-        and not any(kwargs.get(name) is not None for name in _UNKNOWN if kwargs)
+        and not any(kwargs.get(name) is not None for name in SDPA_EXTRAS if kwargs)
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from deployments.engine.cache.cache import EncoderRowsCache
+from deployments.engine.library import transformers_internals
 
 _MASK = "encoder_attention_mask"
 
@@ -52,7 +53,7 @@ class EncoderSide:
             given["input_ids"] = torch.tensor([list(token_ids)]).to(self._device)
             given["attention_mask"] = torch.ones_like(given["input_ids"])
         tensor = given.pop(main)
-        encoded = model._maybe_prepare_encoder_kwargs_for_generation(tensor, given, main, model.generation_config)
+        encoded = transformers_internals.encoded(model, tensor, given)
         outputs = encoded["encoder_outputs"]
         self._output, self._width = type(outputs), outputs[0].shape[-1]
         arguments = {"encoder_outputs": outputs}
@@ -129,9 +130,7 @@ def decoder_prompt(model: Any, token_ids: Sequence[int]) -> list[int]:
     if start is None or not token_ids:
         return [*token_ids] if token_ids else [start or 0]
     given = {"decoder_input_ids": torch.tensor([list(token_ids)])}
-    start_id = torch.tensor([start])
-    ids, _ = model._prepare_decoder_input_ids_for_generation(1, model.main_input_name, given, start_id, "cpu")
-    found: list[int] = ids[0].tolist()
+    found: list[int] = transformers_internals.decoder_ids(model, given, torch.tensor([start]))[0].tolist()
     return found
 
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache
+from deployments.engine.library.transformers_internals import generate_cache_name, position_ids
 from deployments.engine.model.attention import decoding
+from deployments.engine.model.cache_argument import cache_argument
 from deployments.engine.model.encoder_side import EncoderSide, decoder_prompt, decoder_start
 from deployments.engine.model.fresh_state import fresh_state
 from deployments.engine.model.positions import RowPositions
@@ -52,6 +54,7 @@ class Forward:
 
     Attributes:
         rotary: the model's rotary embeddings.
+        cache_name: the argument that takes the cache.
         sends_unnamed: positions and masks go into the `**kwargs` of a forward that does not name them.
         recomputes: see `RowRotary.recomputes`.
         fresh: the state of its modules before the first forward.
@@ -71,7 +74,7 @@ class Forward:
         open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         self.is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._prefix = "decoder_" if self.is_encoder_decoder else ""
-        self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
+        self.cache_name = cache_argument(model) or generate_cache_name()
         self._names_mask = f"{self._prefix}attention_mask" in parameters
         self._names_positions = f"{self._prefix}position_ids" in parameters
         self.sends_unnamed = open_ended and not (self._names_positions and self._names_mask)
@@ -186,12 +189,12 @@ class Forward:
         """
         ids = torch.tensor([list(token_ids)]).to(self.device)
         extra: dict[str, Any] = {key: self._placed(value) for key, value in inputs.items()}
-        extra[self._cache_name] = cache
+        extra[self.cache_name] = cache
         if self._names_mask:
             extra["attention_mask"] = torch.ones_like(ids)
         if self._names_positions and "position_ids" not in extra:
-            known = {key: value for key, value in extra.items() if key != self._cache_name}
-            extra["position_ids"] = self.model._prepare_position_ids_for_generation(ids, known)
+            known = {key: value for key, value in extra.items() if key != self.cache_name}
+            extra["position_ids"] = position_ids(self.model, ids, known)
         if self._takes_keep and not all_logits:
             extra["logits_to_keep"] = 1
         arguments = self.model.prepare_inputs_for_generation(ids, is_first_iteration=True, use_cache=True, **extra)
@@ -241,7 +244,7 @@ class Forward:
 
         The mask is left out where no row is padded, as `generate` does, and where there are no columns to hide.
         """
-        arguments = {f"{self._prefix}input_ids": ids, self._cache_name: cache, **self._common}
+        arguments = {f"{self._prefix}input_ids": ids, self.cache_name: cache, **self._common}
         hides = cache.has_columns or not cache.lengths
         if (self._names_mask or self.sends_unnamed) and hides and int(lengths.min()) < width:
             mask = torch.arange(width) >= width - lengths[:, None]

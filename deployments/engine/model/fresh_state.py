@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deployments.engine.library.transformers_internals import HOOKED_FLAGS
+
 _CLONED_BYTES = 1 << 20
 _PLAIN = (bool, int, float, complex, str, type(None))
-# The last says that hooks were installed, which stay installed.
-_IGNORED = frozenset({"training", "forward", "_output_capturing_hooks_installed"})
+_IGNORED = frozenset({"training", "forward"}) | HOOKED_FLAGS
 _MISSING = object()
 _KEPT = "_troupe_fresh_state"
 

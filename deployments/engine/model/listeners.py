@@ -12,10 +12,12 @@ from torch import nn
 from torch.nn.modules import module as torch_modules
 from torch.nn.utils import parametrize
 
+from deployments.engine.library.transformers_internals import HOOKING_MODULES
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _GLOBAL = ("_global_forward_hooks", "_global_forward_pre_hooks")
-# transformers installs hooks that collect hidden states if asked for; accelerate and we replace forwards.
-_KNOWN = ("transformers.utils.output_capturing", "deployments.engine.")
+# Accelerate and we replace forwards.
+_KNOWN = (*HOOKING_MODULES, "deployments.engine.")
 
 
 def listener(model: nn.Module) -> str | None:

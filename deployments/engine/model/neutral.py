@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from deployments.engine.model.cache_argument import take_generate_cache
+
 _KEPT = (
     "bos_token_id",
     "pad_token_id",
@@ -22,7 +24,7 @@ _KEPT = (
 
 
 def neutral_view(model: Any, never: int) -> Any:
-    """A shallow copy of the model, sharing its weights, with a neutral generation_config.
+    """A shallow copy of the model, sharing its weights, with a neutral generation_config, that `generate` can run.
 
     Args:
         model: a transformers model.
@@ -41,4 +43,5 @@ def neutral_view(model: Any, never: int) -> Any:
         config.pad_token_id = (eos[0] if isinstance(eos, list) else eos) or 0
     view = copy.copy(model)
     view.generation_config = config
+    take_generate_cache(view)
     return view

@@ -1,6 +1,6 @@
 """Positions of rows of different ages, for decoders that read them off the length of the cache.
 
-BART and its relatives take no position ids: they embed the positions that follow `past_key_values_length`, the same for
+BART and its relatives take no position ids: they embed the positions that follow the length of the cache, the same for
 all rows. Inside the context their embedding is asked once for every age that occurs.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_LENGTH = "past_key_values_length"
+from deployments.engine.library.transformers_internals import length_name
 
 
 class RowPositions:
@@ -27,10 +27,11 @@ class RowPositions:
     def __init__(self, model: Any) -> None:
         self._embedding: Any = _embedding(model)
         self._signature = inspect.signature(self._embedding.forward) if self._embedding is not None else None
+        self._length = length_name(self._signature) if self._signature is not None else None
 
     @property
     def known(self) -> bool:
-        return self._signature is not None and _LENGTH in self._signature.parameters
+        return self._length is not None
 
     @contextmanager
     def of(self, lengths: Sequence[int]) -> Iterator[None]:
@@ -49,17 +50,18 @@ class RowPositions:
     def _embedded(self, lengths: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """[rows, 1, dim]."""
         assert self._signature is not None
+        assert self._length is not None
         call = self._signature.bind(*args, **kwargs).arguments
         ages = sorted(set(lengths))
-        each = [self._embedding.forward(**_at(call, age)).reshape(1, -1) for age in ages]
+        each = [self._embedding.forward(**_at(call, self._length, age)).reshape(1, -1) for age in ages]
         return torch.cat(each)[[ages.index(length) for length in lengths], None]
 
 
-def _at(call: dict[str, Any], age: int) -> dict[str, Any]:
-    """The arguments of a call for a single row of an age."""
+def _at(call: dict[str, Any], length: str, age: int) -> dict[str, Any]:
+    """The arguments of a call for a single row of an age, which the argument `length` tells."""
     changed = dict(call)
     for name, value in call.items():
-        if name == _LENGTH:
+        if name == length:
             changed[name] = age
         elif isinstance(value, torch.Size):
             changed[name] = torch.Size((1, *value[1:]))

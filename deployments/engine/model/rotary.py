@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
+from deployments.engine.library.transformers_internals import DynamicCache
+from deployments.engine.model.cache_argument import argument_of
 from deployments.engine.model.fresh_state import FreshState, fresh_state
 
 Lengths = Sequence[Sequence[int]]
@@ -330,7 +331,7 @@ def _drops_cache(model: Any, length: int) -> bool:
     try:
         inputs = prepare(
             ids,
-            past_key_values=cache,
+            **{argument_of(prepare): cache},
             attention_mask=torch.ones_like(ids),
             use_cache=True,
             next_sequence_length=1,
@@ -338,7 +339,7 @@ def _drops_cache(model: Any, length: int) -> bool:
         )
     except Exception:
         return False
-    if inputs.get("past_key_values") is not None:
+    if any(value is cache for value in inputs.values()):
         return False
     if inputs["input_ids"].shape[1] != length:
         raise UnknownRotary(f"its generate forgets a text at {length} tokens; rows serve max_model_len {length - 1}")

@@ -19,11 +19,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from deployments.config.engine import EngineOptions
 from deployments.engine.cache.cache import AnyRowsCache, RowsCache, new_cache
 from deployments.engine.cache.layers import KeyValueRows
+from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
 from deployments.engine.model.forward import Forward, Offset
 from deployments.engine.model.listeners import free_hooks, listener
 from deployments.engine.verify.length_probe import close
@@ -171,7 +171,7 @@ class _FixedStep:
             "input_ids": self._ids,
             "attention_mask": self._mask,
             "position_ids": self._positions[0] if dims == 1 else self._positions,
-            "past_key_values": view,
+            forward.cache_name: view,
             "use_cache": True,
             "return_dict": True,
         }

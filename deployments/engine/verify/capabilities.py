@@ -5,7 +5,6 @@ A few tokens show most; beyond every length that the config names, all of it is 
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any
 
 from deployments.engine.cache.cache import UnknownLayer, new_cache
 from deployments.engine.cache.row_bytes import RowBytes
+from deployments.engine.library.transformers_internals import brings_its_own_cache
+from deployments.engine.model.cache_argument import cache_argument
 from deployments.engine.model.forward import Forward
 from deployments.engine.verify.length_probe import Claims, LengthProbe, Unfaithful
 from deployments.engine.verify.named_lengths import tried_lengths
@@ -106,18 +107,14 @@ def _beyond(forward: Forward, limit: int) -> dict[int, Claims]:
 
 
 def rows_can_hold(model: Any) -> str | None:
-    """Why rows cannot hold a model, or None if nothing speaks against trying; costs no forward."""
+    """Why rows cannot hold a model, or None if nothing speaks against trying."""
     if getattr(model, "config", None) is None or not hasattr(model, "get_input_embeddings"):
         return "it is no transformers model"
-    parameters = inspect.signature(model.forward).parameters
-    # A forward that hands **kwargs on may take a cache there: the probe finds out.
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if not open_ended and not {"past_key_values", "cache_params"} & parameters.keys():
+    if cache_argument(model) is None:
         return "its forward takes no cache"
     if getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None):
         return "some of its layers keep the columns of images, which are not as many as the text's"
-    supports = getattr(model, "_supports_default_dynamic_cache", None)
-    if supports is not None and not supports():
+    if brings_its_own_cache(model):
         return "it brings a cache class of its own"
     try:
         new_cache(model)

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from transformers import LogitsProcessor, SuppressTokensAtBeginLogitsProcessor, SuppressTokensLogitsProcessor
-from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
+from transformers import (
+    LogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    WhisperTimeStampLogitsProcessor,
+)
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from deployments.core.errors import BadRequest, UnsupportedParameter

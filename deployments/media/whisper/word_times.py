@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.generation.utils import GenerateEncoderDecoderOutput
-from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words
 
 from deployments.core.transcript import Word
+from deployments.engine.library.transformers_internals import token_times, words_of_tokens
 from deployments.media.whisper.format import Span, WhisperFormat, language_name
 from model_loaders.contract import ModelInfo
 
@@ -68,7 +67,7 @@ class WordAligner:
     def _grouped(self, ids: list[int], times: Sequence[tuple[float, float]], language: str) -> list[Word]:
         if not ids:
             return []
-        texts, _, places = _combine_tokens_into_words(self._tokenizer, ids, language_name(language))
+        texts, places = words_of_tokens(self._tokenizer, ids, language_name(language))
         return [
             Word(text.strip(), times[place[0]][0], times[place[-1]][1])
             for text, place in zip(texts, places, strict=True)
@@ -91,10 +90,7 @@ class WordAligner:
                 output_attentions=True,
                 use_cache=False,
             )
-            outputs = GenerateEncoderDecoderOutput(sequences=ids, cross_attentions=(seen.cross_attentions,))
-            times = self._model._extract_token_timestamps(
-                outputs, self._heads, num_frames=frames, num_input_ids=len(prompt)
-            )
+            times = token_times(self._model, ids, seen.cross_attentions, self._heads, frames=frames, prompt=len(prompt))
         return [round(time, 2) for time in times[0, len(prompt) : ids.shape[1]].tolist()]
 
 

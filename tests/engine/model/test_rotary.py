@@ -27,6 +27,7 @@ from deployments.engine.build import build_engine
 from deployments.engine.generate.engine import OneShotEngine
 from deployments.host.embedding.embedder import Embedder
 from deployments.host.embedding.text import EmbeddingText
+from tests.engine.lacking import unless_it_lacks
 from tests.engine.running import Alone, generate_alone, model_info, prompt, row_engine, submit
 from tests.tiny import llama
 
@@ -106,7 +107,9 @@ TURNS = [COMMON[:40], COMMON[:50], COMMON[:90], COMMON]
 def known(request: pytest.FixtureRequest) -> tuple[Callable[[], Any], list[Alone]]:
     """A model, and what fresh ones answer."""
     make = MODELS[request.param]
-    return make, [generate_alone(make(), ids, TOKENS) for ids in (*PROMPTS, *TURNS)]
+    with unless_it_lacks(request.param):
+        row_engine(make(), max_model_len=CONTEXT).close(5)
+        return make, [generate_alone(make(), ids, TOKENS) for ids in (*PROMPTS, *TURNS)]
 
 
 def check(engine: RowEngine, prompts: Sequence[list[int]], right: Sequence[Alone], *, together: bool) -> None:

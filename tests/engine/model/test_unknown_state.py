@@ -22,7 +22,11 @@ from tests.engine.drive import start
 from tests.engine.running import generate_alone, model_info, prompt
 from tests.tiny import llama
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # Their code says past_key_values to the library, as such code does.
+    pytest.mark.filterwarnings("ignore:.past_key_values.:FutureWarning"),
+]
 
 TOKENS = 12
 

@@ -9,9 +9,13 @@ from deployments.engine.model.forward import Forward
 from deployments.engine.verify.capabilities import Capabilities
 from tests.engine.as_alone import as_alone
 from tests.engine.held import INDEXED, ONE_SHOT, ROWS
+from tests.engine.lacking import INSTALLED, is_older
 from tests.engine.zoo import ZOO
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.acoustic_tokenizer_chunk_size.:FutureWarning"),  # VibeVoice's own, before 5.20
+]
 
 EXAMPLES = (
     *("axk2", "blip", "florence2", "idefics", "inkling_text", "janus", "mllama", "moonshine", "qwen4_exp_text"),
@@ -28,9 +32,12 @@ def test_some_answers_are_those_of_generate_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_types_that_get_rows(name: str) -> None:
+def test_types_that_get_rows(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with as_alone(ZOO[name]) as checks:
-        assert checks.engine.stats().kind == "continuous_batching"
+        kind = checks.engine.stats().kind
+        if kind != "continuous_batching" and is_older():
+            pytest.skip(f"transformers {INSTALLED} has no right {name}: {caplog.messages[-1]}")
+        assert kind == "continuous_batching"
 
 
 @pytest.mark.parametrize("name", sorted(ONE_SHOT))
