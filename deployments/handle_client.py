@@ -21,6 +21,7 @@ from deployments.core.client import Embeddings, EmbedOptions, Rendered
 from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
+from deployments.packing import packed
 
 logger = logging.getLogger("ray.serve")
 
@@ -184,8 +185,9 @@ class HandleClient:
     async def _events(self, call: Call) -> AsyncGenerator[Event, None]:
         pool = self._pools[self._pool_of[call.model]]
         handle = pool.options(multiplexed_model_id=call.model, session_id=call.affinity or "")
+        given = await packed(call)
         if not call.stream:
-            answer = handle.options(method_name="answer").remote(call)
+            answer = handle.options(method_name="answer").remote(given)
             try:
                 events = await answer
             except asyncio.CancelledError:
@@ -194,7 +196,7 @@ class HandleClient:
             for event in events:
                 yield event
             return
-        stream = handle.options(method_name="generate", stream=True).remote(call)
+        stream = handle.options(method_name="generate", stream=True).remote(given)
         try:
             async for event in stream:
                 yield event
@@ -205,8 +207,9 @@ class HandleClient:
         """The answer of a replica that has the model, asked once more when the first is lost."""
         key = self.resolve(model).id
         handle = self._pools[self._pool_of[key]].options(method_name=method, multiplexed_model_id=key)
+        given = [await packed(argument) for argument in arguments]
         for attempt in (1, 2):
-            answer = handle.remote(key, *arguments)
+            answer = handle.remote(key, *given)
             try:
                 return await answer
             except asyncio.CancelledError:

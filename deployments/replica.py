@@ -20,6 +20,7 @@ from deployments.core.calls import Call, Prompt
 from deployments.core.events import Event
 from deployments.engine.base.cgroup import cores
 from deployments.logs import log_like_serve
+from deployments.packing import Packed, unpacked
 from deployments.ray_internals import keep_replica_port_local
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ class ModelReplica:
         if wrapper is not None and wrapper.models.pop(model_id, None) is not None:
             wrapper._push_multiplexed_replica_info = True
 
-    async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
+    async def generate(self, given: Call | Packed) -> AsyncGenerator[Event, None]:
         """The events of a call as they come."""
+        call: Call = await unpacked(given)
         await self._advertise(call.model)
         async with (
             contextlib.aclosing(self._host.generate(call)) as events,
@@ -81,30 +83,30 @@ class ModelReplica:
             async for event in observed:
                 yield event
 
-    async def answer(self, call: Call) -> list[Event]:
+    async def answer(self, call: Call | Packed) -> list[Event]:
         """The events of a call, all at once."""
         async with contextlib.aclosing(self.generate(call)) as events:
             return [event async for event in events]
 
-    async def render(self, model: str, prompt: Prompt) -> Rendered:
+    async def render(self, model: str, prompt: Prompt | Packed) -> Rendered:
         """A prompt as the model would get it."""
         await self._advertise(model)
-        return await self._host.render(model, prompt)
+        return await self._host.render(model, await unpacked(prompt))
 
-    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+    async def detokenize(self, model: str, token_ids: Sequence[int] | Packed) -> str:
         """The text of token ids."""
         await self._advertise(model)
-        return await self._host.detokenize(model, token_ids)
+        return await self._host.detokenize(model, await unpacked(token_ids))
 
-    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def spell(self, model: str, token_ids: Sequence[int] | Packed) -> tuple[str, ...]:
         """Token ids as the vocabulary spells them."""
         await self._advertise(model)
-        return await self._host.spell(model, token_ids)
+        return await self._host.spell(model, await unpacked(token_ids))
 
-    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
+    async def embed(self, model: str, prompts: Sequence[Prompt] | Packed, options: EmbedOptions | Packed) -> Embeddings:
         """A vector for each prompt."""
         await self._advertise(model)
-        return await self._host.embed(model, prompts, options)
+        return await self._host.embed(model, await unpacked(prompts), await unpacked(options))
 
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """What a client needs to know of the tokenizer."""

@@ -34,7 +34,6 @@ from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import GENERATE
 from deployments.openai.fields.sampling import GenerationBody, check_choices
 from deployments.openai.http.api import Api
-from deployments.openai.http.body import read_json
 from deployments.openai.http.exchange import Exchange, Handler, endpoint
 from deployments.openai.http.route import Route, methods
 from deployments.openai.http.streaming import DONE, Chunks, json_answer, sse, sse_answer, to_json
@@ -136,22 +135,24 @@ class Fit(TypedDict):
 
 async def token_check(exchange: Exchange) -> Response:
     """Whether prompts, and so many tokens after them, fit the context of their models."""
-    given = await read_json(exchange.request, exchange.options)
+    given = await exchange.read_object()
     prompts = given.get("prompts")
     if not isinstance(prompts, list) or not all(isinstance(prompt, dict) for prompt in prompts):
         raise BadRequest(
             "Invalid 'prompts': input should be a list of objects with model, prompt and max_tokens.", param="prompts"
         )
-    checks = []
-    for index, prompt in enumerate(prompts):
-        check, unknown = parse_fields(TokenCheck, prompt)
-        exchange.ignore([f"prompts[{index}].{key}" for key in unknown])
-        checks.append((check, exchange.find_model(prompt.get("model"))))
+    checks = await exchange.aside(lambda: [_read_check(exchange, *each) for each in enumerate(prompts)])
 
     async def answer() -> bytes:
         return to_json({"prompts": [await _fit(exchange, check, card) for check, card in checks]})
 
     return await json_answer(exchange, answer())
+
+
+def _read_check(exchange: Exchange, index: int, prompt: dict[str, Any]) -> tuple[TokenCheck, ModelCard]:
+    check, unknown = parse_fields(TokenCheck, prompt)
+    exchange.ignore([f"prompts[{index}].{key}" for key in unknown])
+    return check, exchange.find_model(prompt.get("model"))
 
 
 async def _fit(exchange: Exchange, check: TokenCheck, card: ModelCard) -> Fit:
@@ -203,18 +204,9 @@ async def generate(exchange: Exchange) -> Response:
         raise BadRequest(f"Missing required field '{name}'; add it, and no other prompt.", param=name)
     if batch and body.stream:
         raise UnsupportedParameter("/batch_generate does not stream; leave 'stream' out.", param="stream")
-    prompts = tuple(ChatPrompt(messages=messages) for messages in body.messages())
-    check_choices(len(prompts), exchange.options)
+    check_choices(len(body.prompts or [""]), exchange.options)
     request_id = body.uuid or body.request_id or str(uuid4())
-    call = GenerateCall(
-        request_id=f"gen-{uuid4().hex}",
-        model=card.id,
-        prompts=prompts,
-        sampling=_sampling(exchange, body),
-        truncate_prompt=body.truncate_prompt_tokens,
-        affinity=exchange.affinity(body),
-        stream=body.stream,
-    )
+    call = await exchange.aside(lambda: _call(exchange, body, card))
     events = _named(exchange.generate(call), body)
     if body.stream and not batch:
         return await sse_answer(exchange, _pieces(events, request_id))
@@ -222,13 +214,25 @@ async def generate(exchange: Exchange) -> Response:
     async def answer() -> bytes:
         try:
             async with asyncio.timeout(body.timeout):
-                gathered = await gather(events, len(prompts))
+                gathered = await gather(events, len(call.prompts))
         except TimeoutError:
             raise Unavailable(f"The answer was not complete after the timeout of {body.timeout:g} s.") from None
         texts = [choice.text for choice in gathered.choices]
         return to_json({"texts": texts, "id": request_id} if batch else {"text": texts[0], "id": request_id})
 
     return await json_answer(exchange, answer())
+
+
+def _call(exchange: Exchange, body: GenerateBody, card: ModelCard) -> GenerateCall:
+    return GenerateCall(
+        request_id=f"gen-{uuid4().hex}",
+        model=card.id,
+        prompts=tuple(ChatPrompt(messages=messages) for messages in body.messages()),
+        sampling=_sampling(exchange, body),
+        truncate_prompt=body.truncate_prompt_tokens,
+        affinity=exchange.affinity(body),
+        stream=body.stream,
+    )
 
 
 def _sampling(exchange: Exchange, body: GenerateBody) -> SamplingParams:

@@ -9,7 +9,6 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import RequestBody, parse_fields
-from deployments.openai.http.body import read_json
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.models import json_response
 
@@ -60,6 +59,6 @@ async def unload_model(exchange: Exchange) -> Response:
 async def drain(exchange: Exchange) -> Response:
     """Refuse new requests and end those that run, or take requests again."""
     exchange.api.keys.check_admin(exchange.request.headers)
-    body, _ = parse_fields(DrainBody, await read_json(exchange.request, exchange.options))
+    body, _ = parse_fields(DrainBody, await exchange.read_object())
     await exchange.client.drain(body.drain)
     return json_response({"draining": body.drain})

@@ -7,7 +7,7 @@ import struct
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Response
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SkipValidation
 from typing_extensions import TypedDict
 
 from deployments.core.calls import Prompt, TextPrompt, TokensPrompt
@@ -37,6 +37,7 @@ class EmbeddingsBody(RequestBody):
     input: (
         Annotated[
             list[PromptInput],
+            SkipValidation,
             BeforeValidator(
                 prompt_inputs, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]
             ),
@@ -136,7 +137,8 @@ async def _prompts(exchange: Exchange, body: EmbeddingsBody, card: ModelCard) ->
     for name in sorted(_OF_MESSAGES & body.model_fields_set):
         if getattr(body, name):
             raise BadRequest(f"Invalid {name!r}: it is for 'messages'; leave it out.", param=name)
-    return [_prompt(given, body) for given in body.input]
+    given = body.input
+    return await exchange.aside(lambda: [_prompt(each, body) for each in given])
 
 
 async def _conversation(exchange: Exchange, body: EmbeddingsBody, card: ModelCard) -> Prompt:
@@ -148,10 +150,10 @@ async def _conversation(exchange: Exchange, body: EmbeddingsBody, card: ModelCar
         )
     await check_objects(exchange, card)
     fields = {name: getattr(body, name) for name in _OF_MESSAGES}
-    chat, _ = parse_fields(ChatBody, {**fields, "messages": body.messages})
+    chat, _ = await exchange.aside(lambda: parse_fields(ChatBody, {**fields, "messages": body.messages}))
     if exchange.options.media_urls:
         chat.messages = await until_disconnect(exchange.request.receive, inline_media(chat.messages, exchange.options))
-    return chat_prompt(chat, card, exchange.options, None)
+    return await exchange.aside(lambda: chat_prompt(chat, card, exchange.options, None))
 
 
 def _prompt(given: PromptInput, body: EmbeddingsBody) -> Prompt:

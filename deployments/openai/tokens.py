@@ -15,7 +15,7 @@ from deployments.openai.chat.plan import read_chat
 from deployments.openai.chat.schema import ChatBody
 from deployments.openai.completions.answer import completion_prompt
 from deployments.openai.completions.schema import CompletionBody
-from deployments.openai.fields.fields import RequestBody, TokenId, parse_fields
+from deployments.openai.fields.fields import RequestBody, TokenIds, parse_fields
 from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import DETOKENIZE, TOKENIZE
 from deployments.openai.http.exchange import Exchange
@@ -53,7 +53,7 @@ class DetokenizeBody(RequestBody):
 
     foreign: ClassVar[Rows] = DETOKENIZE
 
-    tokens: list[TokenId]
+    tokens: TokenIds
 
 
 class Detokenized(TypedDict):
@@ -150,7 +150,7 @@ async def _prompt(exchange: Exchange, body: TokenizeBody, card: ModelCard) -> Pr
         raise BadRequest("Invalid request: send either 'prompt' or 'messages'.", param="prompt")
     if body.prompt is not None:
         return TextPrompt(text=body.prompt, add_special_tokens=body.add_special_tokens is not False)
-    given = body.model_dump(exclude_unset=True, exclude={"prompt", "return_token_strs"})
-    chat, _ = parse_fields(ChatBody, given)
+    given = {name: getattr(body, name) for name in body.model_fields_set - {"prompt", "return_token_strs"}}
+    chat, _ = await exchange.aside(lambda: parse_fields(ChatBody, given))
     prompt, _ = await read_chat(exchange, chat, card)
     return prompt

@@ -91,10 +91,14 @@ class ChatAnswer:
         self._opening = _final_text(plan.prompt) if body.echo and body.continue_final_message else ""
         self.call = plan.call(self._id, card, body, n=body.n, stream=body.stream)
 
+    @property
+    def _large(self) -> bool:
+        return self.call.sampling.reports_vocabulary or self._exchange.large
+
     async def completion(self) -> bytes:
         """The whole answer."""
         gathered = await gather(chat_events(self._exchange, self.call, self._plan), self.call.n)
-        return await build(partial(self._whole, gathered), large=self.call.sampling.reports_vocabulary)
+        return await build(partial(self._whole, gathered), large=self._large)
 
     def _whole(self, gathered: Gathered) -> bytes:
         accepted = gathered.accepted
@@ -115,7 +119,7 @@ class ChatAnswer:
     async def chunks(self) -> Chunks:
         """The answer as it comes."""
         usage = self._body.stream_options.usage(self._exchange.options)
-        large = self.call.sampling.reports_vocabulary
+        large = self._large
         accepted = _NOTHING
         writers: dict[int, MessageWriter] = {}
         async with aclosing(chat_events(self._exchange, self.call, self._plan)) as events:

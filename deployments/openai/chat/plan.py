@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,10 @@ from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES, family_of
 from deployments.openai.parsing.reasoning import MARKERS
 
+# Of what a conversation's key is made: so many values, and of a long text so many samples of so many characters.
+_KEYED = 200
+_SAMPLES, _SAMPLE = 32, 32
+
 # Arguments of apply_chat_template that do not reach the template, or have a request field of their own.
 _RESERVED = {
     *("messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
@@ -44,7 +49,7 @@ async def create_chat_completion(exchange: Exchange) -> Response:
     body, card = await exchange.read(ChatBody)
     check_stream_options(exchange.given)
     answer = ChatAnswer(exchange, body, card, await chat_plan(exchange, body, card))
-    exchange.headers[SAMPLING_HEADER] = effective(answer.call)
+    exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(answer.call))
     if body.stream:
         return await sse_answer(exchange, answer.chunks())
     return await json_answer(exchange, answer.completion())
@@ -58,7 +63,7 @@ async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> Chat
     """
     check_choices(body.n, exchange.options)
     prompt, tools = await read_chat(exchange, body, card)
-    sampling = _sampling(body, exchange.options, tools)
+    sampling = await exchange.aside(lambda: _sampling(body, exchange.options, tools))
     reading = await _reading(exchange, card, tools, prompt.chat_template, body.include_reasoning)
     reading = replace(reading, constrained=sampling.grammar is not None)
     sampling = replace(sampling, markers=reading.markers)
@@ -76,10 +81,10 @@ async def read_chat(exchange: Exchange, body: ChatBody, card: ModelCard) -> tupl
         BadRequest: a message, a tool, a medium's URL, or how to open the turn, cannot be used.
     """
     await check_objects(exchange, card, body.chat_template)
-    tools = read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
+    tools = await exchange.aside(lambda: read_tools(body.tools, body.tool_choice, body.parallel_tool_calls))
     if exchange.options.media_urls:
         body.messages = await until_disconnect(exchange.request.receive, inline_media(body.messages, exchange.options))
-    prompt = chat_prompt(body, card, exchange.options, tools)
+    prompt = await exchange.aside(lambda: chat_prompt(body, card, exchange.options, tools))
     if exchange.settled.fields.keys() & {"chat_template_kwargs", "documents", "reasoning_effort"}:
         info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
         check_variables(exchange, card, _used_template(info, prompt.chat_template, tools))
@@ -95,12 +100,12 @@ async def check_objects(exchange: Exchange, card: ModelCard, template: str | Non
     Raises:
         BadRequest: one is nearly a known one, or asks for something that cannot be done.
     """
-    found = objects_of(exchange.settled.fields)
+    found = await exchange.aside(lambda: objects_of(exchange.settled.fields))
     source: str | None = ""
-    if has_odd_keys(found):
+    if await exchange.aside(lambda: has_odd_keys(found)):
         info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
         source = _used_template(info, template, exchange.settled.fields.get("tools"))
-    exchange.ignore(unread_keys(found, source))
+    exchange.ignore(await exchange.aside(lambda: unread_keys(found, source)))
 
 
 def chat_prompt(body: ChatBody, card: ModelCard, options: ApiOptions, tools: ToolSet | None) -> ChatPrompt:
@@ -208,10 +213,24 @@ def _used_template(info: Mapping[str, Any], template: str | None, tools: object)
 
 
 def conversation_key(model: str, messages: Sequence[Mapping[str, Any]], user: object = None) -> str:
-    """The same for every turn of a conversation: a digest of its user and all before the assistant first spoke."""
-    opening = []
-    for message in messages:
-        if message["role"] == "assistant":
-            break
-        opening.append(message)
-    return hashlib.blake2b(json.dumps([model, user, opening]).encode(), digest_size=16).hexdigest()
+    """The same for every turn of a conversation: a digest of its user and all before the assistant first spoke.
+
+    A hint for routing: of a long text it reads the length and samples, of many messages the first ones.
+    """
+    opening = list(itertools.islice(itertools.takewhile(lambda m: m["role"] != "assistant", messages), _KEYED))
+    sketch = _sketch([model, user, opening], itertools.count())
+    return hashlib.blake2b(json.dumps(sketch).encode(), digest_size=16).hexdigest()
+
+
+def _sketch(value: Any, seen: Iterator[int]) -> Any:
+    """A value with long texts replaced by their lengths and samples, and without what comes after many others."""
+    if next(seen) > _KEYED:
+        return None
+    if isinstance(value, str) and len(value) > _SAMPLES * _SAMPLE:
+        step = len(value) // _SAMPLES
+        return [len(value), *(value[i : i + _SAMPLE] for i in range(0, len(value), step)), value[-_SAMPLE:]]
+    if isinstance(value, Mapping):
+        return {key[:_SAMPLE]: _sketch(held, seen) for key, held in itertools.islice(value.items(), _KEYED)}
+    if isinstance(value, list):
+        return [_sketch(held, seen) for held in value[:_KEYED]]
+    return value

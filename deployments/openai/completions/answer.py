@@ -30,8 +30,8 @@ async def create_completion(exchange: Exchange) -> Response:
     """Continue prompts, at once or as a stream."""
     body, card = await exchange.read(CompletionBody)
     check_stream_options(exchange.given)
-    completion = CompletionAnswer(exchange, body, card)
-    exchange.headers[SAMPLING_HEADER] = effective(completion.call)
+    completion = await exchange.aside(lambda: CompletionAnswer(exchange, body, card))
+    exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(completion.call))
     if body.stream:
         return await sse_answer(exchange, completion.chunks())
     return await json_answer(exchange, completion.completion())
@@ -102,7 +102,7 @@ class CompletionAnswer:
 
     @property
     def _large(self) -> bool:
-        return self.call.sampling.reports_vocabulary
+        return self.call.sampling.reports_vocabulary or self._exchange.large
 
     async def completion(self) -> bytes:
         """The whole answer."""

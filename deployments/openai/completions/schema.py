@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SkipValidation
 from typing_extensions import TypedDict
 
-from deployments.openai.fields.fields import MAX_WHOLE, Alternatives, Count, TokenId, Whole
+from deployments.openai.fields.fields import Alternatives, Count, TokenId, Whole, is_token_id
 from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import COMPLETIONS
 from deployments.openai.fields.logprobs import CompletionLogprobs
@@ -18,7 +18,7 @@ PromptInput = str | list[int]
 
 
 def _is_ids(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item <= MAX_WHOLE for item in value)
+    return isinstance(value, list) and all(map(is_token_id, value))
 
 
 def prompt_inputs(value: object) -> list[PromptInput]:
@@ -42,6 +42,7 @@ class CompletionBody(GenerationBody):
 
     prompt: Annotated[
         list[PromptInput],
+        SkipValidation,
         BeforeValidator(prompt_inputs, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]),
     ] = Field(description="One or several prompts, as text or as token ids.", examples=["Once upon a time"])
     max_tokens: Count = Field(default=16, description="0 generates nothing, for echo with logprobs.")

@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from deployments.core.errors import BadRequest
 from deployments.openai.fields.foreign import Rows, Scope, Settled
@@ -15,6 +25,7 @@ from deployments.openai.fields.foreign import shown as shown
 MAX_WHOLE = 2**31 - 1
 REQUEST_ID = r"[A-Za-z0-9._:/+=@-]{1,128}"
 """What a request may be called."""
+_PART = 1000
 _LEAST, _MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
@@ -58,6 +69,21 @@ Alternatives = Annotated[
 Strings = Annotated[list[str], BeforeValidator(_strings, json_schema_input_type=str | list[str])]
 RequestId = Annotated[str, Field(pattern=f"^{REQUEST_ID}$")]
 TokenId = Annotated[int, Field(ge=0, le=MAX_WHOLE, strict=True)]
+
+
+def is_token_id(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_WHOLE
+
+
+def _token_ids(value: object, validate: ValidatorFunctionWrapHandler) -> Any:
+    """A long list is checked here: pydantic holds Python's lock for all of it, and makes an error of every wrong id."""
+    if not isinstance(value, list) or len(value) <= _PART:
+        return validate(value)
+    wrong = next((index for index, item in enumerate(value) if not is_token_id(item)), None)
+    return value if wrong is None else validate(value[: wrong + 1])
+
+
+TokenIds = Annotated[list[TokenId], WrapValidator(_token_ids)]
 
 
 class RequestObject(BaseModel):

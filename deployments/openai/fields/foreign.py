@@ -6,8 +6,9 @@ nearly is a known name, otherwise it is accepted and reported.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from deployments.core.errors import BadRequest, TroupeError, UnsupportedParameter
 
 Given = Mapping[str, Any]
+
+_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,5 +231,18 @@ def _slips(first: str, second: str) -> int:
 
 def shown(value: object) -> str:
     """A value for an error message, cut if it is long."""
-    text = repr(value)
+    text = repr(_head(value, itertools.count()))
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _head(value: object, seen: Iterator[int]) -> object:
+    """As much of a value as its first hundred characters show: it may have megabytes."""
+    if next(seen) > _SHOWN:
+        return None
+    if isinstance(value, str | bytes):
+        return value[:_SHOWN]
+    if type(value) is dict:
+        return {_head(key, seen): _head(held, seen) for key, held in itertools.islice(value.items(), _SHOWN)}
+    if type(value) is list:
+        return [_head(held, seen) for held in value[:_SHOWN]]
+    return value

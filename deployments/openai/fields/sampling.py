@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator
 
 from deployments.config.api import ApiOptions
 from deployments.core.calls import GenerateCall, Grammar, SamplingParams
@@ -30,13 +31,14 @@ from deployments.openai.fields.fields import (
     RequestObject,
     Seed,
     Strings,
-    TokenId,
+    TokenIds,
     Whole,
 )
 from deployments.openai.fields.usage import RunningUsage
 
 _MAX_STRINGS = 1024
 _MOST_BEAMS = 64
+_PART = 1000
 
 
 class StreamOptions(RequestObject):
@@ -69,10 +71,10 @@ class GenerationBody(RequestBody):
     logit_bias: dict[int, Annotated[Real, Field(ge=-100, le=100)]] = Field(
         default_factory=dict, description="Token id to a number added to its logit."
     )
-    allowed_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
+    allowed_token_ids: TokenIds | None = Field(default=None, min_length=1)
     bad_words: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(default_factory=list)
     stop: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(default_factory=list)
-    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=_MAX_STRINGS)
+    stop_token_ids: TokenIds = Field(default_factory=list, max_length=_MAX_STRINGS)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: Count = 0
@@ -85,7 +87,7 @@ class GenerationBody(RequestBody):
     early_stopping: bool | Literal["never"] = Field(default=False, description="Of beam search, as in transformers.")
     skip_special_tokens: bool = True
     prompt_logprobs: Alternatives | None = None
-    logprob_token_ids: list[TokenId] = Field(
+    logprob_token_ids: TokenIds = Field(
         default_factory=list, max_length=_MAX_STRINGS, description="Alternatives to report in place of the likeliest."
     )
     truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
@@ -102,13 +104,23 @@ class GenerationBody(RequestBody):
     structured_outputs: StructuredOutputs | None = None
     guided_json: dict[str, Any] | str | None = Field(default=None, description="structured_outputs.json")
     guided_regex: str | None = Field(default=None, description="structured_outputs.regex")
-    guided_choice: list[str] | None = Field(default=None, description="structured_outputs.choice")
+    guided_choice: list[str] | None = Field(default=None, fail_fast=True, description="structured_outputs.choice")
     guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar")
     request_id: RequestId | None = Field(
         default=None, description="Id of the answer, after the prefix of its kind; the header x-request-id goes first."
     )
     prompt_cache_key: str | None = Field(default=None, description="Requests with one key go to one replica.")
     session_id: str | None = Field(default=None, description="The same as prompt_cache_key.")
+
+    @field_validator("logit_bias", mode="wrap")
+    @classmethod
+    def _in_parts(cls, bias: object, validate: ValidatorFunctionWrapHandler) -> dict[int, float]:
+        """pydantic holds Python's lock for all that it gets, and makes an error of everything that is wrong in it."""
+        items = iter(bias.items()) if isinstance(bias, dict) else iter(())
+        read: dict[int, float] = {}
+        while part := dict(itertools.islice(items, _PART)):
+            read.update(validate(part))
+        return read or validate(bias)
 
     @field_validator("logit_bias", mode="before")
     @classmethod

@@ -1,4 +1,8 @@
-"""Reading a request's JSON body: limits first, then nothing that later code could stumble over."""
+"""Reading a request's JSON body: limits first, then nothing that later code could stumble over.
+
+Work on large bodies has threads of its own: the event loop goes on with the other requests. One thread has the bodies
+of megabytes, one at a time, and one the merely large ones, which do not wait for those.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +10,43 @@ import asyncio
 import json
 import math
 import re
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
 
 from fastapi import Request
 
 from deployments.config.api import ApiOptions
 from deployments.core.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMediaType
+from deployments.host.worker import Worker
+from deployments.openai.http.json_reader import JsonReader, TooDeep, TooManyObjects
 
+T = TypeVar("T")
+
+LARGE_BYTES = 64 * 1024
+_HUGE_BYTES = 1 << 20
 MAX_DEPTH = 100
-_OFF_LOOP_BYTES = 256 * 1024
+MAX_OBJECTS = 500_000
 _NOT_ZERO = re.compile(r"-?[0.]*[1-9]")
 
 
-async def read_json(request: Request, options: ApiOptions) -> dict[str, Any]:
-    """The body's JSON object.
+async def aside(size: int, function: Callable[[], T]) -> T:
+    """The function's result, or its exception; computed off the event loop if the request has many bytes."""
+    if size <= LARGE_BYTES:
+        return function()
+    return await _worker("huge-bodies" if size > _HUGE_BYTES else "large-bodies").run(function)
+
+
+async def read_body(request: Request, options: ApiOptions) -> bytes:
+    """The body of a request that brings JSON; `parse_object` reads it.
 
     Raises:
         BodyTimeout: the body has stopped coming.
         TooLarge: it is larger than `max_body_bytes`.
         UnsupportedMediaType: it is declared to be something else than JSON.
-        BadRequest: it is not a JSON object in UTF-8, is nested too deeply, or has NaN or half a surrogate pair in it.
     """
     _check_type(request.headers.get("content-type"))
-    raw = await read_bytes(request, options)
-    if len(raw) > _OFF_LOOP_BYTES:
-        return await asyncio.to_thread(parse_object, raw)
-    return parse_object(raw)
+    return await read_bytes(request, options)
 
 
 async def read_bytes(request: Request, options: ApiOptions) -> bytes:
@@ -57,26 +72,59 @@ async def read_bytes(request: Request, options: ApiOptions) -> bytes:
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """A JSON object that can be written as UTF-8 JSON again."""
-    if not raw.strip():
+    """A JSON object that can be written as UTF-8 JSON again. A large one is for a thread of its own.
+
+    Raises:
+        BadRequest: it is not a JSON object in UTF-8, is nested too deeply, has too many objects in it, or NaN, or half
+            a surrogate pair.
+    """
+    if not raw or raw.isspace():
         raise _malformed("the body is empty")
     try:
-        body = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
+        body = _parse_large(raw) if len(raw) > LARGE_BYTES else _parse_small(raw)
     except UnicodeDecodeError as error:
         raise _malformed(f"it is not UTF-8 (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise _malformed(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
-    except RecursionError as error:
+    except (RecursionError, TooDeep) as error:
         raise _too_deep() from error
+    except TooManyObjects as error:
+        raise BadRequest(
+            f"The body has more than {MAX_OBJECTS} objects and arrays; send fewer at once.", code="invalid_json"
+        ) from error
     except ValueError as error:
         raise _malformed(str(error)) from error
     if not isinstance(body, dict):
         raise _malformed(f"it is {_kind(body)}; send an object")
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+    return body
+
+
+def _parse_small(raw: bytes) -> Any:
+    body = _DECODER.decode(raw.decode("utf-8-sig"))
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and isinstance(body, dict):
         _check_depth(body)
-    if b"\\ud" in raw or b"\\uD" in raw:
+    if _may_have_surrogates(raw):
         _check_surrogates(body)
     return body
+
+
+def _parse_large(raw: bytes) -> Any:
+    return JsonReader(
+        raw.decode("utf-8-sig"),
+        _DECODER,
+        max_depth=MAX_DEPTH,
+        max_objects=MAX_OBJECTS,
+        check=_check_surrogates if _may_have_surrogates(raw) else None,
+    ).read()
+
+
+def _may_have_surrogates(raw: bytes) -> bool:
+    return b"\\ud" in raw or b"\\uD" in raw
+
+
+@cache
+def _worker(name: str) -> Worker:
+    return Worker(name)
 
 
 def _check_type(content_type: str | None) -> None:
@@ -120,6 +168,9 @@ def _finite(digits: str) -> float:
     if math.isinf(value) or (value == 0 and _NOT_ZERO.match(digits)):
         raise ValueError(f"the number {digits[:40]} is out of range")
     return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def _too_large(max_bytes: int) -> TooLarge:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -22,12 +22,15 @@ from deployments.openai.fields.fields import Body, parse_fields
 from deployments.openai.fields.foreign import Settled
 from deployments.openai.fields.sampling import GenerationBody
 from deployments.openai.http.api import Api
-from deployments.openai.http.body import read_json
+from deployments.openai.http.body import LARGE_BYTES, aside, parse_object, read_body
 from deployments.openai.http.cancel import Disconnected
 from deployments.openai.http.errors import error_response, internal_error
 from deployments.openai.http.form import read_form
+from deployments.packing import LARGE
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SAMPLING_HEADER = "x-troupe-sampling"
 IGNORED_HEADER = "x-troupe-ignored"
@@ -45,6 +48,7 @@ class Exchange:
         request_id: as the client sees it in `x-request-id`.
         headers: further headers of the response.
         given: the request's JSON body.
+        size: of the body in bytes.
         answer_id: the id in the answer's body; empty if it has none.
         settled: its keys, translated to fields.
     """
@@ -54,6 +58,7 @@ class Exchange:
     request_id: str
     headers: dict[str, str] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
     answer_id: str = ""
     settled: Settled = field(default_factory=Settled)
     _ignored: list[str] = field(default_factory=list)
@@ -75,8 +80,35 @@ class Exchange:
             TroupeError: the body cannot be read, or a field or the model is unknown.
         """
         # Read already if the route begins again without a default.
-        self.given = self.given or await read_json(self.request, self.options)
-        return self._accept(schema, self.given)
+        raw = b"" if self.given else await self.receive()
+
+        def read() -> tuple[Body, ModelCard]:
+            self.given = self.given or parse_object(raw)
+            return self._accept(schema, self.given)
+
+        return await self.aside(read)
+
+    async def read_object(self) -> dict[str, Any]:
+        """The request's JSON object as it is."""
+        raw = await self.receive()
+        self.given = await self.aside(lambda: parse_object(raw))
+        return self.given
+
+    async def receive(self) -> bytes:
+        """The request's body."""
+        raw = await read_body(self.request, self.options)
+        self.size = len(raw)
+        LARGE.set(self.large)
+        return raw
+
+    @property
+    def large(self) -> bool:
+        """Whether work on all of the request is too much for the event loop."""
+        return self.size > LARGE_BYTES
+
+    async def aside(self, function: Callable[[], T]) -> T:
+        """The result of what takes longer the larger the request is: off the event loop if it is large."""
+        return await aside(self.size, function)
 
     async def read_form(self, schema: type[Body], lists: frozenset[str]) -> tuple[Body, ModelCard]:
         """The same of a form with a file.

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +22,7 @@ from deployments.core.calls import Call
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.core.events import Accepted, Delta, Event, Failed, Finished
 from deployments.core.transcript import Spoken
+from deployments.packing import LARGE
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Recorder:
             self._file = self._open()
         except OSError as error:
             raise ConfigError(f"record_dir {folder!r} cannot be written: {error.strerror}.") from error
-        self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[tuple[dict[str, Any], bool]] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="record", daemon=True).start()
 
     async def tap(
@@ -59,7 +60,7 @@ class Recorder:
         Args:
             request: what to write of the request besides the call.
         """
-        line = _Line(call, request)
+        line, large = _Line(call, request), LARGE.get()
         try:
             async with aclosing(events):
                 async for event in events:
@@ -69,7 +70,7 @@ class Recorder:
             line.add(Failed(error))
             raise
         finally:
-            self._lines.put(line.finish())
+            self._lines.put((line.finish(), large))
 
     def _open(self) -> BinaryIO:
         part = next(self._parts)
@@ -78,7 +79,7 @@ class Recorder:
 
     def _write(self) -> None:
         while True:
-            line = json.dumps(self._lines.get(), ensure_ascii=False, default=str) + "\n"
+            line = _written(*self._lines.get()) + "\n"
             try:
                 self._append(line.encode("utf-8", "backslashreplace"))
             except OSError as error:
@@ -105,6 +106,16 @@ class Recorder:
             raise
 
 
+def _written(line: Mapping[str, Any], large: bool) -> str:
+    """A line as JSON; a large one is written value by value, which lets other threads run."""
+    encoder = json.JSONEncoder(ensure_ascii=False, default=_plain)
+    return "".join(encoder.iterencode(line)) if large else encoder.encode(line)
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
 class _Line:
     """The record of one call."""
 
@@ -117,7 +128,7 @@ class _Line:
             "id": call.request_id,
             "model": call.model,
             **request,
-            "sampling": asdict(call.sampling),
+            "sampling": call.sampling,
             "prompts": [],
             "usage": None,
             "error": None,

@@ -47,16 +47,22 @@ async def create_response(exchange: Exchange) -> Response:
 async def _answer(exchange: Exchange, body: ResponsesBody, card: ModelCard) -> Response:
     check_stream_options(exchange.given)
     await check_objects(exchange, card)
+    chat = await exchange.aside(lambda: _chat(exchange, body, card))
+    answer = ResponseAnswer(exchange, body, chat, card, await chat_plan(exchange, chat, card))
+    exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(answer.call))
+    if body.stream:
+        return await sse_answer(exchange, answer.chunks(), on_error=answer.error_events)
+    return await json_answer(exchange, answer.response())
+
+
+def _chat(exchange: Exchange, body: ResponsesBody, card: ModelCard) -> ChatBody:
+    """The chat request that asks the same."""
     fields = chat_fields(body, body.settled.fields)
     for ours, sent in _SENT_AS.items():
         if ours in fields and ours not in body.settled.fields:
             exchange.settled.sent.setdefault(ours, exchange.settled.sent.get(sent, sent))
     chat, _ = parse_fields(ChatBody, fields, exchange.defaults(card))
-    answer = ResponseAnswer(exchange, body, chat, card, await chat_plan(exchange, chat, card))
-    exchange.headers[SAMPLING_HEADER] = effective(answer.call)
-    if body.stream:
-        return await sse_answer(exchange, answer.chunks(), on_error=answer.error_events)
-    return await json_answer(exchange, answer.response())
+    return chat
 
 
 class ResponseAnswer:

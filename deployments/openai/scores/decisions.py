@@ -57,7 +57,7 @@ async def create_decision(exchange: Exchange) -> Response:
     """Answer questions that have fixed answers with the probability of each."""
     body, card = await exchange.read(DecisionsBody)
     check_choices(len(body.questions), exchange.options)
-    items = _known_items(body.input)
+    items = await exchange.aside(lambda: _known_items(body.input))
     try:
         return await _respond(exchange, body, card, items)
     except TroupeError as error:
@@ -66,9 +66,13 @@ async def create_decision(exchange: Exchange) -> Response:
 
 
 async def _respond(exchange: Exchange, body: DecisionsBody, card: ModelCard, items: Items) -> Response:
-    given = [{"role": "user", "content": items}] if isinstance(items, str) else item_messages(items, "input")
+    given = await exchange.aside(
+        lambda: [{"role": "user", "content": items}] if isinstance(items, str) else item_messages(items, "input")
+    )
     messages = await until_disconnect(exchange.request.receive, inline_media(given, exchange.options))
-    prompts = [_prompt(exchange, body, card, messages, index) for index in range(len(body.questions))]
+    prompts = await exchange.aside(
+        lambda: [_prompt(exchange, body, card, messages, index) for index in range(len(body.questions))]
+    )
     return await json_answer(exchange, _decision(exchange, body, card, prompts))
 
 

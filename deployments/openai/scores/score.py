@@ -59,7 +59,7 @@ async def create_score(exchange: Exchange) -> Response:
     """The log-probability of each of some fixed continuations."""
     body, card = await exchange.read(ScoreBody)
     await check_objects(exchange, card)
-    prompt = _prompt(exchange, body, card)
+    prompt = await exchange.aside(lambda: _prompt(exchange, body, card))
     return await json_answer(exchange, _scores(exchange, body, card, prompt))
 
 
@@ -70,7 +70,8 @@ def _prompt(exchange: Exchange, body: ScoreBody, card: ModelCard) -> Prompt:
         raise BadRequest("Invalid 'choices': a choice is empty.", param="choices")
     if body.prompt is not None:
         return TextPrompt(text=body.prompt)
-    chat, _ = parse_fields(ChatBody, body.model_dump(exclude_unset=True, exclude={"prompt", "choices"}))
+    fields = {name: getattr(body, name) for name in body.model_fields_set - {"prompt", "choices"}}
+    chat, _ = parse_fields(ChatBody, fields)
     conversation = chat_prompt(chat, card, exchange.options, None)
     if has_media(conversation.messages):
         raise UnsupportedParameter("Continuations are scored after texts only; leave the images out.", param="messages")
