@@ -11,7 +11,7 @@ from ray.serve.config import RequestRouterConfig
 from deployments.args import read_args
 from deployments.config.app import AppArgs, Pool
 from deployments.ingress import OpenAIIngress
-from deployments.ray_internals import warn_of_open_node
+from deployments.ray_internals import serve_run_folder, warn_of_open_node
 from deployments.replica import ModelReplica
 
 ROUTER = "deployments.router:ModelAffinityRouter"
@@ -24,7 +24,8 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         ConfigError: the arguments are wrong.
     """
     warn_of_open_node()
-    return application(read_args(args))
+    checked = read_args(args)
+    return application(checked.model_copy(update={"folder": checked.folder or serve_run_folder()}))
 
 
 def application(args: AppArgs, **replica_options: Any) -> serve.Application:

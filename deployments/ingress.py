@@ -8,7 +8,7 @@ from ray import serve
 from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
 from deployments.handle_client import Handle, HandleClient
-from deployments.logs import log_like_serve
+from deployments.logs import enter_folder, log_like_serve
 from deployments.openai.app import build_api
 from deployments.ray_internals import keep_replica_port_local
 
@@ -30,6 +30,7 @@ class OpenAIIngress:
 
     def __init__(self, args: AppArgs, pools: dict[str, Handle]) -> None:
         log_like_serve()
+        enter_folder(args.folder)
         keep_replica_port_local()
         self._args = args
         self._client = HandleClient(args, pools)

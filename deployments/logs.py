@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 
 _SERVE = "ray.serve"
 _OURS = ("troupe", "deployments", "model_loaders")
@@ -20,3 +22,15 @@ def log_like_serve() -> None:
         ours.handlers = serve.handlers
         ours.setLevel(serve.level or logging.INFO)
         ours.propagate = False
+
+
+def enter_folder(folder: str | None) -> None:
+    """Let relative paths of this process begin in a folder, and let modules beside the configuration be found there."""
+    if folder is None:
+        return
+    if not os.path.isdir(folder):
+        logging.getLogger("ray.serve").warning("%s is not on this node; paths begin in %s", folder, os.getcwd())
+        return
+    os.chdir(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)

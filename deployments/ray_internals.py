@@ -8,11 +8,13 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._common.tls_utils import add_port_to_grpc_server
 from ray._private.services import canonicalize_bootstrap_address
+from ray._private.state import jobs
 from ray.serve._private import replica
 from ray.serve._private.api import serve_start
 from ray.serve._private.request_router import replica_wrapper
@@ -92,6 +94,24 @@ def keep_replica_port_local() -> None:
 
 def _add_local_port(server: Any, address: str) -> Any:
     return add_port_to_grpc_server(server, f"{LOOPBACK}:0" if address == _ANY_PORT else address)
+
+
+def serve_run_folder() -> str | None:
+    """The folder of the configuration file that `serve run` was given on this machine; None if that is not known."""
+    for job in reversed(jobs()):
+        if job["IsDead"] or job["DriverIPAddress"] != ray.util.get_node_ip_address():
+            continue
+        try:
+            process = Path("/proc") / str(job["DriverPid"])
+            words = process.joinpath("cmdline").read_text().split("\0")
+            place = process.joinpath("cwd").readlink()
+        except OSError:
+            continue
+        files = [place / word for word in words if word.endswith((".yaml", ".yml"))]
+        # A working directory that Ray carries to its nodes is where paths begin then.
+        if "run" in words and files and not any(word.startswith(("--working-dir", "--runtime-env")) for word in words):
+            return str(files[0].resolve().parent)
+    return None
 
 
 def warn_of_open_node() -> None:

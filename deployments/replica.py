@@ -19,7 +19,7 @@ from deployments.config.app import AppArgs
 from deployments.core.calls import Call, Prompt
 from deployments.core.events import Event
 from deployments.engine.base.cgroup import cores
-from deployments.logs import log_like_serve
+from deployments.logs import enter_folder, log_like_serve
 from deployments.packing import Packed, unpacked
 from deployments.ray_internals import keep_replica_port_local
 
@@ -45,6 +45,7 @@ class ModelReplica:
         from deployments.metrics import ReplicaMetrics
 
         log_like_serve()
+        enter_folder(args.folder)
         keep_replica_port_local()
         _share_cores()
         self._host = ModelHost(args, on_gone=self._withdraw)

@@ -10,14 +10,16 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoConfig
 
-from deployments.core.errors import ModelLoadFailed
+from deployments.core.errors import ModelLoadFailed, last_line
 from model_loaders.contract import ModelInfo
+from model_loaders.local_folder import local_or_hub, nowhere
 from model_loaders.sentence_format import read_sentence_format
 from model_loaders.text_side import load_text_side, read_template
 from model_loaders.weights.adapter_folder import find_adapter
@@ -78,6 +80,7 @@ def load_model(
     Raises:
         ModelLoadFailed: no such class, the checkpoint cannot be loaded, or its weights are not those of the class.
     """
+    model_name = local_or_hub(model_name)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     options = CheckpointOptions(
         allow_missing_keys=allow_missing_keys, allow_unexpected_keys=allow_unexpected_keys, adapter=adapter
@@ -85,7 +88,7 @@ def load_model(
     find_adapter(model_name, revision, adapter)
     sentence_format = read_sentence_format(model_name, revision)
     weights = model_name if sentence_format is None else sentence_format.weights_of(model_name)
-    config = AutoConfig.from_pretrained(weights, **common)
+    config = _config(weights, **common)
     placement = {"device_map": device_map if device_map is not None else {"": device}}
     optional = {
         "attn_implementation": attn_implementation,
@@ -114,6 +117,15 @@ def load_model(
         max_model_len=max_model_len,
         sentence_format=sentence_format,
     )
+
+
+def _config(name: str, **common: Any) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name, **common)
+    except OSError as error:
+        if Path(name).exists():
+            raise
+        raise nowhere(name, last_line(error)) from error
 
 
 def _load_model(config: Any, name: str, given: Any, options: CheckpointOptions, embeds: bool, **kwargs: Any) -> Any:

@@ -56,6 +56,7 @@ class ModelInfo:
         engine: builds another engine than ours: `engine(info, options) -> Engine`; `model` may be None then.
         sentence_format: how vectors are made of texts; None reads it from the model's folder, if that is a
             sentence-transformers model.
+        served_as: the id that clients know it by; set when it is loaded for the configuration.
     """
 
     model: Any = None
@@ -80,6 +81,12 @@ class ModelInfo:
     close: Callable[[], None] | None = None
     engine: Callable[..., Any] | None = None
     sentence_format: SentenceFormat | None = None
+    served_as: str = field(default="", init=False)
+
+    @property
+    def label(self) -> str:
+        """The model's name in messages: its id in the configuration, if it has one."""
+        return self.served_as or self.model_name
 
     def __post_init__(self) -> None:
         if self.tokenizer is None and self.processor is not None:
@@ -101,7 +108,7 @@ def as_model_info(returned: object, loader: str) -> ModelInfo:
         ModelLoadFailed: it is neither, or a field is unknown, missing or of the wrong kind.
     """
     if isinstance(returned, Mapping):
-        known = [f.name for f in fields(ModelInfo)]
+        known = [f.name for f in fields(ModelInfo) if f.init]
         for key in returned:
             if key not in known:
                 raise ModelLoadFailed(

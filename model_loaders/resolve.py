@@ -18,6 +18,7 @@ from typing import Any
 
 from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError, last_line
 from model_loaders.contract import ModelInfo, as_model_info
+from model_loaders.local_folder import check_folders
 from model_loaders.moved import new_place
 from model_loaders.weights.adapter_folder import note_adapter
 from model_loaders.weights.load_report import reported
@@ -42,6 +43,7 @@ def load_model_info(loader: str, kwargs: Mapping[str, Any], device: str) -> Mode
     logger.info("loading %s on %s", loader, device)
     try:
         with reported(loader):
+            check_folders(kwargs)
             target = _find(loader)
             returned = _call(target, loader, kwargs, device) if inspect.isroutine(target) else target
         info = as_model_info(returned, loader)

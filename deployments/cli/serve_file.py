@@ -15,8 +15,10 @@ import yaml
 
 from deployments.args import read_args
 from deployments.config.app import IMPORT_PATH, AppArgs
-from deployments.core.errors import ConfigError
+from deployments.config.model import ModelEntry
+from deployments.core.errors import ConfigError, ModelLoadFailed
 from deployments.openai.http.keys import as_digests
+from model_loaders.local_folder import check_folders
 
 HOST, PORT = "127.0.0.1", 8000
 # Ray Serve ignores a key that it does not know.
@@ -71,6 +73,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
         _hide_keys(ours[0].get("args") or {})
         for entry in args.models:
             _check_loader(entry.loader, path.parent)
+            _check_kwargs(entry, path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return config, args
@@ -143,6 +146,16 @@ def _check_loader(loader: str, folder: Path) -> None:
     names = _top_level_names(file)
     if names is not None and function not in names:
         raise ConfigError(f"loader {loader}: {place} has no {function!r}{_meant(function, sorted(names))}")
+
+
+def _check_kwargs(entry: ModelEntry, folder: Path) -> None:
+    """Refuse paths of models that do not exist. The nodes of a Ray that runs already may have other folders."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    try:
+        check_folders(entry.kwargs, folder)
+    except ModelLoadFailed as error:
+        raise ConfigError(f"model {entry.id!r}, kwargs.{error.message}") from None
 
 
 def _spec(module: str, loader: str) -> ModuleSpec:

@@ -43,6 +43,9 @@ class AppArgs(Strict):
         default_factory=dict, description="Deployments of replicas by name; without any, one serves all models."
     )
     api: ApiOptions = Field(default_factory=ApiOptions, description="What the HTTP surface accepts.")
+    folder: str | None = Field(
+        default=None, description="Where relative paths begin; None is the folder of the configuration file."
+    )
 
     @field_validator("models")
     @classmethod

@@ -50,7 +50,7 @@ def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float
         return _rows(info, hooks, options, hooked)
     found = _proven_rows(info, hooks, options)
     if isinstance(found, str):
-        name = info.model_name or type(info.model).__name__
+        name = info.label or type(info.model).__name__
         logger.warning("Model %s runs in the generate engine, which batches little: %s.", name, found)
         return OneShotEngine(info, options, hooks, turn_limit_s=turn_limit_s)
     return found
@@ -64,7 +64,7 @@ def _with_generate(info: ModelInfo) -> ModelInfo:
     logger.warning(
         "Model %s runs through its own generate, one request at a time, for the sake of generate_kwargs %s. Requests' "
         "own fields and models[].api.default_params do the same in batches.",
-        info.model_name or type(info.model).__name__,
+        info.label or type(info.model).__name__,
         ", ".join(own_settings(info)),
     )
     return replace(info, generate=own)
@@ -72,7 +72,7 @@ def _with_generate(info: ModelInfo) -> ModelInfo:
 
 def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -> RowEngine:
     """Rows or an error."""
-    name = info.model_name or type(info.model).__name__
+    name = info.label or type(info.model).__name__
     reason = "its loader has a generate hook, which only the generate engine calls" if hooked else None
     reason = reason or rows_can_hold(info.model)
     if reason is None:

@@ -27,7 +27,7 @@ class NoTextEngine:
         self.supports = ALL_PARAMS
         # Each text gets the rotary frequencies of its own length, whatever was embedded before.
         RowRotary(info.model, self.max_model_len)
-        self._name = info.model_name
+        self._name = info.label
         self._class = type(info.model).__name__
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:

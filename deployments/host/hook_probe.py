@@ -47,9 +47,9 @@ def probe_hooks(info: ModelInfo, *, limit: float) -> None:
     thread.start()
     thread.join(limit)
     if thread.is_alive():
-        logger.warning("A hook of model %s has not returned for %g s while it loads.", info.model_name, limit)
+        logger.warning("A hook of model %s has not returned for %g s while it loads.", info.label, limit)
     if found:
-        raise ModelLoadFailed(f"Model {info.model_name!r}: {found[0].message}")
+        raise ModelLoadFailed(f"Model {info.label!r}: {found[0].message}")
 
 
 def _probe(info: ModelInfo, limit: float) -> None:

@@ -75,4 +75,4 @@ class Inspection:
         try:
             callback(**accepted(callback, seen))
         except Exception:
-            logger.exception("done_callback of model %s failed on %s", self._info.model_name, seen["uid"])
+            logger.exception("done_callback of model %s failed on %s", self._info.label, seen["uid"])

@@ -127,11 +127,14 @@ class Loading:
             with RANDOM_STATE.shared(entry.hook_timeout_s):
                 info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
             info.model_name = info.model_name or entry.id
+            info.served_as = entry.id
             read_mapped_weights(info.model)
             model = LoadedModel(entry, info, media=self._media, templates=self._templates)
         except Exception as error:
             if _is_out_of_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error
+            if isinstance(error, ModelLoadFailed) and repr(entry.id) not in error.message:
+                error.message = f"Model {entry.id!r}: {error.message}"
             if isinstance(error, TroupeError):
                 raise
             logger.exception("model %s has no engine", entry.id)

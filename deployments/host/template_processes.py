@@ -176,7 +176,7 @@ class TemplateProcesses:
         """
         request = RenderRequest(
             chat=chat,
-            model_name=info.model_name,
+            model_name=info.label,
             special_tokens=getattr(info.tokenizer, "special_tokens_map", {}),
             kwargs={key: value for key, value in info.apply_chat_template_kwargs.items() if key != "chat_template"},
             max_bytes=self._limits.text,

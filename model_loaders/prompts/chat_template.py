@@ -60,7 +60,7 @@ class ChatTemplate:
         """
         if self._function is None:
             raise TemplateFailed(
-                f"Model {self.info.model_name!r} has no chat template. Give its loader an apply_chat_template hook or "
+                f"Model {self.info.label!r} has no chat template. Give its loader an apply_chat_template hook or "
                 "a chat_template string, set plain_chat, or use /v1/completions."
             )
         view = self._view(chat)
@@ -213,7 +213,7 @@ class ChatTemplate:
             if other and not system:
                 where = " in a conversation that does not begin with a system message"
             raise UnsupportedParameter(
-                f"The chat template of model {self.info.model_name!r} has no place for tools{where}. Give its loader a "
+                f"The chat template of model {self.info.label!r} has no place for tools{where}. Give its loader a "
                 "chat_template that has, or leave tools out.",
                 param="tools",
             )
@@ -240,13 +240,13 @@ class ChatTemplate:
                 place = f"messages[{index}].content[{i}]"
                 if not forms.writes(message["role"], part):
                     raise UnsupportedParameter(
-                        f"Invalid '{place}': model {self.info.model_name!r} reads no parts of type {part['type']!r}.",
+                        f"Invalid '{place}': model {self.info.label!r} reads no parts of type {part['type']!r}.",
                         param=place,
                     )
             media = any(part["type"] != "text" for part in content)
             if media and forms.reads(message["role"]) == "text":
                 raise TemplateFailed(
-                    f"The chat template of model {self.info.model_name!r} writes texts only in messages of role "
+                    f"The chat template of model {self.info.label!r} writes texts only in messages of role "
                     f"{message['role']!r}, so it has no place for an image or a recording. Give its loader an "
                     "apply_chat_template hook or a chat_template that writes one.",
                     param=f"messages[{index}].content",
@@ -268,7 +268,7 @@ class ChatTemplate:
             return
         if (piece := marked.missing(text)) is not None:
             raise TemplateFailed(
-                f"The chat template of model {self.info.model_name!r} does not write {piece.what}, so the model would "
+                f"The chat template of model {self.info.label!r} does not write {piece.what}, so the model would "
                 "not see it. Leave it out of the request, or give the model's loader a chat_template that writes it.",
                 param=piece.place,
             )
@@ -286,7 +286,7 @@ class ChatTemplate:
 
     def _failure(self, chat: ChatPrompt, view: _View, messages: list[Message], error: Exception) -> TroupeError:
         """The error for a conversation that the template, or the function in its place, does not write."""
-        name, reason = self.info.model_name, last_line(error)
+        name, reason = self.info.label, last_line(error)
         if not self._own:
             if not isinstance(error, TemplateError | ValueError):
                 return ModelError(f"Hook apply_chat_template failed: {reason}")

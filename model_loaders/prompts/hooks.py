@@ -68,7 +68,7 @@ class Hooks:
             ModelError: the hook raised.
         """
         if self._encoder is None:
-            raise BadRequest(f"Model {self.info.model_name!r} has no encoder; send token ids.", param="prompt")
+            raise BadRequest(f"Model {self.info.label!r} has no encoder; send token ids.", param="prompt")
         if marked and self._adds_special_tokens(text, add_special_tokens) and self._adds_bos_alone:
             text, add_special_tokens = f"{self.tokenizer.bos_token}{text}", False
         kwargs: dict[str, Any] = {
@@ -111,7 +111,7 @@ class Hooks:
         """
         if not self.sees_images:
             raise UnsupportedParameter(
-                f"Model {self.info.model_name!r} takes no images.", param=param, code="images_unsupported"
+                f"Model {self.info.label!r} takes no images.", param=param, code="images_unsupported"
             )
 
     def check_audio(self, param: str) -> None:
@@ -125,7 +125,7 @@ class Hooks:
         """
         if not self.hears:
             raise UnsupportedParameter(
-                f"Model {self.info.model_name!r} takes no recordings.", param=param, code="audio_unsupported"
+                f"Model {self.info.label!r} takes no recordings.", param=param, code="audio_unsupported"
             )
 
     @property
@@ -166,7 +166,7 @@ class Hooks:
         own = getattr(self.tokenizer, "decode", None) or getattr(self.info.processor, "decode", None)
         decoder = self.info.decode or own
         if decoder is None:
-            raise ModelError(f"Model {self.info.model_name!r} has no decoder; give its loader a decode hook.")
+            raise ModelError(f"Model {self.info.label!r} has no decoder; give its loader a decode hook.")
         kwargs = {"skip_special_tokens": skip_special_tokens, **self.info.decode_kwargs}
         if not skip_special_tokens:
             kwargs["skip_special_tokens"] = False

@@ -97,7 +97,7 @@ class MediaMarks:
         if not exact:
             raise BadRequest(
                 f"Invalid '{place}': it contains {self._first(plain)!r}, which stands for an image or a recording in "
-                f"prompts of model {self._info.model_name!r}, and its encoder cannot read it as text. Write it "
+                f"prompts of model {self._info.label!r}, and its encoder cannot read it as text. Write it "
                 "differently.",
                 param=place,
             )
@@ -117,7 +117,7 @@ class MediaMarks:
                 index = next(unusual, None)
                 place = "messages" if index is None else f"messages[{index}]"
                 raise TemplateFailed(
-                    f"The chat template of model {self._info.model_name!r} has no place for each {kind} of {place}.",
+                    f"The chat template of model {self._info.label!r} has no place for each {kind} of {place}.",
                     param=place,
                 )
 

@@ -55,11 +55,13 @@ def crashed_ray(fresh_home: dict[str, str]) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str], environment: dict[str, str], log: Path, folder: Path = ROOT
+) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a process group of its own, ended with all that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             yield process
@@ -226,3 +228,33 @@ def test_a_wrong_configuration_is_told_before_anything_starts(
     )
     assert done.returncode != 0
     assert "models[0].engin: unknown key (did you mean 'engine'?)" in done.stderr
+
+
+BESIDE = """
+from pathlib import Path
+from model_loaders.demo import load_model as demo
+
+def load_model(device: str, note: str):
+    return {"model": demo(device).model, "tokenizer": demo(device).tokenizer, "model_name": Path(note).read_text()}
+"""
+
+
+def test_serve_run_takes_paths_from_the_folder_of_its_file(fresh_home: dict[str, str], tmp_path: Path) -> None:
+    """As scripts/serve does; the command runs elsewhere."""
+    folder, elsewhere, port = tmp_path / "mine", tmp_path / "elsewhere", free_port()
+    folder.mkdir()
+    elsewhere.mkdir()
+    settings = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    settings["http_options"] = {"host": "127.0.0.1", "port": port}
+    (app,) = settings["applications"]
+    app["args"]["models"] = [{"id": "demo", "loader": "beside.py:load_model", "kwargs": {"note": "data/note.txt"}}]
+    app["args"]["api"] = {"record_dir": "records"}
+    (folder / "data").mkdir()
+    (folder / "data" / "note.txt").write_text("noted")
+    (folder / "beside.py").write_text(BESIDE)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    log, environment = tmp_path / "serve.log", {**fresh_home, "PYTHONPATH": str(ROOT)}
+    with running(["serve", "run", "../mine/config.yaml"], environment, log, elsewhere) as process:
+        assert "72" in answer(port, process, log)
+    assert list((folder / "records").iterdir())
+    assert not list(elsewhere.iterdir())

@@ -346,7 +346,7 @@ def _runner(
         return _HookRunner(info, turn_limit_s)
     if not callable(getattr(info.model, "generate", None)):
         raise ModelLoadFailed(
-            f"Model {info.model_name!r} ({type(info.model).__name__}) has no generate; give its loader a generate hook."
+            f"Model {info.label!r} ({type(info.model).__name__}) has no generate; give its loader a generate hook."
         )
     return _StockRunner(info, vocabulary, options, alone)
 

@@ -79,7 +79,7 @@ class Embedder:
             _ = self._pads, self._poolings or self._default_poolings
         except Exception as error:
             raise ModelLoadFailed(
-                f"Model {self._info.model_name!r} is a {type(self._info.model).__name__}: it has no head for text, and "
+                f"Model {self._info.label!r} is a {type(self._info.model).__name__}: it has no head for text, and "
                 f"its forward makes no embeddings of texts ({last_line(error)}). Give its loader an embed hook."
             ) from error
 
@@ -123,7 +123,7 @@ class Embedder:
             raise
         except Exception as error:
             if not is_out_of_memory(error):
-                raise ModelError(f"Model {self._info.model_name!r} failed to embed: {last_line(error)}") from error
+                raise ModelError(f"Model {self._info.label!r} failed to embed: {last_line(error)}") from error
         if len(texts) == 1:
             raise OutOfMemory("The device had no memory left for this embedding; try again.")
         half = len(texts) // 2
@@ -240,7 +240,7 @@ def _rectangle(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
 def _texts(info: ModelInfo, texts: Sequence[EmbeddingText]) -> list[str]:
     given = [text.text for text in texts if text.text is not None]
     if len(given) < len(texts):
-        raise UnsupportedParameter(f"Model {info.model_name!r} embeds texts; send no token ids.", param="input")
+        raise UnsupportedParameter(f"Model {info.label!r} embeds texts; send no token ids.", param="input")
     return given
 
 

@@ -93,7 +93,7 @@ class EmbeddingTexts:
         if name is not None and name not in prompts:
             known = f"it has {', '.join(sorted(prompts))}" if prompts else "it has none"
             raise BadRequest(
-                f"Invalid 'prompt_name': model {self._info.model_name!r} has no prompt {name!r}; {known}.",
+                f"Invalid 'prompt_name': model {self._info.label!r} has no prompt {name!r}; {known}.",
                 param="prompt_name",
             )
         return prompts.get(name or self._format.default_prompt or "", "") or ""
@@ -109,7 +109,7 @@ class EmbeddingTexts:
         assert options.truncate is not None
         if self._info.embed is not None:
             raise UnsupportedParameter(
-                f"Model {self._info.model_name!r} embeds texts by a hook of its own, which gets them whole; leave "
+                f"Model {self._info.label!r} embeds texts by a hook of its own, which gets them whole; leave "
                 "'truncate_prompt_tokens' out.",
                 param="truncate_prompt_tokens",
             )

@@ -53,7 +53,7 @@ class WhisperFormat:
         config = info.model.generation_config
         self._tokenizer = info.tokenizer
         self._extractor = info.processor.feature_extractor
-        self._name = info.model_name
+        self._name = info.label
         self._start = int(config.decoder_start_token_id)
         self._no_times = int(config.no_timestamps_token_id)
         self._config = config

@@ -18,8 +18,8 @@ from fastapi import Request
 
 from deployments.config.api import ApiOptions
 from deployments.core.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMediaType
+from deployments.core.json_reader import JsonReader, TooDeep, TooManyObjects
 from deployments.host.worker import Worker
-from deployments.openai.http.json_reader import JsonReader, TooDeep, TooManyObjects
 
 T = TypeVar("T")
 

@@ -1,0 +1,68 @@
+"""Names of models that are paths: found on this machine, or refused before the Hub is asked for them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deployments.core.errors import ModelLoadFailed
+
+# A repository of the Hub: `name` or `owner/name`.
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_KEYS = (
+    *("model", "model_name", "model_path", "model_dir", "path", "folder", "checkpoint", "weights"),
+    *("tokenizer", "tokenizer_name", "processor_name", "template_from"),
+)
+
+
+def check_folders(kwargs: Mapping[str, Any], base: Path = Path()) -> None:
+    """Refuse a loader's arguments that are paths of models that do not exist.
+
+    Args:
+        base: the folder that relative paths start from.
+
+    Raises:
+        ModelLoadFailed: it names the argument, the path, and names like it in the nearest folder that is there.
+    """
+    for key in _KEYS:
+        value = kwargs.get(key)
+        if not isinstance(value, str) or not value or _HUB_ID.fullmatch(value) or "://" in value:
+            continue
+        if not found(value, base).exists():
+            raise ModelLoadFailed(f"{key}: {value}: {missing(value, base)}")
+
+
+def found(name: str, base: Path = Path()) -> Path:
+    """Where a path leads, `~` and Windows' separators included."""
+    path = base / Path(name).expanduser()
+    return path if path.exists() or "\\" not in name else base / Path(name.replace("\\", "/")).expanduser()
+
+
+def missing(name: str, base: Path = Path()) -> str:
+    """What is not there, and what is there in its place."""
+    path = found(name, base).absolute()
+    there = path.parent
+    while not there.is_dir():
+        path, there = there, there.parent
+    names = sorted(entry.name for entry in there.iterdir() if not entry.name.startswith("."))
+    near = difflib.get_close_matches(path.name, names, n=1)
+    has = f"it has {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "it is empty"
+    return f"there is no {path.name!r} in {there} ({f'did you mean {near[0]!r}?' if near else has})."
+
+
+def local_or_hub(name: str) -> str:
+    """The folder that a name leads to, or the name for the Hub to know.
+
+    Raises:
+        ModelLoadFailed: it is a path that leads nowhere.
+    """
+    check_folders({"model_name": name})
+    return str(found(name)) if "~" in name or "\\" in name else name
+
+
+def nowhere(name: str, why: str) -> ModelLoadFailed:
+    """The error for a name that is neither a folder nor known to the Hub."""
+    return ModelLoadFailed(f"{name} is no folder here: {missing(name)} And the Hub does not give it: {why}")

@@ -1,0 +1,111 @@
+"""Names of models that are paths which lead nowhere: refused before the Hub is asked, with what is there instead."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments.args import read_args
+from deployments.cli.serve_file import read_config
+from deployments.config.app import IMPORT_PATH
+from deployments.core.errors import ConfigError, ModelLoadFailed
+from deployments.host.host import ModelHost
+from model_loaders import auto
+from model_loaders.local_folder import check_folders
+from model_loaders.resolve import load_model_info
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a checkpoint, which is home and working directory, and where the Hub must not be asked."""
+    (tmp_path / "checkpoints" / "run-12").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+MISTYPED = [
+    ("./checkpionts/run-12", "there is no 'checkpionts' in {home} (did you mean 'checkpoints'?)"),
+    ("checkpoints/run_12/", "there is no 'run_12' in {home}/checkpoints (did you mean 'run-12'?)"),
+    ("../{name}/checkpoints/run-21", "(did you mean 'run-12'?)"),
+    ("~/checkpoint", "there is no 'checkpoint' in {home} (did you mean 'checkpoints'?)"),
+    (".\\checkpoints\\run12", "there is no 'run12' in {home}/checkpoints (did you mean 'run-12'?)"),
+    ("..\\x", "there is no 'x' in "),
+    ("{home}/data/x", "there is no 'data' in {home} (it has checkpoints, empty)"),
+    ("./empty/x", "there is no 'x' in {home}/empty (it is empty)"),
+    ("a/b/c", "there is no 'a' in {home}"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), MISTYPED)
+@pytest.mark.parametrize("loader", ["model_loaders.auto:load_model", "model_loaders.demo:load_model"])
+def test_a_mistyped_folder_is_an_error_at_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, given: str, said: str, loader: str
+) -> None:
+    monkeypatch.setattr(auto, "AutoConfig", None)  # Nobody asks for it.
+    name, key = given.format(home=home, name=home.name), "model_name" if "auto" in loader else "model"
+    with pytest.raises(ModelLoadFailed) as caught:
+        load_model_info(loader, {key: name}, "cpu")
+    assert f"{key}: {name}: " in caught.value.message
+    assert said.format(home=home) in caught.value.message
+
+
+@pytest.mark.parametrize(("given", "said"), MISTYPED)
+def test_the_check_of_a_configuration_finds_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch, given: str, said: str
+) -> None:
+    monkeypatch.chdir("/")
+    name = given.format(home=home, name=home.name)
+    model = {"id": "mine", "loader": "model_loaders.auto:load_model", "kwargs": {"model_name": name}}
+    file = home / "config.yaml"
+    file.write_text(yaml.safe_dump({"applications": [{"import_path": IMPORT_PATH, "args": {"models": [model]}}]}))
+    with pytest.raises(ConfigError) as caught:
+        read_config(file)
+    assert f"model 'mine', kwargs.model_name: {name}: " in str(caught.value)
+    assert said.format(home=home).replace("(it has checkpoints, empty)", "(it has ") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt2", "org/name", "org/Name-1.5_b", "./checkpoints/run-12", "~/checkpoints", ".\\checkpoints", "https://x/y/z"],
+)
+def test_names_that_may_be_right(home: Path, name: str) -> None:
+    check_folders({"model_name": name, "other": "/no/such", "path": 3, "model": ""})
+
+
+def test_a_name_that_could_be_either_names_both(home: Path) -> None:
+    models = [{"id": "mine", "loader": "model_loaders.auto:load_model", "kwargs": {"model_name": "checkpoints/run-21"}}]
+
+    async def load() -> None:
+        host = ModelHost(read_args({"models": models}), "cpu")
+        try:
+            await host.load("mine")
+        finally:
+            await host.close()
+
+    with pytest.raises(ModelLoadFailed) as caught:
+        asyncio.run(load())
+    assert caught.value.message.startswith("Model 'mine': ")
+    assert "checkpoints/run-21 is no folder here" in caught.value.message
+    assert "did you mean 'run-12'?" in caught.value.message
+    assert "the Hub does not give it" in caught.value.message
+
+
+def test_messages_name_the_id_of_the_configuration() -> None:
+    models = [{"id": "mine", "loader": "model_loaders.demo:load_model"}]
+
+    async def embed() -> None:
+        host = ModelHost(read_args({"models": models}), "cpu")
+        try:
+            async with host.leases.lease("mine") as model:
+                assert model.info.model_name == "demo"
+                model.hooks.check_images("messages")
+        finally:
+            await host.close()
+
+    with pytest.raises(Exception, match="Model 'mine' takes no images"):
+        asyncio.run(embed())
