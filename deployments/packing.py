@@ -9,16 +9,12 @@ from __future__ import annotations
 import io
 import pickle
 from array import array
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from deployments.core.calls import TokensPrompt
+from deployments.core.calls import LARGE, TokensPrompt
 from deployments.host.worker import Worker
-
-LARGE: ContextVar[bool] = ContextVar("large", default=False)
-"""Whether the request that is being answered is large."""
 
 _LEVELS = 2
 _IDS = 1 << 14

@@ -36,6 +36,9 @@ class ModelEntry(Strict):
     hook_timeout_s: float = Field(
         default=60.0, gt=0, description="Seconds until an encode, template or decode hook counts as hung."
     )
+    max_prompt_chars: int | None = Field(
+        default=None, ge=1, description="Longer texts are refused; None is 128 for each token of the context."
+    )
     load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
     load_retry_s: float = Field(default=60.0, ge=0, description="Seconds a failed load's error is answered again.")
 

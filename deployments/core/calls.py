@@ -6,10 +6,14 @@ The ingress needs no torch and the engine no pydantic. A stream of `deployments.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deployments.core.reasoning import ReasoningMarkers
+
+LARGE: ContextVar[bool] = ContextVar("large", default=False)
+"""Whether the request that is being answered is so large that the event loop should not work on all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

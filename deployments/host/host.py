@@ -240,7 +240,7 @@ class ModelHost:
     async def _prompts(self, model: LoadedModel, call: GenerateCall) -> list[EncodedPrompt]:
         model.check_text()
         _refuse_unsupported(call.sampling, model)
-        prompts = await model.encode(call.prompts)
+        prompts = await model.encode(call.prompts, fits=call.truncate_prompt is None)
         if call.truncate_prompt is None:
             return prompts
         most = call.truncate_prompt

@@ -22,6 +22,7 @@ from deployments.engine.text.terminators import terminator_ids
 from deployments.host.embedding.embedder import Embedder, check_ids
 from deployments.host.embedding.text import EmbeddingTexts
 from deployments.host.hook_probe import probe_hooks
+from deployments.host.prompt_limits import PromptLimits, is_long
 from deployments.host.template_processes import TemplateProcesses
 from deployments.host.worker import Worker
 from deployments.media.audio import AudioBudget, Samples, check_headers, decode_source, split_audio
@@ -104,6 +105,8 @@ class LoadedModel:
         self.speech = WhisperFormat.of(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.of(info, self.speech)
         self._codec = Worker(f"codec-{entry.id}")
+        self._long_codec: Worker | None = None
+        self._limits = PromptLimits(info, self.engine.max_model_len, entry.max_prompt_chars)
         self._embedding = Worker(f"embed-{entry.id}")
         self.submitting = Worker(f"submit-{entry.id}")
         sentence_format = format_of(info)
@@ -112,10 +115,26 @@ class LoadedModel:
         if isinstance(self.engine, NoTextEngine):
             self._embedder.probe()
 
-    async def encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-        """Render and encode prompts off the event loop."""
+    async def encode(self, prompts: Sequence[Prompt], *, fits: bool = False) -> list[EncodedPrompt]:
+        """Render and encode prompts off the event loop; long ones one at a time, in a thread that no other waits for.
+
+        Args:
+            fits: each has to fit into the context, so that one that is far too long is not encoded.
+
+        Raises:
+            ContextOverflow: one is too long for the context.
+            BadRequest: one is longer than `max_prompt_chars`, or cannot be encoded.
+        """
         prompts = [await self._written(prompt) for prompt in prompts]
-        return await self._off_loop(lambda: [self._encode(prompt) for prompt in prompts])
+        return await self._run(self._encoder(prompts), lambda: [self._encode(prompt, fits=fits) for prompt in prompts])
+
+    def _encoder(self, prompts: Sequence[Prompt]) -> Worker:
+        """The thread that encodes these prompts. A loader's own hooks are called by one thread alone."""
+        if not is_long(prompts) or self.info.encode is not None or self.info.apply_chat_template is not None:
+            return self._codec
+        if self._long_codec is None:
+            self._long_codec = Worker(f"long-codec-{self.entry.id}")
+        return self._long_codec
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -143,7 +162,8 @@ class LoadedModel:
         """
         self._refuse_speech()
         prompts = [await self._written(prompt) for prompt in prompts]
-        texts = await self._off_loop(lambda: [self._texts.encoded(prompt, options) for prompt in prompts])
+        encoder = self._encoder(prompts)
+        texts = await self._run(encoder, lambda: [self._texts.encoded(prompt, options) for prompt in prompts])
         for text in texts:
             check_ids(self.info.model, text, options.param)
         vectors: dict[int, bytes] = {}
@@ -203,6 +223,8 @@ class LoadedModel:
         """End the engine, run the loader's `close`, free memory. Blocks."""
         self.engine.close(CLOSE_LIMIT_S)
         self._codec.stop()
+        if self._long_codec is not None:
+            self._long_codec.stop()
         self._embedding.stop()
         self.submitting.stop()
         if self.info.close is not None:
@@ -219,17 +241,17 @@ class LoadedModel:
                 f"A hook of model {self.entry.id!r} has not returned for {self.entry.hook_timeout_s:g} s (at {error})."
             ) from None
 
-    def _encode(self, prompt: Prompt) -> EncodedPrompt:
+    def _encode(self, prompt: Prompt, *, fits: bool = False) -> EncodedPrompt:
         match prompt:
             case TokensPrompt():
                 return EncodedPrompt(text=None, encoded=Encoded(input_ids=list(prompt.token_ids)))
             case TextPrompt():
-                return self._encode_text(prompt)
+                return self._encode_text(prompt, fits)
             case WrittenChat():
-                return self._encode_shown(prompt.shown, prompt.text)
+                return self._encode_shown(prompt.shown, prompt.text, fits)
             case ChatPrompt():
                 shown = self._shown(prompt)
-                return self._encode_shown(shown, self.hooks.render(shown.chat))
+                return self._encode_shown(shown, self.hooks.render(shown.chat), fits)
 
     async def _written(self, prompt: Prompt) -> Prompt:
         """A conversation that brings its own template is rendered while others are encoded, in another process."""
@@ -243,7 +265,9 @@ class LoadedModel:
         found = self._encode(prompt)
         return found.text, found.encoded
 
-    def _encode_text(self, prompt: TextPrompt) -> EncodedPrompt:
+    def _encode_text(self, prompt: TextPrompt, fits: bool) -> EncodedPrompt:
+        self._limits.check(prompt.text, "prompt", fits=fits)
+
         def encode(text: str, marked: bool) -> Encoded:
             return self.hooks.encode(text, add_special_tokens=prompt.add_special_tokens, marked=marked)
 
@@ -253,7 +277,8 @@ class LoadedModel:
         text, encoded = self.hooks.marks.encode(marked, "prompt", encode)
         return EncodedPrompt(text=text, encoded=encoded)
 
-    def _encode_shown(self, shown: ShownChat, text: str) -> EncodedPrompt:
+    def _encode_shown(self, shown: ShownChat, text: str, fits: bool) -> EncodedPrompt:
+        self._limits.check(text, "messages", fits=fits)
         self.hooks.marks.check_places(text, shown.chat)
         images, sounds = self._decoded(shown)
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from fastapi import Request, Response
 
 from deployments.config.api import ApiOptions
-from deployments.core.calls import Call
+from deployments.core.calls import LARGE, Call
 from deployments.core.client import ModelClient
 from deployments.core.errors import BadRequest, TroupeError, UnsupportedParameter
 from deployments.core.events import Event
@@ -26,7 +26,6 @@ from deployments.openai.http.body import LARGE_BYTES, aside, parse_object, read_
 from deployments.openai.http.cancel import Disconnected
 from deployments.openai.http.errors import error_response, internal_error
 from deployments.openai.http.form import read_form
-from deployments.packing import LARGE
 
 logger = logging.getLogger(__name__)
 

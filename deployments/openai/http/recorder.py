@@ -18,11 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from deployments.core.calls import Call
+from deployments.core.calls import LARGE, Call
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.core.events import Accepted, Delta, Event, Failed, Finished
 from deployments.core.transcript import Spoken
-from deployments.packing import LARGE
 
 logger = logging.getLogger(__name__)
 
