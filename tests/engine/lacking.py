@@ -36,4 +36,4 @@ def unless_it_lacks(name: str) -> Iterator[None]:
     except _FAULTS as error:
         if not is_older():
             raise
-        pytest.skip(f"transformers {INSTALLED} has no right {name}: {type(error).__name__}: {error}")
+        pytest.skip(f"transformers {INSTALLED} cannot run {name}: {type(error).__name__}: {error}")

@@ -48,8 +48,10 @@ def cache_argument(model: Any) -> str | None:
         found = list(dict.fromkeys(name for forward in _inner_forwards(model) for name in _named(forward)))
         found = found or [generate_cache_name()]
     left = [name for name, p in parameters.items() if p.default is None and not _OTHERS.search(name)]
-    fitting = (name for name in dict.fromkeys([*found, *left]) if _fills(model, name))
-    return next(fitting, found[0] if found else None)
+    tried = list(dict.fromkeys([*found, *left]))
+    if found and len(tried) == 1:
+        return found[0]
+    return next((name for name in tried if _fills(model, name)), found[0] if found else None)
 
 
 def argument_of(function: Callable[..., Any]) -> str:
@@ -193,9 +195,11 @@ def _fills(model: Any, name: str) -> bool:
     fresh = fresh_state(model)
     try:
         device = model.get_input_embeddings().weight.device
+        # Padding in a prompt would be a warning.
+        ids = [i for i in (1, 2, 3) if i != getattr(model.config, "pad_token_id", None)][:2]
         held = DynamicCache(config=model.config.get_text_config(decoder=True))
         with torch.inference_mode():
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), **{name: held})
+            model(input_ids=torch.tensor([ids], device=device), **{name: held})
         return any(getattr(layer, "is_initialized", False) for layer in held.layers)
     except Exception:
         return False

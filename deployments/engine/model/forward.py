@@ -17,7 +17,7 @@ from torch import Tensor
 from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache
 from deployments.engine.library.transformers_internals import generate_cache_name, position_ids
 from deployments.engine.model.attention import decoding
-from deployments.engine.model.cache_argument import cache_argument
+from deployments.engine.model.cache_argument import argument_of, cache_argument
 from deployments.engine.model.encoder_side import EncoderSide, decoder_prompt, decoder_start
 from deployments.engine.model.fresh_state import fresh_state
 from deployments.engine.model.positions import RowPositions
@@ -189,15 +189,18 @@ class Forward:
         """
         ids = torch.tensor([list(token_ids)]).to(self.device)
         extra: dict[str, Any] = {key: self._placed(value) for key, value in inputs.items()}
-        extra[self.cache_name] = cache
         if self._names_mask:
             extra["attention_mask"] = torch.ones_like(ids)
         if self._names_positions and "position_ids" not in extra:
-            known = {key: value for key, value in extra.items() if key != self.cache_name}
-            extra["position_ids"] = position_ids(self.model, ids, known)
+            extra["position_ids"] = position_ids(self.model, ids, extra)
         if self._takes_keep and not all_logits:
             extra["logits_to_keep"] = 1
-        arguments = self.model.prepare_inputs_for_generation(ids, is_first_iteration=True, use_cache=True, **extra)
+        prepare = self.model.prepare_inputs_for_generation
+        extra[argument_of(prepare)] = cache
+        arguments = prepare(ids, is_first_iteration=True, use_cache=True, **extra)
+        # Its name of the cache need not be that of the forward.
+        arguments = {name: value for name, value in arguments.items() if value is not cache}
+        arguments[self.cache_name] = cache
         # Its own positions tell how long a prompt is: an image may take fewer of them than it has tokens.
         lengths = [[whole] * len(token_ids)] if whole > len(token_ids) else [[]]
         with self.rotary.of(lambda: lengths):

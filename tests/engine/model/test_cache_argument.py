@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Cache, DynamicCache, LlamaForCausalLM, LlamaModel
+from transformers import Cache, DynamicCache, LlamaForCausalLM, LlamaModel, LlavaForConditionalGeneration
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
@@ -21,7 +21,8 @@ from deployments.engine.generate.call import GenerateCall
 from deployments.engine.generate.engine import OneShotEngine
 from deployments.engine.model.cache_argument import argument_of, cache_argument
 from deployments.engine.verify.capabilities import rows_can_hold
-from tests.engine.running import generate_alone, model_info, prompt, submit
+from tests.engine.architectures import VISION, llava
+from tests.engine.running import generate_alone, model_info, prompt, row_engine, submit
 from tests.tiny import llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -241,6 +242,25 @@ def test_a_trial_leaves_nothing_on_the_modules() -> None:
     cache_argument(model)
     kept = {name: set(vars(module)) - {"_troupe_fresh_state"} for name, module in model.named_modules()}
     assert kept == before
+
+
+class Seeing(LlavaForConditionalGeneration):
+    """A model of images that names its cache in its own way; what prepares its inputs is the library's."""
+
+    def forward(self, input_ids: Any = None, beads: Cache | None = None, **kwargs: Any) -> Any:
+        return super().forward(input_ids=input_ids, **{**kwargs, OWN: beads})
+
+
+def test_a_prompt_with_an_image() -> None:
+    _, image, media = VISION["llava"]
+    engine = row_engine(llava(kind=Seeing))
+    prompts = [[*prompt(i, 3), *image, *prompt(9 + i, 8)] for i in range(3)]
+    inputs = [media(ids, i) for i, ids in enumerate(prompts)]
+    sent = zip(prompts, inputs, strict=True)
+    answers = [submit(engine, ids, TOKENS, inputs=shown, salt=str(i)) for i, (ids, shown) in enumerate(sent)]
+    for answer, ids, shown in zip(answers, prompts, inputs, strict=True):
+        assert answer.wait().token_ids == generate_alone(llava(), ids, TOKENS, **shown).token_ids
+    engine.close(5)
 
 
 # Outputs with a class of their own.

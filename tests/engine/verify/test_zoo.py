@@ -36,7 +36,7 @@ def test_types_that_get_rows(name: str, caplog: pytest.LogCaptureFixture) -> Non
     with as_alone(ZOO[name]) as checks:
         kind = checks.engine.stats().kind
         if kind != "continuous_batching" and is_older():
-            pytest.skip(f"transformers {INSTALLED} has no right {name}: {caplog.messages[-1]}")
+            pytest.skip(f"transformers {INSTALLED} does not batch {name}: {caplog.messages[-1]}")
         assert kind == "continuous_batching"
 
 
