@@ -16,7 +16,7 @@ from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
 from deployments.core.events import Delta, EngineEvent, Failed
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
 
@@ -67,7 +67,7 @@ class Engine:
             "memory_gib": arguments.memory_gib,
             "threads": arguments.threads,
         }
-        self.row_engine = apart(lambda: RowEngine(info, Hooks(info), EngineOptions(**{**settings, **options})))
+        self.row_engine = apart(lambda: BatchingEngine(info, Hooks(info), EngineOptions(**{**settings, **options})))
         self._count = 0
         self.steps: list[float] = []
 

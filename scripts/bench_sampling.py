@@ -14,7 +14,7 @@ from bench_baselines import synchronize
 
 from deployments.core.calls import SamplingParams
 from deployments.engine.sampling.sample import sample_rows
-from deployments.engine.sampling.state import RowSampler
+from deployments.engine.sampling.state import SequenceSampler
 
 ROWS, VOCAB, WIDTH = 32, 128_256, 2048
 """Rows, and the head of a model of 1 B parameters."""
@@ -58,7 +58,7 @@ def sampling(model: Any, arguments: Namespace, bytes_per_second: float) -> list[
         peaked = flat.scatter_add(1, likely, raised)
         for name, wish in WISHES.items():
             rows = [
-                RowSampler(
+                SequenceSampler(
                     SamplingParams(seed=i, **wish), range(300), eos_ids=frozenset(), vocab_size=VOCAB, device=device
                 )
                 for i in range(ROWS)

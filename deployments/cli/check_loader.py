@@ -19,7 +19,7 @@ from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams, Tex
 from deployments.core.client import EmbedOptions
 from deployments.core.errors import ConfigError, TemplateFailed, TroupeError
 from deployments.core.events import Delta, Failed, Finished
-from deployments.core.transcript import Heard, Spoken
+from deployments.core.transcript import TranscriptionStarted, TranscriptSegment
 from deployments.engine.no_text import NoTextEngine
 from deployments.host.host import ModelHost
 
@@ -94,9 +94,9 @@ async def _transcribe(host: ModelHost, max_tokens: int) -> None:
         match event:
             case Failed():
                 raise event.error
-            case Heard():
+            case TranscriptionStarted():
                 _say("hear", f"{event.duration:g} s of a tone, taken for {event.language}")
-            case Spoken():
+            case TranscriptSegment():
                 _say("write", repr(event.text))
             case Finished():
                 tokens, seconds = event.usage.completion_tokens, time.monotonic() - started

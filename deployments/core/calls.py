@@ -177,7 +177,9 @@ class GenerateCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscribeCall:
-    """One request for the text of a recording. Answered by `Heard`, `Spoken`s and `Finished`, or by `Failed`.
+    """One request for the text of a recording.
+
+    Answered by `TranscriptionStarted`, `TranscriptSegment`s and `Finished`, or by `Failed`.
 
     Attributes:
         model: a configured id, aliases resolved.

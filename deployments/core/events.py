@@ -11,7 +11,7 @@ from typing import Literal
 
 from deployments.core.errors import TroupeError
 from deployments.core.logprobs import TokenLogprob
-from deployments.core.transcript import Heard, Spoken
+from deployments.core.transcript import TranscriptionStarted, TranscriptSegment
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -106,7 +106,7 @@ class Failed:
     error: TroupeError
 
 
-Event = Accepted | PromptScores | Delta | Heard | Spoken | Finished | Failed
+Event = Accepted | PromptScores | Delta | TranscriptionStarted | TranscriptSegment | Finished | Failed
 
 
 EngineEvent = PromptScores | Delta | Failed

@@ -8,7 +8,7 @@ from deployments.core.logprobs import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class TranscriptionStarted:
     """A recording is decoded: the English name of its language (such as `english`) and its length in seconds."""
 
     language: str
@@ -47,7 +47,7 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spoken:
+class TranscriptSegment:
     """What a transcription has gained. The texts of all, joined, are the whole."""
 
     text: str = ""

@@ -8,8 +8,8 @@ from dataclasses import replace
 from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelLoadFailed
 from deployments.engine.base.protocol import Engine
-from deployments.engine.batching.engine import RowEngine
-from deployments.engine.generate.engine import OneShotEngine, is_stock, own_settings
+from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.generate.engine import GenerateEngine, is_stock, own_settings
 from deployments.engine.model.cache_argument import accept_old_fields
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.no_text import NoTextEngine, gives_text
@@ -45,14 +45,14 @@ def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float
     hooks = Hooks(info)
     hooked = info.generate is not None and not is_stock(info)
     if options.kind == "generate" or (options.kind == "auto" and hooked):
-        return OneShotEngine(info, options, hooks, turn_limit_s=turn_limit_s)
+        return GenerateEngine(info, options, hooks, turn_limit_s=turn_limit_s)
     if options.kind == "continuous_batching":
         return _rows(info, hooks, options, hooked)
     found = _proven_rows(info, hooks, options)
     if isinstance(found, str):
         name = info.label or type(info.model).__name__
         logger.warning("Model %s runs in the generate engine, which batches little: %s.", name, found)
-        return OneShotEngine(info, options, hooks, turn_limit_s=turn_limit_s)
+        return GenerateEngine(info, options, hooks, turn_limit_s=turn_limit_s)
     return found
 
 
@@ -70,14 +70,14 @@ def _with_generate(info: ModelInfo) -> ModelInfo:
     return replace(info, generate=own)
 
 
-def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -> RowEngine:
+def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -> BatchingEngine:
     """Rows or an error."""
     name = info.label or type(info.model).__name__
     reason = "its loader has a generate hook, which only the generate engine calls" if hooked else None
     reason = reason or rows_can_hold(info.model)
     if reason is None:
         try:
-            return RowEngine(info, hooks, options)
+            return BatchingEngine(info, hooks, options)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
     raise ModelLoadFailed(
@@ -85,13 +85,13 @@ def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -
     )
 
 
-def _proven_rows(info: ModelInfo, hooks: Hooks, options: EngineOptions) -> RowEngine | str:
+def _proven_rows(info: ModelInfo, hooks: Hooks, options: EngineOptions) -> BatchingEngine | str:
     """Rows that agree with `generate`, or why there are none."""
     reason = rows_can_hold(info.model)
     if reason is not None:
         return reason
     try:
-        engine = RowEngine(info, hooks, options)
+        engine = BatchingEngine(info, hooks, options)
     except Exception as error:
         return f"rows cannot run it: {type(error).__name__}: {error}"
     try:

@@ -8,7 +8,7 @@ from deployments.config.engine import EngineOptions
 from deployments.core.errors import UnsupportedParameter
 from deployments.engine.base.admission import ALL_PARAMS, context_length
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
-from deployments.engine.model.rotary import RowRotary
+from deployments.engine.model.rotary import SequenceRotary
 from model_loaders.contract import ModelInfo
 
 
@@ -26,7 +26,7 @@ class NoTextEngine:
         self.max_model_len = context_length(info, options)
         self.supports = ALL_PARAMS
         # Each text gets the rotary frequencies of its own length, whatever was embedded before.
-        RowRotary(info.model, self.max_model_len)
+        SequenceRotary(info.model, self.max_model_len)
         self._name = info.label
         self._class = type(info.model).__name__
 

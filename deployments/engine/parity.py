@@ -89,7 +89,7 @@ def _encoded(model: Any, hooks: Hooks, prompts: list[Encoded]) -> list[Encoded]:
         return prompts
     cut = shorter(model, inputs)
     given = [inputs, cut or inputs]
-    return [replace(prompt, model_inputs=given[i % 2], salt=f"parity-{i}") for i, prompt in enumerate(prompts)]
+    return [replace(prompt, model_inputs=given[i % 2], content_key=f"parity-{i}") for i, prompt in enumerate(prompts)]
 
 
 def image_prompt(hooks: Hooks) -> list[Encoded]:
@@ -121,7 +121,7 @@ def _request(number: int, prompt: Encoded) -> EngineRequest:
         input_ids=list(prompt.input_ids),
         sampling=SamplingParams(max_tokens=_TOKENS, temperature=0.0, ignore_eos=True, logprobs=2),
         model_inputs=prompt.model_inputs,
-        salt=prompt.salt,
+        content_key=prompt.content_key,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams
 from deployments.core.events import Accepted, Delta, EngineEvent, Event, Failed, Finished, PromptScores, Timings, Usage
-from deployments.engine.base.event_queue import Inbox, merge_deltas
+from deployments.engine.base.event_queue import EventQueue, merge_deltas
 from deployments.engine.base.protocol import Engine, EngineRequest
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Generation:
         self._interval = interval if call.stream else None
         self._max_model_len = max_model_len
         self._per_prompt = max(call.n, call.best_of or 0)
-        self._inbox = Inbox()
+        self._inbox = EventQueue()
         self._running: set[int] = set()
         self._lock = threading.Lock()
         self._cancelled = False
@@ -75,7 +75,7 @@ class Generation:
                     input_ids=prompt.encoded.input_ids,
                     sampling=self._sampling(j, max_tokens),
                     model_inputs=prompt.encoded.model_inputs,
-                    salt=prompt.encoded.salt,
+                    content_key=prompt.encoded.content_key,
                     prompt_text=prompt.text,
                     continues=continues,
                     reasoning=markers,

@@ -102,8 +102,8 @@ class LoadedModel:
         self.hooks = Hooks(info)
         self._card: dict[str, Any] | None = None
         self.engine: Engine = build_engine(info, entry.engine, turn_limit_s=entry.hook_timeout_s)
-        self.speech = WhisperFormat.of(info) if info.engine is None and info.generate is None else None
-        self._aligner = None if self.speech is None else WordAligner.of(info, self.speech)
+        self.speech = WhisperFormat.from_info(info) if info.engine is None and info.generate is None else None
+        self._aligner = None if self.speech is None else WordAligner.from_info(info, self.speech)
         self._codec = Worker(f"codec-{entry.id}")
         self._long_codec: Worker | None = None
         self._limits = PromptLimits(info, self.engine.max_model_len, entry.max_prompt_chars)

@@ -16,7 +16,7 @@ from deployments.openai.http.api import Api
 from deployments.openai.http.errors import error_response, internal_error
 from deployments.openai.http.exchange import IGNORED_HEADER, SAMPLING_HEADER, endpoint
 from deployments.openai.http.keys import ApiKeys
-from deployments.openai.http.middleware import Boundary
+from deployments.openai.http.middleware import RequestMiddleware
 from deployments.openai.http.openapi import openapi
 from deployments.openai.http.paths import TidyPaths
 from deployments.openai.http.recorder import Recorder
@@ -38,7 +38,7 @@ def build_api(
     """The OpenAI API over the models of `client`.
 
     Args:
-        names_requests: see `Boundary`.
+        names_requests: see `RequestMiddleware`.
         more: routes beside those of `ROUTES`.
 
     Raises:
@@ -50,7 +50,7 @@ def build_api(
     app = FastAPI(title="Troupe", redirect_slashes=False)
     app.openapi = cache(partial(openapi, ROUTES, server_version(), keys=guarded))  # type: ignore[method-assign]
     paths = TidyPaths(name for card in client.models() for name in (card.id, *card.aliases))
-    app.add_middleware(Boundary, options=options, keys=keys, paths=paths, names_requests=names_requests)
+    app.add_middleware(RequestMiddleware, options=options, keys=keys, paths=paths, names_requests=names_requests)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -19,12 +19,12 @@ class Encoded:
     Attributes:
         input_ids: token ids of the one prompt.
         model_inputs: every other tensor the encoder returned, batch dimension 1, on the CPU.
-        salt: digest of `model_inputs`; "" when there are none.
+        content_key: digest of `model_inputs`; "" when there are none.
     """
 
     input_ids: list[int]
     model_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    salt: str = ""
+    content_key: str = ""
 
 
 def as_encoded(returned: Any) -> Encoded:
@@ -49,7 +49,7 @@ def as_encoded(returned: Any) -> Encoded:
     if hidden is not None and not (shown := _mask(hidden, len(ids))).all():
         rest = {k: v[..., shown] if v.shape[-1:] == shown.shape and v.dim() <= 2 else v for k, v in rest.items()}
         ids = ids[shown]
-    return Encoded(input_ids=ids.tolist(), model_inputs=rest, salt=_digest(rest))
+    return Encoded(input_ids=ids.tolist(), model_inputs=rest, content_key=_digest(rest))
 
 
 def vocab_size(model: Any) -> int | None:

@@ -33,7 +33,7 @@ class Prompt:
 
     ids: list[int]
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    salt: str = ""
+    content_key: str = ""
 
 
 class AsAlone:
@@ -66,7 +66,7 @@ class AsAlone:
 
     def send(self, asked: Prompt, **sampling: Any) -> Run:
         settings = {"max_tokens": TOKENS, "ignore_eos": True, "logprobs": 0, **sampling}
-        return start(self.engine, asked.ids, model_inputs=asked.inputs, salt=asked.salt, **settings)
+        return start(self.engine, asked.ids, model_inputs=asked.inputs, content_key=asked.content_key, **settings)
 
     def check(self, prompts: Sequence[Prompt], runs: Sequence[Run]) -> None:
         """Wait for greedy answers, and compare them once the engine is idle: some forwards set torch's global seed."""
@@ -99,7 +99,7 @@ class AsAlone:
         self.check([asked], [first])
         ids = [*asked.ids, *first.tokens, *prompt(77, 20)]
         inputs = self.specimen.inputs(len(ids), 0) if asked.inputs else {}
-        again = Prompt(ids, {**asked.inputs, **self._of_length(inputs, asked.inputs)}, asked.salt)
+        again = Prompt(ids, {**asked.inputs, **self._of_length(inputs, asked.inputs)}, asked.content_key)
         self.check([again], [self.send(again)])
 
     def _of_length(self, longer: Mapping[str, torch.Tensor], first: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def start(
     input_ids: Sequence[int],
     *,
     model_inputs: Mapping[str, torch.Tensor] | None = None,
-    salt: str = "",
+    content_key: str = "",
     **kwargs: Any,
 ) -> Run:
     """Submit a request; `kwargs` are its sampling parameters, greedy and 16 tokens unless they say otherwise."""
@@ -90,7 +90,7 @@ def start(
         input_ids=list(input_ids),
         sampling=SamplingParams(**kwargs),
         model_inputs=model_inputs or {},
-        salt=salt,
+        content_key=content_key,
     )
     engine.submit(request, run.events.put)
     return run

@@ -16,7 +16,7 @@ from deployments.core.calls import SamplingParams
 from deployments.core.errors import TroupeError
 from deployments.core.events import Delta, EngineEvent, Failed, PromptScores
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.model.cache_argument import take_generate_cache
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
@@ -37,10 +37,10 @@ def model_info(model: Any, **kwargs: Any) -> ModelInfo:
     )
 
 
-def row_engine(model: Any, **options: Any) -> RowEngine:
+def row_engine(model: Any, **options: Any) -> BatchingEngine:
     """An engine with room for tests."""
     info = model_info(model)
-    return RowEngine(info, Hooks(info), EngineOptions(**{"memory_gib": 0.25, **options}))
+    return BatchingEngine(info, Hooks(info), EngineOptions(**{"memory_gib": 0.25, **options}))
 
 
 def prompt(seed: int, length: int, vocab: int = 150) -> list[int]:
@@ -98,13 +98,13 @@ class Answer:
 
 
 def submit(
-    engine: RowEngine,
+    engine: BatchingEngine,
     ids: Sequence[int],
     max_tokens: int,
     *,
     name: str = "",
     inputs: Mapping[str, torch.Tensor] | None = None,
-    salt: str = "",
+    content_key: str = "",
     on_delta: Callable[[Answer], None] | None = None,
     **sampling: Any,
 ) -> Answer:
@@ -112,7 +112,11 @@ def submit(
     answer = Answer(name or f"request-{random.getrandbits(64):x}", on_delta=on_delta)
     params = SamplingParams(**{"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True, **sampling})
     request = EngineRequest(
-        request_id=answer.request_id, input_ids=list(ids), sampling=params, model_inputs=inputs or {}, salt=salt
+        request_id=answer.request_id,
+        input_ids=list(ids),
+        sampling=params,
+        model_inputs=inputs or {},
+        content_key=content_key,
     )
     engine.submit(request, answer.emit)
     return answer

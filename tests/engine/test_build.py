@@ -12,9 +12,9 @@ from deployments.core.errors import ModelLoadFailed
 from deployments.engine import build as choice
 from deployments.engine import parity
 from deployments.engine.base.protocol import Engine
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.build import build_engine
-from deployments.engine.generate.engine import OneShotEngine
+from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.parity import image_prompt
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
@@ -50,7 +50,7 @@ class TestAuto:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_a_decoder_gets_rows(self, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
         engine = build(llama().to(dtype))
-        assert isinstance(engine, RowEngine)
+        assert isinstance(engine, BatchingEngine)
         assert not caplog.records
         engine.close()
 
@@ -59,7 +59,7 @@ class TestAuto:
     ) -> None:
         monkeypatch.setattr(parity, "_PATIENCE", 0.0)
         engine = build()
-        assert isinstance(engine, RowEngine)
+        assert isinstance(engine, BatchingEngine)
         assert not caplog.records
         engine.close()
 
@@ -67,7 +67,7 @@ class TestAuto:
         model = shifted()
         with caplog.at_level(logging.WARNING):
             engine = build(model)
-        assert isinstance(engine, OneShotEngine)
+        assert isinstance(engine, GenerateEngine)
         assert [r.levelname for r in caplog.records] == ["WARNING"]
         assert "tiny" in caplog.text
         assert "differ from generate's" in caplog.text
@@ -76,7 +76,7 @@ class TestAuto:
 
     def test_the_probe_would_pass_the_same_model_unshifted(self) -> None:
         engine = build(llama())
-        assert isinstance(engine, RowEngine)
+        assert isinstance(engine, BatchingEngine)
         engine.close()
 
     def test_a_model_rows_cannot_hold_is_served_all_the_same(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -85,7 +85,7 @@ class TestAuto:
         model = decoder("openai-gpt")
         with caplog.at_level(logging.WARNING):
             engine = build(model, tokenizer=None, encode=lambda text: [[1]], decode=lambda ids: " ".join(map(str, ids)))
-        assert isinstance(engine, OneShotEngine)
+        assert isinstance(engine, GenerateEngine)
         assert len(caplog.records) == 1
         assert ask(engine, [5, 6, 7], max_tokens=6, ignore_eos=True).tokens == greedy(model, [5, 6, 7], 6)
         engine.close()
@@ -93,7 +93,7 @@ class TestAuto:
     def test_an_engine_that_fails_in_the_probe_is_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         closed = []
 
-        class Broken(RowEngine):
+        class Broken(BatchingEngine):
             def submit(self, *args: Any) -> None:
                 raise RuntimeError("no")
 
@@ -101,9 +101,9 @@ class TestAuto:
                 closed.append(True)
                 super().close(timeout)
 
-        monkeypatch.setattr(choice, "RowEngine", Broken)
+        monkeypatch.setattr(choice, "BatchingEngine", Broken)
         engine = build()
-        assert isinstance(engine, OneShotEngine)
+        assert isinstance(engine, GenerateEngine)
         assert closed
         engine.close()
 
@@ -118,7 +118,7 @@ class TestAuto:
     def test_the_models_own_generate_as_a_hook_is_no_hook(self) -> None:
         model = llama()
         engine = build(model, generate=model.generate)
-        assert isinstance(engine, RowEngine)
+        assert isinstance(engine, BatchingEngine)
         engine.close()
 
 
@@ -157,9 +157,9 @@ class TestImages:
         [prompt] = image_prompt(Hooks(info))
         assert prompt.input_ids.count(info.model.config.image_token_id) == 4
         assert prompt.model_inputs["pixel_values"].shape == (1, 3, 28, 28)
-        assert prompt.salt
+        assert prompt.content_key
         engine = build_engine(info, EngineOptions(memory_gib=0.1))
-        assert isinstance(engine, RowEngine)
+        assert isinstance(engine, BatchingEngine)
         engine.close()
 
     def test_a_template_writes_the_images_place(self) -> None:
@@ -172,23 +172,23 @@ class TestImages:
     def test_a_model_that_is_wrong_with_images_only_gets_no_rows(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.WARNING):
             engine = build(**self.loaded(Forgetful))
-        assert isinstance(engine, OneShotEngine)
+        assert isinstance(engine, GenerateEngine)
         assert "differ from generate's" in caplog.text
         engine.close()
         without_eyes = build(**self.loaded(Forgetful, processor=None))
-        assert isinstance(without_eyes, RowEngine)
+        assert isinstance(without_eyes, BatchingEngine)
         without_eyes.close()
 
 
 class TestKinds:
     def test_generate(self) -> None:
         engine = build(kind="generate")
-        assert isinstance(engine, OneShotEngine)
+        assert isinstance(engine, GenerateEngine)
         engine.close()
 
     def test_rows_without_the_comparison(self) -> None:
         engine = build(shifted(), kind="continuous_batching")
-        assert isinstance(engine, RowEngine)
+        assert isinstance(engine, BatchingEngine)
         engine.close()
 
     def test_rows_refuse_a_hook_and_a_model_they_cannot_hold(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.cache.cache import UnknownLayer
 from deployments.engine.verify.capabilities import Unfaithful, rows_can_hold
 from tests.engine.architectures import DECODERS, ENCODER_DECODERS, NOT_HELD, VISION, decoder, encoder_decoder, whisper
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def staggered(
-    engine: RowEngine,
+    engine: BatchingEngine,
     prompts: Sequence[Sequence[int]],
     inputs: Sequence[Mapping[str, torch.Tensor]] | None = None,
 ) -> list[Answer]:
@@ -46,7 +46,7 @@ def staggered(
                     TOKENS[i],
                     name=str(i),
                     inputs=inputs[i] if inputs else None,
-                    salt=str(i) if inputs else "",
+                    content_key=str(i) if inputs else "",
                     logprobs=0,
                     on_delta=watch,
                 )

@@ -13,7 +13,7 @@ from deployments.core.events import Delta, EngineEvent, Failed
 from deployments.engine.base.protocol import Emit
 
 
-class Inbox:
+class EventQueue:
     """Collects the events of all choices of one request. Wakes its loop once per batch, not once per event."""
 
     def __init__(self) -> None:

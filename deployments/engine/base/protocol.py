@@ -30,7 +30,7 @@ class EngineRequest:
         sampling: with `max_tokens` set and the whole fitting in `max_model_len`.
         model_inputs: what the encoder returned beside `input_ids` and `attention_mask` (pixel values, input
             features, token types …), batch dimension 1, passed to the prefill forward or to `generate`.
-        salt: a digest of `model_inputs`, so that prompts with different images never share a prefix.
+        content_key: a digest of `model_inputs`, so that prompts with different images never share a prefix.
         prompt_text: the rendered prompt, for engines that take text.
         continues: the prompt is text that the answer goes on from, so that its first token keeps its space; the prompt
             of a chat ends with the template's markup instead.
@@ -44,7 +44,7 @@ class EngineRequest:
     input_ids: list[int]
     sampling: SamplingParams
     model_inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    salt: str = ""
+    content_key: str = ""
     prompt_text: str | None = None
     continues: bool = False
     reasoning: ReasoningMarkers | None = None

@@ -38,7 +38,7 @@ class BeamJobs:
 
     def job(self, request: EngineRequest, emit: Emit) -> Job:
         """A request's job, which the engine's thread queues; see `check_search`."""
-        output = ChoiceOutput.of(
+        output = ChoiceOutput.from_request(
             self._vocabulary, request, encoder_decoder=bool(getattr(self._model.config, "is_encoder_decoder", False))
         )
         return Job(request=request, emit=emit, output=output, on_token=lambda: None)

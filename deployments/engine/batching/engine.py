@@ -1,4 +1,4 @@
-"""The engine that batches continuously: requests of any length join and leave the running rows at any step."""
+"""The engine that batches continuously: requests of any length join and leave the running sequences at any step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from deployments.engine.batching.memory import default_budget, weight_bytes
 from deployments.engine.batching.prefill import Prefiller
 from deployments.engine.batching.prefix_cache import PrefixStore
 from deployments.engine.batching.prompt_lookup import prompt_lookup
-from deployments.engine.batching.row_builder import RowBuilder
 from deployments.engine.batching.running_batches import Limits
-from deployments.engine.batching.sequence import Row
+from deployments.engine.batching.sequence import Sequence
+from deployments.engine.batching.sequence_builder import SequenceBuilder
 from deployments.engine.batching.step_loop import StepLoop
 from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.model.forward import Forward
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 _GIB = 1 << 30
 
 
-class RowEngine:
+class BatchingEngine:
     """Serves one model through its stock `forward`, on a thread of its own. See `protocol.Engine`.
 
     Args:
@@ -52,7 +52,7 @@ class RowEngine:
         options: see `EngineOptions`.
 
     Raises:
-        UnknownLayer: the model's cache is none that rows can hold.
+        UnknownLayer: the model's cache is none that sequences can hold.
     """
 
     def __init__(self, info: ModelInfo, hooks: Hooks, options: EngineOptions) -> None:
@@ -67,19 +67,19 @@ class RowEngine:
         self._vocabulary = Vocabulary(info, hooks)
         self._forward = Forward(info.model, self._context, encoder_inputs(info.model, hooks))
         with torch.inference_mode():
-            self.capabilities = Capabilities.of(self._forward, self._context)
+            self.capabilities = Capabilities.measure(self._forward, self._context)
         self._logits_width = self.capabilities.logits_width
         self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
         if options.static_cache:
-            logger.warning("Engine option static_cache=True has no effect on rows: their caches grow.")
+            logger.warning("Engine option static_cache=True has no effect on sequences: their caches grow.")
         self._fixed = fixed_decode(self._forward, options)
         # A packed weight is nothing that torch.compile knows.
-        self._packed = PackedLinears.of(info.model, False if self._fixed is not None else options.pack_linears)
+        self._packed = PackedLinears.from_model(info.model, False if self._fixed is not None else options.pack_linears)
         self._deterministic = Deterministic(self._forward, options.max_batch_size) if options.deterministic else None
         self._loop = _step_loop(self._forward, self.capabilities, options, self._deterministic, self._fixed)
         self.max_model_len = _held_length(self._context, self._loop)
         self._beams = BeamJobs(info.model, self._vocabulary, self._context)
-        self._builder = RowBuilder(self._forward, self._vocabulary, self._logits_width, self._beams)
+        self._builder = SequenceBuilder(self._forward, self._vocabulary, self._logits_width, self._beams)
         self._changed = threading.Condition()
         self._building: dict[str, tuple[EngineRequest, Emit]] = {}
         self._commands: deque[Callable[[], None]] = deque()
@@ -88,11 +88,11 @@ class RowEngine:
         self._deadline = float("inf")
         self._death: BaseException | None = None
         self._stats = self._loop.stats()
-        self._thread = threading.Thread(target=self._work, name="row-engine", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="sequence-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
-        """See `protocol.Engine`. The row is made in a thread of the engine: the caller may be an event loop."""
+        """See `protocol.Engine`. The sequence is made in a thread of the engine: the caller may be an event loop."""
         params = request.sampling
         inputs = self._forward.model.get_input_embeddings().weight.shape[0]
         check_request(request, max_model_len=self._context, supports=self.supports, vocab=inputs)
@@ -117,7 +117,7 @@ class RowEngine:
         """Refuse a request that does not fit even alone."""
         length, encoded = self._builder.lengths(request)
         limits = self._loop.limits
-        need = self._loop.batches.row_bytes.of_row(length + (request.sampling.max_tokens or 1), encoded)
+        need = self._loop.batches.sequence_bytes.of_sequence(length + (request.sampling.max_tokens or 1), encoded)
         if need > limits.budget:
             raise BadRequest(
                 f"This request may need {need / _GIB:.2f} GiB of cache and the engine has "
@@ -126,7 +126,7 @@ class RowEngine:
             )
 
     def _begin(self, request: EngineRequest, deliver: Emit) -> None:
-        """Note a request as live, and as one whose row is to be made."""
+        """Note a request as live, and as one whose sequence is to be made."""
         with self._changed:
             if self._closing:
                 raise _unloading()
@@ -138,7 +138,7 @@ class RowEngine:
             self._building[request.request_id] = (request, deliver)
 
     def _build(self, request: EngineRequest, deliver: Emit, compiled: Future[CompiledGrammar] | None) -> None:
-        """Make a request's row and hand it to the engine's thread. Runs in the builder's thread."""
+        """Make a request's sequence and hand it to the engine's thread. Runs in the builder's thread."""
         if not self._is_building(request):
             return
         command: Callable[[], None] | None = None
@@ -157,7 +157,7 @@ class RowEngine:
             deliver(failure)
 
     def _is_building(self, request: EngineRequest) -> bool:
-        """Whether the request still waits for its row; it may have been cancelled, and sent again."""
+        """Whether the request still waits for its sequence; it may have been cancelled, and sent again."""
         found = self._building.get(request.request_id)
         return found is not None and found[0] is request
 
@@ -168,19 +168,19 @@ class RowEngine:
         if request.sampling.num_beams != 1:
             job = self._builder.search(request, deliver)
             return lambda: self._beams.queue(job)
-        row = self._row(request, deliver)
+        sequence = self._sequence(request, deliver)
         if compiled is not None:
-            row.sampler.mask = compiled.result().mask(
+            sequence.sampler.mask = compiled.result().mask(
                 request.sampling.max_tokens or 1, reasoning=request.reasoning, opened=request.reasoning_opened
             )
-        return lambda: self._loop.add(row)
+        return lambda: self._loop.add(sequence)
 
-    def _row(self, request: EngineRequest, emit: Emit) -> Row:
+    def _sequence(self, request: EngineRequest, emit: Emit) -> Sequence:
         """The state of a new request."""
-        return self._builder.row(request, emit)
+        return self._builder.sequence(request, emit)
 
     def _stop_building(self) -> list[Emit]:
-        """Forget the requests whose rows are not made yet; `_changed` is held. Returns who is to be told."""
+        """Forget the requests whose sequences are not made yet; `_changed` is held. Returns who is to be told."""
         left, self._building = list(self._building.values()), {}
         return [deliver for _, deliver in left]
 
@@ -240,7 +240,7 @@ class RowEngine:
                     self._beams.run_next()
                 self._end()
         except BaseException as error:
-            logger.exception("The row engine's thread has died.")
+            logger.exception("The sequence engine's thread has died.")
             self._die(error)
         if self._deterministic is not None:
             self._deterministic.undo()
@@ -280,14 +280,14 @@ class RowEngine:
         try:
             command()
         except Exception as error:
-            logger.exception("The row engine could not do what it was asked; its requests are computed again.")
+            logger.exception("The sequence engine could not do what it was asked; its requests are computed again.")
             self._loop.recover(error)
 
     def _step(self) -> None:
         try:
             self._loop.step()
         except Exception as error:
-            logger.exception("A step of the row engine failed; its requests are computed again, each alone.")
+            logger.exception("A step of the sequence engine failed; its requests are computed again, each alone.")
             self._loop.recover(error)
         self._stats = self._loop.stats()
 
@@ -304,7 +304,7 @@ def _unloading() -> TroupeError:
 
 def _held_length(length: int, loop: StepLoop) -> int:
     """The context's length, or what the budget holds of it: a text without max_tokens may become so long."""
-    held = loop.batches.row_bytes.longest(loop.limits.budget, length)
+    held = loop.batches.sequence_bytes.longest(loop.limits.budget, length)
     if held < length:
         logger.warning(
             "The %.3g GiB for caches hold %d tokens of one request, the model's context has %d: longer requests are "
@@ -333,8 +333,8 @@ def _step_loop(
         budget=budget,
         split_bytes=weight_bytes(forward.model),
         mixes_lengths=capabilities.mixes,
-        joins=deterministic is None or deterministic.way != "alone",
-        border=None if deterministic is None else max(1, options.prefill_chunk),
+        joins=deterministic is None or deterministic.strategy != "isolated",
+        prefix_alignment=None if deterministic is None else max(1, options.prefill_chunk),
     )
     prefiller = Prefiller(
         forward,
@@ -348,4 +348,4 @@ def _step_loop(
     lookup = prompt_lookup(
         forward, options.prompt_lookup, chunks=capabilities.chunks, deterministic=deterministic is not None
     )
-    return StepLoop(forward, prefiller, store, capabilities.row_bytes, limits, decode, lookup)
+    return StepLoop(forward, prefiller, store, capabilities.sequence_bytes, limits, decode, lookup)

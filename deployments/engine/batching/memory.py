@@ -1,4 +1,4 @@
-"""How many bytes rows take, and how many there are."""
+"""How many bytes sequences take, and how many there are."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from deployments.engine.base.cgroup import free_bytes
 _CPU_SHARE, _DEVICE_SHARE = 0.5, 0.85
 
 
-def can_all_finish(budget: int, rows: Iterable[tuple[int, int]]) -> bool:
-    """Whether rows can end one after the other, each taking over what those before it have left.
+def can_all_finish(budget: int, sequences: Iterable[tuple[int, int]]) -> bool:
+    """Whether sequences can end one after the other, each taking over what those before it have left.
 
     This is the safe state of the banker's algorithm (Dijkstra, EWD 623), for a given order.
 
     Args:
         budget: bytes in all.
-        rows: what each row has now and needs in the end, the first to end first.
+        sequences: what each sequence has now and needs in the end, the first to end first.
     """
-    rows = list(rows)
-    spare = budget - sum(now for now, _ in rows)
-    for now, final in rows:
+    sequences = list(sequences)
+    spare = budget - sum(now for now, _ in sequences)
+    for now, final in sequences:
         if final - now > spare:
             return False
         spare += now

@@ -17,16 +17,16 @@ class Prefix:
     """The cache after some tokens, at rest.
 
     Attributes:
-        ids: the tokens in the cache, which has one row.
+        ids: the tokens in the cache, which has one sequence.
         logits: [vocab], of the token that follows; None where they were not kept.
-        salt: what the cache follows from beside its tokens.
+        content_key: what the cache follows from beside its tokens.
         prefilled: of the tokens, how many were computed as a prompt is.
     """
 
     ids: list[int]
     cache: AnyRowsCache
     offset: Offset
-    salt: object = ""
+    content_key: object = ""
     logits: Tensor | None = None
     prefilled: int = 0
 
@@ -34,19 +34,19 @@ class Prefix:
     def nbytes(self) -> int:
         return self.cache.nbytes + (0 if self.logits is None else self.logits.nbytes)
 
-    def usable(self, ids: Sequence[int], salt: object, border: int | None = None) -> int:
+    def usable(self, ids: Sequence[int], content_key: object, prefix_alignment: int | None = None) -> int:
         """How many of a prompt's first tokens need not be computed; all of them only where `logits` are kept.
 
         Args:
-            border: only multiples of so many tokens count, computed as a prompt is, or the whole prompt.
+            prefix_alignment: only multiples of so many tokens count, computed as a prompt is, or the whole prompt.
         """
-        if salt != self.salt or ids[:1] != self.ids[:1]:
+        if content_key != self.content_key or ids[:1] != self.ids[:1]:
             return 0
         common = common_prefix(self.ids, ids)
         if common == len(ids) and not (common == len(self.ids) and self.logits is not None):
             common -= 1
-        if border is not None and not common == len(ids) == self.prefilled:
-            common = min(common, self.prefilled) // border * border
+        if prefix_alignment is not None and not common == len(ids) == self.prefilled:
+            common = min(common, self.prefilled) // prefix_alignment * prefix_alignment
         return common if common > 0 and self.cache.holds(0, len(self.ids) - common) else 0
 
 
@@ -69,11 +69,13 @@ class PrefixStore:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, ids: Sequence[int], salt: object, border: int | None = None) -> tuple[Prefix | None, int]:
+    def find(
+        self, ids: Sequence[int], content_key: object, prefix_alignment: int | None = None
+    ) -> tuple[Prefix | None, int]:
         """The entry that saves most of a prompt, and how many tokens it saves; see `Prefix.usable`."""
         best, saved = None, 0
         for entry in self._entries:
-            usable = entry.usable(ids, salt, border)
+            usable = entry.usable(ids, content_key, prefix_alignment)
             if usable > saved:
                 best, saved = entry, usable
         if best is not None:
@@ -110,7 +112,7 @@ class PrefixStore:
 def _serves(longer: Prefix, entry: Prefix) -> bool:
     """Whether every prompt that could use `entry` could use `longer` as well, up to one token."""
     return (
-        longer.salt == entry.salt
+        longer.content_key == entry.content_key
         and longer.ids[: len(entry.ids)] == entry.ids
         and longer.prefilled >= entry.prefilled
         and longer.cache.holds(0, len(longer.ids) - len(entry.ids))

@@ -1,17 +1,18 @@
-"""Where a prompt may begin: prefixes kept for it, and rows that run and have the same beginning."""
+"""Where a prompt may begin: prefixes kept for it, and sequences that run and have the same beginning."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections import abc
+from collections.abc import Iterable
 
 from torch import Tensor
 
 from deployments.engine.base.failures import is_out_of_memory
-from deployments.engine.batching.prefill import Source
+from deployments.engine.batching.prefill import PrefixMatch
 from deployments.engine.batching.prefix_cache import Prefix, PrefixStore
-from deployments.engine.batching.sequence import Batch, Row, common_prefix
-from deployments.engine.cache.row_bytes import RowBytes
+from deployments.engine.batching.sequence import Batch, Sequence, common_prefix
+from deployments.engine.cache.sequence_bytes import SequenceBytes
 from deployments.engine.model.forward import Forward
 
 logger = logging.getLogger(__name__)
@@ -19,72 +20,79 @@ logger = logging.getLogger(__name__)
 _WORTH_REUSING = 16
 
 
-class Reuse:
+class PrefixReuse:
     """Finds the beginnings of prompts, and keeps them.
 
     Args:
         forward: the model's forward passes.
-        store: prefixes of finished rows.
-        row_bytes: what a row costs.
-        border: see `Limits.border`.
+        store: prefixes of finished sequences.
+        sequence_bytes: what a sequence costs.
+        prefix_alignment: see `Limits.prefix_alignment`.
     """
 
-    def __init__(self, forward: Forward, store: PrefixStore, row_bytes: RowBytes, border: int | None) -> None:
+    def __init__(
+        self, forward: Forward, store: PrefixStore, sequence_bytes: SequenceBytes, prefix_alignment: int | None
+    ) -> None:
         self._forward = forward
         self._store = store
-        self._row_bytes = row_bytes
-        self._border = border
+        self._sequence_bytes = sequence_bytes
+        self._prefix_alignment = prefix_alignment
 
-    def source(self, row: Row, batches: Iterable[Batch]) -> Source | None:
-        """The best beginning of a row's tokens among kept prefixes and running rows; sets the row's offset by it."""
-        border = self._border
-        if not self._shares(row) or (border is not None and row.request.model_inputs):
+    def source(self, sequence: Sequence, batches: Iterable[Batch]) -> PrefixMatch | None:
+        """The best beginning of a sequence among kept prefixes and running sequences; sets its offset."""
+        prefix_alignment = self._prefix_alignment
+        if not self._shares(sequence) or (prefix_alignment is not None and sequence.request.model_inputs):
             return None
-        entry, saved = self._store.find(row.ids, row.salt, border)
+        entry, saved = self._store.find(sequence.ids, sequence.content_key, prefix_alignment)
         source = None
         if entry is not None:
-            logits = entry.logits if saved == len(row.ids) else None
-            source = Source(entry.cache, 0, len(entry.ids) - saved, logits)
+            logits = entry.logits if saved == len(sequence.ids) else None
+            source = PrefixMatch(entry.cache, 0, len(entry.ids) - saved, logits)
             offset = entry.offset
         for batch in batches:
-            for index, other in enumerate(batch.rows):
-                if other.ids[:_WORTH_REUSING] != row.ids[:_WORTH_REUSING]:
+            for index, other in enumerate(batch.sequences):
+                if other.ids[:_WORTH_REUSING] != sequence.ids[:_WORTH_REUSING]:
                     continue
-                usable = min(common_prefix(other.ids, row.ids), len(row.ids) - 1, batch.cache.lengths[index])
-                if border is not None:
-                    usable = min(usable, self._prefilled(other)) // border * border
+                usable = min(common_prefix(other.ids, sequence.ids), len(sequence.ids) - 1, batch.cache.lengths[index])
+                if prefix_alignment is not None:
+                    usable = min(usable, self._prefilled(other)) // prefix_alignment * prefix_alignment
                 cut = batch.cache.lengths[index] - usable
-                if other.salt == row.salt and usable > saved and batch.cache.holds(index, cut):
-                    source, saved, offset = Source(batch.cache, index, cut), usable, other.offset
-        if source is None or saved < max(_WORTH_REUSING, row.media_end):
+                if other.content_key == sequence.content_key and usable > saved and batch.cache.holds(index, cut):
+                    source, saved, offset = PrefixMatch(batch.cache, index, cut), usable, other.offset
+        if source is None or saved < max(_WORTH_REUSING, sequence.media_end):
             return None
-        row.offset = offset
+        sequence.offset = offset
         return source
 
-    def soon_served(self, row: Row, source: Source | None, others: Sequence[Row]) -> Row | None:
-        """One of `others`, computed before a row, that has most of what it lacks, so that waiting saves work."""
-        if not self._shares(row):
+    def soon_served(
+        self, sequence: Sequence, source: PrefixMatch | None, others: abc.Sequence[Sequence]
+    ) -> Sequence | None:
+        """One of `others`, computed before a sequence, that has most of what it lacks, so that waiting saves work."""
+        if not self._shares(sequence):
             return None
         have = 0 if source is None else source.length
-        enough = have + max(_WORTH_REUSING, (len(row.ids) - have) // 2)
+        enough = have + max(_WORTH_REUSING, (len(sequence.ids) - have) // 2)
         for other in others:
-            begins_alike = other.salt == row.salt and other.ids[:_WORTH_REUSING] == row.ids[:_WORTH_REUSING]
-            if begins_alike and common_prefix(other.ids, row.ids) >= enough:
+            begins_alike = (
+                other.content_key == sequence.content_key
+                and other.ids[:_WORTH_REUSING] == sequence.ids[:_WORTH_REUSING]
+            )
+            if begins_alike and common_prefix(other.ids, sequence.ids) >= enough:
                 return other
         return None
 
     def keep(self, batch: Batch, index: int, room: int, logits: Tensor | None = None) -> None:
-        """Put a copy of a row's cache into the store, unless it is too short to be worth it or cannot be copied.
+        """Put a copy of a sequence's cache into the store, unless it is too short to be worth it or cannot be copied.
 
         Args:
             room: bytes that the store may have at most, beside its own limit.
-            logits: [vocab], of the row's next token; a copy of them is kept.
+            logits: [vocab], of the sequence's next token; a copy of them is kept.
         """
-        row, length = batch.rows[index], batch.cache.lengths[index]
-        lacks_mark = bool(row.request.model_inputs) and row.media_end == 0
+        sequence, length = batch.sequences[index], batch.cache.lengths[index]
+        lacks_mark = bool(sequence.request.model_inputs) and sequence.media_end == 0
         if not self._store.limit or length < _WORTH_REUSING or lacks_mark or self._forward.is_encoder_decoder:
             return
-        if self._row_bytes.of_row(length) > min(room, self._store.limit):
+        if self._sequence_bytes.of_sequence(length) > min(room, self._store.limit):
             return
         try:
             copy = batch.cache.copy_row(index)
@@ -95,18 +103,25 @@ class Reuse:
                 logger.warning("The prefix of a finished request cannot be kept.", exc_info=True)
             self._store.clear()
             return
-        prefilled = min(length, self._prefilled(row))
-        ids = row.ids[:length]
-        prefix = Prefix(ids=ids, cache=copy, offset=row.offset, salt=row.salt, logits=logits, prefilled=prefilled)
+        prefilled = min(length, self._prefilled(sequence))
+        ids = sequence.ids[:length]
+        prefix = Prefix(
+            ids=ids,
+            cache=copy,
+            offset=sequence.offset,
+            content_key=sequence.content_key,
+            logits=logits,
+            prefilled=prefilled,
+        )
         self._store.add(prefix)
         self._store.shrink(min(self._store.limit, room))
 
-    def _shares(self, row: Row) -> bool:
-        """Whether a row's tokens tell what its cache holds, so that it may begin with another's."""
-        whole = row.scorer is not None or self._forward.is_encoder_decoder
-        return self._store.limit > 0 and not whole and (row.media_end > 0 or not row.request.model_inputs)
+    def _shares(self, sequence: Sequence) -> bool:
+        """Whether a sequence's tokens tell what its cache holds, so that it may begin with another's."""
+        whole = sequence.scorer is not None or self._forward.is_encoder_decoder
+        return self._store.limit > 0 and not whole and (sequence.media_end > 0 or not sequence.request.model_inputs)
 
-    def _prefilled(self, row: Row) -> int:
-        """Tokens of a row that were computed as those of any prompt are; told in deterministic mode only."""
-        scored = row.request.sampling.prompt_logprobs is not None
-        return 0 if scored or self._border is None else row.prompt_length
+    def _prefilled(self, sequence: Sequence) -> int:
+        """Tokens of a sequence that were computed as those of any prompt are; told in deterministic mode only."""
+        scored = sequence.request.sampling.prompt_logprobs is not None
+        return 0 if scored or self._prefix_alignment is None else sequence.prompt_length

@@ -1,23 +1,23 @@
-"""Guessing a row's next tokens from its own text: what followed the last time these tokens came.
+"""Draft tokens from a sequence's own text: what followed the last time these tokens came.
 
-Agents repeat themselves: action names, file names, the phrases of their protocol. A forward over a row's last token and
-a few guesses costs little more than one over the last token alone, as long as rows are few. Every position is sampled
-as ever, so no text depends on the guesses; those that sampling confirms are steps saved
+Agents repeat themselves: action names, file names, the phrases of their protocol. A forward over a sequence's last
+token and a few draft tokens costs little more than one over the last token alone, as long as few sequences run. Every
+position is sampled as ever, so no text depends on the drafts; each that sampling confirms saves a step
 (https://github.com/apoorvumang/prompt-lookup-decoding).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import abc
 
 from torch import Tensor
 
-from deployments.engine.batching.sequence import Batch, Row
+from deployments.engine.batching.sequence import Batch, Sequence
 from deployments.engine.cache.cache import RowsCache, new_cache
 from deployments.engine.cache.layers import KeyValueRows
 from deployments.engine.model.forward import NO_OFFSET, Forward
-from deployments.engine.speedups.draft import Guesser
+from deployments.engine.speedups.draft import Drafter
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +26,14 @@ MOST_ROWS = 4
 
 
 class PromptLookup:
-    """Guesses for the rows of a batch.
+    """Guesses for the sequences of a batch.
 
     Args:
         forward: the model's forward passes; its layers must all have full attention.
         most: tokens guessed at a time.
 
     Attributes:
-        confirmed: guesses that sampling has confirmed.
+        confirmed: draft_tokens that sampling has confirmed.
     """
 
     def __init__(self, forward: Forward, most: int) -> None:
@@ -41,45 +41,48 @@ class PromptLookup:
         self._most = most
         self.confirmed = 0
 
-    def guesses(self, batch: Batch) -> list[list[int]] | None:
-        """Equally many tokens for every row; None where a plain step is better."""
-        rows = batch.rows
-        if len(rows) > MOST_ROWS or not isinstance(batch.cache, RowsCache):
+    def draft_tokens(self, batch: Batch) -> list[list[int]] | None:
+        """Equally many tokens for every sequence; None where a plain step is better."""
+        sequences = batch.sequences
+        if len(sequences) > MOST_ROWS or not isinstance(batch.cache, RowsCache):
             return None
-        if any(row.alone or row.offset != NO_OFFSET for row in rows):
+        if any(sequence.isolated or sequence.offset != NO_OFFSET for sequence in sequences):
             return None
-        most = min(self._most, *(self._room(row) for row in rows))
-        found = [self._guess(row, most) if most > 0 else [] for row in rows]
+        most = min(self._most, *(self._room(sequence) for sequence in sequences))
+        found = [self._draft(sequence, most) if most > 0 else [] for sequence in sequences]
         longest = max(map(len, found))
-        if 2 * sum(map(bool, found)) <= len(rows) - 1 or not longest:
+        if 2 * sum(map(bool, found)) <= len(sequences) - 1 or not longest:
             return None
-        return [[*guess, *row.ids[-1:] * (longest - len(guess))] for guess, row in zip(found, rows, strict=True)]
+        return [
+            [*drafts, *sequence.ids[-1:] * (longest - len(drafts))]
+            for drafts, sequence in zip(found, sequences, strict=True)
+        ]
 
-    def forward(self, batch: Batch, guesses: Sequence[Sequence[int]]) -> Tensor:
-        """Logits [rows, 1 + guesses, vocab]; the cache has all of these tokens then."""
-        tokens = [[row.ids[-1], *guess] for row, guess in zip(batch.rows, guesses, strict=True)]
+    def forward(self, batch: Batch, draft_tokens: abc.Sequence[abc.Sequence[int]]) -> Tensor:
+        """Logits [sequences, 1 + draft_tokens, vocab]; the cache has all of these tokens then."""
+        tokens = [[sequence.ids[-1], *drafts] for sequence, drafts in zip(batch.sequences, draft_tokens, strict=True)]
         return self._forward.prefill(tokens, batch.cache, all_logits=True, wholes=[0] * len(tokens)).logits
 
-    def settle(self, batch: Batch, guesses: Sequence[Sequence[int]], right: Sequence[int]) -> None:
-        """Take back what was guessed wrong; `right` is how many of each row's guesses were not."""
-        for row, count in zip(batch.rows, right, strict=True):
+    def settle(self, batch: Batch, draft_tokens: abc.Sequence[abc.Sequence[int]], right: abc.Sequence[int]) -> None:
+        """Take back what was guessed wrong; `right` is how many of each sequence's draft_tokens were not."""
+        for sequence, count in zip(batch.sequences, right, strict=True):
             self.confirmed += count
-            if row.guesser is not None:
-                row.guesser.learn(count, len(row.ids))
+            if sequence.drafter is not None:
+                sequence.drafter.learn(count, len(sequence.ids))
         assert isinstance(batch.cache, RowsCache)
-        batch.cache.trim([len(guess) - count for guess, count in zip(guesses, right, strict=True)])
+        batch.cache.trim([len(drafts) - count for drafts, count in zip(draft_tokens, right, strict=True)])
 
-    def _room(self, row: Row) -> int:
-        """Tokens that may be guessed after a row's last one."""
-        left = row.final_length - len(row.ids) - 1
-        room = self._forward.rotary.room(len(row.ids))
+    def _room(self, sequence: Sequence) -> int:
+        """Tokens that may be guessed after a sequence's last one."""
+        left = sequence.final_length - len(sequence.ids) - 1
+        room = self._forward.rotary.room(len(sequence.ids))
         return left if room is None else min(left, room)
 
     @staticmethod
-    def _guess(row: Row, most: int) -> list[int]:
-        if row.guesser is None:
-            row.guesser = Guesser()
-        return row.guesser.guess(row.ids, most)
+    def _draft(sequence: Sequence, most: int) -> list[int]:
+        if sequence.drafter is None:
+            sequence.drafter = Drafter()
+        return sequence.drafter.draft(sequence.ids, most)
 
 
 def prompt_lookup(forward: Forward, most: int, *, chunks: bool, deterministic: bool) -> PromptLookup | None:

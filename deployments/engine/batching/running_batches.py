@@ -1,40 +1,41 @@
-"""The batches that decode at the same time: when two of them become one, and which rows pause for want of memory.
+"""The batches that decode at the same time: when two of them become one, and which sequences pause for want of memory.
 
 Rows of very different lengths in one batch make the short ones read the padding of the long one; in two batches the
 weights are read twice. Both are bytes, so they are compared.
 
-Few rows become as long as they may, so rows are let in by what they need soon. As they grow, the youngest pause, with
-their caches kept, so that the oldest can always end: nothing is computed twice and no text depends on it.
+Few sequences become as long as they may, so they are let in by the bytes they need soon. As they grow, the youngest
+pause, with their caches kept, so that the oldest can always end: nothing is computed twice and no text depends on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deployments.engine.batching.memory import can_all_finish
-from deployments.engine.batching.sequence import Batch, Row
+from deployments.engine.batching.sequence import Batch, Sequence
 from deployments.engine.cache.layers import row_room
-from deployments.engine.cache.row_bytes import RowBytes
+from deployments.engine.cache.sequence_bytes import SequenceBytes
 
 _AHEAD = 32
-"""Tokens by which a running row is taken to be longer: its buffers grow by steps."""
+"""Tokens by which a running sequence is taken to be longer: its buffers grow by steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What rows may use.
+    """What sequences may use.
 
     Attributes:
-        max_batch_size: rows computed together.
+        max_batch_size: sequences computed together.
         budget: bytes for caches, the prefix store's included.
         growth: tokens ahead for which memory is set apart.
         split_bytes: bytes that a batch may read in vain in a step before a batch of their own is worth another read
             of the weights.
-        mixes_lengths: rows of different lengths may share a batch.
-        joins: rows may share a batch at all.
-        border: deterministic mode: prefixes are reused at multiples of so many tokens, as far as they were computed as
-            a prompt, and sampling is row by row. None elsewhere.
+        mixes_lengths: sequences of different lengths may share a batch.
+        joins: sequences may share a batch at all.
+        prefix_alignment: deterministic mode: prefixes are reused at multiples of this many tokens, as far as they were
+            computed as a prompt, and sequences are sampled one by one. None otherwise.
     """
 
     max_batch_size: int
@@ -43,19 +44,19 @@ class Limits:
     growth: int = 512
     mixes_lengths: bool = True
     joins: bool = True
-    border: int | None = None
+    prefix_alignment: int | None = None
 
 
-class Batches:
+class RunningBatches:
     """The running batches.
 
     Args:
-        row_bytes: what rows cost.
+        sequence_bytes: what sequences cost.
         limits: what they may use.
     """
 
-    def __init__(self, row_bytes: RowBytes, limits: Limits) -> None:
-        self.row_bytes = row_bytes
+    def __init__(self, sequence_bytes: SequenceBytes, limits: Limits) -> None:
+        self.sequence_bytes = sequence_bytes
         self.limits = limits
         self._batches: list[Batch] = []
         self._paused: list[Batch] = []
@@ -68,16 +69,16 @@ class Batches:
 
     @property
     def all(self) -> list[Batch]:
-        """Those that decode and those that pause, of one row each."""
+        """Those that decode and those that pause, of one sequence each."""
         return self._batches + self._paused
 
     @property
-    def rows(self) -> list[Row]:
-        return [row for batch in self.all for row in batch.rows]
+    def sequences(self) -> list[Sequence]:
+        return [sequence for batch in self.all for sequence in batch.sequences]
 
     @property
     def paused(self) -> int:
-        """How many rows pause."""
+        """How many sequences pause."""
         return len(self._paused)
 
     @property
@@ -86,57 +87,72 @@ class Batches:
         running = sum(self._taken(batch) for batch in self._batches)
         return running + sum(batch.cache.nbytes for batch in self._paused)
 
-    def need(self, rows: Sequence[Row], room: int = 1) -> int:
-        """Bytes that some rows need soon in a batch with room for so many."""
-        return room * self._widest(rows, [min(row.final_length, len(row.ids) + self.limits.growth) for row in rows])
-
-    def most(self, rows: Sequence[Row], room: int = 1) -> int:
-        """Bytes that some rows may come to need in a batch with room for so many."""
-        return room * self._widest(rows, [row.final_length for row in rows])
-
-    def safe(self, budget: int, others: Sequence[Row] = ()) -> bool:
-        """Whether every row can end, the oldest first; `others` are rows on their way into a batch."""
-        rows = sorted((*self.rows, *others), key=lambda row: row.order)
-        if sum(self.most([row]) for row in rows) <= budget:
-            return True
-        paused = {id(batch.rows[0]) for batch in self._paused}
-        ahead = ((row, 0 if id(row) in paused else _AHEAD) for row in rows)
-        return can_all_finish(
-            budget, ((min(self._now(row, n), self.most([row])), self.most([row])) for row, n in ahead)
+    def bytes_soon(self, sequences: abc.Sequence[Sequence], room: int = 1) -> int:
+        """Bytes that some sequences need soon in a batch with room for so many."""
+        return room * self._widest(
+            sequences, [min(sequence.final_length, len(sequence.ids) + self.limits.growth) for sequence in sequences]
         )
 
-    def balance(self, budget: int, others: Sequence[Row]) -> list[tuple[Row, Exception]]:
-        """Let the youngest rows pause where memory is short, and go on where it is not.
+    def bytes_at_completion(self, sequences: abc.Sequence[Sequence], room: int = 1) -> int:
+        """Bytes that some sequences may come to need in a batch with room for so many."""
+        return room * self._widest(sequences, [sequence.final_length for sequence in sequences])
+
+    def all_can_finish(self, budget: int, others: abc.Sequence[Sequence] = ()) -> bool:
+        """Whether every sequence can end, the oldest first; `others` are sequences on their way into a batch."""
+        sequences = sorted((*self.sequences, *others), key=lambda sequence: sequence.order)
+        if sum(self.bytes_at_completion([sequence]) for sequence in sequences) <= budget:
+            return True
+        paused = {id(batch.sequences[0]) for batch in self._paused}
+        ahead = ((sequence, 0 if id(sequence) in paused else _AHEAD) for sequence in sequences)
+        return can_all_finish(
+            budget,
+            (
+                (
+                    min(self._now(sequence, n), self.bytes_at_completion([sequence])),
+                    self.bytes_at_completion([sequence]),
+                )
+                for sequence, n in ahead
+            ),
+        )
+
+    def balance(self, budget: int, others: abc.Sequence[Sequence]) -> list[tuple[Sequence, Exception]]:
+        """Let the youngest sequences pause where memory is short, and go on where it is not.
 
         Args:
-            budget: bytes for the rows of batches and `others`.
-            others: rows being prefilled.
+            budget: bytes for the sequences of batches and `others`.
+            others: sequences being prefilled.
 
         Returns:
             Rows for whose pause there is no memory, and why: they have left.
         """
-        left: list[tuple[Row, Exception]] = []
-        spare = budget - sum(self.need([row]) for row in others)
-        if not self._paused and sum(self.most(b.rows, b.cache.room) for b in self._batches) <= spare:
+        left: list[tuple[Sequence, Exception]] = []
+        spare = budget - sum(self.bytes_soon([sequence]) for sequence in others)
+        if (
+            not self._paused
+            and sum(self.bytes_at_completion(b.sequences, b.cache.room) for b in self._batches) <= spare
+        ):
             return left
-        while len(self._batches) > 1 or any(len(batch.rows) > 1 for batch in self._batches):
-            if self.reserved <= spare and self.safe(budget, others):
+        while len(self._batches) > 1 or any(len(batch.sequences) > 1 for batch in self._batches):
+            if self.reserved <= spare and self.all_can_finish(budget, others):
                 break
-            youngest = max((row for batch in self._batches for row in batch.rows), key=lambda row: row.order)
+            youngest = max(
+                (sequence for batch in self._batches for sequence in batch.sequences),
+                key=lambda sequence: sequence.order,
+            )
             if (error := self._pause(youngest)) is not None:
                 left.append((youngest, error))
         while self._paused:
             oldest = self._paused.pop(0)
             self._batches.append(oldest)
-            if len(self._batches) > 1 and not (self.reserved <= spare and self.safe(budget, others)):
+            if len(self._batches) > 1 and not (self.reserved <= spare and self.all_can_finish(budget, others)):
                 self._batches.remove(oldest)
                 self._paused.insert(0, oldest)
                 break
         return left
 
-    def of(self, row: Row) -> Batch | None:
-        """The batch a row is in."""
-        return next((batch for batch in self.all if row in batch.rows), None)
+    def batch_of(self, sequence: Sequence) -> Batch | None:
+        """The batch a sequence is in."""
+        return next((batch for batch in self.all if sequence in batch.sequences), None)
 
     def add(self, batch: Batch) -> None:
         self._batches.append(batch)
@@ -153,48 +169,52 @@ class Batches:
         for i, batch in enumerate(self._batches):
             for other in self._batches[:i]:
                 if self._worth_joining(batch, other) and self._fits(batch, other, budget):
-                    return (other, batch) if len(other.rows) >= len(batch.rows) else (batch, other)
+                    return (other, batch) if len(other.sequences) >= len(batch.sequences) else (batch, other)
         return None
 
     def _worth_joining(self, a: Batch, b: Batch) -> bool:
-        rows = [*a.rows, *b.rows]
-        if not self.limits.joins or any(row.alone for row in rows) or len({len(row.offset) for row in rows}) > 1:
+        sequences = [*a.sequences, *b.sequences]
+        if (
+            not self.limits.joins
+            or any(sequence.isolated for sequence in sequences)
+            or len({len(sequence.offset) for sequence in sequences}) > 1
+        ):
             return False
         if not self.limits.mixes_lengths and len({*a.cache.lengths, *b.cache.lengths}) > 1:
             return False
-        read, width = self.row_bytes.read, max(a.cache.width, b.cache.width)
-        padding = sum(len(batch.rows) * (read(width) - read(batch.cache.width)) for batch in (a, b))
+        read, width = self.sequence_bytes.read, max(a.cache.width, b.cache.width)
+        padding = sum(len(batch.sequences) * (read(width) - read(batch.cache.width)) for batch in (a, b))
         return padding <= self.limits.split_bytes
 
     def _fits(self, a: Batch, b: Batch, budget: int) -> bool:
-        apart, rows = self._taken(a) + self._taken(b), [*a.rows, *b.rows]
-        return self.reserved - apart + self.need(rows, row_room(len(rows))) <= budget
+        apart, sequences = self._taken(a) + self._taken(b), [*a.sequences, *b.sequences]
+        return self.reserved - apart + self.bytes_soon(sequences, row_room(len(sequences))) <= budget
 
-    def _pause(self, row: Row) -> Exception | None:
-        """Set a row aside with its cache, which takes a copy of it; without one the row leaves."""
-        batch = next(batch for batch in self._batches if row in batch.rows)
+    def _pause(self, sequence: Sequence) -> Exception | None:
+        """Set a sequence aside with its cache, which takes a copy of it; without one the sequence leaves."""
+        batch = next(batch for batch in self._batches if sequence in batch.sequences)
         alone: Batch | None = batch
         error: Exception | None = None
-        if len(batch.rows) > 1:
+        if len(batch.sequences) > 1:
             try:
-                alone = Batch(batch.cache.copy_row(batch.rows.index(row)), [row])
+                alone = Batch(batch.cache.copy_row(batch.sequences.index(sequence)), [sequence])
             except Exception as failure:
                 alone, error = None, failure
-            batch.drop(row)
+            batch.drop(sequence)
             batch.cache.compact()
         else:
             self._batches.remove(batch)
         if alone is not None:
             self._paused.append(alone)
-            self._paused.sort(key=lambda paused: paused.rows[0].order)
+            self._paused.sort(key=lambda paused: paused.sequences[0].order)
         return error
 
     def _taken(self, batch: Batch) -> int:
-        return max(batch.cache.nbytes, self.need(batch.rows, batch.cache.room))
+        return max(batch.cache.nbytes, self.bytes_soon(batch.sequences, batch.cache.room))
 
-    def _now(self, row: Row, ahead: int) -> int:
-        return self._widest([row], [len(row.ids) + ahead])
+    def _now(self, sequence: Sequence, ahead: int) -> int:
+        return self._widest([sequence], [len(sequence.ids) + ahead])
 
-    def _widest(self, rows: Sequence[Row], widths: Sequence[int]) -> int:
-        """Bytes of one row in a batch as wide as the widest of its rows."""
-        return self.row_bytes.of_row(max(widths), max(row.encoded_length for row in rows))
+    def _widest(self, sequences: abc.Sequence[Sequence], widths: abc.Sequence[int]) -> int:
+        """Bytes of one sequence in a batch as wide as the widest of its sequences."""
+        return self.sequence_bytes.of_sequence(max(widths), max(sequence.encoded_length for sequence in sequences))

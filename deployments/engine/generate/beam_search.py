@@ -67,15 +67,20 @@ class _Search:
     """What the texts of a search depend on."""
 
     input_ids: tuple[int, ...]
-    salt: str | None
+    content_key: str | None
     params: SamplingParams
     opaque: bool
 
     @classmethod
-    def of(cls, job: Job) -> _Search:
+    def from_job(cls, job: Job) -> _Search:
         request = job.request
         params = replace(request.sampling, beam_rank=0, seed=None, prompt_logprobs=None)
-        return cls(tuple(request.input_ids), request.salt, params, bool(request.model_inputs) and request.salt is None)
+        return cls(
+            tuple(request.input_ids),
+            request.content_key,
+            params,
+            bool(request.model_inputs) and request.content_key is None,
+        )
 
 
 class BeamSearch:
@@ -93,7 +98,7 @@ class BeamSearch:
         Args:
             inputs: the prompt's tensors, batch dimension 1.
         """
-        search = _Search.of(job)
+        search = _Search.from_job(job)
         if self._last is None or self._last[0] != search or search.opaque:
             found = self._search(job, inputs)
             self._last = (search, found) if job.active else None

@@ -34,7 +34,7 @@ from deployments.engine.generate.lengths import alike_beyond_lengths
 from deployments.engine.generate.stock import StockGenerate
 from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.model.random_state import TURN_LIMIT_S
-from deployments.engine.model.rotary import RowRotary
+from deployments.engine.model.rotary import SequenceRotary
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.contract import ModelInfo
@@ -43,7 +43,7 @@ from model_loaders.prompts.hooks import Hooks
 logger = logging.getLogger(__name__)
 
 
-class OneShotEngine:
+class GenerateEngine:
     """Serves one model through `generate` on a thread of its own. See `protocol.Engine`.
 
     Args:
@@ -71,7 +71,7 @@ class OneShotEngine:
         self._vocabulary = Vocabulary(info, hooks)
         self._vocab_size = vocab_size(info.model)
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
-        rotary = RowRotary(info.model, self.max_model_len)
+        rotary = SequenceRotary(info.model, self.max_model_len)
         if rotary.depends:
             logger.warning(
                 "Requests of this model run one at a time, because its rotary frequencies follow the length of a text."
@@ -99,7 +99,7 @@ class OneShotEngine:
             request = dataclasses.replace(
                 request, sampling=dataclasses.replace(request.sampling, max_tokens=max(1, left))
             )
-        output = ChoiceOutput.of(self._vocabulary, request, encoder_decoder=self._encoder_decoder)
+        output = ChoiceOutput.from_request(self._vocabulary, request, encoder_decoder=self._encoder_decoder)
         job = Job(request=request, emit=emit, output=output, on_token=self._count)
         grammar = self._runner.grammar(job)
         with self._changed:

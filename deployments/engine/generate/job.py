@@ -10,7 +10,7 @@ from deployments.core.errors import ModelError, TroupeError
 from deployments.core.events import Failed, FinishReason, PromptScores
 from deployments.engine.base.protocol import Emit, EngineRequest
 from deployments.engine.sampling.sample import Sampled
-from deployments.engine.sampling.state import RowSampler
+from deployments.engine.sampling.state import SequenceSampler
 from deployments.engine.text.output import ChoiceOutput
 
 
@@ -29,7 +29,7 @@ class Job:
     emit: Emit
     output: ChoiceOutput
     on_token: Callable[[], None]
-    sampler: RowSampler | None = None
+    sampler: SequenceSampler | None = None
     begun: bool = False
     scored: bool = False
     _ended: bool = False

@@ -25,7 +25,7 @@ from deployments.engine.generate.probe import LENGTHS, GenerateProbe, only
 from deployments.engine.model.encoder_side import decoder_prompt, decoder_start
 from deployments.engine.model.fresh_state import fresh_state
 from deployments.engine.sampling.sample import sample_rows
-from deployments.engine.sampling.state import RowSampler
+from deployments.engine.sampling.state import SequenceSampler
 from deployments.engine.text.prompt_logprobs import PromptScorer
 from deployments.engine.text.vocabulary import Vocabulary
 
@@ -200,7 +200,7 @@ class _Bridge(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(
-        self, jobs: Sequence[Job], samplers: Sequence[RowSampler], replayed: Sequence[Sequence[int]] = ()
+        self, jobs: Sequence[Job], samplers: Sequence[SequenceSampler], replayed: Sequence[Sequence[int]] = ()
     ) -> None:
         self.steps = 0
         self._jobs = jobs
@@ -244,7 +244,7 @@ def ordinary_ids(model: Any, vocabulary: Vocabulary, count: int) -> list[int]:
     return random.Random(0).choices([i for i in range(size) if i not in avoided] or [0], k=count)
 
 
-def _sampler(job: Job) -> RowSampler:
+def _sampler(job: Job) -> SequenceSampler:
     if job.sampler is None:
         raise RuntimeError("A job of StockGenerate needs a sampler.")
     return job.sampler

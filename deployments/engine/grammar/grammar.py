@@ -23,7 +23,7 @@ from deployments.core.errors import BadRequest, ModelError, Unavailable
 from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.engine.grammar.after_reasoning import AfterReasoning
-from deployments.engine.grammar.grammar_ending import Closing, shortest_ending
+from deployments.engine.grammar.grammar_ending import GrammarEnding, shortest_ending
 from deployments.engine.grammar.regex import without_boundaries
 from deployments.engine.text.vocabulary import Vocabulary
 
@@ -57,7 +57,7 @@ class CompiledGrammar:
         """
         if reasoning is not None:
             return AfterReasoning(self, self._tokens, reasoning, opened=opened, max_tokens=max_tokens)
-        return GrammarMask(self._matcher.deep_copy(), self._tokens, Closing(self.ending, max_tokens))
+        return GrammarMask(self._matcher.deep_copy(), self._tokens, GrammarEnding(self.ending, max_tokens))
 
     def answer(self, max_tokens: int, begun: Sequence[int] = ()) -> GrammarMask | None:
         """The constraint on a text of at most `max_tokens` tokens after `begun`; None if it cannot begin so."""
@@ -66,13 +66,13 @@ class CompiledGrammar:
             if matcher.try_consume_tokens(list(begun)) < len(begun):
                 return None
             ending = shortest_ending(matcher, self._tokens)
-        return GrammarMask(matcher, self._tokens, Closing(ending, max_tokens))
+        return GrammarMask(matcher, self._tokens, GrammarEnding(ending, max_tokens))
 
 
 class GrammarMask:
     """A row's place in its grammar; implements `row_sampler.TokenMask`."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, closing: Closing) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, closing: GrammarEnding) -> None:
         self._matcher = matcher
         self._tokens = tokens
         self._closing = closing

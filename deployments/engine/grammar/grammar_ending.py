@@ -88,7 +88,7 @@ def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list[int]:
     return [int(found[0])] if len(found) else []
 
 
-class Closing:
+class GrammarEnding:
     """Watches one row's budget.
 
     An ending is looked for again at every token that makes the known one wrong, once it could be too long for what is

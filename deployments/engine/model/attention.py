@@ -1,6 +1,6 @@
 """Attention of a decode step: one query per row, over keys that end in the same column.
 
-transformers' `sdpa` attention is replaced by one that does the same, inside `decoding` only: elsewhere, and for
+transformers' `sdpa` attention is replaced by one that does the same, inside `DecodeAttention` only: elsewhere, and for
 whatever it does not know, it calls the original. Two things are done differently on the CPU:
 
 - The queries of the heads that share a key head become the queries of that head, with or without a mask, so that keys
@@ -22,20 +22,20 @@ from deployments.engine.library.transformers_internals import SDPA_EXTRAS, Atten
 _PADDED_SHARE = 0.4
 
 
-class decoding:
+class DecodeAttention:
     """A context in which this thread's `sdpa` attention is that of rows.
 
     Args:
-        apart: every row attends to its own keys by itself, always.
+        per_sequence: every row attends to its own keys by itself, always.
     """
 
-    def __init__(self, *, apart: bool = False) -> None:
+    def __init__(self, *, per_sequence: bool = False) -> None:
         if _registered["sdpa"] is sdpa_attention_forward:
             AttentionInterface.register("sdpa", _attention)
-        self.apart = apart
+        self.per_sequence = per_sequence
         self._starts: dict[int, tuple[Tensor, list[int] | None]] = {}
 
-    def __enter__(self) -> decoding:
+    def __enter__(self) -> DecodeAttention:
         _local.step = self
         return self
 
@@ -81,15 +81,20 @@ def _attention(
     Returns:
         [rows, tokens, heads, dim], and no weights.
     """
-    step: decoding | None = None if torch.compiler.is_compiling() else getattr(_local, "step", None)
-    if step is None or dropout or not _is_decode(query, key, kwargs) or not (step.apart or query.device.type == "cpu"):
+    step: DecodeAttention | None = None if torch.compiler.is_compiling() else getattr(_local, "step", None)
+    if (
+        step is None
+        or dropout
+        or not _is_decode(query, key, kwargs)
+        or not (step.per_sequence or query.device.type == "cpu")
+    ):
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
         return output
     rows, heads = query.shape[:2]
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], query.shape[3])
-    starts = _apart(step, key, attention_mask)
+    starts = _starts_per_sequence(step, key, attention_mask)
     if starts is None:
         attended = _grouped(grouped, key, value, _shared(attention_mask, grouped), scaling)
     else:
@@ -110,12 +115,12 @@ def _is_decode(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> bool:
     )
 
 
-def _apart(step: decoding, key: Tensor, mask: Tensor | None) -> list[int] | None:
+def _starts_per_sequence(step: DecodeAttention, key: Tensor, mask: Tensor | None) -> list[int] | None:
     """The first key of each row, if the rows are to attend by themselves."""
     if mask is None:
-        return [0] * key.shape[0] if step.apart else None
+        return [0] * key.shape[0] if step.per_sequence else None
     starts = step.starts(mask)
-    if starts is None or step.apart:
+    if starts is None or step.per_sequence:
         return starts
     return starts if sum(starts) > _PADDED_SHARE * mask.shape[0] * mask.shape[-1] else None
 

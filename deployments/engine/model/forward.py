@@ -16,12 +16,12 @@ from torch import Tensor
 
 from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache
 from deployments.engine.library.transformers_internals import generate_cache_name, position_ids
-from deployments.engine.model.attention import decoding
+from deployments.engine.model.attention import DecodeAttention
 from deployments.engine.model.cache_argument import argument_of, cache_argument
 from deployments.engine.model.encoder_side import EncoderSide, decoder_prompt, decoder_start
 from deployments.engine.model.fresh_state import fresh_state
-from deployments.engine.model.positions import RowPositions
-from deployments.engine.model.rotary import RowRotary
+from deployments.engine.model.positions import SequencePositions
+from deployments.engine.model.rotary import SequenceRotary
 
 Offset = tuple[int, ...]
 """What is added to a token's index to give its position, per position dimension (M-RoPE has several)."""
@@ -56,18 +56,18 @@ class Forward:
         rotary: the model's rotary embeddings.
         cache_name: the argument that takes the cache.
         sends_unnamed: positions and masks go into the `**kwargs` of a forward that does not name them.
-        recomputes: see `RowRotary.recomputes`.
+        recomputes: see `SequenceRotary.recomputes`.
         fresh: the state of its modules before the first forward.
 
     Raises:
-        UnknownRotary: see `RowRotary`.
+        UnknownRotary: see `SequenceRotary`.
     """
 
     def __init__(self, model: Any, limit: int = 1 << 17, tried: Mapping[str, Tensor] | None = None) -> None:
         self.model = model
         self.tried = tried or {}
         self.fresh = fresh_state(model)
-        self.rotary = RowRotary(model, limit)
+        self.rotary = SequenceRotary(model, limit)
         self.recomputes = self.rotary.recomputes
         self.device = torch.device(model.get_input_embeddings().weight.device)
         parameters = inspect.signature(model.forward).parameters
@@ -84,8 +84,8 @@ class Forward:
             self._common["use_cache"] = True
         self._media_ids = media_ids(model.config)
         self._encoder = EncoderSide(model, self.device) if self.is_encoder_decoder else None
-        self.decoding = decoding()
-        self._row_positions = RowPositions(model)
+        self.decode_attention = DecodeAttention()
+        self._positions = SequencePositions(model)
 
     @property
     def takes_positions(self) -> bool:
@@ -127,8 +127,8 @@ class Forward:
         if self.takes_positions:
             positions = lengths + torch.tensor(offsets).T
             arguments[f"{self._prefix}position_ids"] = _squeezed(positions[:, :, None]).to(self.device)
-        rotary = self.rotary.of(lambda: _lengths(cache, offsets))
-        with self.decoding, self._row_positions.of(cache.lengths), rotary, self._encoded(arguments, cache):
+        rotary = self.rotary.for_lengths(lambda: _lengths(cache, offsets))
+        with self.decode_attention, self._positions.for_lengths(cache.lengths), rotary, self._encoded(arguments, cache):
             logits: Tensor = self.model(**arguments).logits[:, -1]
         cache.added([length + 1 for length in cache.lengths])
         return logits
@@ -164,7 +164,9 @@ class Forward:
             arguments[f"{self._prefix}position_ids"] = _squeezed(positions).to(self.device)
         if self._takes_keep and not all_logits:
             arguments["logits_to_keep"] = 1
-        rotary = self.rotary.of(lambda: _prompt_lengths(after if wholes is None else wholes, after, new, max(offset)))
+        rotary = self.rotary.for_lengths(
+            lambda: _prompt_lengths(after if wholes is None else wholes, after, new, max(offset))
+        )
         with rotary, self._encoded(arguments, cache):
             logits = self.model(**arguments).logits
         cache.added(after)
@@ -203,7 +205,7 @@ class Forward:
         arguments[self.cache_name] = cache
         # Its own positions tell how long a prompt is: an image may take fewer of them than it has tokens.
         lengths = [[whole] * len(token_ids)] if whole > len(token_ids) else [[]]
-        with self.rotary.of(lambda: lengths):
+        with self.rotary.for_lengths(lambda: lengths):
             logits = self.model(**{**arguments, **self._common}).logits
         cache.added([len(token_ids)])
         positions = arguments.get("position_ids")

@@ -17,7 +17,7 @@ from torch import Tensor
 from deployments.engine.library.transformers_internals import length_name
 
 
-class RowPositions:
+class SequencePositions:
     """The position embedding of one decoder.
 
     Args:
@@ -34,7 +34,7 @@ class RowPositions:
         return self._length is not None
 
     @contextmanager
-    def of(self, lengths: Sequence[int]) -> Iterator[None]:
+    def for_lengths(self, lengths: Sequence[int]) -> Iterator[None]:
         """Let a forward of one token per row embed each row's own position, `lengths` tokens from the first."""
         if not self.known or len(set(lengths)) < 2:
             yield

@@ -50,18 +50,18 @@ class Regime:
     first: int
     steps: bool
 
-    def of(self, length: int) -> int:
+    def at(self, length: int) -> int:
         """The same number for all lengths with the same frequencies."""
         return min(length, self.first) if not self.steps and length >= self.first else max(length, self.first - 1)
 
 
-class RowRotary:
+class SequenceRotary:
     """The rotary embeddings of a model, each token with the frequencies of its own sequence.
 
-    Outside `of` a sequence's length is its largest position plus one, as in a forward of that sequence alone.
+    Outside `for_lengths` a sequence's length is its largest position plus one, as in a forward of that sequence alone.
 
     Args:
-        model: any model. Its modules stay changed; another `RowRotary` of the same model takes them over.
+        model: any model. Its modules stay changed; another `SequenceRotary` of the same model takes them over.
         limit: the longest sequence.
 
     Attributes:
@@ -72,7 +72,9 @@ class RowRotary:
         fresh_state(model).reset()
         self._model = model
         self._limit = limit
-        self._modules = [found for module in _candidates(model) if (found := _Rotary.of(module, limit)) is not None]
+        self._modules = [
+            found for module in _candidates(model) if (found := _Rotary.from_module(module, limit)) is not None
+        ]
         inside = _encoder_modules(model)
         self._now = threading.local()
         for rotary in self._modules:
@@ -95,7 +97,7 @@ class RowRotary:
 
     def frequencies(self, length: int) -> tuple[int, ...]:
         """Equal for two lengths if prompts of these lengths get the same frequencies."""
-        return tuple(regime.of(length) for regime in self._regimes)
+        return tuple(regime.at(length) for regime in self._regimes)
 
     def room(self, length: int) -> int | None:
         """Tokens that may follow a text of some length before it has to be computed anew; None: any number."""
@@ -105,7 +107,7 @@ class RowRotary:
         return min(ahead, default=None)
 
     @contextmanager
-    def of(self, lengths: Callable[[], Lengths]) -> Iterator[None]:
+    def for_lengths(self, lengths: Callable[[], Lengths]) -> Iterator[None]:
         """A forward of this thread in which tokens have these lengths."""
         if not self.depends:
             yield
@@ -121,7 +123,7 @@ class RowRotary:
 
 
 def follows_length(model: nn.Module) -> bool:
-    """Whether a `RowRotary` of the model has found frequencies that follow the length of a sequence."""
+    """Whether a `SequenceRotary` of the model has found frequencies that follow the length of a sequence."""
     return any(_OUTER in getattr(vars(module).get("forward"), "__dict__", {}) for module in model.modules())
 
 
@@ -142,7 +144,7 @@ class _Rotary:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, module: nn.Module, limit: int) -> _Rotary | None:
+    def from_module(cls, module: nn.Module, limit: int) -> _Rotary | None:
         """A module whose frequencies follow the length; None if they do not, or if it cannot be tried."""
         fresh = FreshState(module)
         regimes = {}
@@ -176,10 +178,10 @@ class _Rotary:
             lengths = _own(positions)
         asked: dict[int, int] = {}
         for length in {length for row in lengths for length in row}:
-            asked[regime.of(length)] = max(length, asked.get(regime.of(length), 0))
+            asked[regime.at(length)] = max(length, asked.get(regime.at(length), 0))
         if len(asked) == 1:
             return self._at(call, *asked.values())
-        wanted = torch.tensor([[regime.of(length) for length in row] for row in lengths], device=positions.device)
+        wanted = torch.tensor([[regime.at(length) for length in row] for row in lengths], device=positions.device)
         found: Any = None
         for kind, length in asked.items():
             new = self._at(call, length)

@@ -22,7 +22,7 @@ from deployments.core.errors import BadRequest, ModelError, TroupeError
 from deployments.core.events import FinishReason
 from deployments.engine.sampling.logprobs import TokenScore, token_scores
 from deployments.engine.sampling.penalties import Edits
-from deployments.engine.sampling.state import RowSampler
+from deployments.engine.sampling.state import SequenceSampler
 from deployments.engine.sampling.truncation import Kept, Truncation, draw_untruncated, truncate
 
 
@@ -43,7 +43,7 @@ class Sampled:
     ends: FinishReason | None = None
 
 
-def sample_rows(logits: torch.Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
+def sample_rows(logits: torch.Tensor, rows: Sequence[SequenceSampler]) -> list[Sampled]:
     """Choose the next token of every row and advance the rows.
 
     Args:
@@ -92,7 +92,7 @@ class _Step:
         tokens, errors, scores: the outcome, by place among these rows.
     """
 
-    def __init__(self, logits: torch.Tensor, index: Sequence[int], rows: Sequence[RowSampler]) -> None:
+    def __init__(self, logits: torch.Tensor, index: Sequence[int], rows: Sequence[SequenceSampler]) -> None:
         self.rows = rows
         self.raw = (logits if len(index) == len(logits) else logits[list(index)]).float()
         self.adjusted = self.raw
@@ -149,7 +149,7 @@ class _Step:
             self._draw_truncated(cut)
 
     def _draw_truncated(self, places: Sequence[int]) -> None:
-        truncation = Truncation.of([self.rows[i].params for i in places], self.raw.device)
+        truncation = Truncation.from_params([self.rows[i].params for i in places], self.raw.device)
         settled, kept, unsettled, masked = truncate(self._subset(places), truncation)
         if settled:
             group = [places[i] for i in settled]

@@ -61,7 +61,7 @@ class FormatRules:
         return self.first if generated == 0 else None
 
 
-class RowSampler:
+class SequenceSampler:
     """One row's parameters and what it has generated so far.
 
     Args:

@@ -43,7 +43,7 @@ class Truncation:
     params: Sequence[SamplingParams]
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Truncation:
+    def from_params(cls, params: Sequence[SamplingParams], device: torch.device) -> Truncation:
         def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 

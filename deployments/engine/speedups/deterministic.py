@@ -5,7 +5,7 @@ What a row's logits are made of, and how each part is kept the same whoever else
 - Prompts are computed one at a time, in chunks whose borders are multiples of the chunk's length, and prefixes are
   reused at those borders only, as far as a prefill has computed them. So every forward over a prompt has the same
   tokens behind it and the same shape.
-- In a decode step every row attends to its own keys by itself (`attention.decoding`).
+- In a decode step every row attends to its own keys by itself (`attention.DecodeAttention`).
 - A linear's order of summation may depend on the number of rows, not on a row's slot among them. For every shape of
   weight a probe finds the number of rows from which on it does not, and fewer rows are filled up to it; a shape without
   such a number is computed in tiles of always equally many rows.
@@ -50,20 +50,20 @@ class Deterministic:
         max_batch_size: rows computed together at most.
 
     Attributes:
-        way: how rows decode: `together`, or each `alone`.
+        strategy: how sequences decode: `together`, or each `isolated`.
     """
 
     def __init__(self, forward: Forward, max_batch_size: int) -> None:
-        self.way: Literal["together", "alone"] = "alone"
+        self.strategy: Literal["together", "isolated"] = "isolated"
         self._forward = forward
         self._linears: Linears | None = None
         if forward.is_encoder_decoder or max_batch_size == 1 or not _only_linears(forward.model):
             return
-        forward.decoding.apart = True
+        forward.decode_attention.per_sequence = True
         with torch.inference_mode():
             self._linears = Linears(forward.model, max_batch_size)
             if self._linears.steady and _same_bits(forward, max_batch_size):
-                self.way = "together"
+                self.strategy = "together"
                 return
         self.undo()
         logger.warning("Deterministic mode: this model's rows decode one by one, as their bits depend on each other.")
@@ -73,7 +73,7 @@ class Deterministic:
         if self._linears is not None:
             self._linears.undo()
             self._linears = None
-        self._forward.decoding.apart = False
+        self._forward.decode_attention.per_sequence = False
 
 
 class Linears:
@@ -94,12 +94,12 @@ class Linears:
             kind = (type(module), weight.shape, weight.dtype, weight.is_mkldnn, module.bias is None)
             if kind not in known:
                 known[kind] = _way(module, max_batch_size)
-            way = known[kind]
-            if way is None:
+            strategy = known[kind]
+            if strategy is None:
                 self.steady = False
-            elif way is not _as_is:
+            elif strategy is not _as_is:
                 self._before.append((module, vars(module).get("forward")))
-                vars(module)["forward"] = _while_decoding(module.forward, way)
+                vars(module)["forward"] = _while_decoding(module.forward, strategy)
 
     def undo(self) -> None:
         while self._before:
@@ -110,11 +110,11 @@ class Linears:
                 vars(module)["forward"] = forward
 
 
-def _while_decoding(forward: Product, way: Callable[[Product, Tensor], Tensor]) -> Product:
+def _while_decoding(forward: Product, strategy: Callable[[Product, Tensor], Tensor]) -> Product:
     def steady(input: Tensor) -> Tensor:
         if not is_decoding():
             return forward(input)
-        output = way(forward, input.reshape(-1, input.shape[-1]))
+        output = strategy(forward, input.reshape(-1, input.shape[-1]))
         return output.reshape(*input.shape[:-1], output.shape[-1])
 
     return steady
@@ -140,7 +140,7 @@ def _filled(rows: Tensor, count: int) -> Tensor:
 
 
 def _way(module: Any, max_batch_size: int) -> Callable[[Product, Tensor], Tensor] | None:
-    """How products with weights of this shape have the same bits among any number of rows; None if in no way."""
+    """How products with weights of this shape have the same bits among any number of rows; None if in no strategy."""
     product, inputs = _telling(module, -(-max_batch_size // _FLOORS[-1]) * _FLOORS[-1])
     for floor in _FLOORS:
         expected = torch.cat([product(tile) for tile in inputs.reshape(-1, floor, inputs.shape[1])])

@@ -9,7 +9,7 @@ _CREDIT = 6
 _PAUSE = 32
 
 
-class Guesser:
+class Drafter:
     """Guesses what follows in one row, as long as it is mostly right."""
 
     def __init__(self) -> None:
@@ -18,8 +18,8 @@ class Guesser:
         self._credit = _CREDIT
         self._pauses_until = 0
 
-    def guess(self, ids: Sequence[int], most: int) -> list[int]:
-        """At most so many tokens: what came after the last occurrence of the last three.
+    def draft(self, ids: Sequence[int], count: int) -> list[int]:
+        """At count so many tokens: what came after the last occurrence of the last three.
 
         Args:
             ids: all of the row's tokens; it only ever grows.
@@ -30,10 +30,10 @@ class Guesser:
         if len(ids) < self._pauses_until:
             return []
         place = self._places.get(tuple(ids[-_MATCH:]))
-        return [] if place is None else list(ids[place : place + most])
+        return [] if place is None else list(ids[place : place + count])
 
     def learn(self, right: int, length: int) -> None:
-        """After a forward: how many guesses were right, and how many tokens the row has now."""
+        """After a forward: how many draft tokens were right, and how many tokens the row has now."""
         self._credit = min(self._credit + right - 1, _CREDIT)
         if self._credit <= 0:
             self._credit, self._pauses_until = 1, length + _PAUSE

@@ -44,7 +44,7 @@ class PackedLinears:
         self.modules = 0
 
     @classmethod
-    def of(cls, model: nn.Module, wanted: bool | None = None) -> PackedLinears:
+    def from_model(cls, model: nn.Module, wanted: bool | None = None) -> PackedLinears:
         """Pack a model's linear weights in place.
 
         Only weights in bfloat16 or float16 on the CPU, of plain `nn.Linear` modules whose forward nobody has replaced;

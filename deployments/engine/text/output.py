@@ -58,7 +58,9 @@ class ChoiceOutput:
         self._logprobs: list[TokenLogprob] = []
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary, request: EngineRequest, *, encoder_decoder: bool = False) -> ChoiceOutput:
+    def from_request(
+        cls, vocabulary: Vocabulary, request: EngineRequest, *, encoder_decoder: bool = False
+    ) -> ChoiceOutput:
         """The output of a request; an encoder's prompt is nothing that a text goes on from."""
         return cls(
             vocabulary,

@@ -16,14 +16,14 @@ from deployments.core.errors import TroupeError
 from deployments.core.logprobs import Candidate, TokenLogprob, TokenTexts, WholeVocabulary
 from deployments.engine.sampling.bad_words import BadWords, WordIndex
 from deployments.engine.sampling.logprobs import TokenScore
-from deployments.engine.sampling.state import FormatRules, RowSampler, TokenMask
+from deployments.engine.sampling.state import FormatRules, SequenceSampler, TokenMask
 from deployments.engine.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WholeDetokenizer, WindowDetokenizer
 from deployments.engine.text.terminators import special_tokens, terminator_ids
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_Way = Literal["bytes", "window", "whole"]
+_Strategy = Literal["bytes", "window", "whole"]
 # Tokens of the prompt that are decoded again with the text, if the whole of it has to be: clean-up looks back at few.
 _CONTEXT = 16
 
@@ -36,7 +36,7 @@ class Vocabulary:
         eos_ids: its terminators.
         special_ids: ids left out of the text when special tokens are skipped.
         special_contents: the text of every special token, and its id.
-        way: how token ids become text, see `detokenizer`.
+        strategy: how token ids become text, see `detokenizer`.
     """
 
     def __init__(self, info: ModelInfo, hooks: Hooks | None = None) -> None:
@@ -50,7 +50,7 @@ class Vocabulary:
         self._words: WordIndex | None = None
         self._tokens: TokenTexts | None = None
         self._lock = threading.Lock()
-        self.way: _Way = self._choose_way()
+        self.strategy: _Strategy = self._choose_strategy()
 
     def __len__(self) -> int:
         """The number of tokens of the tokenizer, or 0 without one; the logits may be wider."""
@@ -68,9 +68,9 @@ class Vocabulary:
         device: torch.device,
         mask: TokenMask | None = None,
         processors: Sequence[Any] = (),
-    ) -> RowSampler:
+    ) -> SequenceSampler:
         """The sampling state of a new row of this model; the request's `processors` come before the loader's."""
-        return RowSampler(
+        return SequenceSampler(
             params,
             prompt_ids,
             eos_ids=self.eos_ids,
@@ -107,7 +107,7 @@ class Vocabulary:
             markers: texts whose special tokens stay in it all the same.
             prompt: the token ids that the text goes on from. A loader's own decode hook gets new tokens only.
         """
-        return self._detokenizer(self.way, self.hidden(skip_special_tokens, markers), prompt)
+        return self._detokenizer(self.strategy, self.hidden(skip_special_tokens, markers), prompt)
 
     def hidden(self, skip_special_tokens: bool, markers: Sequence[str] = ()) -> frozenset[int]:
         """The token ids that are left out of a text; see `detokenizer`."""
@@ -183,7 +183,7 @@ class Vocabulary:
 
     def _look_up(self, token_id: int) -> tuple[str, bytes]:
         token = self._token(token_id)
-        if token is not None and self.way == "bytes":
+        if token is not None and self.strategy == "bytes":
             data = _byte_level(token)
             return data.decode("utf-8", "replace"), data
         if token is not None and (byte := _BYTE_TOKEN.fullmatch(token)):
@@ -219,21 +219,21 @@ class Vocabulary:
         token = self._token(token_id)
         return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
 
-    def _choose_way(self) -> _Way:
-        """The cheapest way whose pieces, joined, are what the tokenizer makes of the whole."""
+    def _choose_strategy(self) -> _Strategy:
+        """The cheapest strategy whose pieces, joined, are what the tokenizer makes of the whole."""
         if self._backend is None or self._info.decode is not None:
             return "whole"
         decoder = json.loads(self._backend.to_str()).get("decoder") or {}
-        first: _Way = "bytes" if decoder.get("type") == "ByteLevel" else "window"
+        first: _Strategy = "bytes" if decoder.get("type") == "ByteLevel" else "window"
         return first if self._agrees(first) else "whole"
 
-    def _agrees(self, way: _Way) -> bool:
+    def _agrees(self, strategy: _Strategy) -> bool:
         chance = random.Random(0)
         size = max(1, len(self))
         for length in (1, 2, 3, 40, 80):
             for skip in (True, False):
                 ids = [chance.randrange(size) for _ in range(length)]
-                pieces = self._detokenizer(way, self.hidden(skip))
+                pieces = self._detokenizer(strategy, self.hidden(skip))
                 text = "".join(pieces.push(i) for i in ids) + pieces.finish()
                 try:
                     if text != self.hooks.decode(ids, skip_special_tokens=skip):
@@ -242,13 +242,13 @@ class Vocabulary:
                     return False
         return True
 
-    def _detokenizer(self, way: _Way, hidden: frozenset[int], prompt: Sequence[int] = ()) -> Detokenizer:
-        if way == "bytes":
+    def _detokenizer(self, strategy: _Strategy, hidden: frozenset[int], prompt: Sequence[int] = ()) -> Detokenizer:
+        if strategy == "bytes":
             last = self._last_shown(prompt, hidden, 4)
             return ByteLevelDetokenizer(
                 lambda i: b"" if i in hidden else self._shown_bytes(i), b"".join(map(self._shown_bytes, last))
             )
-        if way == "window":
+        if strategy == "window":
             return WindowDetokenizer(
                 lambda ids: self._backend.decode(ids, skip_special_tokens=False) if ids else "",
                 lambda i: i not in hidden and self._token(i) is not None,

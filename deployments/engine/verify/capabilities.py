@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.engine.cache.cache import UnknownLayer, new_cache
-from deployments.engine.cache.row_bytes import RowBytes
+from deployments.engine.cache.sequence_bytes import SequenceBytes
 from deployments.engine.library.transformers_internals import brings_its_own_cache
 from deployments.engine.model.cache_argument import cache_argument
 from deployments.engine.model.forward import Forward
@@ -30,7 +30,7 @@ class Capabilities:
     """What rows of a model may do.
 
     Attributes:
-        row_bytes: what they cost.
+        sequence_bytes: what they cost.
         logits_width: of the model's logits.
         chunks: a prompt may be computed in several forwards.
         pads: prompts of different lengths may be computed together, and decode together.
@@ -38,7 +38,7 @@ class Capabilities:
         crossed: the lengths that the model's config names and that this was tried beyond.
     """
 
-    row_bytes: RowBytes
+    sequence_bytes: SequenceBytes
     logits_width: int
     chunks: bool
     pads: bool
@@ -46,7 +46,7 @@ class Capabilities:
     crossed: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, forward: Forward, limit: int = 0) -> Capabilities:
+    def measure(cls, forward: Forward, limit: int = 0) -> Capabilities:
         """Measured with the model's own forward.
 
         Args:
@@ -82,7 +82,7 @@ class Capabilities:
         found = [near, *beyond.values()]
         mixes = all(each.mixes for each in found)
         return cls(
-            row_bytes=RowBytes.of(cache),
+            sequence_bytes=SequenceBytes.from_cache(cache),
             logits_width=logits.shape[-1],
             chunks=all(each.chunks for each in found),
             pads=mixes and all(each.pads for each in found),

@@ -20,7 +20,7 @@ def padding_is_neutral(model: Any, states_of: StatesOf, *, size: int) -> bool:
     """Whether a probe finds the states of padded texts equal to those of each text by itself.
 
     A model whose attention or rotary frequencies follow the longest text of a forward cannot be told by short texts:
-    its config tells the one, `RowRotary` has found the other.
+    its config tells the one, `SequenceRotary` has found the other.
 
     Args:
         states_of: the last hidden states [batch, width, dimensions] of rows of token ids.

@@ -68,7 +68,7 @@ class WhisperFormat:
         self.limit = int(info.model.config.max_target_positions)
 
     @staticmethod
-    def of(info: ModelInfo) -> WhisperFormat | None:
+    def from_info(info: ModelInfo) -> WhisperFormat | None:
         """The format of a model that is a Whisper, else None."""
         config = getattr(info.model, "generation_config", None)
         hears = hasattr(info.processor, "feature_extractor") and getattr(info.model, "main_input_name", "") == (

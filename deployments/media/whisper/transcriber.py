@@ -21,8 +21,8 @@ from deployments.core.calls import SamplingParams, TranscribeCall
 from deployments.core.errors import UnsupportedParameter
 from deployments.core.events import Delta, Event, Failed, Finished, PromptScores, Usage
 from deployments.core.logprobs import Candidate, TokenLogprob
-from deployments.core.transcript import Heard, Segment, Spoken
-from deployments.engine.base.event_queue import Inbox
+from deployments.core.transcript import Segment, TranscriptionStarted, TranscriptSegment
+from deployments.engine.base.event_queue import EventQueue
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.media.audio import decode_audio
 from deployments.media.whisper.format import FRAMES_PER_SECOND, Span, WhisperFormat, language_name
@@ -86,7 +86,7 @@ class Transcriber:
         self._requests = 0
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """`Heard`, `Spoken`s, `Finished`.
+        """`TranscriptionStarted`, `TranscriptSegment`s, `Finished`.
 
         Raises:
             TroupeError: the recording or something in the request cannot be used, or the model failed.
@@ -104,7 +104,7 @@ class Transcriber:
         if language is None and form.languages:
             language = await self._guess_language(form.window(features, 0))
         code = next((code for code, token_id in form.languages.items() if token_id == language), "en")
-        yield Heard(language=language_name(code), duration=len(samples) / form.rate)
+        yield TranscriptionStarted(language=language_name(code), duration=len(samples) / form.rate)
         times = call.segments or call.words or frames > form.frames
         prompt = form.prompt(language, call.task, times=times, before=before)
         if times:
@@ -143,7 +143,9 @@ class Transcriber:
                 pass
         return answer.logprobs[0].top
 
-    async def _at_once(self, window: torch.Tensor, frames: int, prompt: list[int]) -> AsyncGenerator[Spoken, None]:
+    async def _at_once(
+        self, window: torch.Tensor, frames: int, prompt: list[int]
+    ) -> AsyncGenerator[TranscriptSegment, None]:
         """The text of one window without times, as it comes."""
         self._audio_tokens += -(-frames // 2)
         answer, written = Answer(), ""
@@ -158,11 +160,13 @@ class Transcriber:
                 fresh = text[len(written) :] if text.startswith(written) else ""
                 written += fresh
                 if fresh or (last and self._call.logprobs):
-                    yield Spoken(text=fresh, logprobs=self._logprobs(answer, self._words(answer)) if last else ())
+                    yield TranscriptSegment(
+                        text=fresh, logprobs=self._logprobs(answer, self._words(answer)) if last else ()
+                    )
 
     async def _windows(
         self, features: torch.Tensor, frames: int, prompt: list[int], language: str
-    ) -> AsyncGenerator[Spoken, None]:
+    ) -> AsyncGenerator[TranscriptSegment, None]:
         """The segments of all windows."""
         seek = 0
         while seek < frames and self._room(prompt) > 0:
@@ -190,7 +194,7 @@ class Transcriber:
         answer: Answer,
         seek: int,
         language: str,
-    ) -> Spoken:
+    ) -> TranscriptSegment:
         """What a window adds."""
         began = seek / FRAMES_PER_SECOND
         texts = [self._format.text(span.token_ids) for span in spans]
@@ -222,7 +226,7 @@ class Transcriber:
                 for word in each
             ]
         kept = token_ids[: sum(len(span.token_ids) for span in spans)]
-        return Spoken(
+        return TranscriptSegment(
             text=whole,
             segments=segments if self._call.segments else (),
             words=tuple(words),
@@ -256,11 +260,11 @@ class Transcriber:
             input_ids=prompt,
             sampling=sampling,
             model_inputs={"input_features": window},
-            salt=f"{self._call.request_id}#{self._requests}",
+            content_key=f"{self._call.request_id}#{self._requests}",
             processors=rules,
         )
         self._requests += 1
-        inbox = Inbox()
+        inbox = EventQueue()
         due = 0.0 if self._call.stream else time.monotonic() + _NEVER
         self._engine.submit(request, inbox.emitter(0))
         last = False

@@ -29,7 +29,7 @@ class WordAligner:
         self._format = form
 
     @staticmethod
-    def of(info: ModelInfo, form: WhisperFormat) -> WordAligner | None:
+    def from_info(info: ModelInfo, form: WhisperFormat) -> WordAligner | None:
         """None where nobody has found out which heads of the checkpoint follow the recording (`alignment_heads`)."""
         return WordAligner(info, form) if getattr(info.model.generation_config, "alignment_heads", None) else None
 

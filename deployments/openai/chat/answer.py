@@ -15,7 +15,7 @@ from deployments.core.errors import BadRequest
 from deployments.core.events import Accepted, Delta, Event, Finished, PromptScores
 from deployments.core.logprobs import TokenLogprob
 from deployments.core.model_card import ModelCard
-from deployments.openai.chat.message import MessageWriter, Reading
+from deployments.openai.chat.message import AnswerFormat, MessageWriter
 from deployments.openai.chat.schema import ChatBody, ChatChoice, ChatCompletion, ChunkChoice, MessageDelta
 from deployments.openai.fields.choices import Choice, Gathered, gather
 from deployments.openai.fields.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
@@ -32,7 +32,7 @@ class ChatPlan:
 
     prompt: ChatPrompt
     sampling: SamplingParams
-    reading: Reading
+    reading: AnswerFormat
     affinity: str
 
     def call(self, answer_id: str, card: ModelCard, body: ChatBody, *, n: int = 1, stream: bool) -> GenerateCall:

@@ -23,7 +23,7 @@ _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class AnswerFormat:
     """How the text of an answer is read.
 
     Attributes:
@@ -81,7 +81,7 @@ class MessageWriter:
         calls: tool calls so far.
     """
 
-    def __init__(self, reading: Reading, splitter: Splitter) -> None:
+    def __init__(self, reading: AnswerFormat, splitter: Splitter) -> None:
         self.calls: list[ToolCall] = []
         self._reading = reading
         self._splitter = splitter

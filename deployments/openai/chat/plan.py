@@ -18,7 +18,7 @@ from deployments.core.errors import BadRequest, ModelError, UnsupportedParameter
 from deployments.core.model_card import ModelCard
 from deployments.openai.chat.answer import ChatAnswer, ChatPlan
 from deployments.openai.chat.media_urls import inline_media
-from deployments.openai.chat.message import Reading
+from deployments.openai.chat.message import AnswerFormat
 from deployments.openai.chat.messages import template_messages
 from deployments.openai.chat.schema import ChatBody
 from deployments.openai.chat.template_variables import check_variables
@@ -173,14 +173,14 @@ def _sampling(body: ChatBody, options: ApiOptions, tools: ToolSet | None) -> Sam
 
 async def _reading(
     exchange: Exchange, card: ModelCard, tools: ToolSet | None, template: str | None, include_reasoning: bool
-) -> Reading:
+) -> AnswerFormat:
     """How the model writes its answers, from its options and, if they leave it open, from its tokenizer.
 
     Args:
         template: the request's own chat template, or the name of one of the model's.
     """
     options = card.options
-    reading = Reading(
+    reading = AnswerFormat(
         tools=tools,
         reasoning=MARKERS.get(options.reasoning_parser or ""),
         include_reasoning=include_reasoning,

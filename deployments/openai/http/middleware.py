@@ -26,7 +26,7 @@ _REQUEST_ID = re.compile(REQUEST_ID)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
-class Boundary:
+class RequestMiddleware:
     """ASGI middleware around every route.
 
     Args:

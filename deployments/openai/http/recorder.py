@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from deployments.core.calls import LARGE, Call
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.core.events import Accepted, Delta, Event, Failed, Finished
-from deployments.core.transcript import Spoken
+from deployments.core.transcript import TranscriptSegment
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class _Line:
             case Delta():
                 self._stamp("first")
                 self._add(event)
-            case Spoken():
+            case TranscriptSegment():
                 self._stamp("first")
                 self._add(Delta(text=event.text))
             case Failed():

@@ -14,7 +14,7 @@ from deployments.core.errors import BadRequest
 from deployments.core.events import Finished, Usage
 from deployments.core.logprobs import TokenLogprob
 from deployments.core.model_card import ModelCard
-from deployments.core.transcript import Heard, Segment, Spoken, Word
+from deployments.core.transcript import Segment, TranscriptionStarted, TranscriptSegment, Word
 from deployments.openai.fields.logprobs import finite
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.http.streaming import Chunks, json_answer, sse, sse_answer, text_answer, to_json
@@ -79,7 +79,7 @@ class Transcript:
         self._with_segments = "segment" in wanted or not wanted
         self._with_words = "word" in wanted
         self._with_logprobs = isinstance(body, TranscriptionBody) and "logprobs" in body.include
-        self._heard = Heard(language="", duration=0.0)
+        self._heard = TranscriptionStarted(language="", duration=0.0)
         self._usage = Usage(prompt_tokens=0)
         self._text = Trimmed()
         self._shown: list[str] = []
@@ -124,16 +124,16 @@ class Transcript:
         async with aclosing(self._exchange.generate(self.call)) as events:
             async for event in events:
                 match event:
-                    case Heard():
+                    case TranscriptionStarted():
                         self._heard = event
-                    case Spoken():
+                    case TranscriptSegment():
                         if gained := self._add(event):
                             yield self._show(gained, event.logprobs)
                     case Finished():
                         self._usage = event.usage
         yield sse(self._done())
 
-    def _add(self, spoken: Spoken) -> str:
+    def _add(self, spoken: TranscriptSegment) -> str:
         """Take note of a piece; returns what the answer's text gains by it."""
         text = self._text.add(spoken.text)
         first = len(self._segments) + 1

@@ -31,7 +31,8 @@ class TranslationBody(RequestBody):
         description="wav, flac, mp3, ogg or another format of libsndfile."
     )
     language: Annotated[str | None, BeforeValidator(_spoken_language)] = Field(
-        default=None, description="Spoken in the recording, as an ISO 639-1 code or an English name; else guessed."
+        default=None,
+        description="Spoken in the recording, as an ISO 639-1 code or an English name; else guessed.",
     )
     prompt: str = Field(default="", description="What might have been said before: guides spelling and style.")
     response_format: Format = "json"

@@ -114,9 +114,9 @@ class CTranslate2Engine:
         in_step = params.logprobs is not None or bool(params.min_tokens and params.repetition_penalty != 1)
         lengths = self._backend.length_class(len(request.input_ids), in_step)
         decoded = params if params.grammar is None else SamplingParams()
-        settings = Settings.of(decoded, self._vocabulary.eos_ids, self._backend.target_size, lengths)
+        settings = Settings.from_params(decoded, self._vocabulary.eos_ids, self._backend.target_size, lengths)
         # Only a decoder scores its prompt.
-        output = ChoiceOutput.of(self._vocabulary, request, encoder_decoder=not self._backend.scores_prompts)
+        output = ChoiceOutput.from_request(self._vocabulary, request, encoder_decoder=not self._backend.scores_prompts)
         job = Job(request=request, emit=emit, output=output, on_token=self._count)
         with self._changed:
             if self._closing:

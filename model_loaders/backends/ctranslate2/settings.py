@@ -43,7 +43,7 @@ class Settings:
     extra: tuple[tuple[str, Any], ...]
 
     @classmethod
-    def of(cls, params: SamplingParams, eos_ids: frozenset[int], vocab: int, lengths: int) -> Settings:
+    def from_params(cls, params: SamplingParams, eos_ids: frozenset[int], vocab: int, lengths: int) -> Settings:
         """The settings a request asks for.
 
         Args:

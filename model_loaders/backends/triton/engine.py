@@ -164,6 +164,6 @@ class TritonEngine:
         repeated = self._accumulated
         if interface.text:
             return TextAnswer(reply, request, params, self._words, accumulated=repeated)
-        output = ChoiceOutput.of(self._vocabulary, dataclasses.replace(request, sampling=params))
+        output = ChoiceOutput.from_request(self._vocabulary, dataclasses.replace(request, sampling=params))
         scored = params.logprobs is not None
         return TokenAnswer(reply, output, request.input_ids, accumulated=repeated, scored=scored)

@@ -8,12 +8,12 @@ import time
 
 from deployments.core.errors import ModelError
 from deployments.core.events import Delta, Failed
-from deployments.engine.base.event_queue import Inbox, merge_deltas
+from deployments.engine.base.event_queue import EventQueue, merge_deltas
 
 
 def test_every_event_of_many_threads_arrives_in_its_order() -> None:
     async def main() -> None:
-        inbox, count = Inbox(), 2000
+        inbox, count = EventQueue(), 2000
 
         def produce(choice: int) -> None:
             emit = inbox.emitter(choice)
@@ -38,7 +38,7 @@ def test_every_event_of_many_threads_arrives_in_its_order() -> None:
 
 def test_events_are_gathered_until_their_time_but_an_end_comes_at_once() -> None:
     async def main() -> None:
-        inbox = Inbox()
+        inbox = EventQueue()
         emit = inbox.emitter(0)
         emit(Delta(text="a"))
         began = time.monotonic()
@@ -56,8 +56,8 @@ def test_events_are_gathered_until_their_time_but_an_end_comes_at_once() -> None
 
 
 def test_an_engine_that_outlives_the_loop_is_not_disturbed() -> None:
-    async def main() -> Inbox:
-        return Inbox()
+    async def main() -> EventQueue:
+        return EventQueue()
 
     inbox = asyncio.run(main())
     inbox.emitter(0)(Delta(text="late"))

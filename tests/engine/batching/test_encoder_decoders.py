@@ -27,7 +27,7 @@ def recordings(checks: AsAlone, name: str) -> list[Prompt]:
     prompts = checks.prompts((3, 5, 4, 7), media=True)
     axis = AXES[name]
     return [
-        Prompt(p.ids, {k: v.narrow(axis, 0, int(v.shape[axis] * share)) for k, v in p.inputs.items()}, p.salt)
+        Prompt(p.ids, {k: v.narrow(axis, 0, int(v.shape[axis] * share)) for k, v in p.inputs.items()}, p.content_key)
         for p, share in zip(prompts, SHARES, strict=True)
     ]
 
@@ -48,7 +48,7 @@ def test_the_padding_of_a_recording_is_not_heard(name: str) -> None:
             (recording,) = p.inputs.values()
             mask = torch.ones(recording.shape[:2], dtype=torch.long)
             mask[:, int(mask.shape[1] * SHARES[i]) :] = 0
-            prompts.append(Prompt(p.ids, {**p.inputs, "attention_mask": mask}, p.salt))
+            prompts.append(Prompt(p.ids, {**p.inputs, "attention_mask": mask}, p.content_key))
         checks.at_once(prompts)
 
 

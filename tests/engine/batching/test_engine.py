@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from deployments.core.errors import BadRequest, ContextOverflow, ModelError, OutOfMemory, TroupeError, Unavailable
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from tests.engine.architectures import decoder
 from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
 
@@ -27,7 +27,7 @@ def llama() -> Any:
 
 
 @contextmanager
-def running(model: Any, **options: Any) -> Iterator[RowEngine]:
+def running(model: Any, **options: Any) -> Iterator[BatchingEngine]:
     engine = row_engine(model, **options)
     try:
         yield engine
@@ -47,7 +47,7 @@ def before_forward(model: Any, check: Callable[[torch.Tensor], None]) -> Iterato
         handle.remove()
 
 
-def settled(engine: RowEngine, what: Callable[[], bool], timeout: float = 5.0) -> bool:
+def settled(engine: BatchingEngine, what: Callable[[], bool], timeout: float = 5.0) -> bool:
     """Whether something becomes true soon."""
     deadline = time.monotonic() + timeout
     while not what() and time.monotonic() < deadline:

@@ -11,7 +11,7 @@ import torch
 from deployments.core.calls import SamplingParams
 from deployments.core.events import Delta, EngineEvent
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.batching.prefix_cache import Prefix
 from tests.engine.architectures import decoder
 from tests.engine.running import generate_alone, prompt, row_engine
@@ -23,7 +23,7 @@ class Stepped:
     """An engine whose steps the test makes itself."""
 
     def __init__(self, model: Any, **options: Any) -> None:
-        self.engine: RowEngine = row_engine(model, prefill_chunk=CHUNK, **options)
+        self.engine: BatchingEngine = row_engine(model, prefill_chunk=CHUNK, **options)
         self.engine.close()
         self.loop = self.engine._loop
         self.texts: dict[str, list[int]] = {}

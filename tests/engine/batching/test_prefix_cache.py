@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.batching.prefix_cache import Prefix, PrefixStore
 from deployments.engine.batching.sequence import common_prefix
 from deployments.engine.cache.cache import RowsCache, new_cache
@@ -20,7 +20,7 @@ TOKENS = 10
 
 
 @contextmanager
-def running(model: Any, **options: Any) -> Iterator[RowEngine]:
+def running(model: Any, **options: Any) -> Iterator[BatchingEngine]:
     engine = row_engine(model, **options)
     try:
         yield engine
@@ -29,7 +29,7 @@ def running(model: Any, **options: Any) -> Iterator[RowEngine]:
         assert engine.stats().prefix_entries == engine.stats().prefix_bytes == 0
 
 
-def turns(engine: RowEngine, model: Any, count: int) -> list[int]:
+def turns(engine: BatchingEngine, model: Any, count: int) -> list[int]:
     """A conversation that grows by its answers; how many tokens of each prompt were reused."""
     ids, cached = prompt(0, 40), []
     for turn in range(count):
@@ -118,7 +118,7 @@ def test_images_are_never_confused() -> None:
     with running(model) as engine:
         for seed in (1, 2, 1):
             inputs = media(ids, seed)
-            answer = submit(engine, ids, TOKENS, inputs=inputs, salt=f"image {seed}").wait()
+            answer = submit(engine, ids, TOKENS, inputs=inputs, content_key=f"image {seed}").wait()
             assert answer.token_ids == generate_alone(model, ids, TOKENS, **inputs).token_ids
         assert answer.cached_tokens == len(ids) - 1
 
@@ -135,18 +135,18 @@ def test_bytes_are_bounded_and_the_oldest_goes_first() -> None:
         assert submit(engine, prompts[-1], TOKENS).wait().cached_tokens == 59
 
 
-def entry(ids: list[int], salt: str = "") -> Prefix:
+def entry(ids: list[int], content_key: str = "") -> Prefix:
     cache = new_cache(decoder("llama", num_hidden_layers=1), capacity=len(ids))
     assert isinstance(cache, RowsCache)
     states = torch.zeros(1, 2, len(ids), 16)
     cache.update(states, states, 0)
     cache.added([len(ids)])
-    return Prefix(ids=ids, cache=cache, offset=(0,), salt=salt)
+    return Prefix(ids=ids, cache=cache, offset=(0,), content_key=content_key)
 
 
 def test_store_prefers_the_longest_and_replaces_what_is_contained() -> None:
     store = PrefixStore(1 << 20)
-    short, long, other = entry([1, 2, 3]), entry([1, 2, 3, 4, 5]), entry([1, 2, 9, 9], salt="x")
+    short, long, other = entry([1, 2, 3]), entry([1, 2, 3, 4, 5]), entry([1, 2, 9, 9], content_key="x")
     store.add(short)
     store.add(other)
     assert store.find([1, 2, 3, 4], "") == (short, 3)

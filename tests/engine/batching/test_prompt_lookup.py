@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import pytest
 
 from deployments.engine.batching import prompt_lookup
-from deployments.engine.batching.engine import RowEngine
-from deployments.engine.speedups.draft import Guesser
+from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.speedups.draft import Drafter
 from model_loaders.demo import load_model
 from model_loaders.demo.worlds import make_world
 from tests.engine.architectures import decoder
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = [prompt(i, length) for i, length in enumerate(LENGTHS)]
 
 
-def confirmed(engine: RowEngine) -> int:
+def confirmed(engine: BatchingEngine) -> int:
     assert engine._loop.lookup is not None
     return engine._loop.lookup.confirmed
 
 
-class Oracle(Guesser):
+class Oracle(Drafter):
     """Random models hardly repeat themselves: it knows their texts, and is wrong now and then at any place."""
 
     known: ClassVar[list[list[int]]] = []
@@ -43,7 +43,7 @@ class Oracle(Guesser):
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> type[Oracle]:
-    monkeypatch.setattr(prompt_lookup, "Guesser", Oracle)
+    monkeypatch.setattr(prompt_lookup, "Drafter", Oracle)
     monkeypatch.setattr(Oracle, "known", [])
     return Oracle
 

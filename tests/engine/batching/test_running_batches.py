@@ -10,9 +10,9 @@ import torch
 from deployments.core.calls import SamplingParams
 from deployments.core.events import Delta, EngineEvent
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.batching.memory import can_all_finish
-from deployments.engine.cache.row_bytes import RowBytes
+from deployments.engine.cache.sequence_bytes import SequenceBytes
 from tests.engine.architectures import decoder
 from tests.engine.running import generate_alone, prompt, row_engine
 
@@ -23,7 +23,7 @@ class Stepped:
     """An engine whose steps the test makes itself."""
 
     def __init__(self, model: Any, **options: Any) -> None:
-        self.engine: RowEngine = row_engine(model, **options)
+        self.engine: BatchingEngine = row_engine(model, **options)
         self.engine.close()
         self.loop = self.engine._loop
         self.texts: dict[str, list[int]] = {}
@@ -45,7 +45,7 @@ def test_rows_that_may_grow_large_start_together_and_pause_when_they_do() -> Non
     model = decoder("llama")
     prompts = [prompt(i, 20) for i in range(5)]
     stepped = Stepped(model, max_batch_size=8, prefix_cache=False)
-    row = stepped.loop.batches.row_bytes.of_row(20 + TOKENS)
+    row = stepped.loop.batches.sequence_bytes.of_row(20 + TOKENS)
     limits = stepped.loop.limits
     object.__setattr__(limits, "budget", 3 * row)
     object.__setattr__(limits, "growth", 16)
@@ -68,7 +68,7 @@ def test_rows_that_may_grow_large_start_together_and_pause_when_they_do() -> Non
 
 def test_rows_of_very_different_lengths_decode_apart_until_padding_is_cheaper() -> None:
     stepped = Stepped(decoder("llama"), max_batch_size=8, prefix_cache=False, prefill_chunk=512)
-    read = stepped.loop.batches.row_bytes.read
+    read = stepped.loop.batches.sequence_bytes.read
     object.__setattr__(stepped.loop.limits, "split_bytes", 3 * (read(300) - read(10)))
     stepped.add("long", prompt(0, 300), 40)
     for i in range(5):
@@ -92,7 +92,7 @@ def test_can_all_finish(budget: int, rows: list[tuple[int, int]], safe: bool) ->
 
 
 def test_row_bytes() -> None:
-    sizes = RowBytes(columns=((100, None), (10, 15)), states=7)
+    sizes = SequenceBytes(columns=((100, None), (10, 15)), states=7)
     assert sizes.read(10) == 1100
     assert sizes.read(100) == 100 * 100 + 10 * 15
     assert sizes.of_row(100) == 100 * 192 + 10 * 96 + 7

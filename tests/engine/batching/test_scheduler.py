@@ -8,9 +8,9 @@ import pytest
 
 from deployments.core.calls import SamplingParams
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.batching.scheduler import Scheduler
-from deployments.engine.batching.sequence import Row
+from deployments.engine.batching.sequence import Sequence
 from tests.engine.architectures import decoder
 from tests.engine.running import prompt, row_engine
 
@@ -19,11 +19,11 @@ class Queue:
     """A scheduler that decides for an engine which has ended, and rows made by hand."""
 
     def __init__(self, **options: Any) -> None:
-        self.engine: RowEngine = row_engine(decoder("llama"), **options)
+        self.engine: BatchingEngine = row_engine(decoder("llama"), **options)
         self.engine.close()
         self.scheduler: Scheduler = self.engine._loop.scheduler
 
-    def add(self, *lengths: int, max_tokens: int = 8) -> list[Row]:
+    def add(self, *lengths: int, max_tokens: int = 8) -> list[Sequence]:
         rows = []
         for length in lengths:
             sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
@@ -33,7 +33,7 @@ class Queue:
             self.scheduler.add(rows[-1])
         return rows
 
-    def begin(self) -> list[Row] | None:
+    def begin(self) -> list[Sequence] | None:
         """The rows that begin now, as the loop would let them."""
         group = self.scheduler.next_group()
         if group is None:
@@ -72,7 +72,7 @@ def test_a_long_prompt_lets_a_short_one_pass_and_no_second_long_one() -> None:
 
 def test_rows_that_no_bytes_are_left_for_wait_and_the_first_never_does() -> None:
     queue = Queue()
-    need = queue.scheduler.batches.most(queue.add(200))
+    need = queue.scheduler.batches.bytes_at_completion(queue.add(200))
     object.__setattr__(queue.scheduler.limits, "budget", need + need // 2)
     queue.add(200)
     first = queue.begin()

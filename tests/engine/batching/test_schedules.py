@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from deployments.core.calls import SamplingParams
 from deployments.core.events import Delta, EngineEvent
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from tests.engine.architectures import decoder
 from tests.engine.running import prompt, row_engine
 
@@ -82,7 +82,7 @@ class Client:
         self.finish_reason = event.finish_reason
 
 
-def stepped(kind: str, **options: Any) -> RowEngine:
+def stepped(kind: str, **options: Any) -> BatchingEngine:
     """An engine whose thread has ended, so that a test can make its steps itself."""
     engine = row_engine(model(kind), **options)
     engine.close()
@@ -95,16 +95,16 @@ def model(kind: str) -> Any:
 
 
 @cache
-def crowd(kind: str) -> RowEngine:
+def crowd(kind: str) -> BatchingEngine:
     return stepped(kind, max_batch_size=4, prefill_chunk=24, prefix_cache_gib=0.0005)
 
 
 @cache
-def hermit(kind: str) -> RowEngine:
+def hermit(kind: str) -> BatchingEngine:
     return stepped(kind, max_batch_size=1, prefix_cache=False)
 
 
-def add(engine: RowEngine, name: str, client: Client) -> None:
+def add(engine: BatchingEngine, name: str, client: Client) -> None:
     request = EngineRequest(request_id=name, input_ids=list(client.plan.ids), sampling=client.plan.sampling)
     engine._loop.add(engine._row(request, client.emit))
 
@@ -165,4 +165,4 @@ def test_every_text_is_that_of_a_solo_run(kind: str, schedule: list[Plan]) -> No
     assert stats.rows == stats.waiting == stats.cache_bytes == 0
     entries = loop.store._entries
     assert stats.prefix_bytes == sum(entry.nbytes for entry in entries) <= loop.store.limit
-    assert stats.prefix_entries == len({(tuple(entry.ids), entry.salt) for entry in entries})
+    assert stats.prefix_entries == len({(tuple(entry.ids), entry.content_key) for entry in entries})

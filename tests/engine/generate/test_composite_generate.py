@@ -14,7 +14,7 @@ from deployments.config.engine import EngineOptions
 from deployments.core.errors import BadRequest, ModelError, ModelLoadFailed
 from deployments.engine.base.protocol import Engine
 from deployments.engine.build import build_engine
-from deployments.engine.generate.engine import OneShotEngine
+from deployments.engine.generate.engine import GenerateEngine
 from tests.engine.architectures import VISION
 from tests.engine.as_alone import as_alone
 from tests.engine.drive import ask, greedy, start
@@ -109,7 +109,7 @@ class TestOwnGenerate:
         model = ZOO["qwen3_omni_moe"].build()
         calls = counted(model.thinker)
         engine = engine_of(model, kind="auto")
-        assert isinstance(engine, OneShotEngine)
+        assert isinstance(engine, GenerateEngine)
         assert len(calls) < 60
         engine.close()
 

@@ -32,7 +32,7 @@ from deployments.core.errors import (
 )
 from deployments.core.events import EngineEvent
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.generate.engine import OneShotEngine
+from deployments.engine.generate.engine import GenerateEngine
 from model_loaders.contract import ModelInfo
 from tests.engine.drive import ask, greedy, start
 from tests.tiny import byte_tokenizer, llama
@@ -46,13 +46,13 @@ def ids(text: str) -> list[int]:
     return TOKENIZER(text, add_special_tokens=False).input_ids
 
 
-def build(model: Any = LLAMA, options: EngineOptions | None = None, **kwargs: Any) -> OneShotEngine:
+def build(model: Any = LLAMA, options: EngineOptions | None = None, **kwargs: Any) -> GenerateEngine:
     info = ModelInfo(**{"model": model, "tokenizer": TOKENIZER, **kwargs})
-    return OneShotEngine(info, options or EngineOptions())
+    return GenerateEngine(info, options or EngineOptions())
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[OneShotEngine]:
+def engine() -> Iterator[GenerateEngine]:
     engine = build()
     yield engine
     engine.close()
@@ -169,7 +169,7 @@ class TestFaithful:
         assert first not in ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True).tokens
         engine.close()
 
-    def test_logprobs_are_those_of_a_plain_forward(self, engine: OneShotEngine) -> None:
+    def test_logprobs_are_those_of_a_plain_forward(self, engine: GenerateEngine) -> None:
         run = ask(engine, PROMPTS[1], max_tokens=8, logprobs=3, ignore_eos=True)
         whole = torch.tensor([[*PROMPTS[1], *run.tokens]])
         with torch.inference_mode():
@@ -181,7 +181,7 @@ class TestFaithful:
 
     @pytest.mark.parametrize("floats", [None, 261 * 4])
     def test_prompt_logprobs_are_those_of_a_plain_forward(
-        self, engine: OneShotEngine, floats: int | None, monkeypatch: pytest.MonkeyPatch
+        self, engine: GenerateEngine, floats: int | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if floats is not None:
             monkeypatch.setattr("deployments.engine.generate.stock._SCORED_FLOATS", floats)
@@ -198,7 +198,7 @@ class TestFaithful:
 
 
 class TestRequests:
-    def test_seeds_give_the_same_text_whatever_the_neighbours(self, engine: OneShotEngine) -> None:
+    def test_seeds_give_the_same_text_whatever_the_neighbours(self, engine: GenerateEngine) -> None:
         alone = ask(engine, PROMPTS[1], seed=5, temperature=1.0, max_tokens=20).tokens
         crowd = [start(engine, p, temperature=1.0, max_tokens=20) for p in PROMPTS]
         again = start(engine, PROMPTS[1], seed=5, temperature=1.0, max_tokens=20)
@@ -207,11 +207,11 @@ class TestRequests:
         for run in crowd:
             run.result()
 
-    def test_streams_token_by_token(self, engine: OneShotEngine) -> None:
+    def test_streams_token_by_token(self, engine: GenerateEngine) -> None:
         run = ask(engine, PROMPTS[1], max_tokens=10, logprobs=0, ignore_eos=True)
         assert [len(delta.token_ids) for delta in run.deltas] == [1] * 10
 
-    def test_stop_strings_and_reasons(self, engine: OneShotEngine) -> None:
+    def test_stop_strings_and_reasons(self, engine: GenerateEngine) -> None:
         text = ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True).text
         stop = text[6:8]
         run = ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True, stop=(stop,))
@@ -225,18 +225,18 @@ class TestRequests:
         assert (len(run.tokens), run.finish_reason) == (7, "length")
         engine.close()
 
-    def test_grammars(self, engine: OneShotEngine) -> None:
+    def test_grammars(self, engine: GenerateEngine) -> None:
         schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
         grammar = Grammar(kind="json_schema", source=json.dumps(schema))
         runs = [start(engine, p, grammar=grammar, max_tokens=30, temperature=1.0) for p in PROMPTS]
         assert all(isinstance(json.loads(run.result().text)["a"], int) for run in runs)
 
-    def test_a_bad_grammar_fails_its_request_alone(self, engine: OneShotEngine) -> None:
+    def test_a_bad_grammar_fails_its_request_alone(self, engine: GenerateEngine) -> None:
         with pytest.raises(BadRequest):
             ask(engine, PROMPTS[0], grammar=Grammar(kind="regex", source="(a"))
         assert ask(engine, PROMPTS[0]).tokens
 
-    def test_beam_search_is_that_of_generate(self, engine: OneShotEngine) -> None:
+    def test_beam_search_is_that_of_generate(self, engine: GenerateEngine) -> None:
         for model in (LLAMA, t5()):
             own = engine if model is LLAMA else build(model)
             prompt = torch.tensor([PROMPTS[1]])
@@ -260,13 +260,13 @@ class TestRequests:
         ],
     )
     def test_beams_refuse_what_they_cannot_honour(
-        self, engine: OneShotEngine, kwargs: dict[str, Any], param: str
+        self, engine: GenerateEngine, kwargs: dict[str, Any], param: str
     ) -> None:
         with pytest.raises(BadRequest) as caught:
             start(engine, PROMPTS[0], **kwargs)
         assert caught.value.param == param
 
-    def test_refusals_at_submit(self, engine: OneShotEngine) -> None:
+    def test_refusals_at_submit(self, engine: GenerateEngine) -> None:
         for prompt in ([], [5, 261], [-1]):
             with pytest.raises(BadRequest):
                 start(engine, prompt)
@@ -355,7 +355,7 @@ class TestItNeverDies:
         assert len(seen) == 1
         engine.close()
 
-    def test_cancel_is_silent_and_lets_others_go_on(self, engine: OneShotEngine) -> None:
+    def test_cancel_is_silent_and_lets_others_go_on(self, engine: GenerateEngine) -> None:
         victim = start(engine, PROMPTS[1], max_tokens=400, ignore_eos=True)
         victim.next()
         engine.cancel(victim.request_id)
@@ -376,7 +376,7 @@ class TestItNeverDies:
         assert waiting.events.empty()
         engine.close()
 
-    def test_an_id_in_flight_is_refused(self, engine: OneShotEngine) -> None:
+    def test_an_id_in_flight_is_refused(self, engine: GenerateEngine) -> None:
         run = start(engine, PROMPTS[1], max_tokens=100, ignore_eos=True)
         twin = EngineRequest(request_id=run.request_id, input_ids=[5], sampling=SamplingParams(max_tokens=1))
         with pytest.raises(BadRequest, match="already"):

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelError, OutOfMemory, UnsupportedParameter
-from deployments.engine.generate.engine import OneShotEngine
+from deployments.engine.generate.engine import GenerateEngine
 from model_loaders.contract import ModelInfo
 from tests.engine.drive import ask, greedy, start
 from tests.tiny import byte_tokenizer, llama
@@ -23,16 +23,16 @@ NO_EOS = 1 << 30
 assert not {257, 260} & set(EXPECTED)
 
 
-def build(hook: Callable[..., Any], *, model: Any = LLAMA, **kwargs: Any) -> OneShotEngine:
+def build(hook: Callable[..., Any], *, model: Any = LLAMA, **kwargs: Any) -> GenerateEngine:
     info = ModelInfo(model=model, tokenizer=byte_tokenizer(), generate=hook, **kwargs)
-    return OneShotEngine(info, EngineOptions())
+    return GenerateEngine(info, EngineOptions())
 
 
 @pytest.fixture
 def serve() -> Any:
     engines = []
 
-    def make(hook: Callable[..., Any], **kwargs: Any) -> OneShotEngine:
+    def make(hook: Callable[..., Any], **kwargs: Any) -> GenerateEngine:
         engines.append(build(hook, **kwargs))
         return engines[-1]
 

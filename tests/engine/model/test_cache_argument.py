@@ -15,10 +15,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from deployments.config.engine import EngineOptions
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.build import build_engine
 from deployments.engine.generate.call import GenerateCall
-from deployments.engine.generate.engine import OneShotEngine
+from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.model.cache_argument import argument_of, cache_argument
 from deployments.engine.verify.capabilities import rows_can_hold
 from tests.engine.architectures import VISION, llava
@@ -195,7 +195,7 @@ def test_it_is_batched_and_answers_as_ever(kind: type[Any]) -> None:
     prompts = [prompt(i, length) for i, length in enumerate(LENGTHS)]
     engine = build_engine(model_info(built(kind)), EngineOptions(memory_gib=0.1))
     try:
-        assert isinstance(engine, RowEngine)
+        assert isinstance(engine, BatchingEngine)
         answers = [submit(engine, ids, TOKENS) for ids in prompts]
         assert [a.wait().token_ids for a in answers] == [generate_alone(llama(), p, TOKENS).token_ids for p in prompts]
     finally:
@@ -257,7 +257,7 @@ def test_a_prompt_with_an_image() -> None:
     prompts = [[*prompt(i, 3), *image, *prompt(9 + i, 8)] for i in range(3)]
     inputs = [media(ids, i) for i, ids in enumerate(prompts)]
     sent = zip(prompts, inputs, strict=True)
-    answers = [submit(engine, ids, TOKENS, inputs=shown, salt=str(i)) for i, (ids, shown) in enumerate(sent)]
+    answers = [submit(engine, ids, TOKENS, inputs=shown, content_key=str(i)) for i, (ids, shown) in enumerate(sent)]
     for answer, ids, shown in zip(answers, prompts, inputs, strict=True):
         assert answer.wait().token_ids == generate_alone(llava(), ids, TOKENS, **shown).token_ids
     engine.close(5)
@@ -308,7 +308,7 @@ def test_an_output_class_of_its_own(field: str, answered: Callable[[str], Any]) 
     prompts = [prompt(i, length) for i, length in enumerate(LENGTHS)]
     for engine_kind in ("auto", "generate"):
         engine = build_engine(model_info(built(kind)), EngineOptions(kind=engine_kind, memory_gib=0.1))
-        assert isinstance(engine, RowEngine if engine_kind == "auto" else OneShotEngine)
+        assert isinstance(engine, BatchingEngine if engine_kind == "auto" else GenerateEngine)
         answers = [submit(engine, ids, TOKENS) for ids in prompts]  # type: ignore[arg-type]
         assert [a.wait().token_ids for a in answers] == [generate_alone(llama(), p, TOKENS).token_ids for p in prompts]
         engine.close(5)

@@ -17,7 +17,7 @@ from deployments.config.engine import EngineOptions
 from deployments.core.calls import GenerateCall, SamplingParams, TextPrompt
 from deployments.core.errors import ModelError
 from deployments.core.events import Delta, Failed
-from deployments.engine.generate.engine import OneShotEngine
+from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.host import ModelHost
 from model_loaders.contract import ModelInfo
@@ -67,11 +67,11 @@ def sampling(**kwargs: Any) -> torch.Tensor:
 
 @pytest.fixture
 def serve() -> Iterator[Any]:
-    engines: list[OneShotEngine] = []
+    engines: list[GenerateEngine] = []
 
-    def make(hook: Callable[..., Any], **options: Any) -> OneShotEngine:
+    def make(hook: Callable[..., Any], **options: Any) -> GenerateEngine:
         info = ModelInfo(model=LLAMA, tokenizer=byte_tokenizer(), generate=hook)
-        engines.append(OneShotEngine(info, EngineOptions(), **options))
+        engines.append(GenerateEngine(info, EngineOptions(), **options))
         return engines[-1]
 
     yield make

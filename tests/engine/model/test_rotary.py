@@ -22,9 +22,9 @@ from transformers import (
 
 from deployments.config.engine import EngineOptions
 from deployments.core.client import EmbedOptions
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.build import build_engine
-from deployments.engine.generate.engine import OneShotEngine
+from deployments.engine.generate.engine import GenerateEngine
 from deployments.host.embedding.embedder import Embedder
 from deployments.host.embedding.text import EmbeddingText
 from tests.engine.lacking import unless_it_lacks
@@ -112,7 +112,7 @@ def known(request: pytest.FixtureRequest) -> tuple[Callable[[], Any], list[Alone
         return make, [generate_alone(make(), ids, TOKENS) for ids in (*PROMPTS, *TURNS)]
 
 
-def check(engine: RowEngine, prompts: Sequence[list[int]], right: Sequence[Alone], *, together: bool) -> None:
+def check(engine: BatchingEngine, prompts: Sequence[list[int]], right: Sequence[Alone], *, together: bool) -> None:
     answers = []
     for ids in prompts:
         answers.append(submit(engine, ids, TOKENS, logprobs=0))
@@ -161,7 +161,7 @@ def test_scored_prompts(known: tuple[Callable[[], Any], list[Alone]]) -> None:
 def test_the_generate_engine(kind: str) -> None:
     make = MODELS[kind]
     engine = build_engine(model_info(make()), EngineOptions(kind="generate", max_model_len=CONTEXT))
-    assert isinstance(engine, OneShotEngine)
+    assert isinstance(engine, GenerateEngine)
     for _ in range(2):
         answers = [submit(engine, ids, TOKENS) for ids in PROMPTS]  # type: ignore[arg-type]
         for ids, answer in zip(PROMPTS, answers, strict=True):
@@ -171,7 +171,7 @@ def test_the_generate_engine(kind: str) -> None:
 
 def test_the_probe_at_load_takes_rows(known: tuple[Callable[[], Any], list[Alone]]) -> None:
     engine = build_engine(model_info(known[0]()), EngineOptions(max_model_len=CONTEXT, memory_gib=0.25))
-    assert isinstance(engine, RowEngine)
+    assert isinstance(engine, BatchingEngine)
     engine.close(5)
 
 

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deployments.config.engine import EngineOptions
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.build import build_engine
-from deployments.engine.generate.engine import OneShotEngine
+from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.verify.named_lengths import named_lengths, tried_lengths
 from tests.engine.drive import start
 from tests.engine.running import generate_alone, model_info, prompt
@@ -141,10 +141,10 @@ def test_it_is_served_as_generate_answers(kind: type[Tidal], tide: int, caplog: 
     finally:
         engine.close()
     if kind is Swelling:
-        assert isinstance(engine, RowEngine)
+        assert isinstance(engine, BatchingEngine)
         assert engine.capabilities.mixes
     if kind in (Flood, Counter, Anew):
-        assert isinstance(engine, OneShotEngine)
+        assert isinstance(engine, GenerateEngine)
         assert "generate engine" in caplog.text
 
 

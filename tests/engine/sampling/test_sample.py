@@ -15,7 +15,7 @@ from deployments.core.calls import SamplingParams
 from deployments.core.errors import BadRequest, ModelError
 from deployments.core.events import FinishReason
 from deployments.engine.sampling.sample import Sampled, sample_rows
-from deployments.engine.sampling.state import FormatRules, RowSampler
+from deployments.engine.sampling.state import FormatRules, SequenceSampler
 
 CPU = torch.device("cpu")
 VOCAB = 1200
@@ -40,10 +40,12 @@ PARAMS = st.fixed_dictionaries(
 PROMPT = [3, 4, 5, 3]
 
 
-def row(prompt: list[int] | None = None, vocab: int = VOCAB, eos: tuple[int, ...] = (2,), **kwargs: Any) -> RowSampler:
+def row(
+    prompt: list[int] | None = None, vocab: int = VOCAB, eos: tuple[int, ...] = (2,), **kwargs: Any
+) -> SequenceSampler:
     own = {key: kwargs.pop(key) for key in ("processors", "mask", "rules", "bad_words") if key in kwargs}
     params = SamplingParams(**kwargs)
-    return RowSampler(
+    return SequenceSampler(
         params,
         PROMPT if prompt is None else prompt,
         eos_ids=frozenset(eos),
@@ -62,7 +64,7 @@ def tokens(sampled: list[Sampled]) -> list[int]:
     return [s.token_id for s in sampled]
 
 
-def generate(one: RowSampler, steps: int, vocab: int = VOCAB) -> list[int]:
+def generate(one: SequenceSampler, steps: int, vocab: int = VOCAB) -> list[int]:
     return [tokens(sample_rows(logits(seed=step, vocab=vocab), [one]))[0] for step in range(steps)]
 
 

@@ -15,7 +15,7 @@ from deployments.engine.sampling.truncation import CANDIDATES, Truncation, draw_
 
 
 def kept_tokens(scores: torch.Tensor, params: list[SamplingParams]) -> list[set[int]]:
-    settled, kept, unsettled, masked = truncate(scores, Truncation.of(params, scores.device))
+    settled, kept, unsettled, masked = truncate(scores, Truncation.from_params(params, scores.device))
     assert sorted(settled + unsettled) == list(range(len(params)))
     sets: list[set[int]] = [set() for _ in params]
     for place, row in enumerate(settled):

@@ -19,7 +19,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.model.forward import Forward
 from deployments.engine.speedups.deterministic import Deterministic, Linears
 from deployments.engine.speedups.packed_linear import PackedLinears
@@ -98,12 +98,12 @@ def outcome(answer: Answer) -> tuple[list[int], list[float]]:
     return answer.token_ids, [p for entry in entries for p in (entry.logprob, *(c.logprob for c in entry.top))]
 
 
-def together(engine: RowEngine, asked: list[Request]) -> list[tuple[list[int], list[float]]]:
+def together(engine: BatchingEngine, asked: list[Request]) -> list[tuple[list[int], list[float]]]:
     answers = [submit(engine, ids, new, **sampling) for ids, new, sampling in asked]
     return [outcome(answer) for answer in answers]
 
 
-def alone(engine: RowEngine, asked: list[Request]) -> list[tuple[list[int], list[float]]]:
+def alone(engine: BatchingEngine, asked: list[Request]) -> list[tuple[list[int], list[float]]]:
     return [outcome(submit(engine, ids, new, **sampling)) for ids, new, sampling in asked]
 
 
@@ -179,10 +179,10 @@ def test_how_rows_decode_and_the_model_afterwards(make: Callable[[], Any], dtype
     ids = torch.tensor([prompt(3, 20)])
     with torch.inference_mode():
         before = model(ids).logits
-    packed = PackedLinears.of(model, wanted=True)
+    packed = PackedLinears.from_model(model, wanted=True)
     forward = Forward(model)
     deterministic = Deterministic(forward, 16)
-    assert deterministic.way == ("alone" if make is experts else "together")
+    assert deterministic.strategy == ("isolated" if make is experts else "together")
     with torch.inference_mode():
         assert torch.equal(model(ids).logits, before)
     deterministic.undo()

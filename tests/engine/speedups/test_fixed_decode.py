@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from deployments.core.errors import ModelError
-from deployments.engine.batching.engine import RowEngine
+from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, uncaptured
 from tests.engine.architectures import VISION, decoder
 from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
@@ -65,7 +65,7 @@ class Graphs:
 
 
 @contextmanager
-def running(model: Any, capture: Capture, **options: Any) -> Iterator[tuple[RowEngine, FixedDecode]]:
+def running(model: Any, capture: Capture, **options: Any) -> Iterator[tuple[BatchingEngine, FixedDecode]]:
     """An engine that decodes in fixed steps."""
     engine = row_engine(model, **{"max_batch_size": 6, "prefill_chunk": 32, **options})
     fixed = FixedDecode(engine._forward, capture)
@@ -102,7 +102,7 @@ def test_positions_of_several_dimensions() -> None:
     model, graphs = build(), Graphs()
     ids = [*prompt(1, 5), *image, *prompt(2, 9)]
     with running(model, graphs) as (engine, fixed):
-        seen = submit(engine, ids, 30, inputs=media(ids, 1), salt="1")
+        seen = submit(engine, ids, 30, inputs=media(ids, 1), content_key="1")
         read = submit(engine, PROMPTS[0], 30)
         assert seen.wait().token_ids == generate_alone(model, ids, 30, **media(ids, 1)).token_ids
         assert read.wait().token_ids == generate_alone(model, PROMPTS[0], 30).token_ids

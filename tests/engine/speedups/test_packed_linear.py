@@ -58,13 +58,13 @@ def need_packed_kernels(model: nn.Module) -> None:
 def test_the_same_bits(model: nn.Module) -> None:
     """On any processor: what it cannot pack is left as it is."""
     before = logits(model)
-    PackedLinears.of(model, wanted=True)
+    PackedLinears.from_model(model, wanted=True)
     assert torch.equal(logits(model), before)
 
 
 def test_every_linear_is_packed(model: nn.Module) -> None:
     need_packed_kernels(model)
-    assert PackedLinears.of(model, wanted=True).modules == 2 * 7 + 1
+    assert PackedLinears.from_model(model, wanted=True).modules == 2 * 7 + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -75,7 +75,7 @@ def test_what_the_processor_cannot_pack_stays_plain_and_is_logged(
     model = nn.Sequential(nn.Linear(32, 48), nn.Linear(48, 32)).to(dtype)
     able = [module for module in model if keeps_its_bits(module)]
     with caplog.at_level(logging.INFO, "troupe.engine"):
-        packed = PackedLinears.of(model, wanted)
+        packed = PackedLinears.from_model(model, wanted)
     if wanted or not able:
         assert packed.modules == len(able)
     said = [record for record in caplog.records if "stay plain" in record.getMessage()]
@@ -94,13 +94,13 @@ def test_with_biases_and_any_shape_of_input() -> None:
     inputs.append(torch.randn(4, 160, dtype=BF16)[:, ::2])
     with torch.no_grad():
         before = [linear(x) for x in inputs]
-        PackedLinears.of(linear, wanted=True)
+        PackedLinears.from_model(linear, wanted=True)
         assert all(torch.equal(linear(x), y) for x, y in zip(inputs, before, strict=True))
 
 
 def test_undo_gives_the_very_parameters_back(model: nn.Module) -> None:
     before, bits, expected = dict(model.named_parameters()), copy.deepcopy(model.state_dict()), logits(model)
-    packed = PackedLinears.of(model, wanted=True)
+    packed = PackedLinears.from_model(model, wanted=True)
     with torch.inference_mode():
         packed.undo()
     packed.undo()
@@ -118,7 +118,7 @@ def test_plain_weights_are_released(model: nn.Module) -> None:
     need_packed_kernels(model)
     weight = model.get_submodule("model.layers.0.mlp.up_proj").weight
     before = weight.untyped_storage().nbytes()
-    PackedLinears.of(model, wanted=True)
+    PackedLinears.from_model(model, wanted=True)
     gc.collect()
     assert before > 0
     assert weight.untyped_storage().nbytes() == 0
@@ -128,7 +128,7 @@ def test_a_tied_head_is_packed_beside_its_embedding() -> None:
     tied = llama(tie_word_embeddings=True).to(BF16)
     need_packed_kernels(tied)
     expected = logits(tied)
-    packed = PackedLinears.of(tied, wanted=True)
+    packed = PackedLinears.from_model(tied, wanted=True)
     assert packed.modules == 2 * 7 + 1
     assert tied.get_input_embeddings().weight.layout is torch.strided
     assert torch.equal(logits(tied), expected)
@@ -139,7 +139,7 @@ def test_a_tied_head_is_packed_beside_its_embedding() -> None:
 def test_a_tied_head_that_is_most_of_the_model_is_left_alone() -> None:
     tied = llama(tie_word_embeddings=True, vocab_size=4000).to(BF16)
     need_packed_kernels(tied)
-    packed = PackedLinears.of(tied, wanted=True)
+    packed = PackedLinears.from_model(tied, wanted=True)
     assert packed.modules == 2 * 7
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
 
@@ -148,7 +148,7 @@ def test_one_weight_in_two_linears_is_packed_once() -> None:
     pair = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)).to(BF16)
     pair[1].weight = pair[0].weight
     need_packed_kernels(pair)
-    packed = PackedLinears.of(pair, wanted=True)
+    packed = PackedLinears.from_model(pair, wanted=True)
     assert packed.modules == 2
     assert pair[0].weight is pair[1].weight
     packed.undo()
@@ -158,7 +158,7 @@ def test_one_weight_in_two_linears_is_packed_once() -> None:
 
 def test_what_user_code_reads_still_works(model: nn.Module, tmp_path: Path) -> None:
     before = copy.deepcopy(model.state_dict())
-    PackedLinears.of(model, wanted=True)
+    PackedLinears.from_model(model, wanted=True)
     head = model.get_output_embeddings()
     assert head.weight.dtype is BF16
     assert head.weight.shape == (261, 48)
@@ -172,7 +172,7 @@ def test_gradients_and_other_dtypes_take_the_plain_way(model: nn.Module) -> None
     embedded = model.get_input_embeddings()(IDS).detach()
     expected = embedded.clone().requires_grad_()
     model(inputs_embeds=expected).logits.float().sum().backward()
-    PackedLinears.of(model, wanted=True)
+    PackedLinears.from_model(model, wanted=True)
     given = embedded.clone().requires_grad_()
     model(inputs_embeds=given).logits.float().sum().backward()
     assert torch.equal(given.grad, expected.grad)
@@ -183,7 +183,7 @@ def test_gradients_and_other_dtypes_take_the_plain_way(model: nn.Module) -> None
 @pytest.mark.parametrize("wanted", [True, None, False])
 def test_float32_is_left_alone(wanted: bool | None) -> None:
     model = llama()
-    assert PackedLinears.of(model, wanted).modules == 0
+    assert PackedLinears.from_model(model, wanted).modules == 0
 
 
 def test_subclasses_and_replaced_forwards_are_left_alone() -> None:
@@ -194,14 +194,14 @@ def test_subclasses_and_replaced_forwards_are_left_alone() -> None:
     replaced.forward = lambda x: x
     model = nn.Sequential(Own(32, 32).to(BF16), replaced, nn.Linear(32, 32).to(BF16))
     need_packed_kernels(model[2])
-    assert PackedLinears.of(model, wanted=True).modules == 1
-    assert PackedLinears.of(model, wanted=True).modules == 0
+    assert PackedLinears.from_model(model, wanted=True).modules == 1
+    assert PackedLinears.from_model(model, wanted=True).modules == 0
 
 
 def test_measured_or_not_wanted(model: nn.Module) -> None:
-    assert PackedLinears.of(model, wanted=False).modules == 0
+    assert PackedLinears.from_model(model, wanted=False).modules == 0
     expected = logits(model)
-    PackedLinears.of(model)
+    PackedLinears.from_model(model)
     assert torch.equal(logits(model), expected)
 
 
@@ -219,7 +219,7 @@ def test_weights_that_a_hook_may_read_or_change_are_left_alone() -> None:
 
     layer.register_forward_pre_hook(halve)
     before = logits(hooked)
-    packed = PackedLinears.of(hooked, True)
+    packed = PackedLinears.from_model(hooked, True)
     assert packed.modules == 8
     assert not layer.mlp.up_proj.weight.is_mkldnn
     assert not torch.equal(logits(hooked), before)
@@ -233,5 +233,5 @@ def test_linears_that_share_a_weight_with_a_hooked_one_are_left_alone() -> None:
     second.weight = first.weight
     both = nn.ModuleList([first, second])
     first.register_forward_hook(lambda *args: None)
-    assert PackedLinears.of(both, True).modules == 0
+    assert PackedLinears.from_model(both, True).modules == 0
     assert first.weight.numel() == 1024

@@ -74,6 +74,6 @@ def test_what_a_row_leaves_in_its_place_does_not_count(name: str) -> None:
 @pytest.mark.parametrize("name", INDEXED)
 def test_rows_mix_where_an_indexer_chooses(name: str) -> None:
     with torch.inference_mode():
-        found = Capabilities.of(Forward(ZOO[name].build(), 512), 512)
+        found = Capabilities.measure(Forward(ZOO[name].build(), 512), 512)
     assert 16 in found.crossed
     assert found.mixes

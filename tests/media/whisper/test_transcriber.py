@@ -73,5 +73,5 @@ def test_prompts() -> None:
 
 
 def test_what_is_no_whisper() -> None:
-    assert WhisperFormat.of(ModelInfo(model=llama(), tokenizer=byte_tokenizer())) is None
-    assert WhisperFormat.of(INFO) is not None
+    assert WhisperFormat.from_info(ModelInfo(model=llama(), tokenizer=byte_tokenizer())) is None
+    assert WhisperFormat.from_info(INFO) is not None

@@ -127,7 +127,7 @@ def test_labels_are_no_input() -> None:
 
 
 def test_images_of_different_pixels_have_different_salts() -> None:
-    salts = {encoder(input_ids=[1], pixel_values=torch.full((1, 2), i)).encode("x").salt for i in range(3)}
+    salts = {encoder(input_ids=[1], pixel_values=torch.full((1, 2), i)).encode("x").content_key for i in range(3)}
     assert len(salts) == 3
 
 

@@ -11,7 +11,7 @@ from deployments.engine.cache.layers import KeyValueRows, StateRows, column_room
 
 
 @dataclass(frozen=True, slots=True)
-class RowBytes:
+class SequenceBytes:
     """What a row costs, measured on a cache that a forward has filled.
 
     Attributes:
@@ -25,10 +25,10 @@ class RowBytes:
     encoded: int = 0
 
     @classmethod
-    def of(cls, cache: AnyRowsCache) -> RowBytes:
+    def from_cache(cls, cache: AnyRowsCache) -> SequenceBytes:
         """Measured on a cache with one row."""
         if isinstance(cache, EncoderRowsCache):
-            own, cross = cls.of(cache.self_attention_cache), cls.of(cache.cross_attention_cache)
+            own, cross = cls.from_cache(cache.self_attention_cache), cls.from_cache(cache.cross_attention_cache)
             return cls(own.columns, own.states, sum(size for size, _ in cross.columns))
         assert isinstance(cache, RowsCache)
         attention = [layer for layer in cache.layers if isinstance(layer, KeyValueRows) and layer.is_initialized]
@@ -39,14 +39,14 @@ class RowBytes:
         states = sum(layer.state_bytes for layer in cache.layers if isinstance(layer, StateRows))
         return cls(columns, states)
 
-    def of_row(self, width: int, encoded: int = 0) -> int:
+    def of_sequence(self, width: int, encoded: int = 0) -> int:
         """Bytes of a row in buffers for `width` tokens, and `encoded` tokens of an encoder."""
         columns = sum(size * column_room(width if keep is None else min(width, keep)) for size, keep in self.columns)
         return columns + self.states + (self.encoded * column_room(encoded) if encoded else 0)
 
     def longest(self, budget: int, limit: int) -> int:
         """Tokens of the longest row that a budget of bytes holds, at most `limit`."""
-        return bisect.bisect_right(range(1, limit + 1), budget, key=self.of_row)
+        return bisect.bisect_right(range(1, limit + 1), budget, key=self.of_sequence)
 
     def read(self, width: int) -> int:
         """Bytes of columns that a decode step reads for a row of a batch so wide."""

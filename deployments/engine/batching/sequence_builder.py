@@ -10,7 +10,7 @@ from collections.abc import Callable
 from deployments.core.calls import SamplingParams
 from deployments.engine.base.protocol import Emit, EngineRequest
 from deployments.engine.batching.beam_jobs import BeamJobs
-from deployments.engine.batching.sequence import Row
+from deployments.engine.batching.sequence import Sequence
 from deployments.engine.generate.job import Job
 from deployments.engine.model.forward import Forward
 from deployments.engine.text.output import ChoiceOutput
@@ -20,8 +20,8 @@ from deployments.engine.text.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 
-class RowBuilder:
-    """Makes the rows of one model, in the order in which they are asked for, in a thread of its own.
+class SequenceBuilder:
+    """Makes the sequences of one model, in the order in which they are asked for, in a thread of its own.
 
     What needs a table of the whole vocabulary waits in a second thread until the table is there, and others pass it.
 
@@ -37,34 +37,34 @@ class RowBuilder:
         self._vocabulary = vocabulary
         self._width = width
         self._searches = searches
-        self._rows = _Thread("row-builder")
+        self._sequences = _Thread("sequence-builder")
         self._tables = _Thread("vocabulary-tables")
 
     def run(self, params: SamplingParams, build: Callable[[], None]) -> None:
-        """Call a function that makes a row with such parameters, when its turn comes; it must not raise."""
+        """Call a function that makes a sequence with such parameters, when its turn comes; it must not raise."""
         if not self._vocabulary.lacks_tables(params):
-            self._rows.put(build)
+            self._sequences.put(build)
             return
 
         def after_tables() -> None:
             try:
                 self._vocabulary.build_tables(params, self._width)
             finally:
-                # If the table cannot be built, the row cannot either, and its request is told why.
-                self._rows.put(build)
+                # If the table cannot be built, the sequence cannot either, and its request is told why.
+                self._sequences.put(build)
 
         self._tables.put(after_tables)
 
     def close(self) -> None:
         """End the threads after what they are at."""
         self._tables.stop()
-        self._rows.stop()
+        self._sequences.stop()
 
     def search(self, request: EngineRequest, emit: Emit) -> Job:
         """The state of a request for beam search."""
         return self._searches.job(request, emit)
 
-    def row(self, request: EngineRequest, emit: Emit) -> Row:
+    def sequence(self, request: EngineRequest, emit: Emit) -> Sequence:
         """The state of a new request.
 
         Args:
@@ -75,13 +75,13 @@ class RowBuilder:
         scorer = None
         if params.prompt_logprobs is not None:
             scorer = PromptScorer(vocabulary, ids, params.prompt_logprobs, params.logprob_token_ids)
-        return Row(
+        return Sequence(
             request=request,
             emit=emit,
             sampler=vocabulary.sampler(
                 params, ids, vocab_size=self._width, device=self._forward.device, processors=request.processors
             ),
-            output=ChoiceOutput.of(vocabulary, request, encoder_decoder=self._forward.is_encoder_decoder),
+            output=ChoiceOutput.from_request(vocabulary, request, encoder_decoder=self._forward.is_encoder_decoder),
             ids=ids,
             prompt_length=len(ids),
             frequencies=self._forward.rotary.frequencies(len(ids)),
@@ -91,7 +91,7 @@ class RowBuilder:
         )
 
     def lengths(self, request: EngineRequest) -> tuple[int, int]:
-        """Tokens of the row that a request will be, and of its encoder; without making the row."""
+        """Tokens of the sequence that a request will be, and of its encoder; without making the sequence."""
         if not self._forward.is_encoder_decoder:
             return len(request.input_ids), 0
         return len(self._forward.decoder_prompt(request.input_ids, request.model_inputs)), len(request.input_ids)
