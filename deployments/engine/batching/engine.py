@@ -88,7 +88,7 @@ class BatchingEngine:
         self._deadline = float("inf")
         self._death: BaseException | None = None
         self._stats = self._loop.stats()
-        self._thread = threading.Thread(target=self._work, name="sequence-engine", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="batching-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
@@ -287,7 +287,7 @@ class BatchingEngine:
         try:
             self._loop.step()
         except Exception as error:
-            logger.exception("A step of the sequence engine failed; its requests are computed again, each alone.")
+            logger.exception("A step of the batching engine failed; its requests are computed again, each alone.")
             self._loop.recover(error)
         self._stats = self._loop.stats()
 

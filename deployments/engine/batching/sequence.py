@@ -29,7 +29,7 @@ class Sequence:
         alone: to be computed by itself, after a forward that it may have broken.
         attempts: forwards of this sequence that failed since the last decode step that did not.
         order: its place in the queue at arrival.
-        drafter: draft_tokens its next tokens, where that was tried.
+        drafter: drafts its next tokens, once that was tried.
         ended: its client has had the last event.
         to_go: tokens to be computed of it while it waits, and the version of the prefix store that this follows from.
         awaits: a sequence being prefilled that will have most of what it lacks.

@@ -1,4 +1,4 @@
-"""Where a row's last few tokens came before."""
+"""Where the last few tokens of a sequence came before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PAUSE = 32
 
 
 class Drafter:
-    """Guesses what follows in one row, as long as it is mostly right."""
+    """Drafts the next tokens of one sequence, as long as it is mostly right."""
 
     def __init__(self) -> None:
         self._places: dict[tuple[int, ...], int] = {}
@@ -19,10 +19,10 @@ class Drafter:
         self._pauses_until = 0
 
     def draft(self, ids: Sequence[int], count: int) -> list[int]:
-        """At count so many tokens: what came after the last occurrence of the last three.
+        """At most `count` tokens: what came after the last occurrence of the last three.
 
         Args:
-            ids: all of the row's tokens; it only ever grows.
+            ids: all tokens of the sequence; it only ever grows.
         """
         for end in range(self._indexed, len(ids)):
             self._places[tuple(ids[end - _MATCH : end])] = end
@@ -33,7 +33,7 @@ class Drafter:
         return [] if place is None else list(ids[place : place + count])
 
     def learn(self, right: int, length: int) -> None:
-        """After a forward: how many draft tokens were right, and how many tokens the row has now."""
+        """After a forward: how many draft tokens were right, and how many tokens the sequence has now."""
         self._credit = min(self._credit + right - 1, _CREDIT)
         if self._credit <= 0:
             self._credit, self._pauses_until = 1, length + _PAUSE

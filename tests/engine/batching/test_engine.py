@@ -288,7 +288,7 @@ def test_close_lets_running_requests_end_and_fails_the_rest(llama: Any) -> None:
     assert all(isinstance(answer.error, Unavailable) for answer in answers if answer not in ended)
     with pytest.raises(Unavailable):
         submit(engine, PROMPTS[0], 4)
-    assert not any(thread.name == "row-engine" and thread.is_alive() for thread in threading.enumerate())
+    assert not any(thread.name == "batching-engine" and thread.is_alive() for thread in threading.enumerate())
     engine.close()
 
 

@@ -58,7 +58,7 @@ def test_rows_that_cannot_pause_for_want_of_memory(llama: Any, monkeypatch: pyte
     tokens, prompts = 150, PROMPTS[:4]
     engine = row_engine(llama, prefix_cache=False)
     limits = engine._loop.limits
-    object.__setattr__(limits, "budget", 3 * engine.capabilities.sequence_bytes.of_row(20 + tokens))
+    object.__setattr__(limits, "budget", 3 * engine.capabilities.sequence_bytes.of_sequence(20 + tokens))
     object.__setattr__(limits, "growth", 16)
     # Without kept prefixes rows are copied only to pause.
     faults = Faults(monkeypatch, RowsCache, "copy_row", no_memory())

@@ -41,7 +41,7 @@ class Stepped:
             tokens.extend(event.token_ids)
 
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-        self.loop.add(self.engine._row(EngineRequest(request_id=name, input_ids=ids, sampling=sampling), emit))
+        self.loop.add(self.engine._sequence(EngineRequest(request_id=name, input_ids=ids, sampling=sampling), emit))
 
     def run(self) -> int:
         """The steps it takes until nothing is left to do."""
@@ -102,11 +102,11 @@ def test_a_cancelled_row_leaves_the_others_of_its_group_what_they_have(leaves: i
         for name, ids in prompts.items():
             stepped.add(name, ids, 4)
         stepped.loop.step()
-    assert [len(prefill.rows) for prefill in stepped.loop.scheduler.prefills] == [1, 3], "they wait for a step"
+    assert [len(prefill.sequences) for prefill in stepped.loop.scheduler.prefills] == [1, 3], "they wait for a step"
     stepped.loop.store.clear()
     with torch.inference_mode():
         stepped.loop.cancel(str(leaves))
-    assert [len(prefill.rows) for prefill in stepped.loop.scheduler.prefills] == [1, 2]
+    assert [len(prefill.sequences) for prefill in stepped.loop.scheduler.prefills] == [1, 2]
     before = stepped.computed
     with torch.inference_mode():
         stepped.loop.step()

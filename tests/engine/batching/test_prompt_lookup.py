@@ -34,7 +34,7 @@ class Oracle(Drafter):
 
     known: ClassVar[list[list[int]]] = []
 
-    def guess(self, ids: Sequence[int], most: int) -> list[int]:
+    def draft(self, ids: Sequence[int], most: int) -> list[int]:
         chance = random.Random(len(ids))
         whole = next((text for text in self.known if text[: len(ids)] == list(ids)), [])
         guess = whole[len(ids) : len(ids) + chance.randrange(most + 1)]

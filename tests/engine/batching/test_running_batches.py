@@ -37,7 +37,7 @@ class Stepped:
 
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
         request = EngineRequest(request_id=name, input_ids=ids, sampling=sampling)
-        self.loop.add(self.engine._row(request, emit))
+        self.loop.add(self.engine._sequence(request, emit))
 
 
 def test_rows_that_may_grow_large_start_together_and_pause_when_they_do() -> None:
@@ -45,7 +45,7 @@ def test_rows_that_may_grow_large_start_together_and_pause_when_they_do() -> Non
     model = decoder("llama")
     prompts = [prompt(i, 20) for i in range(5)]
     stepped = Stepped(model, max_batch_size=8, prefix_cache=False)
-    row = stepped.loop.batches.sequence_bytes.of_row(20 + TOKENS)
+    row = stepped.loop.batches.sequence_bytes.of_sequence(20 + TOKENS)
     limits = stepped.loop.limits
     object.__setattr__(limits, "budget", 3 * row)
     object.__setattr__(limits, "growth", 16)
@@ -77,7 +77,7 @@ def test_rows_of_very_different_lengths_decode_apart_until_padding_is_cheaper() 
     with torch.inference_mode():
         while not stepped.loop.idle:
             stepped.loop.step()
-            seen.add(tuple(sorted(len(batch.rows) for batch in stepped.loop.batches)))
+            seen.add(tuple(sorted(len(batch.sequences) for batch in stepped.loop.batches)))
     assert (1, 5) in seen
     assert (3,) in seen
     assert stepped.texts["long"] == generate_alone(stepped.engine._forward.model, prompt(0, 300), 40).token_ids
@@ -95,4 +95,4 @@ def test_row_bytes() -> None:
     sizes = SequenceBytes(columns=((100, None), (10, 15)), states=7)
     assert sizes.read(10) == 1100
     assert sizes.read(100) == 100 * 100 + 10 * 15
-    assert sizes.of_row(100) == 100 * 192 + 10 * 96 + 7
+    assert sizes.of_sequence(100) == 100 * 192 + 10 * 96 + 7

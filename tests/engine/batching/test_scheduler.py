@@ -29,7 +29,7 @@ class Queue:
             sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
             ids = prompt(self.scheduler._arrived, length)
             request = EngineRequest(request_id=str(self.scheduler._arrived), input_ids=ids, sampling=sampling)
-            rows.append(self.engine._row(request, lambda event: None))
+            rows.append(self.engine._sequence(request, lambda event: None))
             self.scheduler.add(rows[-1])
         return rows
 
@@ -66,7 +66,7 @@ def test_a_long_prompt_lets_a_short_one_pass_and_no_second_long_one() -> None:
     assert queue.begin() == [short, late]
     assert queue.begin() is None
     assert list(queue.scheduler.waiting) == [other]
-    turns = [queue.scheduler.next_prefill(step).rows for step in range(4)]
+    turns = [queue.scheduler.next_prefill(step).sequences for step in range(4)]
     assert turns == [[short, late], [long], [short, late], [long]]
 
 

@@ -106,7 +106,7 @@ def hermit(kind: str) -> BatchingEngine:
 
 def add(engine: BatchingEngine, name: str, client: Client) -> None:
     request = EngineRequest(request_id=name, input_ids=list(client.plan.ids), sampling=client.plan.sampling)
-    engine._loop.add(engine._row(request, client.emit))
+    engine._loop.add(engine._sequence(request, client.emit))
 
 
 @cache
@@ -114,7 +114,7 @@ def solo(kind: str, ids: tuple[int, ...], seed: int | None, stop_token: int | No
     client = Client(Plan(0, 0, 0, 0, max_tokens, seed, stop_token, 0, None))
     engine = hermit(kind)
     request = EngineRequest(request_id="solo", input_ids=list(ids), sampling=client.plan.sampling)
-    engine._loop.add(engine._row(request, client.emit))
+    engine._loop.add(engine._sequence(request, client.emit))
     while not engine._loop.idle:
         engine._loop.step()
     return client

@@ -32,7 +32,7 @@ class Gate:
 
     def decode(self, token_ids: torch.Tensor) -> str:
         self.threads.add(threading.current_thread().name)
-        if threading.current_thread().name not in ("row-engine", "MainThread"):
+        if threading.current_thread().name not in ("batching-engine", "MainThread"):
             self.reached.set()
             assert self.open.wait(30)
         return words(token_ids)
@@ -74,7 +74,7 @@ def test_neither_the_caller_nor_the_engine_looks_up_a_vocabulary(
     gate.threads.clear()
     answer = submit(engine, prompt(0, 5), 3, **fields)
     assert gate.reached.wait(30)
-    assert not gate.threads & {"MainThread", "row-engine"}
+    assert not gate.threads & {"MainThread", "batching-engine"}
     gate.open.set()
     assert answer.done.wait(30)
     assert "MainThread" not in gate.threads

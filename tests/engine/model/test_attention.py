@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-from deployments.engine.model.attention import decoding, is_decoding
+from deployments.engine.model.attention import DecodeAttention, is_decoding
 from tests.engine.lacking import is_older
 
 ROWS, WIDTH, DIM = 5, 70, 16
@@ -40,7 +40,7 @@ def both(heads: int, key_heads: int, mask: Tensor | None, *, apart: bool = False
     query, key, value = tensors(heads, key_heads)
     layer = module(heads, key_heads)
     stock, _ = sdpa_attention_forward(layer, query, key, value, mask, **kwargs)
-    with decoding(apart=apart):
+    with DecodeAttention(per_sequence=apart):
         ours, _ = AttentionInterface()["sdpa"](layer, query, key, value, mask, **kwargs)
     return [stock, ours]
 
@@ -73,7 +73,7 @@ def test_bfloat16_is_as_close_to_the_truth(heads: int, key_heads: int) -> None:
     query, key, value = tensors(heads, key_heads, torch.bfloat16)
     layer = module(heads, key_heads)
     truth, _ = sdpa_attention_forward(layer, query.float(), key.float(), value.float(), padding())
-    with decoding():
+    with DecodeAttention():
         ours, _ = AttentionInterface()["sdpa"](layer, query, key, value, padding())
     assert ours.dtype is torch.bfloat16
     torch.testing.assert_close(ours.float(), truth, atol=2e-2, rtol=2e-2)
@@ -84,7 +84,7 @@ def test_bfloat16_is_as_close_to_the_truth(heads: int, key_heads: int) -> None:
 def test_apart_a_row_has_the_bits_it_has_alone(heads: int, key_heads: int, dtype: torch.dtype) -> None:
     query, key, value = tensors(heads, key_heads, dtype)
     layer = module(heads, key_heads)
-    with decoding(apart=True):
+    with DecodeAttention(per_sequence=True):
         together, _ = AttentionInterface()["sdpa"](layer, query, key, value, padding())
         for row, length in enumerate(LENGTHS):
             own = slice(WIDTH - length, WIDTH)
@@ -106,7 +106,7 @@ def test_outside_of_a_step_and_in_other_threads_it_is_the_stock_one() -> None:
     def elsewhere() -> None:
         seen.append((is_decoding(), AttentionInterface()["sdpa"](layer, query, key, value, None)[0]))
 
-    with decoding():
+    with DecodeAttention():
         assert is_decoding()
         thread = threading.Thread(target=elsewhere)
         thread.start()
@@ -121,7 +121,7 @@ def test_what_it_does_not_know_goes_to_the_stock_one() -> None:
     layer, attention = module(8, 2), AttentionInterface()
     bias = torch.randn(ROWS, 8, 1, WIDTH, generator=torch.Generator().manual_seed(2))
     stock, _ = sdpa_attention_forward(layer, query, key, value, padding(), position_bias=bias)
-    with decoding():
+    with DecodeAttention():
         ours, _ = attention["sdpa"](layer, query, key, value, padding(), position_bias=bias)
         if not is_older():
             with pytest.raises(ValueError, match="softcap"):

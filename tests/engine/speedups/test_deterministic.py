@@ -187,7 +187,7 @@ def test_how_rows_decode_and_the_model_afterwards(make: Callable[[], Any], dtype
         assert torch.equal(model(ids).logits, before)
     deterministic.undo()
     packed.undo()
-    assert not forward.decoding.apart
+    assert not forward.decode_attention.per_sequence
     assert all("forward" not in vars(module) for module in model.modules())
 
 

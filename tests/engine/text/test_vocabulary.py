@@ -58,7 +58,7 @@ def streamed(vocabulary: Vocabulary, ids: Sequence[int], skip: bool) -> list[str
 
 
 def test_each_tokenizer_gets_the_cheapest_way_that_is_right() -> None:
-    assert {name: vocabulary.way for name, vocabulary in ALL.items()} == {
+    assert {name: vocabulary.strategy for name, vocabulary in ALL.items()} == {
         "bytes": "bytes",
         "sentencepiece": "window",
         "wordpiece": "window",
