@@ -9,7 +9,7 @@ from importlib.metadata import version
 logger = logging.getLogger("troupe.host")
 
 TRANSFORMERS = "5.24.0"
-"""What `scripts/test --newest` runs with, which fails if the index has a newer one: raise this when all else passes."""
+"""What `scripts/test --newest` last ran with. It names a newer one: raise this if all else passes."""
 
 
 def warn_of_untested_transformers() -> None:
