@@ -23,6 +23,7 @@ REAL_SERVERS = ("e2e", "faults", "seeds", "test_dockerfile.py", "test_ray_intern
 """Folders and files of tests that start servers; two of them at once would time each other."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist, a file stays on one worker, and the tests that start servers all on the same."""
     for item in items:
