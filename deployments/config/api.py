@@ -8,35 +8,35 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ApiOptions(BaseModel):
-    """What the server accepts and how it answers, the same for all models.
+    """Options of the API that are the same for all models.
 
     Attributes:
-        api_keys: keys that open the API, as they are or as `sha256:<hex digest>`; none at all leaves it open.
-        admin_keys: keys that open the admin routes too, which no other key does; none closes those routes.
-        api_keys_file: further keys, one a line, read again when the file changes.
-        cors_origins: origins whose pages may call the API from a browser; `*` is every one.
-        default_model: answers requests that name no model; None means the only model where there is one.
+        api_keys: keys of the API, as plain text or as `sha256:<hex digest>`; if there are none, the API is open.
+        admin_keys: keys of the admin routes and of the API; if there are none, the admin routes are closed.
+        api_keys_file: file with more keys, one per line; it is read again when it changes.
+        cors_origins: origins whose pages can call the API from a browser; `*` allows every origin.
+        default_model: model of requests that do not name one; None is the only model, if there is one.
         strict_parameters: refuse unknown request fields instead of listing them in a response header.
-        allow_request_chat_template: requests may bring a chat template of their own.
-        chat_template_timeout_s, chat_template_max_bytes: processor time and memory that such a template may take; by
-            the clock, twice the time.
+        allow_request_chat_template: requests can contain a chat template.
+        chat_template_timeout_s, chat_template_max_bytes: maximum processor time and memory to render such a
+            template; the limit by the clock is twice as long.
         max_body_bytes, max_header_bytes: larger requests are refused.
-        max_choices: choices (prompts times n) of one request at most.
-        max_logprobs: alternatives reported per token at most; -1 sets no limit, and requests may ask for all (-1).
-        heartbeat_seconds: after so many silent seconds send white space, and again after as many, so that a client's
-            read timeout does not strike while the model computes. The status is 200 from then on. 0 is off.
-        media_urls: fetch images and recordings that messages name by http(s) URL; data: URIs are always read.
-        media_networks: networks besides the public internet that URLs may lead to, such as 10.0.0.0/8.
-        media_max_bytes, media_timeout_s: of one fetch at most, from looking its name up to the last byte.
-        media_max_parts: images and recordings of one request at most.
-        media_max_pixels: of the images of one request together.
-        media_max_samples: of the recordings of one request together, as their files have them, over all channels.
-        max_audio_seconds: of the recordings of one request together.
+        max_choices: maximum number of choices (prompts times n) of a request.
+        max_logprobs: maximum number of alternatives per token; -1 sets no limit, and requests can ask for all (-1).
+        heartbeat_seconds: send white space each time nothing was sent for this many seconds, so that a client's read
+            timeout does not end the request while the model computes. The status is then 200. 0 is off.
+        media_urls: fetch images and recordings from the http(s) URLs in messages; data: URIs are always read.
+        media_networks: private networks that URLs can lead to, such as 10.0.0.0/8.
+        media_max_bytes, media_timeout_s: maximum size and time of a fetch, from the name lookup to the last byte.
+        media_max_parts: maximum number of images and recordings of a request.
+        media_max_pixels: maximum number of pixels of all images of a request.
+        media_max_samples: maximum number of samples of all recordings of a request, over all channels.
+        max_audio_seconds: maximum length of all recordings of a request.
         stream_usage: report token counts in every stream, as if each request asked for it.
-        record_dir: folder for a JSONL record of every request and its answer, readable by this user alone; None records
-            nothing.
-        record_max_bytes: a file of the record that is larger is followed by a new one.
-        body_timeout_s: a request whose body does not come on for this long is refused with 408.
+        record_dir: folder for a JSONL record of every request and its answer, readable only by this user; None
+            records nothing.
+        record_max_bytes: size at which a new record file is started.
+        body_timeout_s: if no part of a request's body arrives for this many seconds, it is refused with 408.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

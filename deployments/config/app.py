@@ -17,34 +17,34 @@ IMPORT_PATH = "deployments.app:build_app"
 
 
 class Pool(Strict):
-    """Replicas that serve some of the models, with so many GPUs each."""
+    """A deployment of replicas for some of the models."""
 
-    models: list[str] = Field(min_length=1, description="Ids of the models it serves.")
-    replicas: int | None = Field(default=None, ge=1, description="How many; None is one for every GPU, or set of GPUs.")
-    gpus_per_replica: float | None = Field(default=None, ge=0, description="None is 1 where the cluster has GPUs.")
-    max_models_per_replica: int | None = Field(default=None, ge=1, description="None is that of the application.")
+    models: list[str] = Field(min_length=1, description="Ids of the models in the pool.")
+    replicas: int | None = Field(default=None, ge=1, description="Number of replicas; None is one for every GPU.")
+    gpus_per_replica: float | None = Field(default=None, ge=0, description="None is 1 if the cluster has GPUs.")
+    max_models_per_replica: int | None = Field(default=None, ge=1, description="None takes the application's value.")
 
 
 class AppArgs(Strict):
     """`args` of the application: the models, and how replicas and the API behave."""
 
     models: list[ModelEntry] = Field(min_length=1)
-    max_models_per_replica: int = Field(default=1, ge=1, description="Models loaded side by side on one replica.")
+    max_models_per_replica: int = Field(default=1, ge=1, description="Models that a replica holds at the same time.")
     stream_interval_ms: float = Field(
-        default=20.0, ge=0, description="After a stream's first token, what has come since is sent this often."
+        default=20.0, ge=0, description="Minimum time between two chunks of a stream, after the first token."
     )
     swap_patience_s: float = Field(
-        default=2.0, ge=0, description="Seconds a request waits before a busy model is drained for its own."
+        default=2.0, ge=0, description="Seconds that a request waits before a model in use is unloaded for it."
     )
     max_concurrent_requests: int | None = Field(
-        default=None, ge=1, description="More at once are refused with 429; None queues without end."
+        default=None, ge=1, description="More concurrent requests are refused with 429; None sets no limit."
     )
     pools: dict[str, Pool] = Field(
-        default_factory=dict, description="Deployments of replicas by name; without any, one serves all models."
+        default_factory=dict, description="Deployments of replicas by name; if empty, one serves all models."
     )
-    api: ApiOptions = Field(default_factory=ApiOptions, description="What the HTTP surface accepts.")
+    api: ApiOptions = Field(default_factory=ApiOptions, description="Options of the HTTP API.")
     folder: str | None = Field(
-        default=None, description="Where relative paths begin; None is the folder of the configuration file."
+        default=None, description="Folder that relative paths start from; None is the configuration file's."
     )
 
     @field_validator("models")
@@ -70,7 +70,7 @@ class AppArgs(Strict):
                     raise ValueError(f"model {model!r} is in the pools {of[model]!r} and {name!r}")
                 of[model] = name
         if self.pools and (left := [model for model in ids if model not in of]):
-            raise ValueError(f"{', '.join(left)}: in no pool")
+            raise ValueError(f"add {', '.join(left)} to a pool: every model must be in one")
         return self
 
     @model_validator(mode="after")
@@ -80,17 +80,17 @@ class AppArgs(Strict):
             pinned = [entry.id for entry in self.models if entry.pinned and entry.id in pool.models]
             if len(pinned) > room or (len(pinned) == room and len(pinned) < len(pool.models)):
                 raise ValueError(
-                    f"{len(pinned)} pinned models ({', '.join(pinned)}) leave no room among "
-                    f"max_models_per_replica={room} for the others"
+                    f"{len(pinned)} pinned models ({', '.join(pinned)}) leave no room for other models; "
+                    f"raise max_models_per_replica (now {room})"
                 )
         return self
 
     def all_pools(self) -> dict[str, Pool]:
-        """The pools by name; the one of all models, where none are configured, is called "all"."""
+        """The pools by name. If none are configured, a pool named "all" has all models."""
         return self.pools or {"all": Pool(models=[entry.id for entry in self.models])}
 
     def of_pool(self, pool: Pool) -> Self:
-        """These arguments as the replicas of a pool see them: with its models alone."""
+        """The arguments for the replicas of a pool: only its models."""
         return self.model_copy(
             update={
                 "models": [entry for entry in self.models if entry.id in pool.models],
@@ -100,24 +100,24 @@ class AppArgs(Strict):
         )
 
     def by_name(self) -> dict[str, ModelEntry]:
-        """Every id and alias with its entry."""
+        """Maps every id and alias to its model."""
         return {name: entry for entry in self.models for name in entry.names}
 
 
 def unknown_model(name: str, args: AppArgs) -> ModelNotFound:
-    """The error for a name that no model has."""
+    """The error for a name that is not a model."""
     known = ", ".join(entry.id for entry in args.models)
     return ModelNotFound(f"The model {name!r} does not exist. Configured: {known}.", param="model")
 
 
 def parse_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArgs:
-    """The application's arguments, checked.
+    """Validates the arguments of the application.
 
     Args:
-        source: where they come from, for the message.
+        source: where the arguments come from, for the error message.
 
     Raises:
-        ConfigError: something is wrong; every fault is listed with its place and the fix.
+        ConfigError: lists every fault with its place and the fix.
     """
     if isinstance(args, AppArgs):
         return args

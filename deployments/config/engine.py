@@ -15,22 +15,22 @@ class EngineOptions:
     Attributes:
         kind: `continuous_batching`, `generate` (the model's own `generate`), or `auto`: continuous batching if a probe
             at load finds it equal to `generate`.
-        max_batch_size: requests computed together at most; further ones wait.
-        max_model_len: positions per request, prompt and text together; None takes the model's own.
-        memory_gib: budget for KV caches and states, prefix store included; None takes it from the device.
-        prefix_cache: reuse the computation of prompts that begin like an earlier one.
-        prefix_cache_gib: share of the budget the prefix store may keep; None is half.
-        prefill_chunk: tokens of a prompt computed between two steps of the running sequences; twice as many if they are
-            several whole prompts.
-        deterministic: the bits of an answer never depend on other requests; slower.
-        prompt_lookup: draft tokens at a time, taken from the sequence's own text, while at most four sequences run; for
-            models whose layers all have full attention. It changes no text. 0 is off.
+        max_batch_size: maximum number of requests computed together; more requests wait.
+        max_model_len: maximum number of tokens of a request, prompt and answer together; None takes the model's own.
+        memory_gib: memory for KV caches and states, including the prefix cache; None takes it from the device.
+        prefix_cache: keep computed prompts, and reuse them for prompts that start with the same tokens.
+        prefix_cache_gib: maximum size of the prefix cache; None is half of the memory.
+        prefill_chunk: maximum number of prompt tokens computed between two decode steps; several whole prompts
+            together can have twice as many.
+        deterministic: the bits of an answer do not depend on other requests; slower.
+        prompt_lookup: draft tokens per step, taken from the sequence's own text, while at most four sequences run; for
+            models whose layers all have full attention. It does not change the text. 0 is off.
         torch_compile: a torch.compile mode for decode steps; models with layers of other kinds than full attention, the
             kind `generate` and deterministic mode run uncompiled, with a warning at load.
         cuda_graphs: capture decode steps on a GPU, if the model allows it.
-        static_cache: keep the KV cache at its full length from the start; kind `generate` only.
+        static_cache: allocate the KV cache at its full length at the start; kind `generate` only.
         pack_linears: pack linear weights for the CPU at load; None decides by dtype and instruction set.
-        threads: CPU threads of a forward; None takes the cores the replica was given.
+        threads: CPU threads of a forward; None takes the cores of the replica.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}

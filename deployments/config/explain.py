@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: each fault with its place and the fix."""
+"""Messages for the faults of a configuration, each with its place and the fix."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from deployments.core.errors import ConfigError
 
 
 def config_error(faults: list[str], source: str) -> ConfigError:
-    """One error of all faults, a line each."""
+    """Returns one error that lists all faults, one per line."""
     lines = "\n".join(f"  {fault}" for fault in faults)
     return ConfigError(f"{source}:\n{lines}")
 
 
 def described(fault: Any, schema: type) -> str:
-    """A fault that pydantic has found in a configuration of this schema."""
+    """Returns the message for a fault that pydantic found in a configuration of this schema."""
     place = _place(fault["loc"])
     if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{place}: unknown key{_nearest(fault['loc'], schema)}"

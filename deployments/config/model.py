@@ -15,32 +15,34 @@ _RENAMED = {"max_rows": "max_batch_size", "rows": "continuous_batching", "one_sh
 
 
 class Strict(BaseModel):
-    """A section without unknown keys."""
+    """A section that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class ModelEntry(Strict):
-    """One model that clients can ask for."""
+    """One model that clients can request."""
 
-    id: str = Field(min_length=1, description="The name clients send as `model`.")
+    id: str = Field(min_length=1, description="The name that clients send as `model`.")
     loader: str = Field(description="`module:function`, or `path/to/file.py:function`.")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="Passed to the loader.")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments of the loader.")
     aliases: list[str] = Field(default_factory=list, description="Other names of the same model.")
-    engine: EngineOptions = Field(default_factory=EngineOptions, description="How its engine runs.")
-    api: ModelOptions = Field(default_factory=ModelOptions, description="How its routes read and answer.")
-    pinned: bool = Field(default=False, description="Loaded at start and never evicted.")
-    preload: bool = Field(default=False, description="Loaded at start, but evicted like any other.")
-    idle_unload_s: float | None = Field(default=None, gt=0, description="Unloaded when nobody has used it so long.")
+    engine: EngineOptions = Field(default_factory=EngineOptions, description="Options of its engine.")
+    api: ModelOptions = Field(default_factory=ModelOptions, description="Options of its requests and answers.")
+    pinned: bool = Field(default=False, description="Load the model at start and never evict it.")
+    preload: bool = Field(default=False, description="Load the model at start; it can be evicted.")
+    idle_unload_s: float | None = Field(
+        default=None, gt=0, description="Seconds without a request until it is unloaded."
+    )
     profile_dir: str | None = Field(default=None, description="Folder for a trace of its first requests.")
     hook_timeout_s: float = Field(
         default=60.0, gt=0, description="Seconds until an encode, template or decode hook counts as hung."
     )
     max_prompt_chars: int | None = Field(
-        default=None, ge=1, description="Longer texts are refused; None is 128 for each token of the context."
+        default=None, ge=1, description="Longer texts are refused; None is 128 per token of the context."
     )
     load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
-    load_retry_s: float = Field(default=60.0, ge=0, description="Seconds a failed load's error is answered again.")
+    load_retry_s: float = Field(default=60.0, ge=0, description="Seconds until a failed load is tried again.")
 
     @field_validator("engine", mode="before")
     @classmethod

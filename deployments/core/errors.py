@@ -1,4 +1,4 @@
-"""Everything Troupe raises on purpose, and the OpenAI error each one becomes.
+"""The exceptions of Troupe, and the OpenAI error that each one becomes.
 
 TroupeError                     500 server_error
 ├── BadRequest                  400 invalid_request_error
@@ -36,10 +36,10 @@ class TroupeError(Exception):
     """A failure with a message for the client.
 
     Args:
-        message: what went wrong, with the thing, the value and the fix.
-        param: the request field at fault, if one is.
+        message: what went wrong: the thing, the value and the fix.
+        param: the request field that caused the error, if there is one.
         code: replaces the class's machine-readable code.
-        retry_after: seconds after which a repeat may succeed.
+        retry_after: seconds after which the same request may succeed.
     """
 
     status = 500
@@ -74,7 +74,7 @@ def _rebuild(
 
 
 class BadRequest(TroupeError):
-    """The request is at fault; a repeat would fail the same way."""
+    """The request is wrong. The same request would fail again."""
 
     status = 400
     type = "invalid_request_error"
@@ -84,7 +84,7 @@ class BadRequest(TroupeError):
 class ContextOverflow(BadRequest):
     """The request needs more positions than the model has.
 
-    The wording is what AgentBench, litellm and inspect_ai recognise.
+    AgentBench, litellm and inspect_ai recognize this wording.
     """
 
     code = "context_length_exceeded"
@@ -99,7 +99,7 @@ class ContextOverflow(BadRequest):
 
 
 class UnsupportedParameter(BadRequest):
-    """A known parameter that this model or server cannot honour."""
+    """A known parameter that this model or server cannot honor."""
 
     code = "unsupported_parameter"
 
@@ -127,7 +127,7 @@ class ModelNotFound(TroupeError):
 
 
 class RouteNotFound(TroupeError):
-    """No such path."""
+    """The path does not exist."""
 
     status = 404
     type = "invalid_request_error"
@@ -143,7 +143,7 @@ class MethodNotAllowed(TroupeError):
 
 
 class BodyTimeout(TroupeError):
-    """The request's body has stopped coming."""
+    """The rest of the request's body did not arrive in time."""
 
     status = 408
     type = "invalid_request_error"
@@ -151,7 +151,7 @@ class BodyTimeout(TroupeError):
 
 
 class RouteGone(TroupeError):
-    """A route of an older server that another one, or nothing, has replaced."""
+    """A route of an older server that Troupe does not have. The message names its replacement."""
 
     status = 410
     type = "invalid_request_error"
@@ -167,7 +167,7 @@ class TooLarge(TroupeError):
 
 
 class UnsupportedMediaType(TroupeError):
-    """The body is of a content type that this route does not read."""
+    """The route does not read the content type of the body."""
 
     status = 415
     type = "invalid_request_error"
@@ -183,7 +183,7 @@ class HeadersTooLarge(TroupeError):
 
 
 class Overloaded(TroupeError):
-    """The queue is at its configured cap."""
+    """The queue has reached its configured limit."""
 
     status = 429
     type = "rate_limit_error"
@@ -198,11 +198,11 @@ class ModelError(TroupeError):
 
 
 class BrokenHook(ModelError):
-    """A hook of the loader returned something else than the contract says (docs/loaders.md)."""
+    """A hook of the loader returned a value that breaks its contract (docs/loaders.md)."""
 
 
 class ModelLoadFailed(ModelError):
-    """The loader raised, or returned something that is no model."""
+    """The loader raised an exception or did not return a model."""
 
     code = "model_load_failed"
 
@@ -224,7 +224,7 @@ class Unavailable(TroupeError):
 
 
 class LoadTimeout(TroupeError):
-    """The loader has not returned within the configured time."""
+    """The loader did not return within the configured time."""
 
     status = 504
     code = "model_load_timeout"
@@ -235,6 +235,6 @@ class ConfigError(ValueError):
 
 
 def last_line(error: BaseException) -> str:
-    """An exception as one line: its type and the last line of its text."""
+    """Returns an exception as one line: its type and the last line of its text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""A model as clients see it: its names, its limits and how the API presents it.
+"""What clients see of a model: its names, its limits and the options of its API.
 
 Plain dataclasses of the standard library, as in `deployments.core.calls`.
 """
@@ -12,19 +12,19 @@ from typing import Any, ClassVar, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """How the API presents one model. The same dataclass is the `api:` section of a model in serve_config.yaml.
+    """Options of a model's API. The same dataclass is the `api:` section of a model in serve_config.yaml.
 
     Attributes:
-        merge_consecutive_roles: join neighbouring messages of one role, for templates that insist on alternation.
-        default_params: request fields for requests that leave them out, such as `temperature`.
-        pooling: how embeddings are made of the last layer's states; None takes what a sentence-transformers folder
-            says, else the last token's of a model with causal attention, the mean of another's.
-        tool_parser: how this model writes its tool calls, a key of `deployments.openai.parsing.families.FAMILIES`; None
+        merge_consecutive_roles: join consecutive messages of a role, for templates that require alternating roles.
+        default_params: default values of request fields, such as `temperature`.
+        pooling: how embeddings are computed from the states of the last layer. None takes the pooling of a
+            sentence-transformers folder; for other models, the last token if attention is causal, else the mean.
+        tool_parser: format of the model's tool calls, a key of `deployments.openai.parsing.families.FAMILIES`; None
             takes it from the chat template.
-        usage_timings: report time_to_first_token, total_time and tokens_per_second beside the token counts.
-        reasoning_parser: how this model marks its reasoning, a key of `deployments.openai.parsing.reasoning.MARKERS`;
-            None leaves it in the content. Either may be `response_template`, the tokenizer's own description of both,
-            which is also taken where both are None.
+        usage_timings: add time_to_first_token, total_time and tokens_per_second to `usage`.
+        reasoning_parser: format of the model's reasoning, a key of `deployments.openai.parsing.reasoning.MARKERS`;
+            None leaves it in the content. Both parsers can be `response_template`, the tokenizer's own description of
+            the two formats. It is also used if both are None.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -39,7 +39,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What is known of a model without asking a replica, and, once it was loaded, of its limits."""
+    """What the API knows of a model without asking a replica. `max_model_len` is set once the model was loaded."""
 
     id: str
     aliases: tuple[str, ...] = ()

@@ -26,5 +26,5 @@ def test_every_model_without_rows_has_its_reason() -> None:
 
 def test_the_readme_names_them() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert f"Requests of {len(HELD)} model types" in readme
-    assert set(re.findall(r"`([^`]+)`", readme.split("Known so far:")[1].split("\n\n")[0])) == OTHERS
+    assert f"For {len(HELD)} model types" in readme
+    assert set(re.findall(r"`([^`]+)`", readme.split("known to need it:")[1].split("\n\n")[0])) == OTHERS
