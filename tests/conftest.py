@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from deployments.cli.own_ray import use_own_ray
 
@@ -23,13 +23,16 @@ REAL_SERVERS = ("e2e", "faults", "seeds", "test_dockerfile.py", "test_ray_intern
 """Folders and files of tests that start servers; two of them at once would time each other."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, a file stays on one worker, and the tests that start servers all on the same."""
-    for item in items:
-        place = item.path.relative_to(Path(__file__).parent)
-        group = "servers" if place.parts[0] in REAL_SERVERS else str(place)
-        item.add_marker(pytest.mark.xdist_group(group))
+class OneAtATime(LoadScopeScheduling):
+    """How pytest-xdist shares out tests: a file stays on one worker, and all that start servers are on the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "servers" if file.removeprefix("tests/").split("/")[0] in REAL_SERVERS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneAtATime:
+    return OneAtATime(config, log)
 
 
 @pytest.fixture(scope="session")
