@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import venv
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -106,3 +111,28 @@ def test_a_troapis_that_is_installed_wins(site: Path, copy: Path, tmp_path: Path
     subprocess.run([sys.executable, "-m", "pip", *PIP, "--target", str(both), str(copy)], check=True)
     a_troapis(both)
     assert said(ASK, tmp_path, PYTHONPATH=str(both)) == "theirs"
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    """Or its interface is a part of one that is: FastAPI's of Starlette, transformers' of the others."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [names for extra, names in project["optional-dependencies"].items() if extra != "dev"]
+    wanted = {name for names in [project["dependencies"], *extras] for name in names}
+    declared = {re.split(r"[^\w-]", name)[0].lower() for name in wanted}
+    known = packages_distributions()
+    imported = {name for folder in ("deployments", "model_loaders") for name in imports(ROOT / folder)}
+    undeclared = {
+        name
+        for name in imported - sys.stdlib_module_names - {"deployments", "model_loaders", "troapis"}
+        if declared.isdisjoint(each.lower().replace("_", "-") for each in known.get(name, []))
+    }
+    assert undeclared <= {"starlette", "tokenizers", "safetensors", "jinja2", "huggingface_hub"}
+
+
+def imports(folder: Path) -> Iterator[str]:
+    """The packages that the files of a folder import."""
+    for node in (node for file in folder.rglob("*.py") for node in ast.walk(ast.parse(file.read_text()))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
