@@ -125,7 +125,7 @@ class LoadedModel:
             ContextOverflow: one is too long for the context.
             BadRequest: one is longer than `max_prompt_chars`, or cannot be encoded.
         """
-        prompts = [await self._written(prompt) for prompt in prompts]
+        prompts = [await self._written(prompt, fits) for prompt in prompts]
         return await self._run(self._encoder(prompts), lambda: [self._encode(prompt, fits=fits) for prompt in prompts])
 
     def _encoder(self, prompts: Sequence[Prompt]) -> Worker:
@@ -250,14 +250,14 @@ class LoadedModel:
             case WrittenChat():
                 return self._encode_shown(prompt.shown, prompt.text, fits)
             case ChatPrompt():
-                shown = self._shown(prompt)
+                shown = self._shown(prompt, fits)
                 return self._encode_shown(shown, self.hooks.render(shown.chat), fits)
 
-    async def _written(self, prompt: Prompt) -> Prompt:
+    async def _written(self, prompt: Prompt, fits: bool = False) -> Prompt:
         """A conversation that brings its own template is rendered while others are encoded, in another process."""
         if not isinstance(prompt, ChatPrompt) or not self.hooks.template.is_foreign(prompt.chat_template):
             return prompt
-        shown = await self._off_loop(lambda: self._shown(prompt))
+        shown = await self._off_loop(lambda: self._shown(prompt, fits))
         text = await self._templates.render(self.info, shown.chat)
         return WrittenChat(messages=prompt.messages, shown=shown, text=text)
 
@@ -290,8 +290,9 @@ class LoadedModel:
         text, encoded = self.hooks.marks.encode(text, shown.marked, encode, media=bool(images or sounds))
         return EncodedPrompt(text=text, encoded=encoded)
 
-    def _shown(self, prompt: ChatPrompt) -> ShownChat:
+    def _shown(self, prompt: ChatPrompt, fits: bool = False) -> ShownChat:
         """A conversation as its template is to see it, and the media that stand aside."""
+        self._limits.check_chat(prompt, fits=fits)
         chat, images = split_images(prompt)
         if images:
             self.hooks.check_images(images[0].param)

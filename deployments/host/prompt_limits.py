@@ -14,6 +14,7 @@ from model_loaders.contract import ModelInfo
 
 LONG_TEXT = 1_000_000
 _CHARACTERS_PER_TOKEN = 128
+_MANY_MESSAGES = 5000
 # Parts of a tokenizer (https://huggingface.co/docs/tokenizers) that keep every character.
 _KEEPING_NORMALIZERS = {"Prepend", "Replace", "Sequence", "ByteLevel"}
 _KEEPING_SPLITTERS = {"ByteLevel", "Metaspace", "Split", "Digits", "Sequence", "Punctuation"}
@@ -44,11 +45,25 @@ class PromptLimits:
             ContextOverflow: it has more tokens than the context, whatever they are.
             BadRequest: it is longer than the server encodes.
         """
-        if fits and self._longest is not None and len(text) > self._context * self._longest:
-            raise ContextOverflow(self._context, -(-len(text) // self._longest), param=param)
-        if len(text) > self._most:
+        self._check_length(len(text), param, fits)
+
+    def check_chat(self, chat: ChatPrompt, *, fits: bool) -> None:
+        """Refuse a conversation whose texts alone are longer than the server encodes, before its template writes it.
+
+        A template may leave out words, so shorter ones are checked once they are written.
+
+        Raises:
+            ContextOverflow, BadRequest: as for a text.
+        """
+        if (length := _length(chat)) > self._most:
+            self._check_length(length, "messages", fits)
+
+    def _check_length(self, length: int, param: str, fits: bool) -> None:
+        if fits and self._longest is not None and length > self._context * self._longest:
+            raise ContextOverflow(self._context, -(-length // self._longest), param=param)
+        if length > self._most:
             raise BadRequest(
-                f"Invalid {param!r}: the text has {len(text)} characters; model {self._label!r} reads at most "
+                f"Invalid {param!r}: the text has {length} characters; model {self._label!r} reads at most "
                 f"{self._most} (max_prompt_chars).",
                 param=param,
             )
@@ -56,6 +71,8 @@ class PromptLimits:
 
 def is_long(prompts: Sequence[Prompt]) -> bool:
     """Whether encoding these prompts takes long enough that others should not wait for it."""
+    if any(isinstance(prompt, ChatPrompt) and len(prompt.messages) > _MANY_MESSAGES for prompt in prompts):
+        return True
     return sum(map(_length, prompts)) > LONG_TEXT
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,11 @@ from typing import Any, NamedTuple
 from model_loaders.prompts.message_forms import Message
 
 SYSTEM_ROLES = ("system", "developer")
+_MARK = re.compile(r"qvz\d+zvq")
+_WORD = re.compile(r"[\w-]+")
+# Characters that a search may read beside a few passes over the prompt.
+_READ_FREELY = 1 << 24
+_PASSES = 8
 
 
 class Piece(NamedTuple):
@@ -52,9 +58,18 @@ class Marked:
         self.messages = [self._message(message, index) for index, message in enumerate(messages)]
 
     def missing(self, text: str) -> Piece | None:
-        """The first piece that a prompt lacks."""
+        """The first piece that a prompt lacks; found by one pass over the prompt, not by one for each piece."""
         lowered = text.lower()
-        return next((piece for piece in self.pieces if piece.mark not in lowered), None)
+        found = set(_MARK.findall(lowered))
+        if self._kept:
+            found.update(_WORD.findall(lowered))
+        for piece in self.pieces:
+            if piece.mark in found:
+                continue
+            if _MARK.fullmatch(piece.mark) or piece.mark not in lowered:
+                return piece
+            found.add(piece.mark)
+        return None
 
     def _mark(self) -> str:
         self._count += 1
@@ -144,13 +159,41 @@ def pattern_of(messages: Sequence[Message]) -> Hashable:
 
 
 def is_said(messages: Sequence[Message], prompt: str) -> bool:
-    """Whether a prompt has every text as it is, or as JSON, but for texts beside tool calls.
+    """Whether a prompt is seen to have every text as it is, or as JSON, but for texts beside tool calls.
 
-    A template may leave out the earliest messages of a long conversation, or those with certain words.
+    A template may leave out the earliest messages of a long conversation, or those with certain words. The texts are
+    looked for in their order; a search that has to read the prompt over and over is given up, as not seen.
     """
+    search = _Search(prompt)
     contents = (message.get("content") for message in messages if not message.get("tool_calls"))
-    texts = (text for content in contents for text in _texts(content))
-    return all(text in prompt or any(_as_json(text, ascii_) in prompt for ascii_ in (False, True)) for text in texts)
+    return all(search.finds(text) for content in contents for text in _texts(content))
+
+
+class _Search:
+    """Looks for texts in a prompt, each from where the last one was; reads little more than a few times the prompt."""
+
+    def __init__(self, prompt: str) -> None:
+        self._prompt = prompt
+        self._place = 0
+        self._left = _READ_FREELY + _PASSES * len(prompt)
+
+    def finds(self, text: str) -> bool:
+        """Whether the text is in the prompt, as it is or as JSON; False too if too much would have to be read."""
+        if self._after(text, self._place):
+            return True
+        forms = {text, *(json.dumps(text, ensure_ascii=ascii_)[1:-1] for ascii_ in (False, True))}
+        return any(self._after(form, start) for start in (self._place, 0) for form in forms)
+
+    def _after(self, form: str, start: int) -> bool:
+        if self._left < 0:
+            return False
+        at = self._prompt.find(form, start)
+        if at < 0:
+            self._left -= len(self._prompt) - start
+            return False
+        self._left -= at + len(form) - start
+        self._place = at
+        return True
 
 
 def _texts(content: Any) -> list[str]:
@@ -158,10 +201,6 @@ def _texts(content: Any) -> list[str]:
         return [content.strip()]
     parts = content if isinstance(content, list) else ()
     return [part["text"].strip() for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
-
-
-def _as_json(text: str, ascii_: bool) -> str:
-    return json.dumps(text, ensure_ascii=ascii_)[1:-1]
 
 
 def _kind(message: Message) -> Hashable:

@@ -176,3 +176,32 @@ def test_a_prompt_has_so_many_characters(more: dict[str, Any]) -> None:
     error = asyncio.run(ask("x" * 21))
     assert isinstance(error, BadRequest)
     assert "21 characters; model 'm' reads at most 20 (max_prompt_chars)" in error.message
+
+
+@pytest.mark.parametrize(
+    ("content", "more"), [("x", {}), ("x", {"truncate_prompt": 5}), ([{"type": "text", "text": "x"}], {})]
+)
+def test_a_conversation_too_long_to_be_read_is_not_written(content: Any, more: dict[str, Any]) -> None:
+    """Its texts alone are longer than what is encoded: no template needs to say so."""
+    written: list[int] = []
+
+    def template(messages: Any, **kwargs: Any) -> str:
+        written.append(len(messages))
+        return "".join(str(message["content"]) for message in messages)
+
+    async def ask(count: int) -> Any:
+        info = load_model("cpu")
+        given = ModelInfo(model=info.model, tokenizer=info.tokenizer, apply_chat_template=template)
+        args = read_args({"models": [{"id": "m", "loader": "x:y", "max_prompt_chars": 500}]})
+        host = ModelHost(args, "cpu", given={"m": given})
+        await host.load("m")
+        written.clear()
+        messages = [{"role": "user", "content": content}] * count
+        error = await outcome(host, call(ChatPrompt(messages=messages), **more))
+        await host.close()
+        return error
+
+    assert isinstance(asyncio.run(ask(501)), BadRequest)
+    assert not written
+    assert not isinstance(asyncio.run(ask(20)), Exception)
+    assert written
