@@ -17,6 +17,7 @@ from deployments.core.calls import SamplingParams
 from deployments.core.events import Delta, EngineEvent, Failed
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
 
@@ -67,7 +68,9 @@ class Engine:
             "memory_gib": arguments.memory_gib,
             "threads": arguments.threads,
         }
-        self.row_engine = apart(lambda: BatchingEngine(info, Hooks(info), EngineOptions(**{**settings, **options})))
+        self.row_engine = apart(
+            lambda: BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(**settings | options))
+        )
         self._count = 0
         self.steps: list[float] = []
 

@@ -60,6 +60,8 @@ def test_import_statements(path: Path) -> None:
     place, named = path.relative_to(ROOT), set(imports(path))
     if place.parent not in (Path("deployments"), Path("deployments/cli")):
         assert not {name for name in named if name.split(".")[0] == "ray"}
+    if place.is_relative_to("deployments/engine"):
+        assert {name for name in named if name.startswith("model_loaders")} <= {"model_loaders.contract"}
     if place.is_relative_to("deployments/core"):
         assert not {name for name in named if name.split(".")[0] == "model_loaders"}
         assert not {name for name in named if name.startswith("deployments.") and ".core." not in name}

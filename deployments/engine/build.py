@@ -8,6 +8,7 @@ from dataclasses import replace
 from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelLoadFailed
 from deployments.engine.base.protocol import Engine
+from deployments.engine.base.text_side import TextSide
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.generate.engine import GenerateEngine, is_stock, own_settings
 from deployments.engine.model.cache_argument import accept_old_fields
@@ -17,12 +18,13 @@ from deployments.engine.parity import find_mismatch
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import rows_can_hold
 from model_loaders.contract import ModelInfo
-from model_loaders.prompts.hooks import Hooks
 
 logger = logging.getLogger(__name__)
 
 
-def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float = TURN_LIMIT_S) -> Engine:
+def build_engine(
+    info: ModelInfo, options: EngineOptions, text_side: TextSide, *, turn_limit_s: float = TURN_LIMIT_S
+) -> Engine:
     """The engine of a loaded model.
 
     `auto` takes rows if they can hold the model, the loader has no `generate` hook or kwargs, and a probe finds their
@@ -30,6 +32,7 @@ def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float
     without the comparison. A loader's own `engine` always wins. A model without `generate` gives embeddings alone.
 
     Args:
+        text_side: of the model.
         turn_limit_s: seconds that a generate hook may keep the random state while others wait.
 
     Raises:
@@ -42,17 +45,17 @@ def build_engine(info: ModelInfo, options: EngineOptions, *, turn_limit_s: float
         return NoTextEngine(info, options)
     accept_old_fields(info.model)
     info = _with_generate(info)
-    hooks = Hooks(info)
+    vocabulary = Vocabulary(text_side)
     hooked = info.generate is not None and not is_stock(info)
     if options.kind == "generate" or (options.kind == "auto" and hooked):
-        return GenerateEngine(info, options, hooks, turn_limit_s=turn_limit_s)
+        return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s)
     if options.kind == "continuous_batching":
-        return _rows(info, hooks, options, hooked)
-    found = _proven_rows(info, hooks, options)
+        return _rows(info, vocabulary, options, hooked)
+    found = _proven_rows(info, vocabulary, options)
     if isinstance(found, str):
         name = info.label or type(info.model).__name__
         logger.warning("Model %s runs in the generate engine, which batches little: %s.", name, found)
-        return GenerateEngine(info, options, hooks, turn_limit_s=turn_limit_s)
+        return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s)
     return found
 
 
@@ -70,14 +73,14 @@ def _with_generate(info: ModelInfo) -> ModelInfo:
     return replace(info, generate=own)
 
 
-def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -> BatchingEngine:
+def _rows(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, hooked: bool) -> BatchingEngine:
     """Rows or an error."""
     name = info.label or type(info.model).__name__
     reason = "its loader has a generate hook, which only the generate engine calls" if hooked else None
     reason = reason or rows_can_hold(info.model)
     if reason is None:
         try:
-            return BatchingEngine(info, hooks, options)
+            return BatchingEngine(info, vocabulary, options)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
     raise ModelLoadFailed(
@@ -85,17 +88,17 @@ def _rows(info: ModelInfo, hooks: Hooks, options: EngineOptions, hooked: bool) -
     )
 
 
-def _proven_rows(info: ModelInfo, hooks: Hooks, options: EngineOptions) -> BatchingEngine | str:
+def _proven_rows(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> BatchingEngine | str:
     """Rows that agree with `generate`, or why there are none."""
     reason = rows_can_hold(info.model)
     if reason is not None:
         return reason
     try:
-        engine = BatchingEngine(info, hooks, options)
+        engine = BatchingEngine(info, vocabulary, options)
     except Exception as error:
         return f"rows cannot run it: {type(error).__name__}: {error}"
     try:
-        mismatch = find_mismatch(info.model, Vocabulary(info, hooks), engine, hooks, engine.capabilities.crossed)
+        mismatch = find_mismatch(info.model, vocabulary, engine, engine.capabilities.crossed)
     except Exception as error:
         mismatch = f"rows could not be compared with generate: {type(error).__name__}: {error}"
     if mismatch is None:

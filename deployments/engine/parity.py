@@ -11,8 +11,7 @@ import itertools
 import logging
 import queue
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,12 +20,12 @@ from deployments.core.calls import ChatPrompt, SamplingParams
 from deployments.core.events import Delta, EngineEvent, Failed
 from deployments.core.logprobs import TokenLogprob
 from deployments.engine.base.protocol import Engine, EngineRequest
+from deployments.engine.base.text_side import EncodedText, TextSide
 from deployments.engine.generate.job import Job
 from deployments.engine.generate.stock import StockGenerate, ordinary_ids
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.encoder_inputs import encoder_inputs, shorter
-from model_loaders.prompts.hooks import Encoded, Hooks
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +45,13 @@ _WAIT = 600.0
 Answer = list[TokenLogprob]
 
 
-def find_mismatch(
-    model: Any, vocabulary: Vocabulary, engine: Engine, hooks: Hooks, crossed: Sequence[int] = ()
-) -> str | None:
+def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine, crossed: Sequence[int] = ()) -> str | None:
     """Where an engine's logits differ from those of `generate` by more than rounding.
 
     Args:
         model: a transformers model whose prompts are token ids.
-        vocabulary: of the model.
+        vocabulary: of the model; its `text_side` makes the prompt that shows an image.
         engine: an engine of the same model, idle.
-        hooks: of the model, which make the prompt that shows an image.
         crossed: lengths to be crossed by a text while it grows, and by a prompt.
 
     Returns:
@@ -67,12 +63,18 @@ def find_mismatch(
     ids = ordinary_ids(model, vocabulary, sum(lengths))
     room = engine.max_model_len - _TOKENS
     ends = list(itertools.accumulate(lengths))
-    prompts = [Encoded(input_ids=ids[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
-    prompts = _encoded(model, hooks, prompts)
+    prompts = [ids[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    media = _media(model, vocabulary.text_side)
+    requests = [
+        _request(f"text-{i}", prompt, media[i % len(media)], f"parity-{i}" if media[0] else "")
+        for i, prompt in enumerate(prompts)
+    ]
     # Second, as a slow model is asked the first two only.
-    prompts[1:1] = image_prompt(hooks)
-    prompts = [prompt for prompt in prompts if len(prompt.input_ids) <= room]
-    requests = [_request(i, prompt) for i, prompt in enumerate(prompts)]
+    requests[1:1] = [
+        _request("image", shown.input_ids, shown.model_inputs, shown.content_key)
+        for shown in image_prompt(vocabulary.text_side)
+    ]
+    requests = [request for request in requests if len(request.input_ids) <= room]
     alone = _alone(StockGenerate(model, vocabulary), vocabulary, requests)
     if len(requests) - len(alone) > 1:
         logger.info("%d of %d prompts were tried at load, as generate is slow here.", len(alone), len(requests))
@@ -82,31 +84,27 @@ def find_mismatch(
     return _difference(alone, together, model.dtype)
 
 
-def _encoded(model: Any, hooks: Hooks, prompts: list[Encoded]) -> list[Encoded]:
-    """The prompts with an input of the encoder, if it takes no tokens: a whole one, a shorter one, and so on."""
-    inputs = encoder_inputs(model, hooks)
-    if not inputs:
-        return prompts
-    cut = shorter(model, inputs)
-    given = [inputs, cut or inputs]
-    return [replace(prompt, model_inputs=given[i % 2], content_key=f"parity-{i}") for i, prompt in enumerate(prompts)]
+def _media(model: Any, text_side: TextSide) -> list[Mapping[str, torch.Tensor]]:
+    """Inputs that the prompts have in turn: of an encoder that takes no tokens, a whole one and a shorter one."""
+    inputs = encoder_inputs(model, text_side)
+    return [inputs, (inputs and shorter(model, inputs)) or inputs]
 
 
-def image_prompt(hooks: Hooks) -> list[Encoded]:
+def image_prompt(text_side: TextSide) -> list[EncodedText]:
     """A prompt with an image, as the model's own template and encoder write it; none where they make none."""
-    if not hooks.sees_images:
+    if not text_side.sees_images:
         return []
     from PIL import Image
 
     picture = Image.linear_gradient("L").convert("RGB")
     parts: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     texts: list[Callable[[], str]] = [
-        lambda: hooks.render(ChatPrompt(messages=[{"role": "user", "content": parts}])),
-        lambda: f"{hooks.info.processor.image_token}What is this?",
+        lambda: text_side.render(ChatPrompt(messages=[{"role": "user", "content": parts}])),
+        lambda: f"{text_side.info.processor.image_token}What is this?",
     ]
     for text in texts:
         try:
-            encoded = hooks.encode(text(), images=[picture])
+            encoded = text_side.encode(text(), images=[picture])
         except Exception as error:
             logger.debug("No prompt with an image: %s: %s", type(error).__name__, error)
             continue
@@ -115,13 +113,13 @@ def image_prompt(hooks: Hooks) -> list[Encoded]:
     return []
 
 
-def _request(number: int, prompt: Encoded) -> EngineRequest:
+def _request(name: str, ids: Sequence[int], inputs: Mapping[str, torch.Tensor], key: str) -> EngineRequest:
     return EngineRequest(
-        request_id=f"parity-{number}",
-        input_ids=list(prompt.input_ids),
+        request_id=f"parity-{name}",
+        input_ids=list(ids),
         sampling=SamplingParams(max_tokens=_TOKENS, temperature=0.0, ignore_eos=True, logprobs=2),
-        model_inputs=prompt.model_inputs,
-        content_key=prompt.content_key,
+        model_inputs=inputs,
+        content_key=key,
     )
 
 

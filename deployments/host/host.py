@@ -31,7 +31,8 @@ from deployments.core.errors import (
 )
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
-from deployments.engine.base.admission import ALWAYS, request_field, vocab_size
+from deployments.core.token_ids import vocab_size
+from deployments.engine.base.admission import ALWAYS, request_field
 from deployments.engine.base.protocol import EngineRequest
 from deployments.host.generation import Generation
 from deployments.host.inspection import Inspection

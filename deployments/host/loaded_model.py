@@ -101,7 +101,7 @@ class LoadedModel:
         probe_hooks(info, limit=entry.hook_timeout_s)
         self.hooks = Hooks(info)
         self._card: dict[str, Any] | None = None
-        self.engine: Engine = build_engine(info, entry.engine, turn_limit_s=entry.hook_timeout_s)
+        self.engine: Engine = build_engine(info, entry.engine, self.hooks, turn_limit_s=entry.hook_timeout_s)
         self.speech = WhisperFormat.from_info(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.from_info(info, self.speech)
         self._codec = Worker(f"codec-{entry.id}")
@@ -195,7 +195,7 @@ class LoadedModel:
             aligner=self._aligner,
             encode=self._off_loop,
             align=lambda function: self._run(self._embedding, function),
-            terminators=terminator_ids(self.info, self.hooks),
+            terminators=terminator_ids(self.hooks),
             interval=interval,
             device=self.info.model.device,
         ).events()

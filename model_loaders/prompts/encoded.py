@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from deployments.core.errors import BrokenHook
+from deployments.core.token_ids import id_range
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,15 +53,6 @@ def as_encoded(returned: Any) -> Encoded:
     return Encoded(input_ids=ids.tolist(), model_inputs=rest, content_key=_digest(rest))
 
 
-def vocab_size(model: Any) -> int | None:
-    """How many token ids the model's input embedding has; None if it cannot be told."""
-    try:
-        weight = model.get_input_embeddings().weight
-    except (AttributeError, NotImplementedError):
-        return None
-    return int(weight.shape[0]) if weight.dim() == 2 else None
-
-
 def check_ids(ids: Sequence[int], vocab: int | None, source: str) -> None:
     """Refuse ids that the model's input embedding does not have.
 
@@ -74,11 +66,6 @@ def check_ids(ids: Sequence[int], vocab: int | None, source: str) -> None:
     wrong = next((i for i in ids if i < 0 or (vocab is not None and i >= vocab)), None)
     if wrong is not None:
         raise BrokenHook(f"{source} returned the token id {wrong}; expected {id_range(vocab)}.")
-
-
-def id_range(vocab: int | None) -> str:
-    """The ids of a vocabulary in words."""
-    return "ids of 0 and more" if vocab is None else f"the model's ids 0 to {vocab - 1}"
 
 
 def _ids(given: Any) -> torch.Tensor:

@@ -13,10 +13,11 @@ import torch
 
 from deployments.core.calls import ChatPrompt
 from deployments.core.errors import BadRequest, BrokenHook, ModelError, TroupeError, UnsupportedParameter, last_line
+from deployments.core.token_ids import vocab_size
 from model_loaders.contract import Hook, ModelInfo
 from model_loaders.prompts.chat_template import ChatTemplate, accepted
 from model_loaders.prompts.encoded import Encoded as Encoded
-from model_loaders.prompts.encoded import as_encoded, check_ids, vocab_size
+from model_loaders.prompts.encoded import as_encoded, check_ids
 from model_loaders.prompts.media_marks import MediaMarks
 
 

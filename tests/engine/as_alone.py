@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.config.engine import EngineOptions
 from deployments.engine.base.protocol import Engine
-from deployments.engine.build import build_engine
 from tests.engine.drive import Run, start
-from tests.engine.running import generate_alone, model_info, prompt
+from tests.engine.running import built_engine, generate_alone, model_info, prompt
 from tests.engine.zoo import MEDIA_TOKENS, Specimen
 
 LENGTHS = (5, 40, 63, 64, 65, 130)
@@ -50,7 +48,7 @@ class AsAlone:
         self._tolerance = tolerance
         self._untouched = specimen.build()
         self.model = specimen.build()
-        self.engine: Engine = build_engine(model_info(self.model), EngineOptions(**{"memory_gib": 0.25, **options}))
+        self.engine: Engine = built_engine(model_info(self.model), **options)
 
     def prompts(self, lengths: Sequence[int], *, seed: int = 0, begin: Sequence[int] = (), media: bool) -> list[Prompt]:
         """Prompts of some lengths, which may begin alike or show something, each something else."""

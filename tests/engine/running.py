@@ -15,9 +15,12 @@ from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import TroupeError
 from deployments.core.events import Delta, EngineEvent, Failed, PromptScores
-from deployments.engine.base.protocol import EngineRequest
+from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.build import build_engine
+from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.model.cache_argument import take_generate_cache
+from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
 
@@ -40,7 +43,17 @@ def model_info(model: Any, **kwargs: Any) -> ModelInfo:
 def row_engine(model: Any, **options: Any) -> BatchingEngine:
     """An engine with room for tests."""
     info = model_info(model)
-    return BatchingEngine(info, Hooks(info), EngineOptions(**{"memory_gib": 0.25, **options}))
+    return BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(**{"memory_gib": 0.25, **options}))
+
+
+def built_engine(info: ModelInfo, **options: Any) -> Engine:
+    """The engine that a loaded model gets."""
+    return build_engine(info, EngineOptions(**{"memory_gib": 0.25, **options}), Hooks(info))
+
+
+def generate_engine(info: ModelInfo, options: EngineOptions | None = None, **kwargs: Any) -> GenerateEngine:
+    """The engine of a hook, or of what sequences cannot hold."""
+    return GenerateEngine(info, options or EngineOptions(), Vocabulary(Hooks(info)), **kwargs)
 
 
 def prompt(seed: int, length: int, vocab: int = 150) -> list[int]:

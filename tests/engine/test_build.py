@@ -13,13 +13,13 @@ from deployments.engine import build as choice
 from deployments.engine import parity
 from deployments.engine.base.protocol import Engine
 from deployments.engine.batching.engine import BatchingEngine
-from deployments.engine.build import build_engine
 from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.parity import image_prompt
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
 from tests.engine.architectures import llava
 from tests.engine.drive import ask, greedy
+from tests.engine.running import built_engine
 from tests.tiny import byte_tokenizer, llama
 
 PROMPT = [72, 69, 76, 76, 79]
@@ -27,7 +27,7 @@ PROMPT = [72, 69, 76, 76, 79]
 
 def build(model: Any = None, *, kind: Any = "auto", **kwargs: Any) -> Engine:
     info = ModelInfo(**{"model": model or llama(), "tokenizer": byte_tokenizer(), "model_name": "tiny", **kwargs})
-    return build_engine(info, EngineOptions(kind=kind, memory_gib=0.1))
+    return built_engine(info, kind=kind, memory_gib=0.1)
 
 
 class Shifted(LlamaForCausalLM):
@@ -158,7 +158,7 @@ class TestImages:
         assert prompt.input_ids.count(info.model.config.image_token_id) == 4
         assert prompt.model_inputs["pixel_values"].shape == (1, 3, 28, 28)
         assert prompt.content_key
-        engine = build_engine(info, EngineOptions(memory_gib=0.1))
+        engine = built_engine(info, memory_gib=0.1)
         assert isinstance(engine, BatchingEngine)
         engine.close()
 

@@ -12,7 +12,6 @@ from deployments.core.calls import SamplingParams
 from deployments.core.errors import BadRequest, ContextOverflow, UnsupportedParameter
 from deployments.engine.base.protocol import EngineRequest
 from model_loaders.contract import ModelInfo
-from model_loaders.prompts.encoded import vocab_size as vocab_size
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len", "max_sequence_length")
 _UNLIMITED = 131072

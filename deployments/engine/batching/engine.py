@@ -36,7 +36,6 @@ from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import Capabilities
 from deployments.engine.verify.encoder_inputs import encoder_inputs, encoder_needs
 from model_loaders.contract import ModelInfo
-from model_loaders.prompts.hooks import Hooks
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +47,14 @@ class BatchingEngine:
 
     Args:
         info: the loaded model.
-        hooks: its hooks.
+        vocabulary: of the model.
         options: see `EngineOptions`.
 
     Raises:
         UnknownLayer: the model's cache is none that sequences can hold.
     """
 
-    def __init__(self, info: ModelInfo, hooks: Hooks, options: EngineOptions) -> None:
+    def __init__(self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> None:
         info.model.eval()
         self._threads = options.threads or min(torch.get_num_threads(), cores())
         # What is measured and proved at load is so with as many threads as later.
@@ -64,8 +63,8 @@ class BatchingEngine:
         # A search computes with other shapes than the fixed ones of the deterministic mode.
         self.supports = ALL_PARAMS - ({"num_beams"} if options.deterministic else set())
         self._needs = encoder_needs(info.model)
-        self._vocabulary = Vocabulary(info, hooks)
-        self._forward = Forward(info.model, self._context, encoder_inputs(info.model, hooks))
+        self._vocabulary = vocabulary
+        self._forward = Forward(info.model, self._context, encoder_inputs(info.model, vocabulary.text_side))
         with torch.inference_mode():
             self.capabilities = Capabilities.measure(self._forward, self._context)
         self._logits_width = self.capabilities.logits_width

@@ -23,7 +23,8 @@ import torch
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import BadRequest, ModelError, ModelLoadFailed, Unavailable
-from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length, vocab_size
+from deployments.core.token_ids import vocab_size
+from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
 from deployments.engine.base.cgroup import cores
 from deployments.engine.base.failures import as_error, is_out_of_memory
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
@@ -38,7 +39,6 @@ from deployments.engine.model.rotary import SequenceRotary
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.contract import ModelInfo
-from model_loaders.prompts.hooks import Hooks
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class GenerateEngine:
         info: the loaded model.
         options: see `EngineOptions`; `max_batch_size`, `max_model_len`, `deterministic` (nothing runs together),
             `static_cache` and `threads` count here.
-        hooks: the model's hooks, where they are known already.
+        vocabulary: of the model.
         turn_limit_s: seconds that a generate hook may keep the random state while others wait.
 
     Raises:
@@ -61,14 +61,14 @@ class GenerateEngine:
         self,
         info: ModelInfo,
         options: EngineOptions,
-        hooks: Hooks | None = None,
+        vocabulary: Vocabulary,
         *,
         turn_limit_s: float = TURN_LIMIT_S,
     ) -> None:
         if isinstance(info.model, torch.nn.Module):
             info.model.eval()
         self.max_model_len = context_length(info, options)
-        self._vocabulary = Vocabulary(info, hooks)
+        self._vocabulary = vocabulary
         self._vocab_size = vocab_size(info.model)
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
         rotary = SequenceRotary(info.model, self.max_model_len)

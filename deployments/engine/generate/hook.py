@@ -20,7 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import ModelError, TroupeError, last_line
-from deployments.engine.base.admission import vocab_size
+from deployments.core.token_ids import vocab_size
 from deployments.engine.base.failures import as_error
 from deployments.engine.generate.job import Job
 from deployments.engine.generate.result import GenerateContract

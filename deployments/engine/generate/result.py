@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from deployments.core.errors import BrokenHook
-from model_loaders.prompts.encoded import id_range
+from deployments.core.token_ids import id_range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from deployments.core.errors import ModelError
-from deployments.engine.base.admission import vocab_size
+from deployments.core.token_ids import vocab_size
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.generate.call import GenerateCall
 from deployments.engine.generate.job import Job

@@ -7,19 +7,19 @@ from typing import Any
 
 from deployments.core.calls import ChatPrompt
 from deployments.core.errors import TroupeError
-from model_loaders.contract import ModelInfo
-from model_loaders.prompts.hooks import Hooks
+from deployments.engine.base.text_side import TextSide
 
 _ANSWER = "ANSWERWORD"
 
 
-def terminator_ids(info: ModelInfo, hooks: Hooks) -> frozenset[int]:
+def terminator_ids(text_side: TextSide) -> frozenset[int]:
     """The model's own terminators.
 
     They are those of generation_config (of the config where it has none), the tokenizer's eos token, the loader's
     `stop_token_ids`, and the special token with which the chat template closes an assistant's turn (`<|im_end|>`,
     `<|eot_id|>`, `<end_of_turn>` …), which checkpoints often forget to name.
     """
+    info = text_side.info
     found: set[int] = set(_ints(info.stop_token_ids))
     configs = [getattr(info.model, "generation_config", None), getattr(info.model, "config", None)]
     for config in configs:
@@ -28,24 +28,24 @@ def terminator_ids(info: ModelInfo, hooks: Hooks) -> frozenset[int]:
         if named:
             break
     found.update(_ints(getattr(info.tokenizer, "eos_token_id", None)))
-    closing = _turn_terminator(hooks)
+    closing = _turn_terminator(text_side)
     if closing is not None:
         found.add(closing)
     return frozenset(found)
 
 
-def _turn_terminator(hooks: Hooks) -> int | None:
+def _turn_terminator(text_side: TextSide) -> int | None:
     """The special token that follows an assistant's message in the rendered template."""
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = hooks.render(ChatPrompt(messages=messages, add_generation_prompt=False))
+        text = text_side.render(ChatPrompt(messages=messages, add_generation_prompt=False))
     except TroupeError:
         return None
     _, found, tail = text.rpartition(_ANSWER)
     if not found:
         return None
     tail = tail.lstrip()
-    specials = special_tokens(hooks.tokenizer)
+    specials = special_tokens(text_side.info.tokenizer)
     written = [content for content in specials if content and tail.startswith(content)]
     return specials[max(written, key=len)] if written else None
 

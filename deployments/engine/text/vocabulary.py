@@ -14,13 +14,12 @@ import torch
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import TroupeError
 from deployments.core.logprobs import Candidate, TokenLogprob, TokenTexts, WholeVocabulary
+from deployments.engine.base.text_side import TextSide
 from deployments.engine.sampling.bad_words import BadWords, WordIndex
 from deployments.engine.sampling.logprobs import TokenScore
 from deployments.engine.sampling.state import FormatRules, SequenceSampler, TokenMask
 from deployments.engine.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WholeDetokenizer, WindowDetokenizer
 from deployments.engine.text.terminators import special_tokens, terminator_ids
-from model_loaders.contract import ModelInfo
-from model_loaders.prompts.hooks import Hooks
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _Strategy = Literal["bytes", "window", "whole"]
@@ -32,16 +31,16 @@ class Vocabulary:
     """The tokens of one loaded model.
 
     Attributes:
-        hooks: the model's hooks.
+        text_side: the model's encoder and decoder.
         eos_ids: its terminators.
         special_ids: ids left out of the text when special tokens are skipped.
         special_contents: the text of every special token, and its id.
         strategy: how token ids become text, see `detokenizer`.
     """
 
-    def __init__(self, info: ModelInfo, hooks: Hooks | None = None) -> None:
-        self.hooks = hooks or Hooks(info)
-        self.eos_ids = terminator_ids(info, self.hooks)
+    def __init__(self, text_side: TextSide) -> None:
+        self.text_side, info = text_side, text_side.info
+        self.eos_ids = terminator_ids(text_side)
         self.special_contents = special_tokens(info.tokenizer)
         self.special_ids = frozenset(self.special_contents.values())
         self._info = info
@@ -197,8 +196,8 @@ class Vocabulary:
     def _added_text(self, token_id: int) -> str:
         """What a token adds after another one: its own decoding, with the space that decoders strip from the first."""
         try:
-            alone = self.hooks.decode([token_id], skip_special_tokens=False)
-            twice = self.hooks.decode([token_id, token_id], skip_special_tokens=False)
+            alone = self.text_side.decode([token_id], skip_special_tokens=False)
+            twice = self.text_side.decode([token_id, token_id], skip_special_tokens=False)
         except TroupeError:
             return ""
         return twice[len(alone) :] if twice.startswith(alone) and len(twice) > len(alone) else alone
@@ -236,7 +235,7 @@ class Vocabulary:
                 pieces = self._detokenizer(strategy, self.hidden(skip))
                 text = "".join(pieces.push(i) for i in ids) + pieces.finish()
                 try:
-                    if text != self.hooks.decode(ids, skip_special_tokens=skip):
+                    if text != self.text_side.decode(ids, skip_special_tokens=skip):
                         return False
                 except TroupeError:
                     return False
@@ -261,9 +260,9 @@ class Vocabulary:
     def _decode_without(self, hidden: frozenset[int], token_ids: Sequence[int]) -> str:
         """The decoding of all ids but the hidden ones."""
         if not hidden or hidden == self.special_ids:
-            return self.hooks.decode(token_ids, skip_special_tokens=bool(hidden))
+            return self.text_side.decode(token_ids, skip_special_tokens=bool(hidden))
         shown = [i for i in token_ids if i not in hidden]
-        return self.hooks.decode(shown, skip_special_tokens=False) if shown else ""
+        return self.text_side.decode(shown, skip_special_tokens=False) if shown else ""
 
     def _last_shown(self, prompt: Sequence[int], hidden: frozenset[int], count: int) -> list[int]:
         """The last tokens of a prompt that have text: at least `count`, and no part of a run of byte tokens alone."""

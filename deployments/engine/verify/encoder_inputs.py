@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_loaders.prompts.hooks import Hooks
+from deployments.engine.base.text_side import TextSide
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +25,12 @@ _FRAMES = 128
 _SHORTER = 0.75
 
 
-def encoder_inputs(model: Any, hooks: Hooks | None = None) -> dict[str, Tensor]:
+def encoder_inputs(model: Any, text_side: TextSide | None = None) -> dict[str, Tensor]:
     """Tensors of one prompt, batch dimension 1; none for an encoder of tokens, or if it takes nothing that is tried."""
     main = str(model.main_input_name)
     if main == "input_ids" or not getattr(model.config, "is_encoder_decoder", False):
         return {}
-    for inputs in (*_processed(hooks), *_drawn(model, main)):
+    for inputs in (*_processed(text_side), *_drawn(model, main)):
         if main in inputs and _accepts(model, inputs):
             return dict(inputs)
     return {}
@@ -52,22 +52,22 @@ def _cut(value: Tensor, axis: int, whole: int, length: int) -> Tensor:
     return value.narrow(axis, 0, length) if value.dim() > 1 and value.shape[axis] == whole else value
 
 
-def _processed(hooks: Hooks | None) -> Iterator[Inputs]:
+def _processed(text_side: TextSide | None) -> Iterator[Inputs]:
     """What the loader's processor makes."""
-    if hooks is None:
+    if text_side is None:
         return
     media: list[dict[str, Any]] = []
-    if hooks.sees_images:
+    if text_side.sees_images:
         from PIL import Image
 
         media.append({"images": [Image.new("RGB", (64, 64), (128, 128, 128))]})
-    if hooks.hears:
-        noise = torch.randn(int(hooks.audio_rate), generator=_generator())
+    if text_side.hears:
+        noise = torch.randn(int(text_side.audio_rate), generator=_generator())
         media.append({"audio": [(0.1 * noise).numpy()]})
     for given in media:
         for text in ("What is this?", ""):
             try:
-                yield hooks.encode(text, **given).model_inputs
+                yield text_side.encode(text, **given).model_inputs
             except Exception as error:
                 logger.debug("No input for the encoder: %s: %s", type(error).__name__, error)
 

@@ -35,6 +35,7 @@ from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.backends.ctranslate2.backend import Backend
 from model_loaders.backends.ctranslate2.settings import Settings
 from model_loaders.contract import ModelInfo
+from model_loaders.prompts.hooks import Hooks
 
 logger = logging.getLogger("troupe.ctranslate2")
 
@@ -87,7 +88,7 @@ class CTranslate2Engine:
         self.supports = _SUPPORTS | ({"prompt_logprobs"} if backend.scores_prompts else frozenset())
         self._backend = backend
         self._tokenizer = info.tokenizer
-        self._vocabulary = Vocabulary(info)
+        self._vocabulary = Vocabulary(Hooks(info))
         self._max_batch_size = options.max_batch_size
         self._wait = wait
         self._queue: deque[_Waiting] = deque()

@@ -25,6 +25,7 @@ from model_loaders.backends.triton.request import supported, tensors, with_defau
 from model_loaders.backends.triton.server import Interface, Server
 from model_loaders.backends.triton.words import Words
 from model_loaders.contract import ModelInfo
+from model_loaders.prompts.hooks import Hooks
 
 logger = logging.getLogger("troupe.triton")
 
@@ -56,7 +57,7 @@ class TritonEngine:
         self._server = server
         self._defaults = defaults
         self._accumulated = accumulated
-        self._vocabulary = Vocabulary(info)
+        self._vocabulary = Vocabulary(Hooks(info))
         self._words = Words(info.tokenizer, self._vocabulary)
         # All that any served model takes, while the server has not been reached.
         self.supports = supported(None)

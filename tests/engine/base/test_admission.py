@@ -8,12 +8,12 @@ import pytest
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import BadRequest, ContextOverflow, UnsupportedParameter
-from deployments.engine.base.admission import ALL_PARAMS, check_request, context_length, vocab_size
+from deployments.core.token_ids import vocab_size
+from deployments.engine.base.admission import ALL_PARAMS, check_request, context_length
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.build import build_engine
 from model_loaders.contract import ModelInfo
 from tests.engine.drive import ask
-from tests.engine.running import model_info
+from tests.engine.running import built_engine, model_info
 from tests.tiny import llama
 
 
@@ -82,9 +82,7 @@ class TestContextLength:
 
     def test_a_request_of_the_stretched_length_is_served(self) -> None:
         rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
-        engine = build_engine(
-            model_info(llama(max_position_embeddings=64, rope_parameters=rope)), EngineOptions(memory_gib=0.1)
-        )
+        engine = built_engine(model_info(llama(max_position_embeddings=64, rope_parameters=rope)), memory_gib=0.1)
         assert engine.max_model_len == 256
         assert len(ask(engine, range(3, 203), ignore_eos=True).tokens) == 16
         engine.close()

@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.config.engine import EngineOptions
 from deployments.core.errors import BadRequest
-from deployments.engine.build import build_engine
 from tests.engine.as_alone import AsAlone, Prompt, as_alone
 from tests.engine.drive import ask, start
-from tests.engine.running import model_info, prompt
+from tests.engine.running import built_engine, model_info, prompt
 from tests.engine.zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +52,7 @@ def test_the_padding_of_a_recording_is_not_heard(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["moonshine", "vision-encoder-decoder"])
 def test_text_alone_is_the_clients_mistake(name: str) -> None:
-    engine = build_engine(model_info(ZOO[name].build()), EngineOptions(memory_gib=0.1))
+    engine = built_engine(model_info(ZOO[name].build()), memory_gib=0.1)
     with pytest.raises(BadRequest, match="This model needs"):
         start(engine, prompt(0, 4))
     engine.close()
@@ -72,7 +70,7 @@ def test_the_loaders_encoder_makes_what_the_model_is_tried_with() -> None:
 
     info = model_info(ZOO["moonshine"].build())
     info.encode = encode
-    engine = build_engine(info, EngineOptions(memory_gib=0.1))
+    engine = built_engine(info, memory_gib=0.1)
     assert engine.stats().kind == "continuous_batching"
     assert lengths
     assert set(lengths) == {16_000}
@@ -90,7 +88,7 @@ def test_an_encoder_that_takes_nothing_that_is_tried_is_not_proved(caplog: pytes
         return forward(input_values, **kwargs)
 
     encoder.forward = picky
-    engine = build_engine(model_info(model), EngineOptions(memory_gib=0.1))
+    engine = built_engine(model_info(model), memory_gib=0.1)
     assert "its encoder takes input_values" in caplog.text
     inputs = ZOO["moonshine"].inputs(3, 0)
     assert ask(engine, prompt(0, 3), max_tokens=3, ignore_eos=True, model_inputs=inputs).tokens

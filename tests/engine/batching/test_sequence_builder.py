@@ -14,6 +14,7 @@ from deployments.core.calls import Grammar, SamplingParams
 from deployments.core.errors import ModelError, Unavailable
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.prompts.hooks import Hooks
 from tests.engine.architectures import decoder
 from tests.engine.running import Answer, generate_alone, model_info, prompt, submit, words
@@ -53,7 +54,7 @@ def llama() -> Any:
 def engine_of(model: Any, gate: Gate) -> BatchingEngine:
     info = model_info(model)
     info.decode = gate.decode
-    return BatchingEngine(info, Hooks(info), EngineOptions(memory_gib=0.25))
+    return BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(memory_gib=0.25))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ class Picky:
 def test_a_row_that_cannot_be_made_fails_alone(llama: Any) -> None:
     info = model_info(llama)
     info.tokenizer, info.decode = Picky(), None
-    engine = BatchingEngine(info, Hooks(info), EngineOptions(memory_gib=0.25))
+    engine = BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(memory_gib=0.25))
     answers = []
     for ids in (prompt(0, 5), [9, 7], prompt(1, 6)):
         answer = Answer(f"r{len(answers)}")

@@ -10,15 +10,13 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from deployments.config.engine import EngineOptions
 from deployments.core.errors import BadRequest, ModelError, ModelLoadFailed
 from deployments.engine.base.protocol import Engine
-from deployments.engine.build import build_engine
 from deployments.engine.generate.engine import GenerateEngine
 from tests.engine.architectures import VISION
 from tests.engine.as_alone import as_alone
 from tests.engine.drive import ask, greedy, start
-from tests.engine.running import model_info, prompt
+from tests.engine.running import built_engine, model_info, prompt
 from tests.engine.zoo import ZOO
 from tests.tiny import llama
 
@@ -28,7 +26,7 @@ IDS = prompt(1, 12)
 
 
 def engine_of(model: Any, kind: Any = "generate", **options: Any) -> Engine:
-    return build_engine(model_info(model), EngineOptions(kind=kind, memory_gib=0.1, **options))
+    return built_engine(model_info(model), kind=kind, memory_gib=0.1, **options)
 
 
 def counted(module: torch.nn.Module) -> list[int]:

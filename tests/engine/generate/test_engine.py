@@ -35,6 +35,7 @@ from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.generate.engine import GenerateEngine
 from model_loaders.contract import ModelInfo
 from tests.engine.drive import ask, greedy, start
+from tests.engine.running import generate_engine
 from tests.tiny import byte_tokenizer, llama
 
 TOKENIZER = byte_tokenizer()
@@ -48,7 +49,7 @@ def ids(text: str) -> list[int]:
 
 def build(model: Any = LLAMA, options: EngineOptions | None = None, **kwargs: Any) -> GenerateEngine:
     info = ModelInfo(**{"model": model, "tokenizer": TOKENIZER, **kwargs})
-    return GenerateEngine(info, options or EngineOptions())
+    return generate_engine(info, options)
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers.utils import ModelOutput
 
-from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelError, OutOfMemory, UnsupportedParameter
 from deployments.engine.generate.engine import GenerateEngine
 from model_loaders.contract import ModelInfo
 from tests.engine.drive import ask, greedy, start
+from tests.engine.running import generate_engine
 from tests.tiny import byte_tokenizer, llama
 
 LLAMA = llama()
@@ -25,7 +25,7 @@ assert not {257, 260} & set(EXPECTED)
 
 def build(hook: Callable[..., Any], *, model: Any = LLAMA, **kwargs: Any) -> GenerateEngine:
     info = ModelInfo(model=model, tokenizer=byte_tokenizer(), generate=hook, **kwargs)
-    return GenerateEngine(info, EngineOptions())
+    return generate_engine(info)
 
 
 @pytest.fixture

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.config.engine import EngineOptions
-from deployments.engine.build import build_engine
 from deployments.engine.generate.engine import GenerateEngine
 from tests.engine.architectures import IMAGE_TOKEN, NOT_HELD, VISION, decoder, encoder_decoder, paligemma, whisper
 from tests.engine.drive import start
-from tests.engine.running import generate_alone, model_info, prompt
+from tests.engine.running import built_engine, generate_alone, model_info, prompt
 
 LENGTHS = (3, 40, 1, 17)
 
@@ -33,7 +31,7 @@ def assert_equal_alone(
     expected = [
         generate_alone(copy.deepcopy(model), ids, 8, **given) for ids, given in zip(prompts, inputs, strict=True)
     ]
-    engine = build_engine(model_info(model), EngineOptions(kind=kind, memory_gib=0.1))
+    engine = built_engine(model_info(model), kind=kind, memory_gib=0.1)
     assert isinstance(engine, GenerateEngine)
     runs = [
         start(engine, ids, max_tokens=8, ignore_eos=True, logprobs=0, model_inputs=given)

@@ -20,6 +20,7 @@ from deployments.engine.text.vocabulary import Vocabulary
 from deployments.openai.parsing.parts import Content
 from deployments.openai.parsing.reasoning import MARKERS, ReasoningSplitter
 from model_loaders.contract import ModelInfo
+from model_loaders.prompts.hooks import Hooks
 from tests.tiny import byte_tokenizer
 
 THINK = MARKERS["think"]
@@ -65,7 +66,7 @@ def vocabulary(special: tuple[str, ...] = ()) -> Vocabulary:
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in MERGED if name not in special])
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in special], special_tokens=True)
     model = SimpleNamespace(config=SimpleNamespace(), generation_config=SimpleNamespace())
-    return Vocabulary(ModelInfo(model=model, tokenizer=tokenizer))
+    return Vocabulary(Hooks(ModelInfo(model=model, tokenizer=tokenizer)))
 
 
 PLAIN, SPECIAL = vocabulary(), vocabulary(("<think>", "</think>"))
@@ -118,7 +119,7 @@ def fits(kind: str, text: str) -> bool:
 
 
 def ids(words: Vocabulary, *texts: str) -> list[int]:
-    return [i for text in texts for i in words.hooks.encode(text).input_ids]
+    return [i for text in texts for i in words.text_side.encode(text).input_ids]
 
 
 @pytest.mark.parametrize("kind", GRAMMARS)

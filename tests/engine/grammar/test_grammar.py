@@ -166,11 +166,11 @@ class TestRandomWeights:
     def test_special_tokens_are_no_text(self, compiler: GrammarCompiler) -> None:
         grammar = schema({"type": "string"})
         mask = compiled(compiler, grammar).mask(50)
-        mask.advance(BYTES.hooks.encode('"').input_ids[0])
+        mask.advance(BYTES.text_side.encode('"').input_ids[0])
         scores = torch.zeros(261)
         mask.mask(scores)
         assert not torch.isfinite(scores[256:]).any()
-        assert torch.isfinite(scores[BYTES.hooks.encode("<").input_ids[0]])
+        assert torch.isfinite(scores[BYTES.text_side.encode("<").input_ids[0]])
 
     def test_logits_wider_than_the_vocabulary(self) -> None:
         compiler = GrammarCompiler(BYTES, 320)
@@ -190,8 +190,8 @@ class TestRandomWeights:
 
     def test_white_space_cannot_fill_the_text(self, compiler: GrammarCompiler) -> None:
         mask = compiled(compiler, schema(PERSON)).mask(10_000)
-        space = BYTES.hooks.encode(" ").input_ids[0]
-        mask.advance(BYTES.hooks.encode("{").input_ids[0])
+        space = BYTES.text_side.encode(" ").input_ids[0]
+        mask.advance(BYTES.text_side.encode("{").input_ids[0])
         for _ in range(100):
             scores = torch.zeros(261)
             mask.mask(scores)
@@ -249,7 +249,7 @@ class TestRefusals:
         begun = time.monotonic()
         try:
             mask = compiled(compiler, Grammar(kind="regex", source=source)).mask(100)
-            for token_id in BYTES.hooks.encode("a" * 50).input_ids:
+            for token_id in BYTES.text_side.encode("a" * 50).input_ids:
                 mask.mask(torch.zeros(261))
                 mask.advance(token_id)
         except BadRequest:
@@ -280,10 +280,10 @@ class TestCompiler:
     def test_rows_of_one_grammar_are_apart(self, compiler: GrammarCompiler) -> None:
         grammar = Grammar(kind="choice", source='["ab", "cd"]')
         first, second = compiled(compiler, grammar).mask(5), compiled(compiler, grammar).mask(5)
-        a, c = BYTES.hooks.encode("ac").input_ids
+        a, c = BYTES.text_side.encode("ac").input_ids
         first.advance(a)
         second.advance(c)
         scores = torch.zeros(2, 261)
         first.mask(scores[0])
         second.mask(scores[1])
-        assert [s.argmax().item() for s in scores] == BYTES.hooks.encode("bd").input_ids
+        assert [s.argmax().item() for s in scores] == BYTES.text_side.encode("bd").input_ids

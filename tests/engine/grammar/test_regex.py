@@ -29,7 +29,7 @@ def compiled(compiler: GrammarCompiler, pattern: str) -> CompiledGrammar:
 def accepts(grammar: CompiledGrammar, text: str) -> bool:
     """Whether a model could write exactly this text, and end."""
     mask = grammar.mask(1000)
-    for token_id in [*BYTES.hooks.encode(text).input_ids, EOS]:
+    for token_id in [*BYTES.text_side.encode(text).input_ids, EOS]:
         if mask.ends is not None:
             return bool(token_id == EOS)
         scores = torch.zeros(261)

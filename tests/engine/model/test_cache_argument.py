@@ -14,15 +14,13 @@ from transformers import Cache, DynamicCache, LlamaForCausalLM, LlamaModel, Llav
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from deployments.config.engine import EngineOptions
 from deployments.engine.batching.engine import BatchingEngine
-from deployments.engine.build import build_engine
 from deployments.engine.generate.call import GenerateCall
 from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.model.cache_argument import argument_of, cache_argument
 from deployments.engine.verify.capabilities import rows_can_hold
 from tests.engine.architectures import VISION, llava
-from tests.engine.running import generate_alone, model_info, prompt, row_engine, submit
+from tests.engine.running import built_engine, generate_alone, model_info, prompt, row_engine, submit
 from tests.tiny import llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -193,7 +191,7 @@ def test_the_argument_is_found(kind: type[Any]) -> None:
 @pytest.mark.parametrize("kind", NAMES)
 def test_it_is_batched_and_answers_as_ever(kind: type[Any]) -> None:
     prompts = [prompt(i, length) for i, length in enumerate(LENGTHS)]
-    engine = build_engine(model_info(built(kind)), EngineOptions(memory_gib=0.1))
+    engine = built_engine(model_info(built(kind)), memory_gib=0.1)
     try:
         assert isinstance(engine, BatchingEngine)
         answers = [submit(engine, ids, TOKENS) for ids in prompts]
@@ -307,7 +305,7 @@ def test_an_output_class_of_its_own(field: str, answered: Callable[[str], Any]) 
     kind, output = answered(field)
     prompts = [prompt(i, length) for i, length in enumerate(LENGTHS)]
     for engine_kind in ("auto", "generate"):
-        engine = build_engine(model_info(built(kind)), EngineOptions(kind=engine_kind, memory_gib=0.1))
+        engine = built_engine(model_info(built(kind)), kind=engine_kind, memory_gib=0.1)
         assert isinstance(engine, BatchingEngine if engine_kind == "auto" else GenerateEngine)
         answers = [submit(engine, ids, TOKENS) for ids in prompts]  # type: ignore[arg-type]
         assert [a.wait().token_ids for a in answers] == [generate_alone(llama(), p, TOKENS).token_ids for p in prompts]
@@ -322,7 +320,7 @@ def test_an_output_class_of_its_own(field: str, answered: Callable[[str], Any]) 
 
 def test_an_output_class_of_the_library_is_left_alone() -> None:
     before = dict(vars(CausalLMOutputWithPast))
-    build_engine(model_info(built(Old)), EngineOptions(memory_gib=0.1)).close()
+    built_engine(model_info(built(Old)), memory_gib=0.1).close()
     assert dict(vars(CausalLMOutputWithPast)) == before
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from deployments.config.app import parse_args
-from deployments.config.engine import EngineOptions
 from deployments.core.calls import GenerateCall, SamplingParams, TextPrompt
 from deployments.core.errors import ModelError
 from deployments.core.events import Delta, Failed
@@ -22,6 +21,7 @@ from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.host import ModelHost
 from model_loaders.contract import ModelInfo
 from tests.engine.drive import Run, ask, start
+from tests.engine.running import generate_engine
 from tests.tiny import byte_tokenizer, llama
 
 LLAMA = llama()
@@ -71,7 +71,7 @@ def serve() -> Iterator[Any]:
 
     def make(hook: Callable[..., Any], **options: Any) -> GenerateEngine:
         info = ModelInfo(model=LLAMA, tokenizer=byte_tokenizer(), generate=hook)
-        engines.append(GenerateEngine(info, EngineOptions(), **options))
+        engines.append(generate_engine(info, **options))
         return engines[-1]
 
     yield make

@@ -11,13 +11,11 @@ import pytest
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelLoadFailed
 from deployments.engine.batching.engine import BatchingEngine
-from deployments.engine.build import build_engine
 from model_loaders.auto import load_model
 from tests.engine.architectures import randomised
-from tests.engine.running import generate_alone, prompt, submit
+from tests.engine.running import built_engine, generate_alone, prompt, submit
 from tests.engine.test_parity import LENGTHS, assert_equal_alone
 from tests.tiny import byte_tokenizer
 
@@ -53,7 +51,7 @@ def test_rows_hold_it(folder: Path) -> None:
 
 def test_the_probe_at_load_takes_rows(folder: Path) -> None:
     info = load_model(str(folder), trust_remote_code=True)
-    engine = build_engine(info, EngineOptions(memory_gib=0.1))
+    engine = built_engine(info, memory_gib=0.1)
     assert isinstance(engine, BatchingEngine)
     ids = info.tokenizer("What is 12 x 12?")["input_ids"]
     assert submit(engine, ids, 12).wait().token_ids == generate_alone(info.model, ids, 12).token_ids

@@ -20,15 +20,13 @@ from transformers import (
     PretrainedConfig,
 )
 
-from deployments.config.engine import EngineOptions
 from deployments.core.client import EmbedOptions
 from deployments.engine.batching.engine import BatchingEngine
-from deployments.engine.build import build_engine
 from deployments.engine.generate.engine import GenerateEngine
 from deployments.host.embedding.embedder import Embedder
 from deployments.host.embedding.text import EmbeddingText
 from tests.engine.lacking import unless_it_lacks
-from tests.engine.running import Alone, generate_alone, model_info, prompt, row_engine, submit
+from tests.engine.running import Alone, built_engine, generate_alone, model_info, prompt, row_engine, submit
 from tests.tiny import llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,7 +158,7 @@ def test_scored_prompts(known: tuple[Callable[[], Any], list[Alone]]) -> None:
 @pytest.mark.parametrize("kind", ["dynamic", "phi3"])
 def test_the_generate_engine(kind: str) -> None:
     make = MODELS[kind]
-    engine = build_engine(model_info(make()), EngineOptions(kind="generate", max_model_len=CONTEXT))
+    engine = built_engine(model_info(make()), kind="generate", max_model_len=CONTEXT)
     assert isinstance(engine, GenerateEngine)
     for _ in range(2):
         answers = [submit(engine, ids, TOKENS) for ids in PROMPTS]  # type: ignore[arg-type]
@@ -170,7 +168,7 @@ def test_the_generate_engine(kind: str) -> None:
 
 
 def test_the_probe_at_load_takes_rows(known: tuple[Callable[[], Any], list[Alone]]) -> None:
-    engine = build_engine(model_info(known[0]()), EngineOptions(max_model_len=CONTEXT, memory_gib=0.25))
+    engine = built_engine(model_info(known[0]()), max_model_len=CONTEXT, memory_gib=0.25)
     assert isinstance(engine, BatchingEngine)
     engine.close(5)
 

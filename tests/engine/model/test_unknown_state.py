@@ -13,13 +13,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deployments.config.engine import EngineOptions
 from deployments.engine.batching.engine import BatchingEngine
-from deployments.engine.build import build_engine
 from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.verify.named_lengths import named_lengths, tried_lengths
 from tests.engine.drive import start
-from tests.engine.running import generate_alone, model_info, prompt
+from tests.engine.running import built_engine, generate_alone, model_info, prompt
 from tests.tiny import llama
 
 pytestmark = [
@@ -130,7 +128,7 @@ def test_it_is_served_as_generate_answers(kind: type[Tidal], tide: int, caplog: 
     lengths = (12, tide - 4, tide, 2 * tide, 20, tide + 1, tide - 8, 9)
     prompts = [prompt(i, length) for i, length in enumerate(lengths)]
     with caplog.at_level(logging.WARNING):
-        engine = build_engine(model_info(tidal(kind, tide)), EngineOptions(memory_gib=0.25, prefill_chunk=64))
+        engine = built_engine(model_info(tidal(kind, tide)), memory_gib=0.25, prefill_chunk=64)
     try:
         for together in (True, False):
             runs = [start(engine, ids, max_tokens=TOKENS, ignore_eos=True) for ids in prompts if together]

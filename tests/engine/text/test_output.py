@@ -17,7 +17,7 @@ EOS, IM_END = 257, 260
 
 
 def ids(text: str) -> list[int]:
-    return BYTES.hooks.encode(text).input_ids
+    return BYTES.text_side.encode(text).input_ids
 
 
 THINK = ReasoningMarkers("<think>", "</think>")
@@ -208,7 +208,7 @@ def test_the_stream_joined_is_the_whole_up_to_the_stop(data: st.DataObject) -> N
     deltas = run(tokens, stop=stops, ignore_eos=True, skip_special_tokens=skip, max_tokens=len(tokens))
     taken = sum((d.token_ids for d in deltas), ())
     assert taken == tuple(tokens[: len(taken)])
-    whole = BYTES.hooks.decode(list(taken), skip_special_tokens=skip)
+    whole = BYTES.text_side.decode(list(taken), skip_special_tokens=skip)
     if deltas[-1].finish_reason == "length":
         assert text(deltas) == whole
     else:

@@ -14,6 +14,7 @@ from deployments.engine.sampling.logprobs import TokenScore
 from deployments.engine.text.detokenizer import WholeDetokenizer
 from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.contract import ModelInfo
+from model_loaders.prompts.hooks import Hooks
 from tests.tiny import (
     byte_tokenizer,
     llama,
@@ -26,7 +27,7 @@ from tests.tiny import (
 
 def of(tokenizer: Any, **kwargs: Any) -> Vocabulary:
     model = SimpleNamespace(config=SimpleNamespace(), generation_config=SimpleNamespace())
-    return Vocabulary(ModelInfo(model=model, tokenizer=tokenizer, **kwargs))
+    return Vocabulary(Hooks(ModelInfo(model=model, tokenizer=tokenizer, **kwargs)))
 
 
 BYTES = of(byte_tokenizer())
@@ -79,7 +80,7 @@ def test_the_pieces_joined_are_the_decoding_of_the_whole(name: str, data: st.Dat
     beyond = -1 if name == "python" else 3
     ids = data.draw(st.lists(st.integers(0, len(vocabulary) + beyond), max_size=60))
     skip = data.draw(st.booleans())
-    expected = vocabulary.hooks.decode(ids, skip_special_tokens=skip) if ids else ""
+    expected = vocabulary.text_side.decode(ids, skip_special_tokens=skip) if ids else ""
     assert "".join(streamed(vocabulary, ids, skip)) == expected
 
 
@@ -90,8 +91,8 @@ def test_after_a_prompt_the_pieces_are_what_the_new_tokens_add(name: str, data: 
     vocabulary = ALL[name]
     some = st.lists(st.integers(0, len(vocabulary) - 1), max_size=40)
     prompt, new, skip = data.draw(some), data.draw(some), data.draw(st.booleans())
-    before = vocabulary.hooks.decode(prompt, skip_special_tokens=skip) if prompt else ""
-    whole = vocabulary.hooks.decode([*prompt, *new], skip_special_tokens=skip) if prompt or new else ""
+    before = vocabulary.text_side.decode(prompt, skip_special_tokens=skip) if prompt else ""
+    whole = vocabulary.text_side.decode([*prompt, *new], skip_special_tokens=skip) if prompt or new else ""
     detokenizer = vocabulary.detokenizer(skip_special_tokens=skip, prompt=prompt)
     given_out = "".join([*(detokenizer.push(i) for i in new), detokenizer.finish()])
     if whole.startswith(before):
@@ -129,19 +130,19 @@ def test_special_tokens_in_a_marker_stay_in_the_text() -> None:
         detokenizer = vocabulary.detokenizer(markers=("unused", f"{end}\n"))
         text = "".join([*(detokenizer.push(i) for i in ids), detokenizer.finish()])
         shown = [i for i in ids if i not in others]
-        assert text == vocabulary.hooks.decode(shown, skip_special_tokens=False)
+        assert text == vocabulary.text_side.decode(shown, skip_special_tokens=False)
         assert end in text
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(max_size=40))
 def test_any_text_survives_byte_level_tokens(text: str) -> None:
-    ids = BYTES.hooks.encode(text).input_ids
+    ids = BYTES.text_side.encode(text).input_ids
     assert "".join(streamed(BYTES, ids, True)) == text
 
 
 def test_an_emoji_split_over_tokens_comes_whole() -> None:
-    ids = BYTES.hooks.encode("a😀b").input_ids
+    ids = BYTES.text_side.encode("a😀b").input_ids
     assert streamed(BYTES, ids, True) == ["a", "", "", "", "😀", "b", ""]
 
 
@@ -161,7 +162,7 @@ def test_a_leading_space_is_dropped_once_and_special_tokens_leave_no_gap() -> No
 def test_text_that_clean_up_may_still_change_is_held_back() -> None:
     ids = CLEANED._info.tokenizer.convert_tokens_to_ids(["hello", "wor", "##ld", ".", "we", "do", "n", "'", "t", "s"])
     pieces = streamed(CLEANED, ids, True)
-    assert "".join(pieces) == CLEANED.hooks.decode(ids)
+    assert "".join(pieces) == CLEANED.text_side.decode(ids)
     assert pieces[:4] != [""] * 4
 
 
@@ -215,7 +216,7 @@ def test_a_window_decodes_few_tokens_per_token() -> None:
 class TestTokens:
     def test_bytes_of_byte_level_tokens_are_exact(self) -> None:
         data = "é€😀 \n\x00".encode()
-        ids = BYTES.hooks.encode(data.decode()).input_ids
+        ids = BYTES.text_side.encode(data.decode()).input_ids
         assert b"".join(BYTES.token_bytes(i) for i in ids) == data
         assert BYTES.token_text(ids[0]) == "�"
 
@@ -250,14 +251,14 @@ class TestTerminators:
         model = llama()
         model.generation_config.eos_token_id = [10, 11]
         model.config.eos_token_id = 12
-        vocabulary = Vocabulary(ModelInfo(model=model, tokenizer=byte_tokenizer(), stop_token_ids=(13,)))
+        vocabulary = Vocabulary(Hooks(ModelInfo(model=model, tokenizer=byte_tokenizer(), stop_token_ids=(13,))))
         assert vocabulary.eos_ids == {10, 11, 13, 257, 260}
 
     def test_the_config_counts_where_generation_config_names_none(self) -> None:
         model = llama()
         model.generation_config.eos_token_id = None
         model.config.eos_token_id = 12
-        assert Vocabulary(ModelInfo(model=model, tokenizer=byte_tokenizer())).eos_ids == {12, 257, 260}
+        assert Vocabulary(Hooks(ModelInfo(model=model, tokenizer=byte_tokenizer()))).eos_ids == {12, 257, 260}
 
     @pytest.mark.parametrize(
         ("template", "found"),
