@@ -15,6 +15,7 @@ from deployments.core.calls import ChatPrompt, Prompt, TextPrompt, TokensPrompt,
 from deployments.core.client import Embeddings, EmbedOptions
 from deployments.core.errors import BadRequest, ModelError, UnsupportedParameter
 from deployments.core.events import Event
+from deployments.engine.base.admission import check_supported
 from deployments.engine.base.protocol import Engine
 from deployments.engine.build import build_engine
 from deployments.engine.no_text import NoTextEngine
@@ -180,7 +181,7 @@ class LoadedModel:
         """The events of a transcription.
 
         Raises:
-            UnsupportedParameter: the model is no Whisper.
+            UnsupportedParameter: the model is not a Whisper model, or its engine cannot honour a parameter.
         """
         if self.speech is None:
             raise UnsupportedParameter(
@@ -188,6 +189,7 @@ class LoadedModel:
                 param="model",
                 code="audio_unsupported",
             )
+        check_supported(call.sampling, self.engine.supports)
         return Transcriber(
             call,
             self.speech,

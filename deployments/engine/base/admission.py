@@ -129,7 +129,8 @@ def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
             if field.name == "beam_rank":
                 raise UnsupportedParameter("This model gives one text of a beam search; send n=1.", param="n")
             name = request_field(field.name, params)
-            raise UnsupportedParameter(f"This model cannot honour {name}={value!r}; leave it out.", param=name)
+            shown = f"{name}={value!r}" if isinstance(value, int | float) else name
+            raise UnsupportedParameter(f"This model cannot honour {shown}; leave it out.", param=name)
 
 
 def request_field(name: str, params: SamplingParams) -> str:
