@@ -185,7 +185,7 @@ class LoadedModel:
         """The events of a transcription.
 
         Raises:
-            UnsupportedParameter: the model is not a Whisper model, or its engine cannot honour a parameter.
+            UnsupportedParameter: the model is not a Whisper model, or its engine cannot honor a parameter.
         """
         if self.speech is None:
             raise UnsupportedParameter(
