@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
@@ -111,38 +111,32 @@ class HandleClient:
         except Overloaded as error:
             yield Failed(error)
             return
+        accepted = given = retried = False
         try:
-            async with aclosing(self._with_retry(call)) as events:
-                async for event in events:
-                    yield event
+            while True:
+                try:
+                    async with self._answer(call) as events:
+                        async for event in events:
+                            if isinstance(event, Failed):
+                                raise event.error
+                            if isinstance(event, Accepted):
+                                self._limits[call.model] = event.max_model_len
+                                if accepted:
+                                    continue
+                                accepted = True
+                            else:
+                                given = True
+                            yield event
+                    return
+                except Exception as error:
+                    failure = as_troupe_error(error)
+                if given or retried or not isinstance(failure, Unavailable):
+                    yield Failed(failure)
+                    return
+                retried = True
+                logger.warning("request %s: %s Sent once more.", call.request_id, failure)
         finally:
             self._gate.leave()
-
-    async def _with_retry(self, call: Call) -> AsyncGenerator[Event, None]:
-        accepted = given = retried = False
-        while True:
-            failure: TroupeError
-            try:
-                async with aclosing(self._events(call)) as events:
-                    async for event in events:
-                        if isinstance(event, Failed):
-                            raise event.error
-                        if isinstance(event, Accepted):
-                            self._limits[call.model] = event.max_model_len
-                            if accepted:
-                                continue
-                            accepted = True
-                        else:
-                            given = True
-                        yield event
-                return
-            except Exception as error:
-                failure = as_troupe_error(error)
-            if given or retried or not isinstance(failure, Unavailable):
-                yield Failed(failure)
-                return
-            retried = True
-            logger.warning("request %s: %s Sent once more.", call.request_id, failure)
 
     async def render(self, model: str, prompt: Prompt) -> Rendered:
         """A prompt's text after the chat template, and its token ids."""
@@ -182,26 +176,22 @@ class HandleClient:
         """Refuse new calls everywhere and end those that run; or take calls again."""
         await self._tell_all("drain", self._pools, on, limit=STATUS_LIMIT_S)
 
-    async def _events(self, call: Call) -> AsyncGenerator[Event, None]:
+    @asynccontextmanager
+    async def _answer(self, call: Call) -> AsyncIterator[AsyncIterable[Event]]:
+        """What a replica answers, cancelled if it is left early. What does not stream crosses in one piece."""
         pool = self._pools[self._pool_of[call.model]]
-        handle = pool.options(multiplexed_model_id=call.model, session_id=call.affinity or "")
-        given = await packed(call)
-        if not call.stream:
-            answer = handle.options(method_name="answer").remote(given)
-            try:
-                events = await answer
-            except asyncio.CancelledError:
-                answer.cancel()
-                raise
-            for event in events:
-                yield event
-            return
-        stream = handle.options(method_name="generate", stream=True).remote(given)
+        handle = pool.options(
+            method_name="generate" if call.stream else "answer",
+            stream=call.stream,
+            multiplexed_model_id=call.model,
+            session_id=call.affinity or "",
+        )
+        answer = handle.remote(await packed(call))
         try:
-            async for event in stream:
-                yield event
-        finally:
-            stream.cancel()
+            yield answer if call.stream else _each(await answer)
+        except BaseException:
+            answer.cancel()
+            raise
 
     async def _ask(self, method: str, model: str, *arguments: Any) -> Any:
         """The answer of a replica that has the model, asked once more when the first is lost."""
@@ -237,6 +227,11 @@ class HandleClient:
             else:
                 found.append(answer)
         return found
+
+
+async def _each(events: Sequence[Event]) -> AsyncGenerator[Event, None]:
+    for event in events:
+        yield event
 
 
 def as_troupe_error(error: Exception) -> TroupeError:

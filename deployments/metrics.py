@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter as Tally
-from collections.abc import AsyncGenerator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from deployments.core.events import Delta, Event, Failed, Finished
+from deployments.core.calls import Call
+from deployments.core.events import Delta, Event, Failed, Finished, Usage
 
 logger = logging.getLogger("troupe.requests")
 
@@ -26,6 +28,40 @@ _GAUGES = {
     "prefix_bytes": "Bytes of the prefix store.",
     "budget_bytes": "Bytes that caches may use.",
 }
+
+
+class Observation:
+    """What has been seen of a call.
+
+    Args:
+        on_first: called with the seconds until the first token.
+
+    Attributes:
+        began, first: by `time.monotonic()`, the call and its first token; 0 is none yet.
+        tokens: generated ones.
+        outcome: "cancelled" until another end is seen.
+        usage: of a call that has finished.
+    """
+
+    def __init__(self, on_first: Callable[[float], None]) -> None:
+        self._on_first = on_first
+        self.began = time.monotonic()
+        self.first = 0.0
+        self.tokens = 0
+        self.outcome = "cancelled"
+        self.usage: Usage | None = None
+
+    def add(self, event: Event) -> None:
+        """Take note of an event."""
+        if isinstance(event, Delta) and event.token_ids:
+            self.tokens += len(event.token_ids)
+            if not self.first:
+                self.first = time.monotonic()
+                self._on_first(self.first - self.began)
+        elif isinstance(event, Finished):
+            self.outcome, self.usage = "ok", event.usage
+        elif isinstance(event, Failed):
+            self.outcome = event.error.code or "error"
 
 
 class ReplicaMetrics:
@@ -66,33 +102,22 @@ class ReplicaMetrics:
         self._seen: Tally[str] = Tally()
         self._models: set[str] = set()
 
-    async def observed(
-        self, call_id: str, model: str, events: AsyncGenerator[Event, None]
-    ) -> AsyncGenerator[Event, None]:
-        """The events of a call as they are, counted; a line in the log when it ends."""
-        tags = {"model": model}
-        began = time.monotonic()
-        first, tokens, outcome = 0.0, 0, "cancelled"
+    @contextmanager
+    def observed(self, call: Call) -> Iterator[Observation]:
+        """A call while it runs, to be shown its events; counted, and a line in the log, when it ends."""
+        tags = {"model": call.model}
+        seen = Observation(lambda seconds: self._first.observe(seconds, tags))
         try:
-            async for event in events:
-                if isinstance(event, Delta) and event.token_ids:
-                    tokens += len(event.token_ids)
-                    if not first:
-                        first = time.monotonic()
-                        self._first.observe(first - began, tags)
-                elif isinstance(event, Finished):
-                    outcome = "ok"
-                    self._count(event, tags)
-                elif isinstance(event, Failed):
-                    outcome = event.error.code or "error"
-                yield event
+            yield seen
         finally:
             now = time.monotonic()
-            self._requests.inc(tags={**tags, "outcome": outcome})
-            self._total.observe(now - began, tags)
-            _log(call_id, model, outcome, tokens, seconds=now - began, first_token=first - began if first else None)
-            if tokens > 1 and now > first:
-                self._between.observe((now - first) / (tokens - 1), tags)
+            self._requests.inc(tags={**tags, "outcome": seen.outcome})
+            self._total.observe(now - seen.began, tags)
+            if seen.tokens > 1 and now > seen.first:
+                self._between.observe((now - seen.first) / (seen.tokens - 1), tags)
+            if seen.usage is not None:
+                self._count(seen.usage, tags)
+            _log(call, seen, now)
 
     def report(self, snapshot: dict[str, Any]) -> None:
         """Bring gauges and counters up to a host's snapshot."""
@@ -112,8 +137,7 @@ class ReplicaMetrics:
                 counter.inc(new)
                 self._seen[name] = snapshot[name]
 
-    def _count(self, event: Finished, tags: dict[str, str]) -> None:
-        usage = event.usage
+    def _count(self, usage: Usage, tags: dict[str, str]) -> None:
         for counter, tokens in (
             (self._prompt, usage.prompt_tokens),
             (self._cached, usage.cached_tokens),
@@ -123,9 +147,15 @@ class ReplicaMetrics:
                 counter.inc(tokens, tags)
 
 
-def _log(call_id: str, model: str, outcome: str, tokens: int, *, seconds: float, first_token: float | None) -> None:
+def _log(call: Call, seen: Observation, now: float) -> None:
     """One line for a call, its figures also as fields of their own for logs in JSON."""
-    figures = {"call": call_id, "model": model, "outcome": outcome, "tokens": tokens, "seconds": round(seconds, 4)}
-    if first_token is not None:
-        figures["first_token"] = round(first_token, 4)
+    figures = {
+        "call": call.request_id,
+        "model": call.model,
+        "outcome": seen.outcome,
+        "tokens": seen.tokens,
+        "seconds": round(now - seen.began, 4),
+    }
+    if seen.first:
+        figures["first_token"] = round(seen.first - seen.began, 4)
     logger.info(" ".join(f"{name}=%s" for name in figures), *figures.values(), extra=figures)

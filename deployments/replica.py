@@ -77,12 +77,11 @@ class ModelReplica:
         """The events of a call as they come."""
         call: Call = await unpacked(given)
         await self._advertise(call.model)
-        async with (
-            contextlib.aclosing(self._host.generate(call)) as events,
-            contextlib.aclosing(self._metrics.observed(call.request_id, call.model, events)) as observed,
-        ):
-            async for event in observed:
-                yield event
+        with self._metrics.observed(call) as seen:
+            async with contextlib.aclosing(self._host.generate(call)) as events:
+                async for event in events:
+                    seen.add(event)
+                    yield event
 
     async def answer(self, call: Call | Packed) -> list[Event]:
         """The events of a call, all at once."""

@@ -1,135 +1,243 @@
-"""One generation call on its way through an engine: choices out, events back."""
+"""One generation call on its way through an engine: prompts in, choices out, their events merged."""
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import islice
 
-from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams
+from deployments.core.calls import ChatPrompt, GenerateCall, Prompt, SamplingParams
+from deployments.core.errors import BadRequest, ContextOverflow, UnsupportedParameter
 from deployments.core.events import Accepted, Delta, EngineEvent, Event, Failed, Finished, PromptScores, Timings, Usage
-from deployments.engine.base.event_queue import EventQueue, merge_deltas
+from deployments.engine.base.admission import check_supported
+from deployments.engine.base.event_queue import merge_deltas
 from deployments.engine.base.protocol import Engine, EngineRequest
+from deployments.engine.base.running_requests import RunningRequests
+from deployments.host.inspection import Inspection
+from deployments.host.loaded_model import EncodedPrompt, LoadedModel
+from deployments.host.worker import Worker
 
-if TYPE_CHECKING:
-    from deployments.host.loaded_model import EncodedPrompt
+_AT_ONCE = 16
+"""Choices that a call queues before other calls have their turn."""
 
 
 class Generation:
-    """The choices of a call, their events merged into one stream.
+    """The choices of a call, their events merged.
 
     Args:
         call: the request.
         prompts: its prompts, encoded.
         texts: the prompts' texts; with `echo` each is there.
-        interval: seconds between two deltas of a stream, the first excepted.
-        max_model_len: what `Accepted` tells of the model.
+        interval: seconds between two batches of a stream's events, the first excepted.
         started: by `time.monotonic()`, to report timings from; None reports none.
+        load: of the model, for `Accepted`.
+        inspection: is shown every event.
+
+    Attributes:
+        accepted: the event that comes before all others.
+        ended: `take` has given the last event.
     """
 
     def __init__(
         self,
+        engine: Engine,
         call: GenerateCall,
-        prompts: Sequence[EncodedPrompt],
+        prompts: list[EncodedPrompt],
         texts: Sequence[str | None],
         *,
         interval: float,
-        max_model_len: int,
         started: float | None = None,
+        load: str = "",
+        inspection: Inspection | None = None,
     ) -> None:
-        self.call = call
+        self.accepted = Accepted(
+            prompt_token_ids=tuple(tuple(prompt.encoded.input_ids) for prompt in prompts),
+            prompt_texts=tuple(texts),
+            max_model_len=engine.max_model_len,
+            load=load,
+        )
+        self.ended = False
+        self._call = call
         self._prompts = prompts
-        self._texts = texts
-        self._interval = interval if call.stream else None
-        self._max_model_len = max_model_len
+        self._inspection = inspection
         self._per_prompt = max(call.n, call.best_of or 0)
-        self._inbox = EventQueue()
-        self._running: set[int] = set()
-        self._lock = threading.Lock()
-        self._cancelled = False
-        self._requests: list[EngineRequest] = []
+        self._ranked = self._per_prompt > call.n
+        self._streams = call.stream and not self._ranked
+        # The time of the first token is seen only if events are taken as they come.
+        self._running = RunningRequests(
+            engine, interval=interval if self._streams else None if started is None else 0.0
+        )
+        self._held: dict[int, list[Delta]] = defaultdict(list)
+        if call.echo:
+            for choice in range(len(prompts) * self._per_prompt):
+                self._held[choice].append(Delta(text=texts[choice // self._per_prompt] or ""))
+        self._shown = False
         self._completion_tokens = 0
         self._reasoning_tokens = 0
         self._started = started
         self._first_token = 0.0
         self._cached: dict[int, int] = {}
 
-    def requests_for(self, prompt: EncodedPrompt, max_tokens: int) -> list[EngineRequest]:
-        """The engine requests that answer one prompt; their order over all prompts is that of the choices."""
-        first = len(self._requests)
-        markers = self.call.reasoning
-        asked = self.call.prompts[first // self._per_prompt]
+    @classmethod
+    async def start(cls, model: LoadedModel, call: GenerateCall, *, interval: float, started: float) -> Generation:
+        """Encode a call's prompts and queue its choices in the model's engine.
+
+        Raises:
+            TroupeError: the model or its engine cannot answer the call.
+        """
+        model.check_text()
+        check_supported(call.sampling, model.engine.supports)
+        prompts = await _encoded(model, call)
+        generation = cls(
+            model.engine,
+            call,
+            prompts,
+            await _texts(model, call, prompts),
+            interval=interval,
+            started=started if model.entry.api.usage_timings else None,
+            load=model.load_id,
+            inspection=Inspection(model.info, call, prompts) if model.info.done_callback else None,
+        )
+        try:
+            await generation.submit(model.submitting)
+        except BaseException:
+            generation.close()
+            raise
+        return generation
+
+    async def submit(self, worker: Worker) -> None:
+        """Queue the choices in a worker's thread: a thousand of them may each have a million ids to check.
+
+        Calls that are queued at the same time take turns.
+
+        Raises:
+            BadRequest: a prompt is empty.
+            ContextOverflow: a prompt leaves no room.
+            TroupeError: the engine refuses a choice.
+        """
+        requests = self._requests()
+        while await worker.run(lambda: self._running.submit(islice(requests, _AT_ONCE))) == _AT_ONCE:
+            pass
+
+    async def take(self) -> list[Event]:
+        """The next events; the last of them all is `Finished` or `Failed`."""
+        events = await self._next()
+        failed = bool(events) and isinstance(events[-1], Failed)
+        if self._ranked and not failed:
+            events = self._best(events)
+        if self._inspection is not None:
+            for event in events:
+                if (call_back := self._inspection.ended(event)) is not None:
+                    await asyncio.to_thread(call_back)
+        self.ended = failed or not self._running
+        return [*events, Finished(usage=self._usage())] if self.ended and not failed else events
+
+    def close(self) -> None:
+        """Cancel the choices that have not ended."""
+        self._running.close()
+
+    def _requests(self) -> Iterator[EngineRequest]:
+        """What the engine is asked for, in the order of the choices; see `_budget` for its errors."""
+        limit = self.accepted.max_model_len
+        budgets = [_budget(self._call, len(ids), limit) for ids in self.accepted.prompt_token_ids]
+        for i, budget in enumerate(budgets):
+            request = self._request(self._call.prompts[i], self._prompts[i])
+            for j in range(self._per_prompt):
+                yield replace(
+                    request,
+                    request_id=f"{self._call.request_id}#{i * self._per_prompt + j}",
+                    sampling=self._sampling(j, budget),
+                )
+
+    def _request(self, asked: Prompt, prompt: EncodedPrompt) -> EngineRequest:
+        """What the choices of a prompt have in common."""
+        markers = self._call.reasoning
         continued = isinstance(asked, ChatPrompt) and asked.continue_final_message
         if markers is not None and markers.closed_by(prompt.text, continued=continued):
             markers = None
-        opened = markers is not None and markers.opened_by(prompt.text, continued=continued)
-        continues = continued or not isinstance(asked, ChatPrompt)
-        for j in range(self._per_prompt):
-            self._requests.append(
-                EngineRequest(
-                    request_id=f"{self.call.request_id}#{first + j}",
-                    input_ids=prompt.encoded.input_ids,
-                    sampling=self._sampling(j, max_tokens),
-                    model_inputs=prompt.encoded.model_inputs,
-                    content_key=prompt.encoded.content_key,
-                    prompt_text=prompt.text,
-                    continues=continues,
-                    reasoning=markers,
-                    reasoning_opened=opened,
-                )
-            )
-        return self._requests[first:]
-
-    def submit(self, engine: Engine, requests: Sequence[EngineRequest], first: int = 0) -> None:
-        """Queue choices, in any thread; none after `cancel`. A TroupeError of any of them is the call's.
-
-        Args:
-            first: the number of the first one.
-        """
-        for choice, request in enumerate(requests, first):
-            with self._lock:
-                if self._cancelled:
-                    return
-                self._running.add(choice)
-                engine.submit(request, self._inbox.emitter(choice))
-
-    def cancel(self, engine: Engine) -> None:
-        """Drop the choices that have not ended."""
-        with self._lock:
-            self._cancelled = True
-        for choice in self._running:
-            engine.cancel(self._requests[choice].request_id)
-        self._running.clear()
-
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """`Accepted`, then what the choices give, then `Finished`; or `Failed`."""
-        yield Accepted(
-            prompt_token_ids=tuple(tuple(prompt.encoded.input_ids) for prompt in self._prompts),
-            prompt_texts=tuple(self._texts),
-            max_model_len=self._max_model_len,
+        return EngineRequest(
+            request_id=self._call.request_id,
+            input_ids=prompt.encoded.input_ids,
+            sampling=self._call.sampling,
+            model_inputs=prompt.encoded.model_inputs,
+            content_key=prompt.encoded.content_key,
+            prompt_text=prompt.text,
+            continues=continued or not isinstance(asked, ChatPrompt),
+            reasoning=markers,
+            reasoning_opened=markers is not None and markers.opened_by(prompt.text, continued=continued),
         )
-        ranked = self._per_prompt > self.call.n
-        source = self._best(self._batches()) if ranked else self._batches()
-        async with aclosing(source):
-            async for batch in source:
-                for event in batch:
-                    yield event
-                    if isinstance(event, Failed):
-                        return
-        prompt_tokens = sum(len(prompt.encoded.input_ids) for prompt in self._prompts)
+
+    def _sampling(self, j: int, max_tokens: int) -> SamplingParams:
+        asked = self._call.sampling
+        return replace(
+            asked,
+            max_tokens=max_tokens,
+            beam_rank=j if asked.num_beams > 1 else 0,
+            seed=None if asked.seed is None else asked.seed + j,
+            prompt_logprobs=asked.prompt_logprobs if j == 0 else None,
+            logprobs=0 if asked.logprobs is None and self._ranked else asked.logprobs,
+        )
+
+    async def _next(self) -> list[Event]:
+        """What has come since the last time; of a call that does not stream, all of it once it is complete."""
+        events: list[Event] = []
+        while self._running:
+            for choice, event in await self._running.take():
+                if isinstance(event, Failed):
+                    # A stream that has begun shows all it had; one that has shown nothing can be sent once more.
+                    return [*events, *self._merged(), event] if self._shown else [event]
+                events.extend(self._receive(choice, event))
+            if self._streams:
+                break
+        self._shown = True
+        return [*events, *self._merged()]
+
+    def _receive(self, choice: int, event: EngineEvent) -> list[Event]:
+        """Count an event; deltas are held for merging, prompt scores are returned for every choice of the prompt."""
+        if isinstance(event, PromptScores):
+            siblings = range(choice, choice + self._per_prompt)
+            return [replace(event, choice=sibling) for sibling in siblings]
+        assert isinstance(event, Delta)
+        self._held[choice].append(event)
+        if not self._first_token and event.token_ids:
+            self._first_token = time.monotonic()
+        self._completion_tokens += len(event.token_ids)
+        self._reasoning_tokens += event.reasoning_tokens
+        self._cached[choice] = max(self._cached.get(choice, 0), event.cached_tokens)
+        return []
+
+    def _merged(self) -> list[Delta]:
+        """The deltas that were held, those of each choice as one."""
+        held, self._held = self._held, defaultdict(list)
+        return [merge_deltas(choice, deltas) for choice, deltas in held.items()]
+
+    def _best(self, events: Sequence[Event]) -> list[Event]:
+        """The events of the `n` most likely of `best_of` choices per prompt, renumbered."""
+        scores = {event.choice: event for event in events if isinstance(event, PromptScores)}
+        deltas = {event.choice: event for event in events if isinstance(event, Delta)}
+        chosen: list[Event] = []
+        for i in range(len(self._prompts)):
+            candidates = [deltas[i * self._per_prompt + j] for j in range(self._per_prompt)]
+            candidates.sort(key=_mean_logprob, reverse=True)
+            for index, delta in enumerate(candidates[: self._call.n], i * self._call.n):
+                if delta.choice in scores:
+                    chosen.append(replace(scores[delta.choice], choice=index))
+                logprobs = delta.logprobs if self._call.sampling.logprobs is not None else None
+                chosen.append(replace(delta, choice=index, logprobs=logprobs))
+        return chosen
+
+    def _usage(self) -> Usage:
+        prompt_tokens = sum(map(len, self.accepted.prompt_token_ids))
         cached = sum(min(self._cached.get(i * self._per_prompt, 0), prompt_tokens) for i in range(len(self._prompts)))
-        yield Finished(
-            usage=Usage(
-                prompt_tokens=prompt_tokens,
-                completion_tokens=self._completion_tokens,
-                reasoning_tokens=self._reasoning_tokens,
-                cached_tokens=cached,
-                timings=self._timings(),
-            )
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            reasoning_tokens=self._reasoning_tokens,
+            cached_tokens=cached,
+            timings=self._timings(),
         )
 
     def _timings(self) -> Timings | None:
@@ -143,86 +251,68 @@ class Generation:
             tokens_per_second=round(self._completion_tokens / max(total, 1e-6), 3),
         )
 
-    async def _batches(self) -> AsyncGenerator[list[Event], None]:
-        """Batches of events: as they come, then at most one per interval; all at the end if not streaming."""
-        held: dict[int, list[Delta]] = defaultdict(list)
-        if self.call.echo:
-            for choice in self._running:
-                held[choice].append(Delta(text=self._texts[choice // self._per_prompt] or ""))
-        due = 0.0
-        while self._running:
-            events: list[Event] = []
-            for choice, event in await self._inbox.take(not_before=due):
-                if isinstance(event, Failed):
-                    # A stream that has begun shows all it had; one that has shown nothing can be sent once more.
-                    yield [*events, *_merged(held), event] if due and self._interval is not None else [event]
-                    return
-                events.extend(self._receive(choice, event, held))
-            if self._interval is None and self._running:
-                if events:
-                    yield events
-                continue
-            due = time.monotonic() + (self._interval or 0)
-            yield [*events, *_merged(held)]
-            held.clear()
 
-    def _receive(self, choice: int, event: EngineEvent, held: dict[int, list[Delta]]) -> list[Event]:
-        """Count an event; deltas are held for merging, prompt scores are returned for every choice of the prompt."""
-        if isinstance(event, PromptScores):
-            siblings = range(choice, choice + self._per_prompt)
-            return [replace(event, choice=sibling) for sibling in siblings]
-        assert isinstance(event, Delta)
-        held[choice].append(event)
-        if not self._first_token and event.token_ids:
-            self._first_token = time.monotonic()
-        self._completion_tokens += len(event.token_ids)
-        self._reasoning_tokens += event.reasoning_tokens
-        self._cached[choice] = max(self._cached.get(choice, 0), event.cached_tokens)
-        if event.finish_reason is not None:
-            self._running.discard(choice)
-        return []
+async def _encoded(model: LoadedModel, call: GenerateCall) -> list[EncodedPrompt]:
+    """The prompts of a call, cut to what it asks for.
 
-    async def _best(self, batches: AsyncGenerator[list[Event], None]) -> AsyncGenerator[list[Event], None]:
-        """The `n` likeliest of `best_of` choices per prompt, renumbered."""
-        deltas: dict[int, list[Delta]] = defaultdict(list)
-        scores: dict[int, PromptScores] = {}
-        async for batch in batches:
-            for event in batch:
-                if isinstance(event, Failed):
-                    yield [event]
-                    return
-                if isinstance(event, PromptScores):
-                    scores[event.choice] = event
-                if isinstance(event, Delta):
-                    deltas[event.choice].append(event)
-        chosen: list[Event] = []
-        for i in range(len(self._prompts)):
-            candidates = range(i * self._per_prompt, (i + 1) * self._per_prompt)
-            merged = {choice: merge_deltas(choice, deltas[choice]) for choice in candidates}
-            ranking = sorted(candidates, key=lambda choice: _mean_logprob(merged[choice]), reverse=True)
-            for j, choice in enumerate(ranking[: self.call.n]):
-                index = i * self.call.n + j
-                if choice in scores:
-                    chosen.append(replace(scores[choice], choice=index))
-                logprobs = merged[choice].logprobs if self.call.sampling.logprobs is not None else None
-                chosen.append(replace(merged[choice], choice=index, logprobs=logprobs))
-        yield chosen
+    Raises:
+        TroupeError: one cannot be encoded, or is too long.
+    """
+    keep = call.truncate_prompt
+    prompts = await model.encode(call.prompts, fits=keep is None)
+    if keep is None:
+        return prompts
+    if keep < 0:
+        asked = call.sampling.max_tokens
+        keep = max(1, model.engine.max_model_len - (1 if asked is None else asked))
+    return [await _truncated(model, prompt, keep) for prompt in prompts]
 
-    def _sampling(self, j: int, max_tokens: int) -> SamplingParams:
-        asked = self.call.sampling
-        return replace(
-            asked,
-            max_tokens=max_tokens,
-            beam_rank=j if asked.num_beams > 1 else 0,
-            seed=None if asked.seed is None else asked.seed + j,
-            prompt_logprobs=asked.prompt_logprobs if j == 0 else None,
-            logprobs=0 if asked.logprobs is None and self._per_prompt > self.call.n else asked.logprobs,
+
+async def _texts(model: LoadedModel, call: GenerateCall, prompts: Sequence[EncodedPrompt]) -> list[str | None]:
+    """The texts of prompts; those of token ids only for `echo`."""
+    return [
+        await model.decode(prompt.encoded.input_ids) if call.echo and prompt.text is None else prompt.text
+        for prompt in prompts
+    ]
+
+
+async def _truncated(model: LoadedModel, prompt: EncodedPrompt, keep: int) -> EncodedPrompt:
+    """A prompt's last `keep` tokens.
+
+    Raises:
+        UnsupportedParameter: the tokens stand for images or the like, which have no part that could be left out.
+    """
+    ids = prompt.encoded.input_ids
+    if len(ids) <= keep:
+        return prompt
+    if prompt.encoded.model_inputs:
+        raise UnsupportedParameter(
+            "Only a prompt of nothing but text can be truncated; leave 'truncate_prompt_tokens' out.",
+            param="truncate_prompt_tokens",
         )
+    kept = ids[-keep:]
+    text = None if prompt.text is None else await model.decode(kept)
+    return EncodedPrompt(text=text, encoded=replace(prompt.encoded, input_ids=kept))
 
 
-def _merged(held: Mapping[int, Sequence[Delta]]) -> list[Delta]:
-    """The deltas of each choice as one."""
-    return [merge_deltas(choice, deltas) for choice, deltas in held.items()]
+def _budget(call: GenerateCall, length: int, limit: int) -> int:
+    """How many tokens may be generated after a prompt: what was asked for, at most what is left.
+
+    Args:
+        length: of the prompt, in tokens.
+        limit: of prompt and answer together.
+
+    Raises:
+        BadRequest: the prompt is empty.
+        ContextOverflow: the prompt leaves no room.
+    """
+    if length == 0:
+        raise BadRequest(f"{call.prompt_param} is empty: nothing to continue.", param=call.prompt_param)
+    asked = call.sampling.max_tokens
+    if length > limit or (length == limit and asked != 0):
+        raise ContextOverflow(limit, length, param=call.prompt_param)
+    left = limit - length
+    return left if asked is None else min(asked, left)
 
 
 def _mean_logprob(delta: Delta) -> float:

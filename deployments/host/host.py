@@ -10,43 +10,28 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import asdict, fields, replace
-from functools import partial
+from contextlib import aclosing, asynccontextmanager, closing
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from deployments.config.app import AppArgs, unknown_model
-from deployments.core.calls import Call, GenerateCall, Prompt, SamplingParams, TranscribeCall
+from deployments.core.calls import Call, Prompt, TranscribeCall
 from deployments.core.client import Embeddings, EmbedOptions, Rendered
-from deployments.core.errors import (
-    BadRequest,
-    ContextOverflow,
-    ModelError,
-    TroupeError,
-    Unavailable,
-    UnsupportedParameter,
-    last_line,
-)
-from deployments.core.events import Accepted, Event, Failed
+from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavailable, last_line
+from deployments.core.events import Event, Failed
 from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import vocab_size
-from deployments.engine.base.admission import ALWAYS, request_field
-from deployments.engine.base.protocol import EngineRequest
 from deployments.host.generation import Generation
-from deployments.host.inspection import Inspection
 from deployments.host.leases import Leases
-from deployments.host.loaded_model import CLOSE_LIMIT_S, EncodedPrompt, LoadedModel
+from deployments.host.loaded_model import CLOSE_LIMIT_S, LoadedModel
 from deployments.host.loading import Loading
 from deployments.host.profiling import Trace
 from deployments.host.tested_versions import warn_of_untested_transformers
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger("troupe.host")
-
-_AT_ONCE = 16
-"""Choices that a request queues before others have their turn."""
 
 
 def default_device() -> str:
@@ -159,30 +144,22 @@ class ModelHost:
 
     async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation."""
+        started, interval = time.monotonic(), self.args.stream_interval_ms / 1000
         try:
             if self._draining:
                 raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
-            started = time.monotonic()
             async with self.leases.lease(call.model) as model, self._traced(model):
                 if isinstance(call, TranscribeCall):
-                    _refuse_unsupported(call.sampling, model)
-                    interval = self.args.stream_interval_ms / 1000
                     async with aclosing(model.transcribe(call, interval=interval)) as heard:
                         async for event in heard:
                             yield event
                     return
-                prompts = await self._prompts(model, call)
-                generation = await self._prepare(model, call, prompts, started)
-                inspection = Inspection(model.info, call, prompts) if model.info.done_callback else None
-                try:
-                    await _submit(model, generation, prompts)
-                    async with aclosing(generation.events()) as events:
-                        async for event in events:
-                            if inspection is not None and (call_back := inspection.ended(event)) is not None:
-                                await asyncio.to_thread(call_back)
-                            yield replace(event, load=model.load_id) if isinstance(event, Accepted) else event
-                finally:
-                    generation.cancel(model.engine)
+                generation = await Generation.start(model, call, interval=interval, started=started)
+                with closing(generation):
+                    yield generation.accepted
+                    while not generation.ended:
+                        for event in await generation.take():
+                            yield event
         except TroupeError as error:
             self._say_if_gone(call.model)
             yield Failed(error)
@@ -238,19 +215,6 @@ class ModelHost:
         for trace in self._traces.values():
             await asyncio.to_thread(trace.close)
 
-    async def _prompts(self, model: LoadedModel, call: GenerateCall) -> list[EncodedPrompt]:
-        model.check_text()
-        _refuse_unsupported(call.sampling, model)
-        prompts = await model.encode(call.prompts, fits=call.truncate_prompt is None)
-        if call.truncate_prompt is None:
-            return prompts
-        most = call.truncate_prompt
-        if most < 0:
-            most = max(
-                1, model.engine.max_model_len - (1 if call.sampling.max_tokens is None else call.sampling.max_tokens)
-            )
-        return [await _truncated(model, prompt, most) for prompt in prompts]
-
     @asynccontextmanager
     async def _traced(self, model: LoadedModel) -> AsyncIterator[None]:
         """While a request of the model is computed: it may be part of a trace."""
@@ -263,24 +227,6 @@ class ModelHost:
             yield
         finally:
             await asyncio.to_thread(trace.end)
-
-    async def _prepare(
-        self, model: LoadedModel, call: GenerateCall, prompts: list[EncodedPrompt], started: float
-    ) -> Generation:
-        texts = [prompt.text for prompt in prompts]
-        if call.echo:
-            texts = [
-                text if text is not None else await model.decode(prompt.encoded.input_ids)
-                for text, prompt in zip(texts, prompts, strict=True)
-            ]
-        return Generation(
-            call,
-            prompts,
-            texts,
-            interval=self.args.stream_interval_ms / 1000,
-            max_model_len=model.engine.max_model_len,
-            started=started if model.entry.api.usage_timings else None,
-        )
 
     def _say_if_gone(self, key: str) -> None:
         stats = self.leases.stats()
@@ -303,87 +249,9 @@ class ModelHost:
         return self._loading.unload(key, model)
 
 
-async def _truncated(model: LoadedModel, prompt: EncodedPrompt, most: int) -> EncodedPrompt:
-    """A prompt's last tokens.
-
-    Raises:
-        UnsupportedParameter: the tokens stand for images or the like, which have no part that could be left out.
-    """
-    ids = prompt.encoded.input_ids
-    if len(ids) <= most:
-        return prompt
-    if prompt.encoded.model_inputs:
-        raise UnsupportedParameter(
-            "Only a prompt of nothing but text can be truncated; leave 'truncate_prompt_tokens' out.",
-            param="truncate_prompt_tokens",
-        )
-    kept = ids[-most:]
-    text = None if prompt.text is None else await model.decode(kept)
-    return EncodedPrompt(text=text, encoded=replace(prompt.encoded, input_ids=kept))
-
-
-async def _submit(model: LoadedModel, generation: Generation, prompts: Sequence[EncodedPrompt]) -> None:
-    """Queue a generation off the event loop: a thousand choices may each have a million ids to check.
-
-    Generations that are submitted at the same time take turns.
-
-    Raises:
-        TroupeError: the engine refuses one of the requests.
-    """
-
-    def begin() -> list[EngineRequest]:
-        requests = _requests(model, generation, prompts)
-        generation.submit(model.engine, requests[:_AT_ONCE])
-        return requests
-
-    requests = await model.submitting.run(begin)
-    for first in range(_AT_ONCE, len(requests), _AT_ONCE):
-        some = requests[first : first + _AT_ONCE]
-        await model.submitting.run(partial(generation.submit, model.engine, some, first))
-
-
-def _requests(model: LoadedModel, generation: Generation, prompts: Sequence[EncodedPrompt]) -> list[EngineRequest]:
-    """What a generation asks the engine for; see `_budget` for its errors."""
-    call, limit = generation.call, model.engine.max_model_len
-    budgets = [_budget(call, prompt, limit) for prompt in prompts]
-    return [
-        request
-        for prompt, budget in zip(prompts, budgets, strict=True)
-        for request in generation.requests_for(prompt, budget)
-    ]
-
-
-def _budget(call: GenerateCall, prompt: EncodedPrompt, limit: int) -> int:
-    """How many tokens may be generated after a prompt: what was asked for, at most what is left.
-
-    Raises:
-        BadRequest: the prompt is empty.
-        ContextOverflow: the prompt leaves no room.
-    """
-    length = len(prompt.encoded.input_ids)
-    if length == 0:
-        raise BadRequest(f"{call.prompt_param} is empty: nothing to continue.", param=call.prompt_param)
-    asked = call.sampling.max_tokens
-    if length > limit or (length == limit and asked != 0):
-        raise ContextOverflow(limit, length, param=call.prompt_param)
-    left = limit - length
-    return left if asked is None else min(asked, left)
-
-
 def _tokens(tokenizer: Any) -> int:
     """How many tokens a tokenizer has; 0 if it does not tell."""
     try:
         return len(tokenizer)
     except TypeError:
         return 0
-
-
-_DEFAULTS = SamplingParams()
-
-
-def _refuse_unsupported(sampling: SamplingParams, model: LoadedModel) -> None:
-    for field in fields(SamplingParams):
-        name = field.name
-        if name not in model.engine.supports | ALWAYS and getattr(sampling, name) != getattr(_DEFAULTS, name):
-            asked = request_field(name, sampling)
-            raise UnsupportedParameter(f"Model {model.entry.id!r} cannot honour {asked}.", param=asked)

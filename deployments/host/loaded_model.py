@@ -15,6 +15,7 @@ from deployments.core.calls import ChatPrompt, Prompt, TextPrompt, TokensPrompt,
 from deployments.core.client import Embeddings, EmbedOptions
 from deployments.core.errors import BadRequest, ModelError, UnsupportedParameter
 from deployments.core.events import Event
+from deployments.engine.base.admission import check_supported
 from deployments.engine.base.protocol import Engine
 from deployments.engine.build import build_engine
 from deployments.engine.no_text import NoTextEngine
@@ -25,9 +26,9 @@ from deployments.host.hook_probe import probe_hooks
 from deployments.host.prompt_limits import PromptLimits, is_long
 from deployments.host.template_processes import TemplateProcesses
 from deployments.host.worker import Worker
-from deployments.media.audio import AudioBudget, Samples, check_headers, decode_source, split_audio
-from deployments.media.images import decode_image, open_images, split_images
-from deployments.media.parts import MediaLimits, MediaSource
+from deployments.media.audio import AUDIO_PARTS, AudioBudget, Samples, audio_source, check_headers, decode_source
+from deployments.media.images import IMAGE_PARTS, decode_image, image_source, open_images
+from deployments.media.parts import Kind, MediaLimits, MediaSource, Read, split_media
 from deployments.media.whisper.format import WhisperFormat
 from deployments.media.whisper.transcriber import Transcriber
 from deployments.media.whisper.word_times import WordAligner
@@ -40,6 +41,10 @@ from model_loaders.sentence_format import format_of
 T = TypeVar("T")
 
 CLOSE_LIMIT_S = 30.0
+_MEDIA: dict[str, tuple[Kind, Read]] = {
+    **dict.fromkeys(IMAGE_PARTS, ("image", image_source)),
+    **dict.fromkeys(AUDIO_PARTS, ("audio", audio_source)),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +185,7 @@ class LoadedModel:
         """The events of a transcription.
 
         Raises:
-            UnsupportedParameter: the model is no Whisper.
+            UnsupportedParameter: the model is not a Whisper model, or its engine cannot honor a parameter.
         """
         if self.speech is None:
             raise UnsupportedParameter(
@@ -188,6 +193,7 @@ class LoadedModel:
                 param="model",
                 code="audio_unsupported",
             )
+        check_supported(call.sampling, self.engine.supports)
         return Transcriber(
             call,
             self.speech,
@@ -293,10 +299,10 @@ class LoadedModel:
     def _shown(self, prompt: ChatPrompt, fits: bool = False) -> ShownChat:
         """A conversation as its template is to see it, and the media that stand aside."""
         self._limits.check_chat(prompt, fits=fits)
-        chat, images = split_images(prompt)
+        chat, sources = split_media(prompt, _MEDIA)
+        images, recordings = sources["image"], sources["audio"]
         if images:
             self.hooks.check_images(images[0].param)
-        chat, recordings = split_audio(chat)
         if recordings:
             self.hooks.check_audio(recordings[0].param)
         self._media.check_parts([*images, *recordings])

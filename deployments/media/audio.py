@@ -13,14 +13,13 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from deployments.core.calls import ChatPrompt
 from deployments.core.errors import BadRequest, UnsupportedParameter
-from deployments.media.parts import MediaSource, from_base64, split_media
+from deployments.media.parts import MediaSource, from_base64
 
 Samples = npt.NDArray[np.float32]
 
 # OpenAI's chat part, vLLM's, transformers'.
-_FIELDS = {"input_audio": ("input_audio",), "audio_url": ("audio_url",), "audio": ("audio", "url", "base64")}
+AUDIO_PARTS = {"input_audio": ("input_audio",), "audio_url": ("audio_url",), "audio": ("audio", "url", "base64")}
 _RATES = (1_000, 384_000)
 _MAX_CHANNELS = 32
 _BLOCK_SAMPLES = 1 << 19
@@ -28,13 +27,22 @@ _BLOCK_SAMPLES = 1 << 19
 _UNKNOWN_FRAMES = 2**63 - 1
 
 
-def split_audio(chat: ChatPrompt) -> tuple[ChatPrompt, list[MediaSource]]:
-    """The conversation with a placeholder part for every recording, and the recordings in order.
+def audio_source(part: Mapping[str, Any], place: str) -> MediaSource:
+    """The recording of a content part.
 
     Raises:
-        BadRequest: an audio part has no recording.
+        BadRequest: the part has none.
     """
-    return split_media(chat, "audio", _source)
+    name = next((key for key in AUDIO_PARTS[part["type"]] if key in part), "")
+    given = part.get(name)
+    data = given.get("data" if name == "input_audio" else "url") if isinstance(given, Mapping) else given
+    if not isinstance(data, str) or not data:
+        raise BadRequest(
+            f'Invalid \'{place}\': input should have a recording, as {{"type": "input_audio", "input_audio": '
+            '{"data": "…base64…", "format": "wav"}}.',
+            param=place,
+        )
+    return MediaSource(data, f"{place}.{name}")
 
 
 class AudioBudget:
@@ -103,21 +111,6 @@ def _data(source: MediaSource) -> bytes:
         return from_base64(payload)
     except ValueError as error:
         raise _bad(source.param, f"its base64 cannot be decoded ({error})") from None
-
-
-def _source(part: Mapping[str, Any], place: str) -> MediaSource | None:
-    if part.get("type") not in _FIELDS:
-        return None
-    name = next((key for key in _FIELDS[part["type"]] if key in part), "")
-    given = part.get(name)
-    data = given.get("data" if name == "input_audio" else "url") if isinstance(given, Mapping) else given
-    if not isinstance(data, str) or not data:
-        raise BadRequest(
-            f'Invalid \'{place}\': input should have a recording, as {{"type": "input_audio", "input_audio": '
-            '{"data": "…base64…", "format": "wav"}}.',
-            param=place,
-        )
-    return MediaSource(data, f"{place}.{name}")
 
 
 def decode_audio(

@@ -11,23 +11,33 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from deployments.core.calls import ChatPrompt
 from deployments.core.errors import BadRequest, UnsupportedParameter
-from deployments.media.parts import MediaSource, from_base64, split_media
+from deployments.media.parts import MediaSource, from_base64
 
 MAX_PIXELS = 64 * 2**20
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # OpenAI's chat part, OpenAI's responses part, transformers' part.
-_KINDS = ("image_url", "input_image", "image")
+IMAGE_PARTS = ("image_url", "input_image", "image")
 
 
-def split_images(chat: ChatPrompt) -> tuple[ChatPrompt, list[MediaSource]]:
-    """The conversation with a placeholder part for every image, and the images in order.
+def image_source(part: Mapping[str, Any], place: str) -> MediaSource:
+    """The image of a content part.
 
     Raises:
-        BadRequest: an image part has no image.
+        BadRequest: the part has none.
     """
-    return split_media(chat, "image", _source)
+    name = "image_url" if "image_url" in part else next((key for key in ("url", "base64", "image") if key in part), "")
+    given = part.get(name)
+    url = given.get("url") if isinstance(given, Mapping) else given
+    if not isinstance(url, str) or not url:
+        raise BadRequest(
+            f'Invalid \'{place}\': input should have an image, as {{"type": "image_url", "image_url": {{"url": '
+            '"data:image/png;base64,…"}}.',
+            param=place,
+        )
+    if name in ("base64", "image") and not url.startswith(("data:", "http:", "https:", "file:")):
+        url = f"data:;base64,{url}"
+    return MediaSource(url, f"{place}.{name}")
 
 
 def open_images(sources: Sequence[MediaSource], *, max_pixels: int) -> list[Image.Image]:
@@ -85,23 +95,6 @@ def _readable(source: MediaSource) -> Iterator[None]:
         raise _bad(source, f"it has more than {MAX_PIXELS} pixels") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise _bad(source, f"it is no readable image ({', '.join(_FORMATS)})") from error
-
-
-def _source(part: Mapping[str, Any], place: str) -> MediaSource | None:
-    if part.get("type") not in _KINDS:
-        return None
-    name = "image_url" if "image_url" in part else next((key for key in ("url", "base64", "image") if key in part), "")
-    given = part.get(name)
-    url = given.get("url") if isinstance(given, Mapping) else given
-    if not isinstance(url, str) or not url:
-        raise BadRequest(
-            f'Invalid \'{place}\': input should have an image, as {{"type": "image_url", "image_url": {{"url": '
-            '"data:image/png;base64,…"}}.',
-            param=place,
-        )
-    if name in ("base64", "image") and not url.startswith(("data:", "http:", "https:", "file:")):
-        url = f"data:;base64,{url}"
-    return MediaSource(url, f"{place}.{name}")
 
 
 def _data(source: MediaSource) -> bytes:

@@ -54,22 +54,27 @@ class MediaLimits:
             )
 
 
-Read = Callable[[Mapping[str, Any], str], MediaSource | None]
+Kind = Literal["image", "audio"]
+Read = Callable[[Mapping[str, Any], str], MediaSource]
 
 
-def split_media(chat: ChatPrompt, kind: Literal["image", "audio"], read: Read) -> tuple[ChatPrompt, list[MediaSource]]:
-    """The conversation with a placeholder part for every medium of a kind, and the media in order.
+def split_media(
+    chat: ChatPrompt, readers: Mapping[str, tuple[Kind, Read]]
+) -> tuple[ChatPrompt, dict[Kind, list[MediaSource]]]:
+    """The conversation with a placeholder part for every medium, and the media of each kind in order.
 
     Args:
-        read: the medium of a content part, of which it gets the place in the request; None for parts of other kinds.
+        readers: by the type of a content part, the kind of its medium and what reads it, given the part and its place
+            in the request.
     """
-    sources: list[MediaSource] = []
+    sources: dict[Kind, list[MediaSource]] = {"image": [], "audio": []}
 
     def placed(part: Any, place: str) -> Any:
-        source = read(part, place) if isinstance(part, Mapping) else None
-        if source is None:
+        known = readers.get(str(part.get("type"))) if isinstance(part, Mapping) else None
+        if known is None:
             return part
-        sources.append(source)
+        kind, read = known
+        sources[kind].append(read(part, place))
         return {"type": kind}
 
     messages = []
@@ -79,7 +84,7 @@ def split_media(chat: ChatPrompt, kind: Literal["image", "audio"], read: Read) -
             parts = [placed(part, f"messages[{index}].content[{i}]") for i, part in enumerate(content)]
             message = {**message, "content": parts}
         messages.append(message)
-    return (replace(chat, messages=messages), sources) if sources else (chat, sources)
+    return (replace(chat, messages=messages) if any(sources.values()) else chat), sources
 
 
 def from_base64(text: str) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -16,11 +16,14 @@ from deployments.core.logprobs import TokenLogprob
 from deployments.engine.base.protocol import Emit, EngineRequest
 from deployments.host.generation import Generation
 from deployments.host.loaded_model import EncodedPrompt
+from deployments.host.worker import Worker
 from model_loaders.prompts.hooks import Encoded
 
 
 class Echoes:
     """An engine that answers at once with what a function of the request gives."""
+
+    max_model_len = 100
 
     def __init__(self, answer: Callable[[EngineRequest], Sequence[EngineEvent]]) -> None:
         self.requests: list[EngineRequest] = []
@@ -44,6 +47,15 @@ def word(request: EngineRequest) -> list[EngineEvent]:
     ]
 
 
+@contextmanager
+def queueing() -> Iterator[Worker]:
+    worker = Worker("submit")
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
 def run(engine: Any, *texts: str, **fields: Any) -> list[Event]:
     async def main() -> list[Event]:
         sampling = fields.pop("sampling", SamplingParams(seed=7))
@@ -51,12 +63,11 @@ def run(engine: Any, *texts: str, **fields: Any) -> list[Event]:
             request_id="r", model="m", prompts=tuple(TextPrompt(text=t) for t in texts), sampling=sampling, **fields
         )
         prompts = [EncodedPrompt(text=t, encoded=Encoded(input_ids=list(t.encode()))) for t in texts]
-        generation = Generation(call, prompts, list(texts), interval=0.01, max_model_len=100)
-        requests = [request for prompt in prompts for request in generation.requests_for(prompt, 5)]
-        generation.submit(engine, requests)
-        async with aclosing(generation.events()) as events:
-            got = [event async for event in events]
-        generation.cancel(engine)
+        with queueing() as worker, closing(Generation(engine, call, prompts, texts, interval=0.01)) as generation:
+            await generation.submit(worker)
+            got: list[Event] = [generation.accepted]
+            while not generation.ended:
+                got += await generation.take()
         return got
 
     return asyncio.run(main())
@@ -121,6 +132,8 @@ def test_a_failed_choice_fails_the_call_and_the_others_are_cancelled() -> None:
 class Keeps:
     """An engine whose events come when the test says so."""
 
+    max_model_len = 100
+
     def __init__(self) -> None:
         self.emits: list[Emit] = []
 
@@ -139,19 +152,20 @@ def failing(stream: bool, first: bool) -> list[Event]:
             request_id="r", model="m", prompts=(TextPrompt(text="a"),), sampling=SamplingParams(), n=2, stream=stream
         )
         prompt = EncodedPrompt(text="a", encoded=Encoded(input_ids=[97]))
-        generation = Generation(call, [prompt], ["a"], interval=0.01, max_model_len=100)
         engine = Keeps()
-        generation.submit(engine, generation.requests_for(prompt, 5))  # type: ignore[arg-type]
-        got: list[Event] = []
+        generation = Generation(engine, call, [prompt], ["a"], interval=0.01)  # type: ignore[arg-type]
+        with queueing() as worker:
+            await generation.submit(worker)
+        got: list[Event] = [generation.accepted]
         if first:
             engine.emits[0](Delta(text="one", token_ids=(1,)))
-        async with aclosing(generation.events()) as events:
-            async for event in events:
-                got.append(event)
-                if isinstance(event, Delta if first and stream else Accepted) and len(got) < 3:
-                    engine.emits[0](Delta(text="two", token_ids=(2,)))
-                    engine.emits[1](Delta(text="other", token_ids=(3,)))
-                    engine.emits[0](Failed(OutOfMemory("no memory")))
+        if first and stream:
+            got += await generation.take()
+        engine.emits[0](Delta(text="two", token_ids=(2,)))
+        engine.emits[1](Delta(text="other", token_ids=(3,)))
+        engine.emits[0](Failed(OutOfMemory("no memory")))
+        while not generation.ended:
+            got += await generation.take()
         return got
 
     return asyncio.run(main())

@@ -8,23 +8,23 @@ it is certain.
 from __future__ import annotations
 
 import math
-import time
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from deployments.core.calls import SamplingParams, TranscribeCall
 from deployments.core.errors import UnsupportedParameter
-from deployments.core.events import Delta, Event, Failed, Finished, PromptScores, Usage
+from deployments.core.events import Event, Finished, Usage
 from deployments.core.logprobs import Candidate, TokenLogprob
-from deployments.core.transcript import Segment, TranscriptionStarted, TranscriptSegment
-from deployments.engine.base.event_queue import EventQueue
+from deployments.core.transcript import Segment, TranscriptionStarted, TranscriptSegment, Word
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.media.audio import decode_audio
+from deployments.media.whisper.answer import WindowAnswer
 from deployments.media.whisper.format import FRAMES_PER_SECOND, Span, WhisperFormat, language_name
 from deployments.media.whisper.word_times import WordAligner
 
@@ -32,16 +32,25 @@ T = TypeVar("T")
 Run = Callable[[Callable[[], T]], Awaitable[T]]
 
 _PARAM = "file"
-_NEVER = 3600.0
 
 
-@dataclass(slots=True)
-class Answer:
-    """What the model wrote for one prompt."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recording:
+    """A recording and how it is read.
 
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    no_speech: float = 0.0
+    Attributes:
+        features: its spectrogram, of which `frames` are sound.
+        times: it is read window by window with times, and not at once.
+        prompt: of every window.
+        written_in: the language code of the text.
+    """
+
+    started: TranscriptionStarted
+    features: torch.Tensor
+    frames: int
+    times: bool
+    prompt: list[int]
+    written_in: str
 
 
 class Transcriber:
@@ -77,8 +86,7 @@ class Transcriber:
         self._encode = encode
         self._align = align
         self._terminators = terminators
-        # What is not streamed is looked at when it is complete.
-        self._interval = interval if call.stream else _NEVER
+        self._interval = interval if call.stream else None
         self._device = device
         self._prompt_tokens = 0
         self._audio_tokens = 0
@@ -91,6 +99,34 @@ class Transcriber:
         Raises:
             TroupeError: the recording or something in the request cannot be used, or the model failed.
         """
+        recording = await self._recording()
+        yield recording.started
+        if recording.times:
+            seek = 0
+            while seek < recording.frames and self._room(recording.prompt) > 0:
+                segment, moved = await self._next_window(recording, seek)
+                yield segment
+                seek += moved
+        else:
+            self._audio_tokens += -(-recording.frames // 2)
+            window, written = self._format.window(recording.features, 0), ""
+            with closing(await self._decoding(window, recording.prompt, times=False)) as answer:
+                while not answer.complete:
+                    await answer.more()
+                    if (piece := self._piece(answer, written)) is not None:
+                        written += piece.text
+                        yield piece
+            self._count(answer)
+        yield Finished(
+            usage=Usage(
+                prompt_tokens=self._prompt_tokens + self._audio_tokens,
+                completion_tokens=self._completion_tokens,
+                audio_tokens=self._audio_tokens,
+            )
+        )
+
+    async def _recording(self) -> _Recording:
+        """The recording decoded, and the prompt that its windows have in common."""
         call, form = self._call, self._format
         self._check_words()
         language = form.language_id(call.language) if call.language else None
@@ -104,22 +140,14 @@ class Transcriber:
         if language is None and form.languages:
             language = await self._guess_language(form.window(features, 0))
         code = next((code for code, token_id in form.languages.items() if token_id == language), "en")
-        yield TranscriptionStarted(language=language_name(code), duration=len(samples) / form.rate)
         times = call.segments or call.words or frames > form.frames
-        prompt = form.prompt(language, call.task, times=times, before=before)
-        if times:
-            pieces = self._windows(features, frames, prompt, "en" if call.task == "translate" else code)
-        else:
-            pieces = self._at_once(form.window(features, 0), frames, prompt)
-        async with aclosing(pieces):
-            async for piece in pieces:
-                yield piece
-        yield Finished(
-            usage=Usage(
-                prompt_tokens=self._prompt_tokens + self._audio_tokens,
-                completion_tokens=self._completion_tokens,
-                audio_tokens=self._audio_tokens,
-            )
+        return _Recording(
+            started=TranscriptionStarted(language=language_name(code), duration=len(samples) / form.rate),
+            features=features,
+            frames=frames,
+            times=times,
+            prompt=form.prompt(language, call.task, times=times, before=before),
+            written_in="en" if call.task == "translate" else code,
         )
 
     def _check_words(self) -> None:
@@ -137,65 +165,45 @@ class Transcriber:
     async def _after_opening(self, window: torch.Tensor, ids: tuple[int, ...]) -> Sequence[Candidate]:
         """How likely each of some tokens is after the opening, the likeliest first."""
         sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=0, logprob_token_ids=ids)
-        answer = Answer()
-        async with aclosing(self._decode(window, self._format.opening(), sampling, answer, ())) as deltas:
-            async for _ in deltas:
-                pass
+        with closing(self._answer(window, self._format.opening(), sampling, ())) as answer:
+            await answer.all()
         return answer.logprobs[0].top
 
-    async def _at_once(
-        self, window: torch.Tensor, frames: int, prompt: list[int]
-    ) -> AsyncGenerator[TranscriptSegment, None]:
-        """The text of one window without times, as it comes."""
-        self._audio_tokens += -(-frames // 2)
-        answer, written = Answer(), ""
-        async with aclosing(self._decode_window(window, prompt, answer, times=False)) as deltas:
-            async for last in deltas:
-                if not (last or self._call.stream):
-                    continue
-                text = self._format.text(self._words(answer))
-                if not last:
-                    # The last character may be unfinished.
-                    text = text.rstrip("\ufffd")
-                fresh = text[len(written) :] if text.startswith(written) else ""
-                written += fresh
-                if fresh or (last and self._call.logprobs):
-                    yield TranscriptSegment(
-                        text=fresh, logprobs=self._logprobs(answer, self._words(answer)) if last else ()
-                    )
+    def _piece(self, answer: WindowAnswer, written: str) -> TranscriptSegment | None:
+        """What a window's text gained since `written`; None if there is nothing to send yet."""
+        last = answer.complete
+        if not (last or self._call.stream):
+            return None
+        text = self._format.text(self._words(answer))
+        if not last:
+            # The last character may be unfinished.
+            text = text.rstrip("\ufffd")
+        gained = text[len(written) :] if text.startswith(written) else ""
+        if not gained and not (last and self._call.logprobs):
+            return None
+        return TranscriptSegment(text=gained, logprobs=self._logprobs(answer, self._words(answer)) if last else ())
 
-    async def _windows(
-        self, features: torch.Tensor, frames: int, prompt: list[int], language: str
-    ) -> AsyncGenerator[TranscriptSegment, None]:
-        """The segments of all windows."""
-        seek = 0
-        while seek < frames and self._room(prompt) > 0:
-            heard = min(self._format.frames, frames - seek)
-            self._audio_tokens += -(-heard // 2)
-            window, answer = self._format.window(features, seek), Answer()
-            async with aclosing(self._decode_window(window, prompt, answer, times=True)) as deltas:
-                async for _ in deltas:
-                    pass
-            if self._call.segments and (self._format.after_opening(prompt) is None or not self._scores_prompts):
-                (silence,) = await self._after_opening(window, (self._format.no_speech,))
-                answer.no_speech = math.exp(silence.logprob)
-            token_ids = self._words(answer)
-            spans, moved = self._format.spans(token_ids, heard)
-            yield await self._spoken(window, heard, prompt, token_ids, spans, answer, seek, language)
-            seek += moved
+    async def _next_window(self, recording: _Recording, seek: int) -> tuple[TranscriptSegment, int]:
+        """What the window at `seek` adds, and how many frames the next one comes later."""
+        heard = min(self._format.frames, recording.frames - seek)
+        self._audio_tokens += -(-heard // 2)
+        window = self._format.window(recording.features, seek)
+        with closing(await self._decoding(window, recording.prompt, times=True)) as answer:
+            await answer.all()
+        self._count(answer)
+        no_speech = await self._no_speech(window, answer) if self._call.segments else 0.0
+        token_ids = self._words(answer)
+        spans, moved = self._format.spans(token_ids, heard)
+        words: list[Word] = []
+        if self._call.words and (aligner := self._aligner) is not None:
+            align = partial(aligner.words, window, heard, answer.prompt, token_ids, spans)
+            words = [word for each in await self._align(partial(align, language=recording.written_in)) for word in each]
+        return self._segment(answer, spans, words, seek=seek, no_speech=no_speech), moved
 
-    async def _spoken(
-        self,
-        window: torch.Tensor,
-        frames: int,
-        prompt: list[int],
-        token_ids: list[int],
-        spans: list[Span],
-        answer: Answer,
-        seek: int,
-        language: str,
+    def _segment(
+        self, answer: WindowAnswer, spans: Sequence[Span], words: Sequence[Word], *, seek: int, no_speech: float
     ) -> TranscriptSegment:
-        """What a window adds."""
+        """What a window adds to the text; `words` have their times within the window."""
         began = seek / FRAMES_PER_SECOND
         texts = [self._format.text(span.token_ids) for span in spans]
         whole = "".join(texts)
@@ -209,33 +217,23 @@ class Transcriber:
                 temperature=self._call.sampling.temperature,
                 avg_logprob=_mean([token.logprob for token in answer.logprobs]),
                 compression_ratio=_compression(whole),
-                no_speech_prob=answer.no_speech,
+                no_speech_prob=no_speech,
             )
             for span, text in zip(spans, texts, strict=True)
             if text.strip()
         )
-        words = []
-        if self._call.words and self._aligner is not None:
-            aligner = self._aligner
-            found = await self._align(
-                lambda: aligner.words(window, frames, prompt, token_ids, spans, language=language)
-            )
-            words = [
-                replace(word, start=round(began + word.start, 2), end=round(began + word.end, 2))
-                for each in found
-                for word in each
-            ]
-        kept = token_ids[: sum(len(span.token_ids) for span in spans)]
+        kept = self._words(answer)[: sum(len(span.token_ids) for span in spans)]
         return TranscriptSegment(
             text=whole,
             segments=segments if self._call.segments else (),
-            words=tuple(words),
+            words=tuple(
+                replace(word, start=round(began + word.start, 2), end=round(began + word.end, 2)) for word in words
+            ),
             logprobs=self._logprobs(answer, kept),
         )
 
-    async def _decode_window(
-        self, window: torch.Tensor, prompt: list[int], answer: Answer, *, times: bool
-    ) -> AsyncGenerator[bool, None]:
+    async def _decoding(self, window: torch.Tensor, prompt: list[int], *, times: bool) -> WindowAnswer:
+        """The answer to a window, begun."""
         sampling = replace(
             self._call.sampling,
             max_tokens=self._room(prompt),
@@ -245,48 +243,26 @@ class Transcriber:
             logprob_token_ids=(self._format.no_speech,),
         )
         rules = await self._encode(lambda: self._format.processors(prompt, self._device, times=times))
-        async with aclosing(self._decode(window, prompt, sampling, answer, rules)) as deltas:
-            async for last in deltas:
-                yield last
-        self._completion_tokens += len(answer.token_ids)
-        self._prompt_tokens += len(prompt)
+        return self._answer(window, prompt, sampling, rules)
 
-    async def _decode(
-        self, window: torch.Tensor, prompt: list[int], sampling: SamplingParams, answer: Answer, rules: Sequence[Any]
-    ) -> AsyncGenerator[bool, None]:
-        """Let the engine decode a window into `answer`; tells each time whether it was the last."""
+    def _answer(
+        self, window: torch.Tensor, prompt: list[int], sampling: SamplingParams, rules: Sequence[Any]
+    ) -> WindowAnswer:
+        request_id = f"{self._call.request_id}#{self._requests}"
+        self._requests += 1
         request = EngineRequest(
-            request_id=f"{self._call.request_id}#{self._requests}",
+            request_id=request_id,
             input_ids=prompt,
             sampling=sampling,
             model_inputs={"input_features": window},
-            content_key=f"{self._call.request_id}#{self._requests}",
+            content_key=request_id,
             processors=rules,
         )
-        self._requests += 1
-        inbox = EventQueue()
-        due = 0.0 if self._call.stream else time.monotonic() + _NEVER
-        self._engine.submit(request, inbox.emitter(0))
-        last = False
-        try:
-            while not last:
-                events = await inbox.take(not_before=due)
-                due = time.monotonic() + self._interval
-                for _, event in events:
-                    match event:
-                        case Failed():
-                            last = True
-                            raise event.error
-                        case PromptScores():
-                            answer.no_speech = self._no_speech(event, prompt)
-                        case Delta():
-                            answer.token_ids.extend(event.token_ids)
-                            answer.logprobs.extend(event.logprobs or ())
-                            last = event.finish_reason is not None
-                yield last
-        finally:
-            if not last:
-                self._engine.cancel(request.request_id)
+        return WindowAnswer(self._engine, request, interval=self._interval)
+
+    def _count(self, answer: WindowAnswer) -> None:
+        self._completion_tokens += len(answer.token_ids)
+        self._prompt_tokens += len(answer.prompt)
 
     def _room(self, prompt: Sequence[int]) -> int:
         """How many tokens may still be written."""
@@ -297,18 +273,21 @@ class Transcriber:
     def _scores_prompts(self) -> bool:
         return "prompt_logprobs" in self._engine.supports
 
-    def _no_speech(self, event: PromptScores, prompt: Sequence[int]) -> float:
-        """How likely the model finds it, where it is asked for the language, that nobody speaks."""
-        place = self._format.after_opening(prompt)
-        entry = None if place is None else event.scores[place]
+    async def _no_speech(self, window: torch.Tensor, answer: WindowAnswer) -> float:
+        """How likely the model finds it that nobody speaks in a window: after the opening, in place of a language."""
+        place = self._format.after_opening(answer.prompt)
+        if place is None or not self._scores_prompts:
+            (silence,) = await self._after_opening(window, (self._format.no_speech,))
+            return math.exp(silence.logprob)
+        entry = None if answer.scores is None else answer.scores.scores[place]
         return math.exp(entry.top[0].logprob) if entry is not None and entry.top else 0.0
 
-    def _words(self, answer: Answer) -> list[int]:
+    def _words(self, answer: WindowAnswer) -> list[int]:
         """The tokens before the end of the text."""
         ids = answer.token_ids
         return ids[:-1] if ids and ids[-1] in self._terminators else ids
 
-    def _logprobs(self, answer: Answer, token_ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
+    def _logprobs(self, answer: WindowAnswer, token_ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
         """The log-probabilities of those of the first tokens that are text."""
         if not self._call.logprobs:
             return ()
