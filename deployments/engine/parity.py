@@ -20,6 +20,7 @@ import torch
 from deployments.core.calls import ChatPrompt, SamplingParams
 from deployments.core.events import Delta, EngineEvent, Failed
 from deployments.core.logprobs import TokenLogprob
+from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.engine.generate.job import Job
 from deployments.engine.generate.stock import StockGenerate, ordinary_ids
@@ -134,10 +135,8 @@ def _alone(
     for request in requests:
         events: list[EngineEvent] = []
         job = Job(
-            request=request,
-            emit=events.append,
+            live=LiveRequest(request, events.append),
             output=ChoiceOutput(vocabulary, request.sampling),
-            on_token=lambda: None,
             sampler=vocabulary.sampler(
                 request.sampling, generate.prompt_ids(request), vocab_size=generate.width, device=generate.device
             ),
