@@ -7,7 +7,8 @@ from typing import Any
 from deployments.config.engine import EngineOptions
 from deployments.core.errors import UnsupportedParameter
 from deployments.engine.base.admission import ALL_PARAMS, context_length
-from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.base.protocol import Emit, EngineRequest
+from deployments.engine.base.threaded import ThreadedEngine
 from deployments.engine.model.rotary import SequenceRotary
 from model_loaders.contract import ModelInfo
 
@@ -19,10 +20,13 @@ def gives_text(info: ModelInfo) -> bool:
     return info.generate is not None or callable(getattr(model, "generate", None)) or not (known or info.embed)
 
 
-class NoTextEngine:
+class NoTextEngine(ThreadedEngine):
     """Refuses every request for text. See `protocol.Engine`."""
 
+    kind = "embeddings"
+
     def __init__(self, info: ModelInfo, options: EngineOptions) -> None:
+        super().__init__()
         self.max_model_len = context_length(info, options)
         self.supports = ALL_PARAMS
         # Each text gets the rotary frequencies of its own length, whatever was embedded before.
@@ -45,15 +49,3 @@ class NoTextEngine:
             param="model",
             code="text_unsupported",
         )
-
-    def cancel(self, request_id: str) -> None:
-        pass
-
-    def stats(self) -> EngineStats:
-        return EngineStats(kind="embeddings")
-
-    def check(self) -> None:
-        pass
-
-    def close(self, timeout: float = 30.0) -> None:
-        pass

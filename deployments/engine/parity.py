@@ -19,6 +19,7 @@ import torch
 from deployments.core.calls import ChatPrompt, SamplingParams
 from deployments.core.events import Delta, EngineEvent, Failed
 from deployments.core.logprobs import TokenLogprob
+from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.engine.base.text_side import EncodedText, TextSide
 from deployments.engine.generate.job import Job
@@ -132,10 +133,8 @@ def _alone(
     for request in requests:
         events: list[EngineEvent] = []
         job = Job(
-            request=request,
-            emit=events.append,
+            live=LiveRequest(request, events.append),
             output=ChoiceOutput(vocabulary, request.sampling),
-            on_token=lambda: None,
             sampler=vocabulary.sampler(
                 request.sampling, generate.prompt_ids(request), vocab_size=generate.width, device=generate.device
             ),

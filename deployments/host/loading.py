@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
 from collections.abc import Mapping
 
-import torch
-
 from deployments.config.api import ApiOptions
 from deployments.config.model import ModelEntry
 from deployments.core.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
+from deployments.engine.base.failures import free_memory, is_out_of_memory
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.loaded_model import LoadedModel
 from deployments.host.mapped_weights import read_mapped_weights
@@ -80,7 +78,7 @@ class Loading:
         try:
             return await self._load_in_thread(entry)
         except BaseException:
-            _free_memory()
+            free_memory()
             raise
 
     async def unload(self, key: str, model: LoadedModel) -> None:
@@ -95,7 +93,7 @@ class Loading:
         finally:
             worker.stop()
             del close
-            _free_memory()
+            free_memory()
 
     async def _load_in_thread(self, entry: ModelEntry) -> LoadedModel:
         thread, began = self._hung.get(entry.id, (None, 0.0))
@@ -131,7 +129,7 @@ class Loading:
             read_mapped_weights(info.model)
             model = LoadedModel(entry, info, media=self._media, templates=self._templates)
         except Exception as error:
-            if _is_out_of_memory(error):
+            if _caused_by_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error
             if isinstance(error, ModelLoadFailed) and repr(entry.id) not in error.message:
                 error.message = f"Model {entry.id!r}: {error.message}"
@@ -149,16 +147,9 @@ def _timeout(entry: ModelEntry, seconds: float, place: str) -> LoadTimeout:
     )
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
+def _caused_by_memory(error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory):
+        if is_out_of_memory(error):
             return True
         error = error.__cause__
     return False
-
-
-def _free_memory() -> None:
-    """Give back what nobody refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
 from deployments.core.events import Delta
+from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.base.threaded import ThreadedEngine
 from model_loaders.contract import ModelInfo
 
 
@@ -66,57 +68,36 @@ _DEVICE = Device()
 
 @dataclass(slots=True)
 class _Row:
-    request: EngineRequest
-    emit: Emit
+    live: LiveRequest
     said: int = 0
     cached: int = 0
 
 
-class SimulatedEngine:
+class SimulatedEngine(ThreadedEngine):
     """Continuous batching with a prefix store, in time only. See `protocol.Engine`."""
 
+    kind = "simulated"
     supports = frozenset(SamplingParams.__dataclass_fields__)
 
     def __init__(self, info: ModelInfo, options: EngineOptions, roofline: Roofline, prefixes: int) -> None:
+        super().__init__()
         self.max_model_len = options.max_model_len or 131072
         self._roofline = roofline
         self._max_batch_size = options.max_batch_size
         self._prefixes: OrderedDict[tuple[int, ...], None] = OrderedDict()
         self._keep = prefixes
-        self._changed = threading.Condition()
-        self._waiting: OrderedDict[str, _Row] = OrderedDict()
-        self._rows: dict[str, _Row] = {}
-        self._counts = {"prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0, "steps": 0}
-        self._closing = False
-        self._thread = threading.Thread(target=self._work, name="simulated-engine", daemon=True)
-        self._thread.start()
+        self._waiting: deque[_Row] = deque()
+        self._rows: list[_Row] = []
+        self._start("simulated-engine")
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
+        row = _Row(self._admit(request, emit))
         with self._changed:
-            self._waiting[request.request_id] = _Row(request, emit)
+            self._waiting.append(row)
             self._changed.notify()
-
-    def cancel(self, request_id: str) -> None:
-        with self._changed:
-            self._waiting.pop(request_id, None)
-            self._rows.pop(request_id, None)
 
     def stats(self) -> EngineStats:
-        return EngineStats(
-            kind="simulated",
-            rows=len(self._rows),
-            waiting=len(self._waiting),
-            prefix_entries=len(self._prefixes),
-            **self._counts,
-        )
-
-    def check(self) -> None: ...
-
-    def close(self, timeout: float = 30.0) -> None:
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join(timeout)
+        return replace(super().stats(), prefix_entries=len(self._prefixes))
 
     def _work(self) -> None:
         ready = 0.0
@@ -125,36 +106,38 @@ class SimulatedEngine:
                 while not (self._rows or self._waiting or self._closing):
                     ready = 0.0
                     self._changed.wait()
-                if self._closing:
+                if not (self._rows or self._waiting):
                     return
                 seconds = self._step()
             # A late wake-up is made up for by the next step, or a busy machine would slow the simulated one.
             now = time.monotonic()
             ready = _DEVICE.book(max(ready, now - 1.0) if ready else now, seconds)
             time.sleep(max(0.0, ready - time.monotonic()))
-            with self._changed:
-                self._speak()
+            self._speak()
 
     def _step(self) -> float:
         """Admit rows; the seconds that a device would need for their prompts and a token of every row."""
         new = 0
         while self._waiting and len(self._rows) < self._max_batch_size:
-            key, row = self._waiting.popitem(last=False)
-            self._rows[key] = row
-            row.cached = self._reuse(row.request.input_ids)
-            new += len(row.request.input_ids) - row.cached
-            self._counts["prompt_tokens"] += len(row.request.input_ids)
+            row = self._waiting.popleft()
+            if not row.live.active:
+                continue
+            self._rows.append(row)
+            row.live.running = True
+            ids = row.live.request.input_ids
+            row.cached = self._reuse(ids)
+            new += len(ids) - row.cached
+            self._counts["prompt_tokens"] += len(ids)
             self._counts["cached_tokens"] += row.cached
-        held = sum(len(row.request.input_ids) + row.said for row in self._rows.values())
+        held = sum(len(row.live.request.input_ids) + row.said for row in self._rows)
         return self._roofline.prefill(new) + self._roofline.decode(held)
 
     def _speak(self) -> None:
         self._counts["steps"] += 1
-        for key, row in list(self._rows.items()):
-            self._counts["generated_tokens"] += 1
+        for row in self._rows:
             row.said += 1
-            last = row.said >= (row.request.sampling.max_tokens or 1)
-            row.emit(
+            last = row.said >= (row.live.request.sampling.max_tokens or 1)
+            row.live.give(
                 Delta(
                     text=f"word{row.said} ",
                     token_ids=(row.said,),
@@ -162,8 +145,7 @@ class SimulatedEngine:
                     cached_tokens=row.cached,
                 )
             )
-            if last:
-                del self._rows[key]
+        self._rows = [row for row in self._rows if row.live.active]
 
     def _reuse(self, ids: list[int]) -> int:
         """How many tokens of a prompt are known from an earlier one, which it then replaces."""

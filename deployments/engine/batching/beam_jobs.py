@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from typing import Any
 
 from deployments.core.calls import SamplingParams
-from deployments.core.errors import TroupeError, UnsupportedParameter
+from deployments.core.errors import UnsupportedParameter
 from deployments.engine.base.failures import as_error
-from deployments.engine.base.protocol import Emit, EngineRequest
+from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
 from deployments.engine.generate.job import Job
 from deployments.engine.generate.stock import StockGenerate
@@ -18,7 +17,7 @@ from deployments.engine.text.vocabulary import Vocabulary
 
 
 class BeamJobs:
-    """Requests for beam search of one model, from submit to their last event.
+    """Requests for beam search of one model, from the queue to their last event.
 
     Args:
         model: a transformers model with `generate`.
@@ -30,18 +29,18 @@ class BeamJobs:
         self._model = model
         self._vocabulary = vocabulary
         self._longest = longest
-        self._jobs: dict[str, Job] = {}
         self._waiting: deque[Job] = deque()
-        self._lock = threading.Lock()
         self._generate: StockGenerate | None = None
         self._search: BeamSearch | None = None
 
-    def job(self, request: EngineRequest, emit: Emit) -> Job:
+    def job(self, live: LiveRequest) -> Job:
         """A request's job, which the engine's thread queues; see `check_search`."""
         output = ChoiceOutput.from_request(
-            self._vocabulary, request, encoder_decoder=bool(getattr(self._model.config, "is_encoder_decoder", False))
+            self._vocabulary,
+            live.request,
+            encoder_decoder=bool(getattr(self._model.config, "is_encoder_decoder", False)),
         )
-        return Job(request=request, emit=emit, output=output, on_token=lambda: None)
+        return Job(live=live, output=output)
 
     @property
     def idle(self) -> bool:
@@ -50,8 +49,6 @@ class BeamJobs:
 
     def queue(self, job: Job) -> None:
         """Let a job wait for its turn."""
-        with self._lock:
-            self._jobs[job.request.request_id] = job
         self._waiting.append(job)
 
     def run_next(self) -> None:
@@ -59,33 +56,16 @@ class BeamJobs:
         if not self._waiting:
             return
         job = self._waiting.popleft()
+        if not job.active:
+            return
+        job.live.running = True
         try:
-            if job.active:
-                if self._generate is None or self._search is None:
-                    self._generate = StockGenerate(self._model, self._vocabulary, longest=self._longest)
-                    self._search = BeamSearch(self._generate.call, self._vocabulary)
-                self._search.run(job, self._generate.inputs(job))
+            if self._generate is None or self._search is None:
+                self._generate = StockGenerate(self._model, self._vocabulary, longest=self._longest)
+                self._search = BeamSearch(self._generate.call, self._vocabulary)
+            self._search.run(job, self._generate.inputs(job))
         except Exception as error:
             job.fail(as_error(error))
-        self._forget(job.request.request_id)
-
-    def cancel(self, request_id: str) -> None:
-        """End a job without an event; a search that runs stops at its next token."""
-        job = self._forget(request_id)
-        if job is not None:
-            job.cancel()
-
-    def fail_all(self, error: TroupeError) -> None:
-        """End every job with an error."""
-        with self._lock:
-            jobs, self._jobs = list(self._jobs.values()), {}
-            self._waiting.clear()
-        for job in jobs:
-            job.fail(error)
-
-    def _forget(self, request_id: str) -> Job | None:
-        with self._lock:
-            return self._jobs.pop(request_id, None)
 
 
 def check_search(params: SamplingParams) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections import abc
 from dataclasses import dataclass, field
 
-from deployments.engine.base.protocol import Emit, EngineRequest
 from deployments.engine.cache.cache import AnyRowsCache
 from deployments.engine.model.forward import NO_OFFSET, Offset
 from deployments.engine.sampling.state import SequenceSampler
 from deployments.engine.speedups.draft import Drafter
-from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.prompt_logprobs import PromptScorer
+from deployments.engine.text.text_request import TextRequest
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Sequence:
-    """One request's state.
+class Sequence(TextRequest):
+    """A request that is batched.
 
     Attributes:
         ids: prompt and generated tokens (the decoder's, for an encoder-decoder model).
@@ -30,15 +29,11 @@ class Sequence:
         attempts: forwards of this sequence that failed since the last decode step that did not.
         order: its place in the queue at arrival.
         drafter: drafts its next tokens, once that was tried.
-        ended: its client has had the last event.
         to_go: tokens to be computed of it while it waits, and the version of the prefix store that this follows from.
         awaits: a sequence being prefilled that will have most of what it lacks.
     """
 
-    request: EngineRequest
-    emit: Emit
     sampler: SequenceSampler
-    output: ChoiceOutput
     ids: list[int]
     prompt_length: int
     frequencies: tuple[int, ...] = ()
@@ -50,7 +45,6 @@ class Sequence:
     attempts: int = 0
     order: int = 0
     drafter: Drafter | None = None
-    ended: bool = False
     to_go: tuple[int, int] | None = None
     awaits: Sequence | None = None
 

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable
 
 from deployments.core.calls import SamplingParams
-from deployments.engine.base.protocol import Emit, EngineRequest
+from deployments.engine.base.live_request import LiveRequest
+from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.batching.beam_jobs import BeamJobs
 from deployments.engine.batching.sequence import Sequence
 from deployments.engine.generate.job import Job
@@ -60,24 +61,20 @@ class SequenceBuilder:
         self._tables.stop()
         self._sequences.stop()
 
-    def search(self, request: EngineRequest, emit: Emit) -> Job:
+    def search(self, live: LiveRequest) -> Job:
         """The state of a request for beam search."""
-        return self._searches.job(request, emit)
+        return self._searches.job(live)
 
-    def sequence(self, request: EngineRequest, emit: Emit) -> Sequence:
-        """The state of a new request.
-
-        Args:
-            emit: takes its events.
-        """
+    def sequence(self, live: LiveRequest) -> Sequence:
+        """The state of a new request."""
+        request = live.request
         params, vocabulary = request.sampling, self._vocabulary
         ids = self._forward.decoder_prompt(request.input_ids, request.model_inputs)
         scorer = None
         if params.prompt_logprobs is not None:
             scorer = PromptScorer(vocabulary, ids, params.prompt_logprobs, params.logprob_token_ids)
         return Sequence(
-            request=request,
-            emit=emit,
+            live=live,
             sampler=vocabulary.sampler(
                 params, ids, vocab_size=self._width, device=self._forward.device, processors=request.processors
             ),

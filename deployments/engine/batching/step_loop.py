@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 from collections import Counter, abc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from deployments.core.errors import ModelError, TroupeError
-from deployments.core.events import Delta, EngineEvent, Failed
-from deployments.engine.base.failures import as_error, is_out_of_memory
+from deployments.core.errors import ModelError
+from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory
+from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import EngineStats
 from deployments.engine.batching.prefill import Prefill, Prefiller, PrefixMatch
 from deployments.engine.batching.prefix_cache import PrefixStore
@@ -34,6 +34,24 @@ logger = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 3
 
 Group = TypeVar("Group", Batch, Prefill)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """How a sequence leaves.
+
+    Attributes:
+        keep: its cache is put into the prefix store.
+        blank: its cache may hold values that are not finite.
+    """
+
+    keep: bool = False
+    blank: bool = False
+
+
+_FINISHED = Leaving(keep=True)
+_FAILED = Leaving(blank=True)
+_CANCELED = Leaving()
 
 
 class StepLoop:
@@ -78,26 +96,19 @@ class StepLoop:
         """Queue a sequence."""
         self.scheduler.add(sequence)
 
-    def cancel(self, request_id: str) -> None:
-        """Forget a sequence, wherever it is."""
-        for sequence in [s for s in self.scheduler.waiting if s.request.request_id == request_id]:
+    def drop(self, live: LiveRequest) -> None:
+        """Forget the sequence of a request that has ended, wherever it is."""
+        for sequence in [s for s in self.scheduler.waiting if s.live is live]:
             self.scheduler.waiting.remove(sequence)
-        for sequence in [s for s in self.scheduler.sequences if s.request.request_id == request_id]:
+        for sequence in [s for s in self.scheduler.sequences if s.live is live]:
             self._leave(sequence)
 
-    def fail_waiting(self, error: TroupeError) -> None:
-        """End the sequences that nothing has been computed for."""
-        for sequence in self.scheduler.waiting:
-            self._emit(sequence, Failed(error))
+    def clear(self) -> None:
+        """Forget every sequence and every kept prefix."""
         self.scheduler.waiting.clear()
-
-    def fail_all(self, error: TroupeError) -> None:
-        """End every sequence with an error."""
-        self.fail_waiting(error)
-        for sequence in self.scheduler.sequences:
-            self._emit(sequence, Failed(error))
         self.scheduler.prefills.clear()
         self.batches.clear()
+        self.store.clear()
 
     def step(self) -> None:
         """Advance one prefill by one forward, and every batch by one token."""
@@ -138,6 +149,8 @@ class StepLoop:
         except Exception as error:
             self._recover_sequences(sequences, error)
             return
+        for sequence in sequences:
+            sequence.live.running = True
         self.scheduler.prefills.append(prefill)
         if prefill.logits is not None:
             self._advance(prefill)
@@ -157,8 +170,9 @@ class StepLoop:
         for sequence in batch.sequences:
             self._count_prompt(sequence)
         self._keep_prompts(batch, logits)
-        if any(sequence.ended for sequence in batch.sequences):
-            logits = self._without_ended(batch, logits)
+        ended = [sequence for sequence in batch.sequences if not sequence.active]
+        if ended:
+            logits = self._without(ended, batch, logits)
         if len(logits):
             self._sample(batch, logits[:, None])
 
@@ -169,18 +183,17 @@ class StepLoop:
         if sequence.scorer is None:
             return
         try:
-            self._emit(sequence, sequence.scorer.scores())
+            sequence.give(sequence.scorer.scores())
         except Exception as error:
-            self._emit(sequence, Failed(as_error(error)))
+            sequence.fail(as_error(error))
         sequence.scorer = None
 
-    def _without_ended(self, batch: Batch, logits: Tensor) -> Tensor:
-        """Let sequences leave that have failed already; the logits [sequences, vocab] of the others."""
+    def _without(self, ended: list[Sequence], batch: Batch, logits: Tensor) -> Tensor:
+        """Let sequences leave that have ended already; the logits [sequences, vocab] of the others."""
         sequences = list(batch.sequences)
-        for sequence in sequences:
-            if sequence.ended:
-                self._leave(sequence)
-        return logits[[sequences.index(sequence) for sequence in batch.sequences if not sequence.ended]]
+        for sequence in ended:
+            self._leave(sequence)
+        return logits[[sequences.index(sequence) for sequence in batch.sequences if sequence not in ended]]
 
     def _keep_prompts(self, batch: Batch, logits: Tensor) -> None:
         """Keep prompts that no crop of the finished sequences could bring back."""
@@ -220,8 +233,8 @@ class StepLoop:
             here = logits[:, place] if len(active) == len(sequences) else logits[active, place]
             going_on = []
             for i, sampled in zip(active, self._sampled([sequences[i] for i in active], here), strict=True):
-                if (how := self._take(sequences[i], sampled)) is not None:
-                    leaving[i] = how
+                if (leaves := self._take(sequences[i], sampled)) is not None:
+                    leaving[i] = leaves
                 elif draft_tokens is not None and draft_tokens[i][place : place + 1] == [sampled.token_id]:
                     going_on.append(i)
             active = going_on
@@ -231,20 +244,21 @@ class StepLoop:
                 break
         if self.lookup is not None and draft_tokens is not None:
             self.lookup.settle(batch, draft_tokens, right)
-        for i, how in leaving.items():
-            self._leave(sequences[i], **how)
+        for i, leaves in leaving.items():
+            self._leave(sequences[i], leaves)
 
-    def _take(self, sequence: Sequence, sampled: Sampled) -> dict[str, bool] | None:
+    def _take(self, sequence: Sequence, sampled: Sampled) -> Leaving | None:
         """Give a token to the sequence; how it leaves, if it does."""
-        if sampled.error is not None:
-            self._emit(sequence, Failed(sampled.error))
-            return {"blank": True}
-        if sequence.request.sampling.max_tokens == 0:
-            self._emit(sequence, sequence.output.finish("length"))
-            return {"keep": True}
-        self._counts["generated_tokens"] += 1
-        sequence.ids.append(sampled.token_id)
-        return None if self._push(sequence, sampled) else {"keep": True}
+        if sequence.request.sampling.max_tokens == 0 and sampled.error is None:
+            sequence.finish("length")
+            return _FINISHED
+        if sampled.error is None:
+            self._counts["generated_tokens"] += 1
+            sequence.ids.append(sampled.token_id)
+        sequence.take(sampled)
+        if sequence.active:
+            return None
+        return _FINISHED if sampled.error is None else _FAILED
 
     def _sampled(self, sequences: abc.Sequence[Sequence], logits: Tensor) -> list[Sampled]:
         samplers = [sequence.sampler for sequence in sequences]
@@ -258,24 +272,6 @@ class StepLoop:
             if len(sequences) == 1:
                 return [Sampled(-1, error=as_error(error))]
         return [self._sampled([sequence], logits[i : i + 1])[0] for i, sequence in enumerate(sequences)]
-
-    def _push(self, sequence: Sequence, sampled: Sampled) -> bool:
-        """Give a token to the sequence's client; False if it was the last."""
-        try:
-            delta = sequence.output.push(sampled)
-        except Exception as error:
-            self._emit(sequence, Failed(as_error(error)))
-            return False
-        if delta is not None:
-            self._emit(sequence, delta)
-        return not sequence.output.finished
-
-    def _emit(self, sequence: Sequence, event: EngineEvent) -> None:
-        sequence.ended = isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None)
-        try:
-            sequence.emit(event)
-        except Exception:
-            logger.exception("An event of request %s could not be delivered.", sequence.request.request_id)
 
     def _regroup(self) -> None:
         """Join batches where that saves work."""
@@ -305,13 +301,8 @@ class StepLoop:
 
     # Leaving.
 
-    def _leave(self, sequence: Sequence, *, keep: bool = False, blank: bool = False) -> None:
-        """Remove a sequence that runs.
-
-        Args:
-            keep: put its cache into the prefix store.
-            blank: its cache may hold values that are not finite.
-        """
+    def _leave(self, sequence: Sequence, leaves: Leaving = _CANCELED) -> None:
+        """Remove a sequence that runs."""
         for prefill in self.scheduler.prefills:
             if sequence in prefill.sequences:
                 self._drop(sequence, prefill, self.scheduler.prefills.remove)
@@ -319,9 +310,9 @@ class StepLoop:
         batch = self.batches.batch_of(sequence)
         if batch is None:
             return
-        if keep:
+        if leaves.keep:
             self._keep(batch, batch.sequences.index(sequence))
-        self._drop(sequence, batch, self.batches.remove, blank=blank)
+        self._drop(sequence, batch, self.batches.remove, blank=leaves.blank)
 
     def _drop(self, sequence: Sequence, group: Group, remove: Callable[[Group], None], *, blank: bool = False) -> None:
         """Take a sequence out of a batch or a prefill.
@@ -337,7 +328,7 @@ class StepLoop:
             group.drop(sequence, blank=blank)
         except Exception as error:
             remove(group)
-            self._compute_again([other for other in others if not other.ended], error)
+            self._compute_again([other for other in others if other.active], error)
 
     def _keep(self, batch: Batch, index: int, logits: Tensor | None = None) -> None:
         self.reuse.keep(batch, index, self.scheduler.spare, logits)
@@ -346,15 +337,17 @@ class StepLoop:
 
     def recover(self, error: Exception) -> None:
         """After a step that raised, when the caches may be wrong: compute each sequence again by itself, or give up."""
-        sequences = sorted((s for s in self.scheduler.sequences if not s.ended), key=lambda s: s.order)
+        sequences = sorted((s for s in self.scheduler.sequences if s.active), key=lambda s: s.order)
         self.scheduler.prefills.clear()
         self.batches.clear()
         if not sequences:
-            self.fail_waiting(ModelError(f"The engine failed: {type(error).__name__}: {error}"))
+            for sequence in self.scheduler.waiting:
+                sequence.fail(ModelError(f"The engine failed: {type(error).__name__}: {error}"))
+            self.scheduler.waiting.clear()
         for sequence in sequences:
             if sequence.attempts > _MAX_ATTEMPTS:
-                self._emit(sequence, Failed(as_error(error)))
-        self._compute_again([sequence for sequence in sequences if not sequence.ended], error)
+                sequence.fail(as_error(error))
+        self._compute_again([sequence for sequence in sequences if sequence.active], error)
 
     def _recover(self, batch: Batch, error: Exception) -> None:
         """After a decode forward that raised: put its sequences where the guilty one, if there is one, fails alone."""
@@ -378,7 +371,7 @@ class StepLoop:
         others_run = len(sequences) > 1 or not self.scheduler.nothing_runs
         if len(sequences) == 1 and not (memory and others_run and sequences[0].attempts < _MAX_ATTEMPTS):
             self._after_out_of_memory(sequences, error)
-            self._emit(sequences[0], Failed(as_error(error, alone=True)))
+            sequences[0].fail(as_error(error, alone=True))
             return
         self._compute_again(sequences, error)
 
@@ -388,11 +381,11 @@ class StepLoop:
         for sequence in sequences:
             sequence.attempts += 1
             sequence.isolated = True
+            sequence.live.running = False
         self._queue_first(sequences)
 
     def _after_out_of_memory(self, sequences: abc.Sequence[Sequence], error: Exception) -> None:
         """Free what can be freed if sequences found no memory."""
         if is_out_of_memory(error):
             self.scheduler.out_of_memory(len(sequences))
-            if self.forward.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_memory()

@@ -8,12 +8,8 @@ those, each going on where it was.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import gc
 import logging
-import threading
-import time
 from collections import deque
 from concurrent.futures import Future
 from typing import Any
@@ -22,12 +18,14 @@ import torch
 
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
-from deployments.core.errors import BadRequest, ModelError, ModelLoadFailed, Unavailable
+from deployments.core.errors import ModelLoadFailed
 from deployments.core.token_ids import vocab_size
 from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
 from deployments.engine.base.cgroup import cores
-from deployments.engine.base.failures import as_error, is_out_of_memory
-from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory
+from deployments.engine.base.live_request import LiveRequest
+from deployments.engine.base.protocol import Emit, EngineRequest
+from deployments.engine.base.threaded import ThreadedEngine
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
 from deployments.engine.generate.hook import GenerateHook
 from deployments.engine.generate.job import Job
@@ -43,7 +41,7 @@ from model_loaders.contract import ModelInfo
 logger = logging.getLogger(__name__)
 
 
-class GenerateEngine:
+class GenerateEngine(ThreadedEngine):
     """Serves one model through `generate` on a thread of its own. See `protocol.Engine`.
 
     Args:
@@ -57,6 +55,8 @@ class GenerateEngine:
         ModelLoadFailed: the model has no `generate` and the loader gave no hook.
     """
 
+    kind = "generate"
+
     def __init__(
         self,
         info: ModelInfo,
@@ -65,6 +65,7 @@ class GenerateEngine:
         *,
         turn_limit_s: float = TURN_LIMIT_S,
     ) -> None:
+        super().__init__()
         if isinstance(info.model, torch.nn.Module):
             info.model.eval()
         self.max_model_len = context_length(info, options)
@@ -81,14 +82,7 @@ class GenerateEngine:
         self._options = options
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
-        self._jobs: dict[str, Job] = {}
-        self._changed = threading.Condition()
-        self._closing = False
-        self._prompt_tokens = 0
-        self._generated_tokens = 0
-        self._steps = 0
-        self._thread = threading.Thread(target=self._work, name="generate-engine", daemon=True)
-        self._thread.start()
+        self._start("generate-engine")
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         check_request(request, max_model_len=self.max_model_len, supports=self.supports, vocab=self._vocab_size)
@@ -100,79 +94,30 @@ class GenerateEngine:
                 request, sampling=dataclasses.replace(request.sampling, max_tokens=max(1, left))
             )
         output = ChoiceOutput.from_request(self._vocabulary, request, encoder_decoder=self._encoder_decoder)
-        job = Job(request=request, emit=emit, output=output, on_token=self._count)
-        grammar = self._runner.grammar(job)
-        with self._changed:
-            if self._closing:
-                raise Unavailable("The model is being unloaded; try again.")
-            if request.request_id in self._jobs:
-                raise BadRequest(f"Request {request.request_id!r} is already running.")
-            self._jobs[request.request_id] = job
+        grammar = self._runner.grammar(request.sampling)
+        job = Job(live=self._admit(request, emit), output=output)
         if grammar is None:
             self._queue(job, None)
         else:
             grammar.add_done_callback(lambda done: self._queue(job, done))
 
-    def cancel(self, request_id: str) -> None:
-        with self._changed:
-            job = self._jobs.pop(request_id, None)
-            if job is not None:
-                job.cancel()
-                with contextlib.suppress(ValueError):
-                    self._waiting.remove(job)
-
-    def stats(self) -> EngineStats:
-        return EngineStats(
-            kind="generate",
-            rows=sum(job.active for job in self._running),
-            waiting=len(self._waiting),
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
-            steps=self._steps,
-        )
-
-    def check(self) -> None:
-        if not self._thread.is_alive() and not self._closing:
-            raise ModelError("The engine's thread has died.")
-
-    def close(self, timeout: float = 30.0) -> None:
-        gone = Unavailable("The model is being unloaded; try again.")
-        deadline = time.monotonic() + timeout
-        with self._changed:
-            self._closing = True
-            running = set(map(id, self._running))
-            waiting = [job for job in self._jobs.values() if id(job) not in running]
-            self._waiting.clear()
-            self._changed.notify()
-        for job in waiting:
-            job.fail(gone)
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-        with self._changed:
-            left = list(self._jobs.values())
-            self._jobs.clear()
-        for job in left:
-            job.fail(gone)
-        # A job that has ended makes generate return at its next step; a hook that takes no notice is left behind.
-        self._thread.join(5.0)
-        self._runner.close()
-
-    def _count(self) -> None:
-        self._generated_tokens += 1
-
     def _queue(self, job: Job, grammar: Future[CompiledGrammar] | None) -> None:
         """Let a job wait for its turn; its grammar, if it has one, has been compiled."""
         try:
-            compiled = grammar.result() if grammar is not None else None
-            self._runner.prepare(job, compiled)
+            self._runner.prepare(job, None if grammar is None else grammar.result())
         except Exception as error:
             job.fail(as_error(error))
         with self._changed:
-            if not job.active or self._closing:
-                self._jobs.pop(job.request.request_id, None)
-                job.fail(Unavailable("The model is being unloaded; try again."))
-                return
-            self._waiting.append(job)
-            self._changed.notify()
+            if job.active:
+                self._waiting.append(job)
+                self._changed.notify()
+
+    def _drop(self, live: LiveRequest) -> None:
+        with self._changed:
+            self._waiting = deque(job for job in self._waiting if job.live is not live)
+
+    def _release(self) -> None:
+        self._runner.close()
 
     # The engine's thread.
 
@@ -180,7 +125,7 @@ class GenerateEngine:
         torch.set_num_threads(self._options.threads or min(torch.get_num_threads(), cores()))
         while (jobs := self._next()) is not None:
             self._run(jobs)
-            self._put_back([job for job in jobs if job.active])
+            self._put_back()
 
     def _next(self) -> list[Job] | None:
         """The jobs to run together, once there are any; None when the engine closes."""
@@ -196,6 +141,8 @@ class GenerateEngine:
                     self._waiting.remove(job)
                     jobs.append(job)
             self._running = jobs
+            for job in jobs:
+                job.live.running = True
             return jobs
 
     def _run(self, jobs: list[Job]) -> None:
@@ -203,7 +150,7 @@ class GenerateEngine:
         for job in jobs:
             if not job.begun:
                 job.begun = True
-                self._prompt_tokens += len(job.request.input_ids)
+                self._counts["prompt_tokens"] += len(job.request.input_ids)
         try:
             self._runner.run(jobs, self._regroup)
         except Exception as error:
@@ -216,23 +163,21 @@ class GenerateEngine:
         else:
             return
         if out_of_memory:
-            _free_memory()
+            free_memory()
         for job in left:
             self._run([job])
 
     def _regroup(self, active: int) -> bool:
         """Whether the running jobs should stop to be run together with those that wait."""
-        self._steps += 1
+        self._counts["steps"] += 1
         return 2 * active <= len(self._running) and bool(self._waiting) and not self._closing
 
-    def _put_back(self, jobs: list[Job]) -> None:
-        """Forget the jobs that have ended; the others wait at the front."""
+    def _put_back(self) -> None:
+        """Let jobs that have not ended wait at the front."""
         with self._changed:
-            ended = [job for job in self._running if not job.active]
-            self._running = []
-            for job in ended:
-                if self._jobs.get(job.request.request_id) is job:
-                    del self._jobs[job.request.request_id]
+            jobs, self._running = [job for job in self._running if job.active], []
+            for job in jobs:
+                job.live.running = False
             self._waiting.extendleft(reversed(jobs))
 
 
@@ -246,8 +191,8 @@ class _Runner:
     def check(self, params: SamplingParams) -> None:
         """Refuse combinations of parameters that cannot be honoured together."""
 
-    def grammar(self, job: Job) -> Future[CompiledGrammar] | None:
-        """The compilation a job has to wait for."""
+    def grammar(self, params: SamplingParams) -> Future[CompiledGrammar] | None:
+        """The compilation a request has to wait for."""
         return None
 
     def prepare(self, job: Job, grammar: CompiledGrammar | None) -> None:
@@ -297,9 +242,8 @@ class _StockRunner(_Runner):
         if params.num_beams != 1:
             check_beams(params)
 
-    def grammar(self, job: Job) -> Future[CompiledGrammar] | None:
-        grammar = job.request.sampling.grammar
-        return self._grammars.compile(grammar) if grammar is not None else None
+    def grammar(self, params: SamplingParams) -> Future[CompiledGrammar] | None:
+        return None if params.grammar is None else self._grammars.compile(params.grammar)
 
     def prepare(self, job: Job, grammar: CompiledGrammar | None) -> None:
         request, params = job.request, job.request.sampling
@@ -365,9 +309,3 @@ def own_settings(info: ModelInfo) -> list[str]:
 
 def _begun(job: Job) -> int:
     return len(job.sampler.generated) if job.sampler is not None else 0
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -19,7 +19,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from deployments.core.calls import SamplingParams
-from deployments.core.errors import ModelError, TroupeError, last_line
+from deployments.core.errors import ModelError
 from deployments.core.token_ids import vocab_size
 from deployments.engine.base.failures import as_error
 from deployments.engine.generate.job import Job
@@ -92,7 +92,7 @@ class GenerateHook:
             except _Ended:
                 return
             except Exception as error:
-                raise _named(error) from error
+                raise as_error(error, failed="Hook generate failed") from error
         _check_kept(turn, seed)
         tokens = contract.new_tokens(returned)
         given = streamer.given
@@ -221,14 +221,6 @@ def _check_kept(turn: Turn, seed: int | None) -> None:
             "on: its random numbers are no longer those of the seed. Let the hook take a streamer or "
             "stopping_criteria, or raise hook_timeout_s."
         )
-
-
-def _named(error: Exception) -> TroupeError:
-    """The error of the request whose hook raised."""
-    failed = as_error(error)
-    if isinstance(error, TroupeError) or type(failed) is not ModelError:
-        return failed
-    return ModelError(f"Hook generate failed: {last_line(error)}")
 
 
 def _known_ids(info: ModelInfo) -> int | None:

@@ -20,6 +20,7 @@ import torch
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import BadRequest, ModelError, TroupeError
 from deployments.core.events import FinishReason
+from deployments.engine.base.failures import as_error
 from deployments.engine.sampling.logprobs import TokenScore, token_scores
 from deployments.engine.sampling.penalties import Edits
 from deployments.engine.sampling.state import SequenceSampler
@@ -130,7 +131,7 @@ class _Step:
         try:
             change(self.adjusted[i])
         except Exception as error:
-            self.errors[i] = _as_error(error)
+            self.errors[i] = as_error(error, failed="A logits processor failed")
 
     def choose(self) -> None:
         """Draw or take the likeliest."""
@@ -168,7 +169,7 @@ class _Step:
             try:
                 self.tokens[i] = row.mask.advance(self.tokens[i])
             except Exception as error:
-                self.errors[i] = _as_error(error)
+                self.errors[i] = as_error(error, failed="A logits processor failed")
 
     def score(self) -> None:
         """Log-probabilities for the rows that report them."""
@@ -241,9 +242,3 @@ def _dead_end(peak: float, params: SamplingParams) -> TroupeError:
             param="repetition_penalty",
         )
     return ModelError("A logits processor or bias made the logits NaN or infinite.")
-
-
-def _as_error(error: Exception) -> TroupeError:
-    if isinstance(error, TroupeError):
-        return error
-    return ModelError(f"A logits processor failed: {type(error).__name__}: {error}")

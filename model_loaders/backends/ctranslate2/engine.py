@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,21 +15,17 @@ import torch
 
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
-from deployments.core.errors import (
-    ModelError,
-    OutOfMemory,
-    TroupeError,
-    Unavailable,
-    UnsupportedParameter,
-    last_line,
-)
+from deployments.core.errors import UnsupportedParameter
 from deployments.engine.base.admission import check_request, context_length
-from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
-from deployments.engine.generate.job import Job
+from deployments.engine.base.failures import as_error
+from deployments.engine.base.live_request import LiveRequest
+from deployments.engine.base.protocol import Emit, EngineRequest
+from deployments.engine.base.threaded import ThreadedEngine
 from deployments.engine.sampling.logprobs import TokenScore, token_scores
 from deployments.engine.sampling.sample import Sampled
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.prompt_logprobs import PromptScorer
+from deployments.engine.text.text_request import TextRequest
 from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.backends.ctranslate2.backend import Backend
 from model_loaders.backends.ctranslate2.settings import Settings
@@ -65,12 +60,12 @@ _SUPPORTS = frozenset(
 class _Waiting:
     """A request in the queue: what it wants, and when it came."""
 
-    job: Job
+    job: TextRequest
     settings: Settings
     since: float
 
 
-class CTranslate2Engine:
+class CTranslate2Engine(ThreadedEngine):
     """Serves one converted model. See `protocol.Engine`.
 
     Args:
@@ -81,9 +76,13 @@ class CTranslate2Engine:
         wait: seconds that the first request of a batch waits for others.
     """
 
+    kind = "ctranslate2"
+    finishes_waiting = True
+
     def __init__(
         self, info: ModelInfo, options: EngineOptions, backend: Backend, *, workers: int = 1, wait: float = 0.005
     ) -> None:
+        super().__init__()
         self.max_model_len = context_length(info, options)
         self.supports = _SUPPORTS | ({"prompt_logprobs"} if backend.scores_prompts else frozenset())
         self._backend = backend
@@ -92,18 +91,7 @@ class CTranslate2Engine:
         self._max_batch_size = options.max_batch_size
         self._wait = wait
         self._queue: deque[_Waiting] = deque()
-        self._jobs: dict[str, Job] = {}
-        self._changed = threading.Condition()
-        self._closing = False
-        self._running = 0
-        self._prompt_tokens = 0
-        self._generated_tokens = 0
-        self._batches = 0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"ctranslate2-{i}", daemon=True) for i in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._start(*(f"ctranslate2-{i}" for i in range(workers)))
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         check_request(
@@ -118,57 +106,22 @@ class CTranslate2Engine:
         settings = Settings.from_params(decoded, self._vocabulary.eos_ids, self._backend.target_size, lengths)
         # Only a decoder scores its prompt.
         output = ChoiceOutput.from_request(self._vocabulary, request, encoder_decoder=not self._backend.scores_prompts)
-        job = Job(request=request, emit=emit, output=output, on_token=self._count)
+        job = TextRequest(live=self._admit(request, emit), output=output)
         with self._changed:
-            if self._closing:
-                raise Unavailable("The model is being unloaded; try again.")
-            self._jobs[request.request_id] = job
-            self._queue.append(_Waiting(job, settings, time.monotonic()))
-            self._changed.notify_all()
+            if job.active:
+                self._queue.append(_Waiting(job, settings, time.monotonic()))
+                self._changed.notify_all()
 
-    def cancel(self, request_id: str) -> None:
+    def _drop(self, live: LiveRequest) -> None:
         with self._changed:
-            job = self._jobs.pop(request_id, None)
-        if job is not None:
-            job.cancel()
+            self._queue = deque(waiting for waiting in self._queue if waiting.job.live is not live)
 
-    def stats(self) -> EngineStats:
-        return EngineStats(
-            kind="ctranslate2",
-            rows=self._running,
-            waiting=len(self._queue),
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
-            steps=self._batches,
-        )
-
-    def check(self) -> None:
-        if not self._closing and not all(thread.is_alive() for thread in self._threads):
-            raise Unavailable("A thread of the engine has ended.")
-
-    def close(self, timeout: float = 30.0) -> None:
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        end = time.monotonic() + timeout
-        for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
-        with self._changed:
-            left = list(self._jobs.values())
-            self._jobs.clear()
-            self._queue.clear()
-        for job in left:
-            job.fail(Unavailable("The model was unloaded before the request had ended; try again."))
-        for thread in self._threads:
-            thread.join(5.0)
+    def _release(self) -> None:
         # The library aborts the process if its weights go while it computes; they are freed with the thread then.
         if any(thread.is_alive() for thread in self._threads):
             logger.warning("a batch has not ended; its model is freed when it does")
         else:
             self._backend.unload()
-
-    def _count(self) -> None:
-        self._generated_tokens += 1
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
@@ -178,19 +131,12 @@ class CTranslate2Engine:
             except Exception as error:
                 logger.exception("a batch failed")
                 for job in jobs:
-                    job.fail(_as_error(error))
-            finally:
-                with self._changed:
-                    self._running -= len(jobs)
-                    for job in jobs:
-                        self._jobs.pop(job.request.request_id, None)
+                    job.fail(as_error(error, failed="CTranslate2 failed"))
 
     def _next(self) -> list[_Waiting] | None:
         """Requests to compute together, once there are any; None when the engine closes."""
         with self._changed:
             while True:
-                while self._queue and not self._queue[0].job.active:
-                    self._queue.popleft()
                 if self._queue:
                     mates = self._mates()
                     left = self._queue[0].since + self._wait - time.monotonic()
@@ -203,18 +149,18 @@ class CTranslate2Engine:
                     self._changed.wait()
             for waiting in mates:
                 self._queue.remove(waiting)
-            self._running += len(mates)
-            self._batches += 1
-            self._prompt_tokens += sum(len(waiting.job.request.input_ids) for waiting in mates)
+                waiting.job.live.running = True
+                self._counts["prompt_tokens"] += len(waiting.job.request.input_ids)
+            self._counts["steps"] += 1
             return mates
 
     def _mates(self) -> list[_Waiting]:
         """The first in the queue and those that want the same, in their order."""
         settings = self._queue[0].settings
-        alike = (each for each in self._queue if each.settings == settings and each.job.active)
+        alike = (each for each in self._queue if each.settings == settings)
         return [each for each, _ in zip(alike, range(self._max_batch_size), strict=False)]
 
-    def _run(self, jobs: Sequence[Job], settings: Settings) -> None:
+    def _run(self, jobs: Sequence[TextRequest], settings: Settings) -> None:
         self._score_prompts([job for job in jobs if job.request.sampling.prompt_logprobs is not None])
         for job in jobs:
             if job.request.sampling.max_tokens == 0:
@@ -223,7 +169,7 @@ class CTranslate2Engine:
                 self._choose(job)
         self._generate([job for job in jobs if job.active], settings)
 
-    def _score_prompts(self, jobs: Sequence[Job]) -> None:
+    def _score_prompts(self, jobs: Sequence[TextRequest]) -> None:
         if not jobs:
             return
         for job, logits in zip(jobs, self._backend.prompt_logits([job.request.input_ids for job in jobs]), strict=True):
@@ -232,7 +178,7 @@ class CTranslate2Engine:
             scorer.feed(logits, 0)
             job.give(scorer.scores())
 
-    def _generate(self, jobs: Sequence[Job], settings: Settings) -> None:
+    def _generate(self, jobs: Sequence[TextRequest], settings: Settings) -> None:
         if not jobs:
             return
 
@@ -242,7 +188,7 @@ class CTranslate2Engine:
                 job.take(Sampled(token_id, _score(job, token_id, logits)))
             except Exception as error:
                 logger.exception("a token failed")
-                job.fail(_as_error(error))
+                job.fail(as_error(error, failed="CTranslate2 failed"))
             return not job.active
 
         longest = max(job.request.sampling.max_tokens or 1 for job in jobs)
@@ -254,7 +200,7 @@ class CTranslate2Engine:
             # Nothing is generated for a prompt that is empty but for its end token.
             job.finish("stop")
 
-    def _choose(self, job: Job) -> None:
+    def _choose(self, job: TextRequest) -> None:
         """Take the likeliest of a closed set of texts, or draw one by its likelihood."""
         params = job.request.sampling
         assert params.grammar is not None
@@ -299,16 +245,8 @@ def _pick(scores: Sequence[float], params: SamplingParams) -> int:
     return random.Random(params.seed).choices(range(len(scores)), weights)[0]
 
 
-def _score(job: Job, token_id: int, logits: torch.Tensor | None) -> TokenScore | None:
+def _score(job: TextRequest, token_id: int, logits: torch.Tensor | None) -> TokenScore | None:
     asked = job.request.sampling.logprobs
     if asked is None or logits is None:
         return None
     return token_scores(logits[None], torch.tensor([token_id]), [asked])[0]
-
-
-def _as_error(error: Exception) -> TroupeError:
-    if isinstance(error, TroupeError):
-        return error
-    if "out of memory" in str(error).lower():
-        return OutOfMemory("The device ran out of memory for this batch; send a shorter request or try again.")
-    return ModelError(f"CTranslate2 failed: {last_line(error)}")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
 
 from deployments.core.calls import SamplingParams
 from deployments.core.events import Delta, FinishReason
-from deployments.engine.base.protocol import EngineRequest
+from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.sampling.logprobs import TokenScore
 from deployments.engine.sampling.sample import Sampled
-from deployments.engine.text.output import ChoiceOutput, ReasoningText, StopStrings
-from model_loaders.backends.triton.reply import Reply
+from deployments.engine.text.output import ReasoningText, StopStrings
+from deployments.engine.text.text_request import TextRequest
 from model_loaders.backends.triton.words import Words
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -23,19 +23,14 @@ class TokenAnswer:
     """Responses with token ids.
 
     Args:
-        reply: gets the deltas.
-        output: makes text of the tokens.
-        prompt: what the server may repeat before the first token.
+        text: makes events of the tokens.
         accumulated: each response repeats what came before it.
         scored: log-probabilities were asked for.
     """
 
-    def __init__(
-        self, reply: Reply, output: ChoiceOutput, prompt: Sequence[int], *, accumulated: bool, scored: bool
-    ) -> None:
-        self._reply = reply
-        self._output = output
-        self._prompt = list(prompt)
+    def __init__(self, text: TextRequest, *, accumulated: bool, scored: bool) -> None:
+        self._text = text
+        self._prompt = text.request.input_ids
         self._accumulated = accumulated
         self._scored = scored
         self._count = 0
@@ -46,14 +41,11 @@ class TokenAnswer:
         logprobs = self._logprobs(outputs, len(tokens))
         self._count += len(tokens)
         for token_id, logprob in zip(tokens, logprobs, strict=True):
-            if self._output.finished:
-                return
-            self._reply.give(self._output.push(Sampled(token_id, None if logprob is None else TokenScore(logprob, 0))))
+            self._text.take(Sampled(token_id, None if logprob is None else TokenScore(logprob, 0)))
 
     def finish(self, length: int) -> None:
         """The server has ended the text: at one of its limits where it has all tokens, else at an end token."""
-        if not self._output.finished:
-            self._reply.give(self._output.finish("length" if self._count >= length else "stop"))
+        self._text.finish("length" if self._count >= length else "stop")
 
     def _new(self, outputs: Arrays) -> list[int]:
         found = outputs.get("output_ids")
@@ -78,10 +70,9 @@ class TokenAnswer:
 class TextAnswer:
     """Responses with text: stop strings are cut off, tokens are counted at the end."""
 
-    def __init__(
-        self, reply: Reply, request: EngineRequest, params: SamplingParams, words: Words, *, accumulated: bool
-    ) -> None:
-        self._reply = reply
+    def __init__(self, live: LiveRequest, params: SamplingParams, words: Words, *, accumulated: bool) -> None:
+        self._live = live
+        request = live.request
         markers = request.reasoning
         self._reasoning = None if markers is None else ReasoningText(markers, opened=request.reasoning_opened)
         self._words = words
@@ -109,7 +100,7 @@ class TextAnswer:
         if stop is not None:
             self._end(thought + text, "stop", stop)
         elif thought or text:
-            self._reply.give(Delta(text=thought + text))
+            self._live.give(Delta(text=thought + text))
 
     def finish(self, length: int) -> None:
         """The server has ended the text."""
@@ -122,4 +113,4 @@ class TextAnswer:
 
     def _end(self, text: str, reason: FinishReason, stop: str | None = None) -> None:
         tokens = tuple(self._tokens())
-        self._reply.give(Delta(text=text, token_ids=tokens, finish_reason=reason, stop_reason=stop))
+        self._live.give(Delta(text=text, token_ids=tokens, finish_reason=reason, stop_reason=stop))

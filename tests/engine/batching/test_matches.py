@@ -8,56 +8,31 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.core.calls import SamplingParams
-from deployments.core.events import Delta, EngineEvent
-from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.batching.prefix_cache import Prefix
 from tests.engine.architectures import decoder
-from tests.engine.running import generate_alone, prompt, row_engine
+from tests.engine.running import generate_alone, prompt
+from tests.engine.stepped import Stepped
 
 CHUNK = 16
 
 
-class Stepped:
-    """An engine whose steps the test makes itself."""
+class Counted(Stepped):
+    """Counts the tokens that are computed."""
 
-    def __init__(self, model: Any, **options: Any) -> None:
-        self.engine: BatchingEngine = row_engine(model, prefill_chunk=CHUNK, **options)
-        self.engine.close()
-        self.loop = self.engine._loop
-        self.texts: dict[str, list[int]] = {}
+    def __init__(self, model: Any) -> None:
+        super().__init__(model, prefill_chunk=CHUNK)
         self.computed = 0
         model.get_input_embeddings().register_forward_pre_hook(self._count)
 
     def _count(self, module: Any, args: Any) -> None:
         self.computed += args[0].numel()
 
-    def add(self, name: str, ids: list[int], max_tokens: int = 2) -> None:
-        tokens = self.texts[name] = []
-
-        def emit(event: EngineEvent) -> None:
-            assert isinstance(event, Delta), event
-            tokens.extend(event.token_ids)
-
-        sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-        self.loop.add(self.engine._sequence(EngineRequest(request_id=name, input_ids=ids, sampling=sampling), emit))
-
-    def run(self) -> int:
-        """The steps it takes until nothing is left to do."""
-        steps = 0
-        with torch.inference_mode():
-            while not self.loop.idle:
-                self.loop.step()
-                steps += 1
-        return steps
-
 
 @pytest.mark.parametrize("kind", ["others", "same"])
 def test_a_waiting_prompt_is_matched_when_something_has_changed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long prompt is computed in 30 steps, while twelve others wait, each as long, or the same."""
     model = decoder("llama")
-    stepped = Stepped(model)
+    stepped = Counted(model)
     stepped.add("kept", prompt(99, 40))
     stepped.run()
     matches: Counter[int] = Counter()
@@ -87,7 +62,7 @@ def test_a_waiting_prompt_is_matched_when_something_has_changed(kind: str, monke
 def test_a_cancelled_row_leaves_the_others_of_its_group_what_they_have(leaves: int, kept: bool) -> None:
     """A group that begins from a kept prefix waits for its forward; the prefix is gone before that."""
     model = decoder("llama")
-    stepped = Stepped(model)
+    stepped = Counted(model)
     common = prompt(1, 40) if kept else []
     if kept:
         stepped.add("first", common, 1)
@@ -104,8 +79,7 @@ def test_a_cancelled_row_leaves_the_others_of_its_group_what_they_have(leaves: i
         stepped.loop.step()
     assert [len(prefill.sequences) for prefill in stepped.loop.scheduler.prefills] == [1, 3], "they wait for a step"
     stepped.loop.store.clear()
-    with torch.inference_mode():
-        stepped.loop.cancel(str(leaves))
+    stepped.cancel(str(leaves))
     assert [len(prefill.sequences) for prefill in stepped.loop.scheduler.prefills] == [1, 2]
     before = stepped.computed
     with torch.inference_mode():

@@ -8,29 +8,28 @@ import pytest
 
 from deployments.core.calls import SamplingParams
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.engine import BatchingEngine
-from deployments.engine.batching.scheduler import Scheduler
 from deployments.engine.batching.sequence import Sequence
 from tests.engine.architectures import decoder
-from tests.engine.running import prompt, row_engine
+from tests.engine.running import prompt
+from tests.engine.stepped import Stepped
 
 
-class Queue:
-    """A scheduler that decides for an engine which has ended, and rows made by hand."""
+class Queue(Stepped):
+    """A scheduler, and sequences made by hand."""
 
     def __init__(self, **options: Any) -> None:
-        self.engine: BatchingEngine = row_engine(decoder("llama"), **options)
-        self.engine.close()
-        self.scheduler: Scheduler = self.engine._loop.scheduler
+        super().__init__(decoder("llama"), **options)
+        self.scheduler = self.loop.scheduler
+        self._made = 0
 
-    def add(self, *lengths: int, max_tokens: int = 8) -> list[Sequence]:
+    def enter(self, *lengths: int) -> list[Sequence]:
         rows = []
         for length in lengths:
-            sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-            ids = prompt(self.scheduler._arrived, length)
-            request = EngineRequest(request_id=str(self.scheduler._arrived), input_ids=ids, sampling=sampling)
-            rows.append(self.engine._sequence(request, lambda event: None))
+            ids, sampling = prompt(self._made, length), SamplingParams(max_tokens=8, temperature=0.0)
+            request = EngineRequest(request_id=str(self._made), input_ids=ids, sampling=sampling)
+            rows.append(self.sequence(request, lambda event: None))
             self.scheduler.add(rows[-1])
+            self._made += 1
         return rows
 
     def begin(self) -> list[Sequence] | None:
@@ -38,13 +37,13 @@ class Queue:
         group = self.scheduler.next_group()
         if group is None:
             return None
-        self.scheduler.prefills.append(self.engine._loop.prefiller.begin(*group))
+        self.scheduler.prefills.append(self.loop.prefiller.begin(*group))
         return group[0]
 
 
 def test_first_come_first_served_as_far_as_rows_go() -> None:
     queue = Queue(max_batch_size=3)
-    rows = queue.add(10, 12, 11, 10)
+    rows = queue.enter(10, 12, 11, 10)
     assert queue.begin() == rows[:3]
     assert queue.begin() is None
     assert list(queue.scheduler.waiting) == rows[3:]
@@ -52,7 +51,7 @@ def test_first_come_first_served_as_far_as_rows_go() -> None:
 
 def test_whole_prompts_of_two_chunks_begin_together() -> None:
     queue = Queue(prefill_chunk=32)
-    rows = queue.add(16, 16, 30, 16)
+    rows = queue.enter(16, 16, 30, 16)
     assert queue.begin() == rows[:2], "three of thirty, padded, would be too many"
     assert queue.begin() is None, "what runs is done in the next forward"
     queue.scheduler.prefills.clear()
@@ -61,7 +60,7 @@ def test_whole_prompts_of_two_chunks_begin_together() -> None:
 
 def test_a_long_prompt_lets_a_short_one_pass_and_no_second_long_one() -> None:
     queue = Queue(prefill_chunk=16)
-    long, other, short, late = queue.add(100, 90, 8, 7)
+    long, other, short, late = queue.enter(100, 90, 8, 7)
     assert queue.begin() == [long]
     assert queue.begin() == [short, late]
     assert queue.begin() is None
@@ -71,10 +70,8 @@ def test_a_long_prompt_lets_a_short_one_pass_and_no_second_long_one() -> None:
 
 
 def test_rows_that_no_bytes_are_left_for_wait_and_the_first_never_does() -> None:
-    queue = Queue()
-    need = queue.scheduler.batches.bytes_at_completion(queue.add(200))
-    object.__setattr__(queue.scheduler.limits, "budget", need + need // 2)
-    queue.add(200)
+    queue = Queue(limits=lambda sizes: {"budget": sizes.of_sequence(200 + 8) * 3 // 2})
+    queue.enter(200, 200)
     first = queue.begin()
     assert first is not None
     assert [len(row.ids) for row in first] == [200]
@@ -84,7 +81,7 @@ def test_rows_that_no_bytes_are_left_for_wait_and_the_first_never_does() -> None
 
 def test_what_is_queued_first_keeps_its_order() -> None:
     queue = Queue()
-    a, b, c = queue.add(5, 6, 7)
+    a, b, c = queue.enter(5, 6, 7)
     queue.scheduler.waiting.clear()
     queue.scheduler.add(c)
     queue.scheduler.queue_first([a, b])
@@ -95,7 +92,7 @@ def test_what_is_queued_first_keeps_its_order() -> None:
 def test_after_memory_ran_out_fewer_rows_run_and_then_one_more_at_a_time(running: int, left: int) -> None:
     queue = Queue(max_batch_size=16)
     scheduler = queue.scheduler
-    queue.add(*[9] * running)
+    queue.enter(*[9] * running)
     assert len(queue.begin() or ()) == running
     scheduler.out_of_memory(12)
     assert scheduler.max_batch_size == left

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from deployments.core.calls import SamplingParams
 from deployments.core.events import Delta, EngineEvent
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.engine import BatchingEngine
 from tests.engine.architectures import decoder
-from tests.engine.running import prompt, row_engine
+from tests.engine.running import prompt
+from tests.engine.stepped import Stepped
 
 KINDS = ("llama", "gemma3_text", "falcon_h1", "qwen3_next")
 EXAMPLES = 50
@@ -82,31 +82,24 @@ class Client:
         self.finish_reason = event.finish_reason
 
 
-def stepped(kind: str, **options: Any) -> BatchingEngine:
-    """An engine whose thread has ended, so that a test can make its steps itself."""
-    engine = row_engine(model(kind), **options)
-    engine.close()
-    return engine
-
-
 @cache
 def model(kind: str) -> Any:
     return decoder(kind)
 
 
 @cache
-def crowd(kind: str) -> BatchingEngine:
-    return stepped(kind, max_batch_size=4, prefill_chunk=24, prefix_cache_gib=0.0005)
+def crowd(kind: str) -> Stepped:
+    return Stepped(model(kind), max_batch_size=4, prefill_chunk=24, prefix_cache_gib=0.0005)
 
 
 @cache
-def hermit(kind: str) -> BatchingEngine:
-    return stepped(kind, max_batch_size=1, prefix_cache=False)
+def hermit(kind: str) -> Stepped:
+    return Stepped(model(kind), max_batch_size=1, prefix_cache=False)
 
 
-def add(engine: BatchingEngine, name: str, client: Client) -> None:
+def add(engine: Stepped, name: str, client: Client) -> None:
     request = EngineRequest(request_id=name, input_ids=list(client.plan.ids), sampling=client.plan.sampling)
-    engine._loop.add(engine._sequence(request, client.emit))
+    engine.queue(request, client.emit)
 
 
 @cache
@@ -114,15 +107,14 @@ def solo(kind: str, ids: tuple[int, ...], seed: int | None, stop_token: int | No
     client = Client(Plan(0, 0, 0, 0, max_tokens, seed, stop_token, 0, None))
     engine = hermit(kind)
     request = EngineRequest(request_id="solo", input_ids=list(ids), sampling=client.plan.sampling)
-    engine._loop.add(engine._sequence(request, client.emit))
-    while not engine._loop.idle:
-        engine._loop.step()
+    engine.queue(request, client.emit)
+    engine.run()
     return client
 
 
 def play(kind: str, schedule: list[Plan]) -> list[Client]:
     engine = crowd(kind)
-    loop = engine._loop
+    loop = engine.loop
     clients = [Client(plan) for plan in schedule]
     step = 0
     while step <= max(plan.arrives for plan in schedule) or not loop.idle:
@@ -132,7 +124,7 @@ def play(kind: str, schedule: list[Plan]) -> list[Client]:
             after = client.plan.dropped_after
             if after is not None and client.plan.arrives <= step and len(client.token_ids) >= after:
                 client.dropped = True
-                loop.cancel(str(i))
+                engine.cancel(str(i))
         loop.step()
         step += 1
         assert step < 2000
