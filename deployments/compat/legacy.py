@@ -207,7 +207,7 @@ async def generate(exchange: Exchange) -> Response:
     check_choices(len(body.prompts or [""]), exchange.options)
     request_id = body.uuid or body.request_id or str(uuid4())
     call = await exchange.aside(lambda: _call(exchange, body, card))
-    events = _named(exchange.generate(call), body)
+    events = exchange.generate(call)
     if body.stream and not batch:
         return await sse_answer(exchange, _pieces(events, request_id))
 
@@ -237,6 +237,10 @@ def _call(exchange: Exchange, body: GenerateBody, card: ModelCard) -> GenerateCa
 
 def _sampling(exchange: Exchange, body: GenerateBody) -> SamplingParams:
     sampling = body.sampling(exchange.options, max_tokens=body.max_output_len, logprobs=None)
+    if not _is_off(body):
+        exchange.settled.sent.setdefault("generate_kwargs", "len_penalty")
+    if body.beam_width > 1:
+        exchange.settled.sent.setdefault("num_beams", "beam_width")
     return replace(
         sampling,
         num_beams=max(sampling.num_beams, body.beam_width),
@@ -249,22 +253,6 @@ def _sampling(exchange: Exchange, body: GenerateBody) -> SamplingParams:
 
 def _is_off(body: GenerateBody) -> bool:
     return body.len_penalty in (0.0, 1.0)
-
-
-async def _named(events: AsyncGenerator[Event, None], body: GenerateBody) -> AsyncGenerator[Event, None]:
-    """The events of a call; what the model's backend cannot do is named as this route names it."""
-    try:
-        async with aclosing(events):
-            async for event in events:
-                yield event
-    except BadRequest as error:
-        if error.param == "generate_kwargs" and not _is_off(body):
-            raise UnsupportedParameter(
-                f"This model cannot honour len_penalty={body.len_penalty:g}; leave it out.", param="len_penalty"
-            ) from None
-        if error.param == "num_beams" and body.beam_width > 1:
-            raise UnsupportedParameter(error.message.replace("num_beams", "beam_width"), param="beam_width") from None
-        raise
 
 
 async def _pieces(events: AsyncGenerator[Event, None], request_id: str) -> Chunks:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deployments.config.api import ApiOptions
-from deployments.config.explain import config_error, described
+from deployments.config.explain import described
 from deployments.config.model import ModelEntry, Strict
 from deployments.core.errors import ModelNotFound
 
@@ -124,4 +124,4 @@ def parse_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppAr
     try:
         return AppArgs.model_validate(args)
     except ValidationError as error:
-        raise config_error([described(fault, AppArgs) for fault in error.errors()], source) from None
+        raise described(error, AppArgs, source) from None

@@ -1,12 +1,16 @@
-"""Messages for the faults of a configuration, each with its place and the fix."""
+"""What pydantic finds wrong, in words: each fault with its place; those of a configuration with the fix."""
 
 from __future__ import annotations
 
 import difflib
 import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from deployments.core.errors import ConfigError
+from pydantic import ValidationError
+
+from deployments.core.errors import ConfigError, shown
 
 
 def config_error(faults: list[str], source: str) -> ConfigError:
@@ -15,23 +19,60 @@ def config_error(faults: list[str], source: str) -> ConfigError:
     return ConfigError(f"{source}:\n{lines}")
 
 
-def described(fault: Any, schema: type) -> str:
-    """Returns the message for a fault that pydantic found in a configuration of this schema."""
-    place = _place(fault["loc"])
-    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{place}: unknown key{_nearest(fault['loc'], schema)}"
-    if fault["type"] in ("missing", "missing_keyword_only_argument"):
-        return f"{place}: missing"
-    shown = repr(fault["input"])
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{place}: {fault['msg'].removeprefix('Value error, ')} (got {shown})"
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault of a validation, in words.
+
+    Attributes:
+        path: of the value: keys and indexes.
+        place: the path as text, `models[0].engine`; empty for the whole.
+        reason: what is wrong.
+        got: the value, cut if it is long.
+        unknown: nobody knows the key at the end of the path.
+        missing: the value is not there.
+    """
+
+    path: tuple[int | str, ...]
+    place: str
+    reason: str
+    got: str
+    unknown: bool = False
+    missing: bool = False
 
 
-def _place(loc: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.lstrip(".") or "args"
+def read_faults(error: ValidationError) -> Iterator[Fault]:
+    """What pydantic has found, in its order."""
+    return map(_fault, error.errors(include_url=False, include_context=False))
+
+
+def _fault(found: Any) -> Fault:
+    reason = found["msg"].removeprefix("Value error, ")
+    return Fault(
+        path=found["loc"],
+        place=_place(found["loc"]),
+        reason=reason[:1].lower() + reason[1:],
+        got=shown(found["input"]),
+        unknown=found["type"] in ("extra_forbidden", "unexpected_keyword_argument"),
+        missing=found["type"] in ("missing", "missing_keyword_only_argument"),
+    )
+
+
+def _place(path: tuple[int | str, ...]) -> str:
+    # pydantic's name for a key itself comes after the key.
+    steps = [step for step in path if step != "[key]"]
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+
+
+def described(error: ValidationError, schema: type, source: str) -> ConfigError:
+    """The error of a configuration of this schema."""
+    return config_error([_line(fault, schema) for fault in read_faults(error)], source)
+
+
+def _line(fault: Fault, schema: type) -> str:
+    place = fault.place or "args"
+    if fault.unknown:
+        return f"{place}: unknown key{_nearest(fault.path, schema)}"
+    return f"{place}: missing" if fault.missing else f"{place}: {fault.reason} (got {fault.got})"
 
 
 def _nearest(loc: tuple[int | str, ...], schema: type) -> str:

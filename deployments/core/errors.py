@@ -29,6 +29,8 @@ The shape is OpenAI's: https://platform.openai.com/docs/guides/error-codes
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -238,3 +240,25 @@ def last_line(error: BaseException) -> str:
     """Returns an exception as one line: its type and the last line of its text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+_SHOWN = 100
+
+
+def shown(value: object) -> str:
+    """A value for an error message, cut if it is long."""
+    text = repr(_head(value, itertools.count()))
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _head(value: object, seen: Iterator[int]) -> object:
+    """As much of a value as its first hundred characters show: it may have megabytes."""
+    if next(seen) > _SHOWN:
+        return None
+    if isinstance(value, str | bytes):
+        return value[:_SHOWN]
+    if type(value) is dict:
+        return {_head(key, seen): _head(held, seen) for key, held in itertools.islice(value.items(), _SHOWN)}
+    if type(value) is list:
+        return [_head(held, seen) for held in value[:_SHOWN]]
+    return value

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from deployments.config.api import ApiOptions
 from deployments.core.calls import Grammar
 from deployments.core.errors import BadRequest, TroupeError
-from deployments.openai.chat.plan import check_template_fields
+from deployments.openai.chat.prompt import ChatInput, check_template_fields
 from deployments.openai.chat.schema import ChatBody
 from deployments.openai.chat.tools import read_tools
 from deployments.openai.completions.schema import CompletionBody
@@ -23,8 +23,7 @@ from deployments.openai.fields.foreign import Means, Refused, nearest
 from deployments.openai.fields.objects import objects_of, unread_keys
 from deployments.openai.fields.sampling import check_choices, check_logprobs
 from deployments.openai.responses.schema import ResponsesBody
-from deployments.openai.scores.schema import DecisionsBody
-from deployments.openai.scores.score import ScoreBody
+from deployments.openai.scores.schema import DecisionsBody, ScoreBody
 from deployments.openai.transcriptions.schema import TranscriptionBody, TranslationBody
 
 _SCHEMAS: tuple[type[RequestBody], ...] = (
@@ -109,7 +108,7 @@ def _together(params: Mapping[str, Any], options: ApiOptions) -> list[tuple[str,
         if body.tools or (isinstance(body.tool_choice, str) and body.tool_choice != "required"):
             unread_keys(objects_of({"tools": body.tools}), "")
             read_tools(body.tools, body.tool_choice, body.parallel_tool_calls)
-        check_template_fields(body, options)
+        check_template_fields(ChatInput.from_fields(body, body.messages), options)
     except TroupeError as error:
         return [(re.split(r"[.\[]", error.param or "")[0], error.message)]
     return []

@@ -12,16 +12,13 @@ from typing_extensions import TypedDict
 
 from deployments.core.calls import Prompt, TextPrompt, TokensPrompt
 from deployments.core.client import EmbedOptions
-from deployments.core.errors import BadRequest, UnsupportedParameter
+from deployments.core.errors import BadRequest
 from deployments.core.model_card import ModelCard
-from deployments.openai.chat.media_urls import inline_media
-from deployments.openai.chat.plan import chat_prompt, check_objects
-from deployments.openai.chat.schema import ChatBody
+from deployments.openai.chat.prompt import ChatInput, check_objects, check_special_tokens, inlined_prompt
 from deployments.openai.completions.schema import PromptInput, prompt_inputs
-from deployments.openai.fields.fields import MAX_WHOLE, RequestBody, TokenId, Whole, parse_fields
+from deployments.openai.fields.fields import MAX_WHOLE, RequestBody, TokenId, Whole
 from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import EMBEDDINGS
-from deployments.openai.http.cancel import until_disconnect
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.http.streaming import json_answer, to_json
 
@@ -143,17 +140,17 @@ async def _prompts(exchange: Exchange, body: EmbeddingsBody, card: ModelCard) ->
 
 async def _conversation(exchange: Exchange, body: EmbeddingsBody, card: ModelCard) -> Prompt:
     """The conversation as the model's chat template writes it, without an open turn unless that is asked for."""
-    if body.add_special_tokens:
-        raise UnsupportedParameter(
-            "A chat template writes its special tokens itself; leave 'add_special_tokens' out.",
-            param="add_special_tokens",
-        )
+    check_special_tokens(body.add_special_tokens)
     await check_objects(exchange, card)
-    fields = {name: getattr(body, name) for name in _OF_MESSAGES}
-    chat, _ = await exchange.aside(lambda: parse_fields(ChatBody, {**fields, "messages": body.messages}))
-    if exchange.options.media_urls:
-        chat.messages = await until_disconnect(exchange.request.receive, inline_media(chat.messages, exchange.options))
-    return await exchange.aside(lambda: chat_prompt(chat, card, exchange.options, None))
+    chat = ChatInput(
+        messages=body.messages or [],
+        template_kwargs=body.chat_template_kwargs,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        chat_template=body.chat_template,
+    )
+    prompt, _ = await inlined_prompt(exchange, chat, card)
+    return prompt
 
 
 def _prompt(given: PromptInput, body: EmbeddingsBody) -> Prompt:

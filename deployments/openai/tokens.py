@@ -11,18 +11,19 @@ from typing_extensions import TypedDict
 from deployments.core.calls import Prompt, TextPrompt
 from deployments.core.errors import BadRequest
 from deployments.core.model_card import ModelCard
-from deployments.openai.chat.plan import read_chat
-from deployments.openai.chat.schema import ChatBody
-from deployments.openai.completions.answer import completion_prompt
+from deployments.openai.chat.plan import chat_input
+from deployments.openai.chat.prompt import check_special_tokens, read_chat
+from deployments.openai.chat.schema import ChatBody, TemplateFields
+from deployments.openai.completions.plan import completion_prompt
 from deployments.openai.completions.schema import CompletionBody
-from deployments.openai.fields.fields import RequestBody, TokenIds, parse_fields
+from deployments.openai.fields.fields import RequestBody, TokenIds
 from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import DETOKENIZE, TOKENIZE
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.http.streaming import json_answer, to_json
 
 
-class TokenizeBody(RequestBody):
+class TokenizeBody(TemplateFields):
     """A text, or the messages of a chat with the fields that shape its prompt."""
 
     foreign: ClassVar[Rows] = TOKENIZE
@@ -30,14 +31,6 @@ class TokenizeBody(RequestBody):
     prompt: str | None = None
     messages: list[Any] | None = None
     add_special_tokens: bool | None = Field(default=None, description="Begin a prompt with BOS; true by default.")
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool = False
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    documents: list[Any] | None = Field(default=None, description="Passed to the chat template.")
-    reasoning_effort: str | None = Field(default=None, max_length=32, description="Passed to the chat template.")
     return_token_strs: bool = Field(default=False, description="Also report the tokens as the vocabulary spells them.")
 
 
@@ -114,7 +107,7 @@ async def tokenizer_info(exchange: Exchange) -> Response:
 async def render_chat(exchange: Exchange) -> Response:
     """The exact prompt a chat completion with this body would give."""
     body, card = await exchange.read(ChatBody)
-    prompt, _ = await read_chat(exchange, body, card)
+    prompt = await read_chat(exchange, await chat_input(exchange, body, body.messages, card), card)
 
     async def answer() -> bytes:
         return to_json(await _rendered(exchange, card, prompt))
@@ -150,7 +143,5 @@ async def _prompt(exchange: Exchange, body: TokenizeBody, card: ModelCard) -> Pr
         raise BadRequest("Invalid request: send either 'prompt' or 'messages'.", param="prompt")
     if body.prompt is not None:
         return TextPrompt(text=body.prompt, add_special_tokens=body.add_special_tokens is not False)
-    given = {name: getattr(body, name) for name in body.model_fields_set - {"prompt", "return_token_strs"}}
-    chat, _ = await exchange.aside(lambda: parse_fields(ChatBody, given))
-    prompt, _ = await read_chat(exchange, chat, card)
-    return prompt
+    check_special_tokens(body.add_special_tokens)
+    return await read_chat(exchange, await chat_input(exchange, body, body.messages or [], card), card)

@@ -13,6 +13,9 @@ from tests.openai.scripted import ENGINES
 
 DEMO = {"id": "demo", "loader": "model_loaders.demo:load_model", "aliases": ["text-davinci-003", "org/alias"]}
 REPEAT = "Repeat exactly: k7Qp2x"
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+SEEN = {"role": "user", "content": [IMAGE]}
+ASKED = {"type": "predicate", "instructions": "It is red."}
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,29 @@ def test_a_length_penalty_is_for_the_backend(serve: Serve) -> None:
     assert post(scripted, "/generate", {"prompt": "abc", "len_penalty": 0.5, "uuid": "u"}).json()["id"] == "u"
     (sampling,) = [each.seen[-1].sampling for each in ENGINES if each.seen and each.seen[-1].sampling.extra]
     assert sampling.extra == {"length_penalty": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/generate", {"prompt": "abc", "len_penalty": 0.5}, "len_penalty"),
+        ("/generate", {"prompt": "abc", "len_penalty": 0.5, "stream": True}, "len_penalty"),
+        ("/v1/responses", {"input": [SEEN]}, "input[0].content[0].image_url"),
+        (
+            "/v1/decisions",
+            {"input": [SEEN], "questions": [ASKED]},
+            "input[0].content[0].image_url",
+        ),
+    ],
+)
+def test_an_error_after_a_heartbeat_names_what_was_sent(
+    serve: Serve, path: str, fields: dict[str, Any], param: str
+) -> None:
+    """Heartbeats are so frequent that the answer has begun before the error is known."""
+    answer = post(serve([DEMO], heartbeat_seconds=1e-6), path, fields)
+    assert answer.status_code == 200
+    error = json.loads(answer.text[answer.text.index('{"error"') :].splitlines()[0])["error"]
+    assert error["param"] == param
 
 
 def test_generate_streams(demo: Server) -> None:

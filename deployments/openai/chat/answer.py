@@ -3,101 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
-from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams
-from deployments.core.errors import BadRequest
-from deployments.core.events import Accepted, Delta, Event, Finished, PromptScores
+from fastapi import Response
+
+from deployments.core.calls import ChatPrompt, GenerateCall, Prompt
+from deployments.core.events import Accepted, Delta, Finished, PromptScores
 from deployments.core.logprobs import TokenLogprob
-from deployments.core.model_card import ModelCard
 from deployments.openai.chat.message import AnswerFormat, MessageWriter
+from deployments.openai.chat.plan import chat_plan
 from deployments.openai.chat.schema import ChatBody, ChatChoice, ChatCompletion, ChunkChoice, MessageDelta
 from deployments.openai.fields.choices import Choice, Gathered, gather
 from deployments.openai.fields.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from deployments.openai.fields.sampling import check_stream_options, effective
 from deployments.openai.fields.usage import RunningUsage, usage_object
-from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import DONE, Chunks, build, sse, to_json
+from deployments.openai.http.exchange import SAMPLING_HEADER, Exchange
+from deployments.openai.http.streaming import DONE, Chunks, build, json_answer, sse, sse_answer, to_json
 
 _NOTHING = Accepted(prompt_token_ids=((),), prompt_texts=(None,))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatPlan:
-    """What the model is asked, and how its text is read."""
-
-    prompt: ChatPrompt
-    sampling: SamplingParams
-    reading: AnswerFormat
-    affinity: str
-
-    def call(self, answer_id: str, card: ModelCard, body: ChatBody, *, n: int = 1, stream: bool) -> GenerateCall:
-        """What the model is asked."""
-        return GenerateCall(
-            # Clients may send one id several times; engines tell requests apart by theirs.
-            request_id=f"{answer_id}-{uuid4().hex[:8]}",
-            model=card.id,
-            prompts=(self.prompt,),
-            sampling=self.sampling,
-            n=n,
-            truncate_prompt=body.truncate_prompt_tokens,
-            reasoning=self.reading.reasoning,
-            affinity=self.affinity,
-            stream=stream,
-        )
-
-    def writer(self, accepted: Accepted) -> MessageWriter:
-        """What makes a message of one choice's text."""
-        continued = self.prompt.continue_final_message
-        return MessageWriter(self.reading, self.reading.splitter(accepted.prompt_texts[0], continued=continued))
-
-
-async def chat_events(exchange: Exchange, call: GenerateCall, plan: ChatPlan) -> AsyncGenerator[Event, None]:
-    """The events of a call; a grammar that cannot be followed is the fault of the field it was made from."""
-    try:
-        async with aclosing(exchange.generate(call)) as events:
-            async for event in events:
-                yield event
-    except BadRequest as error:
-        if plan.reading.tools is not None and error.param == "response_format":
-            error.param = "tools"
-        raise
+async def create_chat_completion(exchange: Exchange) -> Response:
+    """Answer a conversation, at once or as a stream."""
+    body, card = await exchange.read(ChatBody)
+    check_stream_options(exchange.given)
+    call, answer_format = await chat_plan(exchange, body, card)
+    answer = ChatAnswer(exchange, body, call, answer_format)
+    exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(call))
+    if body.stream:
+        return await sse_answer(exchange, answer.chunks())
+    return await json_answer(exchange, answer.completion())
 
 
 class ChatAnswer:
-    """The answer to one request.
+    """The answer to one request."""
 
-    Attributes:
-        call: what the model is asked.
-    """
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        body: ChatBody,
-        card: ModelCard,
-        plan: ChatPlan,
-    ) -> None:
+    def __init__(self, exchange: Exchange, body: ChatBody, call: GenerateCall, answer_format: AnswerFormat) -> None:
         self._exchange = exchange
         self._body = body
-        self._plan = plan
+        self._call = call
+        self._format = answer_format
         self._created = int(time.time())
-        self._id = exchange.name_answer("chatcmpl-", body.request_id)
-        self._model = body.model or card.id
-        self._opening = _final_text(plan.prompt) if body.echo and body.continue_final_message else ""
-        self.call = plan.call(self._id, card, body, n=body.n, stream=body.stream)
+        self._id = exchange.answer_id
+        self._model = body.model or call.model
+        self._opening = _final_text(call.prompts[0]) if body.echo and body.continue_final_message else ""
 
     @property
     def _large(self) -> bool:
-        return self.call.sampling.reports_vocabulary or self._exchange.large
+        return self._call.sampling.reports_vocabulary or self._exchange.large
 
     async def completion(self) -> bytes:
         """The whole answer."""
-        gathered = await gather(chat_events(self._exchange, self.call, self._plan), self.call.n)
+        gathered = await gather(self._exchange.generate(self._call), self._call.n)
         return await build(partial(self._whole, gathered), large=self._large)
 
     def _whole(self, gathered: Gathered) -> bytes:
@@ -122,7 +82,7 @@ class ChatAnswer:
         large = self._large
         accepted = _NOTHING
         writers: dict[int, MessageWriter] = {}
-        async with aclosing(chat_events(self._exchange, self.call, self._plan)) as events:
+        async with aclosing(self._exchange.generate(self._call)) as events:
             async for event in events:
                 match event:
                     case Accepted():
@@ -133,7 +93,7 @@ class ChatAnswer:
                             yield await build(partial(self._prompt_chunk, event, usage), large=large)
                     case Delta():
                         if event.choice not in writers:
-                            writers[event.choice] = self._writer(accepted)
+                            writers[event.choice] = self._format.writer(accepted.prompt_texts[0])
                             yield self._opening_chunk(event.choice, accepted, usage)
                         usage.add(event)
                         chunks = partial(self._delta_chunks, event, writers[event.choice], usage)
@@ -150,11 +110,8 @@ class ChatAnswer:
     def _delta_chunks(self, event: Delta, writer: MessageWriter, usage: RunningUsage) -> bytes:
         return b"".join(self._chunk([choice], usage) for choice in self._chunk_choices(event, writer, usage.every))
 
-    def _writer(self, accepted: Accepted) -> MessageWriter:
-        return self._plan.writer(accepted)
-
     def _choice(self, index: int, choice: Choice, accepted: Accepted) -> ChatChoice:
-        writer = self._writer(accepted)
+        writer = self._format.writer(accepted.prompt_texts[0])
         writer.delta(choice.text, last=True)
         shape: ChatChoice = {
             "index": index,
@@ -235,6 +192,7 @@ class ChatAnswer:
         )
 
 
-def _final_text(prompt: ChatPrompt) -> str:
+def _final_text(prompt: Prompt) -> str:
+    assert isinstance(prompt, ChatPrompt)
     content = prompt.messages[-1]["content"]
     return content if isinstance(content, str) else ""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from deployments.config.api import ApiOptions
 from deployments.core.errors import BadRequest
+from deployments.openai.chat.messages import Media, Message
 from deployments.openai.http.fetch import Allowance, FetchRefused, Wanted, fetch
 from deployments.openai.http.fetch import is_allowed as is_allowed
 
@@ -47,6 +47,7 @@ class _Named:
     """A URL, where the request has it, and what it should hold."""
 
     place: str
+    part: Message
     url: str
     kind: _Kind
 
@@ -62,15 +63,15 @@ class _Named:
             raise BadRequest(f"Invalid '{self.place}': {why}.", param=self.place, code=self.kind.code) from None
 
 
-async def inline_media(messages: list[Any], options: ApiOptions) -> list[Any]:
-    """The messages with every http(s) URL of an image or recording replaced by its data; unchanged where not allowed.
+async def inline_media(media: Media, options: ApiOptions) -> None:
+    """Replace every http(s) URL of an image or recording by its data, in the parts themselves, if that is allowed.
 
     Raises:
         BadRequest: a URL cannot be fetched, must not be, or holds something else; or there are too many.
     """
     if not options.media_urls:
-        return messages
-    named = list(_named(messages))
+        return
+    named = list(_named(media))
     if len(named) > options.media_max_parts:
         place = named[options.media_max_parts].place
         raise BadRequest(
@@ -78,11 +79,9 @@ async def inline_media(messages: list[Any], options: ApiOptions) -> list[Any]:
             f"most {options.media_max_parts} (media_max_parts).",
             param=place,
         )
-    data = {
-        each.place: {"type": each.kind.part, each.kind.part: {"url": uri}}
-        for each, uri in zip(named, await _fetched(named, options), strict=True)
-    }
-    return [_replaced(message, index, data) for index, message in enumerate(messages)] if data else messages
+    for each, uri in zip(named, await _fetched(named, options), strict=True):
+        each.part.clear()
+        each.part.update({"type": each.kind.part, each.kind.part: {"url": uri}})
 
 
 async def _fetched(named: list[_Named], options: ApiOptions) -> list[str]:
@@ -97,23 +96,13 @@ async def _fetched(named: list[_Named], options: ApiOptions) -> list[str]:
             task.cancel()
 
 
-def _named(messages: list[Any]) -> Iterator[_Named]:
-    """The http(s) URLs of the messages."""
-    for index, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, dict) else None
-        for number, part in enumerate(content if isinstance(content, list) else ()):
-            if not isinstance(part, dict) or part.get("type") not in _PARTS:
-                continue
-            field, kind = _PARTS[part["type"]]
-            given = part.get(field)
-            url = given.get("url") if isinstance(given, dict) else given
-            if isinstance(url, str) and url.lower().startswith(("http://", "https://")):
-                yield _Named(f"messages[{index}].content[{number}]", url, kind)
-
-
-def _replaced(message: Any, index: int, data: dict[str, Any]) -> Any:
-    content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(content, list):
-        return message
-    parts = [data.get(f"messages[{index}].content[{number}]", part) for number, part in enumerate(content)]
-    return {**message, "content": parts}
+def _named(media: Media) -> Iterator[_Named]:
+    """The parts that an http(s) URL stands in."""
+    for place, part in media:
+        if part["type"] not in _PARTS:
+            continue
+        field, kind = _PARTS[part["type"]]
+        given = part.get(field)
+        url = given.get("url") if isinstance(given, dict) else given
+        if isinstance(url, str) and url.lower().startswith(("http://", "https://")):
+            yield _Named(place, part, url, kind)

@@ -33,6 +33,7 @@ class AnswerFormat:
         reasoning: the markers of its reasoning; None leaves it in the content.
         include_reasoning: give the reasoning out.
         constrained: the answer follows a grammar, which begins after the reasoning.
+        continued: the prompt ends within a message.
     """
 
     tools: ToolSet | None = None
@@ -41,6 +42,7 @@ class AnswerFormat:
     reasoning: ReasoningMarkers | None = None
     include_reasoning: bool = True
     constrained: bool = False
+    continued: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -51,13 +53,15 @@ class AnswerFormat:
             found += self.family.markers
         return tuple(found)
 
-    def splitter(self, prompt: str | None, *, continued: bool) -> Splitter:
-        """What splits the text of one choice.
+    def writer(self, prompt: str | None) -> MessageWriter:
+        """What makes a message of the text of one choice.
 
         Args:
             prompt: the rendered prompt, which may have opened the reasoning.
-            continued: the prompt ends within a message.
         """
+        return MessageWriter(self, self._splitter(prompt))
+
+    def _splitter(self, prompt: str | None) -> Splitter:
         forced = ForcedCalls(self.tools) if self.tools is not None and self.tools.forced else None
         if self.template is not None:
             described = TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
@@ -68,9 +72,9 @@ class AnswerFormat:
         calls: Splitter = forced or Plain()
         if forced is None and self.tools is not None and self.family is not None:
             calls = CallSplitter(self.family, self.tools.schemas)
-        if self.reasoning is None or self.reasoning.closed_by(prompt, continued=continued):
+        if self.reasoning is None or self.reasoning.closed_by(prompt, continued=self.continued):
             return calls
-        opened = self.reasoning.opened_by(prompt, continued=continued)
+        opened = self.reasoning.opened_by(prompt, continued=self.continued)
         return ReasoningSplitter(self.reasoning, opened=opened, then=calls)
 
 
@@ -81,9 +85,9 @@ class MessageWriter:
         calls: tool calls so far.
     """
 
-    def __init__(self, reading: AnswerFormat, splitter: Splitter) -> None:
+    def __init__(self, answer_format: AnswerFormat, splitter: Splitter) -> None:
         self.calls: list[ToolCall] = []
-        self._reading = reading
+        self._format = answer_format
         self._splitter = splitter
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -124,7 +128,7 @@ class MessageWriter:
                     reasoning.append(part.text)
                 case Call():
                     calls.extend(self._call(part))
-        return self._delta(content, reasoning if self._reading.include_reasoning else [], calls)
+        return self._delta(content, reasoning if self._format.include_reasoning else [], calls)
 
     def _delta(self, content: list[str], reasoning: list[str], calls: list[ToolCallDelta]) -> MessageDelta:
         delta: MessageDelta = {}
@@ -139,10 +143,10 @@ class MessageWriter:
         return delta
 
     def _call(self, call: Call) -> list[ToolCallDelta]:
-        tools = self._reading.tools
+        tools = self._format.tools
         if tools is not None and not tools.parallel and self.calls:
             return []
-        short = self._reading.family is not None and self._reading.family.short_ids
+        short = self._format.family is not None and self._format.family.short_ids
         whole: ToolCall = {
             "id": _call_id(short),
             "type": "function",

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deployments.core.errors import BadRequest
-from deployments.openai.fields.fields import shown
+from deployments.core.errors import BadRequest, shown
 
 _ROLE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -15,10 +14,13 @@ _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "ref
 _ECHOED = ("refusal", "annotations", "audio", "function_call", "provider_specific_fields")
 
 Message = dict[str, Any]
+Media = list[tuple[str, Message]]
+"""The parts of a conversation that are not text, with their places."""
 
 
-def template_messages(messages: Sequence[object]) -> list[Message]:
-    """Messages checked, with their parts of text in one form; everything else as the client sent it.
+def read_messages(messages: Sequence[object]) -> tuple[list[Message], Media]:
+    """Messages checked, with their parts of text in one form and everything else as the client sent it; and the parts
+    among them that are not text.
 
     How the model's chat template wants to have them is for the replica to find, which has the template.
 
@@ -27,16 +29,11 @@ def template_messages(messages: Sequence[object]) -> list[Message]:
     """
     if not messages:
         raise BadRequest("Invalid 'messages': there is none; send at least one.", param="messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    media: Media = []
+    return [_message(message, f"messages[{index}]", media) for index, message in enumerate(messages)], media
 
 
-def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a content has a part that is not text."""
-    contents = (message.get("content") for message in messages)
-    return any(part["type"] != "text" for content in contents if isinstance(content, list) for part in content)
-
-
-def _message(message: object, place: str) -> Message:
+def _message(message: object, place: str, media: Media) -> Message:
     if not isinstance(message, Mapping):
         raise _bad(place, "input should be an object with role and content", message)
     present = {key: value for key, value in message.items() if value is not None}
@@ -45,7 +42,7 @@ def _message(message: object, place: str) -> Message:
         raise _bad(f"{place}.role", "input should be system, user, assistant or tool", role)
     calls = _tool_calls(present, place)
     read = {key: value for key, value in present.items() if key not in _ECHOED}
-    read["content"] = _content(present, place, optional=bool(calls) or role in ("assistant", "agent"))
+    read["content"] = _content(present, place, media, optional=bool(calls) or role in ("assistant", "agent"))
     if "reasoning" in read and "reasoning_content" not in read:
         read["reasoning_content"] = read["reasoning"]
     read.pop("tool_calls", None)
@@ -54,7 +51,7 @@ def _message(message: object, place: str) -> Message:
     return read
 
 
-def _content(message: Mapping[str, Any], place: str, *, optional: bool) -> str | list[Any] | None:
+def _content(message: Mapping[str, Any], place: str, media: Media, *, optional: bool) -> str | list[Any] | None:
     content = message.get("content")
     if content in (None, "", []) and (spoken := _spoken(message, place)):
         return spoken
@@ -70,7 +67,16 @@ def _content(message: Mapping[str, Any], place: str, *, optional: bool) -> str |
         )
     if not isinstance(content, list):
         raise _bad(f"{place}.content", "input should be a string or a list of parts", content)
-    return [_part(part, f"{place}.content[{index}]") for index, part in enumerate(content)]
+    return read_parts(content, f"{place}.content", media)
+
+
+def read_parts(parts: Sequence[object], place: str, media: Media) -> list[Message]:
+    """The parts of a content; those that are not text are added to `media`.
+
+    Raises:
+        BadRequest: one is not a part.
+    """
+    return [_part(part, f"{place}[{index}]", media) for index, part in enumerate(parts)]
 
 
 def _spoken(message: Mapping[str, Any], place: str) -> str | None:
@@ -83,14 +89,15 @@ def _spoken(message: Mapping[str, Any], place: str) -> str | None:
     return refusal if isinstance(refusal, str) and refusal else heard
 
 
-def _part(part: object, place: str) -> Message:
+def _part(part: object, place: str, media: Media) -> Message:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
         raise _bad(place, "input should be an object with a type", part)
     field = _TEXT_PARTS.get(part["type"])
     if field is None:
-        return dict(part)
+        media.append((place, dict(part)))
+        return media[-1][1]
     if not isinstance(part.get(field), str):
         raise _bad(f"{place}.{field}", "input should be a string", part.get(field))
     return {"type": "text", "text": part[field]}

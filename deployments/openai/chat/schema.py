@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.openai.fields.fields import Alternatives, Count
+from deployments.openai.fields.fields import Alternatives, Count, RequestBody
 from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import CHAT
 from deployments.openai.fields.logprobs import ChatLogprobs
@@ -15,31 +15,48 @@ from deployments.openai.fields.sampling import GenerationBody
 from deployments.openai.fields.usage import UsageObject
 
 
-class ChatBody(GenerationBody):
+class TemplateFields(RequestBody):
+    """What shapes the prompt that a chat template writes."""
+
+    tools: list[Any] | None = Field(default=None, description="Functions the model may call.")
+    tool_choice: Any = Field(default=None, description="none, auto, required, or the function to call.")
+    add_generation_prompt: bool | None = Field(default=None, description="Open the assistant's turn.")
+    continue_final_message: bool = Field(default=False, description="Continue the last message.")
+    chat_template: str | None = Field(default=None, max_length=65536)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    documents: list[Any] | None = Field(default=None, description="Passed to the chat template.")
+    reasoning_effort: str | None = Field(default=None, max_length=32, description="Passed to the chat template.")
+
+
+class AnswerFields(TemplateFields):
+    """Fields of a chat that a response has under other names, or from the model's defaults only."""
+
+    max_tokens: Count | None = Field(default=None, description="None generates as many as fit.")
+    max_completion_tokens: Count | None = Field(default=None, description="The same as max_tokens.")
+    include_reasoning: bool = Field(default=True, description="False leaves reasoning_content out.")
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens to generate at most."""
+        limits = [limit for limit in (self.max_completion_tokens, self.max_tokens) if limit is not None]
+        return min(limits, default=None)
+
+
+class ChatBody(AnswerFields, GenerationBody):
     """A conversation to be continued by the assistant."""
 
     foreign: ClassVar[Rows] = CHAT
+    answer_prefix: ClassVar[str] = "chatcmpl-"
 
     messages: list[Any] = Field(
         description="Messages with role (system, user, assistant, tool) and content (a string or a list of parts).",
         examples=[[{"role": "user", "content": "What is 27 + 15?"}]],
     )
-    max_tokens: Count | None = Field(default=None, description="None generates as many as fit.")
-    max_completion_tokens: Count | None = Field(default=None, description="The same as max_tokens.")
     logprobs: bool = False
     top_logprobs: Alternatives | None = None
-    add_generation_prompt: bool | None = Field(default=None, description="Open the assistant's turn.")
-    continue_final_message: bool = Field(default=False, description="Continue the last message.")
     echo: bool = Field(default=False, description="Begin the answer with the final message that it continues.")
-    tools: list[Any] | None = Field(default=None, description="Functions the model may call.")
-    tool_choice: Any = Field(default=None, description="none, auto, required, or the function to call.")
     parallel_tool_calls: bool = Field(default=True, description="False keeps the first call alone.")
-    include_reasoning: bool = Field(default=True, description="False leaves reasoning_content out.")
-    chat_template: str | None = Field(default=None, max_length=65536)
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     return_prompt_text: bool = Field(default=False, description="Report the prompt as the chat template wrote it.")
-    documents: list[Any] | None = Field(default=None, description="Passed to the chat template.")
-    reasoning_effort: str | None = Field(default=None, max_length=32, description="Passed to the chat template.")
 
 
 class FunctionCall(TypedDict):

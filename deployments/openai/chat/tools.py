@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deployments.core.calls import Grammar
-from deployments.core.errors import BadRequest, UnsupportedParameter
+from deployments.core.errors import BadRequest, UnsupportedParameter, shown
 from deployments.openai.fields.constraint import schema_grammar, unfollowable
-from deployments.openai.fields.fields import shown
 from deployments.openai.parsing.families import json_calls
 from deployments.openai.parsing.parts import Part
 

@@ -5,22 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
 from fastapi import Response
 
-from deployments.config.api import ApiOptions
-from deployments.core.calls import GenerateCall, Prompt, SamplingParams, TextPrompt, TokensPrompt
-from deployments.core.errors import BadRequest
+from deployments.core.calls import GenerateCall
 from deployments.core.events import Accepted, Delta, Finished, PromptScores
 from deployments.core.logprobs import Candidate, TokenLogprob
-from deployments.core.model_card import ModelCard
-from deployments.openai.completions.schema import CompletionBody, CompletionChoice, PromptInput, TextCompletion
+from deployments.openai.completions.plan import completion_plan
+from deployments.openai.completions.schema import CompletionBody, CompletionChoice, TextCompletion
 from deployments.openai.fields.choices import Choice, gather
 from deployments.openai.fields.logprobs import CompletionLogprobs, TextOffsets, completion_logprobs, prompt_logprobs
-from deployments.openai.fields.sampling import check_choices, check_logprobs, check_stream_options, effective
+from deployments.openai.fields.sampling import check_stream_options, effective
 from deployments.openai.fields.usage import RunningUsage, usage_object
 from deployments.openai.http.exchange import SAMPLING_HEADER, Exchange
 from deployments.openai.http.streaming import DONE, Chunks, build, json_answer, sse, sse_answer, to_json
@@ -30,41 +27,12 @@ async def create_completion(exchange: Exchange) -> Response:
     """Continue prompts, at once or as a stream."""
     body, card = await exchange.read(CompletionBody)
     check_stream_options(exchange.given)
-    completion = await exchange.aside(lambda: CompletionAnswer(exchange, body, card))
-    exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(completion.call))
+    call = await exchange.aside(lambda: completion_plan(exchange, body, card))
+    completion = CompletionAnswer(exchange, body, call)
+    exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(call))
     if body.stream:
         return await sse_answer(exchange, completion.chunks())
     return await json_answer(exchange, completion.completion())
-
-
-def completion_prompt(prompt: PromptInput, body: CompletionBody) -> Prompt:
-    """One prompt of a completion."""
-    if isinstance(prompt, str):
-        return TextPrompt(text=prompt, add_special_tokens=body.add_special_tokens)
-    return TokensPrompt(token_ids=tuple(prompt))
-
-
-def _sampling(body: CompletionBody, options: ApiOptions) -> SamplingParams:
-    check_logprobs("logprobs", body.logprobs, options)
-    sampling = body.sampling(options, max_tokens=body.max_tokens, logprobs=body.logprobs)
-    if not body.echo or body.logprobs is None:
-        return sampling
-    both = (body.logprobs, body.prompt_logprobs or 0)
-    return replace(sampling, prompt_logprobs=-1 if -1 in both else max(both))
-
-
-def _best_of(body: CompletionBody) -> int | None:
-    if body.best_of is None or body.best_of == body.n:
-        return None
-    if body.use_beam_search or body.num_beams > 1:
-        raise BadRequest("Invalid 'best_of': a beam search ranks its texts itself; leave it out.", param="best_of")
-    if body.best_of < body.n:
-        raise BadRequest(f"Invalid 'best_of': {body.best_of} is less than n, {body.n}.", param="best_of")
-    if body.stream:
-        raise BadRequest(
-            "Invalid 'best_of': a stream cannot choose the best afterwards; leave it out.", param="best_of"
-        )
-    return body.best_of
 
 
 @dataclass(slots=True)
@@ -78,35 +46,22 @@ class Streamed:
 class CompletionAnswer:
     """One text completion under way."""
 
-    def __init__(self, exchange: Exchange, body: CompletionBody, card: ModelCard) -> None:
+    def __init__(self, exchange: Exchange, body: CompletionBody, call: GenerateCall) -> None:
         self._body = body
         self._exchange = exchange
+        self._call = call
         self._created = int(time.time())
-        self._id = exchange.name_answer("cmpl-", body.request_id)
-        self._model = body.model or card.id
-        best_of = _best_of(body)
-        check_choices(len(body.prompt) * (best_of or body.n), exchange.options)
+        self._id = exchange.answer_id
+        self._model = body.model or call.model
         self._count = len(body.prompt) * body.n
-        self.call = GenerateCall(
-            request_id=f"{self._id}-{uuid4().hex[:8]}",
-            model=card.id,
-            prompts=tuple(completion_prompt(prompt, body) for prompt in body.prompt),
-            sampling=_sampling(body, exchange.options),
-            n=body.n,
-            best_of=best_of,
-            echo=body.echo,
-            truncate_prompt=body.truncate_prompt_tokens,
-            affinity=exchange.affinity(body),
-            stream=body.stream,
-        )
 
     @property
     def _large(self) -> bool:
-        return self.call.sampling.reports_vocabulary or self._exchange.large
+        return self._call.sampling.reports_vocabulary or self._exchange.large
 
     async def completion(self) -> bytes:
         """The whole answer."""
-        gathered = await gather(self._exchange.generate(self.call), self._count)
+        gathered = await gather(self._exchange.generate(self._call), self._count)
         answer: TextCompletion = {
             "id": self._id,
             "object": "text_completion",
@@ -156,7 +111,7 @@ class CompletionAnswer:
         first = None
         if tokens and tokens[0] is None:
             prompt_ids = self._prompt_ids(index, accepted)
-            text = await self._exchange.api.first_text(self.call, accepted, prompt_ids)
+            text = await self._exchange.api.first_text(self._call, accepted, prompt_ids)
             first = Candidate(token_id=prompt_ids[0], token=text, bytes=text.encode(), logprob=0.0)
         as_ids = self._body.return_tokens_as_token_ids
         return await build(
@@ -168,7 +123,7 @@ class CompletionAnswer:
         usage = self._body.stream_options.usage(self._exchange.options)
         accepted = Accepted(prompt_token_ids=(), prompt_texts=())
         streamed = [Streamed() for _ in range(self._count)]
-        async with aclosing(self._exchange.generate(self.call)) as events:
+        async with aclosing(self._exchange.generate(self._call)) as events:
             async for event in events:
                 match event:
                     case Accepted():

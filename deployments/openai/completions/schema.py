@@ -39,6 +39,7 @@ class CompletionBody(GenerationBody):
     """Prompts to be continued."""
 
     foreign: ClassVar[Rows] = COMPLETIONS
+    answer_prefix: ClassVar[str] = "cmpl-"
 
     prompt: Annotated[
         list[PromptInput],

@@ -6,8 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from deployments.core.errors import Unavailable
-from deployments.core.events import Accepted, Delta, Event, Failed, Finished, FinishReason, PromptScores, Usage
+from deployments.core.events import Accepted, Delta, Event, Finished, FinishReason, PromptScores, Usage
 from deployments.core.logprobs import TokenLogprob
 
 
@@ -32,24 +31,8 @@ class Gathered:
     usage: Usage
 
 
-async def checked(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    """The events of a call, the last one being `Finished`.
-
-    Raises:
-        TroupeError: the call failed, or ended without saying how.
-    """
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Failed):
-                raise event.error
-            yield event
-            if isinstance(event, Finished):
-                return
-    raise Unavailable("The model's replica stopped before the answer was complete; try again.")
-
-
 async def gather(events: AsyncGenerator[Event, None], count: int) -> Gathered:
-    """All events of a call of `count` choices; see `checked`."""
+    """All events of a call of `count` choices."""
     choices = [Choice() for _ in range(count)]
     texts: list[list[str]] = [[] for _ in range(count)]
     accepted = Accepted(prompt_token_ids=(), prompt_texts=())

@@ -11,9 +11,9 @@ import llguidance
 from pydantic import Field
 
 from deployments.core.calls import Grammar
-from deployments.core.errors import BadRequest
+from deployments.core.errors import BadRequest, shown
 from deployments.openai.fields.fields import RequestObject
-from deployments.openai.fields.foreign import Rows, shown
+from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 
 

@@ -18,9 +18,9 @@ from pydantic import (
     WrapValidator,
 )
 
+from deployments.config.explain import read_faults
 from deployments.core.errors import BadRequest
 from deployments.openai.fields.foreign import Rows, Scope, Settled
-from deployments.openai.fields.foreign import shown as shown
 
 MAX_WHOLE = 2**31 - 1
 REQUEST_ID = r"[A-Za-z0-9._:/+=@-]{1,128}"
@@ -204,22 +204,11 @@ def _objects(annotation: Any) -> Iterator[type[RequestObject]]:
 
 def bad_field(error: ValidationError, field: str | None = None) -> BadRequest:
     """The first fault of a validation, or the first of a field, for the client."""
-    faults = error.errors(include_url=False, include_context=False)
-    first = next(fault for fault in faults if field is None or fault["loc"][:1] == (field,))
-    param = _dotted(first["loc"])
-    if first["type"] == "missing":
+    faults = read_faults(error)
+    first = next(fault for fault in faults if field is None or fault.path[:1] == (field,))
+    param = first.place
+    if first.missing:
         return BadRequest(f"Missing required field {param!r}; add it.", param=param, code="missing_required_parameter")
-    reason = first["msg"].removeprefix("Value error, ")
-    reason = reason[:1].lower() + reason[1:]
-    where = f"Invalid {param!r}" if param else "Invalid request"
-    got = "" if isinstance(first["input"], dict) and not param else f"; got {shown(first['input'])}"
-    return BadRequest(f"{where}: {reason}{got}.", param=param or None)
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for step in location:
-        if step == "[key]":  # pydantic's name for a key itself, after the key
-            continue
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
-    return path
+    if not param:
+        return BadRequest(f"Invalid request: {first.reason}.")
+    return BadRequest(f"Invalid {param!r}: {first.reason}; got {first.got}.", param=param)

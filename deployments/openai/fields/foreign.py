@@ -6,18 +6,15 @@ nearly is a known name, otherwise it is accepted and reported.
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from deployments.core.errors import BadRequest, TroupeError, UnsupportedParameter
+from deployments.core.errors import BadRequest, TroupeError, UnsupportedParameter, shown
 
 Given = Mapping[str, Any]
-
-_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,22 +224,3 @@ def _slips(first: str, second: str) -> int:
                 cost = min(cost, last[j - 2] + 1)
             row.append(cost)
     return row[-1]
-
-
-def shown(value: object) -> str:
-    """A value for an error message, cut if it is long."""
-    text = repr(_head(value, itertools.count()))
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _head(value: object, seen: Iterator[int]) -> object:
-    """As much of a value as its first hundred characters show: it may have megabytes."""
-    if next(seen) > _SHOWN:
-        return None
-    if isinstance(value, str | bytes):
-        return value[:_SHOWN]
-    if type(value) is dict:
-        return {_head(key, seen): _head(held, seen) for key, held in itertools.islice(value.items(), _SHOWN)}
-    if type(value) is list:
-        return [_head(held, seen) for held in value[:_SHOWN]]
-    return value

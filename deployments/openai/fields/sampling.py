@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidatorFunctionWrapHandler, field_validator
 
@@ -57,7 +57,13 @@ class StreamOptions(RequestObject):
 
 
 class GenerationBody(RequestBody):
-    """What chats and completions have in common. Names and meanings are OpenAI's, then vLLM's, then transformers'."""
+    """What chats and completions have in common. Names and meanings are OpenAI's, then vLLM's, then transformers'.
+
+    Attributes:
+        answer_prefix: what the answer's id begins with.
+    """
+
+    answer_prefix: ClassVar[str] = ""
 
     n: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Answers to every prompt.")
     temperature: Annotated[Real, Field(ge=0)] = Field(default=1.0, description="0 is greedy.", examples=[0])

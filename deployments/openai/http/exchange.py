@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
 from fastapi import Request, Response
 
 from deployments.config.api import ApiOptions
 from deployments.core.calls import LARGE, Call
 from deployments.core.client import ModelClient
-from deployments.core.errors import BadRequest, TroupeError, UnsupportedParameter
-from deployments.core.events import Event
+from deployments.core.errors import BadRequest, TroupeError, Unavailable, UnsupportedParameter
+from deployments.core.events import Event, Failed, Finished
 from deployments.core.model_card import ModelCard
-from deployments.openai.fields.choices import checked
 from deployments.openai.fields.fields import Body, parse_fields
 from deployments.openai.fields.foreign import Settled
 from deployments.openai.fields.sampling import GenerationBody
@@ -50,6 +51,7 @@ class Exchange:
         size: of the body in bytes.
         answer_id: the id in the answer's body; empty if it has none.
         settled: its keys, translated to fields.
+        rename: lets an error about messages name what they were made of.
     """
 
     api: Api
@@ -60,6 +62,7 @@ class Exchange:
     size: int = 0
     answer_id: str = ""
     settled: Settled = field(default_factory=Settled)
+    rename: Callable[[TroupeError], None] | None = None
     _ignored: list[str] = field(default_factory=list)
     _defaults: set[str] = field(default_factory=set)
     _yielded: set[str] = field(default_factory=set)
@@ -187,31 +190,55 @@ class Exchange:
             code="missing_required_parameter",
         )
 
-    def name_answer(self, prefix: str, wanted: str | None) -> str:
-        """The id of the answer: the request's own, after a prefix.
+    def name_call(self, body: GenerationBody) -> str:
+        """The id of the call. That of the answer, from which it is made, is the request's own after a prefix.
 
-        Args:
-            wanted: the field `request_id`. It counts if the request has no header `x-request-id`.
+        The field `request_id` counts if the request has no header `x-request-id`.
         """
         state = self.request.scope["state"]
-        if wanted is not None and state["request_id_is_new"]:
-            self.request_id = state["request_id"] = wanted
-        self.answer_id = prefix + self.request_id.removeprefix("req_")
-        return self.answer_id
+        if body.request_id is not None and state["request_id_is_new"]:
+            self.request_id = state["request_id"] = body.request_id
+        self.answer_id = body.answer_prefix + self.request_id.removeprefix("req_")
+        # Clients may send one id several times; engines tell requests apart by theirs.
+        return f"{self.answer_id}-{uuid4().hex[:8]}"
 
     def affinity(self, body: GenerationBody) -> str | None:
         """The key by which the client says which requests belong together."""
         return self.request.headers.get("x-session-affinity") or body.prompt_cache_key or body.session_id
 
-    def generate(self, call: Call) -> AsyncGenerator[Event, None]:
-        """The events of a call, recorded where that is wanted; see `choices.checked` for its errors."""
+    async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
+        """The events of a call, the last one being `Finished`; recorded if that is wanted.
+
+        Raises:
+            TroupeError: the call failed, or ended without saying how.
+        """
         self._defaults.clear()  # The request's own fields go with the defaults: it is the model that cannot do this.
         events = self.client.generate(call)
         if self.api.recorder is not None:
             asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
             asked |= {"id": self.answer_id} if self.answer_id else {}
             events = self.api.recorder.tap(events, call, asked)
-        return checked(events)
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Failed):
+                    raise event.error
+                yield event
+                if isinstance(event, Finished):
+                    return
+        raise Unavailable("The model's replica stopped before the answer was complete; try again.")
+
+    def as_sent(self, error: TroupeError) -> TroupeError:
+        """An error that names what the request has sent, and not what was made of it."""
+        if self.rename is not None:
+            self.rename(error)
+        error = self.settled.as_sent(error)
+        if error.param != "num_beams" or "num_beams" in self.given or not self.given.get("use_beam_search"):
+            return error
+        return UnsupportedParameter(
+            "This model cannot honour 'use_beam_search': its engine has no beams. Leave it out, or serve the model "
+            "with engine.kind generate.",
+            param="use_beam_search",
+        )
 
 
 Handler = Callable[[Exchange], Awaitable[Response]]
@@ -228,7 +255,7 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
         try:
             response = await _answer(handler, exchange)
         except TroupeError as error:
-            response = error_response(_as_sent(exchange.settled.as_sent(error), exchange.given))
+            response = error_response(exchange.as_sent(error))
         except Disconnected:
             response = Response(status_code=_CLIENT_CLOSED)
         except Exception as error:
@@ -249,17 +276,6 @@ async def _answer(handler: Handler, exchange: Exchange) -> Response:
         except BadRequest as error:
             if not exchange.without_default(error):
                 raise
-
-
-def _as_sent(error: TroupeError, given: dict[str, Any]) -> TroupeError:
-    """An error about beams under the name of the field that asked for them."""
-    if error.param != "num_beams" or "num_beams" in given or not given.get("use_beam_search"):
-        return error
-    return UnsupportedParameter(
-        "This model cannot honour 'use_beam_search': its engine has no beams. Leave it out, or serve the model with "
-        "engine.kind generate.",
-        param="use_beam_search",
-    )
 
 
 def request_id_of(request: Request) -> str:

@@ -11,6 +11,26 @@ from typing_extensions import TypedDict
 
 from deployments.openai.http.route import Route
 
+_CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 27 + 15?"}], "temperature": 0}
+_TEXT: dict[str, Any] = {"prompt": "What is 27 + 15?", "max_tokens": 16, "temperature": 0}
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "/chat/completions": _CHAT,
+    "/chat/completions/render": _CHAT,
+    "/completions": _TEXT,
+    "/completions/render": _TEXT,
+    "/responses": {"input": "What is 27 + 15?", "temperature": 0},
+    "/embeddings": {"input": "What is 27 + 15?"},
+    "/score": {"prompt": "27 + 15 = ", "choices": ["42", "43"]},
+    "/decisions": {
+        "input": "27 + 15 = 42",
+        "questions": [{"type": "predicate", "instructions": "The sum is right."}],
+    },
+    "/tokenize": {"prompt": "What is 27 + 15?"},
+    "/detokenize": {"tokens": [1, 2, 3]},
+}
+"""A request to each route that works, by path."""
+
 _REF = "#/components/schemas/{model}"
 
 
@@ -122,8 +142,8 @@ def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
     }
     if route.body is not None:
         body: dict[str, Any] = {"schema": schemas[route.name, "body"]}
-        if route.example is not None:
-            body["example"] = route.example
+        if route.path in EXAMPLES:
+            body["example"] = EXAMPLES[route.path]
         kind = "multipart/form-data" if route.form else "application/json"
         operation["requestBody"] = {"required": True, "content": {kind: body}}
     return operation
@@ -131,7 +151,9 @@ def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
     string = {"type": "string"}
-    parameters: list[dict[str, Any]] = [{"name": name, "in": "query", "schema": string} for name in route.query]
+    parameters: list[dict[str, Any]] = []
+    if route.query is not None:
+        parameters.append({"name": route.query, "in": "query", "schema": string})
     if "{" in route.path:
         name = route.path.partition("{")[2].partition(":")[0]
         parameters.append({"name": name, "in": "path", "required": True, "schema": string})

@@ -14,32 +14,37 @@ def methods(method: str) -> list[str]:
     return ["GET", "HEAD"] if method == "GET" else [method]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Route:
     """A path and what answers there; it is served as it is, under /v1, and under a model's own path.
 
     Attributes:
+        verb: GET, POST, or FORM for a POST of a form with a file, not of JSON.
         tag: the family, for the page at /docs.
         body: the schema of the request's JSON.
         answer: the type of the response's JSON.
         event: the type of a stream's events.
-        query: names of query parameters.
-        form: the request is a form with a file, not JSON.
+        query: name of a query parameter.
         scoped: also served under /models/{id}.
-        example: fields of a request that works.
     """
 
-    method: str
+    verb: str
     path: str
-    handler: Handler
     tag: str
+    handler: Handler
+    body: type[RequestBody] | None
     answer: Any
-    body: type[RequestBody] | None = None
     event: Any = None
-    query: tuple[str, ...] = ()
-    form: bool = False
+    query: str | None = None
     scoped: bool = True
-    example: dict[str, Any] | None = None
+
+    @property
+    def form(self) -> bool:
+        return self.verb == "FORM"
+
+    @property
+    def method(self) -> str:
+        return "POST" if self.form else self.verb
 
     @property
     def name(self) -> str:

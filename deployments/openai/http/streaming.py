@@ -98,7 +98,7 @@ async def _respond(
     except BaseException:
         await chunks.aclose()
         raise
-    return LongResponse(first, chunks, media_type, exchange.request_id, on_error)
+    return LongResponse(first, chunks, media_type, exchange.request_id, lambda error: on_error(exchange.as_sent(error)))
 
 
 async def with_heartbeat(chunks: Chunks, seconds: float, beat: bytes) -> Chunks:

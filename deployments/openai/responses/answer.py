@@ -1,4 +1,4 @@
-"""POST /v1/responses: the stateless part of the Responses API, over the same machinery as chats."""
+"""POST /v1/responses: the answer, whole or as events. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -9,90 +9,57 @@ from typing import Any, Literal
 
 from fastapi import Response
 
+from deployments.core.calls import GenerateCall
 from deployments.core.errors import TroupeError
 from deployments.core.events import Accepted, Delta, Finished, Usage
-from deployments.core.model_card import ModelCard
-from deployments.openai.chat.answer import ChatPlan, chat_events
-from deployments.openai.chat.message import MessageWriter
-from deployments.openai.chat.plan import chat_plan, check_objects
-from deployments.openai.chat.schema import ChatBody
+from deployments.openai.chat.message import AnswerFormat, MessageWriter
 from deployments.openai.fields.choices import Gathered, gather
-from deployments.openai.fields.fields import parse_fields
 from deployments.openai.fields.logprobs import chat_logprobs
 from deployments.openai.fields.sampling import check_stream_options, effective
 from deployments.openai.http.exchange import SAMPLING_HEADER, Exchange
 from deployments.openai.http.streaming import Chunks, build, json_answer, sse_answer, to_json
 from deployments.openai.responses.items import ItemStream, output_items
-from deployments.openai.responses.plan import chat_fields, name_items, wants_logprobs
+from deployments.openai.responses.messages import name_items
+from deployments.openai.responses.plan import response_plan, wants_logprobs
 from deployments.openai.responses.schema import Item, ResponseObject, ResponsesBody, ResponseUsage
-
-# Fields of a chat, and those of a response that they come from, for error messages.
-_SENT_AS = {
-    "response_format": "text.format",
-    "max_tokens": "max_output_tokens",
-    "reasoning_effort": "reasoning.effort",
-}
 
 
 async def create_response(exchange: Exchange) -> Response:
     """Answer a conversation given as items, at once or as a stream of events."""
     body, card = await exchange.read(ResponsesBody)
-    try:
-        return await _answer(exchange, body, card)
-    except TroupeError as error:
-        name_items(error, body.input, body.instructions)
-        raise
-
-
-async def _answer(exchange: Exchange, body: ResponsesBody, card: ModelCard) -> Response:
+    exchange.rename = partial(name_items, given=body.input, instructions=body.instructions)
     check_stream_options(exchange.given)
-    await check_objects(exchange, card)
-    chat = await exchange.aside(lambda: _chat(exchange, body, card))
-    answer = ResponseAnswer(exchange, body, chat, card, await chat_plan(exchange, chat, card))
-    exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(answer.call))
+    call, answer_format = await response_plan(exchange, body, card)
+    answer = ResponseAnswer(exchange, body, call, answer_format)
+    exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(call))
     if body.stream:
         return await sse_answer(exchange, answer.chunks(), on_error=answer.error_events)
     return await json_answer(exchange, answer.response())
 
 
-def _chat(exchange: Exchange, body: ResponsesBody, card: ModelCard) -> ChatBody:
-    """The chat request that asks the same."""
-    fields = chat_fields(body, body.settled.fields)
-    for ours, sent in _SENT_AS.items():
-        if ours in fields and ours not in body.settled.fields:
-            exchange.settled.sent.setdefault(ours, exchange.settled.sent.get(sent, sent))
-    chat, _ = parse_fields(ChatBody, fields, exchange.defaults(card))
-    return chat
-
-
 class ResponseAnswer:
-    """One response under way.
-
-    Attributes:
-        call: what the model is asked.
-    """
+    """One response under way."""
 
     def __init__(
-        self, exchange: Exchange, body: ResponsesBody, chat: ChatBody, card: ModelCard, plan: ChatPlan
+        self, exchange: Exchange, body: ResponsesBody, call: GenerateCall, answer_format: AnswerFormat
     ) -> None:
         self._exchange = exchange
         self._body = body
-        self._chat = chat
-        self._plan = plan
+        self._call = call
+        self._format = answer_format
         self._created = int(time.time())
-        self._id = exchange.name_answer("resp_", body.request_id)
-        self._model = body.model or card.id
+        self._id = exchange.answer_id
+        self._model = body.model or call.model
         self._stream = ItemStream()
-        self.call = plan.call(self._id, card, chat, stream=body.stream)
 
     async def response(self) -> bytes:
         """The whole answer."""
-        gathered = await gather(chat_events(self._exchange, self.call, self._plan), 1)
-        return await build(partial(self._whole, gathered), large=self.call.sampling.reports_vocabulary)
+        gathered = await gather(self._exchange.generate(self._call), 1)
+        return await build(partial(self._whole, gathered), large=self._call.sampling.reports_vocabulary)
 
     def _whole(self, gathered: Gathered) -> bytes:
         (choice,) = gathered.choices
-        writer = self._plan.writer(gathered.accepted)
+        writer = self._format.writer(gathered.accepted.prompt_texts[0])
         writer.delta(choice.text, last=True)
         status = _status(choice.finish_reason)
         items = output_items(writer.message(), status, self._logprobs(choice.logprobs))
@@ -102,11 +69,11 @@ class ResponseAnswer:
         """The events of the answer as it comes."""
         stream, status, begun = self._stream, _status(None), False
         writer: MessageWriter | None = None
-        async with aclosing(chat_events(self._exchange, self.call, self._plan)) as events:
+        async with aclosing(self._exchange.generate(self._call)) as events:
             async for event in events:
                 match event:
                     case Accepted():
-                        writer = self._plan.writer(event)
+                        writer = self._format.writer(event.prompt_texts[0])
                     case Delta():
                         if not begun:
                             begun = True
@@ -167,12 +134,12 @@ class ResponseAnswer:
             "reasoning": {"effort": body.reasoning.effort, "summary": None},
             "service_tier": "default",
             "store": False,
-            "temperature": self.call.sampling.temperature,
+            "temperature": self._call.sampling.temperature,
             "text": self._exchange.given.get("text") or {"format": {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
             "tools": [{"parameters": {}, "strict": None, **tool} for tool in body.tools],
             "top_logprobs": body.top_logprobs or 0,
-            "top_p": self.call.sampling.top_p,
+            "top_p": self._call.sampling.top_p,
             "truncation": "disabled",
             "usage": usage,
             "metadata": self._exchange.given.get("metadata") or {},

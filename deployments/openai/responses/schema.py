@@ -35,7 +35,7 @@ class ReasoningConfig(RequestObject):
 
     foreign: ClassVar[Rows] = REASONING
 
-    effort: str | None = None
+    effort: str | None = Field(default=None, max_length=32)
     summary: str | None = None
     generate_summary: str | None = None
 
@@ -44,6 +44,7 @@ class ResponsesBody(GenerationBody):
     """A conversation to be continued, in the items of the Responses API. Nothing is stored."""
 
     foreign: ClassVar[Rows] = RESPONSES
+    answer_prefix: ClassVar[str] = "resp_"
 
     input: str | list[Any] = Field(
         description="A user's text, or a list of items: messages, function calls and their outputs.",

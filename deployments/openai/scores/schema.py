@@ -1,4 +1,4 @@
-"""The decision objects: https://platform.openai.com/docs/api-reference/decisions, which vLLM 0.33 serves too."""
+"""The objects of scores, and of decisions (https://platform.openai.com/docs/api-reference/decisions; vLLM 0.33 too)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import RequestBody
 from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import DECISIONS
+from deployments.openai.fields.foreign_table import DECISIONS, SCORE
+from deployments.openai.fields.usage import UsageObject
 from deployments.openai.responses.schema import ResponseUsage
 
 MAX_QUESTIONS = 400
+_MAX_CHOICES = 256
 
 Instructions = StrictStr | Annotated[list[dict[str, Any]], Field(min_length=1)]
 
@@ -132,3 +134,33 @@ class Decision(TypedDict):
     model: str
     answers: list[Answer]
     usage: ResponseUsage
+
+
+class ScoreBody(RequestBody):
+    """A text or a conversation, and the continuations to choose from."""
+
+    foreign: ClassVar[Rows] = SCORE
+
+    prompt: str | None = None
+    messages: list[Any] | None = None
+    choices: list[str] = Field(min_length=1, max_length=_MAX_CHOICES, examples=[["42", "43"]])
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    continue_final_message: bool = False
+
+
+class ScoredChoice(TypedDict):
+    """A continuation: the sum of its tokens' log-probabilities, their count, and its share among the choices."""
+
+    index: int
+    choice: str
+    logprob: float
+    tokens: int
+    probability: float
+
+
+class Scores(TypedDict):
+    object: str
+    model: str
+    best: int
+    data: list[ScoredChoice]
+    usage: UsageObject

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import aclosing
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Any
 
 from fastapi import Response
 
-from deployments.core.calls import SamplingParams, TranscribeCall
-from deployments.core.errors import BadRequest
+from deployments.core.calls import TranscribeCall
 from deployments.core.events import Finished, Usage
 from deployments.core.logprobs import TokenLogprob
 from deployments.core.model_card import ModelCard
@@ -18,6 +16,7 @@ from deployments.core.transcript import Segment, TranscriptionStarted, Transcrip
 from deployments.openai.fields.logprobs import finite
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.http.streaming import Chunks, json_answer, sse, sse_answer, text_answer, to_json
+from deployments.openai.transcriptions.plan import Task, transcription_plan
 from deployments.openai.transcriptions.schema import (
     LISTS,
     DurationUsage,
@@ -31,21 +30,10 @@ from deployments.openai.transcriptions.schema import (
 )
 from deployments.openai.transcriptions.subtitles import VTT_HEAD, srt_block, vtt_block
 
-Task = Literal["transcribe", "translate"]
-
 
 async def create_transcription(exchange: Exchange) -> Response:
     """Write down what is said in a recording, at once or as a stream."""
     body, card = await exchange.read_form(TranscriptionBody, LISTS)
-    if body.timestamp_granularities and body.response_format != "verbose_json":
-        raise BadRequest(
-            f"Invalid 'timestamp_granularities': it needs response_format verbose_json; got {body.response_format}.",
-            param="timestamp_granularities",
-        )
-    if body.include and body.response_format != "json":
-        raise BadRequest(
-            f"Invalid 'include': logprobs need response_format json; got {body.response_format}.", param="include"
-        )
     return await _respond(exchange, body, card, "transcribe")
 
 
@@ -56,7 +44,8 @@ async def create_translation(exchange: Exchange) -> Response:
 
 
 async def _respond(exchange: Exchange, body: TranslationBody, card: ModelCard, task: Task) -> Response:
-    transcript = Transcript(exchange, body, card, task)
+    call = transcription_plan(body, card, exchange.options, task)
+    transcript = Transcript(exchange, body, call)
     if body.stream:
         return await sse_answer(exchange, transcript.chunks())
     if body.response_format in ("json", "verbose_json"):
@@ -66,19 +55,12 @@ async def _respond(exchange: Exchange, body: TranslationBody, card: ModelCard, t
 
 
 class Transcript:
-    """One transcription under way.
+    """One transcription under way."""
 
-    Attributes:
-        call: what the model is asked.
-    """
-
-    def __init__(self, exchange: Exchange, body: TranslationBody, card: ModelCard, task: Task) -> None:
-        wanted = body.timestamp_granularities if isinstance(body, TranscriptionBody) else []
+    def __init__(self, exchange: Exchange, body: TranslationBody, call: TranscribeCall) -> None:
         self._exchange = exchange
+        self._call = call
         self._format = body.response_format
-        self._with_segments = "segment" in wanted or not wanted
-        self._with_words = "word" in wanted
-        self._with_logprobs = isinstance(body, TranscriptionBody) and "logprobs" in body.include
         self._heard = TranscriptionStarted(language="", duration=0.0)
         self._usage = Usage(prompt_tokens=0)
         self._text = Trimmed()
@@ -86,21 +68,6 @@ class Transcript:
         self._segments: list[Segment] = []
         self._words: list[Word] = []
         self._logprobs: list[TokenLogprob] = []
-        self.call = TranscribeCall(
-            request_id=f"trsc-{uuid4().hex}",
-            model=card.id,
-            audio=body.file,
-            task=task,
-            language=body.language,
-            prompt=body.prompt,
-            segments=self._format in ("srt", "vtt") or (self._format == "verbose_json" and self._with_segments),
-            words=self._with_words,
-            logprobs=self._with_logprobs,
-            sampling=_sampling(body),
-            max_seconds=exchange.options.max_audio_seconds,
-            max_samples=exchange.options.media_max_samples,
-            stream=body.stream,
-        )
 
     async def answer(self) -> bytes:
         """The whole answer in the format that was asked for."""
@@ -111,7 +78,7 @@ class Transcript:
             return self._whole().encode()
         usage: DurationUsage = {"type": "duration", "seconds": round(self._heard.duration, 3)}
         answer: Transcription = {"text": self._text.whole, "usage": usage}
-        if self._with_logprobs:
+        if self._call.logprobs:
             answer["logprobs"] = _entries(self._logprobs)
         if self._format == "verbose_json":
             answer.update(self._details())
@@ -121,7 +88,7 @@ class Transcript:
         """The events of a stream."""
         if self._format == "vtt":
             yield self._show(VTT_HEAD)
-        async with aclosing(self._exchange.generate(self.call)) as events:
+        async with aclosing(self._exchange.generate(self._call)) as events:
             async for event in events:
                 match event:
                     case TranscriptionStarted():
@@ -149,7 +116,7 @@ class Transcript:
     def _show(self, text: str, logprobs: Iterable[TokenLogprob] = ()) -> bytes:
         self._shown.append(text)
         event: dict[str, Any] = {"type": "transcript.text.delta", "delta": text}
-        if self._with_logprobs:
+        if self._call.logprobs:
             event["logprobs"] = _entries(logprobs)
         return sse(event)
 
@@ -159,7 +126,7 @@ class Transcript:
             "text": self._whole(),
             "usage": _tokens(self._usage),
         }
-        if self._with_logprobs:
+        if self._call.logprobs:
             event["logprobs"] = _entries(self._logprobs)
         if self._format == "verbose_json":
             event.update(self._details())
@@ -171,13 +138,13 @@ class Transcript:
     def _details(self) -> Any:
         """What verbose_json has beside the text."""
         details: dict[str, Any] = {
-            "task": self.call.task,
-            "language": "english" if self.call.task == "translate" else self._heard.language,
+            "task": self._call.task,
+            "language": "english" if self._call.task == "translate" else self._heard.language,
             "duration": round(self._heard.duration, 3),
         }
-        if self._with_segments:
+        if self._call.segments:
             details["segments"] = [_segment(number, segment) for number, segment in enumerate(self._segments)]
-        if self._with_words:
+        if self._call.words:
             words: list[WordObject] = [{"word": w.word, "start": w.start, "end": w.end} for w in self._words]
             details["words"] = words
         return details
@@ -201,20 +168,6 @@ class Trimmed:
         self._held = text[len(gained) :]
         self.whole += gained
         return gained
-
-
-def _sampling(body: TranslationBody) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=body.max_completion_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(body.top_k, 0),
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        seed=body.seed,
-    )
 
 
 def _segment(number: int, segment: Segment) -> SegmentObject:

@@ -221,7 +221,7 @@ def _check_choice(request: EngineRequest) -> None:
         raise UnsupportedParameter(
             "CTranslate2 cannot follow a constraint after reasoning, and this prompt opens the reasoning; leave the "
             "constraint out or turn the reasoning off.",
-            param="response_format",
+            param=params.grammar.param,
         )
     if params.grammar.kind != "choice":
         raise UnsupportedParameter(

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from deployments.config.api import ApiOptions
 from deployments.core.errors import BadRequest
 from deployments.openai.chat.media_urls import inline_media, is_allowed
+from deployments.openai.chat.messages import read_messages
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -74,8 +75,15 @@ def message(url: str) -> list[Any]:
     return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
 
 
+async def inlined(messages: list[Any], options: ApiOptions) -> list[Any]:
+    """The messages with the data of what they name by URL."""
+    read, media = read_messages(messages)
+    await inline_media(media, options)
+    return read
+
+
 async def fetched(url: str, options: ApiOptions = OPEN) -> str:
-    (found,) = await inline_media(message(url), options)
+    (found,) = await inlined(message(url), options)
     return str(found["content"][0]["image_url"]["url"])
 
 
@@ -105,7 +113,7 @@ def test_other_shapes_of_parts(web: Quiet) -> None:
         {"type": "image", "url": url},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
     ]
-    (found,) = run(inline_media([{"role": "user", "content": parts}], OPEN))
+    (found,) = run(inlined([{"role": "user", "content": parts}], OPEN))
     kinds = [part.get("image_url", {}).get("url", "")[:5] for part in found["content"]]
     assert kinds == ["", "data:", "data:", "data:"]
     assert found["content"][0] == parts[0]
@@ -119,7 +127,7 @@ def test_a_recording_becomes_data(web: Quiet) -> None:
         {"type": "audio", "url": url},
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
     ]
-    (found,) = run(inline_media([{"role": "user", "content": parts}], OPEN))
+    (found,) = run(inlined([{"role": "user", "content": parts}], OPEN))
     data = "data:audio/x-wav;base64," + base64.b64encode(PIXEL).decode()
     assert found["content"] == [{"type": "audio_url", "audio_url": {"url": data}}] * 2 + [parts[2]]
 
@@ -131,14 +139,14 @@ def test_a_recording_becomes_data(web: Quiet) -> None:
 def test_a_picture_is_no_recording(web: Quiet, kind: str, path: str, code: str) -> None:
     part = {"type": kind, kind: {"url": address(web, path)}}
     with pytest.raises(BadRequest, match="is of type") as caught:
-        run(inline_media([{"role": "user", "content": [part]}], OPEN))
+        run(inlined([{"role": "user", "content": [part]}], OPEN))
     assert caught.value.code == code
 
 
 def test_nothing_is_fetched_unless_allowed(web: Quiet) -> None:
     before = len(web.seen)  # type: ignore[attr-defined]
     given = message(address(web, "/pixel.png"))
-    assert run(inline_media(given, ApiOptions())) == given
+    assert run(inlined(given, ApiOptions())) == given
     assert len(web.seen) == before  # type: ignore[attr-defined]
 
 

@@ -20,8 +20,7 @@ from deployments.openai.fields.fields import RequestObject
 from deployments.openai.fields.foreign import Harmless, Means, Refused, Spread, nearest
 from deployments.openai.fields.foreign_table import ROUTES
 from deployments.openai.responses.schema import ReasoningConfig, ResponsesBody
-from deployments.openai.scores.schema import DecisionsBody
-from deployments.openai.scores.score import ScoreBody
+from deployments.openai.scores.schema import DecisionsBody, ScoreBody
 from deployments.openai.tokens import DetokenizeBody, TokenizeBody
 from deployments.openai.transcriptions.schema import TranscriptionBody, TranslationBody
 from tests.openai.asking import CHAT, COMPLETIONS, PATHS, post, refusal, sampled
@@ -244,6 +243,11 @@ def test_defaults_give_way_to_what_a_request_sends(serve: Serve) -> None:
     assert regex.grammar is not None
     assert (regex.grammar.kind, regex.temperature) == ("regex", 0)
     assert sampled(server, CHAT, do_sample=True).temperature == 1
+    # A response has the limit under another name, and its format in another object.
+    for fields, limit in (({}, 2), ({"max_output_tokens": 5}, 5), ({"text": {"format": {"type": "text"}}}, 2)):
+        body = {"model": "org/scripted", "input": "abcdef", **fields}
+        answer = requests.post(server.url + "/v1/responses", json=body, timeout=10)
+        assert json.loads(answer.headers["x-troupe-sampling"])["max_tokens"] == limit
     # A default of one route is not blamed on the clients of another, on which the field has another type.
     assert (sampled(server, CHAT).logprobs, sampled(server, COMPLETIONS).logprobs) == (0, None)
 

@@ -15,12 +15,11 @@ from starlette.types import ASGIApp, Message
 
 from deployments.core.calls import Call, ChatPrompt, GenerateCall, Prompt, SamplingParams, TextPrompt, TokensPrompt
 from deployments.core.client import Embeddings, EmbedOptions, Rendered
-from deployments.core.errors import BadRequest
+from deployments.core.errors import BadRequest, shown
 from deployments.core.events import Accepted, Delta, Event, Finished, Usage
 from deployments.core.model_card import ModelCard
 from deployments.openai.app import build_api
 from deployments.openai.chat.plan import conversation_key
-from deployments.openai.fields.foreign import shown
 from deployments.openai.http.body import MAX_DEPTH, MAX_OBJECTS, parse_object
 from deployments.packing import pack, unpack
 

@@ -18,8 +18,7 @@ import requests
 
 from deployments.config.api import ApiOptions
 from deployments.core.errors import BadRequest
-from deployments.openai.chat.media_urls import inline_media
-from tests.openai.chat.test_media_urls import PIXEL
+from tests.openai.chat.test_media_urls import PIXEL, inlined
 from tests.openai.conftest import Server
 
 Serve = Callable[..., Server]
@@ -122,7 +121,7 @@ def conversation(*urls: str) -> list[Any]:
 def refusal(url: str, **options: Any) -> BadRequest:
     given = ApiOptions.model_validate({**LOCAL, "media_timeout_s": 0.5, **options})
     with pytest.raises(BadRequest) as caught:
-        asyncio.run(asyncio.wait_for(inline_media(conversation(url), given), 60))
+        asyncio.run(asyncio.wait_for(inlined(conversation(url), given), 60))
     assert caught.value.param == "messages[0].content[0]"
     return caught.value
 
@@ -202,7 +201,7 @@ def test_a_name_that_is_never_found(names: Names, peer: Peers) -> None:
     assert "media_timeout_s" in refusal("https://hangs.test/x.png").message
     names.answers["good.test"] = ["127.0.0.1"]
     url = f"http://good.test:{peer(answer_pixel).port}/x.png"
-    (message,) = asyncio.run(inline_media(conversation(url), ApiOptions.model_validate(LOCAL)))
+    (message,) = asyncio.run(inlined(conversation(url), ApiOptions.model_validate(LOCAL)))
     assert message["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert not any(name.startswith(("asyncio_", "MainThread")) for name in names.threads)
 
@@ -260,7 +259,7 @@ def test_a_request_names_so_many_and_so_much(peer: Peers) -> None:
     urls = [peer(answer_pixel).url] * 4
     options = ApiOptions.model_validate({**LOCAL, "media_max_parts": 3})
     with pytest.raises(BadRequest, match=r"names 4 images.*media_max_parts") as caught:
-        asyncio.run(inline_media(conversation(*urls), options))
+        asyncio.run(inlined(conversation(*urls), options))
     assert caught.value.param == "messages[0].content[3]"
 
     def large(connection: socket.socket, peer: Peer) -> None:
@@ -270,8 +269,8 @@ def test_a_request_names_so_many_and_so_much(peer: Peers) -> None:
     urls = [peer(large).url] * 2
     options = ApiOptions.model_validate({**LOCAL, "max_body_bytes": 1024})
     with pytest.raises(BadRequest, match="max_body_bytes"):
-        asyncio.run(inline_media(conversation(*urls), options))
-    assert asyncio.run(inline_media(conversation(urls[0]), options))
+        asyncio.run(inlined(conversation(*urls), options))
+    assert asyncio.run(inlined(conversation(urls[0]), options))
 
 
 def test_a_declared_size_is_refused_before_the_body(peer: Peers) -> None:

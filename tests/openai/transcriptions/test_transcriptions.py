@@ -407,7 +407,7 @@ def test_paths(whisper: Server) -> None:
 def test_who_leaves_stops_the_computation(whisper: Server, client: OpenAI) -> None:
     def busy() -> bool:
         (line,) = requests.get(whisper.url + "/health?verbose", timeout=10).json()["replicas"]
-        return "whisper (rows: 0 running, 0 waiting)" not in line
+        return "whisper (continuous_batching: 0 running, 0 waiting)" not in line
 
     audio = as_file(recording(115, seed=3), "FLAC", "PCM_16")
     stream = transcribe(client, audio, stream=True)
