@@ -11,6 +11,7 @@ from ray.serve.config import RequestRouterConfig
 from deployments.args import read_args
 from deployments.config.app import AppArgs, Pool
 from deployments.ingress import OpenAIIngress
+from deployments.proxy import shape_running_proxies
 from deployments.ray_internals import serve_run_folder, warn_of_open_node
 from deployments.replica import ModelReplica
 
@@ -24,6 +25,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         ConfigError: the arguments are wrong.
     """
     warn_of_open_node()
+    shape_running_proxies()
     checked = read_args(args)
     return application(checked.model_copy(update={"folder": checked.folder or serve_run_folder()}))
 

@@ -22,6 +22,7 @@ from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavail
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
 from deployments.packing import packed
+from deployments.waiting import Waiting
 
 logger = logging.getLogger("ray.serve")
 
@@ -85,6 +86,8 @@ class HandleClient:
         self._pool_of = {model: name for name, pool in args.all_pools().items() for model in pool.models}
         self._limits = {entry.id: entry.engine.max_model_len for entry in args.models}
         self._gate = Gate(args.max_concurrent_requests)
+        self._waiting = Waiting()
+        self._answering: set[str] = set()
 
     def models(self) -> Sequence[ModelCard]:
         """Every configured model; its limits once a request for it was accepted."""
@@ -107,8 +110,9 @@ class HandleClient:
         A call whose replica dies or drains before it has given anything but `Accepted` is sent once more.
         """
         try:
+            await self._started(self._pool_of[call.model])
             self._gate.enter()
-        except Overloaded as error:
+        except (Overloaded, Unavailable) as error:
             yield Failed(error)
             return
         accepted = given = retried = False
@@ -176,6 +180,24 @@ class HandleClient:
         """Refuse new calls everywhere and end those that run; or take calls again."""
         await self._tell_all("drain", self._pools, on, limit=STATUS_LIMIT_S)
 
+    async def ready(self) -> None:
+        """Raise Unavailable while a deployment of models has never had a replica; it says what is waited for."""
+        for name in self._pools:
+            await self._started(name)
+
+    async def _started(self, name: str) -> Handle:
+        """The handle of a pool, to which Serve may send requests now. It lets them wait for ever for a first replica.
+
+        Raises:
+            Unavailable: its replicas have not started yet.
+        """
+        pool = self._pools[name]
+        if name not in self._answering:
+            if (error := await self._waiting.error(pool.app_name, pool.deployment_name)) is not None:
+                raise error
+            self._answering.add(name)
+        return pool
+
     @asynccontextmanager
     async def _answer(self, call: Call) -> AsyncIterator[AsyncIterable[Event]]:
         """What a replica answers, cancelled if it is left early. What does not stream crosses in one piece."""
@@ -196,7 +218,8 @@ class HandleClient:
     async def _ask(self, method: str, model: str, *arguments: Any) -> Any:
         """The answer of a replica that has the model, asked once more when the first is lost."""
         key = self.resolve(model).id
-        handle = self._pools[self._pool_of[key]].options(method_name=method, multiplexed_model_id=key)
+        pool = await self._started(self._pool_of[key])
+        handle = pool.options(method_name=method, multiplexed_model_id=key)
         given = [await packed(argument) for argument in arguments]
         for attempt in (1, 2):
             answer = handle.remote(key, *given)
@@ -213,7 +236,7 @@ class HandleClient:
 
     async def _tell_all(self, method: str, pools: Iterable[str], *arguments: Any, limit: float) -> list[Any]:
         """The answers of all replicas of some pools; replicas that fail to answer are logged and left out."""
-        asked = [self._pools[name].broadcast(method, *arguments) for name in pools]
+        asked = [(await self._started(name)).broadcast(method, *arguments) for name in pools]
         try:
             answers = await asyncio.gather(
                 *(each.results_async(timeout_s=limit, return_exceptions=True) for each in asked)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import jobs
 from ray.serve._private import replica
 from ray.serve._private.api import serve_start
+from ray.serve._private.constants import SERVE_NAMESPACE, SERVE_PROXY_NAME
+from ray.serve._private.proxy import HTTPProxy
 from ray.serve._private.request_router import replica_wrapper
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
@@ -94,6 +97,45 @@ def keep_replica_port_local() -> None:
 
 def _add_local_port(server: Any, address: str) -> Any:
     return add_port_to_grpc_server(server, f"{LOOPBACK}:0" if address == _ANY_PORT else address)
+
+
+def wrap_http_proxy(wrap: Callable[[Any, Any], Any]) -> None:
+    """Put an ASGI middleware around the HTTP proxy of this process; once, whoever asks again.
+
+    Args:
+        wrap: the middleware around an ASGI application, which is the proxy given second.
+    """
+    plain = HTTPProxy.__call__
+    if hasattr(plain, "wrapped"):
+        return
+
+    async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        if not hasattr(self, "troupe_app"):
+            self.troupe_app = wrap(functools.partial(plain, self), self)
+        await self.troupe_app(scope, receive, send)
+
+    call.wrapped = plain  # type: ignore[attr-defined]
+    HTTPProxy.__call__ = call
+
+
+def unanswered(proxy: Any, path: str) -> tuple[str, str] | None:
+    """The application and the deployment that a proxy sends a path to, if it has never seen a replica of it.
+
+    "" and "" if it knows no application for the path.
+    """
+    found = proxy.proxy_router.match_route(path)
+    if found is None:
+        return "", ""
+    if found[1].running_replicas_populated():
+        return None
+    return found[1].app_name, found[1].deployment_name
+
+
+def in_running_proxies(function: Callable[[Any], None]) -> None:
+    """Let every HTTP proxy that runs on this Ray call a function with itself; not waited for."""
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == SERVE_NAMESPACE and actor["name"].startswith(SERVE_PROXY_NAME):
+            ray.get_actor(actor["name"], SERVE_NAMESPACE).__ray_call__.remote(function)
 
 
 def serve_run_folder() -> str | None:

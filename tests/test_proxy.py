@@ -7,14 +7,16 @@ import json
 
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.proxy import middlewares
+from deployments.proxy import OpenAIErrors
+from deployments.waiting import Waiting
 
 
-def answer(response: Response) -> tuple[int, dict[str, str], bytes]:
+def answer(
+    serve: ASGIApp, target: tuple[str, str] | None = None, path: str = "/v1/models"
+) -> tuple[int, dict[str, str], bytes]:
     """What a client gets if Serve answers so."""
-    (middleware,) = middlewares()
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -23,8 +25,11 @@ def answer(response: Response) -> tuple[int, dict[str, str], bytes]:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
 
-    app = middleware.cls(response)
-    asyncio.run(app({"type": "http", "method": "GET", "path": "/v1/models", "headers": []}, receive, send))
+    async def ask() -> None:
+        app = OpenAIErrors(serve, lambda path: target, Waiting())
+        await app({"type": "http", "method": "GET", "path": path, "headers": []}, receive, send)
+
+    asyncio.run(ask())
     start, *rest = sent
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
     return start["status"], headers, b"".join(message.get("body", b"") for message in rest)
@@ -55,3 +60,41 @@ def test_an_unknown_path_is_an_error_object() -> None:
 )
 def test_other_answers_stay(response: Response) -> None:
     assert answer(response)[::2] == (response.status_code, response.body)
+
+
+async def says_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """As Serve does when the process that has the request is killed."""
+
+
+def begins(content_type: bytes) -> ASGIApp:
+    """Serve's answer when the process is killed after its first words."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+
+    return app
+
+
+def test_a_request_whose_process_is_lost_is_an_error_object() -> None:
+    status, headers, body = answer(says_nothing)
+    assert (status, headers["content-type"], headers["retry-after"]) == (503, "application/json", "2")
+    assert json.loads(body)["error"]["type"] == "server_error"
+
+
+def test_a_stream_whose_process_is_lost_ends_with_an_error() -> None:
+    status, _, body = answer(begins(b"text/event-stream; charset=utf-8"))
+    first, error, done, rest = body.split(b"\n\n")
+    assert (status, first, done, rest) == (200, b"data: {}", b"data: [DONE]", b"")
+    assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "unavailable"
+
+
+def test_another_answer_that_breaks_off_stays_broken() -> None:
+    """Its client notices that the connection is closed too early."""
+    assert answer(begins(b"application/json"))[::2] == (200, b"data: {}\n\n")
+
+
+def test_serves_own_routes_answer_while_no_application_does() -> None:
+    ok = PlainTextResponse("success")
+    assert answer(ok, ("troupe", "OpenAIIngress"), "/-/healthz")[::2] == (200, b"success")
+    assert answer(ok, None)[::2] == (200, b"success")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import ray
+from ray.serve._private.proxy import HTTPProxy
+from ray.serve._private.proxy_router import ProxyRouter
+from ray.serve.handle import DeploymentHandle
 
 from deployments import ray_internals
 from tests.serving import free_port
@@ -47,3 +52,10 @@ def test_a_deployment_that_waits_for_resources_is_recognized(wanted: str, free: 
 
 def test_other_messages_say_nothing_of_resources() -> None:
     assert ray_internals.unscheduled("") is None
+
+
+def test_the_proxy_that_is_wrapped_is_an_asgi_application() -> None:
+    assert [*inspect.signature(HTTPProxy.__call__).parameters] == ["self", "scope", "receive", "send"]
+    assert inspect.iscoroutinefunction(HTTPProxy.__call__)
+    assert callable(ProxyRouter.match_route)
+    assert callable(DeploymentHandle.running_replicas_populated)

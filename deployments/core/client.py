@@ -83,6 +83,9 @@ class ModelClient(Protocol):
     async def tokenizer_info(self, model: str) -> dict[str, Any]:
         """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
 
+    async def ready(self) -> None:
+        """Raise TroupeError if no request can be answered now."""
+
     async def status(self) -> list[dict[str, Any]]:
         """What each replica is, holds and does, as JSON values."""
 

@@ -203,6 +203,9 @@ class ModelHost:
         async with self.leases.lease(self.resolve(model).id) as loaded:
             return {**await loaded.tokenizer_card(), "model_max_length": loaded.engine.max_model_len}
 
+    async def ready(self) -> None:
+        """Requests can be answered from the start."""
+
     def check(self) -> None:
         """Raise TroupeError if the engine of a loaded model has died."""
         for model in self.leases.values().values():

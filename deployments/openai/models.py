@@ -53,6 +53,7 @@ async def retrieve_model(exchange: Exchange) -> Response:
 async def health(exchange: Exchange) -> Response:
     """The server accepts requests; with `?verbose`, and a key where keys are set, a line for every replica."""
     if "verbose" not in exchange.request.query_params:
+        await exchange.client.ready()
         return json_response({"status": "ok"})
     exchange.api.keys.check(exchange.request.headers)
     replicas = await exchange.client.status()

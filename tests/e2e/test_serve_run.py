@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,73 @@ def test_serve_run_by_hand(config: tuple[Path, int], crashed_ray: dict[str, str]
         assert "72" in answer(port, process, log)
         assert set(ports.listeners(port)) == {"127.0.0.1"}
         assert "whoever reaches its ports can run code here. Start it with RAY_ENABLE_WINDOWS" in log.read_text()
+
+
+def ask(port: int, **more: Any) -> requests.Response:
+    body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **more}
+    return requests.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60, stream="stream" in more)
+
+
+@pytest.mark.parametrize("deployment", ["ModelReplica", "OpenAIIngress"])
+def test_what_serve_run_waits_for_is_told_by_http(
+    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path, deployment: str
+) -> None:
+    """Ray Serve alone would let the requests wait for ever."""
+    file, port = config
+    settings = yaml.safe_load(file.read_text())
+    options = {each["name"]: each for each in settings["applications"][0]["deployments"]}
+    options[deployment]["ray_actor_options"] = {"num_gpus": 0, "num_cpus": 4000}
+    file.write_text(yaml.safe_dump(settings))
+    log, said = tmp_path / "serve.log", ""
+    environment = {**fresh_home, "RAY_ADDRESS": "local", "RAY_SERVE_SLOW_STARTUP_WARNING_S": "5"}
+    environment["RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S"] = "1"
+    with running(["serve", "run", str(file)], environment, log) as process:
+        deadline = time.monotonic() + 120
+        while "4000" not in said and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.5)
+            with contextlib.suppress(requests.ConnectionError):
+                if (answered := ask(port)).status_code == 404:
+                    continue  # Serve's own, until it has read the application
+                assert (answered.status_code, answered.headers["retry-after"]) == (503, "5")
+                said = answered.json()["error"]["message"]
+                assert "cannot answer yet" in said
+        assert f"deployment '{deployment}' has no replica: 1 of its replicas wait for" in said, log.read_text()[-3000:]
+        health = requests.get(f"http://127.0.0.1:{port}/health", timeout=10)
+        assert (health.status_code, health.json()["error"]["type"]) == (503, "server_error")
+        assert requests.get(f"http://127.0.0.1:{port}/-/healthz", timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize("command", [["serve", "run"], ["scripts/serve"]])
+def test_requests_of_an_ingress_that_is_killed_end_with_errors(
+    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path, command: list[str]
+) -> None:
+    file, port = config
+    log = tmp_path / "serve.log"
+    environment = fresh_home if command == ["scripts/serve"] else {**fresh_home, "RAY_ADDRESS": "local"}
+    with running([*command, str(file)], environment, log) as process, ThreadPoolExecutor() as threads:
+        assert "72" in answer(port, process, log)
+        long = {"max_tokens": 1900, "ignore_eos": True}
+        lines = ask(port, **long, stream=True).iter_lines()
+        assert next(lines).startswith(b"data: ")
+        whole = threads.submit(ask, port, **long)
+        while " 2 running" not in requests.get(f"http://127.0.0.1:{port}/health?verbose", timeout=60).text:
+            assert not whole.done()
+        kill_ingress(process)
+        rest = [line for line in lines if line]
+        assert rest[-1] == b"data: [DONE]"
+        assert json.loads(rest[-2].removeprefix(b"data: "))["error"]["code"] == "unavailable"
+        answered = whole.result(90)
+        assert (answered.status_code, answered.headers["content-type"]) == (503, "application/json")
+        assert answered.json()["error"]["type"] == "server_error"
+        assert answered.headers["retry-after"]
+        assert "72" in answer(port, process, log)
+
+
+def kill_ingress(server: subprocess.Popen[bytes]) -> None:
+    for process in psutil.Process(server.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "OpenAIIngress" in process.cmdline()[0]:
+                process.kill()
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_at_once(

@@ -72,14 +72,15 @@ async def sse_answer(
         on_error: the last events of a stream that fails; by default the error and `DONE`.
     """
     response = await _respond(
-        exchange, chunks, "text/event-stream", beat=b": working\n\n", on_error=on_error or _sse_error
+        exchange, chunks, "text/event-stream", beat=b": working\n\n", on_error=on_error or sse_error
     )
     response.headers["cache-control"] = "no-cache"
     response.headers["x-accel-buffering"] = "no"
     return response
 
 
-def _sse_error(error: TroupeError) -> bytes:
+def sse_error(error: TroupeError) -> bytes:
+    """An error as the last event of a stream."""
     return b"data: " + error_body(error) + b"\n\n" + DONE
 
 

@@ -103,6 +103,9 @@ class Replica:
     async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
         raise NotImplementedError
 
+    async def ready(self) -> None:
+        """Nothing to wait for."""
+
     async def status(self) -> list[dict[str, Any]]:
         raise NotImplementedError
 
