@@ -93,11 +93,11 @@ def _proven_rows(info: ModelInfo, hooks: Hooks, options: EngineOptions) -> Batch
     try:
         engine = BatchingEngine(info, hooks, options)
     except Exception as error:
-        return f"rows cannot run it: {type(error).__name__}: {error}"
+        return f"continuous batching cannot run it: {type(error).__name__}: {error}"
     try:
         mismatch = find_mismatch(info.model, Vocabulary(info, hooks), engine, hooks, engine.capabilities.crossed)
     except Exception as error:
-        mismatch = f"rows could not be compared with generate: {type(error).__name__}: {error}"
+        mismatch = f"continuous batching could not be compared with generate: {type(error).__name__}: {error}"
     if mismatch is None:
         return engine
     engine.close(timeout=0.0)

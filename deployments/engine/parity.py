@@ -75,7 +75,7 @@ def find_mismatch(
     requests = [_request(i, prompt) for i, prompt in enumerate(prompts)]
     alone = _alone(StockGenerate(model, vocabulary), vocabulary, requests)
     if len(requests) - len(alone) > 1:
-        logger.info("%d of %d prompts were tried at load, as generate is slow here.", len(alone), len(requests))
+        logger.info("%d of %d prompts were tried at load, because generate is slow here.", len(alone), len(requests))
     together = _together(engine, [request for request, _ in alone])
     if isinstance(together, str):
         return together

@@ -1,4 +1,4 @@
-"""The models of one process: loaded on demand, leased to requests, each behind its engine.
+"""The models of one process: loaded on demand, leased to requests, each with its engine.
 
 `ModelHost` is what a replica serves to the ingress, and what `deployments.local` serves without Ray.
 """
@@ -160,7 +160,9 @@ class ModelHost:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation."""
         try:
             if self._draining:
-                raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
+                raise Unavailable(
+                    "The server is draining: it finishes running requests and refuses new ones.", retry_after=5
+                )
             started = time.monotonic()
             async with self.leases.lease(call.model) as model, self._traced(model):
                 if isinstance(call, TranscribeCall):
@@ -385,4 +387,4 @@ def _refuse_unsupported(sampling: SamplingParams, model: LoadedModel) -> None:
         name = field.name
         if name not in model.engine.supports | ALWAYS and getattr(sampling, name) != getattr(_DEFAULTS, name):
             asked = request_field(name, sampling)
-            raise UnsupportedParameter(f"Model {model.entry.id!r} cannot honour {asked}.", param=asked)
+            raise UnsupportedParameter(f"Model {model.entry.id!r} cannot honor {asked}.", param=asked)

@@ -180,11 +180,11 @@ class LoadedModel:
         """The events of a transcription.
 
         Raises:
-            UnsupportedParameter: the model is no Whisper.
+            UnsupportedParameter: the model is not a Whisper model.
         """
         if self.speech is None:
             raise UnsupportedParameter(
-                f"Model {self.entry.id!r} transcribes no audio; this route needs a Whisper model.",
+                f"Model {self.entry.id!r} does not transcribe audio; this route needs a Whisper model.",
                 param="model",
                 code="audio_unsupported",
             )

@@ -118,7 +118,7 @@ def check_media(request: EngineRequest, needs: str | None) -> None:
 
 
 def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
-    """Refuse parameters an engine cannot honour.
+    """Refuse parameters an engine cannot honor.
 
     Raises:
         UnsupportedParameter: it names the first one.
@@ -129,7 +129,7 @@ def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
             if field.name == "beam_rank":
                 raise UnsupportedParameter("This model gives one text of a beam search; send n=1.", param="n")
             name = request_field(field.name, params)
-            raise UnsupportedParameter(f"This model cannot honour {name}={value!r}; leave it out.", param=name)
+            raise UnsupportedParameter(f"This model cannot honor {name}={value!r}; leave it out.", param=name)
 
 
 def request_field(name: str, params: SamplingParams) -> str:

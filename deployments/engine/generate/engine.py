@@ -74,7 +74,7 @@ class GenerateEngine:
         rotary = SequenceRotary(info.model, self.max_model_len)
         if rotary.depends:
             logger.warning(
-                "Requests of this model run one at a time, because its rotary frequencies follow the length of a text."
+                "Requests of this model run one at a time: its rotary frequencies depend on the length of a text."
             )
         self._runner = _runner(info, self._vocabulary, options, turn_limit_s, alone=rotary.depends)
         self.supports = self._runner.supports
@@ -152,7 +152,7 @@ class GenerateEngine:
             self._jobs.clear()
         for job in left:
             job.fail(gone)
-        # A job that has ended makes generate return at its next step; a hook that takes no notice is left behind.
+        # A job that has ended makes generate return at its next step; a hook that ignores it keeps its thread.
         self._thread.join(5.0)
         self._runner.close()
 
@@ -244,7 +244,7 @@ class _Runner:
         self.needs = needs
 
     def check(self, params: SamplingParams) -> None:
-        """Refuse combinations of parameters that cannot be honoured together."""
+        """Refuse combinations of parameters that cannot be honored together."""
 
     def grammar(self, job: Job) -> Future[CompiledGrammar] | None:
         """The compilation a job has to wait for."""

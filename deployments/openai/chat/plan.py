@@ -32,7 +32,7 @@ from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES, family_of
 from deployments.openai.parsing.reasoning import MARKERS
 
-# Of what a conversation's key is made: so many values, and of a long text so many samples of so many characters.
+# A conversation's key: the number of values, and of a long text the number of samples and their length.
 _KEYED = 200
 _SAMPLES, _SAMPLE = 32, 32
 
@@ -147,7 +147,7 @@ def check_template_fields(body: ChatBody, options: ApiOptions) -> bool:
         )
     for key in _RESERVED & body.chat_template_kwargs.keys():
         raise BadRequest(
-            f"Invalid 'chat_template_kwargs': {key} is no variable of a template; leave it out.",
+            f"Invalid 'chat_template_kwargs': {key} is not a variable of a template; leave it out.",
             param=f"chat_template_kwargs.{key}",
         )
     return opens

@@ -24,16 +24,18 @@ class ChatBody(GenerationBody):
         description="Messages with role (system, user, assistant, tool) and content (a string or a list of parts).",
         examples=[[{"role": "user", "content": "What is 27 + 15?"}]],
     )
-    max_tokens: Count | None = Field(default=None, description="None generates as many as fit.")
+    max_tokens: Count | None = Field(
+        default=None, description="Maximum number of new tokens; None generates as many as fit."
+    )
     max_completion_tokens: Count | None = Field(default=None, description="The same as max_tokens.")
     logprobs: bool = False
     top_logprobs: Alternatives | None = None
     add_generation_prompt: bool | None = Field(default=None, description="Open the assistant's turn.")
     continue_final_message: bool = Field(default=False, description="Continue the last message.")
-    echo: bool = Field(default=False, description="Begin the answer with the final message that it continues.")
+    echo: bool = Field(default=False, description="Begin the answer with the message that it continues.")
     tools: list[Any] | None = Field(default=None, description="Functions the model may call.")
     tool_choice: Any = Field(default=None, description="none, auto, required, or the function to call.")
-    parallel_tool_calls: bool = Field(default=True, description="False keeps the first call alone.")
+    parallel_tool_calls: bool = Field(default=True, description="False keeps only the first call.")
     include_reasoning: bool = Field(default=True, description="False leaves reasoning_content out.")
     chat_template: str | None = Field(default=None, max_length=65536)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)

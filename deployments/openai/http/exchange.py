@@ -256,7 +256,7 @@ def _as_sent(error: TroupeError, given: dict[str, Any]) -> TroupeError:
     if error.param != "num_beams" or "num_beams" in given or not given.get("use_beam_search"):
         return error
     return UnsupportedParameter(
-        "This model cannot honour 'use_beam_search': its engine has no beams. Leave it out, or serve the model with "
+        "This model cannot honor 'use_beam_search': its engine has no beams. Leave it out, or serve the model with "
         "engine.kind generate.",
         param="use_beam_search",
     )

@@ -1,7 +1,7 @@
 """POST /v1/decisions: questions with fixed answers, answered by the probabilities of their labels.
 
 Each question becomes a prompt that lists its options with a label, and one forward tells how likely the model begins
-its reply with each label. Labels that are no single tokens of a model, or too many for letters, are scored as texts.
+its reply with each label. Labels that are not single tokens of a model, or too many for letters, are scored as texts.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ async def _decision(exchange: Exchange, body: DecisionsBody, card: ModelCard, pr
     for index in set(range(len(prompts))).difference(single):
         if has_media(prompts[index].messages):
             raise UnsupportedParameter(
-                f"The answers of 'questions[{index}]' are no single tokens of model {card.id!r}; such questions are "
+                f"The answers of 'questions[{index}]' are not single tokens of model {card.id!r}; such questions are "
                 "answered about texts only.",
                 param=f"questions[{index}]",
             )

@@ -1,4 +1,4 @@
-"""CTranslate2 as an engine: requests that wait together and want the same are computed as one batch."""
+"""CTranslate2 as an engine: waiting requests with the same settings are computed in one batch."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ class CTranslate2Engine:
             job.finish("stop")
 
     def _choose(self, job: Job) -> None:
-        """Take the likeliest of a closed set of texts, or draw one by its likelihood."""
+        """Take the most likely text of a closed set, or draw one by its likelihood."""
         params = job.request.sampling
         assert params.grammar is not None
         texts: list[str] = json.loads(params.grammar.source)
