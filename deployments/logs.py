@@ -29,7 +29,9 @@ def enter_folder(folder: str | None) -> None:
     if folder is None:
         return
     if not os.path.isdir(folder):
-        logging.getLogger("ray.serve").warning("%s is not on this node; paths begin in %s", folder, os.getcwd())
+        logging.getLogger("ray.serve").warning(
+            "%s is not on this node; relative paths start from %s", folder, os.getcwd()
+        )
         return
     os.chdir(folder)
     if folder not in sys.path:

@@ -23,9 +23,9 @@ logger = logging.getLogger("troupe.requests")
 _SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 180, 600]
 _GAUGES = {
     "rows": "Choices being computed.",
-    "waiting": "Choices waiting for a row.",
-    "cache_bytes": "Bytes of KV caches and states of running rows.",
-    "prefix_bytes": "Bytes of the prefix store.",
+    "waiting": "Choices that wait for a place in the batch.",
+    "cache_bytes": "Bytes of KV caches and states of running sequences.",
+    "prefix_bytes": "Bytes of the prefix cache.",
     "budget_bytes": "Bytes that caches may use.",
 }
 
@@ -70,12 +70,12 @@ class ReplicaMetrics:
     def __init__(self) -> None:
         by_model = ("model",)
         self._requests = Counter(
-            "troupe_requests", description="Requests by their end: ok, cancelled, or an error's code.",
+            "troupe_requests", description="Requests by outcome: ok, cancelled, or an error's code.",
             tag_keys=("model", "outcome"),
         )  # fmt: skip
         self._prompt = Counter("troupe_prompt_tokens", description="Prompt tokens.", tag_keys=by_model)
         self._cached = Counter(
-            "troupe_cached_tokens", description="Prompt tokens taken from the prefix store.", tag_keys=by_model
+            "troupe_cached_tokens", description="Prompt tokens taken from the prefix cache.", tag_keys=by_model
         )
         self._generated = Counter("troupe_generated_tokens", description="Generated tokens.", tag_keys=by_model)
         self._first = Histogram(

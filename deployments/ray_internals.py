@@ -167,7 +167,7 @@ def warn_of_open_node() -> None:
         ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0"] if alone and address != LOOPBACK else []
     )
     logger.warning(
-        "This Ray listens on %s %s authentication: whoever reaches its ports can run code here. Start it with %s in "
+        "This Ray listens on %s %s authentication: anyone who reaches its ports can run code here. Start it with %s in "
         "the environment, or use scripts/serve.",
         address,
         "with" if has_token else "without",

@@ -35,7 +35,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
     Rendezvous hashing (Thaler & Ravishankar, 1998) lets several ingress replicas agree without talking.
 
     Args, from request_router_kwargs:
-        full_at: a replica with so many unfinished requests is full.
+        full_at: number of unfinished requests at which a replica is full.
         max_models: models a replica holds.
         slack: how many more requests a conversation's replica may have than the idlest one, once it is full.
         patience_s: seconds for which the replicas of a model have much to do before it gets a further one.

@@ -63,7 +63,7 @@ def load_model(
         auto_class: name of a transformers class, or package.Class; None takes the class that the checkpoint was saved
             from, else the Auto class that knows its config.
         dtype: such as "bfloat16"; None takes the checkpoint's on a GPU, and on a CPU bfloat16 where the processor
-            computes with it and the checkpoint is no wider, else float32.
+            computes with it and the checkpoint is not wider, else float32.
         device_map: "auto" spreads the model over all GPUs of the replica (accelerate).
         attn_implementation: such as "sdpa", "eager" or "flash_attention_2".
         revision: branch, tag or commit of the Hub repository.
@@ -129,7 +129,7 @@ def _config(name: str, **common: Any) -> Any:
 
 
 def _load_model(config: Any, name: str, given: Any, options: CheckpointOptions, embeds: bool, **kwargs: Any) -> Any:
-    """The model of the class that is given, by itself or its name, else of the one the checkpoint is of.
+    """Load the model with the given class or class name, else with the checkpoint's class.
 
     A checkpoint without its head is loaded without it if it is for embeddings: its folder says so (`embeds`), its
     config names no class, or the head is that of an encoder's pretraining.

@@ -17,7 +17,7 @@ The hooks, each with keyword arguments of its own (`<hook>_kwargs`) that are pas
     embed(texts: list[str]) -> FloatTensor[len(texts), dim]
     done_callback(uid=..., prompt=..., input=..., output=..., response=..., ...) -> None
 
-A hook given here always wins over the tokenizer's or processor's own.
+A hook given here always replaces the method of the tokenizer or processor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Hook: TypeAlias = Callable[..., Any]
 
 @dataclass(kw_only=True)
 class ModelInfo:
-    """A loaded model and how to talk to it.
+    """A loaded model and what is needed to use it.
 
     Attributes:
         model: the module, on its device, in eval mode (put there if it is not).
@@ -98,7 +98,7 @@ _KWARGS = ("apply_chat_template_kwargs", "encode_kwargs", "generate_kwargs", "de
 
 
 def as_model_info(returned: object, loader: str) -> ModelInfo:
-    """What a loader returned, checked.
+    """Check the return value of a loader.
 
     Args:
         returned: a `ModelInfo`, or a mapping of its fields.
@@ -166,6 +166,6 @@ def _check(info: ModelInfo, loader: str) -> None:
 
 
 def _kind(value: object) -> str:
-    """A value's type, and the value itself where it is short."""
+    """A value's type, and the value itself if it is short."""
     shown = repr(value)
     return f"{type(value).__name__}" + (f" ({shown})" if len(shown) <= 40 else "")

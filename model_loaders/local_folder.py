@@ -1,4 +1,4 @@
-"""Names of models that are paths: found on this machine, or refused before the Hub is asked for them."""
+"""Names of models that are paths: they are found on this machine, or refused before the Hub is asked."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def check_folders(kwargs: Mapping[str, Any], base: Path = Path()) -> None:
 
 
 def found(name: str, base: Path = Path()) -> Path:
-    """Where a path leads, `~` and Windows' separators included."""
+    """The folder of a path, which can contain `~` and Windows separators."""
     path = base / Path(name).expanduser()
     return path if path.exists() or "\\" not in name else base / Path(name.replace("\\", "/")).expanduser()
 
 
 def missing(name: str, base: Path = Path()) -> str:
-    """What is not there, and what is there in its place."""
+    """A message that says which path does not exist, and what exists."""
     path = found(name, base).absolute()
     there = path.parent
     while not there.is_dir():
@@ -54,7 +54,7 @@ def missing(name: str, base: Path = Path()) -> str:
 
 
 def local_or_hub(name: str) -> str:
-    """The folder that a name leads to, or the name for the Hub to know.
+    """The local folder of a name, or the name itself for the Hub.
 
     Raises:
         ModelLoadFailed: it is a path that leads nowhere.
@@ -65,4 +65,4 @@ def local_or_hub(name: str) -> str:
 
 def nowhere(name: str, why: str) -> ModelLoadFailed:
     """The error for a name that is neither a folder nor known to the Hub."""
-    return ModelLoadFailed(f"{name} is no folder here: {missing(name)} And the Hub does not give it: {why}")
+    return ModelLoadFailed(f"{name} is not a local folder: {missing(name)} The Hub does not have it either: {why}")

@@ -1,4 +1,4 @@
-"""From a loader's name in the configuration to a loaded model."""
+"""Loads a model, given the loader's name in the configuration."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def load_model_info(loader: str, kwargs: Mapping[str, Any], device: str) -> Mode
 
 
 def _reason(error: BaseException) -> str:
-    """The exception as one line, and the loader's line that raised it."""
+    """The exception as one line, with the line of the loader that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     here = [f for f in frames if Path(f.filename) != Path(__file__) and "importlib" not in f.filename]
     place = f" ({Path(here[-1].filename).name}, line {here[-1].lineno})" if here else ""
@@ -66,7 +66,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _find(loader: str) -> Any:
-    """The function or `model_info` that a loader's name means."""
+    """The function or `model_info` of a loader's name."""
     if new := new_place(loader):
         raise ConfigError(f"Loader {loader} is now {new}.")
     place, _, name = loader.rpartition(":") if ":" in loader else (loader, "", "model_info")
@@ -92,7 +92,7 @@ def _module_from_file(path: str) -> ModuleType:
     name = f"troupe_loader_{file.stem}_{hashlib.sha1(str(file).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise ModelLoadFailed(f"Loader file {path} is no Python file.")
+        raise ModelLoadFailed(f"Loader file {path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     # So that a loader finds the modules beside it; a package's own modules must not pass for top-level ones.

@@ -1,7 +1,7 @@
-"""What a sentence-transformers folder says of its embeddings (https://sbert.net): `modules.json` and what it names.
+"""The embedding settings of a sentence-transformers folder (https://sbert.net): `modules.json` and the files it names.
 
-The first module is the transformer; those after it make a vector of its last hidden states. Every setting is read, and
-one that cannot be honored is refused by name: vectors of another pooling look right and rank wrong.
+The first module is the transformer; those after it make a vector of its last hidden states. Every setting is read. A
+setting that cannot be honored is an error that names it, because vectors with another pooling rank wrongly.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Shorten:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceFormat:
-    """How a vector is made of a text.
+    """How the vector of a text is computed.
 
     Attributes:
         poolings: names of poolings (`deployments.host.embedding.pooling`), whose vectors are joined in this order.
@@ -96,7 +96,7 @@ class SentenceFormat:
 
 
 def read_sentence_format(name: str, revision: str | None = None) -> SentenceFormat | None:
-    """What a Hub id or folder says of its embeddings; None if it is not a sentence-transformers model.
+    """The embedding settings of a Hub id or folder; None if it is not a sentence-transformers model.
 
     Raises:
         ModelLoadFailed: a module or setting is not among those that can be honored; it is named.
@@ -108,7 +108,7 @@ def read_sentence_format(name: str, revision: str | None = None) -> SentenceForm
 
 
 def format_of(info: Any) -> SentenceFormat | None:
-    """How a loaded model's vectors are made; None if its loader or folder says nothing.
+    """The embedding settings of a loaded model; None if neither its loader nor its folder has any.
 
     Args:
         info: a `ModelInfo`. If the loader left it open, the folder or Hub id that the model was loaded from is read.

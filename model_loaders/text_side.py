@@ -31,7 +31,7 @@ def load_text_side(name: str, **options: Any) -> tuple[Any, Any]:
 
 
 def read_template(given: str | None) -> str | None:
-    """A chat template given as itself or as the path of a file that holds it.
+    """A chat template, given as text or as the path of a file.
 
     Raises:
         ModelLoadFailed: there is no such file.

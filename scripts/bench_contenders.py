@@ -42,7 +42,7 @@ class Contender:
         self._receive()
 
     def run(self, prompts: list[list[int]], new: int) -> tuple[float, list[float]]:
-        """Seconds that so many new tokens behind each prompt took, and of each decode step where they are known."""
+        """Seconds that `new` tokens after each prompt took, and of each decode step if they are known."""
         self._pipe.send((prompts, new))
         taken: tuple[float, list[float]] = self._receive()
         return taken

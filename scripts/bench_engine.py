@@ -12,7 +12,7 @@ Parts:
     gap            time between two tokens of running rows while a long prompt is computed
     conversations  agents whose every prompt begins with the last one; the prefix store on and off
     sampling       choosing the tokens of 32 rows of a large vocabulary, against the matrix product of their logits
-    proof          deterministic mode: requests among neighbours against the same ones alone, bit by bit
+    proof          deterministic mode: requests among neighbors against the same ones alone, bit by bit
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def _converse(
 
 
 def proof(model: Any, arguments: argparse.Namespace, _: float) -> list[dict[str, Any]]:
-    """Deterministic mode: tokens and log-probabilities among neighbours equal those alone, bit for bit."""
+    """Deterministic mode: tokens and log-probabilities among neighbors equal those alone, bit for bit."""
     rng, vocab = random.Random(3), model.config.vocab_size
     count = arguments.requests
     shared = random_prompts(rng, 4, 600, vocab)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What serving adds to a request, one at a time: the same simulated model behind more and more of the way to a client.
+"""What serving adds to a request, one at a time: the same simulated model with more and more of the layers before it.
 
     scripts/bench_ingress.py [--rounds 20] [--each 10] [--targets engine host local serve fast]
 

@@ -93,7 +93,7 @@ class Engine:
 
 
 def _tokenizer(vocab: int) -> Any:
-    """A byte-level tokenizer with a text for every id, so that detokenising costs what it does in earnest."""
+    """A byte-level tokenizer with a text for every id, so that detokenizing costs what it does in earnest."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,4 +1,4 @@
-"""Load a model and walk one message through its hooks and its engine: what `scripts/check_loader` prints."""
+"""`scripts/check_loader`: load a model, and pass one message through its hooks and its engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RATE = 16_000
 
 
 async def check(loader: str, kwargs: dict[str, Any], *, message: str, max_tokens: int, device: str | None) -> None:
-    """Print what the loader's model makes of a message, step by step.
+    """Print the result of each step for one message.
 
     Raises:
         TroupeError: a step failed; the error names it.
@@ -79,7 +79,7 @@ async def _generate(host: ModelHost, prompt: ChatPrompt | TextPrompt, max_tokens
 
 
 async def _transcribe(host: ModelHost, max_tokens: int) -> None:
-    """Let a Whisper write down two seconds of a tone."""
+    """Transcribe two seconds of a tone with a Whisper model."""
     audio = io.BytesIO()
     with wave.open(audio, "wb") as file:
         file.setnchannels(1)

@@ -1,4 +1,4 @@
-"""The fast mode of Ray Serve: HAProxy in place of its Python proxy, and one loop for what else has three.
+"""The fast mode of Ray Serve: HAProxy in place of its Python proxy, and one event loop in place of three.
 
 https://docs.ray.io/en/latest/serve/advanced-guides/performance.html
 """
@@ -49,7 +49,7 @@ def _haproxy() -> str | None:
 
 
 def fast_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """Ray's settings of the fast mode that `given` leaves open, for the environment of every process that starts Ray.
+    """Ray's settings of the fast mode that are not in `given`, for the environment of every process that starts Ray.
 
     Empty if `given` has them from an earlier call.
 
@@ -134,7 +134,7 @@ def is_alive(process: int) -> bool:
 
 
 def _port_near(wanted: int) -> int:
-    """This port if it is free, else any that is."""
+    """This port if it is free, else another free one."""
     for port in (wanted, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))

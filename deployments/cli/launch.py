@@ -1,8 +1,8 @@
-"""What `scripts/serve` runs: check the configuration, start it on Ray Serve, say where the API is once it answers.
+"""`scripts/serve`: check the configuration, start it on Ray Serve, and print the address when the API answers.
 
 python -m deployments.cli.launch serve_config.yaml             # serve
 python -m deployments.cli.launch --fast serve_config.yaml      # with HAProxy and fewer hops, see docs/scaling.md
-python -m deployments.cli.launch --check serve_config.yaml     # check alone
+python -m deployments.cli.launch --check serve_config.yaml     # only check
 python -m deployments.cli.launch --fast-environment            # Ray's settings of the fast mode, for `eval`
 
 Exit status: 2 if the configuration is wrong or the port is taken, 1 if the application cannot be deployed.
@@ -48,10 +48,10 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m deployments.cli.launch")
     parser.add_argument("config", type=Path, nargs="?")
-    parser.add_argument("--check", action="store_true", help="check the configuration, and start nothing")
+    parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     parser.add_argument("--fast", action="store_true", help="serve in Ray Serve's fast mode")
     parser.add_argument(
-        "--fast-environment", action="store_true", help="print the fast mode's settings as export lines"
+        "--fast-environment", action="store_true", help="print the settings of the fast mode as export lines"
     )
     given = parser.parse_args()
     if given.config is None and not given.fast_environment:
@@ -65,7 +65,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _serve(config: dict[str, Any], args: AppArgs, file: Path, *, fast: bool) -> int:
-    """Serve until a signal; the exit status."""
+    """Serve until a signal and return the exit status."""
     address = os.environ.get("RAY_ADDRESS") or OWN
     folder = None
     if address == OWN:
@@ -115,7 +115,7 @@ def _ray_addresses() -> dict[str, str]:
 
 
 def announce(config: dict[str, Any], args: AppArgs, settings: Path | None) -> None:
-    """Wait until the API answers, then print where it is, its models and a line to try.
+    """Wait until the API answers, then print its address, its models and an example.
 
     Args:
         settings: a file for shells that are to reach its Ray.
@@ -147,7 +147,7 @@ def _exposure(config: dict[str, Any], args: AppArgs) -> str | None:
     if not open_at or args.api.api_keys or args.api.api_keys_file:
         return None
     return (
-        f"WARNING: listens on {', '.join(sorted(open_at))}, and asks nobody for a key. Set args.api.api_keys, or "
+        f"WARNING: listens on {', '.join(sorted(open_at))} and does not require a key. Set args.api.api_keys, or "
         "http_options.host to 127.0.0.1."
     )
 

@@ -1,4 +1,4 @@
-"""A Ray of our own: on this machine alone, behind a token that nobody else has.
+"""A private Ray: it listens only on this machine and requires a token.
 
 Ray reads its settings from the environment, most of them when it is imported, and its processes inherit them. So they
 are set before `ray` is imported, and whoever talks to this Ray from another shell needs them too: they are in a file.
@@ -25,7 +25,7 @@ _PROXY_MIDDLEWARES = "deployments.proxy:middlewares"
 
 
 def own_ray_environment(folder: Path) -> dict[str, str]:
-    """Settings of a Ray that listens on 127.0.0.1 and asks for a fresh token, which is written to a file of mode 0600.
+    """Settings of a Ray that listens on 127.0.0.1 and requires a fresh token, which is in a file of mode 0600.
 
     Args:
         folder: one that only this user can enter.
@@ -45,7 +45,7 @@ def own_ray_environment(folder: Path) -> dict[str, str]:
 
 
 def use_own_ray() -> Path:
-    """Set this process up to start a Ray of its own; the folder of its token, removed when the process ends."""
+    """Prepare this process to start a private Ray. The folder of its token is removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
     owner = os.getpid()
     os.environ.pop("RAY_AUTH_TOKEN", None)
@@ -56,7 +56,7 @@ def use_own_ray() -> Path:
 
 
 def write_settings(folder: Path, addresses: Mapping[str, str]) -> Path:
-    """A file for a shell that is to reach this Ray: `source` it, then `ray status` and `serve status` work.
+    """Write a file for other shells: after `source FILE`, `ray status` and `serve status` work.
 
     Args:
         addresses: variables that say where it is.

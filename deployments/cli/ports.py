@@ -1,4 +1,4 @@
-"""Who listens on a TCP port of this machine."""
+"""The processes that listen on a TCP port of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 
 
 def listeners(port: int) -> dict[str, int | None]:
-    """The addresses that a port is open at, each with its process; None where that is somebody else's."""
+    """The addresses that a port is open at, each with its process; None for a process of another user."""
     return {
         connection.laddr.ip: connection.pid
         for connection in psutil.net_connections(kind="tcp")
@@ -17,7 +17,7 @@ def listeners(port: int) -> dict[str, int | None]:
 
 
 def holder(host: str, port: int) -> str | None:
-    """Who listens where a server for this host would, in words; None if nobody does."""
+    """A description of the process that listens where a server for this host would; None if there is none."""
     for address, process in listeners(port).items():
         if _clash(address, host):
             return _in_words(process)
@@ -25,7 +25,7 @@ def holder(host: str, port: int) -> str | None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached only from this machine."""
     return address.startswith("127.") or address in ("localhost", "::1")
 
 

@@ -1,4 +1,4 @@
-"""A Ray Serve configuration file with a Troupe application: read, and checked before anything starts."""
+"""Reading and checking a Ray Serve configuration file with a Troupe application."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
 
 
 def base_url(config: Mapping[str, Any]) -> str:
-    """Where the application of a configuration answers, as seen from this machine."""
+    """The URL of the application, for clients on this machine."""
     http = config.get("http_options") or {}
     host = http.get("host", HOST)
     prefix = next(a for a in config["applications"] if a.get("import_path") == IMPORT_PATH).get("route_prefix", "/")
@@ -97,7 +97,7 @@ def _from_environment() -> dict[str, Any]:
 
 
 def _hide_keys(args: dict[str, Any]) -> None:
-    """Put digests in the place of keys: Ray logs an application's arguments."""
+    """Replace keys by digests, because Ray logs an application's arguments."""
     api = args.get("api") or {}
     for name in ("api_keys", "admin_keys"):
         if api.get(name):

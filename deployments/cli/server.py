@@ -1,7 +1,7 @@
-"""The server of `scripts/serve`: a configuration's applications on Ray Serve, from the start to a good end.
+"""The server of `scripts/serve`: runs the applications of a configuration on Ray Serve.
 
-`serve run` does the same with less care: it joins the Ray that the last `ray start` on this machine has left (here
-that takes RAY_ADDRESS), never says that a deployment has failed, and ends every answer at once on SIGTERM.
+It differs from `serve run`, which joins the Ray that the last `ray start` on this machine has left (here
+that needs RAY_ADDRESS), does not report that a deployment has failed, and ends every answer at once on SIGTERM.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Terminated(BaseException):
 
 
 def run(config: dict[str, Any], address: str, ready: Callable[[], None]) -> int:
-    """Serve a configuration until a signal ends it; the exit status.
+    """Serve a configuration until a signal ends it, and return the exit status.
 
     On SIGTERM new requests are refused, those that run end, all stops; Ctrl-C and a second SIGTERM end at once.
 
@@ -65,7 +65,10 @@ def run(config: dict[str, Any], address: str, ready: Callable[[], None]) -> int:
     except _Terminated:
         signal.signal(signal.SIGTERM, _terminate_now)
         if address == OWN:
-            print(f"SIGTERM: ending what runs, for at most {GRACE_S:g} s; a second one ends at once.", flush=True)
+            print(
+                f"SIGTERM: finishing running requests, for at most {GRACE_S:g} s; a second one stops at once.",
+                flush=True,
+            )
             _drain_while_ray_answers()
         return 128 + signal.SIGTERM
     return 0
@@ -125,7 +128,7 @@ def _lacking(state: ApplicationStatusOverview) -> str | None:
 
 
 def _drain_while_ray_answers() -> None:
-    """Drain in a thread: a Ray that has got the same signal answers nothing, for minutes."""
+    """Drain in a thread, because a Ray that got the same signal may not answer for minutes."""
     reached = threading.Event()
     draining = threading.Thread(target=drain, args=(GRACE_S, reached), daemon=True)
     draining.start()
@@ -134,7 +137,7 @@ def _drain_while_ray_answers() -> None:
 
 
 def drain(limit: float, reached: threading.Event) -> None:
-    """Let every Troupe application on this Ray end what it computes, then stop Ray Serve.
+    """Let every Troupe application on this Ray finish its running requests, then stop Ray Serve.
 
     Args:
         limit: seconds that requests have to end.

@@ -5,8 +5,8 @@
     LLM_ARTIFACT_DIR=folder scripts/serve                            # a model that was converted to CTranslate2
     python -m deployments.compat.flags --hf-model org/name > my_config.yaml  # the configuration alone
 
-A flag wins over its environment variable. What has no counterpart is refused if it would change an answer, and named
-on stderr if it would not.
+A flag overrides its environment variable. A flag without a counterpart is refused if it would change an
+answer; otherwise stderr names it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag, its environment variable and how its text is read. `default` is taken where neither is given."""
+    """A flag, its environment variable and how its text is read. `default` is used if neither is given."""
 
     name: str
     env: str
@@ -67,18 +67,23 @@ FLAGS = (
     Flag("tokenizer-type", "TOKENIZER_TYPE", _one_of("AutoTokenizer", "AutoProcessor"), help="AutoTokenizer"),
     Flag("processor-type", "PROCESSOR_TYPE", _one_of("AutoTokenizer", "AutoProcessor"), help="AutoProcessor"),
     Flag("tokenizer-use-fast", "TOKENIZER_USE_FAST", _boolean, True, "true"),
-    Flag("torch-dtype", "TORCH_DTYPE", help="such as bfloat16 (default: what checkpoint and device suggest)"),
+    Flag("torch-dtype", "TORCH_DTYPE", help="such as bfloat16 (default: depends on checkpoint and device)"),
     Flag("architecture-type", "ARCHITECTURE_TYPE", _one_of("decoder", "encoder-decoder"), "decoder"),
     Flag("serving-type", "SERVING_TYPE", _one_of("chat", "whisper"), "chat", "chat or whisper"),
-    Flag("accelerator-type", "ACCELERATOR_TYPE", _one_of("cuda", "cpu"), "cuda", "cuda (a CPU where there is none)"),
-    Flag("max-concurrent", "MAX_CONCURRENT", int, help="requests computed at a time; further ones wait"),
+    Flag("accelerator-type", "ACCELERATOR_TYPE", _one_of("cuda", "cpu"), "cuda", "cuda (the CPU if there is no GPU)"),
+    Flag("max-concurrent", "MAX_CONCURRENT", int, help="requests computed together; more requests wait"),
     Flag("continuous-batching-batch-size", "CONTINUOUS_BATCHING_BATCH_SIZE", int, help="the same"),
     Flag("continuous-batching-microsleep", "CONTINUOUS_BATCHING_MICROSLEEP", float),
     Flag("continuous-batching", "CONTINUOUS_BATCHING", _boolean),
     Flag("continous-batching", "CONTINOUS_BATCHING", _boolean),
     Flag("static-cache", "STATIC_CACHE", _boolean, False, "keep the KV cache at its full length"),
     Flag("static-cache-encoder-max-length", "STATIC_CACHE_ENCODER_MAX_LENGTH", int),
-    Flag("static-cache-decoder-max-length", "STATIC_CACHE_DECODER_MAX_LENGTH", int, help="that length, in tokens"),
+    Flag(
+        "static-cache-decoder-max-length",
+        "STATIC_CACHE_DECODER_MAX_LENGTH",
+        int,
+        help="length of the KV cache in tokens",
+    ),
     Flag("cache-type", "CACHE_TYPE", _one_of("DynamicCache", "StaticCache"), "DynamicCache"),
     Flag("attn-implementation", "ATTN_IMPLEMENTATION", help="such as sdpa or flash_attention_2"),
     Flag("hqq", "HQQ", _boolean, False, "refused if true: use bitsandbytes, see docs/from/transformers-openai-api.md"),
@@ -86,14 +91,14 @@ FLAGS = (
     Flag("torch-compile-mode", "TORCH_COMPILE_MODE", default="reduce-overhead", help="mode of torch.compile"),
     Flag("torch-profiling", "TORCH_PROFILING", _boolean, False, "write a trace of the first requests to ./profile"),
     Flag("torch-autograd-profiling", "TORCH_AUTOGRAD_PROFILING", _boolean, False, "the same"),
-    Flag("hotload", "HOTLOAD", _boolean, True, "load at start; false: at the first request"),
+    Flag("hotload", "HOTLOAD", _boolean, True, "load the model at start; false: at the first request"),
     Flag("reasoning-parser", "REASONING_PARSER", _one_of("none", "deepseek_r1"), "none", "none or deepseek_r1"),
     Flag("media-urls", "MEDIA_URLS", _boolean, False, "fetch images and recordings that messages name by http(s) URL"),
     Flag("pagedattention", "PAGEDATTENTION", _boolean),
     Flag("pagedattention-block-size", "PAGEDATTENTION_BLOCK_SIZE", int),
-    Flag("triton-server-host", "TRITON_SERVER_HOST", help="serve a model of the Triton server there"),
+    Flag("triton-server-host", "TRITON_SERVER_HOST", help="host of a Triton server whose model is served"),
     Flag("triton-server-port", "TRITON_SERVER_PORT", int, 8001, "its gRPC port"),
-    Flag("triton-model", "TRITON_MODEL", default="tensorrt_llm", help="the model's name there"),
+    Flag("triton-model", "TRITON_MODEL", default="tensorrt_llm", help="the model's name on the Triton server"),
     Flag("tokenizer-path", "TOKENIZER_PATH", help="Hub id or folder of the tokenizer of a Triton server's model"),
     Flag("workers", "WORKERS", int, help="requests sent to a Triton server at a time"),
     Flag("llm-artifact-dir", "LLM_ARTIFACT_DIR", help="folder of a model that was converted to CTranslate2"),
@@ -105,12 +110,12 @@ HQQ = (
 )
 # Steps of the other servers' loops that ours does not have; no answer depends on them.
 WITHOUT_EFFECT = {
-    "continuous_batching_microsleep": "a step begins when the last one has ended",
-    "continuous_batching": "it is always on where the model allows it",
-    "continous_batching": "it is always on where the model allows it",
-    "static_cache_encoder_max_length": "encoder rows are as long as their input",
-    "pagedattention": "rows keep their KV cache in one piece",
-    "pagedattention_block_size": "rows keep their KV cache in one piece",
+    "continuous_batching_microsleep": "a step starts when the last one has ended",
+    "continuous_batching": "it is always on if the model allows it",
+    "continous_batching": "it is always on if the model allows it",
+    "static_cache_encoder_max_length": "encoder inputs keep their length",
+    "pagedattention": "continuous batching keeps each KV cache in one piece",
+    "pagedattention_block_size": "continuous batching keeps each KV cache in one piece",
 }
 
 
@@ -173,7 +178,7 @@ def serve_config(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
 
 
 def _backend(values: Mapping[str, Any]) -> str | None:
-    """What computes the model, if it is not transformers. A named model goes before a server, that before a folder."""
+    """The backend of the model; None is transformers. A model name overrides a server, which overrides a folder."""
     if values["hf_model"]:
         return "ctranslate2" if backends.is_ctranslate2(Path(values["hf_model"]).expanduser()) else None
     if values["triton_server_host"]:
@@ -202,7 +207,7 @@ def _entry(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
 
 
 def notes(values: Mapping[str, Any], given: set[str]) -> list[str]:
-    """What was given and has no effect, and why."""
+    """The flags that have no effect, with the reason."""
     backend = _backend(values)
     reasons = WITHOUT_EFFECT | dict.fromkeys(
         ("triton_server_host", "triton_server_port", "triton_model", "tokenizer_path", "workers", "llm_artifact_dir"),
@@ -250,7 +255,7 @@ def _engine(values: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
 
 
 def _is_meant(flag: Flag, text: str) -> bool:
-    """Whether an environment variable says something: HOSTNAME is in most shells and containers the machine's name."""
+    """Whether an environment variable is meant as a setting: in most shells, HOSTNAME is the machine's name."""
     if flag.env != "HOSTNAME" or text == "localhost":
         return text != ""
     try:

@@ -1,6 +1,6 @@
 """Routes of older servers, answered by the current ones: engines, /generate, token_check.
 
-Every answer carries `Deprecation` (RFC 9745) and a `Link` to the route that has taken over.
+Every answer has a `Deprecation` header (RFC 9745) and a `Link` to the route that replaces it.
 
     GET  /v1/engines, /v1/engines/{model}                    OpenAI before 2022, transformers-openai-api (jquesnelle)
     POST /v1/engines/{model}/completions, …                  the same
@@ -45,7 +45,7 @@ _OF_ENGINES = ("/completions", "/chat/completions", "/embeddings")
 
 
 def add_legacy_routes(app: FastAPI, api: Api, routes: Sequence[Route]) -> None:
-    """Add them to an application that has the current routes."""
+    """Add the older routes to an application that has the current ones."""
     for prefix in ("/v1/engines", "/engines"):
         for route in routes:
             if route.path in _OF_ENGINES:
@@ -99,13 +99,13 @@ def _engine(name: str) -> Engine:
 
 
 async def root(exchange: Exchange) -> Response:
-    """What this server is."""
+    """The name of this server and its models."""
     models = [card.id for card in exchange.client.models()]
     return json_response({"message": f"Troupe serves {', '.join(models)}; see /docs.", "models": models})
 
 
 async def edits(exchange: Exchange) -> Response:
-    """Not served: how a model is asked to edit a text is for the client to say."""
+    """Not supported: the client has to say how the model is asked to edit a text."""
     raise RouteGone(
         "/v1/edits is gone, as at OpenAI. Send instruction and input in a message to /v1/chat/completions: "
         '{"role": "user", "content": "<instruction>\\n\\n<input>"}; or have them in the model\'s chat template.'
@@ -113,7 +113,7 @@ async def edits(exchange: Exchange) -> Response:
 
 
 async def metrics(exchange: Exchange) -> Response:
-    """Not served: each process of the API would have counts of its own."""
+    """Not supported: each process of the API would have its own counts."""
     raise RouteGone(
         "/v1/metrics is gone. Requests and tokens of all models and processes are Prometheus metrics, which Ray "
         "exports on its metrics port; the counts of one request are its answer's usage."
@@ -134,7 +134,7 @@ class Fit(TypedDict):
 
 
 async def token_check(exchange: Exchange) -> Response:
-    """Whether prompts, and so many tokens after them, fit the context of their models."""
+    """Whether prompts and `max_tokens` tokens after them fit the context of their models."""
     given = await exchange.read_object()
     prompts = given.get("prompts")
     if not isinstance(prompts, list) or not all(isinstance(prompt, dict) for prompt in prompts):
@@ -174,11 +174,11 @@ class GenerateBody(GenerationBody):
     prompts: Annotated[list[str], Field(min_length=1)] | None = Field(default=None, description="Of /batch_generate.")
     image: str | None = Field(default=None, description="A data: URI; images come before the prompt.")
     images: list[str] = Field(default_factory=list)
-    uuid: str | None = Field(default=None, max_length=128, description="Comes back as id.")
+    uuid: str | None = Field(default=None, max_length=128, description="Returned as id.")
     timeout: Annotated[Real, Field(gt=0)] = Field(default=6000, description="Seconds.")
     max_output_len: Count = 16
     len_penalty: Real = Field(
-        default=1.0, description="Of beam search, where the model's backend has it; 0 and 1 are off."
+        default=1.0, description="For beam search, if the model's backend supports it; 0 and 1 are off."
     )
     beam_width: Annotated[Whole, Field(ge=1, le=64)] = 1
     random_seed: Whole | None = None

@@ -1,4 +1,4 @@
-"""Calls: what the API asks of a model. Plain dataclasses of the standard library.
+"""Calls from the API to a model. Plain dataclasses of the standard library.
 
 The ingress needs no torch and the engine no pydantic. A stream of `deployments.core.events` answers a call.
 """
@@ -31,7 +31,7 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How one choice is generated. The defaults change nothing: full distribution, no penalty, no seed.
+    """How one choice is generated. The defaults are the full distribution, without penalties and without a seed.
 
     Attributes:
         max_tokens: tokens to generate at most; None means as many as fit in the context.
@@ -46,7 +46,7 @@ class SamplingParams:
         stop: strings that end the text; they are not part of it unless include_stop_str_in_output.
         stop_token_ids: token ids that end the text, besides the model's own terminators.
         ignore_eos: the model's own terminators are ordinary tokens.
-        seed: same seed, same text, whatever the neighbours; None draws fresh randomness.
+        seed: same seed, same text, whatever the neighbors; None draws fresh randomness.
         logprobs: how many alternatives to report beside each generated token; -1 reports the whole vocabulary, None no
             logprobs.
         prompt_logprobs: the same for every prompt token.
@@ -55,7 +55,7 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         markers: texts that the reader of the answer looks for; special tokens in them are never left out.
         grammar: a constraint on the text.
-        num_beams: beam search with so many beams; 1 is off.
+        num_beams: number of beams of a beam search; 1 is off.
         beam_rank: which of the texts that the search finds, 0 for the best one.
         length_penalty: of beam search; a text's score is its log-probability / length ** length_penalty.
         early_stopping: when beam search ends, see transformers' `GenerationConfig`.
@@ -125,7 +125,7 @@ class ChatPrompt:
         add_generation_prompt: open the assistant's turn.
         continue_final_message: leave the last message open for the model to continue.
         chat_template: replaces the model's template, where the server allows it.
-        merge_roles: join neighbours of one role.
+        merge_roles: join neighbors of one role.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -149,9 +149,9 @@ class GenerateCall:
 
     Attributes:
         model: a configured id, aliases resolved.
-        best_of: generate so many per prompt and keep the `n` likeliest.
+        best_of: number of texts to generate per prompt; the `n` most likely ones are kept.
         echo: begin each choice's text with its prompt.
-        truncate_prompt: keep so many tokens at the end of each prompt; -1 as many as fit; None all of them.
+        truncate_prompt: number of tokens to keep at the end of each prompt; -1 keeps as many as fit, None all.
         reasoning: how the model marks its reasoning, whose tokens are counted apart and in which no stop string counts.
         affinity: conversations with the same key go to the same replica where possible.
         stream: deltas are wanted as they come; off, each choice may come as one delta at the end.

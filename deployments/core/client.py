@@ -1,4 +1,4 @@
-"""What the OpenAI routes need of the models behind them: the seam between the API and where models live.
+"""The interface between the OpenAI routes and the models.
 
 Implemented by a Ray Serve handle (`deployments.ingress`) and by the models of this process (`deployments.local`).
 """
@@ -16,7 +16,7 @@ from deployments.core.model_card import ModelCard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """A prompt as the model would get it. `text` is None for a prompt of token ids."""
+    """A prompt in the form that the model gets. `text` is None for a prompt of token ids."""
 
     text: str | None
     token_ids: tuple[int, ...]
@@ -33,7 +33,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedOptions:
-    """How vectors are made of texts, as far as a request says so.
+    """How a request wants its vectors computed; None takes the model's own setting.
 
     Attributes:
         normalize: bring vectors to length 1; None does what the model's folder says, else brings them to it.
@@ -75,7 +75,7 @@ class ModelClient(Protocol):
         """The text of token ids, special tokens included."""
 
     async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
-        """Token ids as the vocabulary spells them, such as `Ġthe`."""
+        """Token ids as they are written in the vocabulary, such as `Ġthe`."""
 
     async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""
@@ -87,13 +87,13 @@ class ModelClient(Protocol):
         """Raise TroupeError if no request can be answered now."""
 
     async def status(self) -> list[dict[str, Any]]:
-        """What each replica is, holds and does, as JSON values."""
+        """The state of each replica, as JSON values."""
 
     async def load(self, model: str) -> None:
         """Load a model now."""
 
     async def unload(self, model: str) -> bool:
-        """Unload a model once nobody uses it; False if it is loaded nowhere. A later request loads it again."""
+        """Unload a model when it is no longer in use; False if it is not loaded. A later request loads it again."""
 
     async def drain(self, on: bool = True) -> None:
-        """Refuse new calls and end those that run; or take calls again."""
+        """Refuse new calls and finish the running ones, or accept calls again."""

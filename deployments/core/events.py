@@ -1,4 +1,4 @@
-"""Events: what a model answers a call with. Plain dataclasses of the standard library.
+"""Events that answer a call to a model. Plain dataclasses of the standard library.
 
 A generation call is answered by `Accepted` first (every prompt is encoded and fits), then `PromptScores` if the call
 asks for them and `Delta`s of all choices interleaved, then `Finished`. `Failed` ends the stream at any point.
@@ -43,7 +43,7 @@ class PromptScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """What a choice has gained since its last delta.
+    """The new text and tokens of a choice since its last delta.
 
     `text` may lag behind `token_ids`: an unfinished UTF-8 character or a possible stop string is held back.
     The last delta of a choice carries `finish_reason`, and in `stop_reason` the stop string or token id that ended it
@@ -62,7 +62,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """How long a request took, in seconds from when the model took it up, waiting and encoding included.
+    """Durations of a request, in seconds since the model received it, including waiting and encoding.
 
     `tokens_per_second` is over all choices and the whole time.
     """

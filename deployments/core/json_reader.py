@@ -1,4 +1,4 @@
-"""JSON of megabytes, read by a thread that lets other threads run in between.
+"""A parser for large JSON texts that lets other threads run in between.
 
 A call of `json.loads` holds Python's lock until the whole text is read, seconds for some texts. Here the large arrays
 and objects are walked in Python, and only pieces of a few kilobytes are read by one call.
@@ -19,7 +19,7 @@ _SCALARS = re.compile(r'(?:[-+0-9.eE, \t\n\r]+|"[^"\\]*",)*')
 
 
 class TooManyObjects(ValueError):
-    """The text has more objects and arrays than are read."""
+    """The text has more objects and arrays than the limit."""
 
 
 class TooDeep(ValueError):

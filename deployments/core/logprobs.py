@@ -55,7 +55,7 @@ class WholeVocabulary(Sequence[Candidate]):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The token at a position, its log-probability and the likeliest alternatives, best first.
+    """The token at a position, its log-probability and the most likely alternatives, best first.
 
     `rank` is 1 for the likeliest token.
     """

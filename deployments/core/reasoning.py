@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ReasoningMarkers:
-    """The markers of a model's reasoning, which stands at the beginning of a text.
+    """The markers of a model's reasoning, which is at the beginning of a text.
 
     Attributes:
         opening, closing: the texts around the reasoning.
@@ -24,7 +24,7 @@ class ReasoningMarkers:
 
     @property
     def first(self) -> str:
-        """What the model writes first unless it begins with the answer itself."""
+        """The text that the model writes first, unless it begins with the answer."""
         return self.begins or self.opening
 
     @property
@@ -34,7 +34,7 @@ class ReasoningMarkers:
 
     @property
     def end(self) -> str:
-        """All that ends the reasoning and begins the answer."""
+        """The texts that end the reasoning or begin the answer."""
         return self.closing + self.between + "".join(self.answer)
 
     def opened_by(self, prompt: str | None, *, continued: bool) -> bool:
@@ -49,7 +49,7 @@ class ReasoningMarkers:
         return ends or (continued and prompt.rfind(self.opening) > prompt.rfind(self.closing))
 
     def closed_by(self, prompt: str | None, *, continued: bool) -> bool:
-        """Whether a prompt leaves no room for reasoning: it ends with a closed one, or within an answer.
+        """Whether a prompt excludes reasoning, because it ends after closed reasoning or within an answer.
 
         Args:
             continued: the prompt ends within a message.

@@ -1,4 +1,4 @@
-"""The events of a transcription: what a recording is, and what is said in it."""
+"""The events of a transcription."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscriptSegment:
-    """What a transcription has gained. The texts of all, joined, are the whole."""
+    """The new text of a transcription. The joined texts of all events are the whole text."""
 
     text: str = ""
     segments: tuple[Segment, ...] = ()

@@ -96,11 +96,11 @@ def _proven_rows(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions
     try:
         engine = BatchingEngine(info, vocabulary, options)
     except Exception as error:
-        return f"rows cannot run it: {type(error).__name__}: {error}"
+        return f"continuous batching cannot run it: {type(error).__name__}: {error}"
     try:
         mismatch = find_mismatch(info.model, vocabulary, engine, engine.capabilities.crossed)
     except Exception as error:
-        mismatch = f"rows could not be compared with generate: {type(error).__name__}: {error}"
+        mismatch = f"continuous batching could not be compared with generate: {type(error).__name__}: {error}"
     if mismatch is None:
         return engine
     engine.close(timeout=0.0)

@@ -78,7 +78,7 @@ def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine, crossed: S
     requests = [request for request in requests if len(request.input_ids) <= room]
     alone = _alone(StockGenerate(model, vocabulary), vocabulary, requests)
     if len(requests) - len(alone) > 1:
-        logger.info("%d of %d prompts were tried at load, as generate is slow here.", len(alone), len(requests))
+        logger.info("%d of %d prompts were tried at load, because generate is slow here.", len(alone), len(requests))
     together = _together(engine, [request for request, _ in alone])
     if isinstance(together, str):
         return together

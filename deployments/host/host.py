@@ -1,4 +1,4 @@
-"""The models of one process: loaded on demand, leased to requests, each behind its engine.
+"""The models of one process: loaded on demand, leased to requests, each with its engine.
 
 `ModelHost` is what a replica serves to the ingress, and what `deployments.local` serves without Ray.
 """

@@ -269,7 +269,7 @@ class Leases(Generic[T]):
                 raise copy.copy(error)
 
     def _ask_for_more_room(self, key: str) -> bool:
-        """Whether a key whose load ran out of memory may try again, with one neighbour less."""
+        """Whether a key whose load ran out of memory may try again, with one neighbor less."""
         others = len([other for other in self._places if other not in self._pinned])
         if not others:
             return False

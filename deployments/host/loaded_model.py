@@ -189,7 +189,7 @@ class LoadedModel:
         """
         if self.speech is None:
             raise UnsupportedParameter(
-                f"Model {self.entry.id!r} transcribes no audio; this route needs a Whisper model.",
+                f"Model {self.entry.id!r} does not transcribe audio; this route needs a Whisper model.",
                 param="model",
                 code="audio_unsupported",
             )

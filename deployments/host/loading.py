@@ -82,7 +82,7 @@ class Loading:
             raise
 
     async def unload(self, key: str, model: LoadedModel) -> None:
-        """Close a model and free its memory; one that does not close in time is left behind."""
+        """Close a model and free its memory; one that does not close in time is given up."""
         worker = Worker(f"close-{key}")
         close = model.close
         del model

@@ -69,7 +69,7 @@ class Worker:
         self._thread.start()
 
     def _replace_stuck(self, thread: threading.Thread, future: Future[Any]) -> None:
-        """Leave the thread of a function that still runs behind, and take its waiting jobs along."""
+        """Give up a thread whose function still runs, and keep its waiting jobs."""
         if thread is not self._thread or not future.running():
             return
         stuck = self._jobs

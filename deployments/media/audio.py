@@ -82,7 +82,7 @@ def check_headers(sources: Sequence[MediaSource], *, max_seconds: float, max_sam
 
     Raises:
         UnsupportedParameter: one is not in the request itself.
-        BadRequest: one is no audio file that can be read, or they are too long together.
+        BadRequest: a recording cannot be read, or they are too long together.
     """
     budget = AudioBudget(max_seconds, max_samples)
     for source in sources:
@@ -134,7 +134,7 @@ def decode_audio(
         float32 [samples], within -1 and 1 as the file has them.
 
     Raises:
-        BadRequest: it is no audio file that can be read, has no sound, or is too long.
+        BadRequest: the recording cannot be read, has no sound, or is too long.
     """
     with _opened(data, param) as file:
         if budget is None:
@@ -149,7 +149,7 @@ def _opened(data: bytes, param: str) -> Iterator[soundfile.SoundFile]:
             _check_format(file, param)
             yield file
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        raise _bad(param, "it is no audio file that can be read; send wav, flac, mp3 or ogg") from error
+        raise _bad(param, "it is not an audio file that can be read; send wav, flac, mp3 or ogg") from error
 
 
 def _check_format(file: soundfile.SoundFile, param: str) -> None:

@@ -48,7 +48,7 @@ def open_images(sources: Sequence[MediaSource], *, max_pixels: int) -> list[Imag
 
     Raises:
         UnsupportedParameter: one is not in the request itself.
-        BadRequest: one is no image in a known format, is larger than `MAX_PIXELS`, or exceeds what is left of
+        BadRequest: one is not an image in a known format, is larger than `MAX_PIXELS`, or exceeds what is left of
             `max_pixels`.
     """
     opened = []
@@ -94,7 +94,7 @@ def _readable(source: MediaSource) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise _bad(source, f"it has more than {MAX_PIXELS} pixels") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise _bad(source, f"it is no readable image ({', '.join(_FORMATS)})") from error
+        raise _bad(source, f"it is not a readable image ({', '.join(_FORMATS)})") from error
 
 
 def _data(source: MediaSource) -> bytes:

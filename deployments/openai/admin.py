@@ -1,4 +1,4 @@
-"""What an operator may ask and do, always behind an admin key: where models are loaded; load, unload, drain."""
+"""Routes for operators, which need an admin key: where models are loaded; load, unload, drain."""
 
 from __future__ import annotations
 

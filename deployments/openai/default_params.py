@@ -54,7 +54,7 @@ def default_faults(
 
 def _fault(key: str, value: Any, schemas: tuple[type[RequestBody], ...]) -> str | None:
     if key in _OF_A_REQUEST:
-        return "a request says this itself; remove it"
+        return "a request sets this itself; remove it"
     own = [schema for schema in schemas if key in scope_of(schema).own]
     if not own:
         return _unknown(key, schemas)

@@ -45,18 +45,20 @@ class EmbeddingsBody(RequestBody):
     messages: list[Any] | None = Field(default=None, description="A conversation in place of input.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[Whole, Field(ge=1)] | None = Field(
-        default=None, description="Keep so many dimensions and bring the vector back to length 1."
+        default=None, description="Number of dimensions to keep; the vector is scaled to length 1 again."
     )
-    normalize: bool | None = Field(default=None, description="Bring vectors to length 1; the model's way by default.")
+    normalize: bool | None = Field(
+        default=None, description="Scale vectors to length 1; the default depends on the model."
+    )
     use_activation: bool | None = Field(default=None, description="The same as normalize.")
     truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
-        default=None, description="Tokens to keep of a longer text; -1 keeps what the model takes."
+        default=None, description="Tokens to keep of a longer text; -1 keeps as many as the model accepts."
     )
     truncation_side: Literal["left", "right"] | None = Field(
         default=None, description="Where tokens are left out; the tokenizer's own side by default."
     )
     prompt_name: str | None = Field(
-        default=None, max_length=256, description="Which of a sentence-transformers model's prompts goes before a text."
+        default=None, max_length=256, description="Prompt of a sentence-transformers model to add before a text."
     )
     add_special_tokens: bool | None = Field(default=None, description="True by default; false for messages.")
     add_generation_prompt: bool = Field(default=False, description="Open the assistant's turn after the messages.")

@@ -1,7 +1,7 @@
 """Fuyu (https://huggingface.co/adept/fuyu-8b): a model without a chat template, its image written as placeholders.
 
-The example of a loader for a model whose processor has no idea of a conversation: two hooks of its own say how one is
-written and how it is encoded. Fuyu answers one question about at most one image, so the turns are plain lines.
+An example of a loader for a model whose processor does not support conversations: two hooks define how a conversation
+is written and encoded. Fuyu answers one question about at most one image, so the turns are plain lines.
 
     - id: fuyu
       loader: model_loaders.examples.fuyu:load_model
@@ -57,7 +57,7 @@ def load_model(
 
 
 def write_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The texts of a conversation, one line each; images are none of the text's business."""
+    """The texts of a conversation, one line each, without the images."""
     return "".join(f"{text_of(message['content'])}\n" for message in messages)
 
 

@@ -1,7 +1,7 @@
 """PaliGemma (https://huggingface.co/google/paligemma-3b-mix-448): a borrowed chat template, and an encoder for texts.
 
-The example of a loader for a model whose processor refuses a prompt without an image: the encode hook sends such
-prompts to the tokenizer alone. PaliGemma has no chat template; the one of another model of its family can be lent.
+An example of a loader for a model whose processor refuses a prompt without an image: the encode hook sends such
+prompts to the tokenizer alone. PaliGemma has no chat template; it can use the template of another model of its family.
 
     - id: paligemma
       loader: model_loaders.examples.paligemma:load_model

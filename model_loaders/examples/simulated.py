@@ -1,4 +1,4 @@
-"""A model that computes nothing and takes as long as a large one would: for trying out a cluster's serving by itself.
+"""A simulated model: it takes the time of a large model without computing, to try out the serving of a cluster.
 
 The time of a step follows from a roofline (Williams et al., 2009): decoding reads all weights and the caches of all
 rows from memory once, prefill multiplies every prompt token with all weights. Models of one process take turns on its
@@ -41,23 +41,23 @@ class Roofline:
     slowdown: float = 1.0
 
     def decode(self, tokens: int) -> float:
-        """Seconds of a step over rows that hold so many tokens together."""
+        """Seconds of a step over sequences of `tokens` tokens in all."""
         return self.slowdown * (self.weight_bytes + tokens * self.cache_bytes) / self.bandwidth
 
     def prefill(self, tokens: int) -> float:
-        """Seconds for so many prompt tokens; two operations per weight of two bytes and token."""
+        """Seconds for `tokens` prompt tokens; two operations per weight of two bytes and token."""
         return self.slowdown * tokens * self.weight_bytes / self.flops
 
 
 class Device:
-    """What the models of a process compute on: one step at a time, whoever asks first."""
+    """The device of the models of a process. It computes one step at a time, in the order of the requests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free_at = 0.0
 
     def book(self, earliest: float, seconds: float) -> float:
-        """When a step ends that can begin at `earliest` and takes so long; times of `time.monotonic()`."""
+        """The end of a step that begins at `earliest` or later; times of `time.monotonic()`."""
         with self._lock:
             self._free_at = max(self._free_at, earliest) + seconds
             return self._free_at

@@ -1,4 +1,4 @@
-"""A model's chat template: which one a request uses, and the prompt text that it writes of a conversation."""
+"""A model's chat template: selecting the one of a request, and rendering a conversation with it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NO_VARIABLES = ("tokenize", "padding", "truncation", "max_length", "return_tenso
 
 
 class ChatTemplate:
-    """The way from messages to a prompt text, for one loaded model."""
+    """Renders messages to a prompt text, for one loaded model."""
 
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
@@ -378,7 +378,7 @@ def _text_of(content: Any) -> str:
 
 
 def accepted(hook: Hook, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that a user's function names; all of them where it takes **kwargs."""
+    """The keyword arguments that a user's function accepts; all of them if it has **kwargs."""
     target = hook if inspect.isroutine(hook) else type(hook).__call__
     try:
         parameters = inspect.signature(target).parameters

@@ -1,6 +1,6 @@
 """A loaded model's hooks, each resolved once: the loader's own, else the tokenizer's or processor's.
 
-The only place that calls them, so that a hook that raises or returns the wrong thing is named in the error.
+Only this class calls hooks, so that an error names the hook that raised an exception or returned a wrong value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model_loaders.prompts.media_marks import MediaMarks
 
 
 class Hooks:
-    """The way from messages to token ids and from token ids to text, for one loaded model."""
+    """Converts messages to token ids and token ids to text, for one loaded model."""
 
     def __init__(self, info: ModelInfo) -> None:
         self.info = info
@@ -137,7 +137,7 @@ class Hooks:
 
     @property
     def audio_samples(self) -> int | None:
-        """The longest recording that the processor does not cut short; None where it takes any."""
+        """The longest recording that the processor does not truncate; None if there is no limit."""
         extractor = getattr(self.info.processor, "feature_extractor", None)
         if self.info.encode is not None or self._divides_audio:
             return None

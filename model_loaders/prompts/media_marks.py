@@ -1,6 +1,6 @@
 """Tokens that stand for images and recordings in a prompt, and texts that happen to contain one.
 
-A processor puts an image wherever its token stands, so `In HTML, <image> is no element.` would count as one.
+A processor puts an image wherever its token stands, so `In HTML, <image> does not exist.` would count as one.
 transformers can encode such a token as plain text (its `sanitize_control_tokens`); texts that cannot be encoded that
 way are refused.
 """

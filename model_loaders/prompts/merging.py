@@ -1,4 +1,4 @@
-"""Neighboring messages of one role joined, for templates that insist on alternation."""
+"""Joins consecutive messages of the same role, for templates that require alternating roles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from model_loaders.prompts.message_forms import Message, as_parts
 
 
 def merged(messages: Sequence[Message]) -> list[Message]:
-    """Messages with neighbors of one role joined."""
+    """Messages, with consecutive messages of the same role joined."""
     joined: list[Message] = []
     for message in messages:
         last = joined[-1] if joined else None

@@ -1,4 +1,4 @@
-"""How a chat template reads messages, found by rendering short conversations, and messages written that way.
+"""Finds how a chat template reads messages, by rendering short conversations, and writes messages in that form.
 
 Templates differ in what they read: a content as text or as a list of parts, null or "" beside tool calls, arguments as
 an object or as JSON text, which roles. Each question is answered once, when a request first needs it.
@@ -66,7 +66,7 @@ class CallForm(NamedTuple):
 
 
 class MessageForms:
-    """What one chat template reads.
+    """The forms of messages that one chat template reads.
 
     Args:
         write: renders messages; raises where the template refuses them.
@@ -82,7 +82,7 @@ class MessageForms:
         self._kinds: dict[tuple[str, str], bool] = {}
 
     def shape(self, messages: Sequence[Mapping[str, Any]], *, own_roles: bool = False) -> list[Message]:
-        """Messages as the template reads them, one for one.
+        """The messages in the form that the template reads.
 
         Args:
             own_roles: leave the messages their roles, but for results.
@@ -178,7 +178,7 @@ class MessageForms:
         )
 
     def _call_score(self, form: str, empty: Empty) -> tuple[bool, bool, bool, int]:
-        """How well a call is written: at all, whole, and in the words meant; best first."""
+        """How well a call is written: at all, completely, and in the intended form; best first."""
         arguments = _arguments_of(form)
         text = self._called(empty, arguments)
         if text is None:
@@ -322,7 +322,7 @@ def _with_content(message: Message, content: Empty) -> Message:
 
 
 def _is_empty(content: Any) -> bool:
-    """Whether an assistant's content says nothing, in any form."""
+    """Whether an assistant's content is empty, in any form."""
     if isinstance(content, list):
         return all(part.get("type") == "text" and not part["text"] for part in content)
     return content is None or content == ""

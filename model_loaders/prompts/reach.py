@@ -19,7 +19,7 @@ _PASSES = 8
 
 
 class Piece(NamedTuple):
-    """Something of a conversation that has to reach the prompt.
+    """A part of a conversation that must appear in the prompt.
 
     Attributes:
         mark: what stands for it in the marked conversation.

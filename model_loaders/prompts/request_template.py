@@ -1,8 +1,8 @@
 """The process that renders chat templates of requests: `python -m model_loaders.prompts.request_template`.
 
-A template of a request is a program of a stranger. It runs here, where the kernel ends it: by an alarm, by a limit on
+A template of a request is an untrusted program. It runs here, where the kernel ends it: by an alarm, by a limit on
 processor time, or by a limit on memory. Each request is a `HEADER` and a pickled `RenderRequest`; each answer is a
-line of JSON and the text. Nothing but JSON and text goes back, so that whoever breaks out of Jinja's sandbox cannot
+line of JSON and the text. Only JSON and text are sent back, so that code that breaks out of Jinja's sandbox cannot
 choose what the server unpickles. The process ends when its input does, and with its parent.
 """
 
@@ -61,7 +61,7 @@ class RenderRequest:
 
 
 class _OutOfMemory(BaseException):
-    """A MemoryError that no trial of a template takes for a refusal."""
+    """A MemoryError that is not mistaken for a template's refusal."""
 
 
 class _Template:
@@ -83,7 +83,7 @@ class _Template:
 
 
 class Renderer:
-    """Renders conversations; what it has found out about the latest templates is kept."""
+    """Renders conversations. It caches what it has found out about the latest templates."""
 
     def __init__(self) -> None:
         self._templates: OrderedDict[bytes, ChatTemplate] = OrderedDict()
@@ -168,7 +168,7 @@ def _refused(why: str) -> TemplateFailed:
 
 
 def _limit(seconds: float, memory: int) -> None:
-    """Let the kernel end this process after so many seconds from now, and give it no more memory; 0 s is for ever.
+    """Let the kernel end this process after `seconds` seconds and limit its memory; 0 s sets no time limit.
 
     The alarm and the signal of the processor's limit are not handled: they end a process that is busy in C, too.
     """

@@ -1,4 +1,4 @@
-"""What a client needs to know of a tokenizer to use it from afar."""
+"""The properties of a tokenizer that remote clients need."""
 
 from __future__ import annotations
 

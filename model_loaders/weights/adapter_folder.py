@@ -1,7 +1,7 @@
 """Folders with a PEFT adapter (https://huggingface.co/docs/peft): beside the weights of a model, or alone.
 
-With peft installed transformers applies an adapter that lies beside the weights, without it the same folder gives the
-base model. Which of the two is served is for the loader's kwargs to say.
+If peft is installed, transformers applies an adapter in the folder of the weights; otherwise the same folder gives the
+base model. The loader's kwargs select one of the two.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def use_adapter(model: Any, adapter: Adapter) -> Any:
 
 
 def note_adapter(model: Any) -> None:
-    """Log whether the adapter that lies in a model's local folder was applied, whoever loaded it."""
+    """Log whether the adapter in a model's local folder was applied, for any loader."""
     name = getattr(model, "name_or_path", None)
     if isinstance(name, str) and name and (Path(name) / FILE).is_file():
         applied = "with" if getattr(model, "_hf_peft_config_loaded", False) else "without"

@@ -1,7 +1,7 @@
-"""Weights that are the checkpoint's, or an error: `from_pretrained` whose missing and unexpected keys are read.
+"""`from_pretrained` with an error if weights are missing or unexpected.
 
-transformers draws weights that a checkpoint does not have at random and says so in a table of the log. A model that
-answers with such weights answers nonsense, and another one after every start.
+transformers fills missing weights with random numbers and lists them in a table of the log. A model with such weights
+answers nonsense, which differs after every start.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SCALES = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointOptions:
-    """What a loader's kwargs say of a checkpoint that does not fit its model exactly.
+    """A loader's options for a checkpoint that does not match its model exactly.
 
     Attributes:
         allow_missing_keys: regular expressions; weights of the model whose names one of them matches somewhere may be
@@ -78,7 +78,7 @@ class IncompleteCheckpoint(ModelLoadFailed):
 def load_checkpoint(model_class: Any, name: str, options: CheckpointOptions | None = None, **kwargs: Any) -> Any:
     """`model_class.from_pretrained(name, **kwargs)`, refused if weights are missing, of another size or left over.
 
-    Keys that transformers itself ignores, tied weights and what `options` allow are no fault.
+    Keys that transformers itself ignores, tied weights and what `options` allow are not faults.
 
     Args:
         model_class: a transformers model class or Auto class.

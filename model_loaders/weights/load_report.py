@@ -1,4 +1,4 @@
-"""What transformers reports of the checkpoints that a loader reads: weights that are missing, and so random."""
+"""Reports of transformers about the checkpoints that a loader reads: weights that are missing, and therefore random."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _listeners: list[_Listener] = []
 
 @contextlib.contextmanager
 def reported(loader: str) -> Iterator[None]:
-    """Log in plain words what transformers reports while a loader runs in this thread.
+    """Log the reports of transformers while a loader runs in this thread.
 
     Args:
         loader: its name as configured.

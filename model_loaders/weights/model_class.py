@@ -1,4 +1,4 @@
-"""Which class of transformers a checkpoint is loaded with."""
+"""Selects the transformers class that a checkpoint is loaded with."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def named_class(name: str) -> Any:
         raise ModelLoadFailed(f"auto_class {name!r}: {last_line(error)}") from error
     if found is None:
         place = module or f"transformers {transformers.__version__}"
-        raise ModelLoadFailed(f"auto_class {attribute!r} is no class of {place}.")
+        raise ModelLoadFailed(f"auto_class {attribute!r} is not a class of {place}.")
     return found
 
 

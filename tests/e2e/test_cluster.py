@@ -71,7 +71,7 @@ def wait_for(log: Path, text: str, process: subprocess.Popen[bytes], seconds: fl
 
 
 def reach(count: int, url: str, seconds: float = 120.0) -> float:
-    """Seconds until there are so many replicas, all of which answer."""
+    """Seconds until there are `count` replicas, all of which answer."""
     began = time.monotonic()
     while True:
         with contextlib.suppress(KeyError):  # an error: one that has been announced does not answer yet

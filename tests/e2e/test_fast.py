@@ -1,4 +1,4 @@
-"""`scripts/serve --fast`: behind HAProxy, on one loop, the API is the same."""
+"""`scripts/serve --fast`: with HAProxy and one loop per process, the API is the same."""
 
 from __future__ import annotations
 

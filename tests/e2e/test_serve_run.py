@@ -203,7 +203,7 @@ def test_serve_run_by_hand(config: tuple[Path, int], crashed_ray: dict[str, str]
     with running(["serve", "run", str(file)], {**crashed_ray, "RAY_ADDRESS": "local"}, log) as process:
         assert "72" in answer(port, process, log)
         assert set(ports.listeners(port)) == {"127.0.0.1"}
-        assert "whoever reaches its ports can run code here. Start it with RAY_ENABLE_WINDOWS" in log.read_text()
+        assert "anyone who reaches its ports can run code here. Start it with RAY_ENABLE_WINDOWS" in log.read_text()
 
 
 def ask(port: int, **more: Any) -> requests.Response:

@@ -1,7 +1,7 @@
 """What an engine with default options answers, against `generate` for each prompt by itself on a model of its own.
 
-Prompts come staggered and at once, behind a common prefix, with a second turn, drawn by seed, beside one that is
-cancelled, and with media where the model has them. All go through one engine: what a request leaves behind counts.
+Prompts come staggered and at once, after a common prefix, with a second turn, drawn by seed, beside one that is
+cancelled, and with media where the model has them. All go through one engine: what a request leaves there counts.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class AsAlone:
         return {name: value for name, value in longer.items() if value.shape != first[name].shape}
 
     def seeds(self, prompts: Sequence[Prompt]) -> None:
-        """Drawn tokens depend on the seed, not on the neighbours."""
+        """Drawn tokens depend on the seed, not on the neighbors."""
         settings = {"temperature": 0.8, "top_p": 0.95}
         alone = [self.send(asked, seed=i, **settings).result().tokens for i, asked in enumerate(prompts)]
         runs = [self.send(asked, seed=i, **settings) for i, asked in enumerate(prompts)]

@@ -14,12 +14,12 @@ ONE_SHOT = {
     "blip": "argument: 'pixel_values'",
     "blip-2": "argument: 'pixel_values'",
     "deepseek_v4": "cache layer DeepseekV4CSACache",
-    "fsmt": "its forward with a cache is not what it is without",
-    "idefics": "rows cannot run it",
+    "fsmt": "its forward gives other results with a cache than without",
+    "idefics": "continuous batching cannot run it",
     "minimax_m3_vl_text": "cache layer MiniMaxM3VLSparseCacheLayer",
-    "mllama": "layers keep the columns of images",
+    "mllama": "layers keep columns for images",
     "qwen3_omni_moe": "its forward takes no cache",
-    "reformer": "it brings a cache class of its own",
+    "reformer": "it has its own cache class",
     "unlimited_ocr": "cache layer UnlimitedOcr",
 }
 """Types that get the generate engine, and what the warning at load says."""

@@ -1,4 +1,4 @@
-"""Rows give what `generate` gives, for every architecture: joined and left at any step, whatever the neighbours."""
+"""Rows give what `generate` gives, for every architecture: joined and left at any step, whatever the neighbors."""
 
 from __future__ import annotations
 

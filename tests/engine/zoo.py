@@ -184,7 +184,7 @@ def _a(kind: str, head: str, *, scaled: bool = False, **given: Any) -> Specimen:
     """A model of a type: what is given of its config, and small sizes.
 
     Args:
-        scaled: its own initialisation leaves greedy tokens alike.
+        scaled: its own initialization leaves greedy tokens alike.
     """
 
     def build() -> Any:

@@ -73,7 +73,7 @@ async def ask(
     """One request over a connection of its own.
 
     Args:
-        leave_after: close the connection after so many events.
+        leave_after: number of events after which the connection is closed.
         on_first: set when the first event with text is there.
         fields: of the request, besides model, messages and temperature 0.
     """

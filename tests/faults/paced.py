@@ -100,7 +100,7 @@ def load_model(
 ) -> dict[str, Any]:
     """A paced model, whose every word begins with `tag`.
 
-    With a folder `log`: a line there for every load, which takes so many `seconds`, and one for every close, which says
+    With a folder `log`: a line there for every load, which takes `seconds`, and one for every close, which says
     how many requests it cut off.
     """
     if log is not None:

@@ -26,7 +26,7 @@ def url(cluster: str) -> Any:
 
 
 async def streaming(url: str, count: int) -> list[asyncio.Task[Reply]]:
-    """So many streams of four seconds, each past its first token."""
+    """`count` streams of four seconds, each past its first token."""
     started = [asyncio.Event() for _ in range(count)]
     streams = [
         asyncio.create_task(ask(url, "a", "s", stream=True, max_tokens=TOKENS, on_first=event)) for event in started

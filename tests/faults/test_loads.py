@@ -81,7 +81,7 @@ def test_eight_models_with_skewed_popularity_on_eight_places(four: tuple[str, Pa
 
 
 def least_recently_used_misses(names: list[str], places: int) -> int:
-    """How often a cache of so many places, which keeps what was used last, would have to load."""
+    """How often a least-recently-used cache of `places` places would have to load."""
     held: list[str] = []
     misses = 0
     for name in names:

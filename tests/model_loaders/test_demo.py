@@ -38,7 +38,7 @@ def test_the_loader_gives_a_model_in_eval_mode(info: ModelInfo) -> None:
     assert info.model.generation_config.pad_token_id == info.tokenizer.pad_token_id == 256
 
 
-def test_dtype_is_honoured_and_a_wrong_one_named() -> None:
+def test_dtype_is_honored_and_a_wrong_one_named() -> None:
     assert load_model(dtype="bfloat16").model.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="'int4' is not one of float32, bfloat16, float16"):
         load_model(dtype="int4")

@@ -90,9 +90,9 @@ def test_a_name_that_could_be_either_names_both(home: Path) -> None:
     with pytest.raises(ModelLoadFailed) as caught:
         asyncio.run(load())
     assert caught.value.message.startswith("Model 'mine': ")
-    assert "checkpoints/run-21 is no folder here" in caught.value.message
+    assert "checkpoints/run-21 is not a local folder" in caught.value.message
     assert "did you mean 'run-12'?" in caught.value.message
-    assert "the Hub does not give it" in caught.value.message
+    assert "The Hub does not have it either" in caught.value.message
 
 
 def test_messages_name_the_id_of_the_configuration() -> None:

@@ -1,4 +1,4 @@
-"""The operator's calls: behind a key, and true."""
+"""The admin routes need a key and report the truth."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_jpeg_and_plain_base64_parts(client: OpenAI) -> None:
 @pytest.mark.parametrize("images", [0, 1])
 def test_a_text_with_the_token_of_an_image_is_refused(client: OpenAI, images: int) -> None:
     """The loader's own `encode` cannot tell it from an image."""
-    messages = asked(*[data_uri(picture())] * images, text="In HTML, <image> is no element.")
+    messages = asked(*[data_uri(picture())] * images, text="In HTML, <image> does not exist.")
     with pytest.raises(openai.BadRequestError, match="contains '<image>'") as refused:
         answer(client, "paligemma", messages)
     assert refused.value.param == "messages[0].content"
@@ -174,8 +174,8 @@ def test_a_model_without_eyes_says_so(client: OpenAI) -> None:
         ("file:///etc/passwd", "fetches no images"),
         ("data:image/png;base64,####", "base64"),
         ("data:image/png;base64", "without a comma"),
-        ("data:image/png;base64,AAAA", "no readable image"),
-        (data_uri(picture(), "JPEG")[:423], "no readable image"),
+        ("data:image/png;base64,AAAA", "not a readable image"),
+        (data_uri(picture(), "JPEG")[:423], "not a readable image"),
         (data_uri(picture(size=(9000, 9000))), "9000 x 9000 pixels"),
     ],
 )

@@ -34,7 +34,7 @@ class EngineRequest:
         prompt_text: the rendered prompt, for engines that take text.
         continues: the prompt is text that the answer goes on from, so that its first token keeps its space; the prompt
             of a chat ends with the template's markup instead.
-        reasoning: how the model marks its reasoning; stop strings count behind it only.
+        reasoning: how the model marks its reasoning; stop strings count only after it.
         reasoning_opened: the prompt has opened it.
         processors: transformers `LogitsProcessor`s of this request, called before the loader's with int64 [1, length]
             and float32 [1, vocab].
@@ -74,7 +74,7 @@ class Engine(Protocol):
 
     Attributes:
         max_model_len: positions a request may use, prompt and text together.
-        supports: names of the `SamplingParams` fields this engine honours.
+        supports: names of the `SamplingParams` fields this engine honors.
     """
 
     max_model_len: int

@@ -191,14 +191,14 @@ class BatchingEngine(ThreadedEngine):
         try:
             command()
         except Exception as error:
-            logger.exception("The sequence engine could not do what it was asked; its requests are computed again.")
+            logger.exception("The batching engine failed; its requests are computed again.")
             self._loop.recover(error)
 
     def _step(self) -> None:
         try:
             self._loop.step()
         except Exception as error:
-            logger.exception("A step of the batching engine failed; its requests are computed again, each alone.")
+            logger.exception("A step of the batching engine failed; its requests are computed again, one at a time.")
             self._loop.recover(error)
         self._stats = self._loop.stats()
 

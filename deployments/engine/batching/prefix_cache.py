@@ -38,7 +38,7 @@ class Prefix:
         """How many of a prompt's first tokens need not be computed; all of them only where `logits` are kept.
 
         Args:
-            prefix_alignment: only multiples of so many tokens count, computed as a prompt is, or the whole prompt.
+            prefix_alignment: the length of a reusable prefix is a multiple of this, or that of the whole prompt.
         """
         if content_key != self.content_key or ids[:1] != self.ids[:1]:
             return 0

@@ -86,7 +86,7 @@ class PromptLookup:
 
 
 def prompt_lookup(forward: Forward, most: int, *, chunks: bool, deterministic: bool) -> PromptLookup | None:
-    """Guesses of at most so many tokens, or None, with a warning where they were asked for in vain.
+    """Drafts of at most `most` tokens, or None, with a warning if the model cannot use drafts.
 
     Args:
         chunks: the model computes several tokens over a cache as it should.

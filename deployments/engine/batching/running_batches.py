@@ -1,4 +1,4 @@
-"""The batches that decode at the same time: when two of them become one, and which sequences pause for want of memory.
+"""The batches that decode at the same time: when two of them become one, and which sequences pause if memory runs out.
 
 Rows of very different lengths in one batch make the short ones read the padding of the long one; in two batches the
 weights are read twice. Both are bytes, so they are compared.
@@ -30,7 +30,7 @@ class Limits:
         max_batch_size: sequences computed together.
         budget: bytes for caches, the prefix store's included.
         growth: tokens ahead for which memory is set apart.
-        split_bytes: bytes that a batch may read in vain in a step before a batch of their own is worth another read
+        split_bytes: bytes of padding that a batch may read in a step before a batch of their own is worth another read
             of the weights.
         mixes_lengths: sequences of different lengths may share a batch.
         joins: sequences may share a batch at all.
@@ -88,13 +88,13 @@ class RunningBatches:
         return running + sum(batch.cache.nbytes for batch in self._paused)
 
     def bytes_soon(self, sequences: abc.Sequence[Sequence], room: int = 1) -> int:
-        """Bytes that some sequences need soon in a batch with room for so many."""
+        """Bytes that some sequences need soon in a batch of `room` sequences."""
         return room * self._widest(
             sequences, [min(sequence.final_length, len(sequence.ids) + self.limits.growth) for sequence in sequences]
         )
 
     def bytes_at_completion(self, sequences: abc.Sequence[Sequence], room: int = 1) -> int:
-        """Bytes that some sequences may come to need in a batch with room for so many."""
+        """Bytes that some sequences can need in a batch of `room` sequences."""
         return room * self._widest(sequences, [sequence.final_length for sequence in sequences])
 
     def all_can_finish(self, budget: int, others: abc.Sequence[Sequence] = ()) -> bool:

@@ -184,6 +184,6 @@ class Scheduler:
         return sum(self.batches.bytes_soon([sequence]) for sequence in self._prefilling)
 
     def _make_room(self, more: int = 0) -> None:
-        """Let kept prefixes give way to what the sequences need soon, and to so many bytes more."""
+        """Drop kept prefixes until there is memory for what the sequences need soon and for `more` bytes."""
         if len(self._store):
             self._store.shrink(self.spare - more)

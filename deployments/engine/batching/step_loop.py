@@ -225,7 +225,7 @@ class StepLoop:
 
         Args:
             logits: [sequences, 1 + draft_tokens, vocab].
-            draft_tokens: the tokens behind each sequence's last one, if there were any in the forward.
+            draft_tokens: the tokens after each sequence's last one, if there were any in the forward.
         """
         sequences = list(batch.sequences)
         active, right, leaving = list(range(len(sequences))), [0] * len(sequences), {}

@@ -21,7 +21,7 @@ from deployments.engine.library.transformers_internals import (
 
 
 class UnknownLayer(TypeError):
-    """A model's cache has a layer of a kind that rows cannot hold."""
+    """A model's cache has a kind of layer that continuous batching does not support."""
 
 
 class RowsCache(DynamicCache):  # type: ignore[misc]
@@ -57,7 +57,7 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
 
     @property
     def has_states(self) -> bool:
-        """Whether some layer keeps a state that no crop can take back."""
+        """Whether some layer keeps a state, which cannot be cropped to an earlier token."""
         return any(isinstance(layer, StateRows) for layer in self.layers)
 
     @property
@@ -74,18 +74,18 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
         self.lengths, self.width = list(lengths), max(lengths)
 
     def reserve(self, columns: int) -> None:
-        """Make room for so many columns; of layers that keep nothing but columns."""
+        """Make room for `columns` columns. Only for layers that keep nothing but columns."""
         for layer in self.held:
             layer.reserve(columns)  # type: ignore[attr-defined]
 
     def add_column(self) -> None:
-        """After one token was written for every row behind the last column, by someone else than the layers."""
+        """Count a column that other code than the layers has written after the last one, for every row."""
         for layer in self.held:
             layer.add_column()  # type: ignore[attr-defined]
         self.added([length + 1 for length in self.lengths])
 
     def trim(self, cuts: Sequence[int]) -> None:
-        """Take back so many of each row's last tokens; of layers that keep all columns."""
+        """Drop the last tokens of each row. Only for layers that keep all columns."""
         self.added([length - cut for length, cut in zip(self.lengths, cuts, strict=True)])
         for layer in self.held:
             layer.trim(self.lengths, cuts)  # type: ignore[attr-defined]
@@ -119,12 +119,12 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
         self.width = width
 
     def compact(self) -> None:
-        """Give up the room for further rows."""
+        """Free the room for more rows."""
         for layer in self.held:
             layer.compact()
 
     def rewind(self) -> None:
-        """Forget what a failed forward has added. States cannot be taken back: see `has_states`."""
+        """Drop what a failed forward has added. States cannot be restored: see `has_states`."""
         for layer in self.held:
             layer.rewind(self.width)
 
@@ -133,7 +133,7 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
         return all(layer.holds(self.lengths[index], cut) for layer in self.held)
 
     def copy_row(self, index: int, cut: int = 0, capacity: int | None = None) -> RowsCache:
-        """A cache of its own with row `index`, without its last `cut` tokens."""
+        """A new cache with row `index`, without its last `cut` tokens."""
         copy = RowsCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
         copy.append(self, index, cut)
         return copy
@@ -205,7 +205,7 @@ class EncoderRowsCache(EncoderDecoderCache):  # type: ignore[misc]
         return bool(self.self_attention_cache.holds(index, cut))
 
     def copy_row(self, index: int, cut: int = 0, capacity: int | None = None) -> EncoderRowsCache:
-        """A cache of its own with row `index`, without its last `cut` tokens."""
+        """A new cache with row `index`, without its last `cut` tokens."""
         copy = EncoderRowsCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
         copy.append(self, index, cut)
         return copy

@@ -1,4 +1,4 @@
-"""A layer's cache for attention that an indexer leads: besides keys and values it keeps what the indexer looks up.
+"""A layer's cache for attention with an indexer: it keeps the keys of the indexer in addition to keys and values.
 
 Takes the place of transformers' `DynamicIndexedLayer` (DSA: DeepSeek V3.2, GLM, Qwen4 …).
 """

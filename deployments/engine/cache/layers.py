@@ -2,7 +2,7 @@
 
 Rows are right-aligned: every row's last token lies in the same column, whatever its length, as in a left-padded
 batch. Columns left of a row's first token hold leftovers that the attention mask hides. Buffers are allocated with
-room to the right (tokens to come) and below (rows to join), and laid out anew when that room is used up, so that a
+room to the right (tokens to come) and below (rows to join), and allocated again when that room is used up, so that a
 decode step writes one column and copies nothing.
 
 The classes take the place of transformers' own cache layers and answer the model the same way.
@@ -27,7 +27,7 @@ _STATES = ("conv_states", "recurrent_states")
 
 
 class RowsLayer(Protocol):
-    """What a cache asks of each of its layers; `lengths` are tokens per row, in the order of the rows."""
+    """The interface of a layer; `lengths` are tokens per row, in the order of the rows."""
 
     def append(self, other: Any, index: int, length: int, cut: int, width: int) -> None:
         """Copy row `index` of `other`, which has `length` tokens, below the last row, without its last `cut` tokens.
@@ -39,10 +39,10 @@ class RowsLayer(Protocol):
         """Remove a row; the last row takes its place."""
 
     def resize(self, width: int) -> None:
-        """The longest row has `width` tokens now: forget the columns left of it."""
+        """Drop the columns left of the longest row, which has `width` tokens now."""
 
     def rewind(self, width: int) -> None:
-        """Forget the columns that a forward which failed has added after `width`."""
+        """Drop the columns that a failed forward has added after `width`."""
 
     def holds(self, length: int, cut: int) -> bool:
         """Whether a row of `length` tokens can be copied without its last `cut`."""
@@ -127,14 +127,14 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
             self._lay_out(self.buffers[0].shape[0], self._kept(self.width) + new)
 
     def add_column(self) -> None:
-        """Count the column that was written behind the last one."""
+        """Count the column that was written after the last one."""
         self.width += 1
         self.end += 1
         self.start = self.end - self._kept(self.width)
         self._show(self.start)
 
     def trim(self, lengths: Sequence[int], cuts: Sequence[int]) -> None:
-        """Forget the last columns of each row, which leaves it so many tokens; all rows end in one column again."""
+        """Drop the last `cuts` of the `lengths` columns of each row; all rows end in the same column again."""
         self.end -= min(cuts)
         for index, (length, cut) in enumerate(zip(lengths, cuts, strict=True)):
             if by := cut - min(cuts):
@@ -221,7 +221,7 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (buffer[: self.rows, :, first : self.end] for buffer in self.buffers)
 
     def _begin(self, like: Sequence[Tensor], columns: int) -> None:
-        """Allocate buffers for at least so many columns of tensors like these `[rows, heads, columns, dim]`."""
+        """Allocate buffers for at least `columns` columns of tensors like these `[rows, heads, columns, dim]`."""
         rows = max(self.rows, 1)
         columns = column_room(columns) if self.capacity is None else max(columns, self._kept(self.capacity))
         self.buffers = [t.new_zeros((rows, t.shape[1], columns, t.shape[3])) for t in like]
@@ -234,7 +234,7 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
             self._lay_out(rows, self.end - self.start)
 
     def _lay_out(self, rows: int, columns: int, end: int | None = None) -> None:
-        """Move to buffers with room for so many rows and columns; the window's last column becomes `end`."""
+        """Move to buffers for `rows` rows and `columns` columns; the window's last column becomes `end`."""
         window = self.end - self.start
         end = window if end is None else end
         # Both before either is put in place: an allocation that fails must leave the layer as it was.
@@ -278,14 +278,14 @@ class StateRows(LinearAttentionLayer):  # type: ignore[misc]
     def rewind(self, width: int) -> None: ...
 
     def holds(self, length: int, cut: int) -> bool:
-        """A state is that of its last token and of no other."""
+        """A state belongs to its last token, so it cannot be cut."""
         return cut == 0
 
     def blank(self, index: int) -> None:
         """A dropped row's state is never read again."""
 
     def compact(self) -> None:
-        """States have no columns and are small: they keep their room."""
+        """States are small and do not have columns, so they keep their room."""
 
     @property
     def room(self) -> int:

@@ -1,4 +1,4 @@
-"""How many bytes a row takes."""
+"""The memory of a row of the cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deployments.engine.cache.layers import KeyValueRows, StateRows, column_room
 
 @dataclass(frozen=True, slots=True)
 class SequenceBytes:
-    """What a row costs, measured on a cache that a forward has filled.
+    """Bytes of a row, measured on a cache that a forward has filled.
 
     Attributes:
         columns: the bytes of one column of all layers that keep equally many columns, and how many (None: all).
@@ -49,5 +49,5 @@ class SequenceBytes:
         return bisect.bisect_right(range(1, limit + 1), budget, key=self.of_sequence)
 
     def read(self, width: int) -> int:
-        """Bytes of columns that a decode step reads for a row of a batch so wide."""
+        """Bytes that a decode step reads for a row of a batch of this width."""
         return sum(size * (width if keep is None else min(width, keep)) for size, keep in self.columns)

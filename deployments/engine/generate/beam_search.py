@@ -15,7 +15,7 @@ from deployments.engine.generate.job import Job
 from deployments.engine.sampling.sample import Sampled
 from deployments.engine.text.vocabulary import Vocabulary
 
-_HONOURED = frozenset(
+_HONORED = frozenset(
     {
         "max_tokens",
         "min_tokens",
@@ -39,7 +39,7 @@ _DEFAULTS = SamplingParams()
 
 
 def check_beams(params: SamplingParams) -> None:
-    """Refuse what beam search cannot honour; it is deterministic, so a seed changes nothing.
+    """Refuse what beam search cannot honor; it is deterministic, so a seed changes nothing.
 
     Raises:
         BadRequest: more beams than the engine runs.
@@ -49,15 +49,15 @@ def check_beams(params: SamplingParams) -> None:
         raise BadRequest(f"num_beams={params.num_beams} is out of range; give 1 to {_MOST}.", param="num_beams")
     if params.temperature not in (0.0, 1.0):
         raise UnsupportedParameter(
-            f"Beam search does not sample: temperature={params.temperature} cannot be honoured; leave it "
+            f"Beam search does not sample: temperature={params.temperature} cannot be honored; leave it "
             "out, or search without beams.",
             param="temperature",
         )
     for field in fields(SamplingParams):
         value = getattr(params, field.name)
-        if field.name not in _HONOURED and value != getattr(_DEFAULTS, field.name):
+        if field.name not in _HONORED and value != getattr(_DEFAULTS, field.name):
             raise UnsupportedParameter(
-                f"Beam search cannot honour {field.name}={value!r}; leave it out, or search without beams.",
+                f"Beam search cannot honor {field.name}={value!r}; leave it out, or search without beams.",
                 param=field.name,
             )
 
@@ -138,7 +138,7 @@ class BeamSearch:
 
 
 class _Check(LogitsProcessor):  # type: ignore[misc]
-    """Notes logits that are no numbers: beam search would carry on with them."""
+    """Records logits that are not numbers: beam search would continue with them."""
 
     def __init__(self, job: Job) -> None:
         self.poisoned = False

@@ -75,7 +75,7 @@ class GenerateEngine(ThreadedEngine):
         rotary = SequenceRotary(info.model, self.max_model_len)
         if rotary.depends:
             logger.warning(
-                "Requests of this model run one at a time, because its rotary frequencies follow the length of a text."
+                "Requests of this model run one at a time: its rotary frequencies depend on the length of a text."
             )
         self._runner = _runner(info, self._vocabulary, options, turn_limit_s, alone=rotary.depends)
         self.supports = self._runner.supports
@@ -189,7 +189,7 @@ class _Runner:
         self.needs = needs
 
     def check(self, params: SamplingParams) -> None:
-        """Refuse combinations of parameters that cannot be honoured together."""
+        """Refuse combinations of parameters that cannot be honored together."""
 
     def grammar(self, params: SamplingParams) -> Future[CompiledGrammar] | None:
         """The compilation a request has to wait for."""

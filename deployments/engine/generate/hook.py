@@ -56,7 +56,7 @@ class GenerateHook:
     """Runs jobs through a loader's hook.
 
     Attributes:
-        supports: the `SamplingParams` fields that the hook, or the engine around it, honours.
+        supports: the `SamplingParams` fields that the hook, or the engine around it, honors.
     """
 
     def __init__(self, info: ModelInfo, turn_limit_s: float = TURN_LIMIT_S) -> None:

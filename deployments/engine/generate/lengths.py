@@ -38,7 +38,9 @@ def alike_beyond_lengths(model: Any, limit: int) -> bool:
     view, pace = neutral_view(model, _NEVER), 0.0
     for length in tried_lengths(model, limit):
         if pace * length > _PATIENCE:
-            logger.info("Requests beyond %d tokens were not tried together at load: it takes too long.", length - 1)
+            logger.info(
+                "Requests beyond %d tokens were not tried together at load, because it takes too long.", length - 1
+            )
             break
         begun = time.monotonic()
         ids = ordinary_ids(model, length + _STEPS)

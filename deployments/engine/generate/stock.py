@@ -235,7 +235,7 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
 
 
 def ordinary_ids(model: Any, vocabulary: Vocabulary, count: int) -> list[int]:
-    """Arbitrary token ids that are no special tokens and no placeholders of the model's config."""
+    """Arbitrary token ids that are neither special tokens nor placeholders of the model's config."""
     size = min(len(vocabulary) or _SAFE_IDS, vocab_size(model) or _SAFE_IDS)
     avoided = set(vocabulary.special_ids | vocabulary.eos_ids)
     for key, value in model.config.to_dict().items():

@@ -1,4 +1,4 @@
-"""The constraint on an answer whose model reasons first: it begins when the reasoning has closed.
+"""A constraint on an answer that begins after the model's reasoning.
 
 Until then every token is free, and no mask is computed. A model that opens its reasoning itself decides at its first
 token: it begins the opening marker, or a constrained answer.

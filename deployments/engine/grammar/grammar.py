@@ -35,7 +35,7 @@ _JSON: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
 
 
 class CompiledGrammar:
-    """A grammar ready for use; every row that uses it takes a `mask` of its own.
+    """A compiled grammar; every sequence that uses it gets its own `mask`.
 
     Attributes:
         ending: the fewest tokens found that make a complete text; None if none was found.
@@ -70,7 +70,7 @@ class CompiledGrammar:
 
 
 class GrammarMask:
-    """A row's place in its grammar; implements `row_sampler.TokenMask`."""
+    """The state of a sequence in its grammar; implements `row_sampler.TokenMask`."""
 
     def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, closing: GrammarEnding) -> None:
         self._matcher = matcher
@@ -113,7 +113,7 @@ class GrammarTokens:
     """
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
-        # Bytes that begin with 0xFF are no text: llguidance never allows them inside a string.
+        # Bytes that begin with 0xFF are not text: llguidance never allows them inside a string.
         self._texts = [vocabulary.token_bytes(i) for i in range(width)]
         self._ids: dict[bytes, int] | None = None
         self._leading: dict[bytes, list[int]] = {}
@@ -167,7 +167,7 @@ class _Tokens:
 
 
 class GrammarCompiler:
-    """Compiles grammars on threads of its own and keeps the last ones.
+    """Compiles grammars in its own threads and caches the last ones.
 
     Args:
         vocabulary: of the model.
@@ -217,7 +217,7 @@ class GrammarCompiler:
         return outcome
 
     def close(self) -> None:
-        """End the threads; compilations that have not begun are dropped."""
+        """End the threads; compilations that have not started are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, grammar: Grammar, outcome: Future[CompiledGrammar], done: Callable[[], None]) -> None:

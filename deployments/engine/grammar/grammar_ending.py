@@ -1,8 +1,8 @@
-"""Ending a constrained text in time.
+"""Completing a constrained text before its token limit.
 
-A model that is not to be trusted (random weights are the extreme) opens strings and lists without end, and a JSON text
-cut off at `max_tokens` is no JSON. So the shortest way to complete the text is estimated as it grows, and where the
-tokens left would not suffice after the model's choice, that way is taken instead; the choice then finishes as `length`.
+Some models open strings and lists without closing them (random weights are the extreme case), and a JSON text
+cut off at `max_tokens` is not JSON. So the shortest ending of the text is estimated as it grows. If the remaining
+tokens would not suffice after the model's choice, the ending is used instead; the choice then finishes as `length`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OUTSIDE, _INSIDE = _order(b'}]",:0'), _order(b'"')
 
 
 class EndingTokens(Protocol):
-    """What the search needs of a vocabulary.
+    """The interface of a vocabulary for the search.
 
     Attributes:
         width: number of token ids.
@@ -42,7 +42,7 @@ class EndingTokens(Protocol):
 def shortest_ending(
     matcher: llguidance.LLMatcher, tokens: EndingTokens, known: list[int] | None = None
 ) -> list[int] | None:
-    """Few tokens that complete the text from where the matcher stands, found greedily.
+    """A short list of tokens that completes the text from the matcher's state, found greedily.
 
     Args:
         known: an ending of the text before its last token; often it still is one, or its last part is.
@@ -89,7 +89,7 @@ def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list[int]:
 
 
 class GrammarEnding:
-    """Watches one row's budget.
+    """Watches the remaining tokens of one sequence.
 
     An ending is looked for again at every token that makes the known one wrong, once it could be too long for what is
     left; what it may grow by in one token (an object with many required fields) has no bound worth naming.

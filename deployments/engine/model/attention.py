@@ -5,7 +5,7 @@ whatever it does not know, it calls the original. Two things are done differentl
 
 - The queries of the heads that share a key head become the queries of that head, with or without a mask, so that keys
   are read once per key head. In bfloat16 a lone query is sent twice: one query takes a slower kernel than two.
-- Where a batch is mostly padding, or bits must not depend on neighbours, each row attends to its own keys by itself.
+- Where a batch is mostly padding, or bits must not depend on neighbors, each row attends to its own keys by itself.
 """
 
 from __future__ import annotations

@@ -173,7 +173,9 @@ class RandomState:
     def _take_over(self) -> None:
         for holder in self._holders:
             holder.lost = True
-            logger.warning("A hook or loader has kept the random state for %g s; others go on.", holder.limit)
+            logger.warning(
+                "A hook or loader has used the random number generators for %g s; others continue.", holder.limit
+            )
         self._holders.clear()
 
     def _leave(self, turn: Turn) -> None:

@@ -309,7 +309,7 @@ def _recomputes(model: Any, regimes: Sequence[Regime], limit: int) -> bool:
     )
     drops = {length for length in lengths if _drops_cache(model, length)}
     if drops and (drops != {regime.first for regime in regimes} or any(regime.steps for regime in regimes)):
-        raise UnknownRotary(f"its generate computes a text anew at {', '.join(map(str, sorted(drops)))} tokens")
+        raise UnknownRotary(f"its generate computes a text again at {', '.join(map(str, sorted(drops)))} tokens")
     return bool(drops)
 
 
@@ -344,5 +344,7 @@ def _drops_cache(model: Any, length: int) -> bool:
     if any(value is cache for value in inputs.values()):
         return False
     if inputs["input_ids"].shape[1] != length:
-        raise UnknownRotary(f"its generate forgets a text at {length} tokens; rows serve max_model_len {length - 1}")
+        raise UnknownRotary(
+            f"its generate forgets a text at {length} tokens; continuous batching serves max_model_len {length - 1}"
+        )
     return True

@@ -1,4 +1,4 @@
-"""Texts that are never generated, however they fall into tokens."""
+"""Texts that are never generated, whatever tokens they consist of."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class WordIndex:
         return known
 
     def starting(self, beginning: bytes) -> Ids:
-        """Tokens whose bytes begin so."""
+        """Tokens whose bytes begin with `start`."""
         if len(beginning) > self.longest:
             return np.empty(0, dtype=np.int64)
         found = self._starting.get(beginning)
@@ -135,7 +135,7 @@ class BadWords:
         self._begun: list[Begun] = []
 
     def add(self, token_id: int) -> None:
-        """Take note of a generated token."""
+        """Add a generated token."""
         text = self._token_bytes(token_id)
         for place in range(len(text)):
             self._begun, _ = self._words.phrases.step(self._begun, text[place : place + 1])

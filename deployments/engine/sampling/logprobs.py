@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens: the chosen one's, its rank, and the likeliest alternatives."""
+"""Log-probabilities of tokens: the chosen one's, its rank, and the most likely alternatives."""
 
 from __future__ import annotations
 

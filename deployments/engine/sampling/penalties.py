@@ -1,4 +1,4 @@
-"""What one row changes in its logits before sampling, as sparse edits of few token ids.
+"""Penalties and biases of a sequence, as sparse edits of its logits.
 
 Kept on the host as numpy arrays that grow with the row, so that the edits of all rows of a step are concatenated and
 applied by a handful of tensor operations, whatever the number of rows.
@@ -83,7 +83,7 @@ class Penalties:
         self.any = bool(self._seen or self._generated or kept)
 
     def add(self, token_id: int) -> None:
-        """Take note of a generated token."""
+        """Add a generated token."""
         if self._seen is not None:
             self._seen.add(token_id)
         if self._generated is not None:

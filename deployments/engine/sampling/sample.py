@@ -2,7 +2,7 @@
 
 `sample_rows` takes the logits of all rows at once. A row's token depends on its own logits, parameters and random
 numbers only: the random numbers come from a host-side generator per row (two numbers per token), so that a seed gives
-the same text whatever the neighbours and the device.
+the same text whatever the other sequences and the device.
 
 The order is transformers': repetition, presence and frequency penalties and biases; the loader's LogitsProcessors;
 bans (bad words, terminators before min_tokens, tokens not allowed, the grammar); temperature, top_k, top_p, min_p,
@@ -134,7 +134,7 @@ class _Step:
             self.errors[i] = as_error(error, failed="A logits processor failed")
 
     def choose(self) -> None:
-        """Draw or take the likeliest."""
+        """Draw a token, or take the most likely one."""
         greedy = [i for i, row in enumerate(self.rows) if row.greedy]
         self.tokens = [0] * len(self.rows)
         if greedy:

@@ -29,7 +29,7 @@ class TokenMask(Protocol):
 
     @property
     def ends(self) -> FinishReason | None:
-        """Why nothing may follow: `stop` if the text is complete, `length` if it had to be cut short; else None."""
+        """Why the text ends: `stop` if it is complete, `length` if it was cut short; None if it continues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,11 @@ class FormatRules:
 
     @property
     def beginning(self) -> int:
-        """How many tokens from the start are under rules of their own."""
+        """The number of tokens at the start that have special rules."""
         return (self.first is not None) + bool(self.first_suppressed)
 
     def banned(self, generated: int) -> npt.NDArray[np.int64]:
-        """Ids that may not come next after so many generated tokens."""
+        """Token ids that are forbidden after `generated` tokens."""
         at_first = generated == (self.first is not None)
         return np.array(self.suppressed + (self.first_suppressed if at_first else ()), dtype=np.int64)
 
@@ -194,7 +194,7 @@ class SequenceSampler:
         )
 
     def advance(self, token_id: int) -> None:
-        """Take note of the chosen token."""
+        """Add the chosen token."""
         self.generated.append(token_id)
         if self._penalties.any:
             self._penalties.add(token_id)

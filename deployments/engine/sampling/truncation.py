@@ -1,7 +1,7 @@
 """Truncated distributions: top_k, top_p, min_p, typical_p, in transformers' order and with its kept sets.
 
 Sorting 128k logits per row and step would cost more than a small model's forward. The kept sets of top_k, top_p and
-min_p are the likeliest so many tokens, and nearly always few: the largest `CANDIDATES` logits are looked at first.
+min_p are the n most likely tokens, and n is nearly always small: the largest `CANDIDATES` logits are looked at first.
 Where the last of them is still kept, and for typical_p, the row's cut is found with a histogram of its weights.
 """
 
@@ -60,7 +60,7 @@ class Truncation:
 
 @dataclass(slots=True)
 class Kept:
-    """Tokens that may be drawn, likeliest first.
+    """Tokens that can be drawn, the most likely one first.
 
     Attributes:
         ids: int64 [rows, candidates].

@@ -1,10 +1,10 @@
-"""Deterministic mode: a row's bits do not depend on its neighbours.
+"""Deterministic mode: a row's bits do not depend on its neighbors.
 
 What a row's logits are made of, and how each part is kept the same whoever else is there:
 
 - Prompts are computed one at a time, in chunks whose borders are multiples of the chunk's length, and prefixes are
   reused at those borders only, as far as a prefill has computed them. So every forward over a prompt has the same
-  tokens behind it and the same shape.
+  tokens after it and the same shape.
 - In a decode step every row attends to its own keys by itself (`attention.DecodeAttention`).
 - A linear's order of summation may depend on the number of rows, not on a row's slot among them. For every shape of
   weight a probe finds the number of rows from which on it does not, and fewer rows are filled up to it; a shape without
@@ -43,7 +43,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 class Deterministic:
-    """Decode steps of one model without a trace of the neighbours, until `undo`.
+    """Decode steps of one model without a trace of the neighbors, until `undo`.
 
     Args:
         forward: the model's forward passes; from now on its rows attend by themselves.

@@ -67,7 +67,7 @@ class FixedDecode:
             self.reason = listener(forward.model)
             if self.reason is not None:
                 logger.warning(
-                    "Decode steps run in the ordinary way: %s, which a repeated step does not run.", self.reason
+                    "Decode steps are not captured or compiled: %s, which a replay does not run.", self.reason
                 )
 
     def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyRowsCache) -> Tensor:
@@ -123,7 +123,7 @@ class FixedDecode:
             self._give_up(found)
 
     def _give_up(self, reason: str) -> None:
-        logger.warning("Decode steps run in the ordinary way; those of a fixed shape fail: %s", reason)
+        logger.warning("Decode steps are not captured or compiled; steps of a fixed shape fail: %s", reason)
         self.reason = reason
         self._free_hooks = []
         self._steps.clear()
@@ -264,5 +264,5 @@ def _unsuited(forward: Forward) -> str | None:
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return "its attention is not sdpa"
     if forward.rotary.depends:
-        return "its rotary frequencies follow the length of each row"
+        return "its rotary frequencies depend on the length of each sequence"
     return None if forward.takes_positions else "its forward takes no positions"

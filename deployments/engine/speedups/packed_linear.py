@@ -204,7 +204,7 @@ def _inputs(weight: Tensor) -> Iterator[Tensor]:
 
 
 def _best_time(function: Callable[[], Any]) -> float:
-    """Seconds of the fastest of several calls: what neighbours on the machine disturb least."""
+    """Seconds of the fastest of several calls: what neighbors on the machine disturb least."""
     times = []
     for _ in range(_REPEATS):
         start = time.perf_counter()

@@ -3,13 +3,13 @@
 The text of a completion depends on its prompt: sentencepiece decoders strip the space of a text's first token. Given
 the prompt's last tokens, the pieces joined are what the new tokens add to the decoded prompt.
 
-Three ways, by what the tokenizer allows; `Vocabulary` picks one and checks it against the tokenizer at load:
+There are three classes. `Vocabulary` selects one and checks it against the tokenizer at load:
 
 ByteLevelDetokenizer   byte-level BPE (GPT-2, Llama 3, Qwen …): each token is bytes, joined by a UTF-8 decoder
 WindowDetokenizer      other fast tokenizers: a token's text depends on the one before it, so two are decoded
-WholeDetokenizer       anything else, a loader's decode hook included: everything is decoded again, ever more rarely
+WholeDetokenizer       anything else, also a loader's decode hook: everything is decoded again, at growing intervals
 
-Each holds text back while a later token could still change it.
+Each one holds back text that a later token could still change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Detokenizer(Protocol):
     """The text of one choice."""
 
     def push(self, token_id: int) -> str:
-        """The text that has become certain with this token."""
+        """The text that later tokens cannot change any more."""
 
     def finish(self) -> str:
         """The text still held back."""

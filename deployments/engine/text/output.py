@@ -1,4 +1,4 @@
-"""A choice on its way out: tokens in, text and finish reason out."""
+"""Turns the tokens of a choice into text and a finish reason."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class ChoiceOutput:
 
 
 class ReasoningText:
-    """Tells a text's reasoning from the answer behind it.
+    """Separates the reasoning of a text from the answer after it.
 
     Attributes:
         inside: the next token belongs to the reasoning, or may.

@@ -74,7 +74,7 @@ class Capabilities:
         probe = LengthProbe(forward, _LONG, _SHORT)
         cache, logits = probe.alone(probe.long)
         if not probe.decodes_like_a_prompt():
-            raise Unfaithful("its forward with a cache is not what it is without")
+            raise Unfaithful("its forward gives other results with a cache than without")
         near = probe.claims()
         beyond = _beyond(forward, limit)
         if not (near.decodes and all(found.decodes for found in beyond.values())):
@@ -98,7 +98,7 @@ def _beyond(forward: Forward, limit: int) -> dict[int, Claims]:
     pace = 0.0
     for length in lengths:
         if pace * length > _PATIENCE:
-            logger.info("What happens beyond %d tokens was not tried at load, as it would take too long.", length - 1)
+            logger.info("Prompts beyond %d tokens were not tried at load, because it would take too long.", length - 1)
             break
         begun = time.monotonic()
         found[length] = LengthProbe(forward, length + 5, max(4, length // 2)).claims()
@@ -109,17 +109,17 @@ def _beyond(forward: Forward, limit: int) -> dict[int, Claims]:
 def rows_can_hold(model: Any) -> str | None:
     """Why rows cannot hold a model, or None if nothing speaks against trying."""
     if getattr(model, "config", None) is None or not hasattr(model, "get_input_embeddings"):
-        return "it is no transformers model"
+        return "it is not a transformers model"
     if cache_argument(model) is None:
         return "its forward takes no cache"
     if getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None):
-        return "some of its layers keep the columns of images, which are not as many as the text's"
+        return "some of its layers keep columns for images, whose number differs from the text's"
     if brings_its_own_cache(model):
-        return "it brings a cache class of its own"
+        return "it has its own cache class"
     try:
         new_cache(model)
     except UnknownLayer as error:
-        return f"rows cannot hold its {error}"
+        return f"continuous batching cannot hold its {error}"
     except Exception as error:
         return f"its cache cannot be built: {type(error).__name__}: {error}"
     return None

@@ -25,7 +25,7 @@ from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES, family_of
 from deployments.openai.parsing.reasoning import MARKERS
 
-# Of what a conversation's key is made: so many values, and of a long text so many samples of so many characters.
+# A conversation's key: the number of values, and of a long text the number of samples and their length.
 _KEYED = 200
 _SAMPLES, _SAMPLE = 32, 32
 

@@ -64,7 +64,7 @@ def read_tools(tools: Sequence[object] | None, choice: object, parallel: bool) -
 
     Raises:
         BadRequest: a tool or the choice is malformed, or names a tool that is not there.
-        UnsupportedParameter: a tool that is no function.
+        UnsupportedParameter: a tool is not a function.
     """
     definitions = [_definition(tool, f"tools[{index}]") for index, tool in enumerate(tools or ())]
     for index, tool in enumerate(definitions):

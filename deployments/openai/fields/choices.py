@@ -1,4 +1,4 @@
-"""The choices of an answer, gathered from their deltas."""
+"""Collects the choices of an answer from their deltas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Gathered:
-    """Everything a call has given."""
+    """All results of a call."""
 
     accepted: Accepted
     choices: list[Choice]

@@ -65,7 +65,7 @@ def _problem(source: str) -> str | None:
 
 
 def unfollowable(schema: Mapping[str, Any]) -> str | None:
-    """Why no grammar can hold a JSON schema; None if one can."""
+    """Why a JSON schema cannot be expressed as a grammar; None if it can."""
     return _problem(json.dumps(schema, separators=(",", ":")))
 
 

@@ -1,4 +1,4 @@
-"""Request fields: how a body becomes a schema's instance, and what is done with the keys it does not have."""
+"""Request fields: validating a body against a schema, and handling keys that the schema does not have."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ class RequestObject(BaseModel):
 class RequestBody(RequestObject):
     """The fields that all requests have."""
 
-    model: str = Field(default="", description="Id or alias of a configured model; may be left out where there is one.")
+    model: str = Field(
+        default="", description="Id or alias of a configured model; optional if there is only one model."
+    )
 
     _settled: Settled = PrivateAttr(default_factory=Settled)
 
@@ -117,7 +119,7 @@ Body = TypeVar("Body", bound=RequestBody)
 def parse_fields(
     schema: type[Body], given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> tuple[Body, list[str]]:
-    """A request's fields, and the places of the keys among them that nobody knows.
+    """A request's fields, and the places of its unknown keys.
 
     Args:
         given: the JSON object of the request.

@@ -1,4 +1,4 @@
-"""Request keys that are not fields of ours: what each one becomes, or why it is refused.
+"""Request keys of other servers: the fields that they are translated to, or why they are refused.
 
 `foreign_fields` has the table. A key that has no row and is not a field is unknown. It is refused if it
 nearly is a known name, otherwise it is accepted and reported.
@@ -24,7 +24,7 @@ class Harmless:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A key that asks for something this server does not do.
+    """A key for a feature that this server does not have.
 
     Attributes:
         neutral: the values that ask for nothing, which are accepted.
@@ -37,7 +37,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """A key that asks for something this server has under another name.
+    """A key for a feature that this server has under another name.
 
     Attributes:
         target: the field of ours, for the documentation; a dot leads into an object.
@@ -155,7 +155,7 @@ class Settled:
             self.sent.setdefault(name, key)
 
     def as_sent(self, error: TroupeError) -> TroupeError:
-        """An error about a field of ours, as one that names the key the request has in its place."""
+        """An error about a field, renamed to the key that the request has."""
         if error.param is None:
             return error
         for name, key in self.sent.items():
@@ -181,7 +181,7 @@ def asks_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A name without what writers of one name disagree about: case, hyphens, underscores."""
+    """A name without the differences between spellings: case, hyphens, underscores."""
     return "".join(letter for letter in name.lower() if letter not in "_-. ")
 
 

@@ -1,4 +1,4 @@
-"""The table of request keys that are not fields of ours, for every route.
+"""The table of request keys of other servers, for every route.
 
 They are OpenAI's that this server has no use for, and those of vLLM, SGLang, llama.cpp, Ollama, TGI, transformers,
 LMDeploy, TabbyAPI, Aphrodite, Fireworks and some clients. `tests/openai/fields/foreign_names.json` has names with

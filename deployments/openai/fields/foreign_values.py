@@ -1,4 +1,4 @@
-"""Values of other servers' fields as values of ours.
+"""Converts values of other servers' fields to values of Troupe's fields.
 
 Each function takes the value and the whole request and returns fields of ours that ask for the same. It raises
 ValueError, with the reason, if none do.
@@ -81,7 +81,7 @@ def truncate(value: Any, _: Given) -> Given:
     if value is False:
         return {}
     if value is True:
-        raise ValueError("prompts are never truncated unasked; send the length as 'truncate_prompt_tokens'")
+        raise ValueError("prompts are truncated only on request; send the length as 'truncate_prompt_tokens'")
     return {"truncate_prompt_tokens": value}
 
 

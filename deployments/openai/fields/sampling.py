@@ -1,4 +1,4 @@
-"""Request fields that steer generation, the same for chats and completions."""
+"""Request fields of generation that chats and completions share."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _PART = 1000
 
 
 class StreamOptions(RequestObject):
-    """What a stream reports besides the answer."""
+    """Options for what a stream reports in addition to the answer."""
 
     include_usage: bool | None = Field(default=None, description="Send token counts in a last chunk without choices.")
     continuous_usage_stats: bool | None = Field(
@@ -65,7 +65,7 @@ class GenerationBody(RequestBody):
 
     answer_prefix: ClassVar[str] = ""
 
-    n: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Answers to every prompt.")
+    n: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Number of answers to every prompt.")
     temperature: Annotated[Real, Field(ge=0)] = Field(default=1.0, description="0 is greedy.", examples=[0])
     top_p: Annotated[Real, Field(ge=0, le=1)] = 1.0
     top_k: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] = Field(default=0, description="0 and -1 are off.")
@@ -84,20 +84,22 @@ class GenerationBody(RequestBody):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: Count = 0
-    seed: Seed = Field(default=None, description="-1 draws anew, as without a seed.")
+    seed: Seed = Field(default=None, description="-1 is the same as no seed.")
     num_beams: Annotated[Whole, Field(ge=1, le=_MOST_BEAMS)] = Field(
         default=1, description="Beam search; the n best texts are answered."
     )
     use_beam_search: bool = Field(default=False, description="Beam search with n beams, and all n texts as answers.")
-    length_penalty: Real = Field(default=1.0, description="Of beam search: a score is logprob / length ** this.")
-    early_stopping: bool | Literal["never"] = Field(default=False, description="Of beam search, as in transformers.")
+    length_penalty: Real = Field(default=1.0, description="For beam search: a score is logprob / length ** this.")
+    early_stopping: bool | Literal["never"] = Field(default=False, description="For beam search, as in transformers.")
     skip_special_tokens: bool = True
     prompt_logprobs: Alternatives | None = None
     logprob_token_ids: TokenIds = Field(
-        default_factory=list, max_length=_MAX_STRINGS, description="Alternatives to report in place of the likeliest."
+        default_factory=list,
+        max_length=_MAX_STRINGS,
+        description="Alternatives to report in place of the most likely ones.",
     )
     truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
-        default=None, description="Keep so many of the prompt's last tokens; -1 as many as fit. Never done unasked."
+        default=None, description="Number of tokens to keep at the end of the prompt; -1 keeps as many as fit."
     )
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
@@ -113,9 +115,10 @@ class GenerationBody(RequestBody):
     guided_choice: list[str] | None = Field(default=None, fail_fast=True, description="structured_outputs.choice")
     guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar")
     request_id: RequestId | None = Field(
-        default=None, description="Id of the answer, after the prefix of its kind; the header x-request-id goes first."
+        default=None,
+        description="Id of the answer, after the prefix of its kind; the header x-request-id overrides it.",
     )
-    prompt_cache_key: str | None = Field(default=None, description="Requests with one key go to one replica.")
+    prompt_cache_key: str | None = Field(default=None, description="Requests with the same key go to the same replica.")
     session_id: str | None = Field(default=None, description="The same as prompt_cache_key.")
 
     @field_validator("logit_bias", mode="wrap")
@@ -217,7 +220,7 @@ class GenerationBody(RequestBody):
         for name, neutral in (("length_penalty", 1.0), ("early_stopping", False)):
             if not self.use_beam_search and beams == 1 and (value := getattr(self, name)) != neutral:
                 raise BadRequest(
-                    f"Invalid {name!r}: it is of beam search; add use_beam_search or leave it out; got {value!r}.",
+                    f"Invalid {name!r}: it is for beam search; add use_beam_search or leave it out; got {value!r}.",
                     param=name,
                 )
         return beams

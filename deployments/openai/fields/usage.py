@@ -1,4 +1,4 @@
-"""Token counts as clients get them."""
+"""Token counts in answers."""
 
 from __future__ import annotations
 

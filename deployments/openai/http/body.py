@@ -156,11 +156,11 @@ def _check_surrogates(body: object) -> None:
     try:
         json.dumps(body, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _malformed("it has half of a surrogate pair in a string, which is no Unicode text") from error
+        raise _malformed("a string in it has half of a surrogate pair, which is not Unicode text") from error
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _finite(digits: str) -> float:

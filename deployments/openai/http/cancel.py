@@ -44,7 +44,7 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks and wait for their end, however often the caller is cancelled meanwhile.
 
     Ray Serve cancels a request when its client leaves, and says so to `receive` at the same time: whichever comes
-    second must not leave a task behind that computes for nobody.
+    second must not leave a task that computes for nobody.
     """
     interrupted: asyncio.CancelledError | None = None
     for task in tasks:

@@ -107,7 +107,7 @@ async def _follow(url: str, wanted: Wanted, options: ApiOptions) -> str:
     for _ in range(_MAX_REDIRECTS + 1):
         target = urlsplit(url)
         if target.scheme not in ("http", "https") or not target.hostname or target.username or target.password:
-            raise FetchRefused(f"{url[:200]} is no plain http or https URL")
+            raise FetchRefused(f"{url[:200]} is not a plain http or https URL")
         async with _connection(target, options) as (reader, writer):
             answer = _Answer(reader, wanted, options)
             writer.write(answer.ask(target))

@@ -27,7 +27,7 @@ async def read_form(request: Request, options: ApiOptions, lists: frozenset[str]
     Raises:
         TooLarge: the body is larger than `max_body_bytes`.
         UnsupportedMediaType: it is declared to be something else than a form.
-        BadRequest: it is no form, or has a field twice that is no list.
+        BadRequest: it is not a form, or repeats a field that is not a list.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":

@@ -46,12 +46,12 @@ class ErrorResponse(TypedDict):
 
 
 _ERRORS = {
-    "400": "The request is at fault; `param` names the field.",
-    "401": "No API key, or an unknown one.",
-    "404": "No such model or path.",
+    "400": "The request is wrong; `param` names the field.",
+    "401": "The API key is missing or unknown.",
+    "404": "The model or path does not exist.",
     "413": "The body is larger than the server reads.",
-    "415": "The body is not declared to be JSON, or where a file is sent a form.",
-    "429": "The queue is at its cap; see the header Retry-After.",
+    "415": "The content type is not JSON, or not a form on a route that takes a file.",
+    "429": "The queue has reached its limit; see the header Retry-After.",
     "500": "The model, or a hook of its loader, failed.",
     "503": "Try again: out of memory, or a replica was lost.",
     "504": "The model's loader has not returned in time.",
@@ -59,7 +59,7 @@ _ERRORS = {
 _HEADERS = {
     "x-request-id": {"schema": {"type": "string"}, "description": "The request's own id, or a new one."},
     "x-troupe-sampling": {"schema": {"type": "string"}, "description": "The effective sampling parameters, as JSON."},
-    "x-troupe-ignored": {"schema": {"type": "string"}, "description": "Request fields that nobody knows."},
+    "x-troupe-ignored": {"schema": {"type": "string"}, "description": "Unknown request fields."},
 }
 
 
@@ -79,7 +79,7 @@ def openapi(routes: Sequence[Route], version: str, *, keys: bool) -> dict[str, A
         "info": {
             "title": "Troupe",
             "version": version,
-            "description": "Any Hugging Face model behind the OpenAI API. Every path below also answers without /v1 "
+            "description": "Any Hugging Face model with the OpenAI API. Every path below also answers without /v1 "
             "and, for one model, under /models/{id}/v1.",
         },
         "paths": paths,

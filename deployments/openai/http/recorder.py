@@ -84,7 +84,7 @@ class Recorder:
             except OSError as error:
                 self._lost += 1
                 if self._lost == 1:
-                    logger.error("Calls are not recorded any more: %s. Answers are not affected.", error)
+                    logger.error("Calls are no longer recorded: %s. Answers are not affected.", error)
             else:
                 if self._lost:
                     logger.warning("Calls are recorded again; %d were lost.", self._lost)

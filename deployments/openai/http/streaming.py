@@ -103,7 +103,7 @@ async def _respond(
 
 
 async def with_heartbeat(chunks: Chunks, seconds: float, beat: bytes) -> Chunks:
-    """`chunks`, and a `beat` whenever none has come for so many seconds."""
+    """`chunks`, and a `beat` whenever no chunk came for `seconds` seconds."""
     waiting: asyncio.Task[bytes | None] | None = None
     try:
         while True:

@@ -1,4 +1,4 @@
-"""Finding tool calls in a text while it comes."""
+"""Finds tool calls in a streamed text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CallSplitter:
         self._begun = False
         self._whole = False
         self._after_call = False
-        # While in a call: the text that began it, and where behind failed ends to look for the next one.
+        # While in a call: the text that began it, and where to look for the next end after failed ones.
         self._marker: str | None = None
         self._to_the_end = False
         self._looked = 0
@@ -58,7 +58,7 @@ class CallSplitter:
         return list(calls) if calls else [Content(marker + body)]
 
     def _in_text(self, parts: list[Part]) -> bool:
-        """Give out what is no call; whether a call has begun."""
+        """Give out what is not a call; return whether a call has begun."""
         if self._after_call and not self._between():
             return False
         begun = self._buffer.lstrip()
@@ -80,9 +80,9 @@ class CallSplitter:
         if found is None:
             self._buffer = self._buffer[len(kept) :]
             return False
-        behind = found[0] + len(found[1])
+        after = found[0] + len(found[1])
         self._value = JsonEnd() if not found[1] else None
-        self._enter(self._buffer[len(kept) : behind], self._buffer[behind:], to_the_end=self._family.end is None)
+        self._enter(self._buffer[len(kept) : after], self._buffer[after:], to_the_end=self._family.end is None)
         return True
 
     def _in_call(self, parts: list[Part]) -> bool:
@@ -146,7 +146,7 @@ class CallSplitter:
         return True
 
     def _next_begins(self, parts: list[Part]) -> bool:
-        """Whether another call begins behind an end that ended nothing readable; what was before it is content."""
+        """Whether another call begins after an end without a readable call; what was before it is content."""
         found = find_first(self._buffer[self._looked :], self._family.starts)
         if found is None:
             return False

@@ -15,7 +15,7 @@ from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, pyt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """A way to write tool calls.
+    """A format of tool calls.
 
     Attributes:
         starts: texts that begin a call.
@@ -313,5 +313,5 @@ _SIGNS = (
 
 
 def family_of(chat_template: str | None) -> str:
-    """The family whose marks a chat template bears; `hermes` where it bears none."""
+    """The family whose markers are in a chat template; `hermes` if there are none."""
     return next((name for sign, name in _SIGNS if sign in (chat_template or "")), "hermes")

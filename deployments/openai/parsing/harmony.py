@@ -28,7 +28,7 @@ _Kind = Literal["header", "reasoning", "content", "call"]
 class HarmonySplitter:
     """Splits by channel: `analysis` is reasoning, a message to a function is a call, the rest is content.
 
-    Headers are markup and are dropped; of a message to a function that is no JSON object the text stays content.
+    Headers are markup and are dropped; if a message to a function is not a JSON object, its text stays content.
 
     Args:
         calls: there are tools to call.

@@ -1,4 +1,4 @@
-"""What a model's text is made of, and the pieces that split it while it comes."""
+"""The parts of a model's text, and the classes that split a streamed text into parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """Text the model wrote for itself."""
+    """The model's reasoning."""
 
     text: str
 
@@ -32,7 +32,7 @@ Part = Content | Reasoning | Call
 
 
 class Splitter(Protocol):
-    """Splits the text of one choice. Nothing that is fed is ever lost: what is no call or reasoning is content."""
+    """Splits the text of one choice. No text is lost: what is neither a call nor reasoning is content."""
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain after this text."""

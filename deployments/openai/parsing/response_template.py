@@ -1,4 +1,4 @@
-"""Answers of models whose tokenizer brings a `response_template`, read by transformers' own parser."""
+"""Splits the answers of models whose tokenizer has a `response_template`, with transformers' own parser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def importable() -> None:
 
 
 def reasoning_markers(template: Mapping[str, Any]) -> ReasoningMarkers | None:
-    """The markers of the reasoning that a template describes; None if there are none, or they are no plain texts."""
+    """The markers of the reasoning that a template describes; None if there are none, or they are not plain texts."""
     fields = template.get("fields")
     for name in _REASONING:
         field = fields.get(name) if isinstance(fields, Mapping) else None

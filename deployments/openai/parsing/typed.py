@@ -1,4 +1,4 @@
-"""Arguments that a model writes as bare text, as the types that their JSON schemas give them."""
+"""Converts arguments that a model writes as plain text to the types of their JSON schemas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LITERALS: dict[str, Any] = {"None": None, "True": True, "False": False, "true":
 
 
 def loads(text: str) -> Any:
-    """The JSON value of a text; None where it is not JSON."""
+    """The JSON value of a text; None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -38,10 +38,10 @@ def dumps(arguments: Any) -> str:
     """Arguments as JSON. A number that JSON does not have (NaN, Infinity) becomes a text.
 
     Raises:
-        ValueError: they are no object, or hold what JSON cannot.
+        ValueError: they are not an object, or have a value that JSON does not have.
     """
     if not isinstance(arguments, dict):
-        raise ValueError("the arguments are no object")
+        raise ValueError("the arguments are not an object")
     try:
         text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     except TypeError as error:
@@ -169,7 +169,7 @@ def _matches(pattern: str, key: str) -> bool:
 
 
 def _kinds(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
-    """The types of JSON values that a schema allows, as far as it says."""
+    """The types of JSON values that a schema allows."""
     if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return _ANY
     kinds = _ANY

@@ -102,7 +102,7 @@ async def _decision(
     for index in set(range(len(prompts))).difference(single):
         if planned[index][1]:
             raise UnsupportedParameter(
-                f"The answers of 'questions[{index}]' are no single tokens of model {card.id!r}; such questions are "
+                f"The answers of 'questions[{index}]' are not single tokens of model {card.id!r}; such questions are "
                 "answered about texts only.",
                 param=f"questions[{index}]",
             )

@@ -87,7 +87,7 @@ class DecisionsBody(RequestBody):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Variables of the chat template; enable_thinking is false unless given."
     )
-    prompt_cache_key: str | None = Field(default=None, description="Requests with one key go to one replica.")
+    prompt_cache_key: str | None = Field(default=None, description="Requests with the same key go to the same replica.")
 
 
 class PredicateAnswer(TypedDict):

@@ -32,9 +32,9 @@ class TranslationBody(RequestBody):
     )
     language: Annotated[str | None, BeforeValidator(_spoken_language)] = Field(
         default=None,
-        description="Spoken in the recording, as an ISO 639-1 code or an English name; else guessed.",
+        description="Language of the recording, as an ISO 639-1 code or an English name; None guesses it.",
     )
-    prompt: str = Field(default="", description="What might have been said before: guides spelling and style.")
+    prompt: str = Field(default="", description="Text before the recording: it guides spelling and style.")
     response_format: Format = "json"
     temperature: Annotated[Real, Field(ge=0, le=2)] = Field(default=0.0, description="0 is greedy.")
     stream: bool = False

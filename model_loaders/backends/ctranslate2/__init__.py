@@ -119,7 +119,7 @@ def _local(model_path: str | None) -> Path:
     try:
         return Path(snapshot_download(given))
     except Exception as error:
-        raise ModelLoadFailed(f"{given} is no folder, and not to be had from the Hub: {error}") from error
+        raise ModelLoadFailed(f"{given} is not a folder, and the Hub does not have it: {error}") from error
 
 
 def _formatted(tokenizer: Any, form: str) -> Any:

@@ -1,4 +1,4 @@
-"""The library's two kinds of model behind one interface of token ids."""
+"""One interface of token ids for the library's two kinds of model."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def _tensor(view: Any) -> torch.Tensor:
 
 
 def _bounded(prompts: Sequence[Sequence[int]], vocab: int) -> list[Sequence[Sequence[int]]]:
-    """Batches of neighbouring prompts whose padded logits stay within a memory bound; at least one prompt each."""
+    """Batches of neighboring prompts whose padded logits stay within a memory bound; at least one prompt each."""
     batches: list[Sequence[Sequence[int]]] = []
     start = 0
     for end in range(1, len(prompts) + 1):

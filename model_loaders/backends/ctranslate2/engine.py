@@ -1,4 +1,4 @@
-"""CTranslate2 as an engine: requests that wait together and want the same are computed as one batch."""
+"""CTranslate2 as an engine: waiting requests with the same settings are computed in one batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a converted model: what kind it is, its vocabulary, its tokenizer, how it is to be prompted."""
+"""The files of a converted model: its kind, vocabulary, tokenizer and prompt format."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Folder:
         path: with at least model.bin and a vocabulary.
 
     Raises:
-        ModelLoadFailed: it is no such folder.
+        ModelLoadFailed: it is not such a folder.
     """
 
     def __init__(self, path: Path) -> None:

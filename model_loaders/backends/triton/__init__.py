@@ -4,8 +4,8 @@
   loader: model_loaders.backends.triton:load_model
   kwargs: {server_url: "10.0.0.5:8001", triton_model: tensorrt_llm, tokenizer_name: Qwen/Qwen1.5-1.8B-Chat}
 
-Either the model `tensorrt_llm` (token ids in and out) or `ensemble` (text in and out); which one it is, and what it can
-do, is asked of the server.
+The model is `tensorrt_llm` (token ids in and out) or `ensemble` (text in and out). The loader asks the server which one
+it is, and which tensors it has.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load_model(
     ssl: bool = False,
     trust_remote_code: bool = False,
 ) -> ModelInfo:
-    """Talk to a model that a Triton server has.
+    """Connect to a model of a Triton server.
 
     The server need not be up: requests are answered with 503 until it is.
 

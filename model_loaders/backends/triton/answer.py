@@ -1,4 +1,4 @@
-"""Responses of the server on their way out: arrays in, deltas out."""
+"""Converts the arrays of the server's responses to deltas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request as TensorRT-LLM's tensors. Names and meanings are those of its Triton backend, old and new.
+"""Converts a request to TensorRT-LLM's tensors. Names and meanings are those of its Triton backend, old and new.
 
 https://github.com/triton-inference-server/tensorrtllm_backend/blob/main/docs/model_config.md
 """
@@ -48,7 +48,7 @@ _DEFAULTS = SamplingParams()
 
 
 def supported(interface: Interface | None) -> frozenset[str]:
-    """The sampling parameters that the served model honours; all that any can, while it is not known."""
+    """The sampling parameters that the served model honors; all that any can, while it is not known."""
     if interface is None:
         return _ALWAYS | _WITH_IDS | frozenset(_NAMES)
     named = {field for field, names in _NAMES.items() if interface.first(*names)}

@@ -324,7 +324,7 @@ def test_prompt_scores(llama: Any) -> None:
         assert answers[0].deltas[-1].finish_reason == "length"
 
 
-def test_seeds_do_not_depend_on_neighbours(llama: Any) -> None:
+def test_seeds_do_not_depend_on_neighbors(llama: Any) -> None:
     sampling = {"temperature": 1.0, "seed": 7, "top_p": 0.9}
     with running(llama) as engine:
         alone = submit(engine, PROMPTS[1], TOKENS, **sampling).wait().token_ids

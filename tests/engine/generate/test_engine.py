@@ -200,7 +200,7 @@ class TestFaithful:
 
 
 class TestRequests:
-    def test_seeds_give_the_same_text_whatever_the_neighbours(self, engine: GenerateEngine) -> None:
+    def test_seeds_give_the_same_text_whatever_the_neighbors(self, engine: GenerateEngine) -> None:
         alone = ask(engine, PROMPTS[1], seed=5, temperature=1.0, max_tokens=20).tokens
         crowd = [start(engine, p, temperature=1.0, max_tokens=20) for p in PROMPTS]
         again = start(engine, PROMPTS[1], seed=5, temperature=1.0, max_tokens=20)
@@ -261,7 +261,7 @@ class TestRequests:
             ({"num_beams": 0}, "num_beams"),
         ],
     )
-    def test_beams_refuse_what_they_cannot_honour(
+    def test_beams_refuse_what_they_cannot_honor(
         self, engine: GenerateEngine, kwargs: dict[str, Any], param: str
     ) -> None:
         with pytest.raises(BadRequest) as caught:

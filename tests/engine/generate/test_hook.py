@@ -127,7 +127,7 @@ class TestCall:
     @pytest.mark.parametrize(
         "kwargs", [{"logprobs": 1}, {"frequency_penalty": 0.1}, {"logit_bias": {1: 1.0}}, {"prompt_logprobs": 0}]
     )
-    def test_what_a_hook_cannot_honour_is_refused(self, serve: Any, kwargs: dict[str, Any]) -> None:
+    def test_what_a_hook_cannot_honor_is_refused(self, serve: Any, kwargs: dict[str, Any]) -> None:
         engine = serve(wrapper)
         with pytest.raises(UnsupportedParameter, match=next(iter(kwargs))):
             start(engine, PROMPT, **kwargs)

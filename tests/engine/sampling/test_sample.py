@@ -93,7 +93,7 @@ class TestSeeds:
         {"frequency_penalty": 0.5, "presence_penalty": 0.1},
     )
 
-    def test_the_same_seed_gives_the_same_tokens_whatever_the_neighbours(self) -> None:
+    def test_the_same_seed_gives_the_same_tokens_whatever_the_neighbors(self) -> None:
         alone = [generate(row(seed=7, **setting), 12) for setting in self.SETTINGS]
         rows = [row(seed=7, **setting) for setting in self.SETTINGS]
         crowd = [row(temperature=0), row(), row(top_p=0.5), row(logprobs=3)]

@@ -1,4 +1,4 @@
-"""Deterministic mode: tokens and log-probabilities of a row, bit by bit, alone and among neighbours."""
+"""Deterministic mode: tokens and log-probabilities of a row, bit by bit, alone and among neighbors."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def alone(engine: BatchingEngine, asked: list[Request]) -> list[tuple[list[int],
 
 
 @pytest.mark.parametrize(("make", "dtype"), CASES)
-def test_bits_do_not_depend_on_neighbours(make: Callable[[], Any], dtype: torch.dtype) -> None:
+def test_bits_do_not_depend_on_neighbors(make: Callable[[], Any], dtype: torch.dtype) -> None:
     asked = requests(40)
     single = row_engine(built(make, dtype), deterministic=True, max_batch_size=16, prefill_chunk=32, prefix_cache=False)
     expected = alone(single, asked)
@@ -143,7 +143,7 @@ def test_a_thousand_requests_at_32_rows(dtype: torch.dtype) -> None:
     engine.close()
 
 
-def test_without_it_bits_do_depend_on_neighbours() -> None:
+def test_without_it_bits_do_depend_on_neighbors() -> None:
     asked = requests(40)
     engine = row_engine(built(large, torch.float32), max_batch_size=16, prefill_chunk=32, prefix_cache=False)
     expected, got = alone(engine, asked), together(engine, asked)

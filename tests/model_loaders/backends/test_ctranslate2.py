@@ -366,7 +366,7 @@ def test_sampling_follows_the_distribution(kind: str, running: Running) -> None:
 
 
 @MODELS
-def test_a_cancelled_request_ends_and_spares_its_neighbours(kind: str, running: Running) -> None:
+def test_a_cancelled_request_ends_and_spares_its_neighbors(kind: str, running: Running) -> None:
     expected = ids_of(running.run("Hello", replace(GREEDY, max_tokens=150)))
     long = replace(GREEDY, max_tokens=150)
     for name in ("gone", "stays"):

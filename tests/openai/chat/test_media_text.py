@@ -12,7 +12,7 @@ from tests.seeds.vision import data_uri, picture
 from tests.tiny import byte_tokenizer
 
 IMAGE = {"type": "image_url", "image_url": {"url": data_uri(picture())}}
-TEXT = "In HTML, <image> is no element; <image/> neither."
+TEXT = "In HTML, <image> does not exist; <image/> neither."
 IMAGE_ID = 261
 
 

@@ -158,7 +158,7 @@ def test_nothing_is_fetched_unless_allowed(web: Quiet) -> None:
         ("/endless", "media_max_bytes"),
         ("/slow", "media_timeout_s"),
         ("/redirect//redirect//redirect//redirect//redirect//pixel.png", "redirects more"),
-        ("/redirect/file:///etc/passwd", "no plain http"),
+        ("/redirect/file:///etc/passwd", "not a plain http"),
         ("/redirect/http://169.254.169.254/latest/meta-data", "not on the public internet"),
         ("/redirect/http://10.0.0.1/x.png", "not on the public internet"),
     ],

@@ -1,4 +1,4 @@
-"""The table of request fields: each is honoured, refused by name, or bookkeeping. None is missing."""
+"""The table of request fields: each is honored, refused by name, or bookkeeping. None is missing."""
 
 from __future__ import annotations
 

@@ -293,7 +293,7 @@ def test_defaults_give_way_to_what_a_request_sends(serve: Serve) -> None:
         (COMPLETIONS, {"max_completion_tokens": 3, "max_tokens": 4}, "max_completion_tokens", "'max_tokens'"),
     ],
 )
-def test_what_cannot_be_honoured(server: Server, path: str, fields: dict[str, Any], param: str, said: str) -> None:
+def test_what_cannot_be_honored(server: Server, path: str, fields: dict[str, Any], param: str, said: str) -> None:
     error = refusal(server, path, **fields)
     assert error["param"] == param
     assert f"'{param}'" in error["message"]

@@ -60,7 +60,7 @@ def fields(server: Server) -> dict[str, list[str]]:
 
 
 def check(server: Server, path: str, body: dict[str, Any]) -> int:
-    """Post a body; whatever the answer is, it is no fault of the server's and an error is OpenAI's."""
+    """Post a body; whatever the answer is, it is not a 5xx, and an error has OpenAI's shape."""
     body.pop("stream", None)
     answer = requests.post(server.url + path, data=json.dumps(body), timeout=60)
     assert answer.status_code in (200, 400, 404, 413), (path, body, answer.text[:500])

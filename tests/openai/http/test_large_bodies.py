@@ -182,7 +182,7 @@ FILLER = "0," * 50_000
         (f'{{"a": [{FILLER}1], "b" 2}}', "Expecting ':' delimiter"),
         (f'{{"a": [{FILLER}1]', "Expecting ',' delimiter"),
         (f'{{"a": [{FILLER}1]}} x', "Extra data"),
-        (f'{{"a": [{FILLER}NaN]}}', "NaN is no JSON value"),
+        (f'{{"a": [{FILLER}NaN]}}', "NaN is not a JSON value"),
         (f'{{"a": [{FILLER}1e999]}}', "the number 1e999 is out of range"),
         (f'{{"a": [{FILLER}"\\ud800"]}}', "surrogate"),
         (f'{{"a": [{FILLER}1], "\\ud800": 1}}', "surrogate"),

@@ -21,7 +21,7 @@ from tests.openai.conftest import Serve, Server
 
 
 def lines(folder: Path, count: int) -> list[dict[str, Any]]:
-    """The lines, once so many are there."""
+    """The lines, once there are `count` of them."""
     begun = time.monotonic()
     while True:
         (file,) = folder.glob("*.jsonl")
@@ -130,7 +130,7 @@ def test_a_full_disk_is_reported_once_and_counted(
         resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, hard))
         for _ in range(3):
             post(server, "/v1/completions", prompt="lost").raise_for_status()
-        wait_for(lambda: "not recorded any more" in caplog.text)
+        wait_for(lambda: "no longer recorded" in caplog.text)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, previous)
@@ -139,4 +139,4 @@ def test_a_full_disk_is_reported_once_and_counted(
     lost = int(re.findall(r"recorded again; (\d) were lost", caplog.text)[0])
     prompts = [line["request"]["prompt"] for line in lines(tmp_path, 5 - lost)]
     assert prompts == ["before", *["lost"] * (3 - lost), "after"]
-    assert caplog.text.count("not recorded any more") == 1
+    assert caplog.text.count("no longer recorded") == 1

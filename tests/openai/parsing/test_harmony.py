@@ -22,7 +22,7 @@ def call(name: str, *, in_role: bool = False) -> str:
 
 
 def split(text: str, size: int = 10**6) -> list[Part]:
-    """The parts of a text fed in pieces, neighbours of a kind joined."""
+    """The parts of a text fed in pieces, neighbors of a kind joined."""
     splitter = HarmonySplitter()
     parts: list[Part] = []
     for start in range(0, len(text), size):
