@@ -181,10 +181,9 @@ class ModelHost:
         """The text of token ids, special tokens included."""
         async with self.leases.lease(self.resolve(model).id) as loaded:
             known = max(vocab_size(loaded.info.model) or 0, _tokens(loaded.info.tokenizer))
-            beyond = [i for i in token_ids if 0 < known <= i]
-            if beyond:
+            if known and (largest := max(token_ids, default=0)) >= known:
                 raise BadRequest(
-                    f"Token id {beyond[0]} does not exist; this model has ids 0 to {known - 1}.", param="tokens"
+                    f"Token id {largest} does not exist; this model has ids 0 to {known - 1}.", param="tokens"
                 )
             return await loaded.decode(token_ids)
 

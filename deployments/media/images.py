@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -74,7 +75,14 @@ def decode_image(image: Image.Image, source: MediaSource) -> Image.Image:
         BadRequest: it cannot be decoded.
     """
     with _readable(source):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _upright(image).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _OF_DECODERS:
+        return image  # Its EXIF cannot be read; its pixels may be.
 
 
 def _opened(source: MediaSource) -> Image.Image:
@@ -85,6 +93,10 @@ def _opened(source: MediaSource) -> Image.Image:
         return image
 
 
+# What decoders raise about broken files, beside OSError.
+_OF_DECODERS = (ValueError, SyntaxError, TypeError, ArithmeticError, LookupError, struct.error, EOFError)
+
+
 @contextlib.contextmanager
 def _readable(source: MediaSource) -> Iterator[None]:
     try:
@@ -93,7 +105,7 @@ def _readable(source: MediaSource) -> Iterator[None]:
             yield
     except Image.DecompressionBombError:
         raise _bad(source, f"it has more than {MAX_PIXELS} pixels") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, *_OF_DECODERS) as error:
         raise _bad(source, f"it is not a readable image ({', '.join(_FORMATS)})") from error
 
 

@@ -16,6 +16,9 @@ from deployments.core.errors import BadRequest, TroupeError, UnsupportedParamete
 
 Given = Mapping[str, Any]
 
+MAX_UNKNOWN = 100
+"""Unknown fields of a request, each compared with the known ones and named in a header; more are an error."""
+
 
 @dataclass(frozen=True, slots=True)
 class Harmless:
@@ -116,6 +119,7 @@ class Settled:
             elif key not in scope.own:
                 scope.check_near(key, place)
                 self.unknown.append(place + key)
+                check_unknown(len(self.unknown))
 
     def _apply_row(self, key: str, given: Given, scope: Scope, place: str) -> None:
         row, value, name = scope.rows[key], given[key], place + key
@@ -168,6 +172,18 @@ class Settled:
         return error
 
 
+def check_unknown(count: int) -> None:
+    """Refuse a request with more unknown fields than any client has by mistake.
+
+    Raises:
+        BadRequest: there are more than `MAX_UNKNOWN`.
+    """
+    if count > MAX_UNKNOWN:
+        raise BadRequest(
+            f"The request has more than {MAX_UNKNOWN} unknown fields; leave them out.", code="unknown_parameter"
+        )
+
+
 def asks_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
     """Whether a value is one of those, or its text as a form sends it."""
     if value in neutral:
@@ -197,12 +213,15 @@ def nearest(key: str, known: frozenset[str]) -> str | None:
     if not plain:
         return None
     best: tuple[int, str] | None = None
-    for name in sorted(known):
-        other = _plain(name)
-        shorter, longer = sorted((plain, other), key=len)
+    letters = _letters(plain)
+    for name, other, others in _spelled(known):
+        shorter, longer = (plain, other) if len(plain) <= len(other) else (other, plain)
         allowed = 0 if len(shorter) < 3 else 1 if len(shorter) <= 8 else 2
         ending = len(longer) - len(shorter)
-        if ending > allowed or (ending == 2 and longer.startswith(shorter)):
+        # A slip changes which letters there are by two at most; counting them is much cheaper than counting slips.
+        if ending > allowed or (letters ^ others).bit_count() > 2 * allowed:
+            continue
+        if ending == 2 and longer.startswith(shorter):
             continue
         slips = _slips(plain, other)
         if slips == 1 and len(plain) == len(other) <= 5 and sorted(plain) != sorted(other):
@@ -210,6 +229,20 @@ def nearest(key: str, known: frozenset[str]) -> str | None:
         if slips <= allowed and (best is None or slips < best[0]):
             best = (slips, name)
     return best[1] if best is not None else None
+
+
+@lru_cache(maxsize=256)
+def _spelled(known: frozenset[str]) -> list[tuple[str, str, int]]:
+    """Names in order, each also without differences in spelling, and its letters."""
+    return [(name, plain := _plain(name), _letters(plain)) for name in sorted(known)]
+
+
+def _letters(text: str) -> int:
+    """Which letters a text has, as bits; letters that share a bit make it look more alike."""
+    bits = 0
+    for letter in text:
+        bits |= 1 << (ord(letter) % 61)
+    return bits
 
 
 def _slips(first: str, second: str) -> int:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
-from deployments.openai.fields.foreign import Given, Scope, Settled
+from deployments.openai.fields.foreign import Given, Scope, Settled, check_unknown
 from deployments.openai.fields.foreign_objects import (
     ALLOWED,
     CALL,
@@ -26,6 +27,7 @@ from deployments.openai.fields.foreign_objects import (
 )
 
 Found = tuple[Given, Scope, str]
+_WORD = re.compile(r"\w+")
 _MEDIA = ("image_url", "input_audio", "audio_url", "video_url", "file")
 
 
@@ -64,13 +66,23 @@ def unread_keys(found: list[Found], template: str | None) -> list[str]:
         checked = {key: value for key, value in given.items() if key in known or not _reads(template, key)}
         settled = Settled()
         settled.apply(checked, scope, f"{place}.")
-        for where in settled.unknown if template is not None else ():
+        for where in settled.unknown:
             unread.setdefault((id(scope), where.removeprefix(place)), where)
-    return list(unread.values())
+        check_unknown(len(unread))
+    return [] if template is None else list(unread.values())
 
 
 def _reads(template: str | None, key: str) -> bool:
-    return re.search(rf"\b{re.escape(key)}\b", template or "") is not None
+    if template is None:
+        return False
+    if _WORD.fullmatch(key):
+        return key in _words(template)
+    return len(key) <= 100 and re.search(rf"\b{re.escape(key)}\b", template) is not None
+
+
+@lru_cache(maxsize=16)
+def _words(template: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(template))
 
 
 def _mappings(values: Any, place: str) -> Iterator[tuple[Given, str]]:

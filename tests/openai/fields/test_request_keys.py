@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from random import Random
 from typing import Any
 
 import pytest
@@ -35,6 +36,28 @@ def test_misspelt_keys(server: Server, key: str, known: str) -> None:
     error = refusal(server, CHAT, **{key: 1})
     assert (error["param"], error["code"]) == (key, "unknown_parameter")
     assert f"did you mean '{known}'" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["temperature", "max_completion_tokens", "presence_penalty", "tool_choice"])
+def test_every_slip_in_a_long_name_is_seen(server: Server, name: str) -> None:
+    swapped = f"{name[:3]}{name[4]}{name[3]}{name[5:]}"
+    for key in (f"{name[:4]}{name[5:]}", f"{name[:4]}q{name[4:]}", f"{name[:4]}q{name[5:]}", swapped):
+        assert f"did you mean {name!r}" in refusal(server, CHAT, **{key: 1})["message"], key
+
+
+@pytest.mark.parametrize("place", ["body", "message", "part", "options"])
+def test_more_unknown_keys_than_anybody_means_are_refused(server: Server, place: str) -> None:
+    """Each is compared with every known name: without a limit a small request would hold up the others."""
+    random = Random(1)
+    for count, status in ((90, 200), (3000, 400)):
+        keys = {"".join(random.choices("bcdfghjkvwxz", k=14)): 1 for _ in range(count)}
+        parts = [{"type": "text", "text": "hi", **(keys if place == "part" else {})}]
+        message = {"role": "user", "content": parts, **(keys if place == "message" else {})}
+        fields = keys if place == "body" else {"options": keys} if place == "options" else {}
+        response = post(server, CHAT, **{"messages": [message], **fields})
+        assert response.status_code == status, response.text[:300]
+        if status == 400:
+            assert response.json()["error"]["code"] == "unknown_parameter"
 
 
 def test_unknown_keys_are_listed_and_logged_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
