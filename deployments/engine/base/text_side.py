@@ -28,7 +28,7 @@ class EncodedText(Protocol):
 class TextSide(Protocol):
     """Turns conversations into token ids and token ids into text. `model_loaders.prompts.hooks.Hooks` is the one.
 
-    Every method raises a TroupeError if the loader's hook behind it fails.
+    Every method raises a TroupeError if the loader's hook fails.
 
     Attributes:
         info: the loaded model.

@@ -80,7 +80,7 @@ def check_template_fields(chat: ChatInput, options: ApiOptions) -> bool:
         )
     for key in _RESERVED & chat.template_kwargs.keys():
         raise BadRequest(
-            f"Invalid 'chat_template_kwargs': {key} is no variable of a template; leave it out.",
+            f"Invalid 'chat_template_kwargs': {key} is not a variable of the template; leave it out.",
             param=f"chat_template_kwargs.{key}",
         )
     return opens

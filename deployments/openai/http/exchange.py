@@ -235,7 +235,7 @@ class Exchange:
         if error.param != "num_beams" or "num_beams" in self.given or not self.given.get("use_beam_search"):
             return error
         return UnsupportedParameter(
-            "This model cannot honour 'use_beam_search': its engine has no beams. Leave it out, or serve the model "
+            "This model cannot honor 'use_beam_search': its engine has no beams. Leave it out, or serve the model "
             "with engine.kind generate.",
             param="use_beam_search",
         )
