@@ -45,10 +45,10 @@ class Stepped:
     ) -> None:
         model.eval()
         info = model_info(model)
-        hooks = Hooks(info)
+        vocabulary = Vocabulary(Hooks(info))
         chosen = EngineOptions(**{"memory_gib": 0.25, **options})
-        context, vocabulary = context_length(info, chosen), Vocabulary(info, hooks)
-        forward = Forward(model, context, encoder_inputs(model, hooks))
+        context = context_length(info, chosen)
+        forward = Forward(model, context, encoder_inputs(model, vocabulary.text_side))
         with torch.inference_mode():
             capabilities = Capabilities.measure(forward, context)
         sizes = capabilities.sequence_bytes
