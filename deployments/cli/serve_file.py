@@ -14,7 +14,7 @@ from deployments.cli.loader_file import check_arguments, check_loader
 from deployments.config.app import IMPORT_PATH, AppArgs
 from deployments.config.explain import nearest
 from deployments.core.errors import ConfigError, ModelLoadFailed
-from deployments.openai.http.keys import as_digests
+from deployments.openai.http.keys import KeyFile, as_digests
 from model_loaders.local_folder import check_folders
 
 HOST, PORT = "127.0.0.1", 8000
@@ -164,11 +164,34 @@ def _check_application(app: Mapping[str, Any], args: AppArgs, folder: Path) -> N
     remote = bool(os.environ.get("RAY_ADDRESS"))  # its nodes may have other folders
     if not remote and not base.is_dir():
         raise ConfigError(f"args.folder: there is no folder {str(base)!r}.")
+    if not remote:
+        _check_files(args, base)
     for entry in args.models:
         check_loader(entry.loader, base)
         check_arguments(entry, base)
         if not remote:
             _check_folders(entry.id, entry.kwargs, base)
+
+
+def _check_files(args: AppArgs, base: Path) -> None:
+    if args.api.api_keys_file is not None:
+        KeyFile(base / args.api.api_keys_file)
+    folders = [("api.record_dir", args.api.record_dir)]
+    folders += [(f"model {entry.id!r}, profile_dir", entry.profile_dir) for entry in args.models]
+    for place, name in folders:
+        if name is not None and (fault := _unwritable(base / name)):
+            raise ConfigError(f"{place}: {str(base / name)!r} cannot be made: {fault}.")
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be made or written to; None if it can. Nothing is made."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        return error.strerror
+    if not there.is_dir():
+        return f"{str(there)!r} is a file"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{str(there)!r} is not writable"
 
 
 def _check_deployments(deployments: Any, args: AppArgs) -> None:

@@ -63,9 +63,9 @@ def _place(path: tuple[int | str, ...]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
 
-def described(error: ValidationError, schema: type, source: str) -> ConfigError:
-    """The error of a configuration of this schema."""
-    return config_error([_line(fault, schema) for fault in read_faults(error)], source)
+def descriptions(error: ValidationError, schema: type) -> list[str]:
+    """The faults of a configuration of this schema, each with its place and the fix."""
+    return [_line(fault, schema) for fault in read_faults(error)]
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
@@ -79,7 +79,10 @@ def _line(fault: Fault, schema: type) -> str:
     place = fault.place or "args"
     if fault.unknown:
         return f"{place}: unknown key{_meant(fault.path, schema)}"
-    return f"{place}: missing" if fault.missing else f"{place}: {fault.reason} (got {fault.got})"
+    if fault.missing:
+        return f"{place}: missing"
+    # The whole configuration may contain keys, and says nothing that the reason does not.
+    return f"{place}: {fault.reason}" + (f" (got {fault.got})" if fault.path else "")
 
 
 def _meant(path: tuple[int | str, ...], schema: type) -> str:

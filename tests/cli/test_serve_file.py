@@ -298,6 +298,67 @@ def test_keys_of_every_application_are_hidden_and_its_address_is_told(tmp_path: 
     assert urls == ["http://127.0.0.1:8000/a", "http://127.0.0.1:8000/b"]
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"api": {"default_model": "b"}}, "api.default_model: there is no model 'b' (known: a)"),
+        ({"api": {"api_keys_file": "none.txt"}}, "none.txt' cannot be read: No such file or directory"),
+        ({"api": {"api_keys_file": "."}}, "cannot be read: Is a directory"),
+        ({"api": {"record_dir": "plain/records"}}, "plain' is a file"),
+        ({"api": {"record_dir": "plain"}}, "plain' is a file"),
+        ({"models": [{**DEMO, "profile_dir": "plain/x"}]}, "model 'a', profile_dir: "),
+        ({"folder": "nowhere"}, "args.folder: there is no folder "),
+        (
+            {"models": [{**DEMO, "kwargs": {"devcie": "cpu"}}]},
+            "model 'a', kwargs.devcie: loader model_loaders.demo:load",
+        ),
+        ({"models": [{**DEMO, "kwargs": {"devcie": "cpu"}}]}, "(did you mean 'device'?)"),
+        ({"models": [{"id": "a", "loader": "model_loaders.auto:load_model"}]}, "needs 'model_name'; add it"),
+    ],
+)
+def test_a_value_that_cannot_be_right(tmp_path: Path, args: dict[str, Any], said: str) -> None:
+    (tmp_path / "plain").write_text("")
+    assert said in refused(write(tmp_path, app={"args": {"models": [DEMO], **args}}))
+
+
+def test_paths_start_from_the_folder_of_the_arguments(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "beside.py").write_text("def load(): ...")
+    (there / "keys.txt").write_text("a-key\n")
+    api = {"api_keys_file": "keys.txt", "record_dir": "new/records"}
+    models = [{"id": "a", "loader": "beside.py:load"}]
+    read_config(write(tmp_path, app={"args": {"models": models, "api": api, "folder": "there"}}))
+    assert not (there / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "kwargs", "said"),
+    [
+        ("load = 3", {}, "load is 3; name a function"),
+        ("load: str = 'x'", {}, "load is 'x'; name a function"),
+        ("load = [1]", {}, "load is [1]; name a function"),
+        ("def load(a, b=1): ...", {"b": 2}, "needs 'a'"),
+        ("def load(*, a, b=1): ...", {}, "needs 'a'"),
+        ("def load(a=1): ...", {"b": 2}, "kwargs.b: loader beside.py:load does not have this argument"),
+        ("def load(device): ...", {}, None),
+        ("def load(a, **more): ...", {"a": 1, "b": 2}, None),
+        ("@decorated\ndef load(a): ...", {"b": 2}, None),
+        ("try:\n    def load(a): ...\nexcept E:\n    def load(b): ...", {"b": 1}, None),
+        ("load = make(3)", {"b": 1}, None),
+        ("load = {'model': 1}", {}, None),
+    ],
+)
+def test_a_loader_is_compared_with_its_arguments(tmp_path: Path, text: str, kwargs: Any, said: str | None) -> None:
+    (tmp_path / "beside.py").write_text(text)
+    models = [{"id": "a", "loader": "beside.py:load", "kwargs": kwargs}]
+    file = write(tmp_path, app={"args": {"models": models}})
+    if said is None:
+        read_config(file)
+    else:
+        assert said in refused(file)
+
+
 def test_keys_do_not_reach_the_arguments_that_ray_logs(tmp_path: Path) -> None:
     digest = "sha256:" + "0" * 64
     api = {"api_keys": ["secret-client", digest], "admin_keys": ["secret-admin"]}
