@@ -47,19 +47,20 @@ def claim(host: str, port: int) -> None:
     folder = _claims_folder()
     with folder.joinpath("lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = holder(host, port) or next(
-            (_in_words(process) for process, place in _claims(folder, port) if _clash(place, host)), None
-        )
-        if found is not None:
-            raise taken(port, found)
-        _try(host, port)
+        _refuse_taken(host, port)
+        for process, place in _claims(folder, port):
+            if _clash(place, host):
+                raise taken(port, _in_words(process))
         file = folder.joinpath(f"{port}-{os.getpid()}").open("w")
         fcntl.flock(file, fcntl.LOCK_EX)
         print(host, file=file, flush=True)
         _held.append(file)
 
 
-def _try(host: str, port: int) -> None:
+def _refuse_taken(host: str, port: int) -> None:
+    found = holder(host, port)
+    if found is not None:
+        raise taken(port, found)
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -67,14 +68,14 @@ def _try(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host}, port {port}: {error.strerror}. Set http_options.host to an address of this "
-            "machine, and http_options.port to a free port."
+            f"cannot listen on {host}, port {port}: {error.strerror}. Set http_options.host to an address of "
+            "this machine, and http_options.port to a free port."
         ) from None
 
 
 def taken(port: int, holder: str) -> ConfigError:
     """The error for a port that another process has."""
-    return ConfigError(f"port {port} is taken by {holder}. End it, or set http_options.port.")
+    return ConfigError(f"port {port} is taken by {holder}. End it, or set another http_options.port.")
 
 
 def intruder(host: str, port: int, mark: tuple[str, str]) -> str | None:
