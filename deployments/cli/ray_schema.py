@@ -17,6 +17,7 @@ from ray.runtime_env import RuntimeEnv
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import ServeDeploySchema
 
+from deployments.config.booleans import booleans_for_numbers
 from deployments.config.explain import Fault, nearest, read_faults
 
 _ENVIRONMENT = {
@@ -37,11 +38,15 @@ def unknown_keys(config: Mapping[str, Any]) -> list[str]:
 def wrong_values(config: Mapping[str, Any]) -> list[str]:
     """A line for every value that Ray Serve would refuse, with its place and what is expected."""
     config = _without_imports(config)
-    faults = list(_refused(config, ServeDeploySchema, ""))
+    faults = [*booleans_for_numbers(config, ServeDeploySchema), *_refused(config, ServeDeploySchema, "")]
     for place, section in _sections(config, ""):
         autoscaling = section.get("autoscaling_config")
         if isinstance(autoscaling, dict):
             faults += _refused(autoscaling, AutoscalingConfig, f"{place}.autoscaling_config")
+        resources = section.get("resources")
+        for name, amount in resources.items() if isinstance(resources, dict) else ():
+            if type(amount) not in (int, float):
+                faults.append(f"{place}.resources.{name}: write a number (got {amount!r})")
         environment = section.get("runtime_env")
         if isinstance(environment, dict) and "env_vars" in environment:
             faults += _wrong_variables(environment["env_vars"], f"{place}.runtime_env.env_vars")

@@ -45,6 +45,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
             _hide_keys(app.get("args") or {})
         _set_http_options(config)
         _check_ray_values(config)
+        _check_certificates(config["http_options"], path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return config, checked[0]
@@ -143,6 +144,13 @@ def _port(value: Any, place: str) -> int:
     if type(port) is not int or not 0 < port < 2**16:
         raise ConfigError(f"{place} {value!r}: write a port's number, from 1 to 65535.")
     return port
+
+
+def _check_certificates(http: Mapping[str, Any], folder: Path) -> None:
+    for name in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"):
+        file = http.get(name)
+        if file and not os.environ.get("RAY_ADDRESS") and not (folder / file).is_file():
+            raise ConfigError(f"http_options.{name}: there is no file {str(folder / file)!r}.")
 
 
 def _hide_keys(args: dict[str, Any]) -> None:

@@ -212,6 +212,13 @@ def test_a_key_that_ray_serve_would_ignore(tmp_path: Path, more: dict[str, Any],
         ({"http_options": "x"}, "http_options: write a mapping of options"),
         ({"proxy_location": "EveryNod"}, "proxy_location: input should be 'Disabled', 'HeadOnly' or 'EveryNode' (got"),
         ({"proxy_location": "Disabled"}, "proxy_location: Disabled leaves no HTTP server"),
+        (
+            {"http_options": {"ssl_certfile": "a.pem", "ssl_keyfile": "a.key"}},
+            "http_options.ssl_keyfile: there is no file",
+        ),
+        ({"app": deployment(num_replicas=True)}, "deployments[0].num_replicas: write a number (got true)"),
+        ({"app": deployment(ray_actor_options={"num_gpus": True})}, "num_gpus: write a number (got true)"),
+        ({"app": deployment(ray_actor_options={"resources": {"a": "x"}})}, "resources.a: write a number (got 'x')"),
         ({"app": deployment(num_replicas="two")}, "deployments[0]: `num_replicas` must be an int"),
         ({"app": deployment(num_replicas=-1)}, "deployments[0].num_replicas: input should be greater than 0 (got -1)"),
         (
