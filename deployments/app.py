@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import ray
@@ -11,9 +12,12 @@ from ray.serve.config import RequestRouterConfig
 from deployments.args import read_args
 from deployments.config.app import AppArgs, Pool
 from deployments.ingress import OpenAIIngress
+from deployments.openai.http.keys import is_plain
 from deployments.proxy import shape_running_proxies
 from deployments.ray_internals import serve_run_folder, warn_of_open_node
 from deployments.replica import ModelReplica
+
+logger = logging.getLogger("ray.serve")
 
 ROUTER = "deployments.router:ModelAffinityRouter"
 
@@ -27,7 +31,17 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     warn_of_open_node()
     shape_running_proxies()
     checked = read_args(args)
+    warn_of_plain_keys(checked)
     return application(checked.model_copy(update={"folder": checked.folder or serve_run_folder()}))
+
+
+def warn_of_plain_keys(args: AppArgs) -> None:
+    """Log that Ray has logged keys, which it does before `build_app` runs; scripts/serve gives it only digests."""
+    if any(map(is_plain, (*args.api.api_keys, *args.api.admin_keys))):
+        logger.warning(
+            "Ray logs this application's API keys in clear text under `serve run` and `serve deploy`. Write digests "
+            "(sha256:<hex digest>) or use api_keys_file, or start with scripts/serve."
+        )
 
 
 def application(args: AppArgs, **replica_options: Any) -> serve.Application:

@@ -7,7 +7,7 @@ from typing import Any
 
 from deployments.compat.legacy import GenerateBody
 from deployments.config.app import AppArgs, parse_args
-from deployments.config.explain import config_error
+from deployments.config.explain import config_error, nearest
 from deployments.openai.default_params import default_faults
 from deployments.openai.parsing.names import parser_faults
 
@@ -30,6 +30,9 @@ def read_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArg
             *parser_faults(entry.api),
         )
     ]
+    default = checked.api.default_model
+    if default is not None and default not in checked.by_name():
+        faults.append(f"api.default_model: there is no model {default!r}{nearest(default, checked.by_name())}")
     if faults:
         raise config_error(faults, source)
     return checked

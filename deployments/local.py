@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping
@@ -110,7 +111,13 @@ def _saving() -> dict[str, str]:
 def run_app(
     model_info_from: Source | None = None, *, host: str = "127.0.0.1", port: int = 8000, **options: Any
 ) -> None:
-    """Serve one model until interrupted, in a notebook too; `options` as for `model_app`."""
+    """Serve one model until interrupted, in a notebook too; `options` as for `model_app`.
+
+    Raises:
+        ConfigError: the port is taken, which is found before the model is loaded, or as for `model_app`.
+        ModelLoadFailed: as for `model_app`.
+    """
+    _try_port(host, port)
     level = os.environ.get("LOGLEVEL", "INFO").upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     app = model_app(model_info_from, **options)
@@ -130,6 +137,18 @@ def run_app(
     except KeyboardInterrupt:
         server.should_exit = True
         thread.join()
+
+
+def _try_port(host: str, port: int) -> None:
+    """Refuse an address that nobody can listen on now: a model can take minutes to load."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot listen on {host}, port {port}: {reason}. Choose another host or port.") from None
 
 
 def main() -> None:

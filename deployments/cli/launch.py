@@ -24,9 +24,9 @@ from typing import Any, NoReturn
 
 from deployments.cli import ports
 from deployments.cli.fast_mode import fast_environment
-from deployments.cli.own_ray import OWN, use_own_ray, write_settings
-from deployments.cli.serve_file import PORT, base_url, read_config
-from deployments.config.app import AppArgs
+from deployments.cli.own_ray import OWN, TOKEN_PATH, use_own_ray, write_settings
+from deployments.cli.serve_file import PORT, base_url, read_config, troupe_applications
+from deployments.config.app import AppArgs, parse_args
 from deployments.core.errors import ConfigError
 
 
@@ -38,9 +38,10 @@ def main() -> None:
             for name, value in fast_environment(os.environ).items():
                 print(f"export {name}={shlex.quote(value)}")
             return
-        config, args = read_config(given.config)
-        if not given.check:
-            sys.exit(_serve(config, args, given.config, fast=given.fast))
+        if given.check:
+            read_config(given.config)
+        else:
+            sys.exit(_serve(given.config, fast=given.fast))
     except ConfigError as error:
         _refuse(str(error))
 
@@ -64,43 +65,49 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _serve(config: dict[str, Any], args: AppArgs, file: Path, *, fast: bool) -> int:
+def _serve(file: Path, *, fast: bool) -> int:
     """Serve until a signal and return the exit status."""
     address = os.environ.get("RAY_ADDRESS") or OWN
-    folder = None
-    if address == OWN:
-        _refuse_a_taken_port(config["http_options"])
-        folder = use_own_ray()
-    if fast:
-        _prepare_fast_mode(address)
+    folder = use_own_ray() if address == OWN else None
+    settings = fast_environment(os.environ) if fast else {}
+    try:
+        os.environ.update(settings)
+        config, _ = read_config(file)  # imports Ray, which reads the environment then
+        http = config["http_options"]
+        place = (http["host"], http.get("port", PORT))
+        if address == OWN:
+            ports.claim(*place)
+    finally:
+        if fast:
+            _reap_fast_mode(address, keep=not settings)
     # Loaders, and the paths that their arguments name, are relative to the file: Ray's workers start in this folder.
     os.chdir(file.resolve().parent)
-    from deployments.cli.server import run  # imports Ray, which reads the environment then
+    from deployments.cli.server import run
 
     def ready() -> None:
-        settings = None if folder is None else write_settings(folder, _ray_addresses())
-        announce(config, args, settings)
+        if folder is None:
+            announce(config, None)
+            return
+        _refuse_a_shared_port(*place)
+        announce(config, write_settings(folder, _ray_addresses()))
 
     return run(config, address, ready)
 
 
-def _refuse_a_taken_port(http: dict[str, Any]) -> None:
-    port = http.get("port", PORT)
-    holder = ports.holder(http["host"], port)
-    if holder is not None:
-        raise ConfigError(f"port {port} is taken by {holder}. End it, or set http_options.port.")
+def _refuse_a_shared_port(host: str, port: int) -> None:
+    other = ports.intruder(host, port, (TOKEN_PATH, os.environ[TOKEN_PATH]))
+    if other is not None:
+        raise ports.taken(port, other)
 
 
-def _prepare_fast_mode(address: str) -> None:
-    settings = fast_environment(os.environ)
-    os.environ.update(settings)
+def _reap_fast_mode(address: str, *, keep: bool) -> None:
+    """Start the process that ends what HAProxy leaves behind; in a session of its own, to be the last."""
     if address != OWN:
         print(
             f"The Ray at {address} must have been started with the same settings (docs/scaling.md, Several nodes).",
             file=sys.stderr,
         )
-    # In a session of its own, to be the last.
-    reap = [sys.executable, "-m", "deployments.cli.fast_mode", str(os.getpid()), *([] if settings else ["--keep"])]
+    reap = [sys.executable, "-m", "deployments.cli.fast_mode", str(os.getpid()), *(["--keep"] if keep else [])]
     subprocess.Popen(reap, start_new_session=True)
 
 
@@ -114,37 +121,49 @@ def _ray_addresses() -> dict[str, str]:
     )
 
 
-def announce(config: dict[str, Any], args: AppArgs, settings: Path | None) -> None:
-    """Wait until the API answers, then print its address, its models and an example.
+def announce(config: dict[str, Any], settings: Path | None) -> None:
+    """Wait until the API of every Troupe application answers, then print its address, its models and an example.
 
     Args:
         settings: a file for shells that are to reach its Ray.
     """
-    url = base_url(config)
-    while not _answers(f"{url}/health"):
-        time.sleep(0.2)
-    model = args.models[0].id
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Repeat exactly: k7Qp2x"}]})
-    names = ", ".join(
-        entry.id + (f" (also {', '.join(entry.aliases)})" if entry.aliases else "") for entry in args.models
-    )
-    lines = [
-        f"\nTroupe answers at {url}/v1",
-        f"  models: {names}",
-        f"  try:    curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
-        "  stop:   Ctrl-C",
-    ]
+    applications = [(base_url(config, app), parse_args(app.get("args") or {})) for app in troupe_applications(config)]
+    for url, _ in applications:
+        while not _answers(f"{url}/health"):
+            time.sleep(0.2)
+    lines = [line for url, args in applications for line in _introduction(url, args)]
+    lines.append("  stop:   Ctrl-C")
     if settings is not None:
         lines.append(f"  status: source {settings}; ray status; serve status")
-    if warning := _exposure(config, args):
+    if warning := _exposure(config, [args for _, args in applications]):
         lines.append(f"  {warning}")
     print("\n".join(lines) + "\n", flush=True)
 
 
-def _exposure(config: dict[str, Any], args: AppArgs) -> str | None:
-    """A warning if others reach the API without a key; asks the sockets and not the configuration."""
+def _introduction(url: str, args: AppArgs) -> list[str]:
+    """Where an application is, what it serves, and how to try it."""
+    names = ", ".join(
+        entry.id + (f" (also {', '.join(entry.aliases)})" if entry.aliases else "") for entry in args.models
+    )
+    body = json.dumps({"model": args.models[0].id, "messages": [{"role": "user", "content": "Repeat exactly: k7Qp2x"}]})
+    headers = "-H 'Content-Type: application/json'"
+    if _wants_key(args):
+        headers += ' -H "Authorization: Bearer $API_KEY"'
+    return [
+        f"\nTroupe answers at {url}/v1",
+        f"  models: {names}",
+        f"  try:    curl {url}/v1/chat/completions {headers} -d {shlex.quote(body)}",
+    ]
+
+
+def _wants_key(args: AppArgs) -> bool:
+    return bool(args.api.api_keys or args.api.api_keys_file)
+
+
+def _exposure(config: dict[str, Any], applications: list[AppArgs]) -> str | None:
+    """A warning if others reach an API without a key; asks the sockets and not the configuration."""
     open_at = [a for a in ports.listeners(config["http_options"].get("port", PORT)) if not ports.is_loopback(a)]
-    if not open_at or args.api.api_keys or args.api.api_keys_file:
+    if not open_at or all(map(_wants_key, applications)):
         return None
     return (
         f"WARNING: listens on {', '.join(sorted(open_at))} and does not require a key. Set args.api.api_keys, or "

@@ -19,6 +19,9 @@ from pathlib import Path
 OWN = "local"
 """The address for which Ray starts a node of its own."""
 
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+"""The variable of the file with the token: its value is the mark of this Ray's processes."""
+
 _PREFIX = "troupe-"
 _SETTINGS = "ray.env"
 _PROXY_MIDDLEWARES = "deployments.proxy:middlewares"
@@ -35,7 +38,7 @@ def own_ray_environment(folder: Path) -> dict[str, str]:
         file.write(secrets.token_hex(32))
     return {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        TOKEN_PATH: str(token),
         # Without it Ray takes the address that other machines reach this one by, also where 127.0.0.1 is asked for.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # Seconds until a replica that finds no room is one that never will: no node joins this Ray.
@@ -61,7 +64,7 @@ def write_settings(folder: Path, addresses: Mapping[str, str]) -> Path:
     Args:
         addresses: variables that say where it is.
     """
-    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    names = ("RAY_AUTH_MODE", TOKEN_PATH, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
     settings = {name: os.environ[name] for name in names} | dict(addresses)
     file = folder / _SETTINGS
     file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()))

@@ -1,99 +1,156 @@
-"""Reading and checking a Ray Serve configuration file with a Troupe application."""
+"""Reading and checking a Ray Serve configuration file with Troupe applications."""
 
 from __future__ import annotations
 
-import ast
-import difflib
-import importlib.util
 import os
-from collections.abc import Iterable, Mapping
-from importlib.machinery import ModuleSpec
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from deployments.args import read_args
+from deployments.cli.loader_file import check_arguments, check_loader
 from deployments.config.app import IMPORT_PATH, AppArgs
-from deployments.config.model import ModelEntry
+from deployments.config.explain import nearest
 from deployments.core.errors import ConfigError, ModelLoadFailed
-from deployments.openai.http.keys import as_digests
+from deployments.openai.http.keys import KeyFile, as_digests
 from model_loaders.local_folder import check_folders
 
 HOST, PORT = "127.0.0.1", 8000
-# Ray Serve ignores a key that it does not know.
-TOP_KEYS = (
-    "proxy_location",
-    "http_options",
-    "grpc_options",
-    "controller_options",
-    "logging_config",
-    "tracing_config",
-    "applications",
-    "target_capacity",
-)
-HTTP_KEYS = (
-    "host",
-    "port",
-    "root_path",
-    "request_timeout_s",
-    "keep_alive_timeout_s",
-    "ssl_keyfile",
-    "ssl_certfile",
-    "ssl_keyfile_password",
-    "ssl_ca_certs",
-)
+_DEFAULT_NAME = "default"
+"""Ray Serve's name of an application without one."""
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
-    """A Serve configuration file, and the checked arguments of its Troupe application.
+    """A Serve configuration file, and the checked arguments of its first Troupe application; all of them are checked.
 
     The environment variables TROUPE_HOST and TROUPE_PORT win over the file's `http_options`, as a container needs. A
-    host that both leave open is 127.0.0.1: Ray Serve's own default is every address of the machine.
+    host that both leave open is 127.0.0.1: Ray Serve's own default is every address of the machine. API keys are
+    replaced by their digests in the configuration, because Ray logs it. Imports Ray.
 
     Raises:
         ConfigError: the file is not such a configuration; it names the file, the key and the nearest known one.
     """
+    config = _parsed(path)
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    applications = config.get("applications") if isinstance(config, dict) else None
-    if not isinstance(applications, list):
-        raise ConfigError(f"{path}: expected a mapping with the key 'applications'.")
-    ours = [app for app in applications if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH]
-    if not ours:
-        raise ConfigError(f"{path}: no application has import_path {IMPORT_PATH}.")
-    args = read_args(ours[0].get("args") or {}, source=f"{path}, args")
-    try:
-        _check_keys(config, TOP_KEYS, "")
-        config["http_options"] = {"host": HOST, **(config.get("http_options") or {}), **_from_environment()}
-        _check_keys(config["http_options"], HTTP_KEYS, "http_options.")
-        _check_deployments(ours[0].get("deployments") or [], args)
-        _hide_keys(ours[0].get("args") or {})
-        for entry in args.models:
-            _check_loader(entry.loader, path.parent)
-            _check_kwargs(entry, path.parent)
+        ours = _applications(config)
+        _check_ray_keys(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return config, args
+    checked = [read_args(app.get("args") or {}, source=f"{path}, {_args_of(app, ours)}") for app in ours]
+    try:
+        for app, args in zip(ours, checked, strict=True):
+            _check_application(app, args, path.parent)
+            _hide_keys(app.get("args") or {})
+        _set_http_options(config)
+        _check_ray_values(config)
+        _check_certificates(config["http_options"], path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return config, checked[0]
 
 
-def base_url(config: Mapping[str, Any]) -> str:
-    """The URL of the application, for clients on this machine."""
+def troupe_applications(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The applications of a configuration that are Troupe's."""
+    return [app for app in config["applications"] if app.get("import_path") == IMPORT_PATH]
+
+
+def base_url(config: Mapping[str, Any], application: Mapping[str, Any] | None = None) -> str:
+    """The URL of a Troupe application, by default the first, for clients on this machine."""
     http = config.get("http_options") or {}
     host = http.get("host", HOST)
-    prefix = next(a for a in config["applications"] if a.get("import_path") == IMPORT_PATH).get("route_prefix", "/")
+    prefix = (application or troupe_applications(config)[0]).get("route_prefix", "/")
     reached = {"0.0.0.0": HOST, "::": "[::1]"}.get(host, host)
     scheme = "https" if http.get("ssl_certfile") else "http"
     return f"{scheme}://{reached}:{http.get('port', PORT)}{prefix.rstrip('/')}"
 
 
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
+        raise ConfigError(f"{path}: expected a mapping with the key 'applications'.")
+    return config
+
+
+def _applications(config: dict[str, Any]) -> list[dict[str, Any]]:
+    for index, app in enumerate(config["applications"]):
+        if not isinstance(app, dict):
+            raise ConfigError(f"applications[{index}]: write a mapping with the key 'import_path' (got {app!r}).")
+        app.setdefault("name", _DEFAULT_NAME)
+    ours = troupe_applications(config)
+    if not ours:
+        raise ConfigError(f"no application has import_path {IMPORT_PATH}.")
+    return ours
+
+
+def _args_of(app: Mapping[str, Any], ours: list[dict[str, Any]]) -> str:
+    return "args" if len(ours) == 1 else f"args of application {app['name']!r}"
+
+
+def _check_ray_keys(config: Mapping[str, Any]) -> None:
+    from deployments.cli.ray_schema import unknown_keys  # imports Ray, which reads the environment then
+
+    _refuse(unknown_keys(config))
+    for index, app in enumerate(config["applications"]):
+        deployments = app.get("deployments")
+        if not isinstance(deployments, list | None):
+            raise ConfigError(f"applications[{index}].deployments: write a list of mappings (got {deployments!r}).")
+        names = [deployment.get("name") for deployment in deployments or [] if isinstance(deployment, dict)]
+        _refuse(
+            [
+                f"applications[{index}].deployments: {name!r} is there twice; write one entry for it"
+                for name in dict.fromkeys(names)
+                if names.count(name) > 1
+            ]
+        )
+
+
+def _check_ray_values(config: Mapping[str, Any]) -> None:
+    from deployments.cli.ray_schema import wrong_values
+
+    _refuse(wrong_values(config))
+    if config.get("proxy_location") == "Disabled":
+        raise ConfigError("proxy_location: Disabled leaves no HTTP server; write EveryNode or HeadOnly.")
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ConfigError("\n  ".join(faults))
+
+
+def _set_http_options(config: dict[str, Any]) -> None:
+    for section in ("http_options", "grpc_options"):
+        given = config.get(section)
+        if given is None:
+            config.pop(section, None)
+        elif not isinstance(given, dict):
+            raise ConfigError(f"{section}: write a mapping of options, such as {{port: 8000}} (got {given!r}).")
+        elif "port" in given:
+            given["port"] = _port(given["port"], f"{section}.port")
+    config["http_options"] = {"host": HOST, **config.get("http_options", {}), **_from_environment()}
+
+
 def _from_environment() -> dict[str, Any]:
     host, port = os.environ.get("TROUPE_HOST"), os.environ.get("TROUPE_PORT")
-    if port and not port.isdecimal():
-        raise ConfigError(f"TROUPE_PORT {port!r}: write a port's number.")
-    return ({"host": host} if host else {}) | ({"port": int(port)} if port else {})
+    return ({"host": host} if host else {}) | ({"port": _port(port, "TROUPE_PORT")} if port else {})
+
+
+def _port(value: Any, place: str) -> int:
+    port = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if type(port) is not int or not 0 < port < 2**16:
+        raise ConfigError(f"{place} {value!r}: write a port's number, from 1 to 65535.")
+    return port
+
+
+def _check_certificates(http: Mapping[str, Any], folder: Path) -> None:
+    for name in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"):
+        file = http.get(name)
+        if file and not os.environ.get("RAY_ADDRESS") and not (folder / file).is_file():
+            raise ConfigError(f"http_options.{name}: there is no file {str(folder / file)!r}.")
 
 
 def _hide_keys(args: dict[str, Any]) -> None:
@@ -104,15 +161,45 @@ def _hide_keys(args: dict[str, Any]) -> None:
             api[name] = as_digests(api[name])
 
 
-def _check_keys(given: Iterable[str], known: Iterable[str], place: str) -> None:
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"{place}{key}: unknown key{_meant(key, known)}")
+def _check_application(app: Mapping[str, Any], args: AppArgs, folder: Path) -> None:
+    prefix = app.get("route_prefix", "/")
+    if not isinstance(prefix, str) or not prefix.startswith("/") or {"{", "}"} & set(prefix):
+        raise ConfigError(
+            f"route_prefix of application {app['name']!r}: write a path such as / or /a (got {prefix!r})."
+        )
+    _check_deployments(app.get("deployments") or [], args)
+    base = folder / (args.folder or "")
+    remote = bool(os.environ.get("RAY_ADDRESS"))  # its nodes may have other folders
+    if not remote and not base.is_dir():
+        raise ConfigError(f"args.folder: there is no folder {str(base)!r}.")
+    if not remote:
+        _check_files(args, base)
+    for entry in args.models:
+        check_loader(entry.loader, base)
+        check_arguments(entry, base)
+        if not remote:
+            _check_folders(entry.id, entry.kwargs, base)
 
 
-def _meant(wrong: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(wrong, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
+def _check_files(args: AppArgs, base: Path) -> None:
+    if args.api.api_keys_file is not None:
+        KeyFile(base / args.api.api_keys_file)
+    folders = [("api.record_dir", args.api.record_dir)]
+    folders += [(f"model {entry.id!r}, profile_dir", entry.profile_dir) for entry in args.models]
+    for place, name in folders:
+        if name is not None and (fault := _unwritable(base / name)):
+            raise ConfigError(f"{place}: {str(base / name)!r} cannot be made: {fault}.")
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be made or written to; None if it can. Nothing is made."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        return error.strerror
+    if not there.is_dir():
+        return f"{str(there)!r} is a file"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{str(there)!r} is not writable"
 
 
 def _check_deployments(deployments: Any, args: AppArgs) -> None:
@@ -123,66 +210,12 @@ def _check_deployments(deployments: Any, args: AppArgs) -> None:
     for deployment in deployments:
         if deployment["name"] not in known:
             raise ConfigError(
-                f"deployments: there is none named {deployment['name']!r}{_meant(deployment['name'], known)}"
+                f"deployments: there is none named {deployment['name']!r}{nearest(str(deployment['name']), known)}"
             )
 
 
-def _check_loader(loader: str, folder: Path) -> None:
-    """Refuse a loader whose file, module or function does not exist, without importing anything of it."""
-    place, _, function = loader.rpartition(":") if ":" in loader else (loader, "", "model_info")
-    if place.endswith(".py") or "/" in place:
-        file = folder / Path(place).expanduser()
-        if not file.is_file():
-            raise ConfigError(f"loader {loader}: there is no file {file.resolve()}.")
-    elif importlib.util.find_spec(place.split(".")[0]) is None:
-        if (folder / f"{place.split('.')[0]}.py").is_file():
-            return
-        raise ConfigError(f"loader {loader}: there is no module named {place!r}.")
-    else:
-        spec = _spec(place, loader)
-        if spec.origin is None or not spec.origin.endswith(".py"):
-            return
-        file = Path(spec.origin)
-    names = _top_level_names(file)
-    if names is not None and function not in names:
-        raise ConfigError(f"loader {loader}: {place} has no {function!r}{_meant(function, sorted(names))}")
-
-
-def _check_kwargs(entry: ModelEntry, folder: Path) -> None:
-    """Refuse paths of models that do not exist. The nodes of a Ray that runs already may have other folders."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
+def _check_folders(model: str, kwargs: Mapping[str, Any], base: Path) -> None:
     try:
-        check_folders(entry.kwargs, folder)
+        check_folders(kwargs, base)
     except ModelLoadFailed as error:
-        raise ConfigError(f"model {entry.id!r}, kwargs.{error.message}") from None
-
-
-def _spec(module: str, loader: str) -> ModuleSpec:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError as error:
-        raise ConfigError(f"loader {loader}: {error}.") from None
-    if spec is None:
-        raise ConfigError(f"loader {loader}: there is no module named {module!r}.")
-    return spec
-
-
-def _top_level_names(file: Path) -> set[str] | None:
-    """What a module defines or imports outside of its functions; None if its text does not tell."""
-    try:
-        nodes: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
-    except (OSError, SyntaxError, ValueError):
-        return None
-    names: set[str] = set()
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-            continue
-        if isinstance(node, ast.alias):
-            names.add((node.asname or node.name).split(".")[0])
-        elif isinstance(node, ast.Name):
-            names.add(node.id)
-        nodes.extend(ast.iter_child_nodes(node))
-    return None if {"*", "__getattr__"} & names else names
+        raise ConfigError(f"model {model!r}, kwargs.{error.message}") from None

@@ -20,6 +20,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from deployments.cli.own_ray import OWN
+from deployments.core.errors import ConfigError
 from deployments.ray_internals import deploy, unreachable, unscheduled
 
 GRACE_S = 60.0
@@ -44,6 +45,9 @@ def run(config: dict[str, Any], address: str, ready: Callable[[], None]) -> int:
         config: a Ray Serve configuration, checked.
         address: "local" starts a Ray; anything else is the address of one that runs, which is left running.
         ready: called once every application runs.
+
+    Raises:
+        ConfigError: `ready` finds the configuration wrong.
     """
     if address != OWN and (fault := unreachable(address, _ANSWER_S)):
         print(f"troupe: RAY_ADDRESS={address}, but {fault}", file=sys.stderr)
@@ -59,6 +63,9 @@ def run(config: dict[str, Any], address: str, ready: Callable[[], None]) -> int:
         print(f"troupe: {failure}", file=sys.stderr)
         _shut_down(address)
         return 1
+    except ConfigError:
+        _shut_down(address)
+        raise
     except KeyboardInterrupt:
         _shut_down(address)
         return 130

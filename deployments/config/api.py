@@ -39,7 +39,7 @@ class ApiOptions(BaseModel):
         body_timeout_s: if no part of a request's body arrives for this many seconds, it is refused with 408.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     api_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()

@@ -8,7 +8,8 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deployments.config.api import ApiOptions
-from deployments.config.explain import described
+from deployments.config.booleans import booleans_for_numbers
+from deployments.config.explain import config_error, descriptions
 from deployments.config.model import ModelEntry, Strict
 from deployments.core.errors import ModelNotFound
 
@@ -121,7 +122,11 @@ def parse_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppAr
     """
     if isinstance(args, AppArgs):
         return args
+    faults = list(booleans_for_numbers(args, AppArgs))
     try:
-        return AppArgs.model_validate(args)
+        checked = AppArgs.model_validate(args)
     except ValidationError as error:
-        raise described(error, AppArgs, source) from None
+        faults += descriptions(error, AppArgs)
+    if faults:
+        raise config_error(faults, source)
+    return checked

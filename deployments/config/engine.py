@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -33,7 +34,7 @@ class EngineOptions:
         threads: CPU threads of a forward; None takes the cores of the replica.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     kind: Literal["auto", "continuous_batching", "generate"] = "auto"
     max_batch_size: int = 16
@@ -55,11 +56,13 @@ class EngineOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} should be at least 1; got {value}")
-        if self.memory_gib is not None and self.memory_gib <= 0:
-            raise ValueError(f"memory_gib should be more than 0; got {self.memory_gib:g}")
+        if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
+            raise ValueError(f"memory_gib should be more than 0, and finite; got {self.memory_gib:g}")
         for name in ("prefix_cache_gib", "prompt_lookup"):
             value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ValueError(f"{name} should be at least 0; got {value:g}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} should be at least 0, and finite; got {value:g}")
+        if self.static_cache and self.kind == "continuous_batching":
+            raise ValueError("static_cache needs the kind generate; its caches grow in continuous_batching")
         if self.torch_compile not in (None, *_COMPILE_MODES):
             raise ValueError(f"torch_compile should be one of {', '.join(_COMPILE_MODES)}; got {self.torch_compile!r}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -63,22 +63,46 @@ def _place(path: tuple[int | str, ...]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
 
-def described(error: ValidationError, schema: type, source: str) -> ConfigError:
-    """The error of a configuration of this schema."""
-    return config_error([_line(fault, schema) for fault in read_faults(error)], source)
+def descriptions(error: ValidationError, schema: type) -> list[str]:
+    """The faults of a configuration of this schema, each with its place and the fix."""
+    return [_line(fault, schema) for fault in read_faults(error)]
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """What an unknown name may mean, in parentheses, for the end of a message."""
+    names = list(known)
+    close = [key for key in names if key.startswith(wrong)] or difflib.get_close_matches(wrong, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
 
 
 def _line(fault: Fault, schema: type) -> str:
     place = fault.place or "args"
     if fault.unknown:
-        return f"{place}: unknown key{_nearest(fault.path, schema)}"
-    return f"{place}: missing" if fault.missing else f"{place}: {fault.reason} (got {fault.got})"
+        return f"{place}: unknown key{_meant(fault.path, schema)}"
+    if fault.missing:
+        return f"{place}: missing"
+    # The whole configuration may contain keys, and says nothing that the reason does not.
+    return f"{place}: {fault.reason}" + (f" (got {fault.got})" if fault.path else "")
 
 
-def _nearest(loc: tuple[int | str, ...], schema: type) -> str:
-    known, wrong = list(_section(schema, loc[:-1])), str(loc[-1])
-    close = [key for key in known if key.startswith(wrong)] or difflib.get_close_matches(wrong, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
+def _meant(path: tuple[int | str, ...], schema: type) -> str:
+    """The section that a key belongs in, or the nearest key of its own section."""
+    wrong = str(path[-1])
+    homes = list(_homes(schema, wrong, "args"))
+    return f" (it belongs in {' or '.join(homes)})" if homes else nearest(wrong, _section(schema, path[:-1]))
+
+
+def _homes(schema: Any, key: str, place: str) -> Iterator[str]:
+    """The sections that have a key."""
+    known = _fields(schema)
+    if key in known:
+        yield place
+    for name, field in known.items():
+        annotation = getattr(field, "annotation", None)
+        items = typing.get_args(annotation)
+        origin = typing.get_origin(annotation)
+        many = "[]" if origin is list else ".<name>" if origin is dict else ""
+        yield from _homes(items[-1] if items else annotation, key, f"{place}.{name}{many}")
 
 
 def _section(schema: Any, path: tuple[int | str, ...]) -> dict[str, Any]:
@@ -91,4 +115,6 @@ def _section(schema: Any, path: tuple[int | str, ...]) -> dict[str, Any]:
 
 
 def _fields(schema: Any) -> dict[str, Any]:
-    return dict(getattr(schema, "model_fields", None) or getattr(schema, "__dataclass_fields__", {}))
+    if is_dataclass(schema):
+        return {field.name: field for field in fields(schema)}
+    return dict(getattr(schema, "model_fields", None) or {})

@@ -17,7 +17,7 @@ _RENAMED = {"max_rows": "max_batch_size", "rows": "continuous_batching", "one_sh
 class Strict(BaseModel):
     """A section that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ModelEntry(Strict):
@@ -43,6 +43,14 @@ class ModelEntry(Strict):
     )
     load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
     load_retry_s: float = Field(default=60.0, ge=0, description="Seconds until a failed load is tried again.")
+
+    @field_validator("id", "aliases")
+    @classmethod
+    def _have_no_blanks_around(cls, names: str | list[str]) -> str | list[str]:
+        for name in [names] if isinstance(names, str) else names:
+            if not name or name != name.strip():
+                raise ValueError(f"remove the white space around {name!r}" if name.strip() else "a name is empty")
+        return names
 
     @field_validator("engine", mode="before")
     @classmethod

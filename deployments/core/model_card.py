@@ -27,7 +27,7 @@ class ModelOptions:
             the two formats. It is also used if both are None.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     merge_consecutive_roles: bool = False
     default_params: Mapping[str, Any] = field(default_factory=dict)

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.serve.schema import HTTPOptionsSchema, ServeDeploySchema
 
-from deployments.cli import serve_file
-from deployments.cli.serve_file import base_url, read_config
+from deployments.cli.serve_file import base_url, read_config, troupe_applications
 from deployments.core.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,6 +24,19 @@ def write(folder: Path, loader: str = DEMO["loader"], **more: Any) -> Path:
     file = folder / "my_models.yaml"
     file.write_text(yaml.safe_dump({"applications": [app], **more}))
     return file
+
+
+def deployment(**options: Any) -> dict[str, Any]:
+    """The `deployments` of an application: its replicas, with these options."""
+    return {"deployments": [{"name": "ModelReplica", **options}]}
+
+
+def refused(file: Path) -> str:
+    """The message that a configuration is refused with."""
+    with pytest.raises(ConfigError) as caught:
+        read_config(file)
+    assert str(caught.value).startswith(str(file))
+    return str(caught.value)
 
 
 def test_the_shipped_configuration_is_valid_and_stays_on_this_machine() -> None:
@@ -155,9 +166,204 @@ def test_a_loader_beside_the_file_is_found_without_importing_it(tmp_path: Path, 
     assert "beside" not in sys.modules
 
 
-def test_the_known_keys_are_ray_serves() -> None:
-    assert set(serve_file.HTTP_KEYS) == set(HTTPOptionsSchema.model_fields)
-    assert set(serve_file.TOP_KEYS) == set(ServeDeploySchema.model_fields)
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"app": {"route_prefx": "/"}}, "applications[0].route_prefx: unknown key (did you mean 'route_prefix'?)"),
+        ({"app": deployment(num_replica=2)}, "deployments[0].num_replica: unknown key (did you mean 'num_replicas'?)"),
+        ({"app": deployment(ray_actor_options={"num_gpu": 1})}, "ray_actor_options.num_gpu: unknown key (did you mean"),
+        (
+            {"app": deployment(autoscaling_config={"min_replica": 1})},
+            "autoscaling_config.min_replica: unknown key (did you mean 'min_replicas'?)",
+        ),
+        (
+            {"app": deployment(request_router_config={"request_router_clas": "x"})},
+            "request_router_clas: unknown key (did you mean 'request_router_class'?)",
+        ),
+        ({"app": deployment(logging_config={"log_levl": "INFO"})}, "logging_config.log_levl: unknown key (did you"),
+        ({"grpc_options": {"prt": 1}}, "grpc_options.prt: unknown key (did you mean 'port'?)"),
+        ({"logging_config": {"log_levl": "INFO"}}, "logging_config.log_levl: unknown key (did you mean 'log_level'?)"),
+        ({"app": {"runtime_env": {"env_var": {}}}}, "runtime_env.env_var: unknown key (did you mean 'env_vars'?)"),
+        (
+            {"app": deployment(ray_actor_options={"runtime_env": {"pipp": []}})},
+            "ray_actor_options.runtime_env.pipp: unknown key (did you mean 'pip'?)",
+        ),
+        ({"app": {"autoscaling_policy": {"policy_functio": "x"}}}, "autoscaling_policy.policy_functio: unknown key"),
+        (
+            {"app": {"deployments": [{"name": "ModelReplica"}, {"name": "ModelReplica", "num_replicas": 2}]}},
+            "applications[0].deployments: 'ModelReplica' is there twice",
+        ),
+    ],
+)
+def test_a_key_that_ray_serve_would_ignore(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+    assert said in refused(write(tmp_path, **more))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"http_options": {"port": "abc"}}, "http_options.port 'abc': write a port's number, from 1 to 65535"),
+        ({"http_options": {"port": None}}, "http_options.port None: write a port's number"),
+        ({"http_options": {"port": 99999}}, "http_options.port 99999: write a port's number"),
+        ({"http_options": {"port": True}}, "http_options.port True: write a port's number"),
+        ({"grpc_options": {"port": -1}}, "grpc_options.port -1: write a port's number"),
+        ({"http_options": {"host": 127}}, "http_options.host: input should be a valid string (got 127)"),
+        ({"http_options": [1]}, "http_options: write a mapping of options"),
+        ({"http_options": "x"}, "http_options: write a mapping of options"),
+        ({"proxy_location": "EveryNod"}, "proxy_location: input should be 'Disabled', 'HeadOnly' or 'EveryNode' (got"),
+        ({"proxy_location": "Disabled"}, "proxy_location: Disabled leaves no HTTP server"),
+        (
+            {"http_options": {"ssl_certfile": "a.pem", "ssl_keyfile": "a.key"}},
+            "http_options.ssl_keyfile: there is no file",
+        ),
+        ({"app": deployment(num_replicas=True)}, "deployments[0].num_replicas: write a number (got true)"),
+        ({"app": deployment(ray_actor_options={"num_gpus": True})}, "num_gpus: write a number (got true)"),
+        ({"app": deployment(ray_actor_options={"resources": {"a": "x"}})}, "resources.a: write a number (got 'x')"),
+        ({"app": deployment(num_replicas="two")}, "deployments[0]: `num_replicas` must be an int"),
+        ({"app": deployment(num_replicas=-1)}, "deployments[0].num_replicas: input should be greater than 0 (got -1)"),
+        (
+            {"app": deployment(ray_actor_options={"num_cpus": "x"})},
+            "ray_actor_options.num_cpus: input should be a valid",
+        ),
+        ({"app": deployment(ray_actor_options=[1])}, "ray_actor_options: input should be a valid dictionary"),
+        (
+            {"app": deployment(autoscaling_config={"min_replicas": "x"})},
+            "autoscaling_config.min_replicas: input should",
+        ),
+        ({"app": deployment(autoscaling_config={"min_replicas": 3, "max_replicas": 2})}, "autoscaling_config: "),
+        ({"logging_config": {"log_level": "INFOO"}}, 'logging_config.log_level: got "INFOO" for log_level'),
+        ({"app": {"runtime_env": {"env_vars": {"A": 1}}}}, "runtime_env.env_vars.A: write a text, in quotes (got 1)"),
+        (
+            {"app": {"route_prefix": "x"}},
+            "route_prefix of application 'default': write a path such as / or /a (got 'x')",
+        ),
+        ({"app": {"route_prefix": None}}, "route_prefix of application 'default': write a path"),
+        ({"app": {"deployments": 3}}, "deployments: "),
+        ({"app": {"args": [1]}}, "args: "),
+    ],
+)
+def test_a_wrong_value_of_ray_serves_own_options(tmp_path: Path, more: dict[str, Any], said: str) -> None:
+    assert said in refused(write(tmp_path, **more))
+
+
+def test_what_ray_serve_knows_is_left_alone(tmp_path: Path) -> None:
+    options = {
+        "num_replicas": "auto",
+        "max_ongoing_requests": 8,
+        "user_config": {"anything": 1},
+        "autoscaling_config": {"min_replicas": 1, "max_replicas": 4, "policy": {"policy_function": "not:imported"}},
+        "ray_actor_options": {
+            "num_gpus": 0.5,
+            "resources": {"mine": 1},
+            "runtime_env": {"env_vars": {"anything": "1"}},
+        },
+        "logging_config": {"log_level": "DEBUG"},
+    }
+    read_config(write(tmp_path, app=deployment(**options), grpc_options={"port": 9001}, proxy_location="HeadOnly"))
+
+
+def two_applications(folder: Path, **second: Any) -> Path:
+    """A configuration with the applications `a` at /a, and `b` at /b with these arguments beside its model."""
+    app = {"import_path": "deployments.app:build_app", "args": {"models": [DEMO]}}
+    more = {"import_path": "deployments.app:build_app", "args": {"models": [DEMO], **second.pop("args", {})}, **second}
+    file = folder / "two.yaml"
+    both = [{"name": "a", "route_prefix": "/a", **app}, {"name": "b", "route_prefix": "/b", **more}]
+    file.write_text(yaml.safe_dump({"applications": both}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ({"args": {"maxx": 1}}, "args of application 'b':\n  maxx: unknown key"),
+        ({"args": {"models": [{"id": "x", "loader": "no_such_module:load"}]}}, "there is no module named"),
+        (
+            {
+                "args": {
+                    "models": [
+                        {**DEMO, "loader": "model_loaders.auto:load_model", "kwargs": {"model_name": "./nowhere"}}
+                    ]
+                }
+            },
+            "'nowhere'",
+        ),
+        ({"deployments": [{"name": "ModelReplicas"}]}, "there is none named 'ModelReplicas'"),
+        ({"name": "a"}, "a"),
+        ({"route_prefix": "/a"}, "route"),
+    ],
+)
+def test_every_application_is_checked(tmp_path: Path, second: dict[str, Any], said: str) -> None:
+    assert said in refused(two_applications(tmp_path, **second))
+
+
+def test_keys_of_every_application_are_hidden_and_its_address_is_told(tmp_path: Path) -> None:
+    config, _ = read_config(
+        two_applications(tmp_path, args={"api": {"api_keys": ["secret"], "admin_keys": ["secret"]}})
+    )
+    assert "secret" not in str(config)
+    urls = [base_url(config, app) for app in troupe_applications(config)]
+    assert urls == ["http://127.0.0.1:8000/a", "http://127.0.0.1:8000/b"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"api": {"default_model": "b"}}, "api.default_model: there is no model 'b' (known: a)"),
+        ({"api": {"api_keys_file": "none.txt"}}, "none.txt' cannot be read: No such file or directory"),
+        ({"api": {"api_keys_file": "."}}, "cannot be read: Is a directory"),
+        ({"api": {"record_dir": "plain/records"}}, "plain' is a file"),
+        ({"api": {"record_dir": "plain"}}, "plain' is a file"),
+        ({"models": [{**DEMO, "profile_dir": "plain/x"}]}, "model 'a', profile_dir: "),
+        ({"folder": "nowhere"}, "args.folder: there is no folder "),
+        (
+            {"models": [{**DEMO, "kwargs": {"devcie": "cpu"}}]},
+            "model 'a', kwargs.devcie: loader model_loaders.demo:load",
+        ),
+        ({"models": [{**DEMO, "kwargs": {"devcie": "cpu"}}]}, "(did you mean 'device'?)"),
+        ({"models": [{"id": "a", "loader": "model_loaders.auto:load_model"}]}, "needs 'model_name'; add it"),
+    ],
+)
+def test_a_value_that_cannot_be_right(tmp_path: Path, args: dict[str, Any], said: str) -> None:
+    (tmp_path / "plain").write_text("")
+    assert said in refused(write(tmp_path, app={"args": {"models": [DEMO], **args}}))
+
+
+def test_paths_start_from_the_folder_of_the_arguments(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "beside.py").write_text("def load(): ...")
+    (there / "keys.txt").write_text("a-key\n")
+    api = {"api_keys_file": "keys.txt", "record_dir": "new/records"}
+    models = [{"id": "a", "loader": "beside.py:load"}]
+    read_config(write(tmp_path, app={"args": {"models": models, "api": api, "folder": "there"}}))
+    assert not (there / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "kwargs", "said"),
+    [
+        ("load = 3", {}, "load is 3; name a function"),
+        ("load: str = 'x'", {}, "load is 'x'; name a function"),
+        ("load = [1]", {}, "load is [1]; name a function"),
+        ("def load(a, b=1): ...", {"b": 2}, "needs 'a'"),
+        ("def load(*, a, b=1): ...", {}, "needs 'a'"),
+        ("def load(a=1): ...", {"b": 2}, "kwargs.b: loader beside.py:load does not have this argument"),
+        ("def load(device): ...", {}, None),
+        ("def load(a, **more): ...", {"a": 1, "b": 2}, None),
+        ("@decorated\ndef load(a): ...", {"b": 2}, None),
+        ("try:\n    def load(a): ...\nexcept E:\n    def load(b): ...", {"b": 1}, None),
+        ("load = make(3)", {"b": 1}, None),
+        ("load = {'model': 1}", {}, None),
+    ],
+)
+def test_a_loader_is_compared_with_its_arguments(tmp_path: Path, text: str, kwargs: Any, said: str | None) -> None:
+    (tmp_path / "beside.py").write_text(text)
+    models = [{"id": "a", "loader": "beside.py:load", "kwargs": kwargs}]
+    file = write(tmp_path, app={"args": {"models": models}})
+    if said is None:
+        read_config(file)
+    else:
+        assert said in refused(file)
 
 
 def test_keys_do_not_reach_the_arguments_that_ray_logs(tmp_path: Path) -> None:

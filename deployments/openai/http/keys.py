@@ -57,6 +57,11 @@ class ApiKeys:
         _check(headers, self._admin)
 
 
+def is_plain(key: str) -> bool:
+    """Whether a key is written as it is sent, and not as its digest."""
+    return _DIGEST.fullmatch(key) is None
+
+
 def as_digests(keys: Iterable[str]) -> list[str]:
     """Keys as `sha256:<hex digest>`, which may be logged.
 
