@@ -152,7 +152,7 @@ def test_every_text_is_that_of_a_solo_run(kind: str, schedule: list[Plan]) -> No
         else:
             assert client.token_ids == alone.token_ids
             assert client.finish_reason == alone.finish_reason
-    loop = crowd(kind)._loop
+    loop = crowd(kind).loop
     stats = loop.stats()
     assert stats.rows == stats.waiting == stats.cache_bytes == 0
     entries = loop.store._entries
