@@ -56,9 +56,9 @@ def test_a_chat_template_or_its_file(folder: Path) -> None:
     ("kwargs", "said"),
     [
         ({"dtype": "float12"}, "dtype 'float12' is unknown"),
-        ({"auto_class": "NoModel"}, "no class of transformers"),
+        ({"auto_class": "NoModel"}, "not a class of transformers"),
         ({"auto_class": "nowhere.NoModel"}, "ModuleNotFoundError"),
-        ({"auto_class": "transformers.NoModel"}, "no class of transformers"),
+        ({"auto_class": "transformers.NoModel"}, "not a class of transformers"),
         ({"chat_template": "missing.jinja"}, "missing.jinja does not exist"),
         ({"quantization_config": {"quant_method": "magic"}}, "magic"),
         ({"model_name": "/nowhere"}, "/nowhere"),
