@@ -46,7 +46,8 @@ def test_the_examples_are_what_serve_and_troupe_read() -> None:
     assert sorted(kinds) == ["args", "deployments"]
 
 
-def test_the_kubernetes_manifest(tmp_path: Path) -> None:
+def test_the_kubernetes_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://cluster:10001")  # its paths are those of pods, not of this machine
     (manifest,) = [block for block in documented() if block.get("kind") == "RayService"]
     assert manifest["apiVersion"] == "ray.io/v1"
     spec = manifest["spec"]
