@@ -63,7 +63,7 @@ def idle(url: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", [INGRESS, PROXY])
-def test_a_killed_process_before_the_replicas_cuts_its_streams_and_is_replaced(url: str, kind: str, say: Say) -> None:
+def test_a_killed_process_before_the_replicas_ends_its_streams_and_is_replaced(url: str, kind: str, say: Say) -> None:
     # Other applications have an ingress, too; the proxy is everybody's.
     victim = f"::{url.rpartition('/')[2]}{kind}" if kind == INGRESS else kind
 
@@ -72,11 +72,15 @@ def test_a_killed_process_before_the_replicas_cuts_its_streams_and_is_replaced(u
         await asyncio.to_thread(kill, victim)
         killed = time.monotonic()
         replies = await asyncio.wait_for(asyncio.gather(*streams), 30)
-        assert not any(reply.complete for reply in replies)
+        if kind == INGRESS:  # The proxy says what has happened.
+            assert all(reply.complete and reply.chunks[-1] == "[DONE]" for reply in replies)
+            assert {(reply.error or {})["code"] for reply in replies} == {"unavailable"}
+        else:
+            assert not any(reply.complete for reply in replies)
         again = await served_again(url)
         free = await until(lambda: idle(url), 30)
         say(
-            f"4 streams cut after {max(r.ended for r in replies) - killed:.2f} s at most, 0 hung; "
+            f"4 streams ended after {max(r.ended for r in replies) - killed:.2f} s at most, 0 hung; "
             f"a new request served after {again:.2f} s; no row left {free:.2f} s later"
         )
         assert again < 60
