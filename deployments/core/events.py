@@ -110,3 +110,8 @@ Event = Accepted | PromptScores | Delta | TranscriptionStarted | TranscriptSegme
 
 
 EngineEvent = PromptScores | Delta | Failed
+
+
+def is_last(event: EngineEvent) -> bool:
+    """Whether an engine emits nothing after this event of a choice."""
+    return isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from deployments.core.calls import ChatPrompt, SamplingParams
-from deployments.core.events import Delta, EngineEvent, Failed
+from deployments.core.events import Delta, EngineEvent, Failed, is_last
 from deployments.core.logprobs import TokenLogprob
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Engine, EngineRequest
@@ -164,7 +164,7 @@ def _together(engine: Engine, requests: Sequence[EngineRequest]) -> list[Answer]
         for i in range(half, len(requests)):
             engine.submit(requests[i], queues[i].put)
         for i, seen in enumerate(events):
-            while not (seen and _is_last(seen[-1])):
+            while not (seen and is_last(seen[-1])):
                 seen.append(queues[i].get(timeout=_WAIT))
     except queue.Empty:
         return "the engine has not answered"
@@ -172,10 +172,6 @@ def _together(engine: Engine, requests: Sequence[EngineRequest]) -> list[Answer]
         return f"the engine failed: {type(error).__name__}: {error}"
     failed = [event.error for seen in events for event in seen if isinstance(event, Failed)]
     return f"the engine failed: {failed[0]}" if failed else [_scores(seen) for seen in events]
-
-
-def _is_last(event: EngineEvent) -> bool:
-    return isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None)
 
 
 def _scores(events: Sequence[EngineEvent]) -> Answer:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from deployments.core.events import Delta, EngineEvent, Failed
+from deployments.core.events import Delta, EngineEvent, is_last
 from deployments.engine.base.protocol import Emit
 
 
@@ -46,7 +46,7 @@ class EventQueue:
         return events
 
     def _put(self, choice: int, event: EngineEvent) -> None:
-        final = isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason is not None)
+        final = is_last(event)
         with self._lock:
             self._events.append((choice, event))
             if self._woken and not final:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from deployments.core.errors import TroupeError
-from deployments.core.events import Delta, EngineEvent, Failed
+from deployments.core.events import Delta, EngineEvent, Failed, is_last
 from deployments.engine.base.protocol import Emit, EngineRequest
 
 logger = logging.getLogger(__name__)
@@ -51,12 +51,9 @@ class LiveRequest:
         with self._lock:
             if not self.active:
                 return
-            if isinstance(event, Delta):
-                if self._counts is not None:
-                    self._counts["generated_tokens"] += len(event.token_ids)
-                if event.finish_reason is not None:
-                    self._end()
-            elif isinstance(event, Failed):
+            if isinstance(event, Delta) and self._counts is not None:
+                self._counts["generated_tokens"] += len(event.token_ids)
+            if is_last(event):
                 self._end()
             try:
                 self._emit(event)
