@@ -18,8 +18,8 @@ from typing import Any
 
 from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError, last_line
 from model_loaders.contract import ModelInfo, as_model_info
+from model_loaders.loader_name import is_file, new_place, parts
 from model_loaders.local_folder import check_folders
-from model_loaders.moved import new_place
 from model_loaders.weights.adapter_folder import note_adapter
 from model_loaders.weights.load_report import reported
 
@@ -69,8 +69,8 @@ def _find(loader: str) -> Any:
     """The function or `model_info` of a loader's name."""
     if new := new_place(loader):
         raise ConfigError(f"Loader {loader} is now {new}.")
-    place, _, name = loader.rpartition(":") if ":" in loader else (loader, "", "model_info")
-    module = _module_from_file(place) if place.endswith(".py") or "/" in place else _module(place, loader)
+    place, name = parts(loader)
+    module = _module_from_file(place) if is_file(place) else _module(place, loader)
     if not hasattr(module, name):
         raise ModelLoadFailed(f"Loader {loader}: {place} has no {name!r}.")
     return getattr(module, name)

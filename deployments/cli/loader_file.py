@@ -10,6 +10,7 @@ from pathlib import Path
 from deployments.config.explain import nearest
 from deployments.config.model import ModelEntry
 from deployments.core.errors import ConfigError
+from model_loaders.loader_name import is_file, parts
 
 _CONSTANTS = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.JoinedStr)
 
@@ -20,7 +21,7 @@ def check_loader(loader: str, folder: Path) -> None:
     Raises:
         ConfigError: it names the loader and what is wrong with it.
     """
-    place, function = _parts(loader)
+    place, function = parts(loader)
     file = _file(loader, folder)
     names = None if file is None else _bindings(file)
     if names is None:
@@ -40,7 +41,7 @@ def check_arguments(entry: ModelEntry, folder: Path) -> None:
     """
     file = _file(entry.loader, folder)
     names = None if file is None else _bindings(file)
-    match (names or {}).get(_parts(entry.loader)[1]):
+    match (names or {}).get(parts(entry.loader)[1]):
         case [ast.FunctionDef(decorator_list=[]) | ast.AsyncFunctionDef(decorator_list=[]) as function]:
             _check_signature(function.args, entry)
 
@@ -62,16 +63,10 @@ def _check_signature(takes: ast.arguments, entry: ModelEntry) -> None:
             raise ConfigError(f"model {entry.id!r}, kwargs: loader {entry.loader} needs {name!r}; add it.")
 
 
-def _parts(loader: str) -> tuple[str, str]:
-    """The module or file of a loader, and the name in it."""
-    place, _, name = loader.rpartition(":") if ":" in loader else (loader, "", "model_info")
-    return place, name
-
-
 def _file(loader: str, folder: Path) -> Path | None:
     """The file that a loader is in; None if it is not the text of a module."""
-    place, _ = _parts(loader)
-    if place.endswith(".py") or "/" in place:
+    place, _ = parts(loader)
+    if is_file(place):
         file = folder / Path(place).expanduser()
         if not file.is_file():
             raise ConfigError(f"loader {loader}: there is no file {file.resolve()}.")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from deployments.config.engine import EngineOptions
 from deployments.core.model_card import ModelCard, ModelOptions
-from model_loaders.moved import new_place
+from model_loaders.loader_name import new_place
 
 _RENAMED = {"max_rows": "max_batch_size", "rows": "continuous_batching", "one_shot": "generate"}
 """Keys and values of the `engine` section in earlier versions."""
