@@ -18,6 +18,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import jobs
 from ray.serve._private import replica
 from ray.serve._private.api import serve_start
+from ray.serve._private.common import RequestMetadata as RequestMetadata
 from ray.serve._private.constants import SERVE_NAMESPACE, SERVE_PROXY_NAME
 from ray.serve._private.proxy import HTTPProxy
 from ray.serve._private.request_router import replica_wrapper
@@ -97,6 +98,12 @@ def keep_replica_port_local() -> None:
 
 def _add_local_port(server: Any, address: str) -> Any:
     return add_port_to_grpc_server(server, f"{LOOPBACK}:0" if address == _ANY_PORT else address)
+
+
+def dashboard() -> str | None:
+    """Host and port of the dashboard of the Ray that this process has joined; None if there is none."""
+    url: str | None = ray._private.worker.get_dashboard_url()
+    return url
 
 
 def wrap_http_proxy(wrap: Callable[[Any, Any], Any]) -> None:

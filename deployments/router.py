@@ -11,8 +11,9 @@ import time
 from collections import Counter
 from typing import Any
 
-from ray.serve._private.common import RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from deployments.ray_internals import RequestMetadata
 
 logger = logging.getLogger("ray.serve")
 

@@ -62,6 +62,9 @@ def test_import_statements(path: Path) -> None:
         assert not {name for name in named if name.split(".")[0] == "ray"}
     if place.is_relative_to("deployments/engine"):
         assert {name for name in named if name.startswith("model_loaders")} <= {"model_loaders.contract"}
+    if place != Path("deployments/ray_internals.py"):
+        assert not {name for name in named if name.startswith("ray.") and "._" in name}
+        assert "ray._" not in path.read_text(encoding="utf-8")
     if place.is_relative_to("deployments/core"):
         assert not {name for name in named if name.split(".")[0] == "model_loaders"}
         assert not {name for name in named if name.startswith("deployments.") and ".core." not in name}

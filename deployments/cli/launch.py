@@ -114,11 +114,11 @@ def _reap_fast_mode(address: str, *, keep: bool) -> None:
 def _ray_addresses() -> dict[str, str]:
     import ray
 
+    from deployments.ray_internals import dashboard
+
     context: Any = ray.get_runtime_context()
-    dashboard = ray._private.worker.get_dashboard_url()
-    return {"RAY_ADDRESS": context.gcs_address} | (
-        {"RAY_DASHBOARD_ADDRESS": f"http://{dashboard}"} if dashboard else {}
-    )
+    place = dashboard()
+    return {"RAY_ADDRESS": context.gcs_address} | ({"RAY_DASHBOARD_ADDRESS": f"http://{place}"} if place else {})
 
 
 def announce(config: dict[str, Any], settings: Path | None) -> None:
