@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deployments.engine.batching.sequence import Sequence
+from deployments.engine.batching.sequence import Sequence, drop_row
 from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache, new_cache
 from deployments.engine.cache.layers import column_room
 from deployments.engine.model.forward import Chunk, Forward
@@ -61,11 +61,7 @@ class Prefill:
         if not self.cache.lengths:
             self.sequences.remove(sequence)
             return
-        index = self.sequences.index(sequence)
-        self.cache.drop(index, blank=blank)
-        last = self.sequences.pop()
-        if last is not sequence:
-            self.sequences[index] = last
+        drop_row(self.cache, self.sequences, sequence, blank=blank)
 
 
 class Prefiller:

@@ -71,11 +71,7 @@ class Batch:
 
     def drop(self, sequence: Sequence, *, blank: bool = False) -> None:
         """Let a sequence leave; the last one takes its place."""
-        index = self.sequences.index(sequence)
-        self.cache.drop(index, blank=blank)
-        last = self.sequences.pop()
-        if last is not sequence:
-            self.sequences[index] = last
+        drop_row(self.cache, self.sequences, sequence, blank=blank)
 
     def absorb(self, other: Batch) -> None:
         """Let all sequences of another batch join."""
@@ -96,3 +92,12 @@ def common_prefix(a: abc.Sequence[int], b: abc.Sequence[int]) -> int:
         else:
             high = middle
     return low
+
+
+def drop_row(cache: AnyRowsCache, sequences: list[Sequence], sequence: Sequence, *, blank: bool = False) -> None:
+    """Remove a sequence and its row of the cache, as the cache does it: the last one takes its place."""
+    index = sequences.index(sequence)
+    cache.drop(index, blank=blank)
+    last = sequences.pop()
+    if last is not sequence:
+        sequences[index] = last
