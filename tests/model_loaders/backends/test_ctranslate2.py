@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import json
-import queue
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +31,7 @@ from model_loaders.backends.ctranslate2 import load_model
 from model_loaders.backends.ctranslate2.folder import instruction_chat
 from model_loaders.contract import ModelInfo, as_model_info
 from model_loaders.prompts.hooks import Hooks
+from tests.model_loaders.backends.emitted import Emitted, deltas
 from tests.tiny import byte_tokenizer, llama
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "convert_ctranslate2"
@@ -94,29 +93,20 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return converted(tmp_path_factory.mktemp("t5"), t5(), t5_tokenizer(), *options)
 
 
-class Running:
+class Running(Emitted):
     """An engine and what it has emitted, by request id."""
 
     def __init__(self, info: ModelInfo, options: EngineOptions | None = None) -> None:
+        super().__init__()
         self.info = info
         self.hooks = Hooks(info)
         assert info.engine is not None
         self.engine: Engine = info.engine(info, options or EngineOptions())
-        self.events: dict[str, queue.Queue[EngineEvent]] = defaultdict(queue.Queue)
 
     def submit(self, prompt: str | list[int], params: SamplingParams, request_id: str = "r") -> None:
         ids = self.hooks.encode(prompt).input_ids if isinstance(prompt, str) else prompt
         request = EngineRequest(request_id=request_id, input_ids=ids, sampling=params)
-        self.engine.submit(request, self.events[request_id].put)
-
-    def take(self, request_id: str = "r") -> list[EngineEvent]:
-        events = []
-        while True:
-            event = self.events[request_id].get(timeout=30)
-            events.append(event)
-            if isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason):
-                assert self.events[request_id].empty()
-                return events
+        self.engine.submit(request, self.emit(request_id))
 
     def run(self, prompt: str | list[int], params: SamplingParams) -> list[EngineEvent]:
         self.submit(prompt, params)
@@ -124,12 +114,6 @@ class Running:
 
     def text(self, prompt: str | list[int], params: SamplingParams = GREEDY) -> str:
         return text_of(self.run(prompt, params))
-
-
-def deltas(events: list[EngineEvent]) -> list[Delta]:
-    for event in events:
-        assert not isinstance(event, Failed), event
-    return [event for event in events if isinstance(event, Delta)]
 
 
 def text_of(events: list[EngineEvent]) -> str:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import queue
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -26,13 +24,14 @@ from deployments.core.errors import (
     Unavailable,
     UnsupportedParameter,
 )
-from deployments.core.events import Delta, EngineEvent, Failed
+from deployments.core.events import EngineEvent, Failed
 from deployments.engine.base.admission import request_field
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.local import model_app
 from model_loaders.backends.triton import load_model
 from model_loaders.contract import as_model_info
 from model_loaders.prompts.hooks import Hooks
+from tests.model_loaders.backends.emitted import Emitted, deltas
 from tests.model_loaders.backends.tritonserver import TritonServer, make_repository
 from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
@@ -74,16 +73,16 @@ def _server_is_up(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("server").start_again_if_it_died()
 
 
-class Running:
+class Running(Emitted):
     """An engine over one model of the server, and what it has emitted, by request id."""
 
     def __init__(self, server: TritonServer, folder: Path, model: str, rows: int = 16, **kwargs: Any) -> None:
+        super().__init__()
         info = load_model(server.url, triton_model=model, tokenizer_name=str(folder), **kwargs)
         self.info = as_model_info(info, "loader")
         self.hooks = Hooks(info)
         assert info.engine is not None
         self.engine: Engine = info.engine(info, EngineOptions(max_batch_size=rows))
-        self.events: dict[str, queue.Queue[EngineEvent]] = defaultdict(queue.Queue)
         self.record = server.repository / f"{model}.jsonl"
 
     def submit(self, prompt: str, params: SamplingParams, request_id: str = "r", **inputs: torch.Tensor) -> None:
@@ -91,16 +90,7 @@ class Running:
         request = EngineRequest(
             request_id=request_id, input_ids=ids, sampling=params, prompt_text=prompt, model_inputs=inputs
         )
-        self.engine.submit(request, self.events[request_id].put)
-
-    def take(self, request_id: str = "r") -> list[EngineEvent]:
-        events = []
-        while True:
-            event = self.events[request_id].get(timeout=30)
-            events.append(event)
-            if isinstance(event, Failed) or (isinstance(event, Delta) and event.finish_reason):
-                assert self.events[request_id].empty()
-                return events
+        self.engine.submit(request, self.emit(request_id))
 
     def run(self, prompt: str, params: SamplingParams, **inputs: torch.Tensor) -> list[EngineEvent]:
         self.submit(prompt, params, **inputs)
@@ -116,12 +106,6 @@ class Running:
         """The tensors of the last request, as the model has seen them."""
         found: dict[str, Any] = json.loads(self.record.read_text().splitlines()[-1])
         return found
-
-
-def deltas(events: list[EngineEvent]) -> list[Delta]:
-    for event in events:
-        assert not isinstance(event, Failed), event
-    return [event for event in events if isinstance(event, Delta)]
 
 
 def error_of(events: list[EngineEvent]) -> Exception:
