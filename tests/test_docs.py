@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -40,13 +43,13 @@ def table_keys(page: str) -> set[str]:
     ],
 )
 def test_every_key_of_the_configuration(keys: set[str]) -> None:
-    assert keys - table_keys("configuration.md") == set()
+    assert keys - table_keys("reference/configuration.md") == set()
 
 
 def test_no_key_that_does_not_exist() -> None:
     known = {*AppArgs.model_fields, *ModelEntry.model_fields, *Pool.model_fields, *ApiOptions.model_fields}
     known |= {field.name for schema in (EngineOptions, ModelOptions) for field in fields(schema)}
-    assert table_keys("configuration.md") - known == set()
+    assert table_keys("reference/configuration.md") - known == set()
 
 
 def test_every_hook_and_field_of_a_loader() -> None:
@@ -57,7 +60,7 @@ def test_every_hook_and_field_of_a_loader() -> None:
 
 
 def test_every_error_code() -> None:
-    page = (DOCS / "errors.md").read_text()
+    page = (DOCS / "reference" / "errors.md").read_text()
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.TroupeError)]
     for kind in classes:
         if kind.code is not None:
@@ -65,7 +68,7 @@ def test_every_error_code() -> None:
 
 
 def test_every_route() -> None:
-    text = (DOCS / "api.md").read_text()
+    text = (DOCS / "reference" / "api.md").read_text()
     for route in ROUTES:
         path = re.sub(r"\{\w+:path\}", "{id}", route.path)
         assert f"`{route.method} {path}`" in text, route
@@ -107,3 +110,21 @@ def test_every_folder_and_every_file_of_the_structure() -> None:
     assert {folder.name for folder in folders if f"{folder.name}/" not in tree} - {"ctranslate2", "triton"} == set()
     for place in re.findall(r"`([\w/]+(?:\.py|/))`", page):
         assert (DOCS.parent / place).exists() or (DOCS.parent / "deployments" / place).exists(), place
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """Strictly: every page is in the navigation, and every link and anchor leads somewhere."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml", "--site-dir", str(tmp_path)],
+        cwd=DOCS.parent,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(list(DOCS.rglob("*.md")))  # and a page for 404
+    for file in pages:
+        loaded = r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(?:https?:)?//(?!127\.0\.0\.1)[^>]*>"
+        assert re.findall(loaded, file.read_text(encoding="utf-8")) == [], file

@@ -1,4 +1,4 @@
-"""Every row of the README's table and of docs/from points to a test that is there."""
+"""Every row of docs/from points to a test that is there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs" / "from").glob("*.md"))
+INDEX = ROOT / "docs" / "from" / "README.md"
+PAGES = sorted({*INDEX.parent.glob("*.md")} - {INDEX})
 # The faults that the sources were read for, by page and heading; each is numbered, and each has a test.
 FAULTS = {
     ("troapis", "What was wrong and is not"): 12,
@@ -49,7 +50,7 @@ def section(page: str, heading: str) -> str:
     return text.split(f"## {heading}\n")[1].split("\n## ")[0]
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [README, INDEX, *PAGES], ids=lambda page: page.stem)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for text, file, anchor in links(page):
         assert file.exists(), f"{text}: {file}"
@@ -58,16 +59,16 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert re.search(rf"^\s*def {text}\(", file.read_text(encoding="utf-8"), re.MULTILINE), text
 
 
-def test_the_readme_has_a_row_for_every_project_and_every_page() -> None:
-    table = README.read_text(encoding="utf-8").split("## Coming from elsewhere")[1].split("\n## ")[0]
+def test_there_is_a_row_for_every_project_and_every_page() -> None:
+    table = INDEX.read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\[.+) \|$", table, re.MULTILINE)
     assert tuple(re.findall(r"\[(.+?)\]", row)[0] for row in rows) == PROJECTS
     for row in rows:
         *cells, faults = row.split(" | ")
-        assert cells[0].count("](docs/from/") == 1, row
-        assert all("](tests/" in cell for cell in cells[1:]), row
-        assert "](docs/from/" in faults or faults == "–", row
-    assert {page.name for page in PAGES} <= set(re.findall(r"docs/from/([\w-]+\.md)", table))
+        assert re.search(r"\]\([\w-]+\.md", cells[0]), row
+        assert all("](../../tests/" in cell for cell in cells[1:]), row
+        assert re.match(r"\[\d+\]\([\w-]+\.md#", faults) or faults == "–", row
+    assert {page.name for page in PAGES} <= set(re.findall(r"\(([\w-]+\.md)", table))
 
 
 @pytest.mark.parametrize(("place", "count"), FAULTS.items(), ids=lambda value: str(value))
@@ -76,8 +77,8 @@ def test_every_fault_has_a_test(place: tuple[str, str], count: int) -> None:
     assert [int(number) for number in numbered] == list(range(1, count + 1))
 
 
-def test_the_readme_counts_them() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_table_counts_them() -> None:
+    text = INDEX.read_text(encoding="utf-8")
     for (page, heading), count in FAULTS.items():
         anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        assert f"[{count}](docs/from/{page}.md#{anchor})" in text
+        assert f"[{count}]({page}.md#{anchor})" in text

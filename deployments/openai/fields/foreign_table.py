@@ -2,8 +2,8 @@
 
 They are OpenAI's that this server has no use for, and those of vLLM, SGLang, llama.cpp, Ollama, TGI, transformers,
 LMDeploy, TabbyAPI, Aphrodite, Fireworks and some clients. `tests/openai/fields/foreign_names.json` has names with
-the versions they were read at; docs/api.md shows the table. A field that does something else here than there is
-refused.
+the versions they were read at; docs/reference/foreign_fields.md shows the table. A field that does something else
+here than there is refused.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ SCHEMAS: dict[str, type[RequestObject]] = {
     "translations": TranslationBody,
 }
 NAMES = json.loads((Path(__file__).parent / "foreign_names.json").read_text())
-API_PAGE = Path(__file__).parent.parent.parent.parent / "docs" / "api.md"
+FIELDS_PAGE = Path(__file__).parent.parent.parent.parent / "docs" / "reference" / "foreign_fields.md"
 
 
 def names() -> Iterator[tuple[str, str, str, set[str]]]:
@@ -301,7 +301,7 @@ def test_what_cannot_be_honored(server: Server, path: str, fields: dict[str, Any
 
 
 def table() -> str:
-    """The table of docs/api.md. `python -m tests.openai.fields.test_foreign_fields` writes it."""
+    """The table of docs/reference/foreign_fields.md. `python -m tests.openai.fields.test_foreign_fields` writes it."""
     grouped: dict[tuple[int, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for route, rows in ROUTES.items():
         for name, row in rows.items():
@@ -339,10 +339,10 @@ BEGIN, END = "<!-- foreign fields: begin -->", "<!-- foreign fields: end -->"
 
 
 def test_the_documentation_has_the_table() -> None:
-    shown = API_PAGE.read_text().partition(BEGIN)[2].partition(END)[0].strip()
+    shown = FIELDS_PAGE.read_text().partition(BEGIN)[2].partition(END)[0].strip()
     assert shown == table(), "python -m tests.openai.fields.test_foreign_fields"
 
 
 if __name__ == "__main__":
-    before, _, rest = API_PAGE.read_text().partition(BEGIN)
-    API_PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
+    before, _, rest = FIELDS_PAGE.read_text().partition(BEGIN)
+    FIELDS_PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
