@@ -27,9 +27,10 @@ from deployments.engine.batching.sequence_builder import SequenceBuilder
 from deployments.engine.batching.step_loop import StepLoop
 from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.model.forward import Forward
-from deployments.engine.speedups.deterministic import Deterministic
+from deployments.engine.model.patches import Patches
+from deployments.engine.speedups.deterministic import Strategy, make_deterministic
 from deployments.engine.speedups.fixed_decode import FixedDecode, fixed_decode
-from deployments.engine.speedups.packed_linear import PackedLinears
+from deployments.engine.speedups.packed_linear import pack_linears
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import Capabilities
 from deployments.engine.verify.encoder_inputs import encoder_inputs, encoder_needs
@@ -73,17 +74,30 @@ class BatchingEngine(ThreadedEngine):
         self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
         if options.static_cache:
             logger.warning("Engine option static_cache=True has no effect on sequences: their caches grow.")
-        self._fixed = fixed_decode(self._forward, options)
-        # A packed weight is nothing that torch.compile knows.
-        self._packed = PackedLinears.from_model(info.model, False if self._fixed is not None else options.pack_linears)
-        self._deterministic = Deterministic(self._forward, options.max_batch_size) if options.deterministic else None
-        self._loop = step_loop(self._forward, self.capabilities, options, self._deterministic, self._fixed)
-        self.max_model_len = _held_length(self._context, self._loop)
         self._beams = BeamJobs(info.model, self._vocabulary, self._context)
         self._builder = SequenceBuilder(self._forward, self._vocabulary, self._logits_width, self._beams)
         self._commands: deque[Callable[[], None]] = deque()
-        self._stats = self._loop.stats()
-        self._start("batching-engine")
+        self._patches = Patches()
+        try:
+            self._loop = self._patched_loop(options)
+            self.max_model_len = _held_length(self._context, self._loop)
+            self._stats = self._loop.stats()
+            self._start("batching-engine")
+        except BaseException:
+            self._patches.close()
+            self._release()
+            raise
+
+    def _patched_loop(self, options: EngineOptions) -> StepLoop:
+        """The step loop, over a model that is changed as the options say."""
+        forward = self._forward
+        self._fixed = fixed_decode(forward, options)
+        # torch.compile cannot read a packed weight.
+        pack_linears(forward.model, self._patches, False if self._fixed is not None else options.pack_linears)
+        deterministic = None
+        if options.deterministic:
+            deterministic = make_deterministic(forward, options.max_batch_size, self._patches)
+        return step_loop(forward, self.capabilities, options, deterministic, self._fixed)
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         """See `protocol.Engine`. The sequence is made in a thread of the engine: the caller may be an event loop."""
@@ -167,9 +181,7 @@ class BatchingEngine(ThreadedEngine):
                     self._step()
                     self._beams.run_next()
         finally:
-            if self._deterministic is not None:
-                self._deterministic.undo()
-            self._packed.undo()
+            self._patches.close()
             self._loop.clear()
             self._stats = self._loop.stats()
 
@@ -221,7 +233,7 @@ def step_loop(
     forward: Forward,
     capabilities: Capabilities,
     options: EngineOptions,
-    deterministic: Deterministic | None = None,
+    deterministic: Strategy | None = None,
     fixed: FixedDecode | None = None,
 ) -> StepLoop:
     """The step loop that options and capabilities ask for."""
@@ -234,7 +246,7 @@ def step_loop(
         budget=budget,
         split_bytes=weight_bytes(forward.model),
         mixes_lengths=capabilities.mixes,
-        joins=deterministic is None or deterministic.strategy != "isolated",
+        joins=deterministic != "isolated",
         prefix_alignment=None if deterministic is None else max(1, options.prefill_chunk),
     )
     prefiller = Prefiller(

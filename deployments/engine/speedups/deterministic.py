@@ -32,6 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from deployments.engine.cache.cache import AnyRowsCache, new_cache
 from deployments.engine.model.attention import is_decoding
 from deployments.engine.model.forward import Forward
+from deployments.engine.model.patches import Patches
 
 logger = logging.getLogger("troupe.engine")
 
@@ -39,78 +40,60 @@ TILE = 8
 _FLOORS = (1, 4, 8, 16)
 _LENGTHS = (1, 7, 70, 33, 64)
 
-Product = Callable[[Tensor], Tensor]
+Strategy = Literal["together", "isolated"]
+"""How sequences decode."""
+
+Linear = Callable[[Tensor], Tensor]
+Product = Callable[[Linear, Tensor], Tensor]
+"""What a linear gives for rows [rows, inputs], computed with the same bits whoever else is there."""
 
 
-class Deterministic:
-    """Decode steps of one model without a trace of the neighbors, until `undo`.
+def make_deterministic(forward: Forward, max_batch_size: int, patches: Patches) -> Strategy:
+    """Let decode steps of one model give a row the same bits among any number of rows.
 
     Args:
-        forward: the model's forward passes; from now on its rows attend by themselves.
+        forward: the model's forward passes; its rows attend by themselves if they decode together.
         max_batch_size: rows computed together at most.
+        patches: give the model its forwards back.
 
-    Attributes:
-        strategy: how sequences decode: `together`, or each `isolated`.
+    Returns:
+        How sequences decode: `together`, or each `isolated`; in that case nothing is changed.
     """
-
-    def __init__(self, forward: Forward, max_batch_size: int) -> None:
-        self.strategy: Literal["together", "isolated"] = "isolated"
-        self._forward = forward
-        self._linears: Linears | None = None
-        if forward.is_encoder_decoder or max_batch_size == 1 or not _only_linears(forward.model):
-            return
+    if forward.is_encoder_decoder or max_batch_size == 1 or not _only_linears(forward.model):
+        return "isolated"
+    with Patches() as mine, torch.inference_mode():
         forward.decode_attention.per_sequence = True
-        with torch.inference_mode():
-            self._linears = Linears(forward.model, max_batch_size)
-            if self._linears.steady and _same_bits(forward, max_batch_size):
-                self.strategy = "together"
-                return
-        self.undo()
-        logger.warning("Deterministic mode: this model's rows decode one by one, as their bits depend on each other.")
-
-    def undo(self) -> None:
-        """Give the model its forwards back."""
-        if self._linears is not None:
-            self._linears.undo()
-            self._linears = None
-        self._forward.decode_attention.per_sequence = False
+        mine.callback(setattr, forward.decode_attention, "per_sequence", False)
+        if steady_linears(forward.model, max_batch_size, mine) and _same_bits(forward, max_batch_size):
+            patches.push(mine.pop_all())
+            return "together"
+    logger.warning("Deterministic mode: this model's rows decode one by one, as their bits depend on each other.")
+    return "isolated"
 
 
-class Linears:
-    """Linears of a model whose decode steps give a row the same bits among any number of rows, until `undo`.
+def steady_linears(model: nn.Module, max_batch_size: int, patches: Patches) -> bool:
+    """Let linears of a model give a row the same bits among any number of rows, in decode steps.
 
-    Attributes:
-        steady: whether that could be had for all of them.
+    Returns:
+        Whether that could be had for all of them.
     """
-
-    def __init__(self, model: nn.Module, max_batch_size: int) -> None:
-        self.steady = True
-        self._before: list[tuple[nn.Module, Product | None]] = []
-        known: dict[Any, Callable[[Product, Tensor], Tensor] | None] = {}
-        for module in model.modules():
-            if not isinstance(module, nn.Linear | Conv1D):
-                continue
-            weight: Any = module.weight
-            kind = (type(module), weight.shape, weight.dtype, weight.is_mkldnn, module.bias is None)
-            if kind not in known:
-                known[kind] = _way(module, max_batch_size)
-            strategy = known[kind]
-            if strategy is None:
-                self.steady = False
-            elif strategy is not _as_is:
-                self._before.append((module, vars(module).get("forward")))
-                vars(module)["forward"] = _while_decoding(module.forward, strategy)
-
-    def undo(self) -> None:
-        while self._before:
-            module, forward = self._before.pop()
-            if forward is None:
-                del vars(module)["forward"]
-            else:
-                vars(module)["forward"] = forward
+    known: dict[Any, Product | None] = {}
+    for module in model.modules():
+        if not isinstance(module, nn.Linear | Conv1D):
+            continue
+        weight: Any = module.weight
+        kind = (type(module), weight.shape, weight.dtype, weight.is_mkldnn, module.bias is None)
+        if kind not in known:
+            known[kind] = _steady_product(module, max_batch_size)
+        strategy = known[kind]
+        if strategy is None:
+            return False
+        if strategy is not _as_is:
+            patches.replace_forward(module, _while_decoding(module.forward, strategy))
+    return True
 
 
-def _while_decoding(forward: Product, strategy: Callable[[Product, Tensor], Tensor]) -> Product:
+def _while_decoding(forward: Linear, strategy: Product) -> Linear:
     def steady(input: Tensor) -> Tensor:
         if not is_decoding():
             return forward(input)
@@ -120,15 +103,15 @@ def _while_decoding(forward: Product, strategy: Callable[[Product, Tensor], Tens
     return steady
 
 
-def _as_is(product: Product, rows: Tensor) -> Tensor:
+def _as_is(product: Linear, rows: Tensor) -> Tensor:
     return product(rows)
 
 
-def _at_least(floor: int, product: Product, rows: Tensor) -> Tensor:
+def _at_least(floor: int, product: Linear, rows: Tensor) -> Tensor:
     return product(rows) if len(rows) >= floor else product(_filled(rows, floor))[: len(rows)]
 
 
-def _in_tiles(product: Product, rows: Tensor) -> Tensor:
+def _in_tiles(product: Linear, rows: Tensor) -> Tensor:
     tiles = _filled(rows, -(-len(rows) // TILE) * TILE).reshape(-1, TILE, rows.shape[1])
     return torch.cat([product(tile) for tile in tiles])[: len(rows)]
 
@@ -139,8 +122,8 @@ def _filled(rows: Tensor, count: int) -> Tensor:
     return filled
 
 
-def _way(module: Any, max_batch_size: int) -> Callable[[Product, Tensor], Tensor] | None:
-    """How products with weights of this shape have the same bits among any number of rows; None if in no strategy."""
+def _steady_product(module: Any, max_batch_size: int) -> Product | None:
+    """How weights of this shape give the same bits among any number of rows; None if nothing that is tried does."""
     product, inputs = _telling(module, -(-max_batch_size // _FLOORS[-1]) * _FLOORS[-1])
     for floor in _FLOORS:
         expected = torch.cat([product(tile) for tile in inputs.reshape(-1, floor, inputs.shape[1])])
@@ -153,7 +136,7 @@ def _way(module: Any, max_batch_size: int) -> Callable[[Product, Tensor], Tensor
     return _in_tiles if torch.equal(_in_tiles(product, inputs.roll(1, 0)), tiles.roll(1, 0)) else None
 
 
-def _telling(module: Any, rows: int) -> tuple[Product, Tensor]:
+def _telling(module: Any, rows: int) -> tuple[Linear, Tensor]:
     """The module's product with other numbers of the same shape, and inputs, such that all results should be zero.
 
     What comes out is what rounding leaves, in all bits of the result: the order of summation, which a rounded sum of

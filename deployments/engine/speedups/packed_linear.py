@@ -6,7 +6,7 @@ model is done here to a stock one: the weight is reordered once, and the same ke
 the same bits, which is checked.
 
 A packed module keeps its `weight`, in the opaque layout: dtype and shape can be read, `weight.to_dense()` gives the
-plain tensor, and so does `state_dict()`. Moving, casting or deep-copying the model has to wait for `undo`.
+plain tensor, and so does `state_dict()`. Moving, casting or deep-copying the model has to wait until it is undone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deployments.engine.model.listeners import listening
+from deployments.engine.model.patches import Patches
 
 logger = logging.getLogger("troupe.engine")
 
@@ -32,66 +34,58 @@ _SLOWER = 1.1
 _Shape = tuple[int, int]
 
 
-class PackedLinears:
-    """The packed modules of one model, until `undo`.
+def pack_linears(model: nn.Module, patches: Patches, wanted: bool | None = None) -> int:
+    """Pack a model's linear weights in place.
 
-    Attributes:
-        modules: how many there are.
+    Only weights in bfloat16 or float16 on the CPU, of plain `nn.Linear` modules whose forward nobody has replaced;
+    in float32 the packed kernel is another one, with other bits. Modules that a loader has attached hooks to are
+    left alone with all they contain. The plain weights are released, except one that is tied to an embedding: it
+    is packed beside, if it is less than a third of the model.
+
+    Args:
+        model: not being run by anyone else meanwhile.
+        patches: gives every module its own parameter and forward back.
+        wanted: False packs nothing; True packs what keeps its bits; None packs it unless a quick measurement says
+            that it is slower on this machine. What this processor has no such kernel for stays plain, and the log
+            says so.
+
+    Returns:
+        How many modules are packed.
     """
+    groups = {} if wanted is False else _packable(model)
+    with _writable():
+        shapes = {_shape(modules[0]) for modules in groups.values()}
+        good = {shape for shape in shapes if torch._C._has_mkldnn and _same_bits(groups, shape)}
+        if good != shapes:
+            _say_what_stays_plain(len(shapes - good), len(shapes), asked=wanted is True)
+        groups = {key: modules for key, modules in groups.items() if _shape(modules[0]) in good}
+        if not groups or not (wanted or not _slower([modules[0] for modules in groups.values()])):
+            return 0
+        for modules in groups.values():
+            _pack(modules, patches, tied=_tied(model, modules[0].weight))
+    return sum(map(len, groups.values()))
 
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
-        self.modules = 0
 
-    @classmethod
-    def from_model(cls, model: nn.Module, wanted: bool | None = None) -> PackedLinears:
-        """Pack a model's linear weights in place.
+@contextmanager
+def _writable() -> Iterator[None]:
+    """Parameters made here are ordinary ones, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
-        Only weights in bfloat16 or float16 on the CPU, of plain `nn.Linear` modules whose forward nobody has replaced;
-        in float32 the packed kernel is another one, with other bits. Modules that a loader has attached hooks to are
-        left alone with all they contain. The plain weights are released, except one that is tied to an embedding: it
-        is packed beside, if it is less than a third of the model.
 
-        Args:
-            model: not being run by anyone else meanwhile.
-            wanted: False packs nothing; True packs what keeps its bits; None packs it unless a quick measurement says
-                that it is slower on this machine. What this processor has no such kernel for stays plain, and the log
-                says so.
-        """
-        packed = cls()
-        groups = {} if wanted is False else _packable(model)
-        with torch.inference_mode(False), torch.no_grad():
-            shapes = {_shape(modules[0]) for modules in groups.values()}
-            good = {shape for shape in shapes if torch._C._has_mkldnn and _same_bits(groups, shape)}
-            if good != shapes:
-                _say_what_stays_plain(len(shapes - good), len(shapes), asked=wanted is True)
-            groups = {key: modules for key, modules in groups.items() if _shape(modules[0]) in good}
-            if groups and (wanted or not _slower([modules[0] for modules in groups.values()])):
-                for modules in groups.values():
-                    packed._pack(modules, _tied(model, modules[0].weight))
-        return packed
-
-    def undo(self) -> None:
-        """Give every module its own parameter and forward back. Does nothing the second time."""
-        with torch.inference_mode(False), torch.no_grad():
-            while self._undo:
-                self._undo.pop()()
-        self.modules = 0
-
-    def _pack(self, modules: list[nn.Linear], tied: bool) -> None:
-        """Pack one weight, used by all these modules."""
-        plain: Any = modules[0].weight
-        weight = nn.Parameter(_reordered(plain.detach()), requires_grad=False)
-        if not tied:
-            plain.data = plain.data.new_empty(0)
-            self._undo.append(partial(_restore_data, plain, weight))
-        for module in modules:
-            module.weight = weight
-            vars(module)["forward"] = _forward(module, weight)
-            register: Any = module.register_state_dict_post_hook
-            hook = register(_dense_in_state_dict)
-            self._undo.append(partial(_restore, module, plain, hook))
-        self.modules += len(modules)
+def _pack(modules: list[nn.Linear], patches: Patches, *, tied: bool) -> None:
+    """Pack one weight, used by all these modules."""
+    plain: Any = modules[0].weight
+    weight = nn.Parameter(_reordered(plain.detach()), requires_grad=False)
+    if not tied:
+        plain.data = plain.data.new_empty(0)
+        patches.callback(_restore_data, plain, weight)
+    for module in modules:
+        patches.callback(setattr, module, "weight", plain)
+        module.weight = weight
+        patches.replace_forward(module, _forward(module, weight))
+        register: Any = module.register_state_dict_post_hook
+        patches.callback(register(_dense_in_state_dict).remove)
 
 
 def _forward(module: nn.Linear, weight: Tensor) -> Callable[[Tensor], Tensor]:
@@ -219,11 +213,6 @@ def _dense_in_state_dict(module: nn.Module, state: dict[str, Any], prefix: str, 
         state[f"{prefix}weight"] = weight.to_dense()
 
 
+@_writable()
 def _restore_data(plain: Tensor, packed: Tensor) -> None:
     plain.data = packed.to_dense()
-
-
-def _restore(module: nn.Linear, plain: nn.Parameter, hook: Any) -> None:
-    module.weight = plain
-    del vars(module)["forward"]
-    hook.remove()

@@ -21,8 +21,9 @@ from transformers import (
 
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.model.forward import Forward
-from deployments.engine.speedups.deterministic import Deterministic, Linears
-from deployments.engine.speedups.packed_linear import PackedLinears
+from deployments.engine.model.patches import Patches
+from deployments.engine.speedups.deterministic import make_deterministic, steady_linears
+from deployments.engine.speedups.packed_linear import pack_linears
 from tests.engine.running import Answer, prompt, row_engine, submit
 from tests.tiny import llama
 
@@ -179,14 +180,12 @@ def test_how_rows_decode_and_the_model_afterwards(make: Callable[[], Any], dtype
     ids = torch.tensor([prompt(3, 20)])
     with torch.inference_mode():
         before = model(ids).logits
-    packed = PackedLinears.from_model(model, wanted=True)
-    forward = Forward(model)
-    deterministic = Deterministic(forward, 16)
-    assert deterministic.strategy == ("isolated" if make is experts else "together")
+    patches, forward = Patches(), Forward(model)
+    pack_linears(model, patches, True)
+    assert make_deterministic(forward, 16, patches) == ("isolated" if make is experts else "together")
     with torch.inference_mode():
         assert torch.equal(model(ids).logits, before)
-    deterministic.undo()
-    packed.undo()
+    patches.close()
     assert not forward.decode_attention.per_sequence
     assert all("forward" not in vars(module) for module in model.modules())
 
@@ -198,7 +197,7 @@ def test_a_kernel_that_depends_on_the_slot_is_found(monkeypatch: pytest.MonkeyPa
         return real(x, weight, bias) + torch.arange(len(x))[:, None] * 1e-7
 
     monkeypatch.setattr(torch.nn.functional, "linear", slanted)
-    assert not Linears(torch.nn.Linear(8, 8), 16).steady
+    assert not steady_linears(torch.nn.Linear(8, 8), 16, Patches())
 
 
 def test_a_kernel_of_few_rows_is_used_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,8 +208,8 @@ def test_a_kernel_of_few_rows_is_used_in_tiles(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch.nn.functional, "linear", by_count)
     model = torch.nn.Sequential(torch.nn.Linear(8, 8))
-    linears = Linears(model, 32)
-    assert linears.steady
+    patches = Patches()
+    assert steady_linears(model, 32, patches)
     assert "forward" in vars(model[0])
-    linears.undo()
+    patches.close()
     assert "forward" not in vars(model[0])

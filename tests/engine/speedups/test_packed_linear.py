@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from deployments.engine.speedups.packed_linear import PackedLinears
+from deployments.engine.model.patches import Patches
+from deployments.engine.speedups.packed_linear import pack_linears
 from tests.tiny import llama
 
 BF16 = torch.bfloat16
@@ -58,13 +59,13 @@ def need_packed_kernels(model: nn.Module) -> None:
 def test_the_same_bits(model: nn.Module) -> None:
     """On any processor: what it cannot pack is left as it is."""
     before = logits(model)
-    PackedLinears.from_model(model, wanted=True)
+    pack_linears(model, Patches(), True)
     assert torch.equal(logits(model), before)
 
 
 def test_every_linear_is_packed(model: nn.Module) -> None:
     need_packed_kernels(model)
-    assert PackedLinears.from_model(model, wanted=True).modules == 2 * 7 + 1
+    assert pack_linears(model, Patches(), True) == 2 * 7 + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -75,9 +76,9 @@ def test_what_the_processor_cannot_pack_stays_plain_and_is_logged(
     model = nn.Sequential(nn.Linear(32, 48), nn.Linear(48, 32)).to(dtype)
     able = [module for module in model if keeps_its_bits(module)]
     with caplog.at_level(logging.INFO, "troupe.engine"):
-        packed = PackedLinears.from_model(model, wanted)
+        packed = pack_linears(model, Patches(), wanted)
     if wanted or not able:
-        assert packed.modules == len(able)
+        assert packed == len(able)
     said = [record for record in caplog.records if "stay plain" in record.getMessage()]
     if len(able) == len(model):
         assert not said
@@ -94,16 +95,17 @@ def test_with_biases_and_any_shape_of_input() -> None:
     inputs.append(torch.randn(4, 160, dtype=BF16)[:, ::2])
     with torch.no_grad():
         before = [linear(x) for x in inputs]
-        PackedLinears.from_model(linear, wanted=True)
+        pack_linears(linear, Patches(), True)
         assert all(torch.equal(linear(x), y) for x, y in zip(inputs, before, strict=True))
 
 
 def test_undo_gives_the_very_parameters_back(model: nn.Module) -> None:
     before, bits, expected = dict(model.named_parameters()), copy.deepcopy(model.state_dict()), logits(model)
-    packed = PackedLinears.from_model(model, wanted=True)
+    patches = Patches()
+    pack_linears(model, patches, True)
     with torch.inference_mode():
-        packed.undo()
-    packed.undo()
+        patches.close()
+    patches.close()
     after = dict(model.named_parameters())
     assert all(after[name] is before[name] for name in before)
     assert all(torch.equal(value, bits[name]) for name, value in model.state_dict().items())
@@ -118,7 +120,7 @@ def test_plain_weights_are_released(model: nn.Module) -> None:
     need_packed_kernels(model)
     weight = model.get_submodule("model.layers.0.mlp.up_proj").weight
     before = weight.untyped_storage().nbytes()
-    PackedLinears.from_model(model, wanted=True)
+    pack_linears(model, Patches(), True)
     gc.collect()
     assert before > 0
     assert weight.untyped_storage().nbytes() == 0
@@ -128,19 +130,20 @@ def test_a_tied_head_is_packed_beside_its_embedding() -> None:
     tied = llama(tie_word_embeddings=True).to(BF16)
     need_packed_kernels(tied)
     expected = logits(tied)
-    packed = PackedLinears.from_model(tied, wanted=True)
-    assert packed.modules == 2 * 7 + 1
+    patches = Patches()
+    packed = pack_linears(tied, patches, True)
+    assert packed == 2 * 7 + 1
     assert tied.get_input_embeddings().weight.layout is torch.strided
     assert torch.equal(logits(tied), expected)
-    packed.undo()
+    patches.close()
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
 
 
 def test_a_tied_head_that_is_most_of_the_model_is_left_alone() -> None:
     tied = llama(tie_word_embeddings=True, vocab_size=4000).to(BF16)
     need_packed_kernels(tied)
-    packed = PackedLinears.from_model(tied, wanted=True)
-    assert packed.modules == 2 * 7
+    packed = pack_linears(tied, Patches(), True)
+    assert packed == 2 * 7
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
 
 
@@ -148,17 +151,18 @@ def test_one_weight_in_two_linears_is_packed_once() -> None:
     pair = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)).to(BF16)
     pair[1].weight = pair[0].weight
     need_packed_kernels(pair)
-    packed = PackedLinears.from_model(pair, wanted=True)
-    assert packed.modules == 2
+    patches = Patches()
+    packed = pack_linears(pair, patches, True)
+    assert packed == 2
     assert pair[0].weight is pair[1].weight
-    packed.undo()
+    patches.close()
     assert pair[0].weight is pair[1].weight
     assert pair[0].weight.shape == (32, 32)
 
 
 def test_what_user_code_reads_still_works(model: nn.Module, tmp_path: Path) -> None:
     before = copy.deepcopy(model.state_dict())
-    PackedLinears.from_model(model, wanted=True)
+    pack_linears(model, Patches(), True)
     head = model.get_output_embeddings()
     assert head.weight.dtype is BF16
     assert head.weight.shape == (261, 48)
@@ -172,7 +176,7 @@ def test_gradients_and_other_dtypes_take_the_plain_way(model: nn.Module) -> None
     embedded = model.get_input_embeddings()(IDS).detach()
     expected = embedded.clone().requires_grad_()
     model(inputs_embeds=expected).logits.float().sum().backward()
-    PackedLinears.from_model(model, wanted=True)
+    pack_linears(model, Patches(), True)
     given = embedded.clone().requires_grad_()
     model(inputs_embeds=given).logits.float().sum().backward()
     assert torch.equal(given.grad, expected.grad)
@@ -183,7 +187,7 @@ def test_gradients_and_other_dtypes_take_the_plain_way(model: nn.Module) -> None
 @pytest.mark.parametrize("wanted", [True, None, False])
 def test_float32_is_left_alone(wanted: bool | None) -> None:
     model = llama()
-    assert PackedLinears.from_model(model, wanted).modules == 0
+    assert pack_linears(model, Patches(), wanted) == 0
 
 
 def test_subclasses_and_replaced_forwards_are_left_alone() -> None:
@@ -194,14 +198,14 @@ def test_subclasses_and_replaced_forwards_are_left_alone() -> None:
     replaced.forward = lambda x: x
     model = nn.Sequential(Own(32, 32).to(BF16), replaced, nn.Linear(32, 32).to(BF16))
     need_packed_kernels(model[2])
-    assert PackedLinears.from_model(model, wanted=True).modules == 1
-    assert PackedLinears.from_model(model, wanted=True).modules == 0
+    assert pack_linears(model, Patches(), True) == 1
+    assert pack_linears(model, Patches(), True) == 0
 
 
 def test_measured_or_not_wanted(model: nn.Module) -> None:
-    assert PackedLinears.from_model(model, wanted=False).modules == 0
+    assert pack_linears(model, Patches(), False) == 0
     expected = logits(model)
-    PackedLinears.from_model(model)
+    pack_linears(model, Patches())
     assert torch.equal(logits(model), expected)
 
 
@@ -219,13 +223,14 @@ def test_weights_that_a_hook_may_read_or_change_are_left_alone() -> None:
 
     layer.register_forward_pre_hook(halve)
     before = logits(hooked)
-    packed = PackedLinears.from_model(hooked, True)
-    assert packed.modules == 8
+    patches = Patches()
+    packed = pack_linears(hooked, patches, True)
+    assert packed == 8
     assert not layer.mlp.up_proj.weight.is_mkldnn
     assert not torch.equal(logits(hooked), before)
     assert len(seen) == 2
     assert torch.isclose(seen[1], seen[0] / 2, rtol=1e-3)
-    packed.undo()
+    patches.close()
 
 
 def test_linears_that_share_a_weight_with_a_hooked_one_are_left_alone() -> None:
@@ -233,5 +238,5 @@ def test_linears_that_share_a_weight_with_a_hooked_one_are_left_alone() -> None:
     second.weight = first.weight
     both = nn.ModuleList([first, second])
     first.register_forward_hook(lambda *args: None)
-    assert PackedLinears.from_model(both, True).modules == 0
+    assert pack_linears(both, Patches(), True) == 0
     assert first.weight.numel() == 1024
