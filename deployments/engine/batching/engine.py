@@ -204,14 +204,14 @@ class BatchingEngine(ThreadedEngine):
             command()
         except Exception as error:
             logger.exception("The batching engine failed; its requests are computed again.")
-            self._loop.recover(error)
+            self._loop.recovery.after_step(error)
 
     def _step(self) -> None:
         try:
             self._loop.step()
         except Exception as error:
             logger.exception("A step of the batching engine failed; its requests are computed again, one at a time.")
-            self._loop.recover(error)
+            self._loop.recovery.after_step(error)
         self._stats = self._loop.stats()
 
 

@@ -11,8 +11,6 @@ from deployments.engine.batching.running_batches import Limits, RunningBatches
 from deployments.engine.batching.sequence import Batch, Sequence
 from deployments.engine.cache.sequence_bytes import SequenceBytes
 
-_RECOVERY_STEPS = 64
-
 
 class Scheduler:
     """Decides, and keeps what it has decided; computes nothing.
@@ -28,7 +26,7 @@ class Scheduler:
         waiting: sequences that nothing is computed for, the next one first.
         prefills: prompts being computed, the oldest first.
         batches: sequences that decode.
-        max_batch_size: sequences computed together, fewer than the limit for a while after memory ran out.
+        max_batch_size: sequences computed together; `Recovery` makes them fewer for a while after memory ran out.
     """
 
     def __init__(
@@ -47,7 +45,6 @@ class Scheduler:
         self._prefiller = prefiller
         self._reuse = reuse
         self._store = store
-        self._calm_steps = 0
         self._arrived = 0
 
     @property
@@ -88,21 +85,6 @@ class Scheduler:
         left = self.batches.balance(self.limits.budget, self._prefilling)
         self._make_room()
         return left
-
-    def end_step(self) -> None:
-        """After memory ran out, dare one sequence more from time to time."""
-        self._calm_steps += 1
-        if self.max_batch_size < self.limits.max_batch_size and self._calm_steps >= _RECOVERY_STEPS:
-            self.max_batch_size, self._calm_steps = self.max_batch_size + 1, 0
-
-    def out_of_memory(self, failed: int) -> None:
-        """Give up what can be computed again, and run fewer sequences for a while.
-
-        Args:
-            failed: how many sequences the forward had that found no memory, if they run no more.
-        """
-        self._store.clear()
-        self.max_batch_size, self._calm_steps = max(1, min(self.max_batch_size, len(self.sequences) + failed) // 2), 0
 
     def next_group(self) -> tuple[list[Sequence], list[PrefixMatch | None]] | None:
         """Sequences whose prompts one prefill may begin now, taken from the queue, each with its beginning.

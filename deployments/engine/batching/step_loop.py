@@ -1,12 +1,12 @@
 """Continuous batching: one step advances a prefill by a chunk and every running sequence by a token.
 
 All of it runs in one thread and knows nothing of threads. A sequence is waiting, then being prefilled, then in a batch,
-and leaves by finishing, failing or being cancelled, at any of these. The scheduler says whose turn it is.
+and leaves by finishing, failing or being cancelled, at any of these. The scheduler says whose turn it is, and recovery
+what happens after a forward that failed.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, abc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,24 +14,20 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from deployments.core.errors import ModelError
-from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory
+from deployments.engine.base.failures import as_error
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import EngineStats
 from deployments.engine.batching.prefill import Prefill, Prefiller, PrefixMatch
 from deployments.engine.batching.prefix_cache import PrefixStore
 from deployments.engine.batching.prefix_reuse import PrefixReuse
 from deployments.engine.batching.prompt_lookup import PromptLookup
+from deployments.engine.batching.recovery import Recovery
 from deployments.engine.batching.running_batches import Limits
 from deployments.engine.batching.scheduler import Scheduler
 from deployments.engine.batching.sequence import Batch, Sequence
 from deployments.engine.cache.sequence_bytes import SequenceBytes
 from deployments.engine.model.forward import Decode, Forward
 from deployments.engine.sampling.sample import Sampled, sample_rows
-
-logger = logging.getLogger(__name__)
-
-_MAX_ATTEMPTS = 3
 
 Group = TypeVar("Group", Batch, Prefill)
 
@@ -64,7 +60,10 @@ class StepLoop:
         sequence_bytes: what a sequence costs.
         limits: what the sequences may use.
         decode: computes a decode step in the place of `forward.decode`.
-        lookup: draft_tokens tokens.
+        lookup: drafts tokens.
+
+    Attributes:
+        recovery: what happens to sequences whose forward failed; `recovery.after_step` if `step` raises.
     """
 
     def __init__(
@@ -86,6 +85,7 @@ class StepLoop:
         self.reuse = PrefixReuse(forward, store, sequence_bytes, limits.prefix_alignment)
         self.scheduler = Scheduler(prefiller, self.reuse, store, sequence_bytes, limits)
         self.batches = self.scheduler.batches
+        self.recovery = Recovery(forward, self.scheduler, store)
         self._counts: Counter[str] = Counter()
 
     @property
@@ -113,7 +113,7 @@ class StepLoop:
     def step(self) -> None:
         """Advance one prefill by one forward, and every batch by one token."""
         for sequence, error in self.scheduler.begin_step():
-            self._recover_sequences([sequence], error)
+            self.recovery.after_forward([sequence], error)
         while (group := self.scheduler.next_group()) is not None:
             self._begin(*group)
         if self.scheduler.prefills:
@@ -123,7 +123,7 @@ class StepLoop:
         self._regroup()
         for batch in self.batches:
             self._decode(batch)
-        self.scheduler.end_step()
+        self.recovery.end_step()
         self._counts["steps"] += 1
 
     def stats(self) -> EngineStats:
@@ -147,7 +147,7 @@ class StepLoop:
         try:
             prefill = self.prefiller.begin(sequences, sources)
         except Exception as error:
-            self._recover_sequences(sequences, error)
+            self.recovery.after_forward(sequences, error)
             return
         for sequence in sequences:
             sequence.live.running = True
@@ -160,7 +160,7 @@ class StepLoop:
             logits = self.prefiller.advance(prefill)
         except Exception as error:
             self.scheduler.prefills.remove(prefill)
-            self._recover_sequences(prefill.sequences, error)
+            self.recovery.after_forward(prefill.sequences, error)
             return
         if logits is None:
             return
@@ -212,10 +212,9 @@ class StepLoop:
             else:
                 logits = self.lookup.forward(batch, draft_tokens)
         except Exception as error:
-            self._recover(batch, error)
+            self.recovery.after_decode(batch, error)
             return
-        for sequence in batch.sequences:
-            sequence.isolated, sequence.attempts = False, 0
+        self.recovery.decoded(batch.sequences)
         self._sample(batch, logits, draft_tokens)
 
     def _sample(
@@ -282,7 +281,7 @@ class StepLoop:
                 into.absorb(other)
             except Exception as error:
                 self.batches.remove(into)
-                self._recover_sequences([*into.sequences, *other.sequences], error)
+                self.recovery.after_forward([*into.sequences, *other.sequences], error)
 
     def _begin_anew(self) -> None:
         """Queue the sequences whose next token changes the frequencies of all their keys, to be computed anew."""
@@ -290,14 +289,7 @@ class StepLoop:
         frequencies = self.forward.rotary.frequencies
         for sequence in [s for s in sequences if s.frequencies != frequencies(len(s.ids))]:
             self._leave(sequence)
-            self._queue_first([sequence])
-
-    def _queue_first(self, sequences: abc.Sequence[Sequence]) -> None:
-        """Let sequences be computed, or computed again, before all others."""
-        if self.forward.recomputes:
-            for sequence in sequences:
-                sequence.frequencies = self.forward.rotary.frequencies(len(sequence.ids))
-        self.scheduler.queue_first(sequences)
+            self.recovery.compute_again([sequence])
 
     # Leaving.
 
@@ -328,64 +320,7 @@ class StepLoop:
             group.drop(sequence, blank=blank)
         except Exception as error:
             remove(group)
-            self._compute_again([other for other in others if other.active], error)
+            self.recovery.isolate([other for other in others if other.active], error)
 
     def _keep(self, batch: Batch, index: int, logits: Tensor | None = None) -> None:
         self.reuse.keep(batch, index, self.scheduler.spare, logits)
-
-    # Failures.
-
-    def recover(self, error: Exception) -> None:
-        """After a step that raised, when the caches may be wrong: compute each sequence again by itself, or give up."""
-        sequences = sorted((s for s in self.scheduler.sequences if s.active), key=lambda s: s.order)
-        self.scheduler.prefills.clear()
-        self.batches.clear()
-        if not sequences:
-            for sequence in self.scheduler.waiting:
-                sequence.fail(ModelError(f"The engine failed: {type(error).__name__}: {error}"))
-            self.scheduler.waiting.clear()
-        for sequence in sequences:
-            if sequence.attempts > _MAX_ATTEMPTS:
-                sequence.fail(as_error(error))
-        self._compute_again([sequence for sequence in sequences if sequence.active], error)
-
-    def _recover(self, batch: Batch, error: Exception) -> None:
-        """After a decode forward that raised: put its sequences where the guilty one, if there is one, fails alone."""
-        self.batches.remove(batch)
-        if len(batch.sequences) == 1 or batch.cache.has_states or is_out_of_memory(error):
-            self._recover_sequences(batch.sequences, error)
-            return
-        batch.cache.rewind()
-        try:
-            alone = [Batch(batch.cache.copy_row(index), [sequence]) for index, sequence in enumerate(batch.sequences)]
-        except Exception as failure:
-            self._recover_sequences(batch.sequences, failure)
-            return
-        for sequence, single in zip(batch.sequences, alone, strict=True):
-            sequence.isolated = True
-            self.batches.add(single)
-
-    def _recover_sequences(self, sequences: abc.Sequence[Sequence], error: Exception) -> None:
-        """After a forward that raised and left no usable cache: compute its sequences again, alone, or give up."""
-        memory = is_out_of_memory(error)
-        others_run = len(sequences) > 1 or not self.scheduler.nothing_runs
-        if len(sequences) == 1 and not (memory and others_run and sequences[0].attempts < _MAX_ATTEMPTS):
-            self._after_out_of_memory(sequences, error)
-            sequences[0].fail(as_error(error, alone=True))
-            return
-        self._compute_again(sequences, error)
-
-    def _compute_again(self, sequences: abc.Sequence[Sequence], error: Exception) -> None:
-        """Queue sequences to be computed again, each alone."""
-        self._after_out_of_memory(sequences, error)
-        for sequence in sequences:
-            sequence.attempts += 1
-            sequence.isolated = True
-            sequence.live.running = False
-        self._queue_first(sequences)
-
-    def _after_out_of_memory(self, sequences: abc.Sequence[Sequence], error: Exception) -> None:
-        """Free what can be freed if sequences found no memory."""
-        if is_out_of_memory(error):
-            self.scheduler.out_of_memory(len(sequences))
-            free_memory()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deployments.core.errors import ModelError, OutOfMemory
+from deployments.engine.batching.recovery import Recovery
 from deployments.engine.batching.scheduler import Scheduler
 from deployments.engine.cache.cache import RowsCache
 from deployments.engine.cache.layers import KeyValueRows
@@ -116,10 +117,15 @@ def test_rows_that_cannot_leave_their_batch(
     engine.close()
 
 
-@pytest.mark.parametrize("name", ["begin_step", "next_group", "joinable", "end_step"])
-def test_a_step_that_fails_once_ends_nobody(llama: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(Scheduler, "begin_step"), (Scheduler, "next_group"), (Scheduler, "joinable"), (Recovery, "end_step")],
+)
+def test_a_step_that_fails_once_ends_nobody(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
     engine = row_engine(llama)
-    faults = Faults(monkeypatch, Scheduler, name, RuntimeError("a bug"), range(4, 5))
+    faults = Faults(monkeypatch, owner, name, RuntimeError("a bug"), range(4, 5))
     answers = [submit(engine, ids, 40) for ids in PROMPTS]
     assert_alone(llama, answers, PROMPTS, 40)
     assert faults.raised

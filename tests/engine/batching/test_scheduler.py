@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from deployments.core.calls import SamplingParams
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.batching.sequence import Sequence
@@ -20,17 +18,24 @@ class Queue(Stepped):
     def __init__(self, **options: Any) -> None:
         super().__init__(decoder("llama"), **options)
         self.scheduler = self.loop.scheduler
-        self._made = 0
+        self._count = 0
+
+    def made(self, *lengths: int) -> list[Sequence]:
+        """New sequences that nobody has queued."""
+        sequences = []
+        for length in lengths:
+            ids, sampling = prompt(self._count, length), SamplingParams(max_tokens=8, temperature=0.0)
+            request = EngineRequest(request_id=str(self._count), input_ids=ids, sampling=sampling)
+            sequences.append(self.sequence(request, lambda event: None))
+            self._count += 1
+        return sequences
 
     def enter(self, *lengths: int) -> list[Sequence]:
-        rows = []
-        for length in lengths:
-            ids, sampling = prompt(self._made, length), SamplingParams(max_tokens=8, temperature=0.0)
-            request = EngineRequest(request_id=str(self._made), input_ids=ids, sampling=sampling)
-            rows.append(self.sequence(request, lambda event: None))
-            self.scheduler.add(rows[-1])
-            self._made += 1
-        return rows
+        """New sequences, queued."""
+        sequences = self.made(*lengths)
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+        return sequences
 
     def begin(self) -> list[Sequence] | None:
         """The rows that begin now, as the loop would let them."""
@@ -86,19 +91,3 @@ def test_what_is_queued_first_keeps_its_order() -> None:
     queue.scheduler.add(c)
     queue.scheduler.queue_first([a, b])
     assert list(queue.scheduler.waiting) == [a, b, c]
-
-
-@pytest.mark.parametrize(("running", "left"), [(0, 6), (2, 7), (9, 8)])
-def test_after_memory_ran_out_fewer_rows_run_and_then_one_more_at_a_time(running: int, left: int) -> None:
-    queue = Queue(max_batch_size=16)
-    scheduler = queue.scheduler
-    queue.enter(*[9] * running)
-    assert len(queue.begin() or ()) == running
-    scheduler.out_of_memory(12)
-    assert scheduler.max_batch_size == left
-    seen = []
-    for _ in range(64 * 16):
-        scheduler.end_step()
-        seen.append(scheduler.max_batch_size)
-    assert seen[:64] == [left] * 63 + [left + 1]
-    assert seen[-1] == 16
