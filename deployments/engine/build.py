@@ -14,9 +14,10 @@ from deployments.engine.generate.engine import GenerateEngine, is_stock, own_set
 from deployments.engine.model.cache_argument import accept_old_fields
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.no_text import NoTextEngine, gives_text
-from deployments.engine.parity import find_mismatch
+from deployments.engine.parity import compare_with_generate
 from deployments.engine.text.vocabulary import Vocabulary
-from deployments.engine.verify.capabilities import rows_can_hold
+from deployments.engine.verify.capabilities import check_batchable
+from deployments.engine.verify.refused import Refused
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -27,9 +28,10 @@ def build_engine(
 ) -> Engine:
     """The engine of a loaded model.
 
-    `auto` takes rows if they can hold the model, the loader has no `generate` hook or kwargs, and a probe finds their
-    logits equal to those of `generate`; else the generate engine, with a warning that says why. `rows` takes rows
-    without the comparison. A loader's own `engine` always wins. A model without `generate` gives embeddings alone.
+    `auto` takes continuous batching if it can hold the model, the loader has no `generate` hook or kwargs, and a probe
+    finds its logits equal to those of `generate`; else the generate engine, with a warning that says why.
+    `continuous_batching` leaves the comparison out. A loader's own `engine` always wins. A model without `generate`
+    gives embeddings alone.
 
     Args:
         text_side: of the model.
@@ -49,14 +51,18 @@ def build_engine(
     hooked = info.generate is not None and not is_stock(info)
     if options.kind == "generate" or (options.kind == "auto" and hooked):
         return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s)
-    if options.kind == "continuous_batching":
-        return _rows(info, vocabulary, options, hooked)
-    found = _proven_rows(info, vocabulary, options)
-    if isinstance(found, str):
-        name = info.label or type(info.model).__name__
-        logger.warning("Model %s runs in the generate engine, which batches little: %s.", name, found)
-        return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s)
-    return found
+    name = info.label or type(info.model).__name__
+    try:
+        if options.kind == "continuous_batching":
+            return _batching_engine(info, vocabulary, options)
+        return _proven(info, vocabulary, options)
+    except Refused as reason:
+        if options.kind == "continuous_batching":
+            raise ModelLoadFailed(
+                f"Model {name} cannot have engine kind 'continuous_batching': {reason}. Use kind 'auto' or 'generate'."
+            ) from reason
+        logger.warning("Model %s runs in the generate engine, which batches little: %s.", name, reason)
+    return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s)
 
 
 def _with_generate(info: ModelInfo) -> ModelInfo:
@@ -73,35 +79,35 @@ def _with_generate(info: ModelInfo) -> ModelInfo:
     return replace(info, generate=own)
 
 
-def _rows(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, hooked: bool) -> BatchingEngine:
-    """Rows or an error."""
-    name = info.label or type(info.model).__name__
-    reason = "its loader has a generate hook, which only the generate engine calls" if hooked else None
-    reason = reason or rows_can_hold(info.model)
-    if reason is None:
-        try:
-            return BatchingEngine(info, vocabulary, options)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-    raise ModelLoadFailed(
-        f"Engine kind 'continuous_batching' cannot run model {name}: {reason}. Use kind 'auto' or 'generate'."
-    )
+def _batching_engine(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> BatchingEngine:
+    """Continuous batching, not compared with `generate`.
+
+    Raises:
+        Refused: it cannot run the model.
+    """
+    if info.generate is not None and not is_stock(info):
+        raise Refused("its loader has a generate hook, which only the generate engine calls")
+    check_batchable(info.model)
+    try:
+        return BatchingEngine(info, vocabulary, options)
+    except Exception as error:
+        raise Refused(f"continuous batching cannot run it: {type(error).__name__}: {error}") from error
 
 
-def _proven_rows(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> BatchingEngine | str:
-    """Rows that agree with `generate`, or why there are none."""
-    reason = rows_can_hold(info.model)
-    if reason is not None:
-        return reason
+def _proven(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> BatchingEngine:
+    """Continuous batching whose answers agree with those of `generate`.
+
+    Raises:
+        Refused: it cannot run the model, or they do not agree.
+    """
+    engine = _batching_engine(info, vocabulary, options)
     try:
-        engine = BatchingEngine(info, vocabulary, options)
+        compare_with_generate(info.model, vocabulary, engine, engine.capabilities.crossed)
     except Exception as error:
-        return f"continuous batching cannot run it: {type(error).__name__}: {error}"
-    try:
-        mismatch = find_mismatch(info.model, vocabulary, engine, engine.capabilities.crossed)
-    except Exception as error:
-        mismatch = f"continuous batching could not be compared with generate: {type(error).__name__}: {error}"
-    if mismatch is None:
-        return engine
-    engine.close(timeout=0.0)
-    return mismatch
+        engine.close(timeout=0.0)
+        if isinstance(error, Refused):
+            raise
+        raise Refused(
+            f"continuous batching could not be compared with generate: {type(error).__name__}: {error}"
+        ) from error
+    return engine

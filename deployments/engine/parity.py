@@ -27,6 +27,7 @@ from deployments.engine.generate.stock import StockGenerate, ordinary_ids
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.encoder_inputs import encoder_inputs, shorter
+from deployments.engine.verify.refused import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ _WAIT = 600.0
 Answer = list[TokenLogprob]
 
 
-def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine, crossed: Sequence[int] = ()) -> str | None:
-    """Where an engine's logits differ from those of `generate` by more than rounding.
+def compare_with_generate(model: Any, vocabulary: Vocabulary, engine: Engine, crossed: Sequence[int] = ()) -> None:
+    """Compare an engine's logits with those of `generate`, if the model has it.
 
     Args:
         model: a transformers model whose prompts are token ids.
@@ -55,11 +56,11 @@ def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine, crossed: S
         engine: an engine of the same model, idle.
         crossed: lengths to be crossed by a text while it grows, and by a prompt.
 
-    Returns:
-        What differs, in one line; None if nothing does, or if the model has no `generate` to compare with.
+    Raises:
+        Refused: they differ by more than rounding, or the engine fails.
     """
     if not callable(getattr(model, "generate", None)):
-        return None
+        return
     lengths = [*_LENGTHS, *(length - _BEFORE for length in crossed), *(length + _TOKENS for length in crossed[-1:])]
     ids = ordinary_ids(model, vocabulary, sum(lengths))
     room = engine.max_model_len - _TOKENS
@@ -80,9 +81,7 @@ def find_mismatch(model: Any, vocabulary: Vocabulary, engine: Engine, crossed: S
     if len(requests) - len(alone) > 1:
         logger.info("%d of %d prompts were tried at load, because generate is slow here.", len(alone), len(requests))
     together = _together(engine, [request for request, _ in alone])
-    if isinstance(together, str):
-        return together
-    return _difference(alone, together, model.dtype)
+    _compare(alone, together, model.dtype)
 
 
 def _media(model: Any, text_side: TextSide) -> list[Mapping[str, torch.Tensor]]:
@@ -152,8 +151,8 @@ def _alone(
     return answers
 
 
-def _together(engine: Engine, requests: Sequence[EngineRequest]) -> list[Answer] | str:
-    """What the prompts get when half of them join the other half on its way; a failure as text."""
+def _together(engine: Engine, requests: Sequence[EngineRequest]) -> list[Answer]:
+    """What the prompts get when half of them join the other half on its way."""
     queues: list[queue.Queue[EngineEvent]] = [queue.Queue() for _ in requests]
     events: list[list[EngineEvent]] = [[] for _ in requests]
     half = (len(requests) + 1) // 2
@@ -167,20 +166,20 @@ def _together(engine: Engine, requests: Sequence[EngineRequest]) -> list[Answer]
             while not (seen and is_last(seen[-1])):
                 seen.append(queues[i].get(timeout=_WAIT))
     except queue.Empty:
-        return "the engine has not answered"
+        raise Refused("the engine has not answered") from None
     except Exception as error:
-        return f"the engine failed: {type(error).__name__}: {error}"
-    failed = [event.error for seen in events for event in seen if isinstance(event, Failed)]
-    return f"the engine failed: {failed[0]}" if failed else [_scores(seen) for seen in events]
+        raise Refused(f"the engine failed: {type(error).__name__}: {error}") from error
+    for event in itertools.chain.from_iterable(events):
+        if isinstance(event, Failed):
+            raise Refused(f"the engine failed: {event.error}")
+    return [_scores(seen) for seen in events]
 
 
 def _scores(events: Sequence[EngineEvent]) -> Answer:
     return [entry for event in events if isinstance(event, Delta) for entry in event.logprobs or ()]
 
 
-def _difference(
-    alone: Sequence[tuple[EngineRequest, Answer]], together: Sequence[Answer], dtype: torch.dtype
-) -> str | None:
+def _compare(alone: Sequence[tuple[EngineRequest, Answer]], together: Sequence[Answer], dtype: torch.dtype) -> None:
     unit = _TOLERANCE.get(dtype, _TOLERANCE[torch.bfloat16])
     compared, worst, place = 0, 0.0, ""
     off = 0
@@ -202,10 +201,9 @@ def _difference(
                 break
     needed = _SHARE.get(dtype, _HALF_SHARE)
     if not compared:
-        return "nothing could be compared: generate gave no log-probabilities"
-    if compared and (compared - off) / compared >= needed:
-        return None
-    return f"{off} of {compared} log-probabilities differ from generate's, by {worst:.3g} at {place or 'the start'}"
+        raise Refused("nothing could be compared: generate gave no log-probabilities")
+    if (compared - off) / compared < needed:
+        raise Refused(f"{off} of {compared} log-probabilities differ from generate's, by {worst:.3g} at {place}")
 
 
 def _best(entry: TokenLogprob) -> float:

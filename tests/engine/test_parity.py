@@ -11,7 +11,9 @@ import torch
 
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.cache.cache import UnknownLayer
-from deployments.engine.verify.capabilities import Unfaithful, rows_can_hold
+from deployments.engine.verify.capabilities import check_batchable
+from deployments.engine.verify.length_probe import Unfaithful
+from deployments.engine.verify.refused import Refused
 from tests.engine.architectures import DECODERS, ENCODER_DECODERS, NOT_HELD, VISION, decoder, encoder_decoder, whisper
 from tests.engine.lacking import unless_it_lacks
 from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
@@ -89,7 +91,7 @@ def assert_equal_alone(
 def test_decoder(kind: str) -> None:
     with unless_it_lacks(kind):
         model = decoder(kind)
-        assert rows_can_hold(model) is None
+        check_batchable(model)
         assert_equal_alone(model, [prompt(i, length) for i, length in enumerate(LENGTHS)])
 
 
@@ -123,6 +125,10 @@ def test_vision(kind: str) -> None:
 def test_what_rows_cannot_hold_is_refused(kind: str) -> None:
     """Never wrong: such a model is told apart at load, and served by the generate engine."""
     model = decoder(kind, **NOT_HELD[kind])
-    if rows_can_hold(model) is None:
-        with pytest.raises((Unfaithful, UnknownLayer, RuntimeError, IndexError)):
-            row_engine(model)
+
+    def serve() -> None:
+        check_batchable(model)
+        row_engine(model)
+
+    with pytest.raises((Refused, Unfaithful, UnknownLayer, RuntimeError, IndexError)):
+        serve()

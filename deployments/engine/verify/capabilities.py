@@ -17,6 +17,7 @@ from deployments.engine.model.cache_argument import cache_argument
 from deployments.engine.model.forward import Forward
 from deployments.engine.verify.length_probe import Claims, LengthProbe, Unfaithful
 from deployments.engine.verify.named_lengths import tried_lengths
+from deployments.engine.verify.refused import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -106,20 +107,23 @@ def _beyond(forward: Forward, limit: int) -> dict[int, Claims]:
     return found
 
 
-def rows_can_hold(model: Any) -> str | None:
-    """Why rows cannot hold a model, or None if nothing speaks against trying."""
+def check_batchable(model: Any) -> None:
+    """Look at a model, without a forward, for what continuous batching cannot hold.
+
+    Raises:
+        Refused: it cannot hold the model.
+    """
     if getattr(model, "config", None) is None or not hasattr(model, "get_input_embeddings"):
-        return "it is not a transformers model"
+        raise Refused("it is not a transformers model")
     if cache_argument(model) is None:
-        return "its forward takes no cache"
+        raise Refused("its forward takes no cache")
     if getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None):
-        return "some of its layers keep columns for images, whose number differs from the text's"
+        raise Refused("some of its layers keep columns for images, whose number differs from the text's")
     if brings_its_own_cache(model):
-        return "it has its own cache class"
+        raise Refused("it has its own cache class")
     try:
         new_cache(model)
     except UnknownLayer as error:
-        return f"continuous batching cannot hold its {error}"
+        raise Refused(f"continuous batching cannot hold its {error}") from error
     except Exception as error:
-        return f"its cache cannot be built: {type(error).__name__}: {error}"
-    return None
+        raise Refused(f"its cache cannot be built: {type(error).__name__}: {error}") from error

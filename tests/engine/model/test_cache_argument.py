@@ -18,7 +18,8 @@ from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.generate.call import GenerateCall
 from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.model.cache_argument import argument_of, cache_argument
-from deployments.engine.verify.capabilities import rows_can_hold
+from deployments.engine.verify.capabilities import check_batchable
+from deployments.engine.verify.refused import Refused
 from tests.engine.architectures import VISION, llava
 from tests.engine.running import built_engine, generate_alone, model_info, prompt, row_engine, submit
 from tests.tiny import llama
@@ -231,7 +232,8 @@ class Cacheless(LlamaForCausalLM):
 
 def test_no_cache_is_found_in_a_forward_that_takes_none() -> None:
     assert cache_argument(built(Cacheless)) is None
-    assert rows_can_hold(built(Cacheless)) == "its forward takes no cache"
+    with pytest.raises(Refused, match="its forward takes no cache"):
+        check_batchable(built(Cacheless))
 
 
 def test_a_trial_leaves_nothing_on_the_modules() -> None:
