@@ -10,8 +10,9 @@ from typing import Any
 
 from deployments.core.errors import ModelLoadFailed
 
-# A repository of the Hub: `name` or `owner/name`.
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+"""A repository of the Hub: `name` or `owner/name`."""
+
 _KEYS = (
     *("model", "model_name", "model_path", "model_dir", "path", "folder", "checkpoint", "weights"),
     *("tokenizer", "tokenizer_name", "processor_name", "template_from"),
@@ -29,7 +30,7 @@ def check_folders(kwargs: Mapping[str, Any], base: Path = Path()) -> None:
     """
     for key in _KEYS:
         value = kwargs.get(key)
-        if not isinstance(value, str) or not value or _HUB_ID.fullmatch(value) or "://" in value:
+        if not isinstance(value, str) or not value or HUB_ID.fullmatch(value) or "://" in value:
             continue
         if not found(value, base).exists():
             raise ModelLoadFailed(f"{key}: {value}: {missing(value, base)}")

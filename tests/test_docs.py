@@ -10,7 +10,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer
 
+from deployments.cli.main import app
+from deployments.cli.serve_options import ServeOptions, flag, keys
 from deployments.config.api import ApiOptions
 from deployments.config.app import AppArgs, Pool
 from deployments.config.engine import EngineOptions
@@ -50,6 +53,20 @@ def test_no_key_that_does_not_exist() -> None:
     known = {*AppArgs.model_fields, *ModelEntry.model_fields, *Pool.model_fields, *ApiOptions.model_fields}
     known |= {field.name for schema in (EngineOptions, ModelOptions) for field in fields(schema)}
     assert table_keys("reference/configuration.md") - known == set()
+
+
+def test_every_option_of_the_command_and_its_key() -> None:
+    page = (DOCS / "reference/cli.md").read_text()
+    options = set(ServeOptions.__dataclass_fields__) - {"model"}
+    for name in options:
+        assert f"| `{flag(name)}` | {f'`{keys()[name]}`' if name in keys() else ''}" in page, name
+    sections = re.findall(r"^## troupe (\S+)$", page, re.MULTILINE)
+    commands = typer.main.get_command(app).commands
+    assert sections == list(commands)
+    for name in sections:
+        text = page.partition(f"## troupe {name}\n")[2].partition("\n## ")[0]
+        typed = {option for each in commands[name].params for option in each.opts if option.startswith("--")}
+        assert {option for option in typed if f"`{option}`" not in text} == set(), name
 
 
 def test_every_hook_and_field_of_a_loader() -> None:

@@ -1,8 +1,7 @@
-"""`scripts/check_loader`: load a model, and pass one message through its hooks and its engine."""
+"""`troupe check`: load a model, and pass one message through its hooks and its engine."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
 import logging
@@ -107,29 +106,10 @@ def _say(step: str, what: str) -> None:
     print(f"{step:9} {what}")
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="scripts/check_loader", description=__doc__)
-    parser.add_argument("loader", help="module:function, path.py:function or path.py")
-    parser.add_argument("--kwargs", default="{}", help="the loader's keyword arguments, as YAML or JSON")
-    parser.add_argument("--message", default="Hello")
-    parser.add_argument("--max-tokens", type=int, default=16)
-    parser.add_argument("--device", help="such as cuda:0; default: the first GPU, else cpu")
-    given = parser.parse_args()
+def run(loader: str, kwargs: str, *, message: str, max_tokens: int, device: str | None) -> None:
+    """Print the result of each step. Ends the process with status 1 if one failed."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        asyncio.run(
-            check(
-                given.loader,
-                yaml.safe_load(given.kwargs),
-                message=given.message,
-                max_tokens=given.max_tokens,
-                device=given.device,
-            )
-        )
+        asyncio.run(check(loader, yaml.safe_load(kwargs), message=message, max_tokens=max_tokens, device=device))
     except (ConfigError, TroupeError) as error:
         sys.exit(f"error     {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +24,76 @@ _DEFAULT_NAME = "default"
 """Ray Serve's name of an application without one."""
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
-    """A Serve configuration file, and the checked arguments of its first Troupe application; all of them are checked.
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """A Serve configuration as it is written, not checked.
 
-    The environment variables TROUPE_HOST and TROUPE_PORT win over the file's `http_options`, as a container needs. A
+    Attributes:
+        config: its sections.
+        name: of the file, or of what it was made from; messages begin with it.
+        folder: the folder that its relative paths start from.
+    """
+
+    config: dict[str, Any]
+    name: str
+    folder: Path
+
+
+def load_config(path: Path) -> ServeConfig:
+    """The configuration in a file.
+
+    Raises:
+        ConfigError: there is no such file, or it is not a configuration.
+    """
+    return ServeConfig(_parsed(path), str(path), path.parent)
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], AppArgs]:
+    """The checked configuration in a file, see `check_config`.
+
+    Raises:
+        ConfigError: as of `load_config` and `check_config`.
+    """
+    return check_config(load_config(path))
+
+
+def check_config(written: ServeConfig) -> tuple[dict[str, Any], AppArgs]:
+    """The configuration to serve, and the checked arguments of its first Troupe application; all of them are checked.
+
+    The environment variables TROUPE_HOST and TROUPE_PORT win over its `http_options`, as a container needs. A
     host that both leave open is 127.0.0.1: Ray Serve's own default is every address of the machine. API keys are
     replaced by their digests in the configuration, because Ray logs it. Imports Ray.
 
     Raises:
-        ConfigError: the file is not such a configuration; it names the file, the key and the nearest known one.
+        ConfigError: something is wrong; it names the file, the key and the nearest known one.
     """
-    config = _parsed(path)
+    config, name, folder = copy.deepcopy(written.config), written.name, written.folder
     try:
         ours = _applications(config)
         _check_ray_keys(config)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    checked = [read_args(app.get("args") or {}, source=f"{path}, {_args_of(app, ours)}") for app in ours]
+        raise ConfigError(f"{name}: {error}") from None
+    checked = [read_args(app.get("args") or {}, source=f"{name}, {_args_of(app, ours)}") for app in ours]
     try:
         for app, args in zip(ours, checked, strict=True):
-            _check_application(app, args, path.parent)
+            _check_application(app, args, folder)
             _hide_keys(app.get("args") or {})
         _set_http_options(config)
         _check_ray_values(config)
-        _check_certificates(config["http_options"], path.parent)
+        _check_certificates(config["http_options"], folder)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None
     return config, checked[0]
+
+
+def as_yaml(written: ServeConfig) -> str:
+    """The text of a configuration file."""
+    return yaml.safe_dump(written.config, sort_keys=False, allow_unicode=True)
 
 
 def troupe_applications(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The applications of a configuration that are Troupe's."""
-    return [app for app in config["applications"] if app.get("import_path") == IMPORT_PATH]
+    return [app for app in config["applications"] if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH]
 
 
 def base_url(config: Mapping[str, Any], application: Mapping[str, Any] | None = None) -> str:
@@ -69,8 +109,10 @@ def base_url(config: Mapping[str, Any], application: Mapping[str, Any] | None = 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}.") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
         raise ConfigError(f"{path}: expected a mapping with the key 'applications'.")
     return config

@@ -1,9 +1,9 @@
 """A configuration from the flags and environment variables of transformers-openai-api, and of two other servers.
 
-    scripts/serve --hf-model org/name --torch-dtype float16          # or HF_MODEL=org/name scripts/serve
-    TRITON_SERVER_HOST=10.0.0.7 TOKENIZER_PATH=org/name scripts/serve # a model of a Triton server
-    LLM_ARTIFACT_DIR=folder scripts/serve                            # a model that was converted to CTranslate2
-    python -m deployments.compat.flags --hf-model org/name > my_config.yaml  # the configuration alone
+    troupe serve-compat --hf-model org/name --torch-dtype float16           # or HF_MODEL=org/name troupe serve-compat
+    TRITON_SERVER_HOST=10.0.0.7 TOKENIZER_PATH=org/name troupe serve-compat # a model of a Triton server
+    LLM_ARTIFACT_DIR=folder troupe serve-compat                             # a model that was converted to CTranslate2
+    troupe serve-compat --hf-model org/name --print-config > my_config.yaml # the configuration alone
 
 A flag overrides its environment variable. A flag without a counterpart is refused if it would change an
 answer; otherwise stderr names it.
@@ -14,14 +14,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import ipaddress
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
+from typing import Any
 
 from deployments.compat import backends
 from deployments.config.app import IMPORT_PATH, parse_args
@@ -105,7 +102,7 @@ FLAGS = (
 )
 HQQ = (
     "{source} {text}: HQQ is not supported, as no environment of Troupe has it. Use bitsandbytes: write the "
-    "configuration without it (python -m deployments.compat.flags), add quantization_config: "
+    "configuration without it (troupe serve-compat --print-config), add quantization_config: "
     "{{quant_method: bitsandbytes, load_in_4bit: true}} to the model's kwargs, and serve that file."
 )
 # Steps of the other servers' loops that ours does not have; no answer depends on them.
@@ -273,15 +270,13 @@ def _read(flag: Flag, source: str, text: str) -> Any:
         raise ConfigError(f"{source} {text!r} cannot be read; {reason}.") from None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Help goes to stderr: stdout is the configuration."""
-
-    def print_help(self, file: Any = None) -> None:
-        super().print_help(file or sys.stderr)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="scripts/serve", description="Serve one Hugging Face model.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="troupe serve-compat",
+        description="Serve one model by the flags and variables of other servers. --fast, --verbose and --print-config "
+        "are as for `troupe serve`.",
+        allow_abbrev=False,
+    )
     for flag in FLAGS:
         default = str(flag.default).lower() if isinstance(flag.default, bool) else flag.default
         shown = f"{flag.help} (env: {flag.env}" + ("" if default is None else f", default: {default}")
@@ -289,22 +284,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"troupe: {message}", file=sys.stderr)
-    sys.exit(2)
+def are_meant(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether the arguments of scripts/serve are these flags, and not those of `troupe serve`.
+
+    They are if one of them is a flag that only this module has, or if a variable names the model and they do not.
+    """
+    typed = {argument.partition("=")[0] for argument in arguments}
+    if typed & {f"--{flag.name}" for flag in FLAGS if flag.name not in _SHARED}:
+        return True
+    named = any(environment.get(name) for name in ("HF_MODEL", "TRITON_SERVER_HOST", "LLM_ARTIFACT_DIR"))
+    return named and all(
+        _is_shared(before, argument) for before, argument in zip(["", *arguments], arguments, strict=False)
+    )
 
 
-def main() -> None:
-    """Command line; see the module's docstring."""
-    try:
-        values, given = read_flags(sys.argv[1:], os.environ)
-        config = serve_config(values, given)
-    except ConfigError as error:
-        _fail(str(error))
+_SHARED = ("host", "port")
+
+
+def _is_shared(before: str, argument: str) -> bool:
+    """Whether an argument is an option that both commands have, or the value of one."""
+    return argument.startswith("-") or before in [f"--{name}" for name in _SHARED]
+
+
+def config_from_flags(arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration that flags and variables mean. Names the flags without effect on stderr.
+
+    Raises:
+        ConfigError: as of `read_flags` and `serve_config`.
+        SystemExit: an unknown flag, or --help.
+    """
+    values, given = read_flags(arguments, environment)
+    config = serve_config(values, given)
     for note in notes(values, given):
         print(f"troupe: {note}", file=sys.stderr)
-    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), end="")
-
-
-if __name__ == "__main__":
-    main()
+    return config

@@ -18,7 +18,7 @@ class Version(TypedDict):
 def server_version() -> str:
     """The version of the installed package; 0 if it is not installed."""
     try:
-        return version("troupe")
+        return version("troupe-serve")
     except PackageNotFoundError:
         return "0"
 

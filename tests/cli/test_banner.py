@@ -12,7 +12,7 @@ import pytest
 
 from deployments.app import warn_of_plain_keys
 from deployments.args import read_args
-from deployments.cli.launch import announce
+from deployments.cli.banner import announce
 
 DEMO = {"id": "it's", "loader": "model_loaders.demo:load_model"}
 DIGEST = "sha256:" + "0" * 64

@@ -376,7 +376,7 @@ def test_keys_do_not_reach_the_arguments_that_ray_logs(tmp_path: Path) -> None:
 
 
 def test_the_check_alone_starts_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "deployments.cli.launch", "--check"]
+    command = [sys.executable, "-m", "deployments.cli.main", "serve", "--check"]
     fine = subprocess.run([*command, str(write(tmp_path))], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "")
     file = write(tmp_path, http_options={"prot": 1})

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from deployments.cli.serve_file import base_url, read_config
 from deployments.compat.flags import FLAGS, notes, read_flags, serve_config
@@ -90,7 +89,7 @@ def test_hqq_is_refused_with_what_to_use_instead(text: str) -> None:
 def test_a_refused_flag_ends_the_command_with_status_2() -> None:
     environment = {key: value for key, value in os.environ.items() if key not in {flag.env for flag in FLAGS}}
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    for command in ([sys.executable, "-m", "deployments.compat.flags"], ["scripts/serve"]):
+    for command in ([sys.executable, "-m", "deployments.cli.main", "serve-compat"], ["scripts/serve"]):
         done = subprocess.run(
             [*command, "--hf-model", "org/name", "--hqq", "true"],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
@@ -229,7 +228,7 @@ def test_what_has_no_effect_is_said() -> None:
 
 def test_the_command_writes_a_configuration_that_can_be_kept(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    command = [sys.executable, "-m", "deployments.compat.flags", "--hf-model", "./model"]
+    command = [sys.executable, "-m", "deployments.cli.main", "serve-compat", "--print-config", "--hf-model", "./model"]
     environment = {key: value for key, value in os.environ.items() if key not in {flag.env for flag in FLAGS}}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     file = tmp_path / "kept.yaml"
@@ -237,6 +236,3 @@ def test_the_command_writes_a_configuration_that_can_be_kept(tmp_path: Path) -> 
     written, args = read_config(file)
     assert args.models[0].kwargs["model_name"] == str(tmp_path / "model")  # found again from anywhere
     assert base_url(written) == "http://127.0.0.1:7088"
-    helped = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert yaml.safe_load(helped.stdout) is None
-    assert "--hf-model" in helped.stderr

@@ -218,8 +218,8 @@ def test_what_serve_run_waits_for_is_told_by_http(
     """Ray Serve alone would let the requests wait for ever."""
     file, port = config
     settings = yaml.safe_load(file.read_text())
-    options = {each["name"]: each for each in settings["applications"][0]["deployments"]}
-    options[deployment]["ray_actor_options"] = {"num_gpus": 0, "num_cpus": 4000}
+    options = {"name": deployment, "ray_actor_options": {"num_gpus": 0, "num_cpus": 4000}}
+    settings["applications"][0]["deployments"] = [options]
     file.write_text(yaml.safe_dump(settings))
     log, said = tmp_path / "serve.log", ""
     environment = {**fresh_home, "RAY_ADDRESS": "local", "RAY_SERVE_SLOW_STARTUP_WARNING_S": "5"}
@@ -277,7 +277,7 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once(
     config: tuple[Path, int], crashed_ray: dict[str, str]
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "deployments.cli.launch", str(config[0])],
+        [sys.executable, "-m", "deployments.cli.main", "serve", str(config[0])],
         cwd=ROOT, env={**crashed_ray, "RAY_ADDRESS": "127.0.0.1:9"}, capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip

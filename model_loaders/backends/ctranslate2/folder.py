@@ -214,5 +214,5 @@ def _library() -> Any:
     try:
         import ctranslate2
     except ImportError as error:
-        raise ModelLoadFailed("The ctranslate2 package is missing: pip install 'troupe[ctranslate2]'.") from error
+        raise ModelLoadFailed("The ctranslate2 package is missing: pip install 'troupe-serve[ctranslate2]'.") from error
     return ctranslate2

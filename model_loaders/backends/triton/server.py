@@ -30,7 +30,7 @@ try:
     from tritonclient.grpc import aio
     from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 except ImportError as error:
-    raise ModelLoadFailed("The Triton client is missing: pip install 'troupe[triton]'.") from error
+    raise ModelLoadFailed("The Triton client is missing: pip install 'troupe-serve[triton]'.") from error
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

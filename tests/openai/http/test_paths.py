@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-from importlib.metadata import version
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +11,7 @@ import requests
 from openai import OpenAI
 
 from deployments.openai.http.paths import TidyPaths
+from deployments.openai.version import server_version
 from tests.openai.conftest import Serve, Server
 
 SCRIPTED = "tests.openai.scripted:load_model"
@@ -109,7 +109,7 @@ def test_head_of_what_is_not_there(server: Server) -> None:
 
 def test_the_version(server: Server) -> None:
     for path in ("/version", "/v1/version"):
-        assert requests.get(server.url + path, timeout=5).json() == {"version": version("troupe")}
+        assert requests.get(server.url + path, timeout=5).json() == {"version": server_version()}
 
 
 @pytest.mark.parametrize("bias", [[], {}, [[97, -1]], [["97", -1], [98, 2.5]]])
