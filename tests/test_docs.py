@@ -9,20 +9,14 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import pytest
 import typer
 
 from deployments.cli.main import app
 from deployments.cli.serve_options import ServeOptions, flag, keys
-from deployments.config.api import ApiOptions
-from deployments.config.app import AppArgs, Pool
-from deployments.config.engine import EngineOptions
-from deployments.config.model import ModelEntry
-from deployments.core import errors
-from deployments.core.model_card import ModelOptions
 from deployments.openai.app import ROUTES
 from model_loaders.contract import ModelInfo
 from tests.clients import page
+from tests.docs.reference import pages as generated
 
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
@@ -34,25 +28,10 @@ def table_keys(page: str) -> set[str]:
     return {key for row in rows for key in re.findall(r"`([^`]+)`", row)}
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        set(AppArgs.model_fields),
-        set(ModelEntry.model_fields),
-        set(Pool.model_fields),
-        {field.name for field in fields(EngineOptions)},
-        {field.name for field in fields(ModelOptions)},
-        set(ApiOptions.model_fields),
-    ],
-)
-def test_every_key_of_the_configuration(keys: set[str]) -> None:
-    assert keys - table_keys("reference/configuration.md") == set()
-
-
-def test_no_key_that_does_not_exist() -> None:
-    known = {*AppArgs.model_fields, *ModelEntry.model_fields, *Pool.model_fields, *ApiOptions.model_fields}
-    known |= {field.name for schema in (EngineOptions, ModelOptions) for field in fields(schema)}
-    assert table_keys("reference/configuration.md") - known == set()
+def test_the_generated_parts_of_the_reference_are_fresh() -> None:
+    """Every YAML key, and every route with all its fields, as the code has them."""
+    for place, text in generated.generated(generated.answers_shown()):
+        assert place.shown() == text, f"{place.page} is not what the code says: run {generated.COMMAND}"
 
 
 def test_every_option_of_the_command_and_its_key() -> None:
@@ -74,14 +53,6 @@ def test_every_hook_and_field_of_a_loader() -> None:
     given = {field.name for field in fields(ModelInfo) if field.init and not field.name.endswith("_kwargs")}
     missing = given - documented
     assert missing == set()
-
-
-def test_every_error_code() -> None:
-    page = (DOCS / "reference" / "errors.md").read_text()
-    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.TroupeError)]
-    for kind in classes:
-        if kind.code is not None:
-            assert f"| {kind.status} | {kind.type} | {kind.code} |" in page, kind
 
 
 def test_every_route() -> None:

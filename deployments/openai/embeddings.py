@@ -43,7 +43,9 @@ class EmbeddingsBody(RequestBody):
         | None
     ) = Field(default=None, description="One or several texts, or lists of token ids.", examples=["a text"])
     messages: list[Any] | None = Field(default=None, description="A conversation in place of input.")
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] = Field(
+        default="float", description="Numbers, or the bytes of little-endian float32 as base64."
+    )
     dimensions: Annotated[Whole, Field(ge=1)] | None = Field(
         default=None, description="Number of dimensions to keep; the vector is scaled to length 1 again."
     )
@@ -63,8 +65,12 @@ class EmbeddingsBody(RequestBody):
     add_special_tokens: bool | None = Field(default=None, description="True by default; false for messages.")
     add_generation_prompt: bool = Field(default=False, description="Open the assistant's turn after the messages.")
     continue_final_message: bool = Field(default=False, description="Leave the last message open.")
-    chat_template: str | None = Field(default=None, max_length=65536)
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template: str | None = Field(
+        default=None, max_length=65536, description="Template in place of the model's; only if the server allows it."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Variables for the chat template, such as enable_thinking."
+    )
 
 
 class Embedding(TypedDict):

@@ -28,8 +28,8 @@ class TokenizeBody(TemplateFields):
 
     foreign: ClassVar[Rows] = TOKENIZE
 
-    prompt: str | None = None
-    messages: list[Any] | None = None
+    prompt: str | None = Field(default=None, description="Text to tokenize.")
+    messages: list[Any] | None = Field(default=None, description="A conversation in place of prompt.")
     add_special_tokens: bool | None = Field(default=None, description="Begin a prompt with BOS; true by default.")
     return_token_strs: bool = Field(default=False, description="Also report the tokens as the vocabulary spells them.")
 
@@ -46,7 +46,7 @@ class DetokenizeBody(RequestBody):
 
     foreign: ClassVar[Rows] = DETOKENIZE
 
-    tokens: TokenIds
+    tokens: TokenIds = Field(description="Token ids.")
 
 
 class Detokenized(TypedDict):

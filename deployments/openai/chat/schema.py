@@ -22,8 +22,12 @@ class TemplateFields(RequestBody):
     tool_choice: Any = Field(default=None, description="none, auto, required, or the function to call.")
     add_generation_prompt: bool | None = Field(default=None, description="Open the assistant's turn.")
     continue_final_message: bool = Field(default=False, description="Continue the last message.")
-    chat_template: str | None = Field(default=None, max_length=65536)
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template: str | None = Field(
+        default=None, max_length=65536, description="Template in place of the model's; only if the server allows it."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Variables for the chat template, such as enable_thinking."
+    )
     documents: list[Any] | None = Field(default=None, description="Passed to the chat template.")
     reasoning_effort: str | None = Field(default=None, max_length=32, description="Passed to the chat template.")
 
@@ -52,8 +56,10 @@ class ChatBody(AnswerFields, GenerationBody):
         description="Messages with role (system, user, assistant, tool) and content (a string or a list of parts).",
         examples=[[{"role": "user", "content": "What is 27 + 15?"}]],
     )
-    logprobs: bool = False
-    top_logprobs: Alternatives | None = None
+    logprobs: bool = Field(default=False, description="Report the log-probabilities of the answer's tokens.")
+    top_logprobs: Alternatives | None = Field(
+        default=None, description="Number of tokens to report beside each; -1 reports all."
+    )
     echo: bool = Field(default=False, description="Begin the answer with the final message that it continues.")
     parallel_tool_calls: bool = Field(default=True, description="False keeps the first call alone.")
     return_prompt_text: bool = Field(default=False, description="Report the prompt as the chat template wrote it.")

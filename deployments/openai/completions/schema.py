@@ -47,9 +47,15 @@ class CompletionBody(GenerationBody):
         BeforeValidator(prompt_inputs, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]),
     ] = Field(description="One or several prompts, as text or as token ids.", examples=["Once upon a time"])
     max_tokens: Count = Field(default=16, description="0 generates nothing, for echo with logprobs.")
-    logprobs: Alternatives | None = None
-    echo: bool = False
-    best_of: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    logprobs: Alternatives | None = Field(
+        default=None, description="Number of tokens to report beside each; -1 reports all."
+    )
+    echo: bool = Field(
+        default=False, description="Begin the text with the prompt; with logprobs, report those of the prompt too."
+    )
+    best_of: Annotated[Whole, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="Number of answers to compute; the n most likely ones are returned."
+    )
     add_special_tokens: bool = Field(default=True, description="Begin a text with the tokenizer's BOS.")
 
 

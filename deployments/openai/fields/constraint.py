@@ -20,10 +20,10 @@ from deployments.openai.fields.foreign_table import RESPONSE_FORMAT, STRUCTURED_
 class JsonSchemaFormat(RequestObject):
     """A schema that the answer follows, always strictly."""
 
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
-    strict: bool | None = None
+    name: str | None = Field(default=None, description="Name of the schema; no effect.")
+    description: str | None = Field(default=None, description="Description of the schema; no effect.")
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema", description="The JSON schema.")
+    strict: bool | None = Field(default=None, description="Accepted; the schema is always enforced.")
 
 
 class ResponseFormat(RequestObject):
@@ -34,9 +34,11 @@ class ResponseFormat(RequestObject):
 
     foreign: ClassVar[Rows] = RESPONSE_FORMAT
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
-    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    type: Literal["text", "json_object", "json_schema"] = Field(description="What the text is.")
+    json_schema: JsonSchemaFormat | None = Field(default=None, description="The schema, with the type json_schema.")
+    schema_: dict[str, Any] | bool | None = Field(
+        default=None, alias="schema", description="The schema in this place, as in llama.cpp."
+    )
 
 
 class StructuredOutputs(RequestObject):
@@ -44,11 +46,11 @@ class StructuredOutputs(RequestObject):
 
     foreign: ClassVar[Rows] = STRUCTURED_OUTPUTS
 
-    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
-    json_object: bool | None = None
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json", description="A JSON schema, or its text.")
+    regex: str | None = Field(default=None, description="An expression that matches the whole text.")
+    choice: list[str] | None = Field(default=None, description="Texts, one of which is the answer.")
+    grammar: str | None = Field(default=None, description="A Lark grammar.")
+    json_object: bool | None = Field(default=None, description="The text is a JSON object.")
 
 
 def schema_grammar(schema: Mapping[str, Any] | bool, param: str = "response_format") -> Grammar:

@@ -67,23 +67,46 @@ class GenerationBody(RequestBody):
 
     n: Annotated[Whole, Field(ge=1, le=1024)] = Field(default=1, description="Number of answers to every prompt.")
     temperature: Annotated[Real, Field(ge=0)] = Field(default=1.0, description="0 is greedy.", examples=[0])
-    top_p: Annotated[Real, Field(ge=0, le=1)] = 1.0
+    top_p: Annotated[Real, Field(ge=0, le=1)] = Field(
+        default=1.0, description="Sample from the most likely tokens that together have this probability; 1 is off."
+    )
     top_k: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] = Field(default=0, description="0 and -1 are off.")
-    min_p: Annotated[Real, Field(ge=0, le=1)] = 0.0
-    typical_p: Annotated[Real, Field(gt=0, le=1)] = 1.0
-    repetition_penalty: Annotated[Real, Field(gt=0)] = 1.0
-    presence_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
+    min_p: Annotated[Real, Field(ge=0, le=1)] = Field(
+        default=0.0, description="Drop tokens less likely than this share of the most likely one; 0 is off."
+    )
+    typical_p: Annotated[Real, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Sample from the most typical tokens that together have this probability; 1 is off."
+    )
+    repetition_penalty: Annotated[Real, Field(gt=0)] = Field(
+        default=1.0,
+        description="Divides positive logits of tokens in prompt and answer, multiplies negative ones; 1 is off.",
+    )
+    presence_penalty: Annotated[Real, Field(ge=-2, le=2)] = Field(
+        default=0.0, description="Subtracted from the logits of tokens that are in the answer."
+    )
+    frequency_penalty: Annotated[Real, Field(ge=-2, le=2)] = Field(
+        default=0.0, description="Subtracted from the logits of tokens once for each time that they are in the answer."
+    )
     logit_bias: dict[int, Annotated[Real, Field(ge=-100, le=100)]] = Field(
         default_factory=dict, description="Token id to a number added to its logit."
     )
-    allowed_token_ids: TokenIds | None = Field(default=None, min_length=1)
-    bad_words: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(default_factory=list)
-    stop: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(default_factory=list)
-    stop_token_ids: TokenIds = Field(default_factory=list, max_length=_MAX_STRINGS)
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    min_tokens: Count = 0
+    allowed_token_ids: TokenIds | None = Field(
+        default=None, min_length=1, description="The only tokens that can be generated."
+    )
+    bad_words: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(
+        default_factory=list, description="Texts that are never generated."
+    )
+    stop: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(
+        default_factory=list, description="Texts that end the answer."
+    )
+    stop_token_ids: TokenIds = Field(
+        default_factory=list,
+        max_length=_MAX_STRINGS,
+        description="Tokens that end the answer, in addition to the model's own.",
+    )
+    include_stop_str_in_output: bool = Field(default=False, description="Keep the stop text at the end of the answer.")
+    ignore_eos: bool = Field(default=False, description="Continue after the model's end tokens.")
+    min_tokens: Count = Field(default=0, description="Number of tokens before the answer can end.")
     seed: Seed = Field(default=None, description="-1 is the same as no seed.")
     num_beams: Annotated[Whole, Field(ge=1, le=_MOST_BEAMS)] = Field(
         default=1, description="Beam search; the n best texts are answered."
@@ -91,8 +114,10 @@ class GenerationBody(RequestBody):
     use_beam_search: bool = Field(default=False, description="Beam search with n beams, and all n texts as answers.")
     length_penalty: Real = Field(default=1.0, description="For beam search: a score is logprob / length ** this.")
     early_stopping: bool | Literal["never"] = Field(default=False, description="For beam search, as in transformers.")
-    skip_special_tokens: bool = True
-    prompt_logprobs: Alternatives | None = None
+    skip_special_tokens: bool = Field(default=True, description="Leave special tokens out of the text.")
+    prompt_logprobs: Alternatives | None = Field(
+        default=None, description="Number of tokens to report beside each prompt token; -1 reports all."
+    )
     logprob_token_ids: TokenIds = Field(
         default_factory=list,
         max_length=_MAX_STRINGS,
@@ -101,15 +126,19 @@ class GenerationBody(RequestBody):
     truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
         default=None, description="Number of tokens to keep at the end of the prompt; -1 keeps as many as fit."
     )
-    return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False
-    stream: bool = False
-    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    return_token_ids: bool = Field(default=False, description="Report the token ids of prompt and answer.")
+    return_tokens_as_token_ids: bool = Field(default=False, description="Write tokens of logprobs as `token_id:<id>`.")
+    stream: bool = Field(default=False, description="Send the answer as events while it is generated.")
+    stream_options: StreamOptions = Field(
+        default_factory=StreamOptions, description="What a stream reports in addition."
+    )
     generate_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments for the loader's own generate hook."
     )
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
+    response_format: ResponseFormat | None = Field(default=None, description="JSON that the answer has to be.")
+    structured_outputs: StructuredOutputs | None = Field(
+        default=None, description="One of json, regex, choice, grammar, json_object: a constraint on the text."
+    )
     guided_json: dict[str, Any] | str | None = Field(default=None, description="structured_outputs.json")
     guided_regex: str | None = Field(default=None, description="structured_outputs.regex")
     guided_choice: list[str] | None = Field(default=None, fail_fast=True, description="structured_outputs.choice")

@@ -16,18 +16,18 @@ from deployments.openai.fields.sampling import GenerationBody
 class TextFormat(RequestObject):
     """What the text is; a schema stands beside its type here, not in an object of its own."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    name: str | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    strict: bool | None = None
+    type: Literal["text", "json_object", "json_schema"] = Field(description="What the text is.")
+    name: str | None = Field(default=None, description="Name of the schema; no effect.")
+    description: str | None = Field(default=None, description="Description of the schema; no effect.")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema", description="The JSON schema.")
+    strict: bool | None = Field(default=None, description="Accepted; the schema is always enforced.")
 
 
 class TextConfig(RequestObject):
     """How the text is written."""
 
-    format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = None
+    format: TextFormat | None = Field(default=None, description="What the text is.")
+    verbosity: Literal["medium"] | None = Field(default=None, description="Only medium; no effect.")
 
 
 class ReasoningConfig(RequestObject):
@@ -35,9 +35,9 @@ class ReasoningConfig(RequestObject):
 
     foreign: ClassVar[Rows] = REASONING
 
-    effort: str | None = Field(default=None, max_length=32)
-    summary: str | None = None
-    generate_summary: str | None = None
+    effort: str | None = Field(default=None, max_length=32, description="Passed to the chat template.")
+    summary: str | None = Field(default=None, description="Accepted, no effect.")
+    generate_summary: str | None = Field(default=None, description="Accepted, no effect.")
 
 
 class ResponsesBody(GenerationBody):
@@ -50,17 +50,23 @@ class ResponsesBody(GenerationBody):
         description="A user's text, or a list of items: messages, function calls and their outputs.",
         examples=["What is 27 + 15?"],
     )
-    n: Literal[1] = 1
+    n: Literal[1] = Field(default=1, description="A response has one answer.")
     instructions: str | None = Field(default=None, description="A system message before the input.")
-    max_output_tokens: Count | None = None
-    top_logprobs: Alternatives | None = None
+    max_output_tokens: Count | None = Field(default=None, description="None generates as many as fit.")
+    top_logprobs: Alternatives | None = Field(
+        default=None, description="Number of tokens to report beside each; -1 reports all."
+    )
     include: list[str] = Field(default_factory=list, description="message.output_text.logprobs")
-    text: TextConfig = Field(default_factory=TextConfig)
-    reasoning: ReasoningConfig = Field(default_factory=ReasoningConfig)
-    tools: list[Any] = Field(default_factory=list)
-    tool_choice: Any = None
-    parallel_tool_calls: bool = True
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    text: TextConfig = Field(default_factory=TextConfig, description="`format`: text, or JSON that follows a schema.")
+    reasoning: ReasoningConfig = Field(
+        default_factory=ReasoningConfig, description="`effort`: passed to the chat template."
+    )
+    tools: list[Any] = Field(default_factory=list, description="Functions the model may call.")
+    tool_choice: Any = Field(default=None, description="none, auto, required, or the function to call.")
+    parallel_tool_calls: bool = Field(default=True, description="False keeps the first call alone.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Variables for the chat template, such as enable_thinking."
+    )
 
 
 Status = Literal["in_progress", "completed", "incomplete"]

@@ -27,25 +27,25 @@ class _Strict(BaseModel):
 class Predicate(_Strict):
     """How likely a statement about the input is true."""
 
-    type: Literal["predicate"]
-    instructions: Instructions
-    name: StrictStr | None = None
+    type: Literal["predicate"] = Field(description="Kind of the question.")
+    instructions: Instructions = Field(description="The statement.")
+    name: StrictStr | None = Field(default=None, description="Repeated in the answer.")
 
 
 class Option(_Strict):
     """One of the answers to a choice."""
 
-    value: StrictStr | StrictBool
-    description: StrictStr = ""
+    value: StrictStr | StrictBool = Field(description="The answer if this option fits.")
+    description: StrictStr = Field(default="", description="Shown to the model beside the value.")
 
 
 class ChoiceQuestion(_Strict):
     """Which option fits the input."""
 
-    type: Literal["choice"]
-    instructions: Instructions
-    choices: list[Option] = Field(min_length=2, max_length=255)
-    name: StrictStr | None = None
+    type: Literal["choice"] = Field(description="Kind of the question.")
+    instructions: Instructions = Field(description="The question.")
+    choices: list[Option] = Field(min_length=2, max_length=255, description="The options.")
+    name: StrictStr | None = Field(default=None, description="Repeated in the answer.")
 
     @field_validator("choices")
     @classmethod
@@ -59,17 +59,17 @@ class ChoiceQuestion(_Strict):
 class Level(_Strict):
     """One of the ordered steps of a scale."""
 
-    label: StrictStr
-    description: StrictStr = ""
+    label: StrictStr = Field(description="Name of the level.")
+    description: StrictStr = Field(default="", description="Shown to the model beside the label.")
 
 
 class ScoreQuestion(_Strict):
     """Where on a scale the input is; its first level is 0."""
 
-    type: Literal["score"]
-    instructions: Instructions
-    levels: list[Level] = Field(min_length=2, max_length=10)
-    name: StrictStr | None = None
+    type: Literal["score"] = Field(description="Kind of the question.")
+    instructions: Instructions = Field(description="What is rated.")
+    levels: list[Level] = Field(min_length=2, max_length=10, description="The scale, from its lowest level.")
+    name: StrictStr | None = Field(default=None, description="Repeated in the answer.")
 
 
 Question = Annotated[Predicate | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]
@@ -83,7 +83,9 @@ class DecisionsBody(RequestBody):
     input: str | list[dict[str, Any]] = Field(
         description="A text, or messages and tool calls as in the Responses API.", examples=["What is 27 + 15?"]
     )
-    questions: list[Question] = Field(min_length=1, max_length=MAX_QUESTIONS)
+    questions: list[Question] = Field(
+        min_length=1, max_length=MAX_QUESTIONS, description="Questions of the types predicate, choice and score."
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Variables of the chat template; enable_thinking is false unless given."
     )
@@ -141,11 +143,15 @@ class ScoreBody(RequestBody):
 
     foreign: ClassVar[Rows] = SCORE
 
-    prompt: str | None = None
-    messages: list[Any] | None = None
-    choices: list[str] = Field(min_length=1, max_length=_MAX_CHOICES, examples=[["42", "43"]])
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    continue_final_message: bool = False
+    prompt: str | None = Field(default=None, description="Text before the choices.")
+    messages: list[Any] | None = Field(default=None, description="A conversation in place of prompt.")
+    choices: list[str] = Field(
+        min_length=1, max_length=_MAX_CHOICES, examples=[["42", "43"]], description="Continuations to score."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Variables for the chat template, such as enable_thinking."
+    )
+    continue_final_message: bool = Field(default=False, description="The choices continue the last message.")
 
 
 class ScoredChoice(TypedDict):

@@ -35,19 +35,29 @@ class TranslationBody(RequestBody):
         description="Language of the recording, as an ISO 639-1 code or an English name; None guesses it.",
     )
     prompt: str = Field(default="", description="Text before the recording: it guides spelling and style.")
-    response_format: Format = "json"
+    response_format: Format = Field(default="json", description="json, text, verbose_json, srt or vtt.")
     temperature: Annotated[Real, Field(ge=0, le=2)] = Field(default=0.0, description="0 is greedy.")
-    stream: bool = False
+    stream: bool = Field(default=False, description="Send the text as events while it is written.")
     stream_include_usage: bool = Field(default=False, description="Accepted; a stream's last event has the usage.")
-    stream_continuous_usage_stats: bool = False
-    top_p: Annotated[Real, Field(ge=0, le=1)] = 1.0
-    top_k: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] = 0
-    min_p: Annotated[Real, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[Real, Field(gt=0)] = 1.0
-    presence_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[Real, Field(ge=-2, le=2)] = 0.0
-    seed: Seed = None
-    max_completion_tokens: Annotated[Whole, Field(ge=1, le=MAX_WHOLE)] | None = None
+    stream_continuous_usage_stats: bool = Field(default=False, description="Accepted, no effect.")
+    top_p: Annotated[Real, Field(ge=0, le=1)] = Field(default=1.0, description="As in text generation; 1 is off.")
+    top_k: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] = Field(
+        default=0, description="As in text generation; 0 and -1 are off."
+    )
+    min_p: Annotated[Real, Field(ge=0, le=1)] = Field(default=0.0, description="As in text generation; 0 is off.")
+    repetition_penalty: Annotated[Real, Field(gt=0)] = Field(
+        default=1.0, description="As in text generation; 1 is off."
+    )
+    presence_penalty: Annotated[Real, Field(ge=-2, le=2)] = Field(
+        default=0.0, description="As in text generation; 0 is off."
+    )
+    frequency_penalty: Annotated[Real, Field(ge=-2, le=2)] = Field(
+        default=0.0, description="As in text generation; 0 is off."
+    )
+    seed: Seed = Field(default=None, description="The same seed gives the same text.")
+    max_completion_tokens: Annotated[Whole, Field(ge=1, le=MAX_WHOLE)] | None = Field(
+        default=None, description="Tokens of each window of the recording."
+    )
 
 
 class TranscriptionBody(TranslationBody):

@@ -1,0 +1,5 @@
+"""Servers for the pages' examples."""
+
+from __future__ import annotations
+
+from tests.openai.conftest import serve  # noqa: F401

@@ -1,0 +1,143 @@
+"""Runs the code blocks of a page in a folder, as a reader would, and compares what they print with what the page shows.
+
+- A block with a title is saved as that file.
+- `bash` and `python` run in the folder. If a `text` block follows, it is what they print: `…` stands for any text in a
+  line, and a line that is only `…` for any lines.
+- `troupe serve …` alone in a block serves until the next one, or until the session ends.
+- `http://127.0.0.1:8000` is that server, wherever it listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+from tests.docs.pages import ROOT, Block
+
+SHOWN = "http://127.0.0.1:8000"
+"""Where the pages' servers are."""
+
+Serve = Callable[[list[str], Path], AbstractContextManager[tuple[str, str]]]
+"""Serves what the arguments of `troupe serve` name, in a folder; gives the URL, and what the command prints."""
+
+
+class Session:
+    """A reader's shell.
+
+    Args:
+        folder: where the reader works.
+        serve: runs the page's servers.
+        url: of a server that runs already.
+    """
+
+    def __init__(self, folder: Path, serve: Serve, url: str = SHOWN) -> None:
+        self.folder = folder
+        self.url = url
+        self._serve = serve
+        self._running = ExitStack()
+        self._environment = {**os.environ, "PATH": f"{_programs(folder)}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(self, block: Block) -> None:
+        """Run a block.
+
+        Raises:
+            AssertionError: it fails, or it prints something else than the page shows.
+        """
+        if block.title is not None:
+            path = self.folder / block.title
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self._here(block.text), encoding="utf-8")
+            printed = None
+        elif block.language == "python":
+            printed = self._python(block)
+        elif serves(block):
+            self.close()
+            self.url, printed = self._running.enter_context(self._serve(arguments(block), self.folder))
+        else:
+            printed = self._bash(block)
+        if block.output is not None:
+            assert printed is not None, f"{block} prints nothing"
+            assert_shown(block, printed.replace(self.url, SHOWN).replace(str(self.folder), "/home/me"))
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._running.close()
+
+    def _here(self, text: str) -> str:
+        return text.replace(SHOWN, self.url).replace("127.0.0.1:8000", self.url.removeprefix("http://"))
+
+    def _bash(self, block: Block) -> str:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", self._here(block.text)],
+            cwd=self.folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block}: {done.stdout}"
+        return done.stdout
+
+    def _python(self, block: Block) -> str:
+        """In this process: importing the clients again for every block takes most of the time."""
+        printed = io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(printed):
+            exec(compile(self._here(block.text), str(block), "exec"), {"__name__": "__main__"})
+        return printed.getvalue()
+
+
+def serves(block: Block) -> bool:
+    """Whether the block starts a server, which runs until it is stopped."""
+    first = next((line for line in block.text.splitlines() if not line.startswith("#")), "")
+    return block.language == "bash" and first.startswith("troupe serve") and "--print-config" not in first
+
+
+def arguments(block: Block) -> list[str]:
+    """What follows `troupe serve` in the block's only command."""
+    (command,) = [line for line in block.text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+    return shlex.split(command, comments=True)[2:]
+
+
+def assert_shown(block: Block, printed: str) -> None:
+    """Compare what a block prints with what its page shows."""
+    assert block.output is not None
+    shown = [line.rstrip() for line in block.output.strip("\n").splitlines()]
+    found = "\n".join(line.rstrip() for line in printed.strip("\n").splitlines())
+    assert re.fullmatch("\n".join(_patterns(shown)).replace(_ANY_LINES + "\n", _ANY_LINES), found), (
+        f"{block} prints:\n{found}\n\nthe page shows:\n{block.output}"
+    )
+
+
+_ANY_LINES = r"(?:[^\n]*\n)*?"
+
+
+def _patterns(shown: list[str]) -> Iterator[str]:
+    for number, line in enumerate(shown):
+        if line.strip() != "…":
+            yield "[^\n]*?".join(re.escape(part) for part in line.split("…"))
+        elif number + 1 < len(shown):
+            yield _ANY_LINES
+        else:
+            yield r"(?:[^\n]*\n?)*"
+
+
+def _programs(folder: Path) -> Path:
+    """A folder with the command `troupe` and the interpreter of the tests."""
+    programs = folder.parent / f"{folder.name}-bin"
+    programs.mkdir(exist_ok=True)
+    python = f"PYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)}"
+    for name, command in (("python", python), ("troupe", f"{python} -m deployments.cli.main")):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\n{command} "$@"\n')
+        program.chmod(0o755)
+    return programs
