@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.config.app import AppArgs, unknown_model
 from deployments.core.calls import Call, Prompt
-from deployments.core.client import Embeddings, EmbedOptions, Rendered
+from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
@@ -153,6 +153,10 @@ class HandleClient:
     async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
         """Token ids as the vocabulary spells them."""
         return cast(tuple[str, ...], await self._ask("spell", model, token_ids))
+
+    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[TokenPiece, ...]:
+        """What each token adds to a text."""
+        return cast(tuple[TokenPiece, ...], await self._ask("pieces", model, token_ids))
 
     async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""

@@ -24,7 +24,7 @@ from deployments.packing import Packed, unpacked
 from deployments.ray_internals import keep_replica_port_local
 
 if TYPE_CHECKING:
-    from deployments.core.client import Embeddings, EmbedOptions, Rendered
+    from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
 
 _RAY_WRAPPER = "__serve_multiplex_wrapper"
 _REPORT_EVERY_S = 2.0
@@ -102,6 +102,11 @@ class ModelReplica:
         """Token ids as the vocabulary spells them."""
         await self._advertise(model)
         return await self._host.spell(model, await unpacked(token_ids))
+
+    async def pieces(self, model: str, token_ids: Sequence[int] | Packed) -> tuple[TokenPiece, ...]:
+        """What each token adds to a text."""
+        await self._advertise(model)
+        return await self._host.pieces(model, await unpacked(token_ids))
 
     async def embed(self, model: str, prompts: Sequence[Prompt] | Packed, options: EmbedOptions | Packed) -> Embeddings:
         """A vector for each prompt."""

@@ -71,6 +71,12 @@ def test_the_installed_package_loads_the_demo_model(site: Path, tmp_path: Path) 
     assert int(said(f"import sys; sys.path.insert(0, {str(site)!r})\n{USE}", tmp_path)) > 1_000_000
 
 
+def test_the_page_is_in_the_package(site: Path) -> None:
+    folder = Path("deployments/openai/page/static")
+    installed = {str(path.relative_to(site)) for path in (site / folder).rglob("*") if path.is_file()}
+    assert installed == {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()} != set()
+
+
 def test_programs_for_troapis_find_run_app(site: Path, tmp_path: Path) -> None:
     assert not (site / "compat").exists()
     assert said(FROM_TROAPIS, tmp_path, PYTHONPATH=str(site)) == "run_app"

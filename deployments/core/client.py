@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from deployments.core.calls import Call, Prompt
 from deployments.core.events import Event
@@ -21,6 +21,13 @@ class Rendered:
     text: str | None
     token_ids: tuple[int, ...]
     max_model_len: int
+
+
+class TokenPiece(NamedTuple):
+    """What a token adds to a text: its characters, and its exact bytes, which may be a part of one."""
+
+    token: str
+    bytes: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +83,9 @@ class ModelClient(Protocol):
 
     async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
         """Token ids as they are written in the vocabulary, such as `Ġthe`."""
+
+    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[TokenPiece, ...]:
+        """What each token adds to a text, special tokens included; the same as in log-probabilities."""
 
     async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""

@@ -18,7 +18,7 @@ import torch
 
 from deployments.config.app import AppArgs, unknown_model
 from deployments.core.calls import Call, Prompt, TranscribeCall
-from deployments.core.client import Embeddings, EmbedOptions, Rendered
+from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavailable, last_line
 from deployments.core.events import Event, Failed
 from deployments.core.model_card import ModelCard
@@ -136,6 +136,7 @@ class ModelHost:
             "draining": self._draining,
             "models": models,
             "loading": list(stats.loading),
+            "failed": {key: error.message for key, error in stats.failed.items() if key not in stats.loading},
             "waiting": stats.waiting,
             "loads": stats.loads,
             "load_failures": stats.failures,
@@ -191,6 +192,11 @@ class ModelHost:
         """Token ids as the vocabulary spells them."""
         async with self.leases.lease(self.resolve(model).id) as loaded:
             return await loaded.spell(token_ids)
+
+    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[TokenPiece, ...]:
+        """What each token adds to a text, special tokens included."""
+        async with self.leases.lease(self.resolve(model).id) as loaded:
+            return await loaded.pieces(token_ids)
 
     async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt."""

@@ -40,7 +40,7 @@ class _Place(Generic[T]):
 class LeaseStats:
     """What is held, and counters since the start.
 
-    `in_use` is the number of leases of each loaded key.
+    `in_use` is the number of leases of each loaded key, `failed` the error of each key whose last load failed.
     """
 
     loaded: tuple[str, ...]
@@ -51,6 +51,7 @@ class LeaseStats:
     failures: int
     evictions: int
     in_use: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, TroupeError] = field(default_factory=dict)
 
 
 class Leases(Generic[T]):
@@ -124,6 +125,7 @@ class Leases(Generic[T]):
             failures=self.failures,
             evictions=self.evictions,
             in_use={key: place.leases for key, place in self._places.items()},
+            failed={key: error for key, (_, error) in self._failed.items()},
         )
 
     def values(self) -> dict[str, T]:

@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from deployments.config.model import ModelEntry
 from deployments.core.calls import ChatPrompt, Prompt, TextPrompt, TokensPrompt, TranscribeCall
-from deployments.core.client import Embeddings, EmbedOptions
+from deployments.core.client import Embeddings, EmbedOptions, TokenPiece
 from deployments.core.errors import BadRequest, ModelError, UnsupportedParameter
 from deployments.core.events import Event
 from deployments.engine.base.admission import check_supported
@@ -20,6 +20,7 @@ from deployments.engine.base.protocol import Engine
 from deployments.engine.build import build_engine
 from deployments.engine.no_text import NoTextEngine
 from deployments.engine.text.terminators import terminator_ids
+from deployments.engine.text.vocabulary import Vocabulary
 from deployments.host.embedding.embedder import Embedder, check_ids
 from deployments.host.embedding.text import EmbeddingTexts
 from deployments.host.hook_probe import probe_hooks
@@ -106,6 +107,7 @@ class LoadedModel:
         probe_hooks(info, limit=entry.hook_timeout_s)
         self.hooks = Hooks(info)
         self._card: dict[str, Any] | None = None
+        self._vocabulary: Vocabulary | None = None
         self.engine: Engine = build_engine(info, entry.engine, self.hooks, turn_limit_s=entry.hook_timeout_s)
         self.speech = WhisperFormat.from_info(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.from_info(info, self.speech)
@@ -158,6 +160,16 @@ class LoadedModel:
             return tuple([await self.decode([token_id]) for token_id in token_ids])
         spelled = await self._off_loop(lambda: convert(list(token_ids)))
         return tuple("" if token is None else str(token) for token in spelled)
+
+    async def pieces(self, token_ids: Sequence[int]) -> tuple[TokenPiece, ...]:
+        """What each token adds to a text, special tokens included."""
+        return await self._off_loop(lambda: self._pieces(token_ids))
+
+    def _pieces(self, token_ids: Sequence[int]) -> tuple[TokenPiece, ...]:
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self.hooks)
+        lookup = self._vocabulary
+        return tuple(TokenPiece(lookup.token_text(i), lookup.token_bytes(i)) for i in token_ids)
 
     async def embed(self, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
         """A vector for each prompt; computed in batches beside the engine, in a thread of its own.

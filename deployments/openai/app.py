@@ -21,6 +21,7 @@ from deployments.openai.http.openapi import openapi
 from deployments.openai.http.paths import TidyPaths
 from deployments.openai.http.recorder import Recorder
 from deployments.openai.http.route import Route, methods
+from deployments.openai.page.page import PageMiddleware, document
 from deployments.openai.routes import ROUTES
 from deployments.openai.version import server_version
 
@@ -47,10 +48,11 @@ def build_api(
     options = options or ApiOptions()
     keys = ApiKeys(options)
     guarded = bool(options.api_keys or options.api_keys_file)
-    app = FastAPI(title="Troupe", redirect_slashes=False)
+    app = FastAPI(title="Troupe", redirect_slashes=False, docs_url=None, redoc_url=None)
     app.openapi = cache(partial(openapi, ROUTES, server_version(), keys=guarded))  # type: ignore[method-assign]
     paths = TidyPaths(name for card in client.models() for name in (card.id, *card.aliases))
     app.add_middleware(RequestMiddleware, options=options, keys=keys, paths=paths, names_requests=names_requests)
+    app.add_middleware(PageMiddleware, paths=paths, routes=ROUTES)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -62,11 +64,17 @@ def build_api(
     app.add_exception_handler(HTTPException, _http_error)
     recorder = None if options.record_dir is None else Recorder(options.record_dir, options.record_max_bytes)
     api = Api(client, options, keys, recorder)
+    app.add_api_route("/docs", show_docs, methods=methods("GET"), include_in_schema=False)
     for route in ROUTES:
         _add(app, route, api)
     if more is not None:
         more(app, api, ROUTES)
     return app
+
+
+async def show_docs(request: Request) -> Response:
+    """Swagger, which shows the routes and sends requests to them."""
+    return document("docs.html", request.scope)
 
 
 def _add(app: FastAPI, route: Route, api: Api) -> None:

@@ -27,6 +27,7 @@ class ModelObject(TypedDict):
 class Health(TypedDict):
     status: Literal["ok"]
     replicas: NotRequired[list[str]]
+    data: NotRequired[list[dict[str, Any]]]
 
 
 class ModelList(TypedDict):
@@ -51,13 +52,13 @@ async def retrieve_model(exchange: Exchange) -> Response:
 
 
 async def health(exchange: Exchange) -> Response:
-    """The server accepts requests; with `?verbose`, and a key where keys are set, a line for every replica."""
+    """The server accepts requests; with `?verbose`, and a key if keys are set, every replica as a line and as data."""
     if "verbose" not in exchange.request.query_params:
         await exchange.client.ready()
         return json_response({"status": "ok"})
     exchange.api.keys.check(exchange.request.headers)
     replicas = await exchange.client.status()
-    return json_response({"status": "ok", "replicas": [_line(replica) for replica in replicas]})
+    return json_response({"status": "ok", "replicas": [_line(replica) for replica in replicas], "data": replicas})
 
 
 def json_response(value: object) -> Response:

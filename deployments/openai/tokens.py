@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NotRequired
 
 from fastapi import Response
@@ -9,6 +10,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.core.calls import Prompt, TextPrompt
+from deployments.core.client import TokenPiece
 from deployments.core.errors import BadRequest
 from deployments.core.model_card import ModelCard
 from deployments.openai.chat.plan import chat_input
@@ -47,10 +49,19 @@ class DetokenizeBody(RequestBody):
     foreign: ClassVar[Rows] = DETOKENIZE
 
     tokens: TokenIds = Field(description="Token ids.")
+    return_pieces: bool = Field(
+        default=False, description="Also report each token's text and bytes, as log-probabilities do."
+    )
+
+
+class Piece(TypedDict):
+    token: str
+    bytes: list[int]
 
 
 class Detokenized(TypedDict):
     prompt: str
+    pieces: NotRequired[list[Piece]]
 
 
 class RenderedPrompt(TypedDict):
@@ -88,10 +99,18 @@ async def detokenize(exchange: Exchange) -> Response:
     body, card = await exchange.read(DetokenizeBody)
 
     async def answer() -> bytes:
-        shape: Detokenized = {"prompt": await exchange.client.detokenize(card.id, body.tokens)}
-        return to_json(shape)
+        text = await exchange.client.detokenize(card.id, body.tokens)
+        pieces = await exchange.client.pieces(card.id, body.tokens) if body.return_pieces else None
+        return await exchange.aside(lambda: to_json(_detokenized(text, pieces)))
 
     return await json_answer(exchange, answer())
+
+
+def _detokenized(text: str, pieces: Sequence[TokenPiece] | None) -> Detokenized:
+    shape: Detokenized = {"prompt": text}
+    if pieces is not None:
+        shape["pieces"] = [{"token": piece.token, "bytes": list(piece.bytes)} for piece in pieces]
+    return shape
 
 
 async def tokenizer_info(exchange: Exchange) -> Response:

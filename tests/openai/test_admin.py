@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,10 +57,26 @@ def test_load_list_unload(serve: Serve) -> None:
     assert (replica["loads"], replica["evictions"]) == (1, 0)
     (line,) = requests.get(f"{url}/health?verbose", timeout=5).json()["replicas"]
     assert "org/scripted (scripted: 0 running, 0 waiting)" in line
+    assert requests.get(f"{url}/health?verbose", timeout=5).json()["data"] == [replica]
     assert [post("unload"), post("unload")] == [
         {"model": "org/scripted", "unloaded": True},
         {"model": "org/scripted", "unloaded": False},
     ]
+
+
+def test_a_load_that_failed_is_reported_until_one_succeeds(serve: Serve, tmp_path: Path) -> None:
+    loader = tmp_path / "loader.py"
+    loader.write_text("raise ValueError('no weights here')")
+    server = serve([{"id": "m", "loader": f"{loader}:load_model", "load_retry_s": 0}], admin_keys=["k"])
+
+    def failed() -> dict[str, str]:
+        requests.post(f"{server.url}/admin/load", json={}, headers=KEY, timeout=10)
+        (replica,) = requests.get(f"{server.url}/health?verbose", timeout=5).json()["data"]
+        return dict(replica["failed"])
+
+    assert "no weights here" in failed()["m"]
+    loader.write_text("from tests.openai.scripted import load_model")
+    assert failed() == {}
 
 
 def test_drain_refuses_new_requests_until_it_is_over(serve: Serve) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.openai.conftest import Server
+from tests.openai.conftest import Serve, Server
 
 BASES = ["", "/v1", "/models/org/scripted", "/models/org/scripted/v1"]
 
@@ -30,6 +30,17 @@ def test_what_lm_eval_asks(server: Server, base: str) -> None:
     info = requests.get(server.url + base + "/tokenizer_info" + named, timeout=10).json()
     assert info["model_max_length"] == 2000
     assert {"eos_token", "bos_token", "pad_token", "chat_template"} <= info.keys()
+
+
+def test_the_pieces_of_a_text_are_those_of_its_log_probabilities(serve: Serve) -> None:
+    server = serve([{"id": "tiny", "loader": "tests.openai.tiny_models:load_model"}])
+    fields = {"model": "tiny", "prompt": "é<|im_end|>a", "max_tokens": 5, "temperature": 0, "return_token_ids": True}
+    (choice,) = post(server, "/v1/completions", logprobs=0, echo=True, **fields)["choices"]
+    ids = [*choice["prompt_token_ids"], *choice["token_ids"]]
+    read = post(server, "/v1/detokenize", model="tiny", tokens=ids, return_pieces=True)
+    assert [piece["token"] for piece in read["pieces"]] == choice["logprobs"]["tokens"]
+    assert [piece["bytes"] for piece in read["pieces"]][:3] == [[0xC3], [0xA9], list(b"<|im_end|>")]
+    assert b"".join(bytes(piece["bytes"]) for piece in read["pieces"]).decode(errors="replace") == read["prompt"]
 
 
 MESSAGES = [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]

@@ -21,7 +21,7 @@ from deployments.openai.http.paths import TidyPaths, route_path
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = ("/health", "/v1/health")
-PAGES = ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+PAGES = ("/docs", "/openapi.json")
 _REQUEST_ID = re.compile(REQUEST_ID)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 _SLASHES = re.compile("/{2,}")
@@ -13,6 +14,18 @@ _SLASHES = re.compile("/{2,}")
 def route_path(scope: Scope) -> str:
     """The path that the routes see, whatever prefix the application is served under."""
     return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
+def accepts(scope: Scope, media_type: str) -> bool:
+    """Whether a client names this type, and does not prefer JSON (RFC 9110, 12.5.1)."""
+    weights = dict(map(_weighted, Headers(scope=scope).get("accept", "").lower().split(",")))
+    return weights.get(media_type, 0) > 0 and weights[media_type] >= weights.get("application/json", 0)
+
+
+def _weighted(part: str) -> tuple[str, float]:
+    media_type, *parameters = (text.strip() for text in part.split(";"))
+    weight = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+    return media_type, float(weight) if re.fullmatch(r"[01](\.\d{0,3})?", weight) else 0.0
 
 
 class TidyPaths:

@@ -1,0 +1,72 @@
+// The page: its views, its key, its theme.
+
+import { ask, key, onlyModel, onRefused } from "./api.js";
+import { emptyDraft } from "./draft.js";
+import { Models } from "./models.js";
+import { Playground } from "./playground.js";
+import { html, render, useEffect, useState } from "./preact.js";
+import { KeyForm } from "./key_form.js";
+import { ThemeSwitch } from "./theme.js";
+
+const VIEWS = { models: "Models", playground: "Playground" };
+
+function App() {
+  const [view, setView] = useState(viewOfAddress);
+  const [server, setServer] = useState({ models: [], aliases: {}, description: null });
+  const [refused, setRefused] = useState("");
+  const [asking, setAsking] = useState(false);
+  const [draft, setDraft] = useState(emptyDraft(onlyModel));
+  const [answer, setAnswer] = useState(null);
+
+  useEffect(() => onRefused(setRefused), []);
+  useEffect(() => {
+    const follow = () => setView(viewOfAddress());
+    addEventListener("hashchange", follow);
+    return () => removeEventListener("hashchange", follow);
+  }, []);
+  const read = async () => {
+    try {
+      const found = await readServer();
+      setServer(found);
+      setDraft((before) => (before.model ? before : { ...before, model: found.models[0]?.id ?? "" }));
+    } catch (error) {
+      if (error.status !== 401) setServer((before) => ({ ...before, error: error.message }));
+    }
+  };
+  useEffect(() => void read(), []);
+  const useKey = (given) => {
+    key.set(given);
+    setRefused("");
+    setAsking(false);
+    read();
+  };
+
+  return html`
+    <header>
+      <h1>Troupe${onlyModel && html` <code>${onlyModel}</code>`}</h1>
+      <nav aria-label="Views">${Object.entries(VIEWS).map(([name, title]) => html`
+        <button type="button" aria-current=${view === name ? "page" : null} onClick=${() => (location.hash = name)}>${title}</button>`)}</nav>
+      <span class="space"></span>
+      <a href=${`${document.documentElement.dataset.root}docs`}>API reference</a>
+      <button type="button" class="small" onClick=${() => setAsking(!asking)}>${key.get() ? "Change key" : "Set key"}</button>
+      <${ThemeSwitch} />
+    </header>
+    ${(refused || asking) && html`<${KeyForm} refused=${refused} use=${useKey} />`}
+    ${server.error && html`<p class="error" role="alert">The server cannot be read: ${server.error}</p>`}
+    <main>
+      ${view === "models" && html`<${Models} cards=${server.models} aliases=${server.aliases} />`}
+      ${view === "playground" && html`<${Playground} draft=${draft} setDraft=${setDraft} models=${server.models.map((model) => model.id)}
+        description=${server.description} answer=${answer} setAnswer=${setAnswer} />`}
+    </main>`;
+}
+
+const viewOfAddress = () => (location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "playground");
+
+async function readServer() {
+  const [{ data }, description] = await Promise.all([ask("v1/models"), ask("openapi.json", { whole: true })]);
+  const aliases = {};
+  for (const { id, root } of data) if (id !== root) (aliases[root] ??= []).push(id);
+  return { models: data.filter((each) => each.id === each.root), aliases, description };
+}
+
+render(html`<${App} />`, document.body);
