@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -37,23 +37,31 @@ def byte_tokenizer(**kwargs: Any) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+_SIZES: dict[str, Any] = {
+    "vocab_size": 261,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+    "initializer_range": 0.4,
+}
+
+
 def llama(*, seed: int = 0, **kwargs: Any) -> LlamaForCausalLM:
     """A Llama of two layers for `byte_tokenizer`, in float32 on the CPU."""
-    settings: dict[str, Any] = {
-        "vocab_size": 261,
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "bos_token_id": 256,
-        "eos_token_id": 257,
-        "pad_token_id": 258,
-        "initializer_range": 0.4,
-    }
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**{**settings, **kwargs})).eval()
+    return LlamaForCausalLM(LlamaConfig(**{**_SIZES, **kwargs})).eval()
+
+
+def mistral(*, window: int = 64) -> MistralForCausalLM:
+    """The same with a sliding window."""
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**_SIZES, sliding_window=window)).eval()
 
 
 def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:

@@ -11,12 +11,14 @@ from deployments.engine.base.protocol import Engine
 from deployments.engine.base.text_side import TextSide
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.generate.engine import GenerateEngine, is_stock, own_settings
+from deployments.engine.generate.stock import StockGenerate
 from deployments.engine.model.cache_argument import accept_old_fields
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.no_text import NoTextEngine, gives_text
-from deployments.engine.parity import compare_with_generate
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import check_batchable
+from deployments.engine.verify.parity import compare_with_generate
+from deployments.engine.verify.proofs import PARITY, Proofs
 from deployments.engine.verify.refused import Refused
 from model_loaders.contract import ModelInfo
 
@@ -24,7 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 def build_engine(
-    info: ModelInfo, options: EngineOptions, text_side: TextSide, *, turn_limit_s: float = TURN_LIMIT_S
+    info: ModelInfo,
+    options: EngineOptions,
+    text_side: TextSide,
+    *,
+    turn_limit_s: float = TURN_LIMIT_S,
+    proofs: Proofs | None = None,
 ) -> Engine:
     """The engine of a loaded model.
 
@@ -36,6 +43,7 @@ def build_engine(
     Args:
         text_side: of the model.
         turn_limit_s: seconds that a generate hook may keep the random state while others wait.
+        proofs: notes what is proved of the model.
 
     Raises:
         ModelLoadFailed: the engine that was asked for cannot run the model.
@@ -49,20 +57,21 @@ def build_engine(
     info = _with_generate(info)
     vocabulary = Vocabulary(text_side)
     hooked = info.generate is not None and not is_stock(info)
+    proofs = proofs or Proofs()
     if options.kind == "generate" or (options.kind == "auto" and hooked):
-        return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s)
+        return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s, proofs=proofs)
     name = info.label or type(info.model).__name__
     try:
         if options.kind == "continuous_batching":
-            return _batching_engine(info, vocabulary, options)
-        return _proven(info, vocabulary, options)
+            return _batching_engine(info, vocabulary, options, proofs)
+        return _proven(info, vocabulary, options, proofs)
     except Refused as reason:
         if options.kind == "continuous_batching":
             raise ModelLoadFailed(
                 f"Model {name} cannot have engine kind 'continuous_batching': {reason}. Use kind 'auto' or 'generate'."
             ) from reason
         logger.warning("Model %s runs in the generate engine, which batches little: %s.", name, reason)
-    return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s)
+    return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s, proofs=proofs)
 
 
 def _with_generate(info: ModelInfo) -> ModelInfo:
@@ -79,7 +88,7 @@ def _with_generate(info: ModelInfo) -> ModelInfo:
     return replace(info, generate=own)
 
 
-def _batching_engine(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> BatchingEngine:
+def _batching_engine(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, proofs: Proofs) -> BatchingEngine:
     """Continuous batching, not compared with `generate`.
 
     Raises:
@@ -89,20 +98,25 @@ def _batching_engine(info: ModelInfo, vocabulary: Vocabulary, options: EngineOpt
         raise Refused("its loader has a generate hook, which only the generate engine calls")
     check_batchable(info.model)
     try:
-        return BatchingEngine(info, vocabulary, options)
+        return BatchingEngine(info, vocabulary, options, proofs)
     except Exception as error:
         raise Refused(f"continuous batching cannot run it: {type(error).__name__}: {error}") from error
 
 
-def _proven(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> BatchingEngine:
+def _proven(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, proofs: Proofs) -> BatchingEngine:
     """Continuous batching whose answers agree with those of `generate`.
 
     Raises:
         Refused: it cannot run the model, or they do not agree.
     """
-    engine = _batching_engine(info, vocabulary, options)
+    engine = _batching_engine(info, vocabulary, options, proofs)
+    if not callable(getattr(info.model, "generate", None)):
+        return engine
     try:
-        compare_with_generate(info.model, vocabulary, engine, engine.capabilities.crossed)
+        with proofs.of(PARITY) as note:
+            alone = StockGenerate(info.model, vocabulary).alone
+            count = compare_with_generate(info.model, vocabulary, engine, alone, engine.capabilities.crossed)
+            note.found = f"{count} prompts"
     except Exception as error:
         engine.close(timeout=0.0)
         if isinstance(error, Refused):

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _TEXT = "Hello"
 
 
-def probe_hooks(info: ModelInfo, *, limit: float) -> None:
+def probe_hooks(info: ModelInfo, *, limit: float) -> list[str]:
     """Call template, encode, decode and embed hooks of the loader with one short text.
 
     `generate` is not called, as it may take long. A hook that raises or hangs here may still serve other texts: its
@@ -32,14 +32,18 @@ def probe_hooks(info: ModelInfo, *, limit: float) -> None:
         info: its hooks that draw are replaced.
         limit: seconds after which a hook counts as hung.
 
+    Returns:
+        The hooks that returned what the contract says.
+
     Raises:
         ModelLoadFailed: a hook returned something else than the contract says.
     """
     found: list[BrokenHook] = []
+    tried = _Tried(info, limit)
 
     def run() -> None:
         try:
-            _probe(info, limit)
+            _probe(info, tried)
         except BrokenHook as broken:
             found.append(broken)
 
@@ -50,11 +54,11 @@ def probe_hooks(info: ModelInfo, *, limit: float) -> None:
         logger.warning("A hook of model %s has not returned for %g s while it loads.", info.label, limit)
     if found:
         raise ModelLoadFailed(f"Model {info.label!r}: {found[0].message}")
+    return list(tried.right)
 
 
-def _probe(info: ModelInfo, limit: float) -> None:
+def _probe(info: ModelInfo, tried: _Tried) -> None:
     hooks, text, encoded = Hooks(info), _TEXT, Encoded(input_ids=[])
-    tried = _Tried(info, limit)
     if info.apply_chat_template is not None:
         chat = ChatPrompt(messages=[{"role": "user", "content": _TEXT}])
         text = tried.call("apply_chat_template", lambda: hooks.render(chat)) or text
@@ -72,6 +76,7 @@ class _Tried:
     def __init__(self, info: ModelInfo, limit: float) -> None:
         self._info = info
         self._limit = limit
+        self.right: list[str] = []
 
     def call(self, name: str, call: Callable[[], T]) -> T | None:
         """What a hook returned; None if it raised."""
@@ -85,4 +90,5 @@ class _Tried:
             return None
         if draws and (hook := getattr(self._info, name)) is not None:
             setattr(self._info, name, in_turn(hook, self._limit))
+        self.right.append(name)
         return found[0]

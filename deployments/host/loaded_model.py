@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import torch
 from PIL.Image import Image
 
 from deployments.config.model import ModelEntry
@@ -21,6 +22,7 @@ from deployments.engine.build import build_engine
 from deployments.engine.no_text import NoTextEngine
 from deployments.engine.text.terminators import terminator_ids
 from deployments.engine.text.vocabulary import Vocabulary
+from deployments.engine.verify.proofs import EMBEDDING, HOOKS, Proofs
 from deployments.host.embedding.embedder import Embedder, check_ids
 from deployments.host.embedding.text import EmbeddingTexts
 from deployments.host.hook_probe import probe_hooks
@@ -104,11 +106,15 @@ class LoadedModel:
         self.load_id = uuid4().hex
         self._media = media or MediaLimits()
         self.info = info
-        probe_hooks(info, limit=entry.hook_timeout_s)
+        proofs = Proofs()
+        with proofs.of(HOOKS) as note:
+            note.found = ", ".join(probe_hooks(info, limit=entry.hook_timeout_s))
         self.hooks = Hooks(info)
         self._card: dict[str, Any] | None = None
         self._vocabulary: Vocabulary | None = None
-        self.engine: Engine = build_engine(info, entry.engine, self.hooks, turn_limit_s=entry.hook_timeout_s)
+        self.engine: Engine = build_engine(
+            info, entry.engine, self.hooks, turn_limit_s=entry.hook_timeout_s, proofs=proofs
+        )
         self.speech = WhisperFormat.from_info(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.from_info(info, self.speech)
         self._codec = Worker(f"codec-{entry.id}")
@@ -120,7 +126,9 @@ class LoadedModel:
         self._texts = EmbeddingTexts(info, self._encode_plainly, sentence_format, limit=self.engine.max_model_len)
         self._embedder = Embedder(info, sentence_format, pooling=entry.api.pooling, alone=entry.engine.deterministic)
         if isinstance(self.engine, NoTextEngine):
-            self._embedder.probe()
+            with proofs.of(EMBEDDING) as note:
+                note.found = self._embedder.probe()
+        proofs.log(entry.id, getattr(info.model, "dtype", torch.float32))
 
     async def encode(self, prompts: Sequence[Prompt], *, fits: bool = False) -> list[EncodedPrompt]:
         """Render and encode prompts off the event loop; long ones one at a time, in a thread that no other waits for.

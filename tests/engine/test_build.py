@@ -10,11 +10,11 @@ from transformers import CLIPImageProcessor, LlamaForCausalLM, LlavaForCondition
 from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelLoadFailed
 from deployments.engine import build as choice
-from deployments.engine import parity
 from deployments.engine.base.protocol import Engine
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.generate.engine import GenerateEngine
-from deployments.engine.parity import image_prompt
+from deployments.engine.verify import parity
+from deployments.engine.verify.parity import image_prompt
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
 from tests.engine.architectures import llava
@@ -57,7 +57,7 @@ class TestAuto:
     def test_a_slow_machine_compares_fewer_prompts_and_keeps_its_rows(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(parity, "_PATIENCE", 0.0)
+        monkeypatch.setattr(parity, "PATIENCE", 0.0)
         engine = build()
         assert isinstance(engine, BatchingEngine)
         assert not caplog.records

@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from deployments.engine.base.cgroup import cores
 from deployments.engine.base.failures import as_error
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
+from deployments.engine.base.text_side import TextSide
 from deployments.engine.base.threaded import ThreadedEngine
 from deployments.engine.batching.beam_jobs import BeamJobs, check_search
 from deployments.engine.batching.memory import default_budget, weight_bytes
@@ -34,6 +36,7 @@ from deployments.engine.speedups.packed_linear import pack_linears
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import Capabilities
 from deployments.engine.verify.encoder_inputs import encoder_inputs, encoder_needs
+from deployments.engine.verify.proofs import DETERMINISTIC, FORWARD, PACKED, ROTARY, Proofs
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ class BatchingEngine(ThreadedEngine):
         info: the loaded model.
         vocabulary: of the model.
         options: see `EngineOptions`.
+        proofs: notes what is proved of the model.
 
     Raises:
         UnknownLayer: the model's cache is none that sequences can hold.
@@ -56,8 +60,11 @@ class BatchingEngine(ThreadedEngine):
     kind = "continuous_batching"
     last_step_s = 30.0
 
-    def __init__(self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions) -> None:
+    def __init__(
+        self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, proofs: Proofs | None = None
+    ) -> None:
         super().__init__()
+        proofs = proofs or Proofs()
         info.model.eval()
         self._cores = options.threads or min(torch.get_num_threads(), cores())
         # What is measured and proved at load is so with as many threads as later.
@@ -67,9 +74,10 @@ class BatchingEngine(ThreadedEngine):
         self.supports = ALL_PARAMS - ({"num_beams"} if options.deterministic else set())
         self._needs = encoder_needs(info.model)
         self._vocabulary = vocabulary
-        self._forward = Forward(info.model, self._context, encoder_inputs(info.model, vocabulary.text_side))
-        with torch.inference_mode():
+        self._forward = _forward(info.model, self._context, vocabulary.text_side, proofs)
+        with torch.inference_mode(), proofs.of(FORWARD) as note:
             self.capabilities = Capabilities.measure(self._forward, self._context)
+            note.found = str(self.capabilities)
         self._logits_width = self.capabilities.logits_width
         self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
         if options.static_cache:
@@ -79,7 +87,7 @@ class BatchingEngine(ThreadedEngine):
         self._commands: deque[Callable[[], None]] = deque()
         self._patches = Patches()
         try:
-            self._loop = self._patched_loop(options)
+            self._loop = self._patched_loop(options, proofs)
             self.max_model_len = _held_length(self._context, self._loop)
             self._stats = self._loop.stats()
             self._start("batching-engine")
@@ -88,15 +96,19 @@ class BatchingEngine(ThreadedEngine):
             self._release()
             raise
 
-    def _patched_loop(self, options: EngineOptions) -> StepLoop:
+    def _patched_loop(self, options: EngineOptions, proofs: Proofs) -> StepLoop:
         """The step loop, over a model that is changed as the options say."""
         forward = self._forward
         self._fixed = fixed_decode(forward, options)
         # torch.compile cannot read a packed weight.
-        pack_linears(forward.model, self._patches, False if self._fixed is not None else options.pack_linears)
+        wanted = False if self._fixed is not None else options.pack_linears
+        with proofs.of(PACKED) as note:
+            packed = pack_linears(forward.model, self._patches, wanted)
+            note.found = f"{packed} modules" if packed else ""
         deterministic = None
         if options.deterministic:
-            deterministic = make_deterministic(forward, options.max_batch_size, self._patches)
+            with proofs.of(DETERMINISTIC) as note:
+                note.found = deterministic = make_deterministic(forward, options.max_batch_size, self._patches)
         return step_loop(forward, self.capabilities, options, deterministic, self._fixed)
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
@@ -213,6 +225,14 @@ class BatchingEngine(ThreadedEngine):
             logger.exception("A step of the batching engine failed; its requests are computed again, one at a time.")
             self._loop.recovery.after_step(error)
         self._stats = self._loop.stats()
+
+
+def _forward(model: Any, limit: int, text_side: TextSide, proofs: Proofs) -> Forward:
+    """The model's forward passes, which know the model's rotary frequencies."""
+    with proofs.of(ROTARY) as note:
+        forward = Forward(model, limit, encoder_inputs(model, text_side))
+        note.found = "follow the length" if forward.rotary.depends else ""
+    return forward
 
 
 def _held_length(length: int, loop: StepLoop) -> int:

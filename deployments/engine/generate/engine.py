@@ -29,13 +29,14 @@ from deployments.engine.base.threaded import ThreadedEngine
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
 from deployments.engine.generate.hook import GenerateHook
 from deployments.engine.generate.job import Job
-from deployments.engine.generate.lengths import alike_beyond_lengths
 from deployments.engine.generate.stock import StockGenerate
 from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.model.rotary import SequenceRotary
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.vocabulary import Vocabulary
+from deployments.engine.verify.generate_lengths import alike_beyond_lengths
+from deployments.engine.verify.proofs import GENERATE, GENERATE_LENGTHS, RESUMED, ROTARY, Proofs
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class GenerateEngine(ThreadedEngine):
             `static_cache` and `threads` count here.
         vocabulary: of the model.
         turn_limit_s: seconds that a generate hook may keep the random state while others wait.
+        proofs: notes what is proved of the model.
 
     Raises:
         ModelLoadFailed: the model has no `generate` and the loader gave no hook.
@@ -64,20 +66,24 @@ class GenerateEngine(ThreadedEngine):
         vocabulary: Vocabulary,
         *,
         turn_limit_s: float = TURN_LIMIT_S,
+        proofs: Proofs | None = None,
     ) -> None:
         super().__init__()
+        proofs = proofs or Proofs()
         if isinstance(info.model, torch.nn.Module):
             info.model.eval()
         self.max_model_len = context_length(info, options)
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size(info.model)
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
-        rotary = SequenceRotary(info.model, self.max_model_len)
+        with proofs.of(ROTARY) as note:
+            rotary = SequenceRotary(info.model, self.max_model_len)
+            note.found = "follow the length" if rotary.depends else ""
         if rotary.depends:
             logger.warning(
                 "Requests of this model run one at a time: its rotary frequencies depend on the length of a text."
             )
-        self._runner = _runner(info, self._vocabulary, options, turn_limit_s, alone=rotary.depends)
+        self._runner = _runner(info, self._vocabulary, options, turn_limit_s, proofs, alone=rotary.depends)
         self.supports = self._runner.supports
         self._options = options
         self._waiting: deque[Job] = deque()
@@ -223,16 +229,23 @@ class _HookRunner(_Runner):
 
 
 class _StockRunner(_Runner):
-    def __init__(self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, alone: bool) -> None:
+    def __init__(
+        self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, proofs: Proofs, *, alone: bool
+    ) -> None:
         self._vocabulary = vocabulary
-        self._generate = StockGenerate(
-            info.model, vocabulary, static_cache=options.static_cache, longest=context_length(info, options)
-        )
+        limit = context_length(info, options)
         alone = alone or options.deterministic or options.max_batch_size == 1
-        self._batches = (
-            not alone and self._generate.batches and alike_beyond_lengths(info.model, context_length(info, options))
-        )
-        self._resumes = self._batches and self._generate.resumes
+        with proofs.of(GENERATE) as note:
+            self._generate = StockGenerate(info.model, vocabulary, static_cache=options.static_cache, longest=limit)
+            self._batches = not alone and self._generate.batches
+            note.found = "together" if self._batches else "one at a time"
+        if self._batches:
+            with proofs.of(GENERATE_LENGTHS) as note:
+                self._batches = alike_beyond_lengths(info.model, limit)
+                note.found = "together" if self._batches else "one at a time"
+        with proofs.of(RESUMED) as note:
+            self._resumes = self._batches and self._generate.resumes
+            note.found = "yes" if self._resumes else ""
         self._beams = BeamSearch(self._generate.call, vocabulary)
         self._grammars = GrammarCompiler(vocabulary, self._generate.width)
         unable = {"prompt_logprobs"} if self._generate.encoder_decoder else set()
@@ -283,7 +296,7 @@ class _StockRunner(_Runner):
 
 
 def _runner(
-    info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, turn_limit_s: float, *, alone: bool
+    info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, turn_limit_s: float, proofs: Proofs, *, alone: bool
 ) -> _Runner:
     """How a model's requests run; `alone`: its rotary frequencies follow the length, so that none shares a forward."""
     if info.generate is not None and not is_stock(info):
@@ -292,7 +305,7 @@ def _runner(
         raise ModelLoadFailed(
             f"Model {info.label!r} ({type(info.model).__name__}) has no generate; give its loader a generate hook."
         )
-    return _StockRunner(info, vocabulary, options, alone)
+    return _StockRunner(info, vocabulary, options, proofs, alone=alone)
 
 
 def is_stock(info: ModelInfo) -> bool:

@@ -8,7 +8,6 @@ but an argmax over that one token; a stopping criterion ends the rows that are d
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,20 +16,21 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from deployments.core.errors import ModelError
-from deployments.core.token_ids import vocab_size
+from deployments.core.events import EngineEvent
+from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.generate.call import GenerateCall
 from deployments.engine.generate.job import Job
-from deployments.engine.generate.probe import LENGTHS, GenerateProbe, only
 from deployments.engine.model.encoder_side import decoder_prompt, decoder_start
 from deployments.engine.model.fresh_state import fresh_state
 from deployments.engine.sampling.sample import sample_rows
 from deployments.engine.sampling.state import SequenceSampler
+from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.prompt_logprobs import PromptScorer
 from deployments.engine.text.vocabulary import Vocabulary
+from deployments.engine.verify.generate_probe import GenerateProbe, only
 
 _SCORED_FLOATS = 1 << 28
-_SAFE_IDS = 100
 _UNLIMITED = 1 << 30
 
 
@@ -68,7 +68,7 @@ class StockGenerate:
         self._pad = int(self._model.generation_config.pad_token_id)
         self.device = _device(model)
         self.encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
-        self._probe = GenerateProbe(self.call, self._texts, ordinary_ids(model, vocabulary, sum(LENGTHS)), longest)
+        self._probe = GenerateProbe(self.call, self._texts, vocabulary, longest)
         self.width = self._probe.width
         self.needs = self._probe.needs
 
@@ -120,6 +120,16 @@ class StockGenerate:
         if not stop.regrouping:
             for job in jobs:
                 job.finish("length" if bridge.steps >= left else "stop")
+
+    def alone(self, request: EngineRequest) -> list[EngineEvent]:
+        """The events of one request by itself."""
+        events: list[EngineEvent] = []
+        sampler = self._vocabulary.sampler(
+            request.sampling, self.prompt_ids(request), vocab_size=self.width, device=self.device
+        )
+        live, output = LiveRequest(request, events.append), ChoiceOutput(self._vocabulary, request.sampling)
+        self.run([Job(live=live, output=output, sampler=sampler)], lambda active: False)
+        return events
 
     def prompt_ids(self, request: EngineRequest) -> list[int]:
         """The tokens before the first generated one: those of the decoder."""
@@ -232,16 +242,6 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
         if not all(ended):
             self.regrouping = self.regrouping or self._regroup(ended.count(False))
         return torch.tensor([e or self.regrouping for e in ended], device=input_ids.device)
-
-
-def ordinary_ids(model: Any, vocabulary: Vocabulary, count: int) -> list[int]:
-    """Arbitrary token ids that are neither special tokens nor placeholders of the model's config."""
-    size = min(len(vocabulary) or _SAFE_IDS, vocab_size(model) or _SAFE_IDS)
-    avoided = set(vocabulary.special_ids | vocabulary.eos_ids)
-    for key, value in model.config.to_dict().items():
-        if key.endswith(("_token_id", "_token_index")):
-            avoided.update(value if isinstance(value, list) else [value])
-    return random.Random(0).choices([i for i in range(size) if i not in avoided] or [0], k=count)
 
 
 def _sampler(job: Job) -> SequenceSampler:

@@ -33,12 +33,12 @@ from deployments.engine.cache.cache import AnyRowsCache, new_cache
 from deployments.engine.model.attention import is_decoding
 from deployments.engine.model.forward import Forward
 from deployments.engine.model.patches import Patches
+from deployments.engine.verify.proofs import DETERMINISTIC
 
 logger = logging.getLogger("troupe.engine")
 
 TILE = 8
 _FLOORS = (1, 4, 8, 16)
-_LENGTHS = (1, 7, 70, 33, 64)
 
 Strategy = Literal["together", "isolated"]
 """How sequences decode."""
@@ -189,7 +189,7 @@ def _prompts(forward: Forward) -> list[list[int]]:
     """Arbitrary prompts of different lengths, one token more than is prefilled."""
     size = int(forward.model.get_input_embeddings().weight.shape[0])
     generator = torch.Generator().manual_seed(0)
-    return [torch.randint(size, (length + 1,), generator=generator).tolist() for length in _LENGTHS]
+    return [torch.randint(size, (length + 1,), generator=generator).tolist() for length in DETERMINISTIC.lengths]
 
 
 def _prefilled(forward: Forward, ids: Sequence[int]) -> AnyRowsCache:

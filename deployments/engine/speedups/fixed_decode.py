@@ -26,7 +26,7 @@ from deployments.engine.cache.layers import KeyValueRows
 from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
 from deployments.engine.model.forward import Forward, Offset
 from deployments.engine.model.listeners import free_hooks, listener
-from deployments.engine.verify.length_probe import close
+from deployments.engine.verify.proofs import close
 
 logger = logging.getLogger(__name__)
 

@@ -24,11 +24,11 @@ from torch.nn import functional
 
 from deployments.engine.model.listeners import listening
 from deployments.engine.model.patches import Patches
+from deployments.engine.verify.proofs import PACKED
 
 logger = logging.getLogger("troupe.engine")
 
 _TIED_SHARE = 1 / 3
-_ROWS = (1, 8, 33)
 _REPEATS = 9
 _SLOWER = 1.1
 _Shape = tuple[int, int]
@@ -193,7 +193,7 @@ def _slower(modules: list[nn.Linear]) -> bool:
 def _inputs(weight: Tensor) -> Iterator[Tensor]:
     """Inputs of several row counts, the same every time and whatever the global random state."""
     generator = torch.Generator().manual_seed(0)
-    for rows in _ROWS:
+    for rows in PACKED.lengths:
         yield torch.randn(rows, weight.shape[1], generator=generator).to(weight.dtype)
 
 

@@ -5,8 +5,6 @@ A few tokens show most; beyond every length that the config names, all of it is 
 
 from __future__ import annotations
 
-import logging
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +14,9 @@ from deployments.engine.library.transformers_internals import brings_its_own_cac
 from deployments.engine.model.cache_argument import cache_argument
 from deployments.engine.model.forward import Forward
 from deployments.engine.verify.length_probe import Claims, LengthProbe, Unfaithful
-from deployments.engine.verify.named_lengths import tried_lengths
+from deployments.engine.verify.named_lengths import lengths_in_time
+from deployments.engine.verify.proofs import FORWARD
 from deployments.engine.verify.refused import Refused
-
-logger = logging.getLogger(__name__)
-
-_LONG, _SHORT = 9, 4
-_PATIENCE = 3.0
-"""Seconds that the claims about one length may take; told from how long those about the one before it took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +38,12 @@ class Capabilities:
     pads: bool
     mixes: bool
     crossed: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """What holds, in words."""
+        names = [name for name in ("chunks", "pads", "mixes") if getattr(self, name)]
+        beyond = [f"beyond {', '.join(map(str, self.crossed))} tokens"] if self.crossed else []
+        return " ".join([", ".join(names) or "one at a time", *beyond])
 
     @classmethod
     def measure(cls, forward: Forward, limit: int = 0) -> Capabilities:
@@ -72,7 +71,7 @@ class Capabilities:
 
     @classmethod
     def _measured(cls, forward: Forward, limit: int) -> Capabilities:
-        probe = LengthProbe(forward, _LONG, _SHORT)
+        probe = LengthProbe(forward, *FORWARD.lengths)
         cache, logits = probe.alone(probe.long)
         if not probe.decodes_like_a_prompt():
             raise Unfaithful("its forward gives other results with a cache than without")
@@ -93,18 +92,11 @@ class Capabilities:
 
 
 def _beyond(forward: Forward, limit: int) -> dict[int, Claims]:
-    """What holds beyond each length that the config names, up to the first that would take too long."""
-    found: dict[int, Claims] = {}
-    lengths = [] if forward.is_encoder_decoder else tried_lengths(forward.model, limit)
-    pace = 0.0
-    for length in lengths:
-        if pace * length > _PATIENCE:
-            logger.info("Prompts beyond %d tokens were not tried at load, because it would take too long.", length - 1)
-            break
-        begun = time.monotonic()
-        found[length] = LengthProbe(forward, length + 5, max(4, length // 2)).claims()
-        pace = (time.monotonic() - begun) / length
-    return found
+    """What holds beyond each length that the config names."""
+    if forward.is_encoder_decoder:
+        return {}
+    lengths = lengths_in_time(forward.model, limit, "Prompts")
+    return {length: LengthProbe(forward, length + 5, max(4, length // 2)).claims() for length in lengths}
 
 
 def check_batchable(model: Any) -> None:

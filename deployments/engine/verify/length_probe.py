@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache, new_cache
 from deployments.engine.model.forward import NO_OFFSET, Forward
+from deployments.engine.verify.prompts import ordinary_ids
+from deployments.engine.verify.proofs import close
 
 _PIECE = 2
 
@@ -152,22 +153,3 @@ def _holds(claim: Any) -> bool:
         return bool(claim())
     except Exception:
         return False
-
-
-def close(logits: Tensor, expected: Tensor) -> bool:
-    """Whether two rows of logits differ by no more than rounding."""
-    tolerance = 1e-3 if expected.dtype == torch.float32 else 0.2
-    logits, expected = logits.float(), expected.float()
-    spread = (expected - expected.mean()).norm()
-    return bool((logits - expected).norm() <= tolerance * spread)
-
-
-def ordinary_ids(model: Any, count: int) -> list[int]:
-    """Arbitrary token ids that no field of the model's config gives a meaning to."""
-    size = int(model.get_input_embeddings().weight.shape[0])
-    special: set[int] = set()
-    for config in (model.config, model.config.get_text_config(decoder=True)):
-        named = [v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index"))]
-        special.update(i for value in named for i in (value if isinstance(value, list) else [value]) if i is not None)
-    ids = [i for i in (7919 * n % size for n in range(1, size)) if i not in special]
-    return (ids * count)[:count]

@@ -7,14 +7,20 @@ how wide or how many something is may be one.
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 LEAST = 8
 LONGEST = 4608
 """Tokens of the longest prompt that is tried: the usual windows of 4,096 are crossed."""
 _MOST = 6
+_PATIENCE = 3.0
+"""Seconds that what is tried at one length may take; told from how long that at the length before it took."""
 
 _LENGTH = re.compile(
     r"window|chunk|original_max|max_position|max_len|max_seq|seq_len|context|reach|extent|span|floor|thresh|block_size"
@@ -45,6 +51,22 @@ def tried_lengths(model: Any, limit: int) -> list[int]:
     if len(lengths) <= _MOST:
         return lengths
     return [lengths[round(i * (len(lengths) - 1) / (_MOST - 1))] for i in range(_MOST)]
+
+
+def lengths_in_time(model: Any, limit: int, what: str) -> Iterator[int]:
+    """Those of `tried_lengths`, up to the first at which what the caller tries would take too long.
+
+    Args:
+        what: is tried, for the log.
+    """
+    pace = 0.0
+    for length in tried_lengths(model, limit):
+        if pace * length > _PATIENCE:
+            logger.info("%s beyond %d tokens were not tried at load, because it would take too long.", what, length - 1)
+            return
+        begun = time.monotonic()
+        yield length
+        pace = (time.monotonic() - begun) / length
 
 
 def _may_be_length(name: str, own: bool) -> bool:

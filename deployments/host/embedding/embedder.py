@@ -66,14 +66,17 @@ class Embedder:
         asked = None if pooling is None else (pooling,)
         self._poolings = asked or (sentence_format.poolings if sentence_format is not None else None)
 
-    def probe(self) -> None:
+    def probe(self) -> str:
         """Find out now what is else found out when the first texts come. Blocks.
+
+        Returns:
+            How texts are computed, in words; nothing if the loader's hook does it.
 
         Raises:
             ModelLoadFailed: the model makes no states of token ids alone.
         """
         if self._info.embed is not None:
-            return
+            return ""
         try:
             self._check_model()
             _ = self._pads, self._poolings or self._default_poolings
@@ -82,6 +85,7 @@ class Embedder:
                 f"Model {self._info.label!r} is a {type(self._info.model).__name__}: it has no head for text, and "
                 f"its forward makes no embeddings of texts ({last_line(error)}). Give its loader an embed hook."
             ) from error
+        return "together" if self._pads else "one at a time"
 
     def batches(self, texts: Sequence[EmbeddingText]) -> list[list[int]]:
         """Indices of the texts that are computed together. Blocks the first time: it probes the model.

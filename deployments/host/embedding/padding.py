@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deployments.engine.model.rotary import follows_length
-
-_LENGTHS = (40, 17, 5)
-
+from deployments.engine.verify.proofs import EMBEDDING
 
 StatesOf = Callable[[Sequence[Sequence[int]]], Tensor]
 
@@ -54,10 +51,10 @@ def _rows(model: Any, size: int) -> list[list[int]]:
     named = [value for key, value in model.config.to_dict().items() if key.endswith("_token_id")]
     special = {i for value in named for i in (value if isinstance(value, list) else [value])}
     ids = [i for i in (7919 * n % size for n in range(1, size)) if i not in special] or [0]
-    return [(ids[7 * j :] + ids * length)[:length] for j, length in enumerate(_LENGTHS)]
+    return [(ids[7 * j :] + ids * length)[:length] for j, length in enumerate(EMBEDDING.lengths)]
 
 
 def _close(states: Tensor, expected: Tensor) -> bool:
-    tolerance = 1e-5 if expected.dtype == torch.float32 else 2e-2
+    tolerance = EMBEDDING.tolerance.at(expected.dtype)
     largest = max(1.0, float(expected.abs().max()))
     return bool((states.float() - expected.float()).abs().max() <= tolerance * largest)

@@ -5,10 +5,9 @@ Every run is given the same tokens, whatever its logits are, and ends after thre
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,18 +16,12 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from deployments.core.errors import ModelLoadFailed
 from deployments.engine.base.failures import is_out_of_memory
 from deployments.engine.cache.cache import new_cache
-from deployments.engine.generate.call import GenerateCall
 from deployments.engine.library.transformers_internals import brings_its_own_cache
+from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.encoder_inputs import encoder_needs, needed_media
+from deployments.engine.verify.prompts import drawn_ids, in_turn
+from deployments.engine.verify.proofs import GENERATE, same_distributions
 
-LENGTHS = (33, 12, 70)
-"""Tokens of the prompts that are compared."""
-
-# Of log-probabilities, for each unit of the largest one: rounding of a few layers in the model's dtype.
-UNIT = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-# In half precision rounding alone can flip an expert's choice: a few positions may be off.
-SHARE = {torch.float32: 1.0}
-HALF_SHARE = 0.7
 _STEPS = 3
 # What models say that get no media: an argument's name, or what came of reading None.
 _MEDIA = re.compile(r"pixel|image|video|audio|speech|vision|feature|patches|input_values|'NoneType' object has no attr")
@@ -37,13 +30,27 @@ Batch = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], dict[str, A
 """Tensors of prompts, and of what was generated already for each."""
 
 
+class Generate(Protocol):
+    """A model's `generate` (`engine/generate/call.py`): without a neutral generation_config nothing can be compared.
+
+    Attributes:
+        view: the model.
+        plain: transformers' function is called in any case.
+    """
+
+    view: Any
+    plain: bool
+
+    def __call__(self, *, max_new_tokens: int, **kwargs: Any) -> Any: ...
+
+
 class GenerateProbe:
     """Finds out how a model's `generate` may be used.
 
     Args:
         call: of the model. Its `plain` is set if the model's own function never asks our processor.
         batch: makes the tensors.
-        ids: ordinary token ids, as many as `LENGTHS` has in all.
+        vocabulary: of the model.
         longest: tokens that a text may have.
 
     Attributes:
@@ -54,13 +61,13 @@ class GenerateProbe:
         ModelLoadFailed: the model cannot generate.
     """
 
-    def __init__(self, call: GenerateCall, batch: Batch, ids: Sequence[int], longest: int) -> None:
+    def __init__(self, call: Generate, batch: Batch, vocabulary: Vocabulary, longest: int) -> None:
         self._call = call
         self._batch = batch
-        ends = list(itertools.accumulate(LENGTHS))
         room = max(1, longest - _STEPS)
-        self._prompts = [list(ids[end - n : end])[:room] for end, n in zip(ends, LENGTHS, strict=True)]
-        self._tokens = list(ids[:_STEPS])
+        ids = drawn_ids(call.view, vocabulary, sum(GENERATE.lengths))
+        self._prompts = [prompt[:room] for prompt in in_turn(ids, GENERATE.lengths)]
+        self._tokens = ids[:_STEPS]
         self.needs: str | None = None
         self.width = self._measured_width()
 
@@ -166,19 +173,6 @@ def only(scores: Tensor, tokens: Sequence[int]) -> Tensor:
     """Scores under which each row can only choose its token."""
     forced = torch.full_like(scores, float("-inf"))
     return forced.scatter_(1, torch.tensor(tokens, device=scores.device)[:, None], 0.0)
-
-
-def same_distributions(expected: Tensor, found: Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits `[..., vocab]` agree: the likeliest tokens, and their log-probabilities but for rounding."""
-    if expected.shape != found.shape or not expected.numel():
-        return False
-    one, other = expected.log_softmax(-1), found.log_softmax(-1)
-    best, at = one.max(-1)
-    others_best, others_at = other.max(-1)
-    tolerance = UNIT.get(dtype, UNIT[torch.bfloat16]) * best.abs().clamp(min=10.0)
-    gap = best - one.gather(-1, others_at[..., None])[..., 0]
-    same = ((at == others_at) | (gap <= tolerance)) & ((best - others_best).abs() <= tolerance)
-    return bool(same.float().mean() >= SHARE.get(dtype, HALF_SHARE))
 
 
 def _head_width(model: Any) -> int:

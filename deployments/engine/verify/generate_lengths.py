@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from deployments.engine.model.fresh_state import fresh_state
 from deployments.engine.model.neutral import neutral_view
-from deployments.engine.verify.length_probe import close, ordinary_ids
-from deployments.engine.verify.named_lengths import tried_lengths
+from deployments.engine.verify.named_lengths import lengths_in_time
+from deployments.engine.verify.prompts import ordinary_ids
+from deployments.engine.verify.proofs import GENERATE_LENGTHS, close
 
 logger = logging.getLogger(__name__)
 
 _STEPS = 4
-_SHORT = 12
-_PATIENCE = 3.0
 _NEVER = 1 << 40
 
 
@@ -35,18 +33,11 @@ def alike_beyond_lengths(model: Any, limit: int) -> bool:
     if getattr(model.config, "is_encoder_decoder", False):
         return True
     fresh_state(model).reset()
-    view, pace = neutral_view(model, _NEVER), 0.0
-    for length in tried_lengths(model, limit):
-        if pace * length > _PATIENCE:
-            logger.info(
-                "Requests beyond %d tokens were not tried together at load, because it takes too long.", length - 1
-            )
-            break
-        begun = time.monotonic()
+    view, short = neutral_view(model, _NEVER), GENERATE_LENGTHS.lengths[0]
+    for length in lengths_in_time(model, limit, "Requests together"):
         ids = ordinary_ids(model, length + _STEPS)
-        if not _alike(view, [ids[:_SHORT], ids[: length - 2], ids]):
+        if not _alike(view, [ids[:short], ids[: length - 2], ids]):
             return False
-        pace = (time.monotonic() - begun) / length
     return True
 
 

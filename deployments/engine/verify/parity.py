@@ -19,53 +19,55 @@ import torch
 from deployments.core.calls import ChatPrompt, SamplingParams
 from deployments.core.events import Delta, EngineEvent, Failed, is_last
 from deployments.core.logprobs import TokenLogprob
-from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.engine.base.text_side import EncodedText, TextSide
-from deployments.engine.generate.job import Job
-from deployments.engine.generate.stock import StockGenerate, ordinary_ids
-from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.encoder_inputs import encoder_inputs, shorter
+from deployments.engine.verify.prompts import drawn_ids, in_turn
+from deployments.engine.verify.proofs import PARITY
 from deployments.engine.verify.refused import Refused
 
 logger = logging.getLogger(__name__)
 
-_LENGTHS = (33, 1, 12, 9, 70)
 _TOKENS = 5
 # Tokens of a text before it crosses a length.
 _BEFORE = 2
-# Of log-probabilities, for each unit of the largest one: rounding of a few layers in the model's dtype.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-# In half precision rounding alone can flip an expert's choice: a few positions may be off.
-_SHARE = {torch.float32: 1.0}
-_HALF_SHARE = 0.7
-_PATIENCE = 2.0
+PATIENCE = 2.0
+"""Seconds after which no further prompt is tried."""
 # A first step may be compiled.
 _WAIT = 600.0
 
 Answer = list[TokenLogprob]
 
+Reference = Callable[[EngineRequest], Sequence[EngineEvent]]
+"""The events of a request that `generate` computes by itself."""
 
-def compare_with_generate(model: Any, vocabulary: Vocabulary, engine: Engine, crossed: Sequence[int] = ()) -> None:
-    """Compare an engine's logits with those of `generate`, if the model has it.
+
+def compare_with_generate(
+    model: Any, vocabulary: Vocabulary, engine: Engine, generate: Reference, crossed: Sequence[int] = ()
+) -> int:
+    """Compare an engine's logits with those of `generate`.
 
     Args:
         model: a transformers model whose prompts are token ids.
         vocabulary: of the model; its `text_side` makes the prompt that shows an image.
         engine: an engine of the same model, idle.
+        generate: the model's own.
         crossed: lengths to be crossed by a text while it grows, and by a prompt.
+
+    Returns:
+        How many prompts were compared.
 
     Raises:
         Refused: they differ by more than rounding, or the engine fails.
     """
-    if not callable(getattr(model, "generate", None)):
-        return
-    lengths = [*_LENGTHS, *(length - _BEFORE for length in crossed), *(length + _TOKENS for length in crossed[-1:])]
-    ids = ordinary_ids(model, vocabulary, sum(lengths))
+    lengths = [
+        *PARITY.lengths,
+        *(length - _BEFORE for length in crossed),
+        *(length + _TOKENS for length in crossed[-1:]),
+    ]
+    prompts = in_turn(drawn_ids(model, vocabulary, sum(lengths)), lengths)
     room = engine.max_model_len - _TOKENS
-    ends = list(itertools.accumulate(lengths))
-    prompts = [ids[end - length : end] for end, length in zip(ends, lengths, strict=True)]
     media = _media(model, vocabulary.text_side)
     requests = [
         _request(f"text-{i}", prompt, media[i % len(media)], f"parity-{i}" if media[0] else "")
@@ -77,11 +79,12 @@ def compare_with_generate(model: Any, vocabulary: Vocabulary, engine: Engine, cr
         for shown in image_prompt(vocabulary.text_side)
     ]
     requests = [request for request in requests if len(request.input_ids) <= room]
-    alone = _alone(StockGenerate(model, vocabulary), vocabulary, requests)
+    alone = _alone(generate, requests)
     if len(requests) - len(alone) > 1:
         logger.info("%d of %d prompts were tried at load, because generate is slow here.", len(alone), len(requests))
     together = _together(engine, [request for request, _ in alone])
     _compare(alone, together, model.dtype)
+    return len(alone)
 
 
 def _media(model: Any, text_side: TextSide) -> list[Mapping[str, torch.Tensor]]:
@@ -123,30 +126,20 @@ def _request(name: str, ids: Sequence[int], inputs: Mapping[str, torch.Tensor], 
     )
 
 
-def _alone(
-    generate: StockGenerate, vocabulary: Vocabulary, requests: Sequence[EngineRequest]
-) -> list[tuple[EngineRequest, Answer]]:
+def _alone(generate: Reference, requests: Sequence[EngineRequest]) -> list[tuple[EngineRequest, Answer]]:
     """What each prompt gets by itself; on a slow model, fewer of them, and no image that `generate` refuses."""
     answers = []
     begun = time.monotonic()
     for request in requests:
-        events: list[EngineEvent] = []
-        job = Job(
-            live=LiveRequest(request, events.append),
-            output=ChoiceOutput(vocabulary, request.sampling),
-            sampler=vocabulary.sampler(
-                request.sampling, generate.prompt_ids(request), vocab_size=generate.width, device=generate.device
-            ),
-        )
         try:
-            generate.run([job], lambda active: False)
+            events = generate(request)
         except Exception as error:
             if not request.model_inputs:
                 raise
             logger.debug("generate refuses a prompt with an image: %s: %s", type(error).__name__, error)
             continue
         answers.append((request, _scores(events)))
-        if len(answers) > 1 and time.monotonic() - begun > _PATIENCE:
+        if len(answers) > 1 and time.monotonic() - begun > PATIENCE:
             break
     return answers
 
@@ -180,7 +173,7 @@ def _scores(events: Sequence[EngineEvent]) -> Answer:
 
 
 def _compare(alone: Sequence[tuple[EngineRequest, Answer]], together: Sequence[Answer], dtype: torch.dtype) -> None:
-    unit = _TOLERANCE.get(dtype, _TOLERANCE[torch.bfloat16])
+    unit = PARITY.tolerance.at(dtype)
     compared, worst, place = 0, 0.0, ""
     off = 0
     for (request, expected), found in zip(alone, together, strict=True):
@@ -199,10 +192,9 @@ def _compare(alone: Sequence[tuple[EngineRequest, Answer]], together: Sequence[A
             if one.token_id != other.token_id:
                 # From here on the two have different histories.
                 break
-    needed = _SHARE.get(dtype, _HALF_SHARE)
     if not compared:
         raise Refused("nothing could be compared: generate gave no log-probabilities")
-    if (compared - off) / compared < needed:
+    if (compared - off) / compared < PARITY.tolerance.share(dtype):
         raise Refused(f"{off} of {compared} log-probabilities differ from generate's, by {worst:.3g} at {place}")
 
 
