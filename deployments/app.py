@@ -15,6 +15,7 @@ from deployments.ingress import OpenAIIngress
 from deployments.openai.http.keys import is_plain
 from deployments.proxy import shape_running_proxies
 from deployments.ray_internals import serve_run_folder, warn_of_open_node
+from deployments.registry.catalogue import date_models
 from deployments.replica import ModelReplica
 
 logger = logging.getLogger("ray.serve")
@@ -52,6 +53,7 @@ def application(args: AppArgs, **replica_options: Any) -> serve.Application:
         replica_options: of `serve.deployment`, for the model replicas.
     """
     ingress: Any = OpenAIIngress
+    date_models(args)
     pools = {name: _replicas(name, pool, args, replica_options) for name, pool in args.all_pools().items()}
     return ingress.bind(args, pools)
 

@@ -8,20 +8,20 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 import ray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.config.app import AppArgs, unknown_model
+from deployments.config.app import AppArgs
 from deployments.core.calls import Call, Prompt
 from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
 from deployments.packing import packed
+from deployments.registry.catalogue import Catalogue
 from deployments.waiting import Waiting
 
 logger = logging.getLogger("ray.serve")
@@ -79,19 +79,17 @@ class HandleClient:
     """
 
     def __init__(self, args: AppArgs, pools: Mapping[str, Handle]) -> None:
-        self._args = args
-        self._entries = args.by_name()
+        self._catalogue = Catalogue(args)
         # Calls go straight to the replica by gRPC, which takes a millisecond less than Ray's object store.
         self._pools = {name: handle.options(_by_reference=False) for name, handle in pools.items()}
         self._pool_of = {model: name for name, pool in args.all_pools().items() for model in pool.models}
-        self._limits = {entry.id: entry.engine.max_model_len for entry in args.models}
         self._gate = Gate(args.max_concurrent_requests)
         self._waiting = Waiting()
         self._answering: set[str] = set()
 
     def models(self) -> Sequence[ModelCard]:
-        """Every configured model; its limits once a request for it was accepted."""
-        return [replace(entry.card, max_model_len=self._limits[entry.id]) for entry in self._args.models]
+        """Every configured model; its limits and fingerprint once a request for it was accepted."""
+        return self._catalogue.models()
 
     def resolve(self, name: str) -> ModelCard:
         """The model with this id or alias.
@@ -99,10 +97,7 @@ class HandleClient:
         Raises:
             ModelNotFound: there is none.
         """
-        entry = self._entries.get(name)
-        if entry is None:
-            raise unknown_model(name, self._args)
-        return replace(entry.card, max_model_len=self._limits[entry.id])
+        return self._catalogue.resolve(name)
 
     async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation.
@@ -124,7 +119,9 @@ class HandleClient:
                             if isinstance(event, Failed):
                                 raise event.error
                             if isinstance(event, Accepted):
-                                self._limits[call.model] = event.max_model_len
+                                self._catalogue.learn(
+                                    call.model, max_model_len=event.max_model_len, fingerprint=event.fingerprint
+                                )
                                 if accepted:
                                     continue
                                 accepted = True
@@ -142,29 +139,31 @@ class HandleClient:
         finally:
             self._gate.leave()
 
-    async def render(self, model: str, prompt: Prompt) -> Rendered:
+    async def render(self, model: str, prompt: Prompt, *, expect: str = "") -> Rendered:
         """A prompt's text after the chat template, and its token ids."""
-        return cast(Rendered, await self._ask("render", model, prompt))
+        return cast(Rendered, await self._ask("render", model, prompt, expect=expect))
 
-    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+    async def detokenize(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> str:
         """The text of token ids, special tokens included."""
-        return cast(str, await self._ask("detokenize", model, token_ids))
+        return cast(str, await self._ask("detokenize", model, token_ids, expect=expect))
 
-    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def spell(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> tuple[str, ...]:
         """Token ids as the vocabulary spells them."""
-        return cast(tuple[str, ...], await self._ask("spell", model, token_ids))
+        return cast(tuple[str, ...], await self._ask("spell", model, token_ids, expect=expect))
 
-    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[TokenPiece, ...]:
+    async def pieces(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> tuple[TokenPiece, ...]:
         """What each token adds to a text."""
-        return cast(tuple[TokenPiece, ...], await self._ask("pieces", model, token_ids))
+        return cast(tuple[TokenPiece, ...], await self._ask("pieces", model, token_ids, expect=expect))
 
-    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
+    async def embed(
+        self, model: str, prompts: Sequence[Prompt], options: EmbedOptions, *, expect: str = ""
+    ) -> Embeddings:
         """A vector for each prompt."""
-        return cast(Embeddings, await self._ask("embed", model, prompts, options))
+        return cast(Embeddings, await self._ask("embed", model, prompts, options, expect=expect))
 
-    async def tokenizer_info(self, model: str) -> dict[str, Any]:
-        """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
-        return cast(dict[str, Any], await self._ask("tokenizer_info", model))
+    async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
+        """What a client needs to know of the tokenizer, and the model's fingerprint, as JSON values."""
+        return cast(dict[str, Any], await self._ask("tokenizer_info", model, expect=expect))
 
     async def status(self) -> list[dict[str, Any]]:
         """One entry for every replica that answers within `STATUS_LIMIT_S` seconds."""
@@ -219,14 +218,14 @@ class HandleClient:
             answer.cancel()
             raise
 
-    async def _ask(self, method: str, model: str, *arguments: Any) -> Any:
+    async def _ask(self, method: str, model: str, *arguments: Any, **options: Any) -> Any:
         """The answer of a replica that has the model, asked once more when the first is lost."""
         key = self.resolve(model).id
         pool = await self._started(self._pool_of[key])
         handle = pool.options(method_name=method, multiplexed_model_id=key)
         given = [await packed(argument) for argument in arguments]
         for attempt in (1, 2):
-            answer = handle.remote(key, *given)
+            answer = handle.remote(key, *given, **options)
             try:
                 return await answer
             except asyncio.CancelledError:

@@ -17,8 +17,8 @@ from ray import serve
 
 from deployments.config.app import AppArgs
 from deployments.core.calls import Call, Prompt
+from deployments.core.cgroup import cores
 from deployments.core.events import Event
-from deployments.engine.base.cgroup import cores
 from deployments.logs import enter_folder, log_like_serve
 from deployments.packing import Packed, unpacked
 from deployments.ray_internals import keep_replica_port_local
@@ -88,35 +88,39 @@ class ModelReplica:
         async with contextlib.aclosing(self.generate(call)) as events:
             return [event async for event in events]
 
-    async def render(self, model: str, prompt: Prompt | Packed) -> Rendered:
+    async def render(self, model: str, prompt: Prompt | Packed, *, expect: str = "") -> Rendered:
         """A prompt as the model would get it."""
         await self._advertise(model)
-        return await self._host.render(model, await unpacked(prompt))
+        return await self._host.render(model, await unpacked(prompt), expect=expect)
 
-    async def detokenize(self, model: str, token_ids: Sequence[int] | Packed) -> str:
+    async def detokenize(self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = "") -> str:
         """The text of token ids."""
         await self._advertise(model)
-        return await self._host.detokenize(model, await unpacked(token_ids))
+        return await self._host.detokenize(model, await unpacked(token_ids), expect=expect)
 
-    async def spell(self, model: str, token_ids: Sequence[int] | Packed) -> tuple[str, ...]:
+    async def spell(self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = "") -> tuple[str, ...]:
         """Token ids as the vocabulary spells them."""
         await self._advertise(model)
-        return await self._host.spell(model, await unpacked(token_ids))
+        return await self._host.spell(model, await unpacked(token_ids), expect=expect)
 
-    async def pieces(self, model: str, token_ids: Sequence[int] | Packed) -> tuple[TokenPiece, ...]:
+    async def pieces(
+        self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = ""
+    ) -> tuple[TokenPiece, ...]:
         """What each token adds to a text."""
         await self._advertise(model)
-        return await self._host.pieces(model, await unpacked(token_ids))
+        return await self._host.pieces(model, await unpacked(token_ids), expect=expect)
 
-    async def embed(self, model: str, prompts: Sequence[Prompt] | Packed, options: EmbedOptions | Packed) -> Embeddings:
+    async def embed(
+        self, model: str, prompts: Sequence[Prompt] | Packed, options: EmbedOptions | Packed, *, expect: str = ""
+    ) -> Embeddings:
         """A vector for each prompt."""
         await self._advertise(model)
-        return await self._host.embed(model, await unpacked(prompts), await unpacked(options))
+        return await self._host.embed(model, await unpacked(prompts), await unpacked(options), expect=expect)
 
-    async def tokenizer_info(self, model: str) -> dict[str, Any]:
+    async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
         """What a client needs to know of the tokenizer."""
         await self._advertise(model)
-        return await self._host.tokenizer_info(model)
+        return await self._host.tokenizer_info(model, expect=expect)
 
     async def load(self, model: str) -> None:
         """Load a model now."""

@@ -36,6 +36,11 @@ def check_folders(kwargs: Mapping[str, Any], base: Path = Path()) -> None:
             raise ModelLoadFailed(f"{key}: {value}: {missing(value, base)}")
 
 
+def is_model_key(key: str) -> bool:
+    """Whether an argument of this name says which model or tokenizer a loader loads."""
+    return key in _KEYS
+
+
 def found(name: str, base: Path = Path()) -> Path:
     """The folder of a path, which can contain `~` and Windows separators."""
     path = base / Path(name).expanduser()

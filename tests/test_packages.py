@@ -44,11 +44,12 @@ def imports(path: Path) -> Iterator[str]:
         (modules("deployments/openai"), ["torch", "transformers", "ray"]),
         (modules("deployments/engine"), ["ray", "fastapi", "pydantic", "starlette"]),
         (modules("deployments/core"), ["torch", "transformers", "ray", "pydantic"]),
+        (modules("deployments/registry"), ["torch", "transformers", "ray", "fastapi", "starlette"]),
         (["model_loaders.contract"], ["torch", "transformers", "ray", "pydantic"]),
         (["deployments.ingress", "deployments.app", "deployments.router"], ["torch", "transformers"]),
         (["deployments.local"], ["ray"]),
     ],
-    ids=["openai", "engine", "core", "contract", "ingress", "local"],
+    ids=["openai", "engine", "core", "registry", "contract", "ingress", "local"],
 )
 def test_what_comes_with_a_package(names: list[str], forbidden: list[str]) -> None:
     assert names

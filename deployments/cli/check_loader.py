@@ -36,7 +36,7 @@ async def check(loader: str, kwargs: dict[str, Any], *, message: str, max_tokens
     host = ModelHost(args, device)
     try:
         started = time.monotonic()
-        async with host.leases.lease(_ID) as model:
+        async with host.lease(_ID) as model:
             _say("loaded", f"{type(model.info.model).__name__} in {time.monotonic() - started:.1f} s on {host.device}")
             _say("engine", f"{model.engine.stats().kind}, {model.engine.max_model_len} positions")
             speech, gives_text = model.speech, not isinstance(model.engine, NoTextEngine)

@@ -82,7 +82,7 @@ class Engine(TypedDict):
 
 async def list_engines(exchange: Exchange) -> Response:
     """Every model and alias, as OpenAI listed engines."""
-    cards = exchange.client.models()
+    cards = exchange.models.models()
     names = [*(card.id for card in cards), *(alias for card in cards for alias in card.aliases)]
     return json_response({"object": "list", "data": [_engine(name) for name in names]})
 
@@ -90,7 +90,7 @@ async def list_engines(exchange: Exchange) -> Response:
 async def retrieve_engine(exchange: Exchange) -> Response:
     """One model by its id or an alias."""
     name = exchange.request.path_params["name"]
-    exchange.client.resolve(name)
+    exchange.models.resolve(name)
     return json_response(_engine(name))
 
 
@@ -100,7 +100,7 @@ def _engine(name: str) -> Engine:
 
 async def root(exchange: Exchange) -> Response:
     """The name of this server and its models."""
-    models = [card.id for card in exchange.client.models()]
+    models = [card.id for card in exchange.models.models()]
     return json_response({"message": f"Troupe serves {', '.join(models)}; see /docs.", "models": models})
 
 

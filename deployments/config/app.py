@@ -37,6 +37,9 @@ class AppArgs(Strict):
     swap_patience_s: float = Field(
         default=2.0, ge=0, description="Seconds that a request waits before a model in use is unloaded for it."
     )
+    settle_s: float = Field(
+        default=3.0, ge=0, description="Seconds without a write until the files of a rewritten model are loaded."
+    )
     max_concurrent_requests: int | None = Field(
         default=None, ge=1, description="More concurrent requests are refused with 429; None sets no limit."
     )

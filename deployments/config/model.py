@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 from deployments.config.engine import EngineOptions
 from deployments.core.model_card import ModelCard, ModelOptions
@@ -41,8 +42,13 @@ class ModelEntry(Strict):
     max_prompt_chars: int | None = Field(
         default=None, ge=1, description="Longer texts are refused; None is 128 per token of the context."
     )
+    marker: str | None = Field(
+        default=None, min_length=1, description="A file that the writer of the folder writes last."
+    )
     load_timeout_s: float = Field(default=3600.0, gt=0, description="Seconds until a loader counts as hung.")
     load_retry_s: float = Field(default=60.0, ge=0, description="Seconds until a failed load is tried again.")
+
+    _created: int = PrivateAttr(default_factory=lambda: int(time.time()))
 
     @field_validator("id", "aliases")
     @classmethod
@@ -75,4 +81,8 @@ class ModelEntry(Strict):
 
     @property
     def card(self) -> ModelCard:
-        return ModelCard(id=self.id, aliases=tuple(self.aliases), options=self.api)
+        return ModelCard(id=self.id, aliases=tuple(self.aliases), options=self.api, created=self._created)
+
+    def date(self, created: int) -> None:
+        """Set when the model was made, in seconds since the epoch, if that is known."""
+        self._created = created

@@ -155,6 +155,7 @@ class GenerateCall:
         reasoning: how the model marks its reasoning, whose tokens are counted apart and in which no stop string counts.
         affinity: conversations with the same key go to the same replica where possible.
         stream: deltas are wanted as they come; off, each choice may come as one delta at the end.
+        expect: the weights that are to answer, `w<12>`; empty accepts any.
     """
 
     request_id: str
@@ -168,6 +169,7 @@ class GenerateCall:
     reasoning: ReasoningMarkers | None = None
     affinity: str | None = None
     stream: bool = False
+    expect: str = ""
 
     @property
     def prompt_param(self) -> str:
@@ -192,6 +194,7 @@ class TranscribeCall:
         logprobs: report the tokens' log-probabilities.
         max_seconds, max_samples: longer recordings are refused.
         stream: pieces are wanted as they come.
+        expect: the weights that are to answer, `w<12>`; empty accepts any.
     """
 
     request_id: str
@@ -208,6 +211,7 @@ class TranscribeCall:
     max_samples: float = float("inf")
     affinity: str | None = None
     stream: bool = False
+    expect: str = ""
 
 
 Call = GenerateCall | TranscribeCall

@@ -21,6 +21,7 @@ class Rendered:
     text: str | None
     token_ids: tuple[int, ...]
     max_model_len: int
+    fingerprint: str = ""
 
 
 class TokenPiece(NamedTuple):
@@ -36,6 +37,7 @@ class Embeddings:
 
     vectors: tuple[bytes, ...]
     prompt_tokens: int
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,11 @@ class EmbedOptions:
 
 
 class ModelClient(Protocol):
-    """The configured models, wherever they are loaded. Every method raises errors of `deployments.core.errors`."""
+    """The configured models, wherever they are loaded. Every method raises errors of `deployments.core.errors`.
+
+    A method that takes `expect` raises VersionMismatch if the model's weights are not those, `w<12>`; empty accepts
+    any.
+    """
 
     def models(self) -> Sequence[ModelCard]:
         """Every configured model, in the order of the configuration."""
@@ -75,23 +81,25 @@ class ModelClient(Protocol):
     def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a generation. Closing the generator stops the computation."""
 
-    async def render(self, model: str, prompt: Prompt) -> Rendered:
+    async def render(self, model: str, prompt: Prompt, *, expect: str = "") -> Rendered:
         """A prompt's text after the chat template, and its token ids."""
 
-    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+    async def detokenize(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> str:
         """The text of token ids, special tokens included."""
 
-    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def spell(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> tuple[str, ...]:
         """Token ids as they are written in the vocabulary, such as `Ġthe`."""
 
-    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[TokenPiece, ...]:
+    async def pieces(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> tuple[TokenPiece, ...]:
         """What each token adds to a text, special tokens included; the same as in log-probabilities."""
 
-    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
+    async def embed(
+        self, model: str, prompts: Sequence[Prompt], options: EmbedOptions, *, expect: str = ""
+    ) -> Embeddings:
         """A vector for each prompt."""
 
-    async def tokenizer_info(self, model: str) -> dict[str, Any]:
-        """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
+    async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
+        """What a client needs to know of the tokenizer, `model_max_length` and `fingerprint`, as JSON values."""
 
     async def ready(self) -> None:
         """Raise TroupeError if no request can be answered now."""

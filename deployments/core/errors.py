@@ -10,6 +10,7 @@ TroupeError                     500 server_error
 ├── RouteNotFound               404 route_not_found
 ├── MethodNotAllowed            405 method_not_allowed
 ├── BodyTimeout                 408 body_timeout
+├── VersionMismatch             409 version_mismatch
 ├── RouteGone                   410 route_gone
 ├── TooLarge                    413 request_too_large
 ├── UnsupportedMediaType        415 unsupported_media_type
@@ -150,6 +151,14 @@ class BodyTimeout(TroupeError):
     status = 408
     type = "invalid_request_error"
     code = "body_timeout"
+
+
+class VersionMismatch(TroupeError):
+    """The model no longer has the weights that the request asks for."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "version_mismatch"
 
 
 class RouteGone(TroupeError):

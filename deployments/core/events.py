@@ -24,13 +24,13 @@ class Accepted:
         prompt_token_ids: of each prompt.
         prompt_texts: of each prompt, as the template rendered it; None where only ids were given.
         max_model_len: positions a request of this model may use.
-        load: of the model; another one after it was loaded anew, with a tokenizer that may be another.
+        fingerprint: of the model that answers, see `deployments.registry.version.fingerprint`.
     """
 
     prompt_token_ids: tuple[tuple[int, ...], ...]
     prompt_texts: tuple[str | None, ...]
     max_model_len: int = 0
-    load: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,9 +39,16 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What the API knows of a model without asking a replica. `max_model_len` is set once the model was loaded."""
+    """What the API knows of a model without asking a replica.
+
+    Attributes:
+        max_model_len, fingerprint: set once the model was loaded; those of its last version.
+        created: when its files were written, in seconds since the epoch, else when the server was started.
+    """
 
     id: str
     aliases: tuple[str, ...] = ()
     max_model_len: int | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
+    fingerprint: str = ""
+    created: int = 0

@@ -9,10 +9,15 @@ from deployments.core.logprobs import TokenLogprob
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TranscriptionStarted:
-    """A recording is decoded: the English name of its language (such as `english`) and its length in seconds."""
+    """A recording is decoded: the English name of its language (such as `english`) and its length in seconds.
+
+    Attributes:
+        fingerprint: of the model that answers.
+    """
 
     language: str
     duration: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

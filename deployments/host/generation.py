@@ -33,7 +33,7 @@ class Generation:
         texts: the prompts' texts; with `echo` each is there.
         interval: seconds between two batches of a stream's events, the first excepted.
         started: by `time.monotonic()`, to report timings from; None reports none.
-        load: of the model, for `Accepted`.
+        fingerprint: of the model, for `Accepted`.
         inspection: is shown every event.
 
     Attributes:
@@ -50,14 +50,14 @@ class Generation:
         *,
         interval: float,
         started: float | None = None,
-        load: str = "",
+        fingerprint: str = "",
         inspection: Inspection | None = None,
     ) -> None:
         self.accepted = Accepted(
             prompt_token_ids=tuple(tuple(prompt.encoded.input_ids) for prompt in prompts),
             prompt_texts=tuple(texts),
             max_model_len=engine.max_model_len,
-            load=load,
+            fingerprint=fingerprint,
         )
         self.ended = False
         self._call = call
@@ -98,7 +98,7 @@ class Generation:
             await _texts(model, call, prompts),
             interval=interval,
             started=started if model.entry.api.usage_timings else None,
-            load=model.load_id,
+            fingerprint=model.fingerprint,
             inspection=Inspection(model.info, call, prompts) if model.info.done_callback else None,
         )
         try:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -16,22 +17,30 @@ from typing import Any
 
 import torch
 
-from deployments.config.app import AppArgs, unknown_model
+from deployments.config.app import AppArgs
+from deployments.config.model import ModelEntry
 from deployments.core.calls import Call, Prompt, TranscribeCall
 from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavailable, last_line
 from deployments.core.events import Event, Failed
+from deployments.core.fingerprint import check_expected, weights_of
 from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import vocab_size
+from deployments.core.transcript import TranscriptionStarted
 from deployments.host.generation import Generation
 from deployments.host.leases import Leases
 from deployments.host.loaded_model import CLOSE_LIMIT_S, LoadedModel
 from deployments.host.loading import Loading
 from deployments.host.profiling import Trace
 from deployments.host.tested_versions import warn_of_untested_transformers
+from deployments.registry.catalogue import Catalogue, date_models
+from deployments.registry.version import Rewritten, Version
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger("troupe.host")
+
+_LOADS = 5
+"""Loads of one request, if the files change during each."""
 
 
 def default_device() -> str:
@@ -62,10 +71,11 @@ class ModelHost:
         self._on_gone = on_gone
         self.device = device or default_device()
         self._loading = Loading(self.device, api=args.api, given=given)
-        self._entries = args.by_name()
-        self._by_id = {entry.id: entry for entry in args.models}
+        date_models(args)
+        self._catalogue = Catalogue(args, given or {})
+        self._versions: dict[str, Version] = {}
+        self._newest: dict[str, Version] = {}
         self._draining = False
-        self._limits: dict[str, int] = {}
         self._traces = {
             entry.id: Trace(entry.profile_dir, entry.id) for entry in args.models if entry.profile_dir is not None
         }
@@ -74,16 +84,13 @@ class ModelHost:
             self._unload,
             capacity=args.max_models_per_replica,
             patience=args.swap_patience_s,
-            retry_after=lambda key: self._by_id[key].load_retry_s,
-            idle_limit=lambda key: self._by_id[key].idle_unload_s,
+            retry_after=lambda key: self._entry(key).load_retry_s,
+            idle_limit=lambda key: self._entry(key).idle_unload_s,
         )
-        for entry in args.models:
-            if entry.pinned:
-                self.leases.pin(entry.id)
 
     def models(self) -> Sequence[ModelCard]:
-        """Every configured model; its limits once it was loaded."""
-        return [replace(entry.card, max_model_len=self._limits.get(entry.id)) for entry in self.args.models]
+        """Every configured model; its limits and fingerprint once it was loaded."""
+        return self._catalogue.models()
 
     def resolve(self, name: str) -> ModelCard:
         """The model with this id or alias.
@@ -91,10 +98,7 @@ class ModelHost:
         Raises:
             ModelNotFound: there is none.
         """
-        entry = self._entries.get(name)
-        if entry is None:
-            raise unknown_model(name, self.args)
-        return replace(entry.card, max_model_len=self._limits.get(entry.id))
+        return self._catalogue.resolve(name)
 
     async def preload(self) -> None:
         """Load what is to be there from the start; a failure is logged, and answered to requests that ask for it."""
@@ -108,12 +112,14 @@ class ModelHost:
 
     async def load(self, model: str) -> None:
         """Load a model now, as a request for it would."""
-        async with self.leases.lease(self.resolve(model).id):
+        async with self.lease(model):
             pass
 
     async def unload(self, model: str) -> bool:
         """Unload a model once nobody uses it; False if it is not loaded. A later request loads it again."""
-        return await self.leases.evict(self.resolve(model).id)
+        key = self.resolve(model).id
+        self._catalogue.expire(key)
+        return key in self._newest and await self.leases.evict(self._newest[key].key)
 
     async def drain(self, on: bool = True) -> None:
         """Refuse new calls and end those that run; or take calls again."""
@@ -127,7 +133,12 @@ class ModelHost:
         """The same, at this moment."""
         stats = self.leases.stats()
         models = [
-            {"id": key, "in_use": stats.in_use.get(key, 0), **asdict(model.engine.stats())}
+            {
+                "id": model.entry.id,
+                "fingerprint": model.fingerprint,
+                "in_use": stats.in_use.get(key, 0),
+                **asdict(model.engine.stats()),
+            }
             for key, model in self.leases.values().items()
         ]
         return {
@@ -135,8 +146,12 @@ class ModelHost:
             "device": self.device,
             "draining": self._draining,
             "models": models,
-            "loading": list(stats.loading),
-            "failed": {key: error.message for key, error in stats.failed.items() if key not in stats.loading},
+            "loading": [self._versions[key].model for key in stats.loading],
+            "failed": {
+                version.model: stats.failed[version.key].message
+                for version in self._newest.values()
+                if version.key in stats.failed and version.key not in stats.loading
+            },
             "waiting": stats.waiting,
             "loads": stats.loads,
             "load_failures": stats.failures,
@@ -149,10 +164,12 @@ class ModelHost:
         try:
             if self._draining:
                 raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
-            async with self.leases.lease(call.model) as model, self._traced(model):
+            async with self.lease(call.model, call.expect) as model, self._traced(model):
                 if isinstance(call, TranscribeCall):
                     async with aclosing(model.transcribe(call, interval=interval)) as heard:
                         async for event in heard:
+                            if isinstance(event, TranscriptionStarted):
+                                event = replace(event, fingerprint=model.fingerprint)
                             yield event
                     return
                 generation = await Generation.start(model, call, interval=interval, started=started)
@@ -168,19 +185,20 @@ class ModelHost:
             logger.exception("request %s failed", call.request_id)
             yield Failed(ModelError(f"Model {call.model!r} failed: {last_line(error)}"))
 
-    async def render(self, model: str, prompt: Prompt) -> Rendered:
+    async def render(self, model: str, prompt: Prompt, *, expect: str = "") -> Rendered:
         """A prompt's text after the chat template, and its token ids."""
-        async with self.leases.lease(self.resolve(model).id) as loaded:
+        async with self.lease(model, expect) as loaded:
             (encoded,) = await loaded.encode([prompt])
         return Rendered(
             text=encoded.text,
             token_ids=tuple(encoded.encoded.input_ids),
             max_model_len=loaded.engine.max_model_len,
+            fingerprint=loaded.fingerprint,
         )
 
-    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+    async def detokenize(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> str:
         """The text of token ids, special tokens included."""
-        async with self.leases.lease(self.resolve(model).id) as loaded:
+        async with self.lease(model, expect) as loaded:
             known = max(vocab_size(loaded.info.model) or 0, _tokens(loaded.info.tokenizer))
             if known and (largest := max(token_ids, default=0)) >= known:
                 raise BadRequest(
@@ -188,25 +206,28 @@ class ModelHost:
                 )
             return await loaded.decode(token_ids)
 
-    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def spell(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> tuple[str, ...]:
         """Token ids as the vocabulary spells them."""
-        async with self.leases.lease(self.resolve(model).id) as loaded:
+        async with self.lease(model, expect) as loaded:
             return await loaded.spell(token_ids)
 
-    async def pieces(self, model: str, token_ids: Sequence[int]) -> tuple[TokenPiece, ...]:
+    async def pieces(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> tuple[TokenPiece, ...]:
         """What each token adds to a text, special tokens included."""
-        async with self.leases.lease(self.resolve(model).id) as loaded:
+        async with self.lease(model, expect) as loaded:
             return await loaded.pieces(token_ids)
 
-    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
+    async def embed(
+        self, model: str, prompts: Sequence[Prompt], options: EmbedOptions, *, expect: str = ""
+    ) -> Embeddings:
         """A vector for each prompt."""
-        async with self.leases.lease(self.resolve(model).id) as loaded:
+        async with self.lease(model, expect) as loaded:
             return await loaded.embed(prompts, options)
 
-    async def tokenizer_info(self, model: str) -> dict[str, Any]:
-        """The tokenizer's class, special tokens, chat template and `model_max_length`, as JSON values."""
-        async with self.leases.lease(self.resolve(model).id) as loaded:
-            return {**await loaded.tokenizer_card(), "model_max_length": loaded.engine.max_model_len}
+    async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
+        """What a client needs to know of the tokenizer, and the model's fingerprint, as JSON values."""
+        async with self.lease(model, expect) as loaded:
+            facts = {"model_max_length": loaded.engine.max_model_len, "fingerprint": loaded.fingerprint}
+            return {**await loaded.tokenizer_card(), **facts}
 
     async def ready(self) -> None:
         """Requests can be answered from the start."""
@@ -236,23 +257,74 @@ class ModelHost:
         finally:
             await asyncio.to_thread(trace.end)
 
-    def _say_if_gone(self, key: str) -> None:
+    @asynccontextmanager
+    async def lease(self, model: str, expect: str = "") -> AsyncIterator[LoadedModel]:
+        """The newest version of a model, loaded if need be, kept until the block ends.
+
+        Args:
+            expect: the weights that it is to have, `w<12>`; empty accepts any.
+
+        Raises:
+            VersionMismatch: it has other weights.
+            TroupeError: it cannot be loaded.
+        """
+        model = self.resolve(model).id
+        looked = False
+        for _ in range(_LOADS):
+            version = await self._catalogue.version(model)
+            self._follow(version)
+            with contextlib.suppress(Rewritten):
+                async with self.leases.lease(version.key) as loaded:
+                    if looked or expect in ("", weights_of(loaded.fingerprint)):
+                        check_expected(model, loaded.fingerprint, expect)
+                        yield loaded
+                        return
+            # Its files have changed while it was loaded; or another replica may have seen a change before this one.
+            looked = True
+            self._catalogue.expire(model)
+        raise Unavailable(f"The files of model {model!r} change while they are loaded; try again.", retry_after=5)
+
+    def _follow(self, version: Version) -> None:
+        """Let the older version of a model end what it computes; new requests wait for this one."""
+        older = self._newest.get(version.model)
+        self._newest[version.model] = self._versions[version.key] = version
+        if older is not None and older.key == version.key:
+            return
+        if self._entry(version.key).pinned:
+            self.leases.pin(version.key)
+        if older is not None:
+            self.leases.retire(older.key)
+
+    def _entry(self, key: str) -> ModelEntry:
+        return self._catalogue.entry(self._versions[key].model)
+
+    def _say_if_gone(self, model: str) -> None:
         stats = self.leases.stats()
-        if key not in stats.loaded and key not in stats.loading:
-            self._on_gone(key)
+        if all(self._versions[key].model != model for key in (*stats.loaded, *stats.loading)):
+            self._on_gone(model)
 
     async def _load(self, key: str) -> LoadedModel:
+        version = self._versions[key]
         try:
-            model = await self._loading.load(self._by_id[key])
-        except BaseException:
-            self._on_gone(key)
+            model = await self._loading.load(self._entry(key), version)
+        except BaseException as error:
+            self._on_gone(version.model)
+            if isinstance(error, TroupeError) and not await self._catalogue.is_current(version):
+                raise Rewritten(f"The files of {key} changed while they were loaded: {error}") from error
             raise
-        self._limits[key] = model.engine.max_model_len
+        if not await self._catalogue.is_current(version):
+            logger.warning("the files of %s changed while they were loaded; what was read of them is dropped", key)
+            await self._loading.unload(key, model)
+            raise Rewritten(f"The files of {key} changed while they were loaded.")
+        self._catalogue.learn(version.model, max_model_len=model.engine.max_model_len, fingerprint=model.fingerprint)
         return model
 
     def _unload(self, key: str, model: LoadedModel) -> Awaitable[None]:
         logger.info("unloading %s", key)
-        self._on_gone(key)
+        if self._newest[model.entry.id].key == key:
+            self._on_gone(model.entry.id)
+        else:
+            del self._versions[key]
         # Not awaited here, where `model` would keep it alive.
         return self._loading.unload(key, model)
 

@@ -114,6 +114,12 @@ class Leases(Generic[T]):
         """Never evict this key."""
         self._pinned.add(key)
 
+    def retire(self, key: str) -> None:
+        """Unload a key that nobody asks for any more, once nobody leases it."""
+        self._pinned.discard(key)
+        if key in self._places:
+            self._start_unload(key)
+
     def stats(self) -> LeaseStats:
         """Counters at this moment."""
         return LeaseStats(
@@ -267,7 +273,9 @@ class Leases(Generic[T]):
         """Raise a load's error to those who waited for it, and to later ones for `retry_after` seconds."""
         if key in self._failed:
             failed_at, error = self._failed[key]
-            if failed_at >= since or time.monotonic() - failed_at < self._retry_after(key):
+            # A load that was interrupted may be tried at once.
+            retry_after = 0.0 if isinstance(error, Unavailable) else self._retry_after(key)
+            if failed_at >= since or time.monotonic() - failed_at < retry_after:
                 raise copy.copy(error)
 
     def _ask_for_more_room(self, key: str) -> bool:

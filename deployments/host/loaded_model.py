@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
 from PIL.Image import Image
@@ -88,6 +87,7 @@ class LoadedModel:
     Args:
         media: limits on the media of one request.
         templates: render chat templates of requests.
+        fingerprint: of the model, for its answers.
 
     Attributes:
         submitting: the thread that queues requests: the engine looks at each of their token ids.
@@ -100,10 +100,11 @@ class LoadedModel:
         *,
         media: MediaLimits | None = None,
         templates: TemplateProcesses | None = None,
+        fingerprint: str = "",
     ) -> None:
         self.entry = entry
         self._templates = templates or TemplateProcesses()
-        self.load_id = uuid4().hex
+        self.fingerprint = fingerprint
         self._media = media or MediaLimits()
         self.info = info
         proofs = Proofs()
@@ -198,7 +199,9 @@ class LoadedModel:
             )
             vectors.update((i, vector.numpy().astype("<f4").tobytes()) for i, vector in zip(batch, found, strict=True))
         return Embeddings(
-            vectors=tuple(vectors[i] for i in range(len(texts))), prompt_tokens=sum(len(text.ids) for text in texts)
+            vectors=tuple(vectors[i] for i in range(len(texts))),
+            prompt_tokens=sum(len(text.ids) for text in texts),
+            fingerprint=self.fingerprint,
         )
 
     def transcribe(self, call: TranscribeCall, *, interval: float) -> AsyncGenerator[Event, None]:

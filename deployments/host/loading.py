@@ -12,11 +12,13 @@ from deployments.config.model import ModelEntry
 from deployments.core.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.engine.base.failures import free_memory, is_out_of_memory
 from deployments.engine.model.random_state import RANDOM_STATE
+from deployments.host.fingerprint import model_fingerprint
 from deployments.host.loaded_model import LoadedModel
 from deployments.host.mapped_weights import read_mapped_weights
 from deployments.host.template_processes import RenderLimits, TemplateProcesses
 from deployments.host.worker import Worker, position
 from deployments.media.parts import MediaLimits
+from deployments.registry.version import Version
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
 
@@ -67,8 +69,11 @@ class Loading:
         """End the processes for chat templates. Blocks."""
         self._templates.close()
 
-    async def load(self, entry: ModelEntry) -> LoadedModel:
+    async def load(self, entry: ModelEntry, version: Version | None = None) -> LoadedModel:
         """A model with its engine. One that comes after its time is closed at once.
+
+        Args:
+            version: of the files that it is loaded from.
 
         Raises:
             LoadTimeout: the loader has not returned in time, or still hangs from the last time.
@@ -76,7 +81,7 @@ class Loading:
             TroupeError: the loader or the model does not work.
         """
         try:
-            return await self._load_in_thread(entry)
+            return await self._load_in_thread(entry, version or Version(model=entry.id))
         except BaseException:
             free_memory()
             raise
@@ -95,8 +100,8 @@ class Loading:
             del close
             free_memory()
 
-    async def _load_in_thread(self, entry: ModelEntry) -> LoadedModel:
-        thread, began = self._hung.get(entry.id, (None, 0.0))
+    async def _load_in_thread(self, entry: ModelEntry, version: Version) -> LoadedModel:
+        thread, began = self._hung.get(version.key, (None, 0.0))
         if thread is not None and thread.is_alive():
             raise _timeout(entry, time.monotonic() - began, position(thread))
         worker = Worker(f"load-{entry.id}")
@@ -104,7 +109,7 @@ class Loading:
         abandoned = threading.Event()
 
         def load() -> LoadedModel:
-            model = self._load_now(entry)
+            model = self._load_now(entry, version)
             if abandoned.is_set():
                 logger.warning("%s came too late, after %.0f s; it is closed", entry.id, time.monotonic() - began)
                 model.close()
@@ -113,13 +118,13 @@ class Loading:
         try:
             return await worker.run(load, entry.load_timeout_s)
         except TimeoutError as error:
-            self._hung[entry.id] = (thread, began)
+            self._hung[version.key] = (thread, began)
             raise _timeout(entry, entry.load_timeout_s, str(error)) from None
         finally:
             abandoned.set()
             worker.stop()
 
-    def _load_now(self, entry: ModelEntry) -> LoadedModel:
+    def _load_now(self, entry: ModelEntry, version: Version) -> LoadedModel:
         started = time.monotonic()
         try:
             with RANDOM_STATE.shared(entry.hook_timeout_s):
@@ -127,7 +132,8 @@ class Loading:
             info.model_name = info.model_name or entry.id
             info.served_as = entry.id
             read_mapped_weights(info.model)
-            model = LoadedModel(entry, info, media=self._media, templates=self._templates)
+            named = model_fingerprint(entry, version, info)
+            model = LoadedModel(entry, info, media=self._media, templates=self._templates, fingerprint=named)
         except Exception as error:
             if _caused_by_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deployments.engine.base.cgroup import free_bytes
+from deployments.core.cgroup import free_bytes
 
 logger = logging.getLogger("troupe.host")
 

@@ -38,14 +38,14 @@ class AdminAnswer(TypedDict):
 async def list_replicas(exchange: Exchange) -> Response:
     """Every replica: its device, its models with their engines' counters, its loads and evictions."""
     exchange.api.keys.check_admin(exchange.request.headers)
-    return json_response({"object": "list", "data": await exchange.client.status()})
+    return json_response({"object": "list", "data": await exchange.models.status()})
 
 
 async def load_model(exchange: Exchange) -> Response:
     """Load a model now; the answer comes when it is there."""
     exchange.api.keys.check_admin(exchange.request.headers)
     _, card = await exchange.read(ModelBody)
-    await exchange.client.load(card.id)
+    await exchange.models.load(card.id)
     return json_response({"model": card.id, "loaded": True})
 
 
@@ -53,12 +53,12 @@ async def unload_model(exchange: Exchange) -> Response:
     """Unload a model from every replica once nobody uses it; a later request loads it again."""
     exchange.api.keys.check_admin(exchange.request.headers)
     _, card = await exchange.read(ModelBody)
-    return json_response({"model": card.id, "unloaded": await exchange.client.unload(card.id)})
+    return json_response({"model": card.id, "unloaded": await exchange.models.unload(card.id)})
 
 
 async def drain(exchange: Exchange) -> Response:
     """Refuse new requests and end those that run, or take requests again."""
     exchange.api.keys.check_admin(exchange.request.headers)
     body, _ = parse_fields(DrainBody, await exchange.read_object())
-    await exchange.client.drain(body.drain)
+    await exchange.models.drain(body.drain)
     return json_response({"draining": body.drain})

@@ -14,7 +14,7 @@ from deployments.core.client import ModelClient
 from deployments.core.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
 from deployments.openai.http.api import Api
 from deployments.openai.http.errors import error_response, internal_error
-from deployments.openai.http.exchange import IGNORED_HEADER, SAMPLING_HEADER, endpoint
+from deployments.openai.http.exchange import FINGERPRINT_HEADER, IGNORED_HEADER, SAMPLING_HEADER, endpoint
 from deployments.openai.http.keys import ApiKeys
 from deployments.openai.http.middleware import RequestMiddleware
 from deployments.openai.http.openapi import openapi
@@ -59,7 +59,7 @@ def build_api(
             allow_origins=options.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER],
+            expose_headers=["x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER, FINGERPRINT_HEADER],
         )
     app.add_exception_handler(HTTPException, _http_error)
     recorder = None if options.record_dir is None else Recorder(options.record_dir, options.record_max_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal, NotRequired
 
 from fastapi import Response
@@ -12,8 +11,6 @@ from deployments.core.model_card import ModelCard
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.http.streaming import to_json
 
-_STARTED = int(time.time())
-
 
 class ModelObject(TypedDict):
     id: str
@@ -21,6 +18,8 @@ class ModelObject(TypedDict):
     created: int
     owned_by: str
     root: str
+    parent: str | None
+    fingerprint: NotRequired[str]
     max_model_len: NotRequired[int]
 
 
@@ -37,7 +36,7 @@ class ModelList(TypedDict):
 
 async def list_models(exchange: Exchange) -> Response:
     """Every model, then every alias; under a model's own path that model alone."""
-    client = exchange.client
+    client = exchange.models
     scoped = exchange.request.path_params.get("model_id")
     cards = client.models() if scoped is None else [client.resolve(scoped)]
     data = [_model_object(card.id, card) for card in cards]
@@ -48,16 +47,16 @@ async def list_models(exchange: Exchange) -> Response:
 async def retrieve_model(exchange: Exchange) -> Response:
     """One model by its id or an alias."""
     name = exchange.request.path_params["name"]
-    return json_response(_model_object(name, exchange.client.resolve(name)))
+    return json_response(_model_object(name, exchange.models.resolve(name)))
 
 
 async def health(exchange: Exchange) -> Response:
     """The server accepts requests; with `?verbose`, and a key if keys are set, every replica as a line and as data."""
     if "verbose" not in exchange.request.query_params:
-        await exchange.client.ready()
+        await exchange.models.ready()
         return json_response({"status": "ok"})
     exchange.api.keys.check(exchange.request.headers)
-    replicas = await exchange.client.status()
+    replicas = await exchange.models.status()
     return json_response({"status": "ok", "replicas": [_line(replica) for replica in replicas], "data": replicas})
 
 
@@ -66,7 +65,16 @@ def json_response(value: object) -> Response:
 
 
 def _model_object(name: str, card: ModelCard) -> ModelObject:
-    shape: ModelObject = {"id": name, "object": "model", "created": _STARTED, "owned_by": "troupe", "root": card.id}
+    shape: ModelObject = {
+        "id": name,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "troupe",
+        "root": card.id,
+        "parent": None,
+    }
+    if card.fingerprint:
+        shape["fingerprint"] = card.fingerprint
     if card.max_model_len is not None:
         shape["max_model_len"] = card.max_model_len
     return shape

@@ -99,6 +99,8 @@ async def detokenize(exchange: Exchange) -> Response:
     body, card = await exchange.read(DetokenizeBody)
 
     async def answer() -> bytes:
+        if body.return_pieces:  # Both calls are answered by the version that answers this one.
+            await exchange.client.tokenizer_info(card.id)
         text = await exchange.client.detokenize(card.id, body.tokens)
         pieces = await exchange.client.pieces(card.id, body.tokens) if body.return_pieces else None
         return await exchange.aside(lambda: to_json(_detokenized(text, pieces)))

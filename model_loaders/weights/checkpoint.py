@@ -14,6 +14,7 @@ from typing import Any
 
 from deployments.core.errors import ModelLoadFailed
 from model_loaders.weights.adapter_folder import find_adapter, use_adapter
+from model_loaders.weights.changeable import may_change
 from model_loaders.weights.load_report import forget_reports
 
 logger = logging.getLogger("troupe.loader")
@@ -94,6 +95,8 @@ def load_checkpoint(model_class: Any, name: str, options: CheckpointOptions | No
         kwargs["adapter_kwargs"] = adapter.skipped
     random_sizes = bool(kwargs.pop("ignore_mismatched_sizes", False))
     kwargs.pop("output_loading_info", None)
+    if may_change(name) and not kwargs.get("trust_remote_code"):
+        kwargs.setdefault("disable_mmap", True)
     loaded = model_class.from_pretrained(name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     # A class of remote code may have a `from_pretrained` of its own, which tells nothing.
     if not isinstance(loaded, tuple):

@@ -152,7 +152,7 @@ def test_what_cannot_fit_is_not_encoded(prompt: Any, param: str, monkeypatch: py
     async def ask() -> Any:
         host = host_of(None)
         await host.load("m")
-        async with host.leases.lease("m") as model:
+        async with host.lease("m") as model:
             assert longest_token(model.info) is not None
             monkeypatch.setattr(model.hooks, "encode", None)  # Nobody calls it.
         error = await outcome(host, call(prompt))

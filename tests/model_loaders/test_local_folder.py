@@ -101,7 +101,7 @@ def test_messages_name_the_id_of_the_configuration() -> None:
     async def embed() -> None:
         host = ModelHost(read_args({"models": models}), "cpu")
         try:
-            async with host.leases.lease("mine") as model:
+            async with host.lease("mine") as model:
                 assert model.info.model_name == "demo"
                 model.hooks.check_images("messages")
         finally:

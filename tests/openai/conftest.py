@@ -30,7 +30,7 @@ class Server:
     """uvicorn in a thread of its own."""
 
     def __init__(self, api: dict[str, Any], models: list[dict[str, Any]]) -> None:
-        app = make_app({"models": models, "max_models_per_replica": len(models), "api": api})
+        app = make_app({"models": models, "max_models_per_replica": len(models), "settle_s": 0.05, "api": api})
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

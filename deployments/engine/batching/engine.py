@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from deployments.config.engine import EngineOptions
+from deployments.core.cgroup import cores
 from deployments.core.errors import BadRequest
 from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
-from deployments.engine.base.cgroup import cores
 from deployments.engine.base.failures import as_error
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from deployments.engine.base.cgroup import free_bytes
+from deployments.core.cgroup import free_bytes
 
 _CPU_SHARE, _DEVICE_SHARE = 0.5, 0.85
 

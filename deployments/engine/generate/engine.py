@@ -18,10 +18,10 @@ import torch
 
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
+from deployments.core.cgroup import cores
 from deployments.core.errors import ModelLoadFailed
 from deployments.core.token_ids import vocab_size
 from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
-from deployments.engine.base.cgroup import cores
 from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest

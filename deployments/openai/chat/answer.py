@@ -69,6 +69,7 @@ class ChatAnswer:
             "model": self._model,
             "choices": [self._choice(index, choice, accepted) for index, choice in enumerate(gathered.choices)],
             "usage": usage_object(gathered.usage),
+            "system_fingerprint": accepted.fingerprint,
         }
         answer.update(self._prompt(accepted))
         scores = gathered.choices[0].prompt_scores
@@ -185,6 +186,7 @@ class ChatAnswer:
                 "object": "chat.completion.chunk",
                 "created": self._created,
                 "model": self._model,
+                "system_fingerprint": self._exchange.fingerprint,
                 "choices": choices,
                 **counted.field(),
                 **more,

@@ -128,7 +128,7 @@ async def _answer_format(
     if tools is None and not described:
         harmony = FAMILIES["harmony"] if options.reasoning_parser == "harmony" else None
         return replace(answers, family=harmony)
-    info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
+    info = await until_disconnect(exchange.request.receive, exchange.client.tokenizer_info(card.id))
     if described or (options.tool_parser is None and options.reasoning_parser is None and info["response_template"]):
         if not info["response_template"]:
             raise ModelError(f"Model {card.id!r} is to be read by a response_template, but its tokenizer has none.")

@@ -126,7 +126,7 @@ async def read_chat(exchange: Exchange, chat: ChatInput, card: ModelCard) -> Cha
     """
     prompt, _ = await inlined_prompt(exchange, chat, card)
     if exchange.settled.fields.keys() & {"chat_template_kwargs", "documents", "reasoning_effort"}:
-        info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
+        info = await until_disconnect(exchange.request.receive, exchange.client.tokenizer_info(card.id))
         check_variables(exchange, card, used_template(info, chat.chat_template, chat.tools))
     return prompt
 
@@ -156,7 +156,7 @@ async def check_objects(exchange: Exchange, card: ModelCard, template: str | Non
     found = await exchange.aside(lambda: objects_of(exchange.settled.fields))
     source: str | None = ""
     if await exchange.aside(lambda: has_odd_keys(found)):
-        info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_info(card.id))
+        info = await until_disconnect(exchange.request.receive, exchange.client.tokenizer_info(card.id))
         source = used_template(info, template, exchange.settled.fields.get("tools"))
     exchange.ignore(await exchange.aside(lambda: unread_keys(found, source)))
 

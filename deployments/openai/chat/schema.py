@@ -98,6 +98,7 @@ class ChatCompletion(TypedDict):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: UsageObject
     prompt_text: NotRequired[str | None]
@@ -138,6 +139,7 @@ class ChatCompletionChunk(TypedDict):
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChunkChoice]
     usage: NotRequired[UsageObject | None]
     prompt_token_ids: NotRequired[list[int]]

@@ -71,6 +71,7 @@ class CompletionAnswer:
                 await self._choice(index, choice, gathered.accepted) for index, choice in enumerate(gathered.choices)
             ],
             "usage": usage_object(gathered.usage),
+            "system_fingerprint": gathered.accepted.fingerprint,
         }
         return await build(lambda: to_json(answer), large=self._large)
 
@@ -111,7 +112,8 @@ class CompletionAnswer:
         first = None
         if tokens and tokens[0] is None:
             prompt_ids = self._prompt_ids(index, accepted)
-            text = await self._exchange.api.first_text(self._call, accepted, prompt_ids)
+            exchange = self._exchange
+            text = await exchange.api.first_text(exchange.client, self._call.model, prompt_ids[0])
             first = Candidate(token_id=prompt_ids[0], token=text, bytes=text.encode(), logprob=0.0)
         as_ids = self._body.return_tokens_as_token_ids
         return await build(
@@ -173,4 +175,5 @@ class CompletionAnswer:
 
     def _chunk(self, choices: list[CompletionChoice], counted: RunningUsage, **more: Any) -> bytes:
         chunk = {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model}
-        return sse({**chunk, "choices": choices, **counted.field(), **more})
+        named = {"system_fingerprint": self._exchange.fingerprint}
+        return sse({**chunk, **named, "choices": choices, **counted.field(), **more})

@@ -75,5 +75,6 @@ class TextCompletion(TypedDict):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: NotRequired[UsageObject | None]

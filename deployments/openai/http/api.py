@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from deployments.config.api import ApiOptions
-from deployments.core.calls import Call
 from deployments.core.client import ModelClient
-from deployments.core.events import Accepted
+from deployments.core.one_version import OneVersion
 from deployments.openai.http.keys import ApiKeys
 from deployments.openai.http.recorder import Recorder
 
@@ -26,15 +23,15 @@ class Api:
     recorder: Recorder | None = None
     _texts: dict[tuple[str, int], str] = field(default_factory=dict)
 
-    async def tokenizer_info(self, model: str) -> dict[str, Any]:
-        """`ModelClient.tokenizer_info`, asked every time: the model may have been loaded anew from a changed folder."""
-        return await self.client.tokenizer_info(model)
+    async def first_text(self, client: OneVersion, model: str, token_id: int) -> str:
+        """The text of a prompt's first token, remembered because most prompts begin with the same one.
 
-    async def first_text(self, call: Call, accepted: Accepted, token_ids: Sequence[int]) -> str:
-        """The text of the first of these tokens, remembered because most prompts begin with the same one."""
-        key = (accepted.load, token_ids[0])
+        Args:
+            client: has answered a call already: the token is one of that version's.
+        """
+        key = (client.fingerprint, token_id)
         if key not in self._texts:
             if len(self._texts) >= _REMEMBERED:
                 self._texts.clear()
-            self._texts[key] = await self.client.detokenize(call.model, token_ids[:1])
+            self._texts[key] = await client.detokenize(model, [token_id])
         return self._texts[key]

@@ -8,7 +8,7 @@ import re
 
 from fastapi import Response
 
-from deployments.core.errors import ContextOverflow, TroupeError
+from deployments.core.errors import ContextOverflow, TroupeError, VersionMismatch
 
 # AgentBench's client scores a failed call as "context limit reached" when the lower-cased body holds one of these
 # words and one of a list as common as "max", "up" or "over".
@@ -37,7 +37,7 @@ def error_headers(error: TroupeError) -> dict[str, str]:
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
-    if error.status >= 500 and not error.retryable:
+    if (error.status >= 500 or isinstance(error, VersionMismatch)) and not error.retryable:
         headers["x-should-retry"] = "false"
     return headers
 

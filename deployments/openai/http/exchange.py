@@ -16,9 +16,11 @@ from fastapi import Request, Response
 from deployments.config.api import ApiOptions
 from deployments.core.calls import LARGE, Call
 from deployments.core.client import ModelClient
-from deployments.core.errors import BadRequest, TroupeError, Unavailable, UnsupportedParameter
+from deployments.core.errors import BadRequest, TroupeError, Unavailable, UnsupportedParameter, VersionMismatch
 from deployments.core.events import Event, Failed, Finished
+from deployments.core.fingerprint import EXPECT_HEADER, expected_weights
 from deployments.core.model_card import ModelCard
+from deployments.core.one_version import OneVersion
 from deployments.openai.fields.fields import Body, parse_fields
 from deployments.openai.fields.foreign import Settled
 from deployments.openai.fields.sampling import GenerationBody
@@ -34,7 +36,9 @@ T = TypeVar("T")
 
 SAMPLING_HEADER = "x-troupe-sampling"
 IGNORED_HEADER = "x-troupe-ignored"
+FINGERPRINT_HEADER = "x-troupe-fingerprint"
 _CLIENT_CLOSED = 499
+_VERSIONS = 3
 # Keys that were logged as unknown: one line each, however many requests have them.
 _LOGGED: set[str] = set()
 _LOGGED_MOST = 1000
@@ -63,13 +67,23 @@ class Exchange:
     answer_id: str = ""
     settled: Settled = field(default_factory=Settled)
     rename: Callable[[TroupeError], None] | None = None
+    client: OneVersion = field(init=False)
     _ignored: list[str] = field(default_factory=list)
     _defaults: set[str] = field(default_factory=set)
     _yielded: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.client = OneVersion(self.api.client)
+
     @property
-    def client(self) -> ModelClient:
+    def models(self) -> ModelClient:
+        """The models, for what is asked of them beside one request's answer."""
         return self.api.client
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model that answers; known with its first event."""
+        return self.client.fingerprint
 
     @property
     def options(self) -> ApiOptions:
@@ -174,14 +188,14 @@ class Exchange:
         """The model of the path, else of the body, else the default one."""
         scoped = self.request.path_params.get("model_id")
         if scoped is not None:
-            return self.client.resolve(scoped)
+            return self.models.resolve(scoped)
         if name is not None and not isinstance(name, str):
             raise BadRequest(f"Invalid 'model': input should be a string; got {type(name).__name__}.", param="model")
         if name:
-            return self.client.resolve(name)
+            return self.models.resolve(name)
         if self.options.default_model is not None:
-            return self.client.resolve(self.options.default_model)
-        cards = self.client.models()
+            return self.models.resolve(self.options.default_model)
+        cards = self.models.models()
         if len(cards) == 1:
             return cards[0]
         raise BadRequest(
@@ -189,6 +203,16 @@ class Exchange:
             param="model",
             code="missing_required_parameter",
         )
+
+    def expect(self) -> None:
+        """Read from the headers which weights are to answer.
+
+        Raises:
+            BadRequest: the header cannot be read.
+        """
+        asked = self.request.headers.get(EXPECT_HEADER)
+        if asked is not None:
+            self.client = OneVersion(self.api.client, expected_weights(asked))
 
     def name_call(self, body: GenerationBody) -> str:
         """The id of the call. That of the answer, from which it is made, is the request's own after a prefix.
@@ -261,6 +285,8 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
         except Exception as error:
             logger.exception("Request %s to %s failed", exchange.request_id, request.scope["path"])
             response = error_response(internal_error(error))
+        if exchange.fingerprint:
+            exchange.headers[FINGERPRINT_HEADER] = exchange.fingerprint
         for name, value in exchange.headers.items():
             response.headers.setdefault(name, value)
         return response
@@ -269,13 +295,24 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
 
 
 async def _answer(handler: Handler, exchange: Exchange) -> Response:
-    """The answer; a model's default that the request's own fields do not go with is left out."""
+    """The answer; a model's default that the request's own fields do not go with is left out.
+
+    A request whose calls would be answered by two versions of its model begins again.
+    """
+    exchange.expect()
+    versions = 1
     while True:
         try:
             return await handler(exchange)
         except BadRequest as error:
             if not exchange.without_default(error):
                 raise
+        except VersionMismatch:
+            if not exchange.client.begin_again():
+                raise
+            versions += 1
+            if versions > _VERSIONS:
+                raise Unavailable("The model's files change too often; try again.", retry_after=5) from None
 
 
 def request_id_of(request: Request) -> str:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from deployments.core.calls import LARGE, Call
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.core.events import Accepted, Delta, Event, Failed, Finished
-from deployments.core.transcript import TranscriptSegment
+from deployments.core.transcript import TranscriptionStarted, TranscriptSegment
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ class _Line:
             "model": call.model,
             **request,
             "sampling": call.sampling,
+            "fingerprint": None,
             "prompts": [],
             "usage": None,
             "error": None,
@@ -138,10 +139,13 @@ class _Line:
             case Accepted():
                 self._stamp("accepted")
                 prompts = zip(event.prompt_texts, event.prompt_token_ids, strict=True)
+                self._line["fingerprint"] = event.fingerprint
                 self._line["prompts"] = [{"text": text, "token_ids": ids} for text, ids in prompts]
             case Delta():
                 self._stamp("first")
                 self._add(event)
+            case TranscriptionStarted():
+                self._line["fingerprint"] = event.fingerprint
             case TranscriptSegment():
                 self._stamp("first")
                 self._add(Delta(text=event.text))

@@ -31,7 +31,15 @@ COUNTERS = ("GET /admin/replicas", "GET /health")
 """Routes whose numbers depend on what else has happened."""
 # What differs between two answers to one request.
 _CHANGES = {"id", "created", "created_at", "completed_at", "version", "pid"}
-_SHOWN_AS = {"created": 1790000000, "created_at": 1790000000, "completed_at": 1790000001, "pid": 4711}
+_FINGERPRINT = "troupe-w4d661fe9a1d7-sca8c8cbf39a8"
+_SHOWN_AS = {
+    "created": 1790000000,
+    "created_at": 1790000000,
+    "completed_at": 1790000001,
+    "pid": 4711,
+    "fingerprint": _FINGERPRINT,
+    "system_fingerprint": _FINGERPRINT,
+}
 _LONG = 8
 
 

@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -82,17 +82,19 @@ class Replica:
             yield Delta(choice=choice, text="a", token_ids=(1,), finish_reason="stop")
         yield Finished(usage=Usage(prompt_tokens=1))
 
-    async def render(self, model: str, prompt: Prompt) -> Rendered:
+    async def render(self, model: str, prompt: Prompt, *, expect: str = "") -> Rendered:
         return Rendered(text="a", token_ids=(1, 2), max_model_len=10)
 
-    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
+    async def detokenize(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> str:
         return "a"
 
-    async def embed(self, model: str, prompts: Sequence[Prompt], options: EmbedOptions) -> Embeddings:
+    async def embed(
+        self, model: str, prompts: Sequence[Prompt], options: EmbedOptions, *, expect: str = ""
+    ) -> Embeddings:
         return Embeddings(vectors=(b"\0\0\0\0",) * len(prompts), prompt_tokens=1)
 
-    async def tokenizer_info(self, model: str) -> dict[str, Any]:
-        return {"chat_template": "", "chat_templates": None, "response_template": None}
+    async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
+        return {"chat_template": "", "chat_templates": None, "response_template": None, "fingerprint": ""}
 
     async def load(self, model: str) -> None:
         raise NotImplementedError
@@ -100,7 +102,7 @@ class Replica:
     async def unload(self, model: str) -> bool:
         raise NotImplementedError
 
-    async def spell(self, model: str, token_ids: Sequence[int]) -> tuple[str, ...]:
+    async def spell(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> tuple[str, ...]:
         raise NotImplementedError
 
     async def ready(self) -> None:
@@ -113,7 +115,7 @@ class Replica:
         raise NotImplementedError
 
 
-async def ask(app: ASGIApp, path: str, content: bytes) -> tuple[int, bytes]:
+async def ask(app: ASGIApp, path: str, content: bytes, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
     """The status and the body of an answer, computed in this event loop."""
     sent: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
     answered: list[Message] = []
@@ -127,8 +129,9 @@ async def ask(app: ASGIApp, path: str, content: bytes) -> tuple[int, bytes]:
     async def send(message: Message) -> None:
         answered.append(message)
 
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "state": {}}
+    given = {"content-type": "application/json", **(headers or {})}
+    pairs = [(name.encode(), value.encode()) for name, value in given.items()]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": pairs, "query_string": b"", "state": {}}
     await app({**scope, "http_version": "1.1", "root_path": "", "scheme": "http"}, receive, send)
     return answered[0]["status"], b"".join(message.get("body", b"") for message in answered)
 

@@ -432,6 +432,7 @@ def test_unknown_fields_are_listed(whisper: Server) -> None:
     response = post(whisper, my_field="0.5")
     assert response.status_code == 200
     assert response.headers["x-troupe-ignored"] == "my_field"
+    assert response.headers["x-troupe-fingerprint"].startswith("troupe-w")
     misspelt = post(whisper, temprature="0.5")
     assert (misspelt.status_code, misspelt.json()["error"]["param"]) == (400, "temprature")
 

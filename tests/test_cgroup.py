@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.engine.base.cgroup import cores, free_bytes
+from deployments.core.cgroup import cores, free_bytes
 
 GIB = 1 << 30
 
