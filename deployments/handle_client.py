@@ -261,7 +261,7 @@ async def _each(events: Sequence[Event]) -> AsyncGenerator[Event, None]:
 
 
 def as_troupe_error(error: Exception) -> TroupeError:
-    """What a client is told of a failure on the way to a replica or in it."""
+    """The error that a client gets for a failure on the way to a replica or in it."""
     cause = getattr(error, "cause", None)
     if isinstance(error, TroupeError):
         return error

@@ -68,7 +68,7 @@ class Engine:
             "memory_gib": arguments.memory_gib,
             "threads": arguments.threads,
         }
-        self.row_engine = apart(
+        self.batching_engine = apart(
             lambda: BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(**settings | options))
         )
         self._count = 0
@@ -79,7 +79,7 @@ class Engine:
         self._count += 1
         params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": new, **sampling})
         request = EngineRequest(request_id=str(self._count), input_ids=ids, sampling=params)
-        self.row_engine.submit(request, client.emit)
+        self.batching_engine.submit(request, client.emit)
         return client
 
     def run(self, prompts: list[list[int]], new: int) -> None:
@@ -89,7 +89,7 @@ class Engine:
         self.steps = [gap for client in clients for gap in client.gaps[new // 3 :]]
 
     def close(self) -> None:
-        self.row_engine.close(timeout=0.0)
+        self.batching_engine.close(timeout=0.0)
 
 
 def _tokenizer(vocab: int) -> Any:

@@ -13,7 +13,7 @@ import torch
 from bench_baselines import synchronize
 
 from deployments.core.calls import SamplingParams
-from deployments.engine.sampling.sample import sample_rows
+from deployments.engine.sampling.sample import sample_batch
 from deployments.engine.sampling.state import SequenceSampler
 
 ROWS, VOCAB, WIDTH = 32, 128_256, 2048
@@ -64,7 +64,7 @@ def sampling(model: Any, arguments: Namespace, bytes_per_second: float) -> list[
                 for i in range(ROWS)
             ]
             product = partial(torch.nn.functional.linear, hidden, head)
-            chosen = partial(sample_rows, flat if name == FLAT else peaked, rows)
+            chosen = partial(sample_batch, flat if name == FLAT else peaked, rows)
             times = [(seconds(product), seconds(chosen)) for _ in range(2 + 2 * arguments.turns)][2:]
             share = median(after / before for before, after in times)
             results.append({"wish": name, "ms": 1e3 * median(after for _, after in times), "share": share})

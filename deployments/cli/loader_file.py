@@ -95,7 +95,7 @@ def _spec(module: str, loader: str) -> ModuleSpec:
 
 
 def _bindings(file: Path) -> dict[str, list[ast.AST]] | None:
-    """What each name of a module is bound to outside of its functions; None if its text does not tell.
+    """What each name of a module is bound to outside of its functions; None if its text does not show it.
 
     A name's plain assignment gives the value, a definition itself, anything else the place of the name.
     """

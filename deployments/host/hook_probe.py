@@ -26,7 +26,7 @@ def probe_hooks(info: ModelInfo, *, limit: float) -> list[str]:
     """Call template, encode, decode and embed hooks of the loader with one short text.
 
     `generate` is not called, as it may take long. A hook that raises or hangs here may still serve other texts: its
-    requests will tell. A hook that draws from the process's random state gets a turn of it for every later call.
+    requests will show it. A hook that draws from the process's random state gets a turn of it for every later call.
 
     Args:
         info: its hooks that draw are replaced.

@@ -44,7 +44,7 @@ _LOADS = 5
 
 
 def default_device() -> str:
-    """Where loaders put their models unless told otherwise: the first GPU this process sees, else the CPU."""
+    """Where loaders put their models if nothing else is configured: the first GPU this process sees, else the CPU."""
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
@@ -330,7 +330,7 @@ class ModelHost:
 
 
 def _tokens(tokenizer: Any) -> int:
-    """How many tokens a tokenizer has; 0 if it does not tell."""
+    """How many tokens a tokenizer has; 0 if it does not say."""
     try:
         return len(tokenizer)
     except TypeError:

@@ -168,7 +168,7 @@ def _resampled(file: soundfile.SoundFile, rate: int, budget: AudioBudget, param:
     resample = _resampler(file.samplerate, rate)
     blocks: list[Samples] = []
     while len(block := file.read(_BLOCK_SAMPLES // file.channels, dtype="float32", always_2d=True)):
-        # A header may not tell, or tell less than there is.
+        # A header may say nothing, or less than there is.
         budget.take(len(block), file, param)
         blocks.append(resample(block.mean(axis=1, dtype=np.float32), False))
     blocks.append(resample(np.zeros(0, dtype=np.float32), True))
@@ -181,7 +181,7 @@ def _resampled(file: soundfile.SoundFile, rate: int, budget: AudioBudget, param:
 
 
 def _resampler(given: int, wanted: int) -> Callable[[Samples, bool], Samples]:
-    """What turns blocks of one rate into blocks of another; the last one is told."""
+    """What turns blocks of one rate into blocks of another; its caller marks the last one."""
     if given == wanted:
         return lambda block, last: block
     stream = soxr.ResampleStream(given, wanted, 1, dtype="float32")

@@ -8,9 +8,9 @@ ENCODED = (
     *("switch_transformers", "t5gemma", "vision-encoder-decoder"),
 )
 COUNTED = ("inkling_text", "moshi", "moss_transcribe_diarize", "roformer", "vibevoice_asr")
-ROWS = (*INDEXED, *ENCODED, *COUNTED, "evolla", "janus")
+BATCHED = (*INDEXED, *ENCODED, *COUNTED, "evolla", "janus")
 
-ONE_SHOT = {
+GENERATED = {
     "blip": "argument: 'pixel_values'",
     "blip-2": "argument: 'pixel_values'",
     "deepseek_v4": "cache layer DeepseekV4CSACache",

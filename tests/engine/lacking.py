@@ -15,7 +15,7 @@ INSTALLED = version("transformers")
 _COMPLETE = (5, 23)
 """The first version that has all that is tested."""
 
-# What such a version raises: its own faults in building or running a model, and refusals of rows to serve it.
+# What such a version raises: its own faults in building or running a model, and refusals of the batching engine.
 _FAULTS = (Unfaithful, UnknownRotary, UnboundLocalError, DeprecationWarning)
 
 

@@ -40,7 +40,7 @@ def model_info(model: Any, **kwargs: Any) -> ModelInfo:
     )
 
 
-def row_engine(model: Any, **options: Any) -> BatchingEngine:
+def batching_engine(model: Any, **options: Any) -> BatchingEngine:
     """An engine with room for tests."""
     info = model_info(model)
     return BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(**{"memory_gib": 0.25, **options}))

@@ -48,13 +48,13 @@ def shifted() -> Shifted:
 
 class TestAuto:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_a_decoder_gets_rows(self, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_decoder_gets_sequences(self, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
         engine = build(llama().to(dtype))
         assert isinstance(engine, BatchingEngine)
         assert not caplog.records
         engine.close()
 
-    def test_a_slow_machine_compares_fewer_prompts_and_keeps_its_rows(
+    def test_a_slow_machine_compares_fewer_prompts_and_keeps_its_sequences(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(parity, "PATIENCE", 0.0)
@@ -63,7 +63,7 @@ class TestAuto:
         assert not caplog.records
         engine.close()
 
-    def test_rows_that_differ_from_generate_are_not_taken(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_sequences_that_differ_from_generate_are_not_taken(self, caplog: pytest.LogCaptureFixture) -> None:
         model = shifted()
         with caplog.at_level(logging.WARNING):
             engine = build(model)
@@ -79,7 +79,7 @@ class TestAuto:
         assert isinstance(engine, BatchingEngine)
         engine.close()
 
-    def test_a_model_rows_cannot_hold_is_served_all_the_same(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_model_sequences_cannot_hold_is_served_all_the_same(self, caplog: pytest.LogCaptureFixture) -> None:
         from tests.engine.architectures import decoder
 
         model = decoder("openai-gpt")
@@ -123,7 +123,7 @@ class TestAuto:
 
 
 class Forgetful(LlavaForConditionalGeneration):
-    """It keeps what it has seen last on the module: right by itself, wrong for the row of an image beside others."""
+    """It keeps what it has seen last on the module: right by itself, wrong for an image beside others."""
 
     seen: Any = None
 
@@ -169,7 +169,7 @@ class TestImages:
         assert prompt.input_ids[-1] == info.tokenizer.convert_tokens_to_ids("!")
 
     @pytest.mark.filterwarnings("ignore:.past_key_values.:FutureWarning")
-    def test_a_model_that_is_wrong_with_images_only_gets_no_rows(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_model_that_is_wrong_with_images_only_gets_no_sequences(self, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.WARNING):
             engine = build(**self.loaded(Forgetful))
         assert isinstance(engine, GenerateEngine)
@@ -186,12 +186,12 @@ class TestKinds:
         assert isinstance(engine, GenerateEngine)
         engine.close()
 
-    def test_rows_without_the_comparison(self) -> None:
+    def test_sequences_without_the_comparison(self) -> None:
         engine = build(shifted(), kind="continuous_batching")
         assert isinstance(engine, BatchingEngine)
         engine.close()
 
-    def test_rows_refuse_a_hook_and_a_model_they_cannot_hold(self) -> None:
+    def test_sequences_refuse_a_hook_and_a_model_they_cannot_hold(self) -> None:
         with pytest.raises(ModelLoadFailed, match="generate hook"):
             build(kind="continuous_batching", generate=lambda input_ids: input_ids)
         with pytest.raises(ModelLoadFailed, match="generate"):

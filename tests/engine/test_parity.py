@@ -1,4 +1,4 @@
-"""Rows give what `generate` gives, for every architecture: joined and left at any step, whatever the neighbors."""
+"""Batches give what `generate` gives, for every architecture: joined and left at any step, whatever the neighbors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deployments.engine.verify.length_probe import Unfaithful
 from deployments.engine.verify.refused import Refused
 from tests.engine.architectures import DECODERS, ENCODER_DECODERS, NOT_HELD, VISION, decoder, encoder_decoder, whisper
 from tests.engine.lacking import unless_it_lacks
-from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
+from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
 
 LENGTHS = (40, 1, 7, 3, 170, 25, 2, 60, 5)
 TOKENS = (12, 10, 25, 30, 8, 25, 5, 20, 15)
@@ -74,7 +74,7 @@ def staggered(
 def assert_equal_alone(
     model: Any, prompts: Sequence[Sequence[int]], inputs: Sequence[Mapping[str, torch.Tensor]] | None = None
 ) -> None:
-    engine = row_engine(model, max_batch_size=4, prefill_chunk=32)
+    engine = batching_engine(model, max_batch_size=4, prefill_chunk=32)
     try:
         answers = staggered(engine, prompts, inputs)
     finally:
@@ -122,13 +122,13 @@ def test_vision(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(NOT_HELD))
-def test_what_rows_cannot_hold_is_refused(kind: str) -> None:
+def test_what_sequences_cannot_hold_is_refused(kind: str) -> None:
     """Never wrong: such a model is told apart at load, and served by the generate engine."""
     model = decoder(kind, **NOT_HELD[kind])
 
     def serve() -> None:
         check_batchable(model)
-        row_engine(model)
+        batching_engine(model)
 
     with pytest.raises((Refused, Unfaithful, UnknownLayer, RuntimeError, IndexError)):
         serve()

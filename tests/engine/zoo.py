@@ -1,4 +1,4 @@
-"""Tiny random models of types that need care: each stands for a cause that made rows or `generate` go wrong.
+"""Tiny random models of types that need care: each stands for a cause that made batches or `generate` go wrong.
 
 A config class says which fields it has; `_TEXT` and `_SIDE` say how small each is. A vocabulary has 512 ids; windows
 and indices have 16 columns.
@@ -111,7 +111,7 @@ def _small(cls: Any, given: Mapping[str, Any], side: bool = False) -> Any:
 
 
 def _marks(defaults: Iterable[tuple[str, Any]]) -> dict[str, int]:
-    """Ids within the small vocabulary for tokens that stand for media or for their borders."""
+    """Ids within the small vocabulary for tokens that stand for media or for where they begin and end."""
     found, left = {}, itertools.count(500, -1)
     for name, default in defaults:
         media = name.removesuffix("_id").removesuffix("_index").removesuffix("_token").removesuffix("_patch")

@@ -19,7 +19,7 @@ from tests.faults.processes import INGRESS, PROXY, REPLICA, memory
 from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent.parent
-ROWS = 16
+BATCH = 16
 PACE = 0.01
 
 
@@ -195,8 +195,8 @@ def test_prometheus_sees_it(url: str, say: Say) -> None:
 def test_overload_queues_without_a_cap(url: str, say: Say, seconds: int) -> None:
     async def main() -> None:
         await ask(url, "few", max_tokens=1)
-        capacity = goodput(await flood(url, 3, ROWS), 3)
-        replies = await flood(url, seconds, 10 * ROWS)
+        capacity = goodput(await flood(url, 3, BATCH), 3)
+        replies = await flood(url, seconds, 10 * BATCH)
         statuses = {reply.status for reply in replies}
         began = time.monotonic()
         await ask(url, "few", max_tokens=2)
@@ -215,23 +215,23 @@ def test_overload_queues_without_a_cap(url: str, say: Say, seconds: int) -> None
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.long)])
 def test_overload_with_a_cap_is_refused_in_time(cluster: str, say: Say, seconds: int) -> None:
     """At 50 ms a token it is the model that is overloaded, not the machine of the test."""
-    args = {"models": [model("few", pace=5 * PACE, preload=True)], "max_concurrent_requests": 2 * ROWS}
+    args = {"models": [model("few", pace=5 * PACE, preload=True)], "max_concurrent_requests": 2 * BATCH}
     with serving(cluster, args) as url:
 
         async def main() -> None:
             await ask(url, "few", max_tokens=1)
             began = time.monotonic()
-            replies = await flood(url, min(seconds, 10), ROWS)
+            replies = await flood(url, min(seconds, 10), BATCH)
             capacity = goodput(replies, max(reply.ended for reply in replies) - began)
             began = time.monotonic()
-            replies = await flood(url, seconds, 10 * ROWS)
+            replies = await flood(url, seconds, 10 * BATCH)
             share = goodput(replies, max(reply.ended for reply in replies) - began) / capacity
             refused = [reply for reply in replies if reply.status == 429]
             began = time.monotonic()
             assert (await ask(url, "few", max_tokens=2)).status == 200
             recovery = time.monotonic() - began
             say(
-                f"{seconds} s, cap {2 * ROWS}: {len(refused)} of {len(replies)} refused with Retry-After, goodput "
+                f"{seconds} s, cap {2 * BATCH}: {len(refused)} of {len(replies)} refused with Retry-After, goodput "
                 f"{share:.0%} of {capacity:.0f}/s, the next alone {1e3 * recovery:.0f} ms"
             )
             assert {reply.status for reply in replies} == {200, 429}

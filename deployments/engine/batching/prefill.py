@@ -1,4 +1,4 @@
-"""Computing prompts: in chunks, several short ones together, from kept prefixes where there are any."""
+"""Computing prompts: in chunks, several short ones together, after prefixes that are kept."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deployments.engine.batching.sequence import Sequence, drop_row
-from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache, new_cache
+from deployments.engine.batching.sequence import Sequence, drop_sequence
+from deployments.engine.cache.cache import AnyCache, EncoderBatchCache, new_cache
 from deployments.engine.cache.layers import column_room
 from deployments.engine.model.forward import Chunk, Forward
 
@@ -21,10 +21,10 @@ class PrefixMatch:
     """A cache sequence that begins like a prompt, which needs its last `cut` tokens cut off.
 
     Attributes:
-        logits: [vocab], where the whole prompt is there and nothing has to be computed.
+        logits: [vocab], if the whole prompt is there and nothing has to be computed.
     """
 
-    cache: AnyRowsCache
+    cache: AnyCache
     index: int
     cut: int
     logits: Tensor | None = None
@@ -43,7 +43,7 @@ class Prefill:
     """
 
     sequences: list[Sequence]
-    cache: AnyRowsCache
+    cache: AnyCache
     logits: Tensor | None = None
 
     @property
@@ -61,7 +61,7 @@ class Prefill:
         if not self.cache.lengths:
             self.sequences.remove(sequence)
             return
-        drop_row(self.cache, self.sequences, sequence, blank=blank)
+        drop_sequence(self.cache, self.sequences, sequence, blank=blank)
 
 
 class Prefiller:
@@ -101,9 +101,9 @@ class Prefiller:
     def together(
         self, sequences: abc.Sequence[Sequence], sources: abc.Sequence[PrefixMatch | None]
     ) -> list[PrefixMatch | None]:
-        """PrefixMatchs for the longest run of the first sequences that one forward can compute.
+        """Beginnings for the longest run of the first sequences that one forward can compute.
 
-        Rows with sources are cut to have equally many tokens to go, which costs no more than padding them.
+        Sequences with sources are cut to have equally many tokens to go, which costs no more than padding them.
         """
         first, source = sequences[0], sources[0]
         if len(sequences) == 1 or not self._groupable(first) or (source is not None and source.logits is not None):
@@ -145,7 +145,7 @@ class Prefiller:
             return self._advance_group(prefill)
         sequence, cache = prefill.sequences[0], prefill.cache
         scored = sequence.scorer is not None
-        if not cache.lengths and isinstance(cache, EncoderRowsCache):
+        if not cache.lengths and isinstance(cache, EncoderBatchCache):
             request = sequence.request
             prompt = sequence.ids[: sequence.prompt_length]
             chunk = self.forward.encode(request.input_ids, request.model_inputs, prompt, cache, all_logits=scored)
@@ -197,7 +197,7 @@ class Prefiller:
     def _aligned(
         self, sources: abc.Sequence[PrefixMatch | None], sequences: abc.Sequence[Sequence], longest: int
     ) -> list[PrefixMatch | None] | None:
-        """PrefixMatchs cut so that every sequence has `longest` tokens to go; None where that cannot be."""
+        """Beginnings cut so that every sequence has `longest` tokens to go; None if that cannot be."""
         aligned: list[PrefixMatch | None] = []
         for sequence, source in zip(sequences, sources, strict=True):
             if source is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deployments.engine.batching.sequence import common_prefix
-from deployments.engine.cache.cache import AnyRowsCache
+from deployments.engine.cache.cache import AnyCache
 from deployments.engine.model.forward import Offset
 
 
@@ -24,7 +24,7 @@ class Prefix:
     """
 
     ids: list[int]
-    cache: AnyRowsCache
+    cache: AnyCache
     offset: Offset
     content_key: object = ""
     logits: Tensor | None = None

@@ -95,7 +95,7 @@ class PrefixReuse:
         if self._sequence_bytes.of_sequence(length) > min(room, self._store.limit):
             return
         try:
-            copy = batch.cache.copy_row(index)
+            copy = batch.cache.copy_sequence(index)
             logits = None if logits is None else logits.clone()
         except Exception as error:
             # Nobody waits for a prefix.
@@ -117,11 +117,11 @@ class PrefixReuse:
         self._store.shrink(min(self._store.limit, room))
 
     def _shares(self, sequence: Sequence) -> bool:
-        """Whether a sequence's tokens tell what its cache holds, so that it may begin with another's."""
+        """Whether its tokens determine what a sequence's cache holds, so that it may begin with another's."""
         whole = sequence.scorer is not None or self._forward.is_encoder_decoder
         return self._store.limit > 0 and not whole and (sequence.media_end > 0 or not sequence.request.model_inputs)
 
     def _prefilled(self, sequence: Sequence) -> int:
-        """Tokens of a sequence that were computed as those of any prompt are; told in deterministic mode only."""
+        """Tokens of a sequence that were computed as those of any prompt are; 0 outside of deterministic mode."""
         scored = sequence.request.sampling.prompt_logprobs is not None
         return 0 if scored or self._prefix_alignment is None else sequence.prompt_length

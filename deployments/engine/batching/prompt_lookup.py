@@ -14,26 +14,26 @@ from collections import abc
 from torch import Tensor
 
 from deployments.engine.batching.sequence import Batch, Sequence
-from deployments.engine.cache.cache import RowsCache, new_cache
-from deployments.engine.cache.layers import KeyValueRows
+from deployments.engine.cache.cache import BatchCache, new_cache
+from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.model.forward import NO_OFFSET, Forward
 from deployments.engine.speedups.draft import Drafter
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 4
-"""Rows up to which a forward over several tokens each is cheap."""
+MOST_SEQUENCES = 4
+"""Sequences up to which a forward over several tokens each is cheap."""
 
 
 class PromptLookup:
-    """Guesses for the sequences of a batch.
+    """Draft tokens for the sequences of a batch.
 
     Args:
         forward: the model's forward passes; its layers must all have full attention.
-        most: tokens guessed at a time.
+        most: tokens drafted at a time.
 
     Attributes:
-        confirmed: draft_tokens that sampling has confirmed.
+        confirmed: draft tokens that sampling has confirmed.
     """
 
     def __init__(self, forward: Forward, most: int) -> None:
@@ -42,9 +42,9 @@ class PromptLookup:
         self.confirmed = 0
 
     def draft_tokens(self, batch: Batch) -> list[list[int]] | None:
-        """Equally many tokens for every sequence; None where a plain step is better."""
+        """Equally many tokens for every sequence; None if a plain step is better."""
         sequences = batch.sequences
-        if len(sequences) > MOST_ROWS or not isinstance(batch.cache, RowsCache):
+        if len(sequences) > MOST_SEQUENCES or not isinstance(batch.cache, BatchCache):
             return None
         if any(sequence.isolated or sequence.offset != NO_OFFSET for sequence in sequences):
             return None
@@ -64,16 +64,16 @@ class PromptLookup:
         return self._forward.prefill(tokens, batch.cache, all_logits=True, wholes=[0] * len(tokens)).logits
 
     def settle(self, batch: Batch, draft_tokens: abc.Sequence[abc.Sequence[int]], right: abc.Sequence[int]) -> None:
-        """Take back what was guessed wrong; `right` is how many of each sequence's draft_tokens were not."""
+        """Take back draft tokens that were wrong; `right` is how many of each sequence's were not."""
         for sequence, count in zip(batch.sequences, right, strict=True):
             self.confirmed += count
             if sequence.drafter is not None:
                 sequence.drafter.learn(count, len(sequence.ids))
-        assert isinstance(batch.cache, RowsCache)
+        assert isinstance(batch.cache, BatchCache)
         batch.cache.trim([len(drafts) - count for drafts, count in zip(draft_tokens, right, strict=True)])
 
     def _room(self, sequence: Sequence) -> int:
-        """Tokens that may be guessed after a sequence's last one."""
+        """Tokens that may be drafted after a sequence's last one."""
         left = sequence.final_length - len(sequence.ids) - 1
         room = self._forward.rotary.room(len(sequence.ids))
         return left if room is None else min(left, room)
@@ -95,8 +95,8 @@ def prompt_lookup(forward: Forward, most: int, *, chunks: bool, deterministic: b
     if most <= 0:
         return None
     cache = new_cache(forward.model)
-    croppable = isinstance(cache, RowsCache) and all(
-        type(layer) is KeyValueRows and not layer.is_sliding for layer in cache.layers
+    croppable = isinstance(cache, BatchCache) and all(
+        type(layer) is KeyValueLayer and not layer.is_sliding for layer in cache.layers
     )
     if croppable and chunks and not deterministic:
         return PromptLookup(forward, most)

@@ -58,7 +58,7 @@ class Recovery:
             return
         batch.cache.rewind()
         try:
-            singles = [Batch(batch.cache.copy_row(index), [sequence]) for index, sequence in enumerate(batch.sequences)]
+            singles = [Batch(batch.cache.copy_sequence(i), [sequence]) for i, sequence in enumerate(batch.sequences)]
         except Exception as failure:
             self.after_forward(batch.sequences, failure)
             return

@@ -1,7 +1,7 @@
 """The batches that decode at the same time: when two of them become one, and which sequences pause if memory runs out.
 
-Rows of very different lengths in one batch make the short ones read the padding of the long one; in two batches the
-weights are read twice. Both are bytes, so they are compared.
+Sequences of very different lengths in one batch make the short ones read the padding of the long one; in two batches
+the weights are read twice. Both are bytes, so they are compared.
 
 Few sequences become as long as they may, so they are let in by the bytes they need soon. As they grow, the youngest
 pause, with their caches kept, so that the oldest can always end: nothing is computed twice and no text depends on it.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from deployments.engine.batching.memory import can_all_finish
 from deployments.engine.batching.sequence import Batch, Sequence
-from deployments.engine.cache.layers import row_room
+from deployments.engine.cache.layers import batch_room
 from deployments.engine.cache.sequence_bytes import SequenceBytes
 
 _AHEAD = 32
@@ -116,14 +116,14 @@ class RunningBatches:
         )
 
     def balance(self, budget: int, others: abc.Sequence[Sequence]) -> list[tuple[Sequence, Exception]]:
-        """Let the youngest sequences pause where memory is short, and go on where it is not.
+        """Let the youngest sequences pause if memory is short, and go on if it is not.
 
         Args:
             budget: bytes for the sequences of batches and `others`.
             others: sequences being prefilled.
 
         Returns:
-            Rows for whose pause there is no memory, and why: they have left.
+            Sequences for whose pause there is no memory, and why: they have left.
         """
         left: list[tuple[Sequence, Exception]] = []
         spare = budget - sum(self.bytes_soon([sequence]) for sequence in others)
@@ -187,8 +187,8 @@ class RunningBatches:
         return padding <= self.limits.split_bytes
 
     def _fits(self, a: Batch, b: Batch, budget: int) -> bool:
-        apart, sequences = self._taken(a) + self._taken(b), [*a.sequences, *b.sequences]
-        return self.reserved - apart + self.bytes_soon(sequences, row_room(len(sequences))) <= budget
+        separate, sequences = self._taken(a) + self._taken(b), [*a.sequences, *b.sequences]
+        return self.reserved - separate + self.bytes_soon(sequences, batch_room(len(sequences))) <= budget
 
     def _pause(self, sequence: Sequence) -> Exception | None:
         """Set a sequence aside with its cache, which takes a copy of it; without one the sequence leaves."""
@@ -197,7 +197,7 @@ class RunningBatches:
         error: Exception | None = None
         if len(batch.sequences) > 1:
             try:
-                alone = Batch(batch.cache.copy_row(batch.sequences.index(sequence)), [sequence])
+                alone = Batch(batch.cache.copy_sequence(batch.sequences.index(sequence)), [sequence])
             except Exception as failure:
                 alone, error = None, failure
             batch.drop(sequence)

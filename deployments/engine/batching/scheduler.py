@@ -16,9 +16,9 @@ class Scheduler:
     """Decides, and keeps what it has decided; computes nothing.
 
     Args:
-        prefiller: tells which prompts one forward can compute.
+        prefiller: says which prompts one forward can compute.
         reuse: finds the beginnings of prompts.
-        store: prefixes of finished sequences, which give way to what runs.
+        store: prefixes of finished sequences, dropped if what runs needs their memory.
         sequence_bytes: what a sequence costs.
         limits: what the sequences may use.
 
@@ -77,10 +77,10 @@ class Scheduler:
         self.waiting.extendleft(reversed(sequences))
 
     def begin_step(self) -> list[tuple[Sequence, Exception]]:
-        """Let sequences pause or go on as memory asks, and kept prefixes give way to them.
+        """Let sequences pause or go on as memory asks, and drop kept prefixes for them.
 
         Returns:
-            Rows that could not pause and have left their batches.
+            Sequences that could not pause and have left their batches.
         """
         left = self.batches.balance(self.limits.budget, self._prefilling)
         self._make_room()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import abc
 from dataclasses import dataclass, field
 
-from deployments.engine.cache.cache import AnyRowsCache
+from deployments.engine.cache.cache import AnyCache
 from deployments.engine.model.forward import NO_OFFSET, Offset
 from deployments.engine.sampling.state import SequenceSampler
 from deployments.engine.speedups.draft import Drafter
@@ -22,12 +22,12 @@ class Sequence(TextRequest):
         prompt_length: of `ids`, how many are the prompt.
         frequencies: the rotary frequencies of its keys; see `SequenceRotary.frequencies`.
         media_end: tokens up to here mean nothing without the request's `model_inputs`.
-        scorer: scores the prompt's tokens, where asked for.
+        scorer: scores the prompt's tokens, if the request asks for it.
         encoded_length: tokens its encoder sees.
         offset: from a token's index to its position.
-        alone: to be computed by itself, after a forward that it may have broken.
+        isolated: it is computed by itself, after a forward that it may have broken.
         attempts: forwards of this sequence that failed since the last decode step that did not.
-        order: its place in the queue at arrival.
+        order: its place in the order of arrival.
         drafter: drafts its next tokens, once that was tried.
         to_go: tokens to be computed of it while it waits, and the version of the prefix store that this follows from.
         awaits: a sequence being prefilled that will have most of what it lacks.
@@ -61,17 +61,17 @@ class Sequence(TextRequest):
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Rows that decode together, in the order of the cache's sequences.
+    """Sequences that decode together, in the order of the cache's sequences.
 
     Every sequence's last token is not in the cache yet: it is the next forward's input.
     """
 
-    cache: AnyRowsCache
+    cache: AnyCache
     sequences: list[Sequence] = field(default_factory=list)
 
     def drop(self, sequence: Sequence, *, blank: bool = False) -> None:
         """Let a sequence leave; the last one takes its place."""
-        drop_row(self.cache, self.sequences, sequence, blank=blank)
+        drop_sequence(self.cache, self.sequences, sequence, blank=blank)
 
     def absorb(self, other: Batch) -> None:
         """Let all sequences of another batch join."""
@@ -94,8 +94,8 @@ def common_prefix(a: abc.Sequence[int], b: abc.Sequence[int]) -> int:
     return low
 
 
-def drop_row(cache: AnyRowsCache, sequences: list[Sequence], sequence: Sequence, *, blank: bool = False) -> None:
-    """Remove a sequence and its row of the cache, as the cache does it: the last one takes its place."""
+def drop_sequence(cache: AnyCache, sequences: list[Sequence], sequence: Sequence, *, blank: bool = False) -> None:
+    """Remove a sequence from a list and from its cache; in both the last one takes its place."""
     index = sequences.index(sequence)
     cache.drop(index, blank=blank)
     last = sequences.pop()

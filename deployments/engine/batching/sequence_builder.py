@@ -51,7 +51,7 @@ class SequenceBuilder:
             try:
                 self._vocabulary.build_tables(params, self._width)
             finally:
-                # If the table cannot be built, the sequence cannot either, and its request is told why.
+                # If the table cannot be built, the sequence cannot either, and its request fails with the reason.
                 self._sequences.put(build)
 
         self._tables.put(after_tables)

@@ -27,7 +27,7 @@ from deployments.engine.batching.scheduler import Scheduler
 from deployments.engine.batching.sequence import Batch, Sequence
 from deployments.engine.cache.sequence_bytes import SequenceBytes
 from deployments.engine.model.forward import Decode, Forward
-from deployments.engine.sampling.sample import Sampled, sample_rows
+from deployments.engine.sampling.sample import Sampled, sample_batch
 
 Group = TypeVar("Group", Batch, Prefill)
 
@@ -266,7 +266,7 @@ class StepLoop:
         )
         try:
             if not one_by_one:
-                return sample_rows(logits, samplers)
+                return sample_batch(logits, samplers)
         except Exception as error:
             if len(sequences) == 1:
                 return [Sampled(-1, error=as_error(error))]

@@ -1,12 +1,12 @@
-"""The cache of a batch of rows: transformers' own cache, its layers replaced by ones that rows can join and leave."""
+"""The cache of a batch: transformers' own cache, its layers replaced by ones that sequences can join and leave."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from deployments.engine.cache.indexed_layers import IndexedRows
-from deployments.engine.cache.layers import HybridRows, HybridSlidingRows, KeyValueRows, RowsLayer, StateRows
+from deployments.engine.cache.indexed_layers import IndexedLayer
+from deployments.engine.cache.layers import BatchLayer, HybridLayer, HybridSlidingLayer, KeyValueLayer, StateLayer
 from deployments.engine.library.transformers_internals import (
     DummyLayer,
     DynamicCache,
@@ -24,19 +24,19 @@ class UnknownLayer(TypeError):
     """A model's cache has a kind of layer that continuous batching does not support."""
 
 
-class RowsCache(DynamicCache):  # type: ignore[misc]
-    """Keys, values and states of rows that end in the same column.
+class BatchCache(DynamicCache):  # type: ignore[misc]
+    """Keys, values and states of sequences that end in the same column.
 
     Args:
         config: the model's configuration, which names the kind of each layer.
         capacity: columns to allocate at first; None leaves room for what comes.
 
     Attributes:
-        lengths: tokens of each row in the cache.
-        width: tokens of the longest row; the columns a query may see.
+        lengths: tokens of each sequence in the cache.
+        width: tokens of the longest sequence; the columns a query may see.
 
     Raises:
-        UnknownLayer: the configuration names a layer that rows cannot hold.
+        UnknownLayer: the configuration names a layer that sequences cannot hold.
     """
 
     def __init__(self, config: Any, capacity: int | None = None) -> None:
@@ -47,30 +47,30 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
         self.width = 0
 
     @property
-    def held(self) -> list[RowsLayer]:
+    def held(self) -> list[BatchLayer]:
         return [layer for layer in self.layers if not isinstance(layer, DummyLayer)]
 
     @property
     def room(self) -> int:
-        """Rows that the buffers can hold."""
+        """Sequences that the buffers can hold."""
         return max(len(self.lengths), *(layer.room for layer in self.held))
 
     @property
     def has_states(self) -> bool:
         """Whether some layer keeps a state, which cannot be cropped to an earlier token."""
-        return any(isinstance(layer, StateRows) for layer in self.layers)
+        return any(isinstance(layer, StateLayer) for layer in self.layers)
 
     @property
     def has_columns(self) -> bool:
         """Whether some layer keeps keys and values."""
-        return any(isinstance(layer, KeyValueRows) for layer in self.layers)
+        return any(isinstance(layer, KeyValueLayer) for layer in self.layers)
 
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.held)
 
     def added(self, lengths: Sequence[int]) -> None:
-        """After a forward: the tokens each row has now."""
+        """After a forward: the tokens each sequence has now."""
         self.lengths, self.width = list(lengths), max(lengths)
 
     def reserve(self, columns: int) -> None:
@@ -79,19 +79,19 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
             layer.reserve(columns)  # type: ignore[attr-defined]
 
     def add_column(self) -> None:
-        """Count a column that other code than the layers has written after the last one, for every row."""
+        """Count a column that other code than the layers has written after the last one, for every sequence."""
         for layer in self.held:
             layer.add_column()  # type: ignore[attr-defined]
         self.added([length + 1 for length in self.lengths])
 
     def trim(self, cuts: Sequence[int]) -> None:
-        """Drop the last tokens of each row. Only for layers that keep all columns."""
+        """Drop the last tokens of each sequence. Only for layers that keep all columns."""
         self.added([length - cut for length, cut in zip(self.lengths, cuts, strict=True)])
         for layer in self.held:
             layer.trim(self.lengths, cuts)  # type: ignore[attr-defined]
 
-    def append(self, other: RowsCache, index: int, cut: int = 0) -> None:
-        """Copy row `index` of `other`, without its last `cut` tokens, below the last row."""
+    def append(self, other: BatchCache, index: int, cut: int = 0) -> None:
+        """Copy sequence `index` of `other`, without its last `cut` tokens, below the last sequence."""
         length = other.lengths[index]
         width = max(self.width, length - cut)
         for mine, theirs in zip(self.held, other.held, strict=True):
@@ -100,10 +100,11 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
         self.width = width
 
     def drop(self, index: int, *, blank: bool = False) -> None:
-        """Remove a row; the last row takes its place, here and in `lengths`.
+        """Remove a sequence; the last sequence takes its place, here and in `lengths`.
 
         Args:
-            blank: the row may hold values that are not finite; overwrite them, as even hidden columns must be finite.
+            blank: the sequence may hold values that are not finite; overwrite them, as even hidden columns must be
+                finite.
         """
         for layer in self.held:
             if blank:
@@ -119,7 +120,7 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
         self.width = width
 
     def compact(self) -> None:
-        """Free the room for more rows."""
+        """Free the room for more sequences."""
         for layer in self.held:
             layer.compact()
 
@@ -129,28 +130,28 @@ class RowsCache(DynamicCache):  # type: ignore[misc]
             layer.rewind(self.width)
 
     def holds(self, index: int, cut: int) -> bool:
-        """Whether row `index` can be copied without its last `cut` tokens."""
+        """Whether sequence `index` can be copied without its last `cut` tokens."""
         return all(layer.holds(self.lengths[index], cut) for layer in self.held)
 
-    def copy_row(self, index: int, cut: int = 0, capacity: int | None = None) -> RowsCache:
-        """A new cache with row `index`, without its last `cut` tokens."""
-        copy = RowsCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
+    def copy_sequence(self, index: int, cut: int = 0, capacity: int | None = None) -> BatchCache:
+        """A new cache with sequence `index`, without its last `cut` tokens."""
+        copy = BatchCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
         copy.append(self, index, cut)
         return copy
 
 
-class EncoderRowsCache(EncoderDecoderCache):  # type: ignore[misc]
-    """Self-attention and cross-attention caches of the rows of an encoder-decoder model.
+class EncoderBatchCache(EncoderDecoderCache):  # type: ignore[misc]
+    """Self-attention and cross-attention caches of the sequences of an encoder-decoder model.
 
     The encoder's keys and values are right-aligned as well, under a left-padded encoder mask: cross-attention knows
     no positions.
     """
 
     def __init__(self, config: Any, capacity: int | None = None) -> None:
-        cross = RowsCache(config)
+        cross = BatchCache(config)
         # What is encoded is seen as a whole, whatever the window of the decoder's own tokens.
-        cross.layers = [KeyValueRows() for _ in cross.layers]
-        super().__init__(RowsCache(config, capacity), cross)
+        cross.layers = [KeyValueLayer() for _ in cross.layers]
+        super().__init__(BatchCache(config, capacity), cross)
         self.config = config
 
     @property
@@ -185,7 +186,7 @@ class EncoderRowsCache(EncoderDecoderCache):  # type: ignore[misc]
             encoded = next(layer.width for layer in self.cross_attention_cache.held)
             self.cross_attention_cache.added([encoded] * len(lengths))
 
-    def append(self, other: EncoderRowsCache, index: int, cut: int = 0) -> None:
+    def append(self, other: EncoderBatchCache, index: int, cut: int = 0) -> None:
         self.self_attention_cache.append(other.self_attention_cache, index, cut)
         self.cross_attention_cache.append(other.cross_attention_cache, index)
         self.is_updated: dict[int, bool] = dict(other.is_updated)
@@ -204,24 +205,24 @@ class EncoderRowsCache(EncoderDecoderCache):  # type: ignore[misc]
     def holds(self, index: int, cut: int) -> bool:
         return bool(self.self_attention_cache.holds(index, cut))
 
-    def copy_row(self, index: int, cut: int = 0, capacity: int | None = None) -> EncoderRowsCache:
-        """A new cache with row `index`, without its last `cut` tokens."""
-        copy = EncoderRowsCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
+    def copy_sequence(self, index: int, cut: int = 0, capacity: int | None = None) -> EncoderBatchCache:
+        """A new cache with sequence `index`, without its last `cut` tokens."""
+        copy = EncoderBatchCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
         copy.append(self, index, cut)
         return copy
 
 
-AnyRowsCache = RowsCache | EncoderRowsCache
+AnyCache = BatchCache | EncoderBatchCache
 
 
-def new_cache(model: Any, capacity: int | None = None) -> AnyRowsCache:
+def new_cache(model: Any, capacity: int | None = None) -> AnyCache:
     """An empty cache for a model.
 
     Raises:
-        UnknownLayer: the model's cache has a layer that rows cannot hold.
+        UnknownLayer: the model's cache has a layer that sequences cannot hold.
     """
     config = model.config.get_text_config(decoder=True)
-    return EncoderRowsCache(config, capacity) if model.config.is_encoder_decoder else RowsCache(config, capacity)
+    return EncoderBatchCache(config, capacity) if model.config.is_encoder_decoder else BatchCache(config, capacity)
 
 
 def _rows_layer(layer: Any, capacity: int | None) -> Any:
@@ -230,15 +231,15 @@ def _rows_layer(layer: Any, capacity: int | None) -> Any:
     if kind is DummyLayer:
         return layer
     if kind is DynamicLayer:
-        return KeyValueRows(capacity=capacity)
+        return KeyValueLayer(capacity=capacity)
     if kind is DynamicIndexedLayer:
-        return IndexedRows(capacity)
+        return IndexedLayer(capacity)
     if kind is DynamicSlidingWindowLayer:
-        return KeyValueRows(layer.sliding_window, capacity)
+        return KeyValueLayer(layer.sliding_window, capacity)
     if kind is LinearAttentionLayer:
-        return StateRows(layer.number_of_states)
+        return StateLayer(layer.number_of_states)
     if kind is LinearAttentionAndFullAttentionLayer:
-        return HybridRows(layer.number_of_states, capacity=capacity)
+        return HybridLayer(layer.number_of_states, capacity=capacity)
     if kind is LinearAttentionAndSlidingWindowAttentionLayer:
-        return HybridSlidingRows(layer.number_of_states, layer.sliding_window, capacity)
+        return HybridSlidingLayer(layer.number_of_states, layer.sliding_window, capacity)
     raise UnknownLayer(f"cache layer {kind.__name__}")

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from deployments.engine.cache.layers import KeyValueRows
+from deployments.engine.cache.layers import KeyValueLayer
 
 
-class _ClearRows(KeyValueRows):
-    """Columns left of a row's first token are zero: some indexers (GLM-5) read from the keys which columns count."""
+class _ClearLayer(KeyValueLayer):
+    """Columns left of a sequence's first token are zero: some indexers (GLM-5) read in the keys which columns count."""
 
     def trim(self, lengths: Sequence[int], cuts: Sequence[int]) -> None:
         super().trim(lengths, cuts)
@@ -21,27 +21,27 @@ class _ClearRows(KeyValueRows):
             if cut > min(cuts):
                 self._clear(index, self.end - length)
 
-    def append(self, other: KeyValueRows, index: int, length: int, cut: int, width: int) -> None:
+    def append(self, other: KeyValueLayer, index: int, length: int, cut: int, width: int) -> None:
         super().append(other, index, length, cut, width)
         if other.is_initialized:
-            self._clear(self.rows - 1, self.end - (length - cut))
+            self._clear(self.batch_size - 1, self.end - (length - cut))
 
     def drop(self, index: int) -> None:
         super().drop(index)
-        if index < self.rows:
+        if index < self.batch_size:
             self._clear(index, self.start)
 
     def _clear(self, index: int, end: int) -> None:
-        """Overwrite the first columns of a row, up to `end`."""
+        """Overwrite the first columns of a sequence, up to `end`."""
         for buffer in self.buffers:
             buffer[index, :, :end] = 0
 
 
-class IndexedRows(KeyValueRows):
+class IndexedLayer(KeyValueLayer):
     """Keys and values, the indexer's keys, and its positions if the model keeps those here.
 
     The model writes each of the three by itself, and a layer that shares another's index has only the first. So each
-    is held by `KeyValueRows` of its own, in the columns that all of them have.
+    is held by `KeyValueLayer` of its own, in the columns that all of them have.
 
     Args:
         capacity: columns to allocate at first; None leaves room for what comes.
@@ -49,8 +49,8 @@ class IndexedRows(KeyValueRows):
 
     def __init__(self, capacity: int | None = None) -> None:
         super().__init__(capacity=capacity)
-        self.index = _ClearRows(capacity=capacity)
-        self.positions = KeyValueRows(capacity=capacity)
+        self.index = _ClearLayer(capacity=capacity)
+        self.positions = KeyValueLayer(capacity=capacity)
 
     # What the model asks.
 
@@ -82,7 +82,7 @@ class IndexedRows(KeyValueRows):
     # What the cache asks.
 
     @property
-    def _parts(self) -> tuple[KeyValueRows, KeyValueRows]:
+    def _parts(self) -> tuple[KeyValueLayer, KeyValueLayer]:
         return self.index, self.positions
 
     def reserve(self, new: int) -> None:
@@ -96,8 +96,8 @@ class IndexedRows(KeyValueRows):
             if part.is_initialized:
                 part.trim(lengths, cuts)
 
-    def append(self, other: KeyValueRows, index: int, length: int, cut: int, width: int) -> None:
-        assert isinstance(other, IndexedRows)
+    def append(self, other: KeyValueLayer, index: int, length: int, cut: int, width: int) -> None:
+        assert isinstance(other, IndexedLayer)
         super().append(other, index, length, cut, width)
         for mine, its in zip(self._parts, other._parts, strict=True):
             mine.append(its, index, length, cut, width)

@@ -1,9 +1,9 @@
-"""One layer's cache for rows that decode together.
+"""One layer's cache for sequences that decode together.
 
-Rows are right-aligned: every row's last token lies in the same column, whatever its length, as in a left-padded
-batch. Columns left of a row's first token hold leftovers that the attention mask hides. Buffers are allocated with
-room to the right (tokens to come) and below (rows to join), and allocated again when that room is used up, so that a
-decode step writes one column and copies nothing.
+Sequences are right-aligned: every sequence's last token lies in the same column, whatever its length, as in a
+left-padded batch. Columns left of a sequence's first token hold leftovers that the attention mask hides. Buffers are
+allocated with room to the right (tokens to come) and below (sequences to join), and allocated again when that room is
+used up, so that a decode step writes one column and copies nothing.
 
 The classes take the place of transformers' own cache layers and answer the model the same way.
 """
@@ -26,36 +26,37 @@ from deployments.engine.library.transformers_internals import (
 _STATES = ("conv_states", "recurrent_states")
 
 
-class RowsLayer(Protocol):
-    """The interface of a layer; `lengths` are tokens per row, in the order of the rows."""
+class BatchLayer(Protocol):
+    """The interface of a layer; `lengths` are tokens per sequence, in the order of the sequences."""
 
     def append(self, other: Any, index: int, length: int, cut: int, width: int) -> None:
-        """Copy row `index` of `other`, which has `length` tokens, below the last row, without its last `cut` tokens.
+        """Copy sequence `index` of `other`, which has `length` tokens, below the last sequence, without its last `cut`
+        tokens.
 
-        `width` is the longest row then.
+        `width` is the longest sequence then.
         """
 
     def drop(self, index: int) -> None:
-        """Remove a row; the last row takes its place."""
+        """Remove a sequence; the last sequence takes its place."""
 
     def resize(self, width: int) -> None:
-        """Drop the columns left of the longest row, which has `width` tokens now."""
+        """Drop the columns left of the longest sequence, which has `width` tokens now."""
 
     def rewind(self, width: int) -> None:
         """Drop the columns that a failed forward has added after `width`."""
 
     def holds(self, length: int, cut: int) -> bool:
-        """Whether a row of `length` tokens can be copied without its last `cut`."""
+        """Whether a sequence of `length` tokens can be copied without its last `cut`."""
 
     def blank(self, index: int) -> None:
-        """Overwrite a row whose values may not be finite, as hidden columns must be."""
+        """Overwrite a sequence whose values may not be finite, as hidden columns must be."""
 
     def compact(self) -> None:
-        """Give up the room for further rows."""
+        """Give up the room for further sequences."""
 
     @property
     def room(self) -> int:
-        """Rows that the buffers can hold."""
+        """Sequences that the buffers can hold."""
 
     @property
     def nbytes(self) -> int: ...
@@ -66,12 +67,12 @@ def column_room(columns: int) -> int:
     return -(-(columns + min(max(columns // 8, 64), 512)) // 32) * 32
 
 
-def row_room(rows: int) -> int:
-    """Rows a buffer gets that must hold `rows`: powers of two up to 8, then multiples of 8."""
+def batch_room(rows: int) -> int:
+    """Sequences a buffer gets that must hold `rows`: powers of two up to 8, then multiples of 8."""
     return 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
 
 
-class KeyValueRows(DynamicLayer):  # type: ignore[misc]
+class KeyValueLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values `[rows, heads, columns, dim]` of one attention layer.
 
     Args:
@@ -86,7 +87,7 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         self.is_sliding = sliding_window is not None
         self.keep = None if sliding_window is None else sliding_window - 1
         self.capacity = capacity
-        self.rows = 0
+        self.batch_size = 0
         self.width = 0
         self.start = 0
         self.end = 0
@@ -95,7 +96,7 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
     # What the model asks.
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.rows = key_states.shape[0]
+        self.batch_size = key_states.shape[0]
         self._begin([key_states, value_states], columns=key_states.shape[-2])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -106,8 +107,8 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         self.reserve(new)
         first, middle, self.end = self.start, self.end, self.end + new
         self.width += new
-        self.buffers[0][: self.rows, :, middle : self.end].copy_(key_states)
-        self.buffers[1][: self.rows, :, middle : self.end].copy_(value_states)
+        self.buffers[0][: self.batch_size, :, middle : self.end].copy_(key_states)
+        self.buffers[1][: self.batch_size, :, middle : self.end].copy_(value_states)
         self.start = self.end - self._kept(self.width)
         self._show(first)
         return self.keys, self.values
@@ -134,7 +135,7 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         self._show(self.start)
 
     def trim(self, lengths: Sequence[int], cuts: Sequence[int]) -> None:
-        """Drop the last `cuts` of the `lengths` columns of each row; all rows end in the same column again."""
+        """Drop the last `cuts` of the `lengths` columns of each sequence; all end in the same column again."""
         self.end -= min(cuts)
         for index, (length, cut) in enumerate(zip(lengths, cuts, strict=True)):
             if by := cut - min(cuts):
@@ -145,19 +146,19 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
         self.start = self.end - self.width
         self._show(self.start)
 
-    def append(self, other: KeyValueRows, index: int, length: int, cut: int, width: int) -> None:
+    def append(self, other: KeyValueLayer, index: int, length: int, cut: int, width: int) -> None:
         if not other.is_initialized:
             return
         kept, mine = self._kept(length - cut), self._kept(max(width, self.width))
         if not self.is_initialized:
             self._begin(other.buffers, columns=mine)
             self.start = self.end = mine
-        if self.rows == self.buffers[0].shape[0] or self.end < mine:
-            self._lay_out(row_room(self.rows + 1), mine, end=mine)
+        if self.batch_size == self.buffers[0].shape[0] or self.end < mine:
+            self._lay_out(batch_room(self.batch_size + 1), mine, end=mine)
         last = other.end - cut
         for buffer, source in zip(self.buffers, other.buffers, strict=True):
-            buffer[self.rows, :, self.end - kept : self.end] = source[index, :, last - kept : last]
-        self.rows += 1
+            buffer[self.batch_size, :, self.end - kept : self.end] = source[index, :, last - kept : last]
+        self.batch_size += 1
         self.width = max(width, self.width)
         self.start = self.end - mine
         self._show(self.start)
@@ -165,12 +166,12 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
     def drop(self, index: int) -> None:
         if not self.is_initialized:
             return
-        self.rows -= 1
-        if index != self.rows:
+        self.batch_size -= 1
+        if index != self.batch_size:
             for buffer in self.buffers:
-                buffer[index, :, self.start : self.end] = buffer[self.rows, :, self.start : self.end]
-        if row_room(2 * max(self.rows, 1)) < self.buffers[0].shape[0]:
-            self._shrink(row_room(max(self.rows, 1)))
+                buffer[index, :, self.start : self.end] = buffer[self.batch_size, :, self.start : self.end]
+        if batch_room(2 * max(self.batch_size, 1)) < self.buffers[0].shape[0]:
+            self._shrink(batch_room(max(self.batch_size, 1)))
         self._show(self.start)
 
     def resize(self, width: int) -> None:
@@ -196,8 +197,8 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
             buffer[index].zero_()
 
     def compact(self) -> None:
-        if self.is_initialized and self.rows < self.buffers[0].shape[0]:
-            self._shrink(self.rows)
+        if self.is_initialized and self.batch_size < self.buffers[0].shape[0]:
+            self._shrink(self.batch_size)
             self._show(self.start)
 
     @property
@@ -210,7 +211,7 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
 
     @property
     def column_bytes(self) -> int:
-        """Bytes of one column of one row."""
+        """Bytes of one column of one sequence."""
         return sum(buffer[0, :, 0].nbytes for buffer in self.buffers)
 
     def _kept(self, width: int) -> int:
@@ -218,11 +219,11 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
 
     def _show(self, first: int) -> None:
         """Let `keys` and `values`, which some models read by themselves, be the live columns from `first` on."""
-        self.keys, self.values = (buffer[: self.rows, :, first : self.end] for buffer in self.buffers)
+        self.keys, self.values = (buffer[: self.batch_size, :, first : self.end] for buffer in self.buffers)
 
     def _begin(self, like: Sequence[Tensor], columns: int) -> None:
         """Allocate buffers for at least `columns` columns of tensors like these `[rows, heads, columns, dim]`."""
-        rows = max(self.rows, 1)
+        rows = max(self.batch_size, 1)
         columns = column_room(columns) if self.capacity is None else max(columns, self._kept(self.capacity))
         self.buffers = [t.new_zeros((rows, t.shape[1], columns, t.shape[3])) for t in like]
         self.dtype, self.device = like[0].dtype, like[0].device
@@ -234,33 +235,33 @@ class KeyValueRows(DynamicLayer):  # type: ignore[misc]
             self._lay_out(rows, self.end - self.start)
 
     def _lay_out(self, rows: int, columns: int, end: int | None = None) -> None:
-        """Move to buffers for `rows` rows and `columns` columns; the window's last column becomes `end`."""
+        """Move to buffers for `rows` sequences and `columns` columns; the window's last column becomes `end`."""
         window = self.end - self.start
         end = window if end is None else end
         # Both before either is put in place: an allocation that fails must leave the layer as it was.
         new = [old.new_zeros((rows, old.shape[1], column_room(columns), old.shape[3])) for old in self.buffers]
         for old, larger in zip(self.buffers, new, strict=True):
-            larger[: self.rows, :, end - window : end] = old[: self.rows, :, self.start : self.end]
+            larger[: self.batch_size, :, end - window : end] = old[: self.batch_size, :, self.start : self.end]
         self.buffers, self.start, self.end = new, end - window, end
 
 
-class StateRows(LinearAttentionLayer):  # type: ignore[misc]
-    """Convolution and recurrent states of one layer, rows in dimension 0; a state has no columns."""
+class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
+    """Convolution and recurrent states of one layer, sequences in dimension 0; a state has no columns."""
 
     def __init__(self, number_of_states: int = 1) -> None:
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
-        self.state_rows = 0
+        self.state_batch_size = 0
         self._room: dict[tuple[str, int], Tensor] = {}
 
-    def append(self, other: StateRows, index: int, length: int, cut: int, width: int) -> None:
+    def append(self, other: StateLayer, index: int, length: int, cut: int, width: int) -> None:
         self._adopt()
         for name in _STATES:
             for key, source in getattr(other, name).items():
                 if source is not None:
                     room = self._with_room((name, key), source)
-                    room[self.state_rows] = source[index]
-                    getattr(self, name)[key] = room[: self.state_rows + 1]
-        self.state_rows += 1
+                    room[self.state_batch_size] = source[index]
+                    getattr(self, name)[key] = room[: self.state_batch_size + 1]
+        self.state_batch_size += 1
         self.device, self.dtype = other.device, other.dtype  # type: ignore[has-type]
         for flags in ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state"):
             setattr(self, flags, dict(getattr(other, flags)))
@@ -268,10 +269,10 @@ class StateRows(LinearAttentionLayer):  # type: ignore[misc]
 
     def drop(self, index: int) -> None:
         self._adopt()
-        self.state_rows -= 1
+        self.state_batch_size -= 1
         for (name, key), room in self._room.items():
-            room[index] = room[self.state_rows]
-            getattr(self, name)[key] = room[: self.state_rows]
+            room[index] = room[self.state_batch_size]
+            getattr(self, name)[key] = room[: self.state_batch_size]
 
     def resize(self, width: int) -> None: ...
 
@@ -282,7 +283,7 @@ class StateRows(LinearAttentionLayer):  # type: ignore[misc]
         return cut == 0
 
     def blank(self, index: int) -> None:
-        """A dropped row's state is never read again."""
+        """A dropped sequence's state is never read again."""
 
     def compact(self) -> None:
         """States are small and do not have columns, so they keep their room."""
@@ -302,59 +303,59 @@ class StateRows(LinearAttentionLayer):  # type: ignore[misc]
 
     def _adopt(self) -> None:
         """Take over the states that a forward has made in an empty cache."""
-        if self.state_rows:
+        if self.state_batch_size:
             return
         for name in _STATES:
             for key, state in getattr(self, name).items():
                 if state is not None:
                     self._room[name, key] = state
-                    self.state_rows = state.shape[0]
+                    self.state_batch_size = state.shape[0]
 
     def _with_room(self, key: tuple[str, int], like: Tensor) -> Tensor:
         room = self._room.get(key)
-        if room is None or self.state_rows == room.shape[0]:
-            grown = like.new_empty((row_room(self.state_rows + 1), *like.shape[1:]))
+        if room is None or self.state_batch_size == room.shape[0]:
+            grown = like.new_empty((batch_room(self.state_batch_size + 1), *like.shape[1:]))
             if room is not None:
-                grown[: self.state_rows] = room[: self.state_rows]
+                grown[: self.state_batch_size] = room[: self.state_batch_size]
             self._room[key] = room = grown
         return room
 
 
-class _StateAndKeyValueRows(StateRows, KeyValueRows):  # type: ignore[misc]
+class _StateAndKeyValueLayer(StateLayer, KeyValueLayer):  # type: ignore[misc]
     """A layer with both states and keys and values."""
 
     def __init__(
         self, number_of_states: int = 1, sliding_window: int | None = None, capacity: int | None = None
     ) -> None:
-        KeyValueRows.__init__(self, sliding_window, capacity)
-        StateRows.__init__(self, number_of_states)
+        KeyValueLayer.__init__(self, sliding_window, capacity)
+        StateLayer.__init__(self, number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         # transformers tells the two apart in the same way: keys and values are positional.
         if args:
-            KeyValueRows.lazy_initialization(self, *args)
+            KeyValueLayer.lazy_initialization(self, *args)
         else:
             LinearAttentionLayer.lazy_initialization(self, **kwargs)
 
     def append(self, other: Any, index: int, length: int, cut: int, width: int) -> None:
-        StateRows.append(self, other, index, length, cut, width)
-        KeyValueRows.append(self, other, index, length, cut, width)
+        StateLayer.append(self, other, index, length, cut, width)
+        KeyValueLayer.append(self, other, index, length, cut, width)
 
     def drop(self, index: int) -> None:
-        StateRows.drop(self, index)
-        KeyValueRows.drop(self, index)
+        StateLayer.drop(self, index)
+        KeyValueLayer.drop(self, index)
 
     def resize(self, width: int) -> None:
-        KeyValueRows.resize(self, width)
+        KeyValueLayer.resize(self, width)
 
     def rewind(self, width: int) -> None:
-        KeyValueRows.rewind(self, width)
+        KeyValueLayer.rewind(self, width)
 
     def blank(self, index: int) -> None:
-        KeyValueRows.blank(self, index)
+        KeyValueLayer.blank(self, index)
 
     def compact(self) -> None:
-        KeyValueRows.compact(self)
+        KeyValueLayer.compact(self)
 
     @property
     def room(self) -> int:
@@ -368,9 +369,9 @@ class _StateAndKeyValueRows(StateRows, KeyValueRows):  # type: ignore[misc]
         return self.state_bytes + sum(buffer.nbytes for buffer in self.buffers)
 
 
-class HybridRows(_StateAndKeyValueRows, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
+class HybridLayer(_StateAndKeyValueLayer, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
     """A layer with states and full attention."""
 
 
-class HybridSlidingRows(_StateAndKeyValueRows, LinearAttentionAndSlidingWindowAttentionLayer):  # type: ignore[misc]
+class HybridSlidingLayer(_StateAndKeyValueLayer, LinearAttentionAndSlidingWindowAttentionLayer):  # type: ignore[misc]
     """A layer with states and a sliding window of keys and values."""

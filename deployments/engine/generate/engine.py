@@ -1,7 +1,7 @@
 """The engine for everything continuous batching cannot hold: requests run through `generate`, whole and in turn.
 
 Three ways to run a request: the loader's own `generate` hook; beam search; and the model's own `generate` with the
-engine's sampling inside. The last runs requests of text alone together, padded, where a probe at load found that
+engine's sampling inside. The last runs requests of text alone together, padded, if a probe at load found that
 padding does not change the model's logits; when half of them have ended and others wait, the rest is run together with
 those, each going on where it was.
 """

@@ -49,7 +49,7 @@ _DEFAULTS = SamplingParams()
 
 
 class _Ended(Exception):
-    """Raised out of a hook that streams but cannot be told to stop."""
+    """Raised out of a hook that streams and takes no stopping criteria."""
 
 
 class GenerateHook:
@@ -200,7 +200,7 @@ class _Streamer:
         _check_kept(self._turn, self._job.request.sampling.seed)
 
     def end(self) -> None:
-        """Nothing follows; the hook's result tells the same."""
+        """Nothing follows; the hook's result says the same."""
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]

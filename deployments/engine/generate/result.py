@@ -19,7 +19,7 @@ class GenerateContract:
     Attributes:
         prompt: the ids that the result begins with; None for an encoder-decoder.
         begun: how many tokens come before the new ones: the prompt, or what the decoder begins with.
-        limit: new tokens at most; None if the hook is not told.
+        limit: new tokens at most; None if the hook does not take it.
         vocab: how many token ids there are; None if that is unknown.
     """
 
@@ -31,7 +31,7 @@ class GenerateContract:
     def new_tokens(self, returned: Any) -> list[int]:
         """The new tokens of the hook's result.
 
-        They are told from the prompt by its length. A hook may change single tokens of the prompt, so only a result
+        Its length separates them from the prompt. A hook may change single tokens of the prompt, so only a result
         that has less than half of them in their places counts as one without the prompt.
 
         Args:

@@ -1,8 +1,8 @@
 """The model's own `generate`, with our sampling and our output inside it.
 
 `generate` keeps what is particular to a model: caches and states, encoders, image tensors, position ids. A logits
-processor at the end of its list chooses each row's token by the row's own parameters, and leaves `generate` nothing
-but an argmax over that one token; a stopping criterion ends the rows that are done.
+processor at the end of its list chooses each sequence's token by the sequence's own parameters, and leaves `generate`
+nothing but an argmax over that one token; a stopping criterion ends the sequences that are done.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deployments.engine.generate.call import GenerateCall
 from deployments.engine.generate.job import Job
 from deployments.engine.model.encoder_side import decoder_prompt, decoder_start
 from deployments.engine.model.fresh_state import fresh_state
-from deployments.engine.sampling.sample import sample_rows
+from deployments.engine.sampling.sample import sample_batch
 from deployments.engine.sampling.state import SequenceSampler
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.prompt_logprobs import PromptScorer
@@ -35,7 +35,7 @@ _UNLIMITED = 1 << 30
 
 
 class StockGenerate:
-    """Runs jobs through `model.generate`, several at once where padding does not change their logits.
+    """Runs jobs through `model.generate`, several at once if padding does not change their logits.
 
     The modules' state is the one after loading whenever a run begins: nothing of an earlier one reaches it.
 
@@ -98,7 +98,7 @@ class StockGenerate:
 
         Args:
             jobs: more than one only if all are text alone.
-            regroup: told how many jobs are still active, at every step.
+            regroup: called at every step with the number of jobs that are still active.
 
         Raises:
             ModelError: the model's `generate` has not asked for a single token.
@@ -223,14 +223,14 @@ class _Bridge(LogitsProcessor):  # type: ignore[misc]
         self.steps += 1
         if active:
             logits = scores if len(active) == len(self._jobs) else scores[active]
-            for i, sampled in zip(active, sample_rows(logits, [self._samplers[i] for i in active]), strict=True):
+            for i, sampled in zip(active, sample_batch(logits, [self._samplers[i] for i in active]), strict=True):
                 tokens[i] = max(sampled.token_id, 0)
                 self._jobs[i].take(sampled)
         return only(scores, tokens)
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends the rows whose jobs have ended; all of them when other jobs should be run instead."""
+    """Ends the sequences whose jobs have ended; all of them when other jobs should be run instead."""
 
     def __init__(self, jobs: Sequence[Job], regroup: Callable[[int], bool]) -> None:
         self._jobs = jobs

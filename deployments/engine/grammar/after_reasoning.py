@@ -54,7 +54,7 @@ class MarkerTokens(Protocol):
 
 
 class AfterReasoning:
-    """Implements `row_sampler.TokenMask`.
+    """Implements `TokenMask` of `sampling/state.py`.
 
     Args:
         grammar: of the answer.

@@ -49,7 +49,7 @@ class CompiledGrammar:
     def mask(
         self, max_tokens: int, *, reasoning: ReasoningMarkers | None = None, opened: bool = False
     ) -> GrammarMask | AfterReasoning:
-        """The constraint on one row of at most `max_tokens` tokens.
+        """The constraint on one sequence of at most `max_tokens` tokens.
 
         Args:
             reasoning: how the model marks its reasoning, after which the constraint begins.
@@ -70,7 +70,7 @@ class CompiledGrammar:
 
 
 class GrammarMask:
-    """The state of a sequence in its grammar; implements `row_sampler.TokenMask`."""
+    """The state of a sequence in its grammar; implements `TokenMask` of `sampling/state.py`."""
 
     def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, closing: GrammarEnding) -> None:
         self._matcher = matcher

@@ -95,7 +95,7 @@ class GrammarEnding:
     left; what it may grow by in one token (an object with many required fields) has no bound worth naming.
 
     Args:
-        ending: a way to complete the empty text; None leaves the row to itself.
+        ending: a way to complete the empty text; None leaves the sequence to itself.
         max_tokens: the budget.
 
     Attributes:

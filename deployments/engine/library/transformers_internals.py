@@ -107,7 +107,7 @@ SDPA_EXTRAS = {"softcap", "output_attentions", *inspect.signature(sdpa_attention
 
 
 def position_ids(model: Any, ids: Tensor, known: Mapping[str, Any]) -> Any:
-    """The positions that `generate` gives a prompt [1, tokens] with these tensors; None if the version cannot tell."""
+    """The positions that `generate` gives a prompt [1, tokens] with these tensors; None in an older version."""
     prepare = getattr(model, "_prepare_position_ids_for_generation", None)
     return None if prepare is None else prepare(ids, dict(known))
 

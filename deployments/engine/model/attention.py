@@ -1,11 +1,11 @@
-"""Attention of a decode step: one query per row, over keys that end in the same column.
+"""Attention of a decode step: one query per sequence, over keys that end in the same column.
 
 transformers' `sdpa` attention is replaced by one that does the same, inside `DecodeAttention` only: elsewhere, and for
 whatever it does not know, it calls the original. Two things are done differently on the CPU:
 
 - The queries of the heads that share a key head become the queries of that head, with or without a mask, so that keys
   are read once per key head. In bfloat16 a lone query is sent twice: one query takes a slower kernel than two.
-- Where a batch is mostly padding, or bits must not depend on neighbors, each row attends to its own keys by itself.
+- If a batch is mostly padding, or bits must not depend on neighbors, each sequence attends to its own keys by itself.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _PADDED_SHARE = 0.4
 
 
 class DecodeAttention:
-    """A context in which this thread's `sdpa` attention is that of rows.
+    """A context in which this thread's `sdpa` attention is that of a decode step.
 
     Args:
-        per_sequence: every row attends to its own keys by itself, always.
+        per_sequence: every sequence attends to its own keys by itself, always.
     """
 
     def __init__(self, *, per_sequence: bool = False) -> None:
@@ -44,7 +44,7 @@ class DecodeAttention:
         self._starts.clear()
 
     def starts(self, mask: Tensor) -> list[int] | None:
-        """The first key of each row, if it sees all keys from there on; computed once for all layers of a step."""
+        """The first key of each sequence, if it sees all keys from there on; computed once for all layers of a step."""
         known = self._starts.get(id(mask))
         if known is None:
             known = self._starts[id(mask)] = (mask, _starts(mask))
@@ -116,7 +116,7 @@ def _is_decode(query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> bool:
 
 
 def _starts_per_sequence(step: DecodeAttention, key: Tensor, mask: Tensor | None) -> list[int] | None:
-    """The first key of each row, if the rows are to attend by themselves."""
+    """The first key of each sequence, if the sequences are to attend by themselves."""
     if mask is None:
         return [0] * key.shape[0] if step.per_sequence else None
     starts = step.starts(mask)

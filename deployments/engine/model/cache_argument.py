@@ -1,7 +1,7 @@
 """The argument under which a model's forward takes its cache, found by what it is and not by its name.
 
 Versions of transformers name it differently, and code that comes with a checkpoint keeps the name of its day. So the
-parameter whose type is a cache is looked for, then the known names, and if neither tells, a small forward is tried.
+parameter whose type is a cache is looked for, then the known names, then a small forward is tried.
 `generate` uses one name for all models: `take_generate_cache` lets a model of another name run in it.
 """
 
@@ -37,7 +37,7 @@ _OTHERS = re.compile("ids|mask|embeds|labels|pixel|image|video|audio|feature|out
 def cache_argument(model: Any) -> str | None:
     """The name of the argument of a model's forward that takes a cache; None if none does.
 
-    The forward is run on two tokens, at most once for each optional parameter, if neither types nor names tell.
+    The forward is run on two tokens, at most once for each optional parameter, if neither types nor names decide it.
     """
     found = _named(model.forward)
     if len(found) == 1:

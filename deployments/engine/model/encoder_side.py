@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from deployments.engine.cache.cache import EncoderRowsCache
+from deployments.engine.cache.cache import EncoderBatchCache
 from deployments.engine.library import transformers_internals
 
 _MASK = "encoder_attention_mask"
@@ -61,7 +61,7 @@ class EncoderSide:
             arguments["attention_mask"] = encoded["attention_mask"]
         return arguments
 
-    def stand_in(self, cache: EncoderRowsCache) -> dict[str, Any]:
+    def stand_in(self, cache: EncoderBatchCache) -> dict[str, Any]:
         """Arguments of a later forward."""
         cross = cache.cross_attention_cache
         hidden = torch.zeros((), dtype=self._model.dtype, device=self._device)
@@ -72,8 +72,9 @@ class EncoderSide:
         return arguments
 
     @contextmanager
-    def masked(self, cache: EncoderRowsCache) -> Iterator[None]:
-        """Hide the padding of rows with fewer states from a decoder; a text's mask is one of the arguments already.
+    def masked(self, cache: EncoderBatchCache) -> Iterator[None]:
+        """Hide the padding of sequences with fewer states from a decoder; a text's mask is one of the arguments
+        already.
 
         Raises:
             RuntimeError: the decoder takes no such mask.
@@ -116,8 +117,8 @@ class EncoderSide:
         finally:
             handle.remove()
 
-    def _mask(self, cache: EncoderRowsCache) -> Tensor:
-        """[rows, states]: of rows that end in the same column."""
+    def _mask(self, cache: EncoderBatchCache) -> Tensor:
+        """[rows, states]: of sequences that end in the same column."""
         cross = cache.cross_attention_cache
         lengths, width = torch.tensor(cross.lengths), cross.width
         shown: Tensor = torch.arange(width) >= width - lengths[:, None]

@@ -1,4 +1,4 @@
-"""Calling a stock model for rows: the one place that knows which arguments a model's `forward` takes.
+"""Calling a stock model for a batch of sequences: the one place that knows which arguments a model's `forward` takes.
 
 Masks, positions and caches are what `generate` would pass for a left-padded batch.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache
+from deployments.engine.cache.cache import AnyCache, EncoderBatchCache
 from deployments.engine.library.transformers_internals import generate_cache_name, position_ids
 from deployments.engine.model.attention import DecodeAttention
 from deployments.engine.model.cache_argument import argument_of, cache_argument
@@ -28,7 +28,7 @@ Offset = tuple[int, ...]
 
 NO_OFFSET: Offset = (0,)
 
-Decode = Callable[[Sequence[int], Sequence[Offset], AnyRowsCache], Tensor]
+Decode = Callable[[Sequence[int], Sequence[Offset], AnyCache], Tensor]
 """What `Forward.decode` is: last tokens, offsets, cache to logits."""
 
 
@@ -89,7 +89,7 @@ class Forward:
 
     @property
     def takes_positions(self) -> bool:
-        """Whether rows of different ages can be told their positions."""
+        """Whether a forward takes the positions of sequences of different lengths."""
         return self._names_positions or self.sends_unnamed
 
     def decoder_prompt(self, input_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> list[int]:
@@ -104,19 +104,19 @@ class Forward:
         return [decoder_start(self.model) or 0]
 
     def media_end(self, input_ids: Sequence[int], inputs: Mapping[str, Tensor]) -> int:
-        """The tokens up to which a prompt depends on its other tensors; 0 where there are none or it cannot be told."""
+        """The tokens up to which a prompt depends on its other tensors; 0 if there are none or it is unknown."""
         if not inputs:
             return 0
         places = [i for i, token_id in enumerate(input_ids) if token_id in self._media_ids]
         return places[-1] + 1 if places else 0
 
-    def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyRowsCache) -> Tensor:
-        """Append one token to every row.
+    def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyCache) -> Tensor:
+        """Append one token to every sequence.
 
         Args:
-            token_ids: the rows' last tokens, not yet in the cache.
-            offsets: of each row, all of the same number of dimensions.
-            cache: the rows' cache; grows by one column.
+            token_ids: the sequences' last tokens, not yet in the cache.
+            offsets: of each sequence, all of the same number of dimensions.
+            cache: the sequences' cache; grows by one column.
 
         Returns:
             Logits [rows, vocab] of the next token.
@@ -136,22 +136,23 @@ class Forward:
     def prefill(
         self,
         token_ids: Sequence[Sequence[int]],
-        cache: AnyRowsCache,
+        cache: AnyCache,
         *,
         offset: Offset = NO_OFFSET,
         all_logits: bool = False,
         wholes: Sequence[int] | None = None,
     ) -> Chunk:
-        """Append several tokens to every row.
+        """Append several tokens to every sequence.
 
         Args:
-            token_ids: the new tokens of each row. Rows may differ in length only while the cache is empty: they are
-                padded on the left, as the rows of a cache are.
+            token_ids: the new tokens of each sequence. Sequences may differ in length only while the cache is empty:
+                they are padded on the left, as the sequences of a cache are.
             cache: grows by the longest.
-            offset: of the only row.
+            offset: of the only sequence.
             all_logits: return the logits of every token, not of the last alone.
-            wholes: tokens of each row's whole prompt, which its rotary frequencies may follow; 0 if every token is to
-                have those of a text that ends with it, as in decode steps. None: the row as it is after this forward.
+            wholes: tokens of each sequence's whole prompt, which its rotary frequencies may follow; 0 if every token is
+                to have those of a text that ends with it, as in decode steps. None: the sequence as it is after this
+                forward.
         """
         new = max(len(ids) for ids in token_ids)
         past = cache.lengths or [0] * len(token_ids)
@@ -176,12 +177,12 @@ class Forward:
         self,
         token_ids: Sequence[int],
         inputs: Mapping[str, Tensor],
-        cache: AnyRowsCache,
+        cache: AnyCache,
         *,
         all_logits: bool = False,
         whole: int = 0,
     ) -> Chunk:
-        """Prefill one row whose prompt has tensors beside its tokens, as the model's own `generate` would.
+        """Prefill one sequence whose prompt has tensors beside its tokens, as the model's own `generate` would.
 
         Args:
             token_ids: the whole prompt.
@@ -203,7 +204,7 @@ class Forward:
         # Its name of the cache need not be that of the forward.
         arguments = {name: value for name, value in arguments.items() if value is not cache}
         arguments[self.cache_name] = cache
-        # Its own positions tell how long a prompt is: an image may take fewer of them than it has tokens.
+        # Its own positions say how long a prompt is: an image may take fewer of them than it has tokens.
         lengths = [[whole] * len(token_ids)] if whole > len(token_ids) else [[]]
         with self.rotary.for_lengths(lambda: lengths):
             logits = self.model(**{**arguments, **self._common}).logits
@@ -219,11 +220,11 @@ class Forward:
         token_ids: Sequence[int],
         inputs: Mapping[str, Tensor],
         decoder_ids: Sequence[int],
-        cache: EncoderRowsCache,
+        cache: EncoderBatchCache,
         *,
         all_logits: bool = False,
     ) -> Chunk:
-        """Run the encoder for one row and prefill its decoder.
+        """Run the encoder for one sequence and prefill its decoder.
 
         Args:
             token_ids: the encoder's tokens; unused where `inputs` has the encoder's main input.
@@ -244,10 +245,10 @@ class Forward:
             cache.cross_attention_cache.trim(hidden[:1])
         return Chunk(logits=logits if all_logits else logits[:, -1:])
 
-    def _arguments(self, ids: Tensor, cache: AnyRowsCache, lengths: Tensor, width: int) -> dict[str, Any]:
+    def _arguments(self, ids: Tensor, cache: AnyCache, lengths: Tensor, width: int) -> dict[str, Any]:
         """Arguments common to all forwards; `lengths` and `width` count the new tokens.
 
-        The mask is left out where no row is padded, as `generate` does, and where there are no columns to hide.
+        The mask is left out where no sequence is padded, as `generate` does, and where there are no columns to hide.
         """
         arguments = {f"{self._prefix}input_ids": ids, self.cache_name: cache, **self._common}
         hides = cache.has_columns or not cache.lengths
@@ -257,9 +258,9 @@ class Forward:
         return arguments
 
     @contextmanager
-    def _encoded(self, arguments: dict[str, Any], cache: AnyRowsCache) -> Iterator[None]:
+    def _encoded(self, arguments: dict[str, Any], cache: AnyCache) -> Iterator[None]:
         """Adds what a decoder is given of its encoder."""
-        if not isinstance(cache, EncoderRowsCache) or self._encoder is None:
+        if not isinstance(cache, EncoderBatchCache) or self._encoder is None:
             yield
             return
         arguments.update(self._encoder.stand_in(cache))
@@ -276,13 +277,13 @@ def _squeezed(positions: Tensor) -> Tensor:
     return positions[0] if positions.shape[0] == 1 else positions
 
 
-def _lengths(cache: AnyRowsCache, offsets: Sequence[Offset]) -> list[list[int]]:
-    """For rotary embeddings: the length of each row with the one token that is added."""
+def _lengths(cache: AnyCache, offsets: Sequence[Offset]) -> list[list[int]]:
+    """For rotary embeddings: the length of each sequence with the one token that is added."""
     return [[length + max(offset) + 1] for length, offset in zip(cache.lengths, offsets, strict=True)]
 
 
 def _prompt_lengths(wholes: Sequence[int], after: Sequence[int], new: int, offset: int) -> list[list[int]]:
-    """For rotary embeddings: the length that counts for each of the last `new` tokens of each row."""
+    """For rotary embeddings: the length that counts for each of the last `new` tokens of each sequence."""
     rows = zip(wholes, after, strict=True)
     return [[max(whole, end) + offset for end in range(last - new + 1, last + 1)] for whole, last in rows]
 

@@ -3,7 +3,7 @@
 The policy: the request alone decides how text is sampled. Of a checkpoint's generation_config only what belongs to the
 model's format is kept: the ids of bos, pad and decoder start, and the kind of cache. Its sampling settings, penalties
 and lengths are recommendations for a request's author, and are left out. A forced first token and suppressed tokens are
-the row sampler's business (`row_sampler.FormatRules`); a last token is not forced, since it would follow max_tokens.
+left to the sampler (`sampling/state.py`); a last token is not forced, since it would follow max_tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Positions of rows of different ages, for decoders that read them off the length of the cache.
+"""Positions of sequences of different ages, for decoders that read them off the length of the cache.
 
 BART and its relatives take no position ids: they embed the positions that follow the length of the cache, the same for
-all rows. Inside the context their embedding is asked once for every age that occurs.
+all sequences. Inside the context their embedding is asked once for every age that occurs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SequencePositions:
     """The position embedding of one decoder.
 
     Args:
-        model: any model; `known` tells whether there is something to do.
+        model: any model; `known` says whether there is something to do.
     """
 
     def __init__(self, model: Any) -> None:
@@ -35,7 +35,7 @@ class SequencePositions:
 
     @contextmanager
     def for_lengths(self, lengths: Sequence[int]) -> Iterator[None]:
-        """Let a forward of one token per row embed each row's own position, `lengths` tokens from the first."""
+        """Let a forward of one token per sequence embed each one's own position, `lengths` tokens from the first."""
         if not self.known or len(set(lengths)) < 2:
             yield
             return
@@ -58,7 +58,7 @@ class SequencePositions:
 
 
 def _at(call: dict[str, Any], length: str, age: int) -> dict[str, Any]:
-    """The arguments of a call for a single row of an age, which the argument `length` tells."""
+    """The arguments of a call for a single sequence of an age, which is in the argument `length`."""
     changed = dict(call)
     for name, value in call.items():
         if name == length:

@@ -121,11 +121,11 @@ class Words:
 
 
 class BadWords:
-    """The bad words of one row and the end of its text.
+    """The bad words of one sequence and the end of its text.
 
     Args:
         index: of the vocabulary.
-        token_bytes: the bytes a token adds to this row's text.
+        token_bytes: the bytes a token adds to this sequence's text.
         words: the texts; empty ones are ignored.
     """
 

@@ -33,13 +33,13 @@ def token_scores(
     tops: Sequence[int],
     named: Mapping[int, Sequence[int]] | None = None,
 ) -> list[TokenScore]:
-    """Scores of one token per row under softmax(logits).
+    """Scores of one token per sequence under softmax(logits).
 
     Args:
         logits: [rows, vocab], any float dtype; computed in float32.
         token_ids: int64 [rows].
-        tops: how many alternatives each row reports; -1 for all tokens.
-        named: by row, the tokens that it reports in place of the likeliest; ids beyond the logits are left out.
+        tops: how many alternatives each sequence reports; -1 for all tokens.
+        named: by sequence, the tokens that it reports in place of the likeliest; ids beyond the logits are left out.
     """
     logits = logits.float()
     chosen = logits.gather(1, token_ids[:, None])

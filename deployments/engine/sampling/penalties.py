@@ -1,7 +1,7 @@
 """Penalties and biases of a sequence, as sparse edits of its logits.
 
-Kept on the host as numpy arrays that grow with the row, so that the edits of all rows of a step are concatenated and
-applied by a handful of tensor operations, whatever the number of rows.
+Kept on the host as numpy arrays that grow with the sequence, so that the edits of all sequences of a step are
+concatenated and applied by a handful of tensor operations, whatever the number of sequences.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TokenCounts:
 
 
 class Penalties:
-    """The repetition, presence and frequency penalties and the biases of one row.
+    """The repetition, presence and frequency penalties and the biases of one sequence.
 
     Args:
         prompt_ids: the tokens the model was given; only the repetition penalty counts them.
@@ -104,7 +104,7 @@ class Penalties:
 
 @dataclass(slots=True)
 class Edits:
-    """The edits of all rows of one step, gathered row by row and applied at once."""
+    """The edits of all sequences of one step, gathered sequence by sequence and applied at once."""
 
     vocab_size: int
     _repeated: list[Ids] = field(default_factory=list)

@@ -1,8 +1,8 @@
-"""Choosing the next token of every row of a step, each row by its own parameters.
+"""Choosing the next token of every sequence of a step, each sequence by its own parameters.
 
-`sample_rows` takes the logits of all rows at once. A row's token depends on its own logits, parameters and random
-numbers only: the random numbers come from a host-side generator per row (two numbers per token), so that a seed gives
-the same text whatever the other sequences and the device.
+`sample_batch` takes the logits of all sequences at once. A sequence's token depends on its own logits, parameters and
+random numbers only: the random numbers come from a host-side generator per sequence (two numbers per token), so that a
+seed gives the same text whatever the other sequences and the device.
 
 The order is transformers': repetition, presence and frequency penalties and biases; the loader's LogitsProcessors;
 bans (bad words, terminators before min_tokens, tokens not allowed, the grammar); temperature, top_k, top_p, min_p,
@@ -29,13 +29,13 @@ from deployments.engine.sampling.truncation import Kept, Truncation, draw_untrun
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The next token of a row.
+    """The next token of a sequence.
 
     Attributes:
         token_id: the token; -1 with an error.
-        score: its log-probabilities, where the row asks for them.
-        error: why this row alone has failed.
-        ends: why the row's TokenMask admits nothing after this token.
+        score: its log-probabilities, where the sequence asks for them.
+        error: why this sequence alone has failed.
+        ends: why the sequence's TokenMask admits nothing after this token.
     """
 
     token_id: int
@@ -44,16 +44,16 @@ class Sampled:
     ends: FinishReason | None = None
 
 
-def sample_rows(logits: torch.Tensor, rows: Sequence[SequenceSampler]) -> list[Sampled]:
-    """Choose the next token of every row and advance the rows.
+def sample_batch(logits: torch.Tensor, samplers: Sequence[SequenceSampler]) -> list[Sampled]:
+    """Choose the next token of every sequence and advance the sequences.
 
     Args:
         logits: [rows, vocab], any float dtype; not changed.
-        rows: the state of each row.
+        samplers: the state of each sequence.
 
     Returns:
-        One `Sampled` per row. A row whose logits are NaN or infinite, or whose processor or mask raises, has an
-        `error` and is not advanced; the others are not affected.
+        One `Sampled` per sequence. A sequence whose logits are NaN or infinite, or whose processor or mask raises, has
+        an `error` and is not advanced; the others are not affected.
     """
     tops, best = logits.max(dim=-1)
     tokens, peaks = best.tolist(), tops.tolist()
@@ -62,10 +62,10 @@ def sample_rows(logits: torch.Tensor, rows: Sequence[SequenceSampler]) -> list[S
         for i, peak in enumerate(peaks)
         if not float("-inf") < peak < float("inf")
     }
-    others = [i for i, row in enumerate(rows) if not row.plain and i not in errors]
+    others = [i for i, sampler in enumerate(samplers) if not sampler.plain and i not in errors]
     scores: dict[int, TokenScore] = {}
     if others:
-        step = _Step(logits, others, [rows[i] for i in others])
+        step = _Step(logits, others, [samplers[i] for i in others])
         step.adjust()
         step.choose()
         step.settle()
@@ -75,26 +75,26 @@ def sample_rows(logits: torch.Tensor, rows: Sequence[SequenceSampler]) -> list[S
         errors.update({others[place]: error for place, error in step.errors.items()})
         scores.update({others[place]: score for place, score in step.scores.items()})
     sampled = []
-    for i, row in enumerate(rows):
+    for i, sampler in enumerate(samplers):
         if i in errors:
             sampled.append(Sampled(-1, error=errors[i]))
             continue
-        row.advance(tokens[i])
-        sampled.append(Sampled(tokens[i], scores.get(i), ends=row.mask.ends if row.mask is not None else None))
+        sampler.advance(tokens[i])
+        sampled.append(Sampled(tokens[i], scores.get(i), ends=sampler.mask.ends if sampler.mask is not None else None))
     return sampled
 
 
 class _Step:
-    """One step of the rows that are more than an argmax.
+    """One step of the sequences that are more than an argmax.
 
     Attributes:
         raw: float32 [rows, vocab], the model's logits.
-        adjusted: the same after penalties, processors and bans; `raw` itself where no row changes anything.
-        tokens, errors, scores: the outcome, by place among these rows.
+        adjusted: the same after penalties, processors and bans; `raw` itself where no sequence changes anything.
+        tokens, errors, scores: the outcome, by place among these sequences.
     """
 
-    def __init__(self, logits: torch.Tensor, index: Sequence[int], rows: Sequence[SequenceSampler]) -> None:
-        self.rows = rows
+    def __init__(self, logits: torch.Tensor, index: Sequence[int], samplers: Sequence[SequenceSampler]) -> None:
+        self.samplers = samplers
         self.raw = (logits if len(index) == len(logits) else logits[list(index)]).float()
         self.adjusted = self.raw
         self.tokens: list[int] = []
@@ -105,28 +105,28 @@ class _Step:
 
     def adjust(self) -> None:
         """Penalties, processors, bans."""
-        changing = [i for i, row in enumerate(self.rows) if row.adjusts]
+        changing = [i for i, sampler in enumerate(self.samplers) if sampler.adjusts]
         if not changing:
             return
         self.adjusted = self.raw.clone(memory_format=torch.contiguous_format)
         edits = Edits(self.raw.shape[1])
         for i in changing:
-            self.rows[i].edit(i, edits)
+            self.samplers[i].edit(i, edits)
         edits.weigh(self.adjusted)
         for i in changing:
-            self._guarded(i, self.rows[i].process)
+            self._guarded(i, self.samplers[i].process)
         edits.forbid(self.adjusted)
         for i in changing:
-            self._guarded(i, self.rows[i].forbid)
+            self._guarded(i, self.samplers[i].forbid)
         peaks = self.adjusted.amax(-1).tolist()
         for i in changing:
             if i not in self.errors and not float("-inf") < peaks[i] < float("inf"):
-                self.errors[i] = _dead_end(peaks[i], self.rows[i].params)
+                self.errors[i] = _dead_end(peaks[i], self.samplers[i].params)
         for i in self.errors:
             self.adjusted[i] = 0.0
 
     def _guarded(self, i: int, change: Any) -> None:
-        if not self.rows[i].dense or i in self.errors:
+        if not self.samplers[i].dense or i in self.errors:
             return
         try:
             change(self.adjusted[i])
@@ -135,22 +135,22 @@ class _Step:
 
     def choose(self) -> None:
         """Draw a token, or take the most likely one."""
-        greedy = [i for i, row in enumerate(self.rows) if row.greedy]
-        self.tokens = [0] * len(self.rows)
+        greedy = [i for i, sampler in enumerate(self.samplers) if sampler.greedy]
+        self.tokens = [0] * len(self.samplers)
         if greedy:
             self._place(greedy, self._subset(greedy).argmax(-1))
-        drawing = [i for i, row in enumerate(self.rows) if not row.greedy and i not in self.errors]
-        free = [i for i in drawing if not self.rows[i].truncated]
-        cut = [i for i in drawing if self.rows[i].truncated]
+        drawing = [i for i, sampler in enumerate(self.samplers) if not sampler.greedy and i not in self.errors]
+        free = [i for i in drawing if not self.samplers[i].truncated]
+        cut = [i for i in drawing if self.samplers[i].truncated]
         if free:
-            temperature = self._column([self.rows[i].params.temperature for i in free])
+            temperature = self._column([self.samplers[i].params.temperature for i in free])
             drawn = draw_untruncated(self._subset(free), temperature, *self._chance(free))
             self._place(free, drawn)
         if cut:
             self._draw_truncated(cut)
 
     def _draw_truncated(self, places: Sequence[int]) -> None:
-        truncation = Truncation.from_params([self.rows[i].params for i in places], self.raw.device)
+        truncation = Truncation.from_params([self.samplers[i].params for i in places], self.raw.device)
         settled, kept, unsettled, masked = truncate(self._subset(places), truncation)
         if settled:
             group = [places[i] for i in settled]
@@ -163,19 +163,19 @@ class _Step:
 
     def settle(self) -> None:
         """Let the masks take the tokens, or replace them."""
-        for i, row in enumerate(self.rows):
-            if row.mask is None or i in self.errors:
+        for i, sampler in enumerate(self.samplers):
+            if sampler.mask is None or i in self.errors:
                 continue
             try:
-                self.tokens[i] = row.mask.advance(self.tokens[i])
+                self.tokens[i] = sampler.mask.advance(self.tokens[i])
             except Exception as error:
                 self.errors[i] = as_error(error, failed="A logits processor failed")
 
     def score(self) -> None:
-        """Log-probabilities for the rows that report them."""
-        asking = [i for i, row in enumerate(self.rows) if row.params.logprobs is not None and i not in self.errors]
-        raw = [i for i in asking if not self.rows[i].params.processed_logprobs]
-        processed = [i for i in asking if self.rows[i].params.processed_logprobs]
+        """Log-probabilities for the sequences that report them."""
+        asking = [i for i, s in enumerate(self.samplers) if s.params.logprobs is not None and i not in self.errors]
+        raw = [i for i in asking if not self.samplers[i].params.processed_logprobs]
+        processed = [i for i in asking if self.samplers[i].params.processed_logprobs]
         if raw:
             self._score(raw, self.raw if len(raw) == len(self.raw) else self.raw[raw])
         if processed:
@@ -183,11 +183,11 @@ class _Step:
 
     def _score(self, places: Sequence[int], logits: torch.Tensor) -> None:
         tokens = torch.tensor([self.tokens[i] for i in places], device=logits.device)
-        tops = [self.rows[i].params.logprobs or 0 for i in places]
+        tops = [self.samplers[i].params.logprobs or 0 for i in places]
         named = {
-            row: self.rows[i].params.logprob_token_ids
+            row: self.samplers[i].params.logprob_token_ids
             for row, i in enumerate(places)
-            if self.rows[i].params.logprob_token_ids
+            if self.samplers[i].params.logprob_token_ids
         }
         self.scores.update(zip(places, token_scores(logits, tokens, tops, named), strict=True))
 
@@ -205,13 +205,13 @@ class _Step:
             for g, place in enumerate(group):
                 if place in row_of:
                     scores[row_of[place]] = masked[g]
-        return scores / self._column([self.rows[i].params.temperature or 1.0 for i in places])[:, None]
+        return scores / self._column([self.samplers[i].params.temperature or 1.0 for i in places])[:, None]
 
     def _subset(self, places: Sequence[int]) -> torch.Tensor:
         return self.adjusted if len(places) == len(self.adjusted) else self.adjusted[list(places)]
 
     def _chance(self, places: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        numbers = [self.rows[i].chance() for i in places]
+        numbers = [self.samplers[i].chance() for i in places]
         keys = torch.tensor([key for _, key in numbers]).to(self.raw.device, non_blocking=True)
         return self._column([uniform for uniform, _ in numbers], torch.float64), keys
 

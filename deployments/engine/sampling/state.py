@@ -1,4 +1,4 @@
-"""One row's sampling state: its parameters, what it has generated, its random numbers."""
+"""One sequence's sampling state: its parameters, what it has generated, its random numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deployments.engine.sampling.penalties import Edits, Penalties
 
 
 class TokenMask(Protocol):
-    """A constraint on a row's tokens, such as a grammar. One object per row; only `sample_rows` calls it."""
+    """A constraint on a sequence's tokens, such as a grammar. One object per sequence; only `sample_batch` calls it."""
 
     def mask(self, scores: torch.Tensor) -> None:
         """Set the logits of tokens that may not come next to -inf, in place; `scores` is float32 [vocab]."""
@@ -62,7 +62,7 @@ class FormatRules:
 
 
 class SequenceSampler:
-    """One row's parameters and what it has generated so far.
+    """One sequence's parameters and what it has generated so far.
 
     Args:
         params: the request's sampling parameters.
@@ -138,7 +138,7 @@ class SequenceSampler:
         return self.greedy and self.params.logprobs is None and not self.adjusts
 
     def chance(self) -> tuple[float, int]:
-        """The random numbers of the row's next token, one in [0, 1) and one of 63 bits; the same if asked again."""
+        """The random numbers of the next token, one in [0, 1) and one of 63 bits; the same if asked again."""
         place, uniform, key = self._drawn
         if place != len(self.generated):
             uniform, key = self._random.random(), self._random.getrandbits(63)
@@ -146,7 +146,7 @@ class SequenceSampler:
         return uniform, key
 
     def edit(self, row: int, edits: Edits) -> None:
-        """Contribute this row's sparse edits."""
+        """Contribute this sequence's sparse edits."""
         seen = self._penalties.seen()
         if seen is not None:
             edits.repeat(row, seen, self._penalties.repetition)
@@ -205,7 +205,7 @@ class SequenceSampler:
 
 
 class _Ids:
-    """A row's token ids as a tensor that grows without being copied at every token."""
+    """A sequence's token ids as a tensor that grows without being copied at every token."""
 
     def __init__(self, ids: Sequence[int], device: torch.device) -> None:
         self._buffer = torch.empty(1, len(ids) + 256, dtype=torch.long, device=device)

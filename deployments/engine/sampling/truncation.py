@@ -1,8 +1,9 @@
 """Truncated distributions: top_k, top_p, min_p, typical_p, in transformers' order and with its kept sets.
 
-Sorting 128k logits per row and step would cost more than a small model's forward. The kept sets of top_k, top_p and
-min_p are the n most likely tokens, and n is nearly always small: the largest `CANDIDATES` logits are looked at first.
-Where the last of them is still kept, and for typical_p, the row's cut is found with a histogram of its weights.
+Sorting 128k logits per sequence and step would cost more than a small model's forward. The kept sets of top_k, top_p
+and min_p are the n most likely tokens, and n is nearly always small: the largest `CANDIDATES` logits are looked at
+first. Where the last of them is still kept, and for typical_p, the sequence's cut is found with a histogram of its
+weights.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 @dataclass(slots=True)
 class Truncation:
-    """The truncations of several rows, one value per row, on the device of the logits.
+    """The truncations of several sequences, one value per sequence, on the device of the logits.
 
     Attributes:
-        of_all: whether some row's top_p is a share of the whole vocabulary, top_k being off.
+        of_all: whether some sequence's top_p is a share of the whole vocabulary, top_k being off.
         params: the same as plain numbers.
     """
 
@@ -71,21 +72,21 @@ class Kept:
     weights: torch.Tensor
 
     def draw(self, keys: torch.Tensor) -> torch.Tensor:
-        """One token id per row; `keys` is int64 [rows], see `gumbel`."""
+        """One token id per sequence; `keys` is int64 [rows], see `gumbel`."""
         place = (self.weights.log() + gumbel(keys, self.ids)).argmax(-1, keepdim=True)
         return self.ids.gather(1, place)[:, 0]
 
 
 def truncate(scores: torch.Tensor, cut: Truncation) -> tuple[list[int], Kept, list[int], torch.Tensor]:
-    """What is left of each row's distribution.
+    """What is left of each sequence's distribution.
 
     Args:
-        scores: float32 [rows, vocab], after penalties and masks; every row has a finite maximum.
-        cut: the rows' truncations.
+        scores: float32 [rows, vocab], after penalties and masks; every sequence has a finite maximum.
+        cut: the sequences' truncations.
 
     Returns:
-        The rows settled by the first candidates, with their kept tokens; the other rows, with their scores, which are
-        -inf for tokens that are cut off.
+        The sequences settled by the first candidates, with their kept tokens; the other sequences, with their scores,
+        which are -inf for tokens that are cut off.
     """
     vocab = scores.shape[1]
     count = min(CANDIDATES, vocab)
@@ -102,7 +103,7 @@ def truncate(scores: torch.Tensor, cut: Truncation) -> tuple[list[int], Kept, li
 
 
 def _kept_by_row(scores: torch.Tensor, cut: SamplingParams) -> torch.Tensor:
-    """Which of all tokens a row keeps; float32 [vocab] to bool [vocab]."""
+    """Which of all tokens a sequence keeps; float32 [vocab] to bool [vocab]."""
     exponents = (scores - scores.max()) / cut.temperature
     weights = exponents.exp()
     keep = scores > float("-inf")
@@ -163,14 +164,14 @@ def _reached(nats: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor, shar
 def draw_untruncated(
     scores: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor, keys: torch.Tensor
 ) -> torch.Tensor:
-    """One token id per row from softmax(scores / temperature).
+    """One token id per sequence from softmax(scores / temperature).
 
     The likeliest tokens compete by the Gumbel trick, so that rounding in the logits, which differs with the number of
-    rows in a forward, changes a seed's token as rarely as it can; the many others, all in all unlikely, are drawn by
-    inversion.
+    sequences in a forward, changes a seed's token as rarely as it can; the many others, all in all unlikely, are drawn
+    by inversion.
 
     Args:
-        scores: float32 [rows, vocab]; every row has a finite maximum.
+        scores: float32 [rows, vocab]; every sequence has a finite maximum.
         temperature: float32 [rows], positive.
         uniform: float64 [rows] in [0, 1): whether a token is among the likeliest, and else which one it is.
         keys: int64 [rows], see `gumbel`.
@@ -195,7 +196,7 @@ def draw_untruncated(
 
 
 def gumbel(keys: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Gumbel-distributed numbers that depend on a row's key and a token's id alone, by SplitMix64.
+    """Gumbel-distributed numbers that depend on a sequence's key and a token's id alone, by SplitMix64.
 
     Args:
         keys: int64 [rows].
@@ -241,7 +242,7 @@ def _first_above(sums: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _totals(scores: torch.Tensor, top: torch.Tensor, cut: Truncation) -> torch.Tensor | None:
-    """Sum of exp((score - top) / temperature) over the vocabulary, where a row's top_p is of the whole of it."""
+    """Sum of exp((score - top) / temperature) over the vocabulary, where a sequence's top_p is of the whole of it."""
     if not cut.of_all:
         return None
     return ((scores - top) / cut.temperature[:, None]).exp_().sum(-1).double()
@@ -253,7 +254,7 @@ def _weights(values: torch.Tensor, totals: torch.Tensor | None, cut: Truncation)
     Args:
         values: float32 [rows, candidates], descending.
         totals: float64 [rows], the weight of the whole vocabulary; None if the candidates are all of it, or if
-            no row needs it.
+            no sequence needs it.
     """
     weights = ((values - values[:, :1]) / cut.temperature[:, None]).exp().double()
     # Ties with the k-th logit are kept, as TopKLogitsWarper keeps them.

@@ -1,20 +1,19 @@
-"""Deterministic mode: a row's bits do not depend on its neighbors.
+"""Deterministic mode: the bits of a sequence do not depend on its neighbors.
 
-What a row's logits are made of, and how each part is kept the same whoever else is there:
+What the logits of a sequence are made of, and how each part is kept the same whoever else is there:
 
-- Prompts are computed one at a time, in chunks whose borders are multiples of the chunk's length, and prefixes are
-  reused at those borders only, as far as a prefill has computed them. So every forward over a prompt has the same
-  tokens after it and the same shape.
-- In a decode step every row attends to its own keys by itself (`attention.DecodeAttention`).
-- A linear's order of summation may depend on the number of rows, not on a row's slot among them. For every shape of
-  weight a probe finds the number of rows from which on it does not, and fewer rows are filled up to it; a shape without
-  such a number is computed in tiles of always equally many rows.
-- Models that multiply by something else than linears, and those whose rows differ all the same in a probe of every
-  number of rows, decode each row by itself.
-- Log-probabilities and draws are computed row by row.
+- Prompts are computed one at a time, in chunks that begin at multiples of the chunk's length. Prefixes are reused only
+  up to such a multiple, as far as a prefill has computed them. So every forward over a prompt has the same shape.
+- In a decode step every sequence attends to its own keys by itself (`attention.DecodeAttention`).
+- A linear's order of summation may depend on how many rows its input has, not on a row's place among them. A probe
+  finds, for every shape of weight, the number of rows from which on it does not. Fewer rows are filled up to this
+  number. A shape without such a number is computed in tiles that all have the same number of rows.
+- Models that multiply by something else than linears decode each sequence by itself. So do those whose logits still
+  differ in a probe of every batch size.
+- Log-probabilities and draws are computed for one sequence after the other.
 
-A row that has to be computed again, because the device ran out of memory, has its text so far computed as a prompt:
-the one case left where bits may differ.
+A sequence that is computed again, because the device ran out of memory, has its text so far computed as a prompt: in
+this one case bits may differ.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from deployments.engine.cache.cache import AnyRowsCache, new_cache
+from deployments.engine.cache.cache import AnyCache, new_cache
 from deployments.engine.model.attention import is_decoding
 from deployments.engine.model.forward import Forward
 from deployments.engine.model.patches import Patches
@@ -49,11 +48,11 @@ Product = Callable[[Linear, Tensor], Tensor]
 
 
 def make_deterministic(forward: Forward, max_batch_size: int, patches: Patches) -> Strategy:
-    """Let decode steps of one model give a row the same bits among any number of rows.
+    """Let decode steps of one model give a sequence the same bits in a batch of any size.
 
     Args:
-        forward: the model's forward passes; its rows attend by themselves if they decode together.
-        max_batch_size: rows computed together at most.
+        forward: the model's forward passes; its sequences attend by themselves if they decode together.
+        max_batch_size: sequences computed together at most.
         patches: give the model its forwards back.
 
     Returns:
@@ -67,7 +66,9 @@ def make_deterministic(forward: Forward, max_batch_size: int, patches: Patches) 
         if steady_linears(forward.model, max_batch_size, mine) and _same_bits(forward, max_batch_size):
             patches.push(mine.pop_all())
             return "together"
-    logger.warning("Deterministic mode: this model's rows decode one by one, as their bits depend on each other.")
+    logger.warning(
+        "Deterministic mode: this model decodes one sequence at a time, as the bits of one depend on others."
+    )
     return "isolated"
 
 
@@ -169,18 +170,18 @@ def _only_linears(model: nn.Module) -> bool:
 
 
 def _same_bits(forward: Forward, max_batch_size: int) -> bool:
-    """Whether rows of several lengths have the same logits alone and in batches of every size, in changing slots."""
+    """Whether sequences of several lengths have the same logits alone and in batches of every size, in any place."""
     prompts = _prompts(forward)
     caches = [_prefilled(forward, ids[:-1]) for ids in prompts]
     try:
         expected = [_step(forward, [ids], [cache]) for ids, cache in zip(prompts, caches, strict=True)]
-        for rows in range(2, max_batch_size + 1):
-            order = [(slot + rows) % len(prompts) for slot in range(rows)]
+        for size in range(2, max_batch_size + 1):
+            order = [(place + size) % len(prompts) for place in range(size)]
             logits = _step(forward, [prompts[i] for i in order], [caches[i] for i in order])
             if not torch.equal(logits, torch.cat([expected[i] for i in order])):
                 return False
     except Exception as error:
-        logger.info("Deterministic mode: rows cannot be compared: %s: %s", type(error).__name__, error)
+        logger.info("Deterministic mode: sequences cannot be compared: %s: %s", type(error).__name__, error)
         return False
     return True
 
@@ -192,13 +193,13 @@ def _prompts(forward: Forward) -> list[list[int]]:
     return [torch.randint(size, (length + 1,), generator=generator).tolist() for length in DETERMINISTIC.lengths]
 
 
-def _prefilled(forward: Forward, ids: Sequence[int]) -> AnyRowsCache:
+def _prefilled(forward: Forward, ids: Sequence[int]) -> AnyCache:
     cache = new_cache(forward.model)
     forward.prefill([ids], cache)
     return cache
 
 
-def _step(forward: Forward, prompts: Sequence[Sequence[int]], caches: Sequence[AnyRowsCache]) -> Tensor:
+def _step(forward: Forward, prompts: Sequence[Sequence[int]], caches: Sequence[AnyCache]) -> Tensor:
     """Logits [rows, vocab] of a decode step over copies of these caches."""
     batch: Any = new_cache(forward.model)
     for cache in caches:

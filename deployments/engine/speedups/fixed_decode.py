@@ -1,9 +1,9 @@
 """Decode steps of a fixed shape, which a CUDA graph can replay and torch.compile need not compile again.
 
-Such a step runs over whole buffers: every row they have room for, every column. Rows come and go and columns fill up
-while no shape changes, so one capture serves until the buffers are laid out anew; `row_room` and `column_room` are the
-buckets. What differs between steps, which is token ids, positions, mask and the column to be written, is copied into
-tensors that stay where they are.
+Such a step runs over whole buffers: every row, every column. Sequences come and go and columns fill up
+while no shape changes, so one capture serves until the buffers are laid out anew; `batch_room` and `column_room` are
+the buckets. What differs between steps, which is token ids, positions, mask and the column to be written, is copied
+into tensors that stay where they are.
 
 Only for models whose layers all have full attention through `sdpa` and that take positions; others decode as ever. So
 do all models once a capture has failed or one of the first fixed steps has had other logits than an ordinary one, and
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from deployments.config.engine import EngineOptions
-from deployments.engine.cache.cache import AnyRowsCache, RowsCache, new_cache
-from deployments.engine.cache.layers import KeyValueRows
+from deployments.engine.cache.cache import AnyCache, BatchCache, new_cache
+from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
 from deployments.engine.model.forward import Forward, Offset
 from deployments.engine.model.listeners import free_hooks, listener
@@ -56,8 +56,8 @@ class FixedDecode:
         self._capture = capture
         self._call = forward.model if call is None else call
         self._settled = settled
-        self._lasted: WeakKeyDictionary[RowsCache, _Layout] = WeakKeyDictionary()
-        self._steps: WeakKeyDictionary[RowsCache, _FixedStep] = WeakKeyDictionary()
+        self._lasted: WeakKeyDictionary[BatchCache, _Layout] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[BatchCache, _FixedStep] = WeakKeyDictionary()
         self._to_check = _CHECKED
         self._free_hooks: list[Any] = []
         self.captured = 0
@@ -70,12 +70,12 @@ class FixedDecode:
                     "Decode steps are not captured or compiled: %s, which a replay does not run.", self.reason
                 )
 
-    def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyRowsCache) -> Tensor:
-        """Append one token to every row; see `Forward.decode`."""
+    def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyCache) -> Tensor:
+        """Append one token to every sequence; see `Forward.decode`."""
         logits = None
         if any(self._free_hooks):
             self._look_again()
-        if self.reason is None and isinstance(cache, RowsCache):
+        if self.reason is None and isinstance(cache, BatchCache):
             try:
                 logits = self._fixed(token_ids, offsets, cache)
             except Exception as error:
@@ -95,7 +95,7 @@ class FixedDecode:
         cache.add_column()
         return logits
 
-    def _fixed(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: RowsCache) -> Tensor | None:
+    def _fixed(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> Tensor | None:
         """Logits [rows, vocab], the new column written but not yet counted; None before the buffers have settled."""
         cache.reserve(1)
         layout = self._lasted.get(cache)
@@ -133,15 +133,15 @@ class FixedDecode:
 class _Layout:
     """Which buffers a cache had, without keeping them, and for how many steps."""
 
-    def __init__(self, cache: RowsCache) -> None:
+    def __init__(self, cache: BatchCache) -> None:
         self.steps = 0
         self._places = _places(cache)
 
-    def holds(self, cache: RowsCache) -> bool:
+    def holds(self, cache: BatchCache) -> bool:
         return self._places == _places(cache)
 
 
-def _places(cache: RowsCache) -> list[tuple[int, torch.Size]]:
+def _places(cache: BatchCache) -> list[tuple[int, torch.Size]]:
     return [(buffer.data_ptr(), buffer.shape) for layer in cache.held for buffer in layer.buffers]  # type: ignore[attr-defined]
 
 
@@ -149,12 +149,12 @@ class _FixedStep:
     """One decode step over the buffers of a cache.
 
     Attributes:
-        dims: position dimensions of its rows.
+        dims: position dimensions of its sequences.
         repeat: runs it.
     """
 
-    def __init__(self, forward: Forward, call: Any, cache: RowsCache, dims: int) -> None:
-        layers: list[KeyValueRows] = [layer for layer in cache.layers if isinstance(layer, KeyValueRows)]
+    def __init__(self, forward: Forward, call: Any, cache: BatchCache, dims: int) -> None:
+        layers: list[KeyValueLayer] = [layer for layer in cache.layers if isinstance(layer, KeyValueLayer)]
         room, _, columns, _ = layers[0].buffers[0].shape
         device = forward.device
         self.dims = dims
@@ -176,9 +176,9 @@ class _FixedStep:
             "return_dict": True,
         }
 
-    def load(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: RowsCache) -> None:
-        """Copy in what is new. Rows that nobody has see the new column alone, so that they stay finite."""
-        rows, end = len(token_ids), next(layer.end for layer in cache.layers if isinstance(layer, KeyValueRows))
+    def load(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> None:
+        """Copy in what is new. Rows without a sequence see the new column alone, so that they stay finite."""
+        rows, end = len(token_ids), next(layer.end for layer in cache.layers if isinstance(layer, KeyValueLayer))
         lengths = torch.zeros(len(self._ids), dtype=torch.long)
         lengths[:rows] = torch.tensor(cache.lengths)
         positions = lengths[:rows] + torch.tensor(offsets).T
@@ -259,7 +259,7 @@ def _unsuited(forward: Forward) -> str | None:
     """Why a model cannot have fixed steps."""
     config = forward.model.config.get_text_config(decoder=True)
     cache = new_cache(forward.model)
-    if not isinstance(cache, RowsCache) or any(type(x) is not KeyValueRows or x.is_sliding for x in cache.layers):
+    if not isinstance(cache, BatchCache) or any(type(x) is not KeyValueLayer or x.is_sliding for x in cache.layers):
         return "its layers do not all have full attention"
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return "its attention is not sdpa"

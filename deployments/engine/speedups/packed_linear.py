@@ -1,7 +1,7 @@
 """Linear weights packed once for the CPU, instead of at every call.
 
 oneDNN multiplies with weights in a blocked layout. A plain `nn.Linear` has its weight reordered into it at every call,
-which in a decode step of few rows costs more than the product itself. What inductor's freezing does to a compiled
+which in a decode step of few sequences costs more than the product itself. What inductor's freezing does to a compiled
 model is done here to a stock one: the weight is reordered once, and the same kernel is called with it. Results have
 the same bits, which is checked.
 

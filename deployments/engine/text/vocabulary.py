@@ -68,7 +68,7 @@ class Vocabulary:
         mask: TokenMask | None = None,
         processors: Sequence[Any] = (),
     ) -> SequenceSampler:
-        """The sampling state of a new row of this model; the request's `processors` come before the loader's."""
+        """The sampling state of a new sequence of this model; the request's `processors` come before the loader's."""
         return SequenceSampler(
             params,
             prompt_ids,

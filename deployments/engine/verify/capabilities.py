@@ -21,14 +21,14 @@ from deployments.engine.verify.refused import Refused
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What rows of a model may do.
+    """What a batch of a model may do.
 
     Attributes:
         sequence_bytes: what they cost.
         logits_width: of the model's logits.
         chunks: a prompt may be computed in several forwards.
         pads: prompts of different lengths may be computed together, and decode together.
-        mixes: rows of different lengths may decode together.
+        mixes: sequences of different lengths may decode together.
         crossed: the lengths that the model's config names and that this was tried beyond.
     """
 

@@ -127,7 +127,7 @@ class GenerateProbe:
         return int(self._logits(self._prompts[1:2]).shape[-1])
 
     def _logits(self, prompts: Sequence[Sequence[int]], begun: Sequence[int] = ()) -> Tensor:
-        """Logits of a few steps in which every row is given the same tokens; float32 [steps, rows, vocab]."""
+        """Logits of a few steps in which every sequence is given the same tokens; float32 [steps, rows, vocab]."""
         probe = _Forced(self._tokens[len(begun) :])
         with torch.inference_mode():
             self._call(
@@ -146,7 +146,7 @@ class _NeverAsked(RuntimeError):
 
 
 class _Forced(LogitsProcessor):  # type: ignore[misc]
-    """Notes the logits and gives every row the same next token."""
+    """Notes the logits and gives every sequence the same next token."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.seen: list[Tensor] = []
@@ -170,7 +170,7 @@ class _After(StoppingCriteria):  # type: ignore[misc]
 
 
 def only(scores: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Scores under which each row can only choose its token."""
+    """Scores under which each sequence can only choose its token."""
     forced = torch.full_like(scores, float("-inf"))
     return forced.scatter_(1, torch.tensor(tokens, device=scores.device)[:, None], 0.0)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from deployments.engine.cache.cache import AnyRowsCache, EncoderRowsCache, new_cache
+from deployments.engine.cache.cache import AnyCache, EncoderBatchCache, new_cache
 from deployments.engine.model.forward import NO_OFFSET, Forward
 from deployments.engine.verify.prompts import ordinary_ids
 from deployments.engine.verify.proofs import close
@@ -22,7 +22,7 @@ _PIECE = 2
 
 
 class Unfaithful(RuntimeError):
-    """A model computes something else with rows than by itself."""
+    """A model computes something else in a batch than it does for a prompt by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +65,10 @@ class LengthProbe:
         """Whether a forward with a cache gives what the one without gives."""
         return close(self._expected[0], self._wholes[0])
 
-    def alone(self, ids: Sequence[int]) -> tuple[AnyRowsCache, Tensor]:
+    def alone(self, ids: Sequence[int]) -> tuple[AnyCache, Tensor]:
         """The cache and the last logits [vocab] of one forward over a prompt."""
         cache = new_cache(self.forward.model)
-        if isinstance(cache, EncoderRowsCache):
+        if isinstance(cache, EncoderBatchCache):
             if not self.forward.tried and self.forward.model.main_input_name != "input_ids":
                 raise Unfaithful(f"it cannot be tried: its encoder takes {self.forward.model.main_input_name}")
             chunk = self.forward.encode(self.long, self.forward.tried, ids, cache)
@@ -122,7 +122,7 @@ class LengthProbe:
         return self._as_expected(cache)
 
     def _grows(self) -> bool:
-        """Several tokens for each of two rows of different lengths."""
+        """Several tokens for each of two sequences of different lengths."""
         prompts = [ids[:-1] for ids in (self.long, self.short)]
         cache, _ = self.alone(prompts[0][:-_PIECE])
         cache.append(self.alone(prompts[1][:-_PIECE])[0], 0)
@@ -132,18 +132,18 @@ class LengthProbe:
 
     def _mixes(self) -> bool:
         cache, _ = self.alone(self.long[:-1])
-        # A row that has left: what is still in its place must not count.
-        cache.append(cache.copy_row(0), 0)
+        # A sequence that has left: what is still in its place must not count.
+        cache.append(cache.copy_sequence(0), 0)
         cache.drop(1)
         cache.append(self.alone(self.short[:-1])[0], 0)
         return self._as_expected(cache)
 
-    def _as_expected(self, cache: AnyRowsCache) -> bool:
+    def _as_expected(self, cache: AnyCache) -> bool:
         """Whether the last tokens of both prompts, decoded together, have the logits of each by itself."""
         logits = self._decoded(cache, [self.long, self.short])
         return all(close(found, alone) for found, alone in zip(logits, self._expected, strict=True))
 
-    def _decoded(self, cache: AnyRowsCache, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def _decoded(self, cache: AnyCache, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Logits [rows, vocab] after the last tokens of prompts whose others are in the cache."""
         return self.forward.decode([ids[-1] for ids in prompts], [NO_OFFSET] * len(prompts), cache)
 

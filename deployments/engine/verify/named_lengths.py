@@ -20,7 +20,7 @@ LONGEST = 4608
 """Tokens of the longest prompt that is tried: the usual windows of 4,096 are crossed."""
 _MOST = 6
 _PATIENCE = 3.0
-"""Seconds that what is tried at one length may take; told from how long that at the length before it took."""
+"""Seconds that what is tried at one length may take, estimated from the length before it."""
 
 _LENGTH = re.compile(
     r"window|chunk|original_max|max_position|max_len|max_seq|seq_len|context|reach|extent|span|floor|thresh|block_size"

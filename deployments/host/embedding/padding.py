@@ -16,8 +16,8 @@ StatesOf = Callable[[Sequence[Sequence[int]]], Tensor]
 def padding_is_neutral(model: Any, states_of: StatesOf, *, size: int) -> bool:
     """Whether a probe finds the states of padded texts equal to those of each text by itself.
 
-    A model whose attention or rotary frequencies follow the longest text of a forward cannot be told by short texts:
-    its config tells the one, `SequenceRotary` has found the other.
+    Short texts do not show whether attention or rotary frequencies follow the longest text of a forward: the config
+    says the first, and `SequenceRotary` has found the second.
 
     Args:
         states_of: the last hidden states [batch, width, dimensions] of rows of token ids.

@@ -33,7 +33,7 @@ def _escaped(match: re.Match[bytes]) -> bytes:
 
 
 def error_headers(error: TroupeError) -> dict[str, str]:
-    """Headers that tell a client whether and when to try again."""
+    """Headers that say whether and when a client is to try again."""
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))

@@ -76,7 +76,7 @@ def _check(headers: Headers, known: Sequence[bytes]) -> None:
     if not given:
         raise Unauthorized("No API key; send the header Authorization: Bearer <key>.")
     digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
-    # Every digest is compared, so that the time tells nothing of which one was nearly right.
+    # Every digest is compared, so that the time reveals nothing of which one was nearly right.
     if not sum(hmac.compare_digest(digest, each) for each in known):
         raise Unauthorized("Unknown API key, or not one that this route takes.")
 

@@ -34,7 +34,7 @@ async def score_continuations(
     starts: list[int] = []
     prompts: list[TokensPrompt] = []
     for text in texts:
-        # Encoded as one text, because a token may reach across the border; the border is where the ids part.
+        # Encoded as one text, because a token may reach across the place where they meet: there the ids differ.
         prompt = TextPrompt(text=(rendered.text or "") + text, add_special_tokens=plain)
         whole = await exchange.client.render(card.id, prompt)
         if len(whole.token_ids) > whole.max_model_len:

@@ -10,7 +10,7 @@ import torch
 
 from deployments.core.errors import BadRequest, ModelError, Unavailable, UnsupportedParameter
 from tests.engine.architectures import decoder
-from tests.engine.running import generate_alone, prompt, row_engine, submit
+from tests.engine.running import batching_engine, generate_alone, prompt, submit
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def expected(model: Any, ids: list[int], beams: int) -> list[int]:
 @pytest.mark.parametrize("kind", ["llama", "mamba2", "gemma3_text"])
 def test_a_search_beside_other_texts(kind: str) -> None:
     model = decoder(kind)
-    engine = row_engine(model)
+    engine = batching_engine(model)
     texts = [submit(engine, prompt(i, 9), 12) for i in range(3)]
     searches = [submit(engine, prompt(i, 7), 6, num_beams=3) for i in range(3)]
     for i in range(3):
@@ -38,7 +38,7 @@ def test_a_search_beside_other_texts(kind: str) -> None:
 
 
 def test_one_name_runs_once(model: Any) -> None:
-    engine = row_engine(model)
+    engine = batching_engine(model)
     for first, second in ((1, 2), (2, 1), (2, 2)):
         running = submit(engine, prompt(0, 4), 200, name="same", num_beams=first)
         with pytest.raises(BadRequest, match="already running"):
@@ -49,7 +49,7 @@ def test_one_name_runs_once(model: Any) -> None:
 
 
 def test_what_does_not_go_with_a_search_is_refused(model: Any) -> None:
-    engine = row_engine(model)
+    engine = batching_engine(model)
     for setting in ({"top_p": 0.5}, {"prompt_logprobs": 1}, {"logprobs": 1}):
         with pytest.raises(UnsupportedParameter) as refused:
             submit(engine, prompt(0, 4), 4, name="again", num_beams=2, **setting)
@@ -59,7 +59,7 @@ def test_what_does_not_go_with_a_search_is_refused(model: Any) -> None:
 
 
 def test_a_search_that_fails_fails_alone(model: Any) -> None:
-    engine = row_engine(model)
+    engine = batching_engine(model)
     submit(engine, prompt(0, 4), 4, num_beams=2).wait()
 
     def broken(module: Any, args: Any, kwargs: Any) -> None:
@@ -75,7 +75,7 @@ def test_a_search_that_fails_fails_alone(model: Any) -> None:
 
 
 def test_an_engine_that_closes_ends_its_searches(model: Any) -> None:
-    engine = row_engine(model)
+    engine = batching_engine(model)
     begun = threading.Event()
     handle = model.register_forward_pre_hook(lambda *_: begun.set())
     searches = [submit(engine, prompt(i, 4), 400, num_beams=2) for i in range(3)]

@@ -1,4 +1,4 @@
-"""Rows of encoders that read pictures or sound: recordings of any length and padding, and how such a model is tried."""
+"""Encoders that read pictures or sound: recordings of any length and padding, and how such a model is tried."""
 
 from __future__ import annotations
 

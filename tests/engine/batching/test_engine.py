@@ -1,4 +1,4 @@
-"""The row engine under requests that come and go, and under requests that break things."""
+"""The batching engine under requests that come and go, and under requests that break things."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from deployments.core.errors import BadRequest, ContextOverflow, ModelError, OutOfMemory, TroupeError, Unavailable
 from deployments.engine.batching.engine import BatchingEngine
 from tests.engine.architectures import decoder
-from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
+from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
 
 PROMPTS = [prompt(i, length) for i, length in enumerate((5, 30, 12, 60, 3, 20))]
 TOKENS = 12
@@ -28,7 +28,7 @@ def llama() -> Any:
 
 @contextmanager
 def running(model: Any, **options: Any) -> Iterator[BatchingEngine]:
-    engine = row_engine(model, **options)
+    engine = batching_engine(model, **options)
     try:
         yield engine
     finally:
@@ -130,7 +130,7 @@ def test_a_forward_that_raises_fails_the_guilty_request_alone(kind: str, place: 
         assert submit(engine, PROMPTS[other], TOKENS).wait().token_ids == expected[other]
 
 
-def test_logits_that_are_not_finite_fail_their_row_alone(llama: Any) -> None:
+def test_logits_that_are_not_finite_fail_their_sequence_alone(llama: Any) -> None:
     poison = 157
 
     def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ def test_out_of_memory_shrinks_the_batch_and_goes_on(kind: str) -> None:
 
     with running(model) as engine, before_forward(model, check):
         assert_alone(model, [submit(engine, ids, TOKENS) for ids in PROMPTS])
-        # Fewer rows for a while, then all again.
+        # Fewer sequences for a while, then all again.
         assert engine._loop.scheduler.max_batch_size <= 4
         submit(engine, PROMPTS[0], 200).wait()
         assert 4 < engine._loop.scheduler.max_batch_size <= 16
@@ -188,7 +188,7 @@ def test_a_client_that_raises_disturbs_nobody(llama: Any) -> None:
         engine.check()
 
 
-def test_cancel_frees_the_row(llama: Any) -> None:
+def test_cancel_frees_the_sequence(llama: Any) -> None:
     with running(llama, prefix_cache=False) as engine:
         answers = [submit(engine, ids, 400, name=str(i)) for i, ids in enumerate(PROMPTS)]
         assert settled(engine, lambda: engine.stats().rows == len(PROMPTS))
@@ -237,7 +237,7 @@ def test_cancel_of_a_waiting_request_and_of_one_being_prefilled(llama: Any) -> N
         assert long.deltas == waiting.deltas == []
 
 
-def test_running_rows_go_on_while_a_long_prompt_is_prefilled(llama: Any) -> None:
+def test_running_sequences_go_on_while_a_long_prompt_is_prefilled(llama: Any) -> None:
     with running(llama, prefill_chunk=16) as engine:
         runner = submit(engine, PROMPTS[0], 300)
         assert settled(engine, lambda: len(runner.deltas) > 2)
@@ -279,7 +279,7 @@ def test_memory_is_bounded_and_requests_wait_for_it(llama: Any) -> None:
 
 def test_close_lets_running_requests_end_and_fails_the_rest(llama: Any) -> None:
     others = set(threading.enumerate())
-    engine = row_engine(llama, max_batch_size=2)
+    engine = batching_engine(llama, max_batch_size=2)
     answers = [submit(engine, ids, 100) for ids in PROMPTS]
     assert settled(engine, lambda: engine.stats().rows == 2)
     engine.close(20)
@@ -297,7 +297,7 @@ def test_close_does_not_wait_for_ever(llama: Any) -> None:
     def slow(ids: torch.Tensor) -> None:
         time.sleep(0.05)
 
-    engine = row_engine(llama)
+    engine = batching_engine(llama)
     with before_forward(llama, slow):
         answer = submit(engine, PROMPTS[0], 400)
         assert settled(engine, lambda: len(answer.deltas) > 1)

@@ -1,4 +1,4 @@
-"""What fails between the forwards of a step concerns the rows it was done for, and no others."""
+"""What fails between the forwards of a step concerns the sequences it was done for, and no others."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from deployments.core.errors import ModelError, OutOfMemory
 from deployments.engine.batching.recovery import Recovery
 from deployments.engine.batching.scheduler import Scheduler
-from deployments.engine.cache.cache import RowsCache
-from deployments.engine.cache.layers import KeyValueRows
+from deployments.engine.cache.cache import BatchCache
+from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.text.prompt_logprobs import PromptScorer
 from tests.engine.architectures import decoder
-from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
+from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
 
 PROMPTS = [prompt(i, 20 + i) for i in range(5)]
 TOKENS = 8
@@ -55,14 +55,14 @@ def assert_alone(model: Any, answers: list[Answer], prompts: list[list[int]], to
         assert answer.wait().token_ids == generate_alone(model, ids, tokens).token_ids
 
 
-def test_rows_that_cannot_pause_for_want_of_memory(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_that_cannot_pause_for_want_of_memory(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, prompts = 150, PROMPTS[:4]
-    engine = row_engine(llama, prefix_cache=False)
+    engine = batching_engine(llama, prefix_cache=False)
     limits = engine._loop.limits
     object.__setattr__(limits, "budget", 3 * engine.capabilities.sequence_bytes.of_sequence(20 + tokens))
     object.__setattr__(limits, "growth", 16)
-    # Without kept prefixes rows are copied only to pause.
-    faults = Faults(monkeypatch, RowsCache, "copy_row", no_memory())
+    # Without kept prefixes sequences are copied only to pause.
+    faults = Faults(monkeypatch, BatchCache, "copy_sequence", no_memory())
     answers = [submit(engine, ids, tokens) for ids in prompts]
     assert_alone(llama, answers, prompts, tokens)
     assert faults.raised
@@ -72,10 +72,10 @@ def test_rows_that_cannot_pause_for_want_of_memory(llama: Any, monkeypatch: pyte
 @pytest.mark.parametrize("kind", ["llama", "mamba2"])
 @pytest.mark.parametrize("error", [no_memory(), RuntimeError("a bug")], ids=["memory", "bug"])
 def test_prefixes_that_cannot_be_kept(kind: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of finished rows, and of prompts whose states no crop brings back."""
+    """Those of finished sequences, and of prompts whose states no crop brings back."""
     model = decoder(kind)
-    engine = row_engine(model)
-    faults = Faults(monkeypatch, RowsCache, "copy_row", error, range(3))
+    engine = batching_engine(model)
+    faults = Faults(monkeypatch, BatchCache, "copy_sequence", error, range(3))
     answers = [submit(engine, ids, TOKENS) for ids in PROMPTS]
     assert_alone(model, answers, PROMPTS, TOKENS)
     assert_alone(model, [submit(engine, ids, TOKENS) for ids in PROMPTS], PROMPTS, TOKENS)
@@ -85,7 +85,7 @@ def test_prefixes_that_cannot_be_kept(kind: str, error: Exception, monkeypatch: 
 
 @pytest.mark.parametrize("guilty", [0, 2, 4])
 def test_prompt_scores_for_which_there_is_no_memory(llama: Any, monkeypatch: pytest.MonkeyPatch, guilty: int) -> None:
-    engine = row_engine(llama)
+    engine = batching_engine(llama)
     Faults(monkeypatch, PromptScorer, "scores", no_memory(), range(guilty, guilty + 1))
     answers = [submit(engine, ids, TOKENS, prompt_logprobs=1) for ids in PROMPTS]
     failed = []
@@ -103,11 +103,11 @@ def test_prompt_scores_for_which_there_is_no_memory(llama: Any, monkeypatch: pyt
 
 @pytest.mark.parametrize("error", [no_memory(), RuntimeError("a bug")], ids=["memory", "bug"])
 @pytest.mark.parametrize("calls", [range(1), range(1, 2), range(3)], ids=["first", "second", "three"])
-def test_rows_that_cannot_leave_their_batch(
+def test_sequences_that_cannot_leave_their_batch(
     llama: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, calls: range
 ) -> None:
-    engine = row_engine(llama)
-    faults = Faults(monkeypatch, KeyValueRows, "drop", error, calls)
+    engine = batching_engine(llama)
+    faults = Faults(monkeypatch, KeyValueLayer, "drop", error, calls)
     lengths = [3, 9, 5, 12, 7]
     answers = [submit(engine, ids, n) for ids, n in zip(PROMPTS, lengths, strict=True)]
     for answer, ids, n in zip(answers, PROMPTS, lengths, strict=True):
@@ -124,7 +124,7 @@ def test_rows_that_cannot_leave_their_batch(
 def test_a_step_that_fails_once_ends_nobody(
     llama: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
-    engine = row_engine(llama)
+    engine = batching_engine(llama)
     faults = Faults(monkeypatch, owner, name, RuntimeError("a bug"), range(4, 5))
     answers = [submit(engine, ids, 40) for ids in PROMPTS]
     assert_alone(llama, answers, PROMPTS, 40)
@@ -136,7 +136,7 @@ def test_a_step_that_fails_once_ends_nobody(
 def test_a_step_that_fails_ever_again_ends_all_and_the_engine_goes_on(
     llama: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    engine = row_engine(llama)
+    engine = batching_engine(llama)
     with monkeypatch.context() as broken:
         Faults(broken, Scheduler, name, RuntimeError("a bug"), range(10_000))
         for answer in [submit(engine, ids, 40) for ids in PROMPTS]:
@@ -148,8 +148,8 @@ def test_a_step_that_fails_ever_again_ends_all_and_the_engine_goes_on(
 
 
 def test_a_cancellation_that_fails_does_not_stop_the_engine(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = row_engine(llama)
-    Faults(monkeypatch, KeyValueRows, "drop", RuntimeError("a bug"))
+    engine = batching_engine(llama)
+    Faults(monkeypatch, KeyValueLayer, "drop", RuntimeError("a bug"))
 
     def leave(answer: Answer) -> None:
         if len(answer.token_ids) == 3:

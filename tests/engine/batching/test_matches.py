@@ -59,7 +59,7 @@ def test_a_waiting_prompt_is_matched_when_something_has_changed(kind: str, monke
 
 @pytest.mark.parametrize("leaves", [0, 1, 2])
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_cancelled_row_leaves_the_others_of_its_group_what_they_have(leaves: int, kept: bool) -> None:
+def test_a_cancelled_sequence_leaves_the_others_of_its_group_what_they_have(leaves: int, kept: bool) -> None:
     """A group that begins from a kept prefix waits for its forward; the prefix is gone before that."""
     model = decoder("llama")
     stepped = Counted(model)

@@ -12,16 +12,16 @@ import torch
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.batching.prefix_cache import Prefix, PrefixStore
 from deployments.engine.batching.sequence import common_prefix
-from deployments.engine.cache.cache import RowsCache, new_cache
+from deployments.engine.cache.cache import BatchCache, new_cache
 from tests.engine.architectures import VISION, decoder
-from tests.engine.running import generate_alone, prompt, row_engine, submit
+from tests.engine.running import batching_engine, generate_alone, prompt, submit
 
 TOKENS = 10
 
 
 @contextmanager
 def running(model: Any, **options: Any) -> Iterator[BatchingEngine]:
-    engine = row_engine(model, **options)
+    engine = batching_engine(model, **options)
     try:
         yield engine
     finally:
@@ -86,7 +86,7 @@ def test_choices_of_one_prompt_compute_it_once(kind: str) -> None:
         assert again.token_ids == answers[3].token_ids
 
 
-def test_a_running_row_lends_its_beginning() -> None:
+def test_a_running_sequence_lends_its_beginning() -> None:
     model = decoder("llama")
     shared = prompt(0, 80)
     with running(model) as engine:
@@ -137,7 +137,7 @@ def test_bytes_are_bounded_and_the_oldest_goes_first() -> None:
 
 def entry(ids: list[int], content_key: str = "") -> Prefix:
     cache = new_cache(decoder("llama", num_hidden_layers=1), capacity=len(ids))
-    assert isinstance(cache, RowsCache)
+    assert isinstance(cache, BatchCache)
     states = torch.zeros(1, 2, len(ids), 16)
     cache.update(states, states, 0)
     cache.added([len(ids)])

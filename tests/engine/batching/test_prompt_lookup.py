@@ -16,7 +16,7 @@ from deployments.engine.speedups.draft import Drafter
 from model_loaders.demo import load_model
 from model_loaders.demo.worlds import make_world
 from tests.engine.architectures import decoder
-from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
+from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
 from tests.engine.test_parity import CANCELLED, LENGTHS, TOKENS, staggered
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,11 +49,11 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> type[Oracle]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "deepseek_v3"])
-def test_rows_give_what_generate_gives(kind: str, oracle: type[Oracle]) -> None:
+def test_sequences_give_what_generate_gives(kind: str, oracle: type[Oracle]) -> None:
     model = decoder(kind)
     alone = [generate_alone(model, ids, count) for ids, count in zip(PROMPTS, TOKENS, strict=True)]
     oracle.known += [[*ids, *known.token_ids] for ids, known in zip(PROMPTS, alone, strict=True)]
-    engine = row_engine(model, max_batch_size=prompt_lookup.MOST_ROWS, prefill_chunk=32, prompt_lookup=5)
+    engine = batching_engine(model, max_batch_size=prompt_lookup.MOST_SEQUENCES, prefill_chunk=32, prompt_lookup=5)
     answers = staggered(engine, PROMPTS)
     engine.close(5)
     assert confirmed(engine) > 30
@@ -80,7 +80,7 @@ def test_drawn_stopped_and_constrained_texts_are_the_same(oracle: type[Oracle]) 
     ]
     found = []
     for guessed in (0, 6):
-        engine = row_engine(model, max_batch_size=2, prompt_lookup=guessed)
+        engine = batching_engine(model, max_batch_size=2, prompt_lookup=guessed)
         answers = [submit(engine, PROMPTS[i], 30, **sampling) for i, sampling in asked]
         found.append(texts(answers))
         oracle.known += [[*PROMPTS[i], *answer.token_ids] for (i, _), answer in zip(asked, answers, strict=True)]
@@ -94,7 +94,7 @@ def test_an_agents_answers_are_guessed() -> None:
     info = load_model()
     steps, said = {}, {}
     for guessed in (0, 6):
-        engine = row_engine(info.model, prompt_lookup=guessed)
+        engine = batching_engine(info.model, prompt_lookup=guessed)
         said[guessed] = []
         world = make_world(random.Random(1))
         messages = world.reset()
@@ -113,11 +113,11 @@ def test_an_agents_answers_are_guessed() -> None:
     assert steps[6] < 0.6 * steps[0]
 
 
-def test_many_rows_are_not_guessed_for(oracle: type[Oracle]) -> None:
+def test_many_sequences_are_not_drafted_for(oracle: type[Oracle]) -> None:
     model = decoder("llama")
     oracle.known.append([*PROMPTS[1], *generate_alone(model, PROMPTS[1], 40).token_ids])
-    engine = row_engine(model, max_batch_size=8, prompt_lookup=6)
-    answers = [submit(engine, PROMPTS[1], 40) for _ in range(2 * prompt_lookup.MOST_ROWS)]
+    engine = batching_engine(model, max_batch_size=8, prompt_lookup=6)
+    answers = [submit(engine, PROMPTS[1], 40) for _ in range(2 * prompt_lookup.MOST_SEQUENCES)]
     while engine.stats().rows < len(answers):
         time.sleep(0.001)
     before, tokens = confirmed(engine), sum(len(answer.token_ids) for answer in answers)
@@ -134,11 +134,11 @@ def test_many_rows_are_not_guessed_for(oracle: type[Oracle]) -> None:
     ("kind", "options", "reason"),
     [("mistral", {}, "cannot be cut back"), ("llama", {"deterministic": True}, "token by token")],
 )
-def test_models_that_are_not_guessed_for(
+def test_models_that_are_not_drafted_for(
     kind: str, options: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        engine = row_engine(decoder(kind), prompt_lookup=4, **options)
+        engine = batching_engine(decoder(kind), prompt_lookup=4, **options)
     assert "prompt_lookup=4 has no effect" in caplog.text
     assert reason in caplog.text
     assert engine._loop.lookup is None

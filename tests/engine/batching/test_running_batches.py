@@ -1,4 +1,4 @@
-"""Which rows share a batch, and which pause while memory is short."""
+"""Which sequences share a batch, and which pause while memory is short."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.engine.stepped import Stepped
 TOKENS = 200
 
 
-def test_rows_that_may_grow_large_start_together_and_pause_when_they_do() -> None:
-    """Memory for three full rows: all five run at first, none is computed twice, every text is right."""
+def test_sequences_that_may_grow_large_start_together_and_pause_when_they_do() -> None:
+    """Memory for three full sequences: all five run at first, none is computed twice, every text is right."""
     model = decoder("llama")
     prompts = [prompt(i, 20) for i in range(5)]
     stepped = Stepped(
@@ -41,7 +41,7 @@ def test_rows_that_may_grow_large_start_together_and_pause_when_they_do() -> Non
         assert stepped.texts[str(i)] == generate_alone(model, ids, TOKENS).token_ids
 
 
-def test_rows_of_very_different_lengths_decode_apart_until_padding_is_cheaper() -> None:
+def test_sequences_of_very_different_lengths_decode_separately_until_padding_is_cheaper() -> None:
     model = decoder("llama")
     stepped = Stepped(
         model,
@@ -71,7 +71,7 @@ def test_can_all_finish(budget: int, rows: list[tuple[int, int]], safe: bool) ->
     assert can_all_finish(budget, rows) is safe
 
 
-def test_row_bytes() -> None:
+def test_sequence_bytes() -> None:
     sizes = SequenceBytes(columns=((100, None), (10, 15)), states=7)
     assert sizes.read(10) == 1100
     assert sizes.read(100) == 100 * 100 + 10 * 15

@@ -1,4 +1,4 @@
-"""Which rows begin when, without a model's forward."""
+"""Which sequences begin when, without a model's forward."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Queue(Stepped):
         return sequences
 
     def begin(self) -> list[Sequence] | None:
-        """The rows that begin now, as the loop would let them."""
+        """The sequences that begin now, as the loop would let them."""
         group = self.scheduler.next_group()
         if group is None:
             return None
@@ -46,7 +46,7 @@ class Queue(Stepped):
         return group[0]
 
 
-def test_first_come_first_served_as_far_as_rows_go() -> None:
+def test_first_come_first_served_as_far_as_sequences_go() -> None:
     queue = Queue(max_batch_size=3)
     rows = queue.enter(10, 12, 11, 10)
     assert queue.begin() == rows[:3]
@@ -74,7 +74,7 @@ def test_a_long_prompt_lets_a_short_one_pass_and_no_second_long_one() -> None:
     assert turns == [[short, late], [long], [short, late], [long]]
 
 
-def test_rows_that_no_bytes_are_left_for_wait_and_the_first_never_does() -> None:
+def test_sequences_that_no_bytes_are_left_for_wait_and_the_first_never_does() -> None:
     queue = Queue(limits=lambda sizes: {"budget": sizes.of_sequence(200 + 8) * 3 // 2})
     queue.enter(200, 200)
     first = queue.begin()

@@ -96,7 +96,7 @@ def test_others_pass_a_request_that_waits_for_a_table(llama: Any, gate: Gate, fi
     engine.close()
 
 
-def test_what_is_cancelled_while_its_row_is_made_is_never_heard_of(llama: Any, gate: Gate) -> None:
+def test_what_is_cancelled_while_its_sequence_is_made_is_never_heard_of(llama: Any, gate: Gate) -> None:
     engine = engine_of(llama, gate)
     gate.open.clear()
     gone = submit(engine, prompt(0, 5), 3, name="same", **BAD_WORDS)
@@ -141,7 +141,7 @@ class Picky:
         return "".join(f"<{int(i)}>" for i in token_ids)
 
 
-def test_a_row_that_cannot_be_made_fails_alone(llama: Any) -> None:
+def test_a_sequence_that_cannot_be_made_fails_alone(llama: Any) -> None:
     info = model_info(llama)
     info.tokenizer, info.decode = Picky(), None
     engine = BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(memory_gib=0.25))

@@ -92,7 +92,7 @@ class TestOwnGenerate:
         assert ask(engine, IDS, max_tokens=20, ignore_eos=True, **kwargs).tokens == expected
         engine.close()
 
-    def test_rows_are_compared_with_it_too(self) -> None:
+    def test_sequences_are_compared_with_it_too(self) -> None:
         engine = engine_of(as_kind(Drops), kind="auto")
         assert engine.stats().kind == "continuous_batching"
         engine.close()
@@ -159,7 +159,7 @@ class TestNeededMedia:
 
 
 def failing_once(model: Any, at: int) -> Callable[..., Any]:
-    """A forward that fails once, at some call with more than one row."""
+    """A forward that fails once, at some call with more than one sequence."""
     forward, left = model.forward, [at]
 
     def fails(**kwargs: Any) -> Any:

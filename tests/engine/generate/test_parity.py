@@ -48,7 +48,7 @@ PROMPTS = [prompt(i, length) for i, length in enumerate(LENGTHS)]
 
 # xlstm's own generate fails on a prompt of this size with the installed transformers.
 @pytest.mark.parametrize("kind", sorted(NOT_HELD.keys() - {"xlstm"}))
-def test_what_rows_cannot_hold(kind: str) -> None:
+def test_what_sequences_cannot_hold(kind: str) -> None:
     assert_equal_alone(decoder(kind, **NOT_HELD[kind]), PROMPTS, kind="auto")
 
 

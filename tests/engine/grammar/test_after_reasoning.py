@@ -1,4 +1,4 @@
-"""Grammars that begin when the reasoning has closed, over a vocabulary whose tokens cross every border."""
+"""Grammars that begin when the reasoning has closed, over a vocabulary whose tokens cross the end of every part."""
 
 from __future__ import annotations
 

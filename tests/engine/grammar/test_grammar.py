@@ -14,7 +14,7 @@ from deployments.core.errors import BadRequest
 from deployments.core.events import Delta
 from deployments.engine.grammar import grammar as grammar_module
 from deployments.engine.grammar.grammar import MAX_SOURCE, CompiledGrammar, GrammarCompiler, GrammarMask
-from deployments.engine.sampling.sample import sample_rows
+from deployments.engine.sampling.sample import sample_batch
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.vocabulary import Vocabulary
 from tests.engine.text.test_vocabulary import BYTES, SENTENCEPIECE, of
@@ -60,7 +60,7 @@ def random_text(
     output, text = ChoiceOutput(vocabulary, params), ""
     noise = torch.Generator().manual_seed(seed)
     while True:
-        sampled = sample_rows(torch.randn(1, width, generator=noise) * 3, [row])[0]
+        sampled = sample_batch(torch.randn(1, width, generator=noise) * 3, [row])[0]
         assert sampled.error is None
         delta = output.push(sampled)
         text += delta.text if delta is not None else ""
@@ -85,7 +85,7 @@ TREE = {
 
 
 def _driven(mask: GrammarMask, text: bytes) -> list[int]:
-    """The bytes a row takes whose model wants to write a text."""
+    """The bytes a sequence takes whose model wants to write a text."""
     single = {BYTES.token_bytes(i): i for i in range(256)}
     taken: list[int] = []
     for byte in text:
@@ -277,7 +277,7 @@ class TestCompiler:
         assert compiler.compile(schema(PERSON)).done()
         compiler.close()
 
-    def test_rows_of_one_grammar_are_apart(self, compiler: GrammarCompiler) -> None:
+    def test_sequences_of_one_grammar_are_apart(self, compiler: GrammarCompiler) -> None:
         grammar = Grammar(kind="choice", source='["ab", "cd"]')
         first, second = compiled(compiler, grammar).mask(5), compiled(compiler, grammar).mask(5)
         a, c = BYTES.text_side.encode("ac").input_ids

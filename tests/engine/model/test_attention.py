@@ -81,7 +81,7 @@ def test_bfloat16_is_as_close_to_the_truth(heads: int, key_heads: int) -> None:
 
 @HEADS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_apart_a_row_has_the_bits_it_has_alone(heads: int, key_heads: int, dtype: torch.dtype) -> None:
+def test_separately_a_sequence_has_the_bits_it_has_alone(heads: int, key_heads: int, dtype: torch.dtype) -> None:
     query, key, value = tensors(heads, key_heads, dtype)
     layer = module(heads, key_heads)
     with DecodeAttention(per_sequence=True):

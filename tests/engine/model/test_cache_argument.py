@@ -21,7 +21,7 @@ from deployments.engine.model.cache_argument import argument_of, cache_argument
 from deployments.engine.verify.capabilities import check_batchable
 from deployments.engine.verify.refused import Refused
 from tests.engine.architectures import VISION, llava
-from tests.engine.running import built_engine, generate_alone, model_info, prompt, row_engine, submit
+from tests.engine.running import batching_engine, built_engine, generate_alone, model_info, prompt, submit
 from tests.tiny import llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -253,7 +253,7 @@ class Seeing(LlavaForConditionalGeneration):
 
 def test_a_prompt_with_an_image() -> None:
     _, image, media = VISION["llava"]
-    engine = row_engine(llava(kind=Seeing))
+    engine = batching_engine(llava(kind=Seeing))
     prompts = [[*prompt(i, 3), *image, *prompt(9 + i, 8)] for i in range(3)]
     inputs = [media(ids, i) for i, ids in enumerate(prompts)]
     sent = zip(prompts, inputs, strict=True)

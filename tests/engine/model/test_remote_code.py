@@ -1,4 +1,4 @@
-"""A checkpoint with code of its own, in a local folder, through the Auto loader: rows give what `generate` gives."""
+"""A checkpoint with code of its own, in a local folder, through the Auto loader: batches give what `generate` gives."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield folder
 
 
-def test_rows_hold_it(folder: Path) -> None:
+def test_sequences_hold_it(folder: Path) -> None:
     model = load_model(str(folder), trust_remote_code=True).model
     assert type(model).__module__.startswith("transformers_modules.")
     assert_equal_alone(model, [prompt(i, length) for i, length in enumerate(LENGTHS)])
 
 
-def test_the_probe_at_load_takes_rows(folder: Path) -> None:
+def test_the_probe_at_load_takes_sequences(folder: Path) -> None:
     info = load_model(str(folder), trust_remote_code=True)
     engine = built_engine(info, memory_gib=0.1)
     assert isinstance(engine, BatchingEngine)

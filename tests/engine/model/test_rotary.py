@@ -26,14 +26,14 @@ from deployments.engine.generate.engine import GenerateEngine
 from deployments.host.embedding.embedder import Embedder
 from deployments.host.embedding.text import EmbeddingText
 from tests.engine.lacking import unless_it_lacks
-from tests.engine.running import Alone, built_engine, generate_alone, model_info, prompt, row_engine, submit
+from tests.engine.running import Alone, batching_engine, built_engine, generate_alone, model_info, prompt, submit
 from tests.tiny import llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BORDER, CONTEXT, TOKENS = 64, 256, 10
 LENGTHS = (20, BORDER - 4, BORDER, BORDER + 1, 150, 9, 230)
-"""Below the border, across it while decoding, exactly there, and beyond it."""
+"""Below this length, across it while decoding, exactly there, and beyond it."""
 LONG: dict[str, Any] = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -106,7 +106,7 @@ def known(request: pytest.FixtureRequest) -> tuple[Callable[[], Any], list[Alone
     """A model, and what fresh ones answer."""
     make = MODELS[request.param]
     with unless_it_lacks(request.param):
-        row_engine(make(), max_model_len=CONTEXT).close(5)
+        batching_engine(make(), max_model_len=CONTEXT).close(5)
         return make, [generate_alone(make(), ids, TOKENS) for ids in (*PROMPTS, *TURNS)]
 
 
@@ -132,7 +132,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_neighbors_chunks_and_prefixes(known: tuple[Callable[[], Any], list[Alone]], name: str) -> None:
     make, right = known
-    engine = row_engine(make(), max_model_len=CONTEXT, **OPTIONS[name])
+    engine = batching_engine(make(), max_model_len=CONTEXT, **OPTIONS[name])
     try:
         check(engine, [*PROMPTS, *TURNS], right, together=True)
         check(engine, [*TURNS, *PROMPTS], [*right[len(PROMPTS) :], *right[: len(PROMPTS)]], together=False)
@@ -143,7 +143,7 @@ def test_neighbors_chunks_and_prefixes(known: tuple[Callable[[], Any], list[Alon
 
 def test_scored_prompts(known: tuple[Callable[[], Any], list[Alone]]) -> None:
     make, _ = known
-    engine = row_engine(make(), max_model_len=CONTEXT, prefill_chunk=48)
+    engine = batching_engine(make(), max_model_len=CONTEXT, prefill_chunk=48)
     answers = [submit(engine, ids, 1, prompt_logprobs=0) for ids in PROMPTS]
     for ids, answer in zip(PROMPTS, answers, strict=True):
         scores = answer.wait().scores
@@ -167,7 +167,7 @@ def test_the_generate_engine(kind: str) -> None:
     engine.close(5)
 
 
-def test_the_probe_at_load_takes_rows(known: tuple[Callable[[], Any], list[Alone]]) -> None:
+def test_the_probe_at_load_takes_sequences(known: tuple[Callable[[], Any], list[Alone]]) -> None:
     engine = built_engine(model_info(known[0]()), max_model_len=CONTEXT, memory_gib=0.25)
     assert isinstance(engine, BatchingEngine)
     engine.close(5)
@@ -182,11 +182,11 @@ def embedded(model: Any, prompts: Sequence[list[int]]) -> torch.Tensor:
 
 
 def test_embeddings_between_requests() -> None:
-    """An embedding leaves the frequencies of the engine's rows alone, and they leave its own alone."""
+    """An embedding leaves the frequencies of the engine's sequences alone, and they leave its own alone."""
     make = MODELS["dynamic"]
     model = make()
     right = torch.cat([embedded(make(), [ids]) for ids in PROMPTS])
-    engine = row_engine(model, max_model_len=CONTEXT)
+    engine = batching_engine(model, max_model_len=CONTEXT)
     for ids in PROMPTS:
         running = submit(engine, ids, TOKENS)
         assert torch.allclose(embedded(model, PROMPTS), right, atol=1e-5)
@@ -213,9 +213,9 @@ STATIC: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", STATIC)
 def test_forwards_are_shared(kind: str) -> None:
-    """Rows of every type decode together; one that never reaches the border costs what any model costs."""
+    """Sequences of every type decode together; one that never reaches that length costs what any model costs."""
     model = llama(max_position_embeddings=BORDER, rope_parameters=dict(STATIC[kind]))
-    engine = row_engine(model, max_model_len=BORDER, prefix_cache=False)
+    engine = batching_engine(model, max_model_len=BORDER, prefix_cache=False)
     rows, forwards = [], 0
 
     def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:

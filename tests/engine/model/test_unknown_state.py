@@ -37,7 +37,7 @@ class TidalConfig(LlamaConfig):
 
 
 class Tidal(LlamaForCausalLM):
-    """Beyond the spring tide it reads its tokens louder, as far as the longest row of a forward goes."""
+    """Beyond the spring tide it reads its tokens louder, as far as the longest sequence of a forward goes."""
 
     config_class = TidalConfig
 

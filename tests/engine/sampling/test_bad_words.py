@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from deployments.core.calls import SamplingParams
 from deployments.engine.sampling.bad_words import BadWords, WordIndex
-from deployments.engine.sampling.sample import sample_rows
+from deployments.engine.sampling.sample import sample_batch
 from deployments.engine.text.vocabulary import Vocabulary
 from tests.engine.text.test_vocabulary import BYTES, SENTENCEPIECE
 
@@ -38,7 +38,7 @@ def test_a_model_cannot_spell_a_bad_word(vocabulary: Vocabulary) -> None:
     wanted = (b"h", b"e", b"l", b"he", b"lo", b"\xc3", b"\xa9", "é".encode())
     liked = torch.full((1, 300), -20.0)
     liked[0, [i for i in range(300) if vocabulary.token_bytes(i) in wanted]] = 5.0
-    produced = b"".join(vocabulary.token_bytes(sample_rows(liked, [row])[0].token_id) for _ in range(600))
+    produced = b"".join(vocabulary.token_bytes(sample_batch(liked, [row])[0].token_id) for _ in range(600))
     assert b"he" in produced
     assert b"hel" not in produced
     assert "é".encode() not in produced

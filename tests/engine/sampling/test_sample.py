@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import BadRequest, ModelError
 from deployments.core.events import FinishReason
-from deployments.engine.sampling.sample import Sampled, sample_rows
+from deployments.engine.sampling.sample import Sampled, sample_batch
 from deployments.engine.sampling.state import FormatRules, SequenceSampler
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def tokens(sampled: list[Sampled]) -> list[int]:
 
 
 def generate(one: SequenceSampler, steps: int, vocab: int = VOCAB) -> list[int]:
-    return [tokens(sample_rows(logits(seed=step, vocab=vocab), [one]))[0] for step in range(steps)]
+    return [tokens(sample_batch(logits(seed=step, vocab=vocab), [one]))[0] for step in range(steps)]
 
 
 class TestGreedy:
@@ -73,7 +73,8 @@ class TestGreedy:
     def test_takes_the_first_of_the_likeliest(self, dtype: torch.dtype) -> None:
         scores = logits(8).to(dtype)
         scores[3, [10, 20]] = 30.0
-        assert tokens(sample_rows(scores, [row(temperature=0) for _ in range(8)])) == scores.float().argmax(-1).tolist()
+        found = tokens(sample_batch(scores, [row(temperature=0) for _ in range(8)]))
+        assert found == scores.float().argmax(-1).tolist()
 
     def test_ignores_truncations_and_seed(self) -> None:
         one = row(temperature=0, top_k=3, top_p=0.1, seed=5)
@@ -101,7 +102,7 @@ class TestSeeds:
         for step in range(12):
             members = [crowd[0], *rows[:4], crowd[1], *rows[4:], *crowd[2:]]
             scores = logits(seed=step).repeat(len(members), 1)
-            got = dict(zip(map(id, members), tokens(sample_rows(scores, members)), strict=True))
+            got = dict(zip(map(id, members), tokens(sample_batch(scores, members)), strict=True))
             for i, one in enumerate(rows):
                 together[i].append(got[id(one)])
         assert together == alone
@@ -109,14 +110,14 @@ class TestSeeds:
     def test_other_seeds_give_other_tokens(self) -> None:
         assert generate(row(seed=1), 12) != generate(row(seed=2), 12)
 
-    def test_without_a_seed_every_row_differs(self) -> None:
+    def test_without_a_seed_every_sequence_differs(self) -> None:
         assert generate(row(), 12) != generate(row(), 12)
 
 
 def test_frequencies_follow_the_softmax() -> None:
     scores = logits(vocab=6, spread=1.0)
     one = row(vocab=6, seed=0, temperature=0.7)
-    drawn = Counter(tokens(sample_rows(scores, [one]))[0] for _ in range(4000))
+    drawn = Counter(tokens(sample_batch(scores, [one]))[0] for _ in range(4000))
     expected = (scores[0] / 0.7).softmax(-1)
     for token_id, p in enumerate(expected.tolist()):
         assert abs(drawn[token_id] / 4000 - p) < 4 * math.sqrt(p * (1 - p) / 4000) + 1e-3
@@ -129,7 +130,7 @@ class TestPenalties:
         for step in range(10):
             scores = logits(seed=step % 3)
             expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([seen]), scores.clone())
-            sampled = sample_rows(scores, [one])[0]
+            sampled = sample_batch(scores, [one])[0]
             assert sampled.score is not None
             assert sampled.token_id == expected.argmax().item()
             top = expected.log_softmax(-1).topk(5)
@@ -143,7 +144,7 @@ class TestPenalties:
         for step in range(25):
             scores = logits(seed=step % 2)
             expected = scores[0] - 0.4 * (counts > 0) - 0.3 * counts
-            sampled = sample_rows(scores, [one])[0]
+            sampled = sample_batch(scores, [one])[0]
             assert sampled.token_id == expected.argmax().item()
             counts[sampled.token_id] += 1
         assert counts.max() > 2
@@ -156,18 +157,18 @@ class TestPenalties:
         forced = row(logit_bias={77: 100.0, 10**9: 5.0})
         assert generate(forced, 5) == [77] * 5
         best = logits()[0].argmax().item()
-        assert tokens(sample_rows(logits(), [row(temperature=0, logit_bias={best: -100.0})]))[0] != best
+        assert tokens(sample_batch(logits(), [row(temperature=0, logit_bias={best: -100.0})]))[0] != best
 
-    def test_rows_do_not_leak_into_each_other(self) -> None:
+    def test_sequences_do_not_leak_into_each_other(self) -> None:
         scores = logits(3)
         rows = [row(temperature=0), row(temperature=0, logit_bias={8: 50.0}), row(temperature=0)]
         best = scores.argmax(-1).tolist()
-        assert tokens(sample_rows(scores, rows)) == [best[0], 8, best[2]]
+        assert tokens(sample_batch(scores, rows)) == [best[0], 8, best[2]]
 
     def test_the_logits_given_are_not_changed(self) -> None:
         scores = logits(2)
         before = scores.clone()
-        sample_rows(scores, [row(logit_bias={1: 3.0}, repetition_penalty=1.5), row(top_p=0.5)])
+        sample_batch(scores, [row(logit_bias={1: 3.0}, repetition_penalty=1.5), row(top_p=0.5)])
         assert torch.equal(scores, before)
 
 
@@ -179,7 +180,7 @@ class TestBans:
         scores = logits()
         scores[0, 2], scores[0, 8] = 50.0, 49.0
         one = row(temperature=0, min_tokens=3, stop_token_ids=(8,))
-        drawn = [tokens(sample_rows(scores, [one]))[0] for _ in range(5)]
+        drawn = [tokens(sample_batch(scores, [one]))[0] for _ in range(5)]
         assert not {2, 8} & set(drawn[:3])
         assert drawn[3:] == [2, 2]
 
@@ -188,11 +189,11 @@ class TestBans:
         order = scores[0].argsort(descending=True).tolist()
         rules = FormatRules(suppressed=(order[0],), first_suppressed=(order[1],), first=order[50])
         one = row(prompt=[1], temperature=0, rules=rules)
-        drawn = [tokens(sample_rows(scores, [one]))[0] for _ in range(3)]
+        drawn = [tokens(sample_batch(scores, [one]))[0] for _ in range(3)]
         assert drawn == [order[50], order[2], order[1]]
 
-    def test_nothing_left_fails_that_row_alone(self) -> None:
-        first, second = sample_rows(logits(2), [row(allowed_token_ids=()), row(temperature=0)])
+    def test_nothing_left_fails_that_sequence_alone(self) -> None:
+        first, second = sample_batch(logits(2), [row(allowed_token_ids=()), row(temperature=0)])
         assert isinstance(first.error, BadRequest)
         assert second.error is None
 
@@ -221,38 +222,38 @@ class TestProcessors:
         one = row(temperature=0, processors=[Shift()])
         scores = logits()
         first, second, third = scores[0].topk(3).indices.tolist()
-        drawn = [tokens(sample_rows(scores, [one]))[0] for _ in range(300)]
+        drawn = [tokens(sample_batch(scores, [one]))[0] for _ in range(300)]
         assert drawn[:4] == [first, second, first, second]
         assert third not in drawn
 
     @pytest.mark.parametrize("broken", [Raises(), Truncates()])
-    def test_a_broken_one_fails_its_row_alone(self, broken: LogitsProcessor) -> None:
+    def test_a_broken_one_fails_its_sequence_alone(self, broken: LogitsProcessor) -> None:
         rows = [row(temperature=0), row(processors=[broken]), row(seed=3)]
         before = row(seed=3)
         scores = logits().repeat(3, 1)
-        sampled = sample_rows(scores, rows)
+        sampled = sample_batch(scores, rows)
         assert isinstance(sampled[1].error, ModelError)
         assert rows[1].generated == []
         assert sampled[0].token_id == scores[0].argmax().item()
-        assert [sampled[2].token_id] == tokens(sample_rows(scores[:1], [before]))
+        assert [sampled[2].token_id] == tokens(sample_batch(scores[:1], [before]))
 
 
 class TestPoison:
     @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
     @pytest.mark.parametrize("settings", [{"temperature": 0}, {}, {"top_p": 0.5, "logprobs": 2}])
-    def test_logits_that_are_not_numbers_fail_their_row_alone(self, poison: float, settings: dict[str, Any]) -> None:
+    def test_logits_that_are_no_numbers_fail_one_sequence(self, poison: float, settings: dict[str, Any]) -> None:
         scores = logits(3)
         scores[1, 5] = poison
         rows = [row(seed=1, **settings) for _ in range(3)]
-        clean = sample_rows(logits(3)[[0]], [row(seed=1, **settings)])[0]
-        sampled = sample_rows(scores, rows)
+        clean = sample_batch(logits(3)[[0]], [row(seed=1, **settings)])[0]
+        sampled = sample_batch(scores, rows)
         assert isinstance(sampled[1].error, ModelError)
         assert sampled[0] == clean
         assert sampled[2].error is None
 
     def test_all_minus_infinity(self) -> None:
         scores = torch.full((1, VOCAB), float("-inf"))
-        assert sample_rows(scores, [row()])[0].error is not None
+        assert sample_batch(scores, [row()])[0].error is not None
 
 
 class TestLogprobs:
@@ -266,7 +267,7 @@ class TestLogprobs:
         ]
         rows = [row(logprobs=i, seed=0, **setting) for i, setting in enumerate(settings)]
         expected = scores.log_softmax(-1)
-        for i, sampled in enumerate(sample_rows(scores, rows)):
+        for i, sampled in enumerate(sample_batch(scores, rows)):
             score = sampled.score
             assert score is not None
             assert score.logprob == pytest.approx(expected[i, sampled.token_id].item(), abs=1e-5)
@@ -280,7 +281,7 @@ class TestLogprobs:
             row(temperature=0, logprobs=0, logprob_token_ids=(3, 9, VOCAB + 5), allowed_token_ids=(4,)),
             row(temperature=0, logprobs=1),
         ]
-        named, plain = (sampled.score for sampled in sample_rows(steps, rows))
+        named, plain = (sampled.score for sampled in sample_batch(steps, rows))
         assert named is not None
         assert plain is not None
         expected = steps[0].log_softmax(-1)
@@ -300,7 +301,7 @@ class TestLogprobs:
 
         scores = logits(2, spread=1.0)
         rows = [row(temperature=0), row(seed=4, logprobs=8, processed_logprobs=True, **settings)]
-        sampled = sample_rows(scores, rows)[1]
+        sampled = sample_batch(scores, rows)[1]
         expected = reference(scores[1], SamplingParams(**settings)).log_softmax(-1)
         score = sampled.score
         assert score is not None
@@ -310,12 +311,12 @@ class TestLogprobs:
         assert score.top_logprobs == pytest.approx(expected.topk(kept).values.tolist(), abs=1e-4)
 
     def test_more_alternatives_than_tokens(self) -> None:
-        sampled = sample_rows(logits(vocab=4), [row(vocab=4, logprobs=20, prompt=[1])])[0]
+        sampled = sample_batch(logits(vocab=4), [row(vocab=4, logprobs=20, prompt=[1])])[0]
         assert sampled.score is not None
         assert len(sampled.score.top_ids) == 4
 
     def test_none_are_computed_unless_asked(self) -> None:
-        assert sample_rows(logits(), [row()])[0].score is None
+        assert sample_batch(logits(), [row()])[0].score is None
 
 
 class Countdown:
@@ -343,26 +344,26 @@ class TestMasks:
     @pytest.mark.parametrize("settings", [{"temperature": 0}, {"seed": 1}, {"top_p": 0.3}])
     def test_is_followed_and_ends_the_text(self, settings: dict[str, Any]) -> None:
         one = row(mask=Countdown([9, 8, 7]), **settings)
-        sampled = [sample_rows(logits(seed=s), [one])[0] for s in range(3)]
+        sampled = [sample_batch(logits(seed=s), [one])[0] for s in range(3)]
         assert tokens(sampled) == [9, 8, 7]
         assert [s.ends for s in sampled] == [None, None, "stop"]
 
     def test_may_replace_the_token(self) -> None:
         one = row(mask=Countdown([9], replace=11), logprobs=0)
-        sampled = sample_rows(logits(), [one])[0]
+        sampled = sample_batch(logits(), [one])[0]
         assert sampled.token_id == 11
         assert one.generated == [11]
         assert sampled.score is not None
         assert sampled.score.logprob == pytest.approx(logits().log_softmax(-1)[0, 11].item(), abs=1e-5)
 
-    def test_one_that_raises_fails_its_row_alone(self) -> None:
+    def test_one_that_raises_fails_its_sequence_alone(self) -> None:
         rows = [row(mask=Countdown([])), row(temperature=0)]
-        first, second = sample_rows(logits(2), rows)
+        first, second = sample_batch(logits(2), rows)
         assert first.error is not None
         assert second.token_id == logits(2)[1].argmax().item()
 
 
-def test_a_batch_of_plain_greedy_rows_costs_about_one_argmax() -> None:
+def test_a_batch_of_plain_greedy_sequences_costs_about_one_argmax() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     scores = logits(32, vocab=64_000)
@@ -377,23 +378,23 @@ def test_a_batch_of_plain_greedy_rows_costs_about_one_argmax() -> None:
         return min(times)
 
     argmax = cost(lambda: scores.argmax(-1))
-    sampled = cost(lambda: sample_rows(scores, rows))
+    sampled = cost(lambda: sample_batch(scores, rows))
     torch.set_num_threads(threads)
     assert sampled < 2 * argmax
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_mixture_of_rows_gives_each_what_it_would_get_alone(data: st.DataObject) -> None:
-    """Random parameters side by side: tokens and scores are those of each row by itself."""
+def test_any_mixture_of_sequences_gives_each_what_it_would_get_alone(data: st.DataObject) -> None:
+    """Random parameters side by side: tokens and scores are those of each sequence by itself."""
     wishes = data.draw(st.lists(PARAMS, min_size=1, max_size=6))
     seeds = data.draw(st.lists(st.integers(0, 50), min_size=len(wishes), max_size=len(wishes)))
     together = [row(vocab=300, seed=seed, **wish) for wish, seed in zip(wishes, seeds, strict=True)]
     alone = [row(vocab=300, seed=seed, **wish) for wish, seed in zip(wishes, seeds, strict=True)]
     for step in range(4):
         scores = logits(len(wishes), seed=step, vocab=300)
-        expected = [sample_rows(scores[i : i + 1], [one])[0] for i, one in enumerate(alone)]
-        found = sample_rows(scores, together)
+        expected = [sample_batch(scores[i : i + 1], [one])[0] for i, one in enumerate(alone)]
+        found = sample_batch(scores, together)
         assert [s.token_id for s in found] == [s.token_id for s in expected]
         for one, other in zip(found, expected, strict=True):
             assert (one.score is None) == (other.score is None)

@@ -87,7 +87,7 @@ def test_masked_tokens_stay_out() -> None:
     assert kept_tokens(scores, settings) == [{17}, {17}, {17}]
 
 
-def test_a_row_is_cut_the_same_whatever_its_neighbors() -> None:
+def test_a_sequence_is_cut_the_same_whatever_its_neighbors() -> None:
     scores = torch.randn(len(SETTINGS), 1500, generator=torch.Generator().manual_seed(9))
     together = kept_tokens(scores, SETTINGS)
     alone = [kept_tokens(scores[i : i + 1], [params])[0] for i, params in enumerate(SETTINGS)]

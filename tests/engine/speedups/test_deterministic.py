@@ -1,4 +1,4 @@
-"""Deterministic mode: tokens and log-probabilities of a row, bit by bit, alone and among neighbors."""
+"""Deterministic mode: tokens and log-probabilities of a sequence, bit by bit, alone and among neighbors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deployments.engine.model.forward import Forward
 from deployments.engine.model.patches import Patches
 from deployments.engine.speedups.deterministic import make_deterministic, steady_linears
 from deployments.engine.speedups.packed_linear import pack_linears
-from tests.engine.running import Answer, prompt, row_engine, submit
+from tests.engine.running import Answer, batching_engine, prompt, submit
 from tests.tiny import llama
 
 SIZE: dict[str, Any] = {
@@ -68,7 +68,7 @@ CASES = [
     pytest.param(make, dtype, id=f"{make.__name__}-{str(dtype)[6:]}")
     for make in (llama, large, sliding, gpt2, mamba2, experts)
     for dtype in (torch.float32, torch.bfloat16)
-    if (make, dtype) != (mamba2, torch.bfloat16)  # this one's rounding is too coarse for any engine of rows
+    if (make, dtype) != (mamba2, torch.bfloat16)  # this one's rounding is too coarse for any batching
 ]
 
 
@@ -111,10 +111,11 @@ def alone(engine: BatchingEngine, asked: list[Request]) -> list[tuple[list[int],
 @pytest.mark.parametrize(("make", "dtype"), CASES)
 def test_bits_do_not_depend_on_neighbors(make: Callable[[], Any], dtype: torch.dtype) -> None:
     asked = requests(40)
-    single = row_engine(built(make, dtype), deterministic=True, max_batch_size=16, prefill_chunk=32, prefix_cache=False)
+    options = {"deterministic": True, "max_batch_size": 16, "prefill_chunk": 32}
+    single = batching_engine(built(make, dtype), **options, prefix_cache=False)
     expected = alone(single, asked)
     single.close()
-    engine = row_engine(built(make, dtype), deterministic=True, max_batch_size=16, prefill_chunk=32)
+    engine = batching_engine(built(make, dtype), **options)
     assert together(engine, asked) == expected
     random.Random(1).shuffle(asked)
     again = together(engine, asked)
@@ -125,15 +126,15 @@ def test_bits_do_not_depend_on_neighbors(make: Callable[[], Any], dtype: torch.d
 @pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_thousand_requests_at_32_rows(dtype: torch.dtype) -> None:
-    # A step begins one prompt: texts this long let 32 rows come together.
+def test_a_thousand_requests_at_32_sequences(dtype: torch.dtype) -> None:
+    # A step begins one prompt: texts this long let 32 sequences come together.
     asked = requests(1000, tokens=(34, 44))
-    single = row_engine(
+    single = batching_engine(
         built(large, dtype), deterministic=True, max_batch_size=32, prefill_chunk=64, prefix_cache=False
     )
     expected = alone(single, asked)
     single.close()
-    engine = row_engine(built(large, dtype), deterministic=True, max_batch_size=32, prefill_chunk=64)
+    engine = batching_engine(built(large, dtype), deterministic=True, max_batch_size=32, prefill_chunk=64)
     rows = []
     answers = [
         submit(engine, ids, new, on_delta=lambda _: rows.append(engine.stats().rows), **s) for ids, new, s in asked
@@ -146,15 +147,15 @@ def test_a_thousand_requests_at_32_rows(dtype: torch.dtype) -> None:
 
 def test_without_it_bits_do_depend_on_neighbors() -> None:
     asked = requests(40)
-    engine = row_engine(built(large, torch.float32), max_batch_size=16, prefill_chunk=32, prefix_cache=False)
+    engine = batching_engine(built(large, torch.float32), max_batch_size=16, prefill_chunk=32, prefix_cache=False)
     expected, got = alone(engine, asked), together(engine, asked)
     engine.close()
     assert [tokens for tokens, _ in got] == [tokens for tokens, _ in expected]
     assert got != expected
 
 
-def test_prefixes_are_reused_at_borders() -> None:
-    engine = row_engine(built(llama, torch.float32), deterministic=True, prefill_chunk=32)
+def test_prefixes_are_reused_at_alignments() -> None:
+    engine = batching_engine(built(llama, torch.float32), deterministic=True, prefill_chunk=32)
     first = prompt(1, 100)
     answer = submit(engine, first, 60).wait()
     assert submit(engine, first + prompt(2, 40), 4).wait().cached_tokens == 96
@@ -165,17 +166,17 @@ def test_prefixes_are_reused_at_borders() -> None:
 
 def test_scored_prompts_keep_the_bits_of_others() -> None:
     ids = prompt(1, 120)
-    engine = row_engine(built(llama, torch.float32), deterministic=True, prefill_chunk=32, prefix_cache=False)
+    engine = batching_engine(built(llama, torch.float32), deterministic=True, prefill_chunk=32, prefix_cache=False)
     expected = outcome(submit(engine, ids, 6, logprobs=0))
     engine.close()
-    engine = row_engine(built(llama, torch.float32), deterministic=True, prefill_chunk=32)
+    engine = batching_engine(built(llama, torch.float32), deterministic=True, prefill_chunk=32)
     submit(engine, ids, 6, prompt_logprobs=0).wait()
     assert outcome(submit(engine, ids, 6, logprobs=0)) == expected
     engine.close()
 
 
 @pytest.mark.parametrize(("make", "dtype"), CASES)
-def test_how_rows_decode_and_the_model_afterwards(make: Callable[[], Any], dtype: torch.dtype) -> None:
+def test_how_sequences_decode_and_the_model_afterwards(make: Callable[[], Any], dtype: torch.dtype) -> None:
     model = built(make, dtype)
     ids = torch.tensor([prompt(3, 20)])
     with torch.inference_mode():
@@ -200,7 +201,7 @@ def test_a_kernel_that_depends_on_the_slot_is_found(monkeypatch: pytest.MonkeyPa
     assert not steady_linears(torch.nn.Linear(8, 8), 16, Patches())
 
 
-def test_a_kernel_of_few_rows_is_used_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_of_few_sequences_is_used_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.nn.functional.linear
 
     def by_count(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

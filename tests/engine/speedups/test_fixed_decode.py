@@ -17,7 +17,7 @@ from deployments.core.errors import ModelError
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, uncaptured
 from tests.engine.architectures import VISION, decoder
-from tests.engine.running import Answer, generate_alone, prompt, row_engine, submit
+from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
 from tests.engine.test_parity import CANCELLED, LENGTHS, TOKENS, staggered
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ class Graphs:
 @contextmanager
 def running(model: Any, capture: Capture, **options: Any) -> Iterator[tuple[BatchingEngine, FixedDecode]]:
     """An engine that decodes in fixed steps."""
-    engine = row_engine(model, **{"max_batch_size": 6, "prefill_chunk": 32, **options})
+    engine = batching_engine(model, **{"max_batch_size": 6, "prefill_chunk": 32, **options})
     fixed = FixedDecode(engine._forward, capture)
     engine._loop.decode = fixed.decode
     try:
@@ -87,7 +87,7 @@ def assert_alone(model: Any, answers: Sequence[Answer], prompts: Sequence[list[i
 
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox", "qwen3_moe"])
 def test_replays_give_what_generate_gives(kind: str) -> None:
-    """While rows join, leave and grow out of their buffers."""
+    """While sequences join, leave and grow out of their buffers."""
     model, graphs = decoder(kind), Graphs()
     with running(model, graphs) as (engine, fixed):
         answers = staggered(engine, PROMPTS)
@@ -260,7 +260,7 @@ def test_a_hooked_model_is_not_compiled(caplog: pytest.LogCaptureFixture) -> Non
     model = decoder("llama")
     model.model.norm.register_forward_hook(Counts())
     with caplog.at_level(logging.WARNING):
-        row_engine(model, torch_compile="default").close(5)
+        batching_engine(model, torch_compile="default").close(5)
     assert "torch_compile='default' has no effect on this model: module model.norm has a forward hook" in caplog.text
 
 
@@ -270,7 +270,7 @@ def test_a_hooked_model_is_not_compiled(caplog: pytest.LogCaptureFixture) -> Non
 def test_models_that_have_no_fixed_steps(kind: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     model = decoder(kind)
     with caplog.at_level(logging.WARNING):
-        engine = row_engine(model, torch_compile="default")
+        engine = batching_engine(model, torch_compile="default")
     assert [r.levelname for r in caplog.records if r.name.startswith("deployments")] == ["WARNING"]
     assert "torch_compile='default' has no effect" in caplog.text
     assert engine._fixed is None
@@ -283,7 +283,7 @@ def test_models_that_have_no_fixed_steps(kind: str, reason: str, caplog: pytest.
 
 def test_deterministic_mode_is_not_compiled(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        row_engine(decoder("llama"), torch_compile="default", deterministic=True).close(5)
+        batching_engine(decoder("llama"), torch_compile="default", deterministic=True).close(5)
     assert "deterministic mode has its own steps" in caplog.text
 
 
@@ -291,7 +291,7 @@ def test_deterministic_mode_is_not_compiled(caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compiled_steps_give_what_generate_gives() -> None:
     model = decoder("llama", num_hidden_layers=1)
-    engine = row_engine(model, torch_compile="default", max_batch_size=6, prefill_chunk=32)
+    engine = batching_engine(model, torch_compile="default", max_batch_size=6, prefill_chunk=32)
     answers = [submit(engine, ids, count, logprobs=0) for ids, count in zip(PROMPTS, TOKENS, strict=True)]
     for answer in answers:
         answer.wait(600)

@@ -8,7 +8,7 @@ import torch
 from deployments.engine.model.forward import Forward
 from deployments.engine.verify.capabilities import Capabilities
 from tests.engine.as_alone import as_alone
-from tests.engine.held import INDEXED, ONE_SHOT, ROWS
+from tests.engine.held import BATCHED, GENERATED, INDEXED
 from tests.engine.lacking import INSTALLED, is_older
 from tests.engine.zoo import ZOO
 
@@ -31,8 +31,8 @@ def test_some_answers_are_those_of_generate_alone(name: str) -> None:
         checks.briefly()
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_types_that_get_rows(name: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", BATCHED)
+def test_types_that_get_sequences(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with as_alone(ZOO[name]) as checks:
         kind = checks.engine.stats().kind
         if kind != "continuous_batching" and is_older():
@@ -40,11 +40,11 @@ def test_types_that_get_rows(name: str, caplog: pytest.LogCaptureFixture) -> Non
         assert kind == "continuous_batching"
 
 
-@pytest.mark.parametrize("name", sorted(ONE_SHOT))
-def test_types_that_rows_cannot_hold_and_why(name: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", sorted(GENERATED))
+def test_types_that_sequences_cannot_hold_and_why(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with as_alone(ZOO[name]) as checks:
         assert checks.engine.stats().kind == "generate"
-    assert ONE_SHOT[name] in caplog.text
+    assert GENERATED[name] in caplog.text
 
 
 @pytest.mark.long
@@ -62,8 +62,8 @@ def test_requests_that_wait_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", INDEXED)
-def test_what_a_row_leaves_in_its_place_does_not_count(name: str) -> None:
-    """Some indexers find a row's first token by what is in the columns before it."""
+def test_what_a_sequence_leaves_in_its_place_does_not_count(name: str) -> None:
+    """Some indexers find a sequence's first token by what is in the columns before it."""
     with as_alone(ZOO[name]) as checks:
         prompts = checks.prompts([57, 45, 18], media=False)
         runs = [checks.send(prompts[0], max_tokens=60), checks.send(prompts[1], max_tokens=4)]
@@ -72,7 +72,7 @@ def test_what_a_row_leaves_in_its_place_does_not_count(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", INDEXED)
-def test_rows_mix_where_an_indexer_chooses(name: str) -> None:
+def test_sequences_mix_where_an_indexer_chooses(name: str) -> None:
     with torch.inference_mode():
         found = Capabilities.measure(Forward(ZOO[name].build(), 512), 512)
     assert 16 in found.crossed
