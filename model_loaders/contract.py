@@ -22,6 +22,7 @@ A hook given here always replaces the method of the tokenizer or processor.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -111,9 +112,9 @@ def as_model_info(returned: object, loader: str) -> ModelInfo:
         known = [f.name for f in fields(ModelInfo) if f.init]
         for key in returned:
             if key not in known:
-                raise ModelLoadFailed(
-                    f"Loader {loader} returned a dict with the unknown key {key!r}; known keys: {', '.join(known)}."
-                )
+                close = difflib.get_close_matches(str(key), known, n=1)
+                meant = f" (did you mean {close[0]!r}?)." if close else f"; known keys: {', '.join(known)}."
+                raise ModelLoadFailed(f"Loader {loader} returned a dict with the unknown key {key!r}{meant}")
         returned = ModelInfo(**returned)
     if not isinstance(returned, ModelInfo):
         raise ModelLoadFailed(

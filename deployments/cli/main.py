@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from deployments.cli.check import check
 from deployments.cli.serve_options import ServeOptions, signature
 from deployments.core.errors import ConfigError, TroupeError
 
@@ -89,20 +90,7 @@ def _run(written: ServeConfig, options: ServeOptions) -> None:
     raise typer.Exit(serve(written, fast=options.fast))
 
 
-@app.command("check")
-def _check(
-    loader: Annotated[str, typer.Argument(help="module:function, path.py:function or path.py", show_default=False)],
-    kwargs: Annotated[str, typer.Option(help="The loader's keyword arguments, as YAML or JSON.")] = "{}",
-    message: Annotated[str, typer.Option(help="What the model is asked.")] = "Hello",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer.")] = 16,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cuda:0. Default: the first GPU, or else cpu.", show_default=False)
-    ] = None,
-) -> None:
-    """Load a model, and pass one message through its hooks and its engine."""
-    from deployments.cli.check_loader import run
-
-    run(loader, kwargs, message=message, max_tokens=max_tokens, device=device)
+app.command("check")(check)
 
 
 @app.command("fast-environment")

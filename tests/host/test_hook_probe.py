@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ import torch
 from fastapi.testclient import TestClient
 from jinja2 import TemplateError
 
-from deployments.cli.check_loader import check
 from deployments.config.model import ModelEntry
 from deployments.core.errors import ModelLoadFailed
 from deployments.host.loaded_model import LoadedModel
@@ -214,14 +211,3 @@ def test_a_hook_that_raises_or_hangs_at_load_may_still_serve(caplog: pytest.LogC
         leave.set()
         assert "Hook encode failed: ValueError: not yet" in asked(client, "encode").json()["error"]["message"]
         assert asked(client, "encode").status_code == 200
-
-
-def test_check_loader_fails_on_a_broken_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "broken.py"
-    file.write_text(
-        "from tests.host.test_hook_probe import model\n\n"
-        "def load_model():\n    return model(apply_chat_template=lambda messages: {})\n"
-    )
-    with pytest.raises(ModelLoadFailed, match="Hook apply_chat_template returned dict"):
-        asyncio.run(check(f"{file}:load_model", {}, message="Hi", max_tokens=4, device="cpu"))
-    assert "template" not in capsys.readouterr().out

@@ -80,7 +80,7 @@ def test_a_file_may_hold_a_model_info_of_its_own(loader: str) -> None:
         ("needs", {}, "needs 'path'; give it under kwargs"),
         ("breaks", {}, "RuntimeError: the weights are torn (my_loader.py, line 14)"),
         ("returns_a_list", {}, "returned list ([1]); expected a ModelInfo or a dict"),
-        ("wrong_key", {}, "unknown key 'modle'; known keys: model,"),
+        ("wrong_key", {}, "unknown key 'modle' (did you mean 'model'?)."),
         ("no_tokenizer", {}, "neither tokenizer nor processor"),
         ("hook_is_text", {}, "encode=str ('yes'); expected a function"),
         ("quits", {}, "SystemExit: 3"),

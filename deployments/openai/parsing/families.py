@@ -312,6 +312,11 @@ _SIGNS = (
 )
 
 
+def shown_family(chat_template: str | None) -> str | None:
+    """The family whose markers are in a chat template; None if there are none."""
+    return next((name for sign, name in _SIGNS if sign in (chat_template or "")), None)
+
+
 def family_of(chat_template: str | None) -> str:
-    """The family whose markers are in a chat template; `hermes` if there are none."""
-    return next((name for sign, name in _SIGNS if sign in (chat_template or "")), "hermes")
+    """The family in whose format tool calls are read: the one that the template shows, else `hermes`."""
+    return shown_family(chat_template) or "hermes"
