@@ -12,6 +12,7 @@ from ray.serve.config import RequestRouterConfig
 from deployments.args import read_args
 from deployments.config.app import AppArgs, Pool
 from deployments.ingress import OpenAIIngress
+from deployments.model_registry import RegistryReplica
 from deployments.openai.http.keys import is_plain
 from deployments.proxy import shape_running_proxies
 from deployments.ray_internals import serve_run_folder, warn_of_open_node
@@ -55,7 +56,8 @@ def application(args: AppArgs, **replica_options: Any) -> serve.Application:
     ingress: Any = OpenAIIngress
     date_models(args)
     pools = {name: _replicas(name, pool, args, replica_options) for name, pool in args.all_pools().items()}
-    return ingress.bind(args, pools)
+    model_registry: Any = RegistryReplica
+    return ingress.bind(args, pools, model_registry.bind(args) if args.has_registry else None)
 
 
 def _replicas(name: str, pool: Pool, args: AppArgs, options: dict[str, Any]) -> Any:

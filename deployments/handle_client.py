@@ -8,20 +8,23 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 import ray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.config.app import AppArgs
+from deployments.config.app import AppArgs, unknown_model
 from deployments.core.calls import Call, Prompt
 from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
+from deployments.model_registry import RegistryHandle
 from deployments.packing import packed
 from deployments.registry.catalogue import Catalogue
+from deployments.registry.following import Following, followed
 from deployments.waiting import Waiting
 
 logger = logging.getLogger("ray.serve")
@@ -76,10 +79,13 @@ class HandleClient:
     Args:
         args: the application's configuration.
         pools: a handle of each deployment of model replicas, by the pool's name.
+        registry: a handle of the registry of models that come while the server runs.
     """
 
-    def __init__(self, args: AppArgs, pools: Mapping[str, Handle]) -> None:
+    def __init__(self, args: AppArgs, pools: Mapping[str, Handle], registry: Handle | None = None) -> None:
+        self._args = args
         self._catalogue = Catalogue(args)
+        self._following = None if registry is None else Following(self._catalogue, RegistryHandle(registry))
         # Calls go straight to the replica by gRPC, which takes a millisecond less than Ray's object store.
         self._pools = {name: handle.options(_by_reference=False) for name, handle in pools.items()}
         self._pool_of = {model: name for name, pool in args.all_pools().items() for model in pool.models}
@@ -104,10 +110,11 @@ class HandleClient:
 
         A call whose replica dies or drains before it has given anything but `Accepted` is sent once more.
         """
+        call = replace(call, spec=self._spec(call.model))
         try:
-            await self._started(self._pool_of[call.model])
+            await self._started(self._pool(call.model))
             self._gate.enter()
-        except (Overloaded, Unavailable) as error:
+        except TroupeError as error:
             yield Failed(error)
             return
         accepted = given = retried = False
@@ -176,12 +183,51 @@ class HandleClient:
     async def unload(self, model: str) -> bool:
         """Unload a model wherever it is loaded, once nobody uses it; False if it was loaded nowhere."""
         card = self.resolve(model)
-        pool = self._pool_of[card.id]
-        return any(await self._tell_all("unload", [pool], card.id, limit=UNLOAD_LIMIT_S))
+        pool = self._pool(card.id)
+        return any(await self._tell_all("unload", [pool], self._spec(card.id) or card.id, limit=UNLOAD_LIMIT_S))
 
     async def drain(self, on: bool = True) -> None:
         """Refuse new calls everywhere and end those that run; or take calls again."""
         await self._tell_all("drain", self._pools, on, limit=STATUS_LIMIT_S)
+
+    async def discover(self, name: str) -> bool:
+        """Whether the registry has a model of this name, which is known then."""
+        if self._following is None:
+            return False
+        self._following.start()
+        return await self._following.discover(name)
+
+    async def add_model(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Add the model that a request describes; its state, and whether it is new."""
+        return await followed(self._following).add(body)
+
+    async def remove_model(self, name: str) -> int:
+        """Remove a model that was added; on how many replicas it was loaded."""
+        spec = await followed(self._following).remove(name)
+        pool = self._pool_of[spec.like]
+        return sum(await self._tell_all("unload", [pool], spec.model_dump_json(), limit=UNLOAD_LIMIT_S))
+
+    async def model_states(self, *, refresh: bool = False) -> list[dict[str, Any]]:
+        """Every model and every folder that is not one, with its state, as JSON values."""
+        return await followed(self._following).states(await self.status(), refresh=refresh)
+
+    def start(self) -> None:
+        """Follow the registry; needs a running event loop."""
+        if self._following is not None:
+            self._following.start()
+
+    def _pool(self, model: str) -> str:
+        """The pool of a model: if it came while the server runs, that of the model that it is like."""
+        spec = self._catalogue.spec(model)
+        pool = self._pool_of.get(model if spec is None else spec.like)
+        if pool is None:  # Removed since its name was resolved.
+            raise unknown_model(model, self._args)
+        return pool
+
+    def _spec(self, model: str) -> str:
+        """What a replica needs to know of a model that came while the server runs, as JSON; else empty."""
+        spec = self._catalogue.spec(model)
+        return "" if spec is None else spec.model_dump_json()
 
     async def ready(self) -> None:
         """Raise Unavailable while a deployment of models has never had a replica; it says what is waited for."""
@@ -204,7 +250,7 @@ class HandleClient:
     @asynccontextmanager
     async def _answer(self, call: Call) -> AsyncIterator[AsyncIterable[Event]]:
         """What a replica answers, cancelled if it is left early. What does not stream crosses in one piece."""
-        pool = self._pools[self._pool_of[call.model]]
+        pool = self._pools[self._pool(call.model)]
         handle = pool.options(
             method_name="generate" if call.stream else "answer",
             stream=call.stream,
@@ -221,11 +267,11 @@ class HandleClient:
     async def _ask(self, method: str, model: str, *arguments: Any, **options: Any) -> Any:
         """The answer of a replica that has the model, asked once more when the first is lost."""
         key = self.resolve(model).id
-        pool = await self._started(self._pool_of[key])
+        pool = await self._started(self._pool(key))
         handle = pool.options(method_name=method, multiplexed_model_id=key)
         given = [await packed(argument) for argument in arguments]
         for attempt in (1, 2):
-            answer = handle.remote(key, *given, **options)
+            answer = handle.remote(self._spec(key) or key, *given, **options)
             try:
                 return await answer
             except asyncio.CancelledError:

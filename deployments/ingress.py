@@ -26,15 +26,18 @@ class OpenAIIngress:
     Args:
         args: the application's configuration.
         pools: a handle of each deployment of model replicas, by the pool's name.
+        registry: a handle of the registry, if models can come while the server runs.
     """
 
-    def __init__(self, args: AppArgs, pools: dict[str, Handle]) -> None:
+    def __init__(self, args: AppArgs, pools: dict[str, Handle], registry: Handle | None = None) -> None:
         log_like_serve()
         enter_folder(args.folder)
         keep_replica_port_local()
         self._args = args
-        self._client = HandleClient(args, pools)
+        self._client = HandleClient(args, pools, registry)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve adds x-request-id itself.
-        return build_api(self._client, self._args.api, names_requests=False, more=add_legacy_routes)
+        app = build_api(self._client, self._args.api, names_requests=False, more=add_legacy_routes)
+        app.router.add_event_handler("startup", self._client.start)
+        return app

@@ -26,6 +26,7 @@ from deployments.config.app import AppArgs
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.host.host import ModelHost, default_device
 from deployments.openai.app import build_api
+from deployments.registry.registry import Registry
 from model_loaders.contract import ModelInfo, as_model_info
 from model_loaders.resolve import load_model_info
 
@@ -49,12 +50,18 @@ def make_app(
         ConfigError: the arguments are wrong.
     """
     checked = read_args(args)
-    models = ModelHost(checked, device, given=given)
+    registry = Registry(checked) if checked.has_registry else None
+    models = ModelHost(checked, device, given=given, registry=registry)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        searching = None if registry is None else asyncio.create_task(registry.run())
+        if models.following is not None:
+            models.following.start()
         await models.preload()
         yield
+        if searching is not None:
+            searching.cancel()
         await models.close()
 
     app = build_api(models, checked.api, more=add_legacy_routes)

@@ -16,6 +16,7 @@ import ray
 from ray import serve
 
 from deployments.config.app import AppArgs
+from deployments.config.sources import SPEC
 from deployments.core.calls import Call, Prompt
 from deployments.core.cgroup import cores
 from deployments.core.events import Event
@@ -73,6 +74,15 @@ class ModelReplica:
         if wrapper is not None and wrapper.models.pop(model_id, None) is not None:
             wrapper._push_multiplexed_replica_info = True
 
+    def _id(self, model: str) -> str:
+        """The id of a model that is named by it, or by a `Spec` as JSON if it came while the server runs."""
+        return self._host.admit(model) if model.startswith(SPEC) else model
+
+    async def _admit(self, model: str) -> str:
+        found = self._id(model)
+        await self._advertise(found)
+        return found
+
     async def generate(self, given: Call | Packed) -> AsyncGenerator[Event, None]:
         """The events of a call as they come."""
         call: Call = await unpacked(given)
@@ -90,46 +100,46 @@ class ModelReplica:
 
     async def render(self, model: str, prompt: Prompt | Packed, *, expect: str = "") -> Rendered:
         """A prompt as the model would get it."""
-        await self._advertise(model)
+        model = await self._admit(model)
         return await self._host.render(model, await unpacked(prompt), expect=expect)
 
     async def detokenize(self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = "") -> str:
         """The text of token ids."""
-        await self._advertise(model)
+        model = await self._admit(model)
         return await self._host.detokenize(model, await unpacked(token_ids), expect=expect)
 
     async def spell(self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = "") -> tuple[str, ...]:
         """Token ids as the vocabulary spells them."""
-        await self._advertise(model)
+        model = await self._admit(model)
         return await self._host.spell(model, await unpacked(token_ids), expect=expect)
 
     async def pieces(
         self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = ""
     ) -> tuple[TokenPiece, ...]:
         """What each token adds to a text."""
-        await self._advertise(model)
+        model = await self._admit(model)
         return await self._host.pieces(model, await unpacked(token_ids), expect=expect)
 
     async def embed(
         self, model: str, prompts: Sequence[Prompt] | Packed, options: EmbedOptions | Packed, *, expect: str = ""
     ) -> Embeddings:
         """A vector for each prompt."""
-        await self._advertise(model)
+        model = await self._admit(model)
         return await self._host.embed(model, await unpacked(prompts), await unpacked(options), expect=expect)
 
     async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
         """What a client needs to know of the tokenizer."""
-        await self._advertise(model)
+        model = await self._admit(model)
         return await self._host.tokenizer_info(model, expect=expect)
 
     async def load(self, model: str) -> None:
         """Load a model now."""
-        await self._advertise(model)
+        model = await self._admit(model)
         await self._host.load(model)
 
     async def unload(self, model: str) -> bool:
         """Unload a model once nobody uses it; False if it is not loaded."""
-        return await self._host.unload(model)
+        return await self._host.unload(self._id(model))
 
     async def drain(self, on: bool) -> None:
         """Refuse new calls and end those that run; or take calls again."""

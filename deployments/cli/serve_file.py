@@ -226,7 +226,7 @@ def _check_application(app: Mapping[str, Any], args: AppArgs, folder: Path) -> N
 def _check_files(args: AppArgs, base: Path) -> None:
     if args.api.api_keys_file is not None:
         KeyFile(base / args.api.api_keys_file)
-    folders = [("api.record_dir", args.api.record_dir)]
+    folders = [("api.record_dir", args.api.record_dir), ("state_dir", args.state_dir)]
     folders += [(f"model {entry.id!r}, profile_dir", entry.profile_dir) for entry in args.models]
     for place, name in folders:
         if name is not None and (fault := _unwritable(base / name)):

@@ -11,6 +11,7 @@ from deployments.config.api import ApiOptions
 from deployments.config.booleans import booleans_for_numbers
 from deployments.config.explain import config_error, descriptions
 from deployments.config.model import ModelEntry, Strict
+from deployments.config.sources import FolderSource, HubSource
 from deployments.core.errors import ModelNotFound
 
 IMPORT_PATH = "deployments.app:build_app"
@@ -46,6 +47,11 @@ class AppArgs(Strict):
     pools: dict[str, Pool] = Field(
         default_factory=dict, description="Deployments of replicas by name; if empty, one serves all models."
     )
+    folders: list[FolderSource] = Field(
+        default_factory=list, description="Folders that become models while the server runs."
+    )
+    hub: HubSource | None = Field(default=None, description="Models of the Hub that clients can request by name.")
+    state_dir: str | None = Field(default=None, description="Folder for the models that POST /admin/models adds.")
     api: ApiOptions = Field(default_factory=ApiOptions, description="Options of the HTTP API.")
     folder: str | None = Field(
         default=None, description="Folder that relative paths start from; None is the configuration file's."
@@ -61,6 +67,13 @@ class AppArgs(Strict):
                     raise ValueError(f"{name!r} names both model {seen[name]!r} and model {entry.id!r}")
                 seen[name] = entry.id
         return models
+
+    @model_validator(mode="after")
+    def _sources_are_like_a_model(self) -> Self:
+        for source in (*self.folders, *((self.hub,) if self.hub else ())):
+            if source.like not in [entry.id for entry in self.models]:
+                raise ValueError(f"like: there is no model {source.like!r} among models")
+        return self
 
     @model_validator(mode="after")
     def _every_model_has_one_pool(self) -> Self:
@@ -103,6 +116,11 @@ class AppArgs(Strict):
             }
         )
 
+    @property
+    def has_registry(self) -> bool:
+        """Whether models can come while the server runs."""
+        return bool(self.folders or self.hub or self.api.admin_keys)
+
     def by_name(self) -> dict[str, ModelEntry]:
         """Maps every id and alias to its model."""
         return {name: entry for entry in self.models for name in entry.names}
@@ -111,7 +129,9 @@ class AppArgs(Strict):
 def unknown_model(name: str, args: AppArgs) -> ModelNotFound:
     """The error for a name that is not a model."""
     known = ", ".join(entry.id for entry in args.models)
-    return ModelNotFound(f"The model {name!r} does not exist. Configured: {known}.", param="model")
+    error = ModelNotFound(f"The model {name!r} does not exist. Configured: {known}.", param="model")
+    error.model = name
+    return error
 
 
 def parse_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArgs:

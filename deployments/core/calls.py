@@ -156,6 +156,7 @@ class GenerateCall:
         affinity: conversations with the same key go to the same replica where possible.
         stream: deltas are wanted as they come; off, each choice may come as one delta at the end.
         expect: the weights that are to answer, `w<12>`; empty accepts any.
+        spec: describes the model to a replica, if it came while the server runs; JSON.
     """
 
     request_id: str
@@ -170,6 +171,7 @@ class GenerateCall:
     affinity: str | None = None
     stream: bool = False
     expect: str = ""
+    spec: str = ""
 
     @property
     def prompt_param(self) -> str:
@@ -195,6 +197,7 @@ class TranscribeCall:
         max_seconds, max_samples: longer recordings are refused.
         stream: pieces are wanted as they come.
         expect: the weights that are to answer, `w<12>`; empty accepts any.
+        spec: describes the model to a replica, if it came while the server runs; JSON.
     """
 
     request_id: str
@@ -212,6 +215,7 @@ class TranscribeCall:
     affinity: str | None = None
     stream: bool = False
     expect: str = ""
+    spec: str = ""
 
 
 Call = GenerateCall | TranscribeCall

@@ -5,7 +5,7 @@ Implemented by a Ray Serve handle (`deployments.ingress`) and by the models of t
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -100,6 +100,35 @@ class ModelClient(Protocol):
 
     async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
         """What a client needs to know of the tokenizer, `model_max_length` and `fingerprint`, as JSON values."""
+
+    async def discover(self, name: str) -> bool:
+        """Whether there is a model of this name after all, which came while the server runs; `resolve` knows it then.
+
+        Raises:
+            Unavailable: nobody knows now.
+        """
+
+    async def add_model(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Add the model that a request describes; its state, and whether it is new.
+
+        Raises:
+            TroupeError: it cannot be added.
+        """
+
+    async def remove_model(self, name: str) -> int:
+        """Remove a model that was added; on how many replicas it was loaded.
+
+        Raises:
+            ModelNotFound: there is none.
+            NameTaken: it was not added, but comes from elsewhere.
+        """
+
+    async def model_states(self, *, refresh: bool = False) -> list[dict[str, Any]]:
+        """Every model and every folder that is not one, with its state, as JSON values.
+
+        Args:
+            refresh: search all folders first.
+        """
 
     async def ready(self) -> None:
         """Raise TroupeError if no request can be answered now."""

@@ -6,11 +6,13 @@ TroupeError                     500 server_error
 │   ├── UnsupportedParameter    400 unsupported_parameter
 │   └── TemplateFailed          400 chat_template_error
 ├── Unauthorized                401 invalid_api_key
+├── PathNotAllowed              403 path_not_allowed
 ├── ModelNotFound               404 model_not_found
 ├── RouteNotFound               404 route_not_found
 ├── MethodNotAllowed            405 method_not_allowed
 ├── BodyTimeout                 408 body_timeout
 ├── VersionMismatch             409 version_mismatch
+├── NameTaken                   409 name_taken
 ├── RouteGone                   410 route_gone
 ├── TooLarge                    413 request_too_large
 ├── UnsupportedMediaType        415 unsupported_media_type
@@ -121,8 +123,22 @@ class Unauthorized(TroupeError):
     code = "invalid_api_key"
 
 
+class PathNotAllowed(TroupeError):
+    """The model lies where the configuration does not allow models to be added from."""
+
+    status = 403
+    type = "invalid_request_error"
+    code = "path_not_allowed"
+
+
 class ModelNotFound(TroupeError):
-    """No model of that id or alias is configured."""
+    """There is no model of that id or alias.
+
+    Attributes:
+        model: the id or alias, if the request names one.
+    """
+
+    model = ""
 
     status = 404
     type = "invalid_request_error"
@@ -159,6 +175,14 @@ class VersionMismatch(TroupeError):
     status = 409
     type = "invalid_request_error"
     code = "version_mismatch"
+
+
+class NameTaken(TroupeError):
+    """A model cannot be added or removed under a name that belongs to another."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "name_taken"
 
 
 class RouteGone(TroupeError):

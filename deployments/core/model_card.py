@@ -43,6 +43,7 @@ class ModelCard:
 
     Attributes:
         max_model_len, fingerprint: set once the model was loaded; those of its last version.
+        configured: it is in the configuration, and did not come while the server runs.
         created: when its files were written, in seconds since the epoch, else when the server was started.
     """
 
@@ -52,3 +53,4 @@ class ModelCard:
     options: ModelOptions = field(default_factory=ModelOptions)
     fingerprint: str = ""
     created: int = 0
+    configured: bool = True

@@ -19,6 +19,7 @@ import torch
 
 from deployments.config.app import AppArgs
 from deployments.config.model import ModelEntry
+from deployments.config.sources import Spec
 from deployments.core.calls import Call, Prompt, TranscribeCall
 from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavailable, last_line
@@ -34,6 +35,8 @@ from deployments.host.loading import Loading
 from deployments.host.profiling import Trace
 from deployments.host.tested_versions import warn_of_untested_transformers
 from deployments.registry.catalogue import Catalogue, date_models
+from deployments.registry.following import Following, followed
+from deployments.registry.registry import ModelRegistry
 from deployments.registry.version import Rewritten, Version
 from model_loaders.contract import ModelInfo
 
@@ -56,6 +59,10 @@ class ModelHost:
         device: where loaders put their models, such as "cuda:0".
         on_gone: called with the id of a model that was unloaded or could not be loaded.
         given: models that are loaded already, by id.
+        registry: of models that come while the server runs; a replica has none, its calls bring them.
+
+    Attributes:
+        following: keeps the models as the registry has them; to be started in the event loop.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class ModelHost:
         *,
         on_gone: Callable[[str], None] = lambda key: None,
         given: Mapping[str, ModelInfo] | None = None,
+        registry: ModelRegistry | None = None,
     ) -> None:
         warn_of_untested_transformers()
         self.args = args
@@ -73,8 +81,10 @@ class ModelHost:
         self._loading = Loading(self.device, api=args.api, given=given)
         date_models(args)
         self._catalogue = Catalogue(args, given or {})
+        self.following = None if registry is None else Following(self._catalogue, registry)
         self._versions: dict[str, Version] = {}
         self._newest: dict[str, Version] = {}
+        self._admitted: dict[str, str] = {}
         self._draining = False
         self._traces = {
             entry.id: Trace(entry.profile_dir, entry.id) for entry in args.models if entry.profile_dir is not None
@@ -117,9 +127,7 @@ class ModelHost:
 
     async def unload(self, model: str) -> bool:
         """Unload a model once nobody uses it; False if it is not loaded. A later request loads it again."""
-        key = self.resolve(model).id
-        self._catalogue.expire(key)
-        return key in self._newest and await self.leases.evict(self._newest[key].key)
+        return await self._evict(self.resolve(model).id)
 
     async def drain(self, on: bool = True) -> None:
         """Refuse new calls and end those that run; or take calls again."""
@@ -161,6 +169,8 @@ class ModelHost:
     async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation."""
         started, interval = time.monotonic(), self.args.stream_interval_ms / 1000
+        if call.spec:
+            self.admit(call.spec)
         try:
             if self._draining:
                 raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
@@ -229,6 +239,38 @@ class ModelHost:
             facts = {"model_max_length": loaded.engine.max_model_len, "fingerprint": loaded.fingerprint}
             return {**await loaded.tokenizer_card(), **facts}
 
+    async def discover(self, name: str) -> bool:
+        """Whether the registry has a model of this name, which is known then."""
+        return self.following is not None and await self.following.discover(name)
+
+    async def add_model(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """Add the model that a request describes; its state, and whether it is new."""
+        return await followed(self.following).add(body)
+
+    async def remove_model(self, name: str) -> int:
+        """Remove a model that was added; 1 if it was loaded."""
+        return int(await self._evict((await followed(self.following).remove(name)).entry.id))
+
+    async def model_states(self, *, refresh: bool = False) -> list[dict[str, Any]]:
+        """Every model and every folder that is not one, with its state, as JSON values."""
+        return await followed(self.following).states(await self.status(), refresh=refresh)
+
+    def admit(self, spec: str) -> str:
+        """Know a model that came while the server runs.
+
+        Args:
+            spec: a `Spec` as JSON.
+
+        Returns:
+            The model's id.
+        """
+        if spec not in self._admitted:
+            found = Spec.model_validate_json(spec)
+            self._catalogue.adopt(found)
+            others = {known: name for known, name in self._admitted.items() if name != found.entry.id}
+            self._admitted = {**others, spec: found.entry.id}
+        return self._admitted[spec]
+
     async def ready(self) -> None:
         """Requests can be answered from the start."""
 
@@ -239,6 +281,8 @@ class ModelHost:
 
     async def close(self) -> None:
         """End what runs, unload every model."""
+        if self.following is not None:
+            await self.following.close()
         await self.leases.close(CLOSE_LIMIT_S)
         await asyncio.to_thread(self._loading.close)
         for trace in self._traces.values():
@@ -284,6 +328,10 @@ class ModelHost:
             self._catalogue.expire(model)
         raise Unavailable(f"The files of model {model!r} change while they are loaded; try again.", retry_after=5)
 
+    async def _evict(self, model: str) -> bool:
+        self._catalogue.expire(model)
+        return model in self._newest and await self.leases.evict(self._newest[model].key)
+
     def _follow(self, version: Version) -> None:
         """Let the older version of a model end what it computes; new requests wait for this one."""
         older = self._newest.get(version.model)
@@ -296,7 +344,7 @@ class ModelHost:
             self.leases.retire(older.key)
 
     def _entry(self, key: str) -> ModelEntry:
-        return self._catalogue.entry(self._versions[key].model)
+        return self._catalogue.entry_of(self._versions[key].model)
 
     def _say_if_gone(self, model: str) -> None:
         stats = self.leases.stats()
@@ -305,6 +353,7 @@ class ModelHost:
 
     async def _load(self, key: str) -> LoadedModel:
         version = self._versions[key]
+        self._catalogue.check_present(version.model)
         try:
             model = await self._loading.load(self._entry(key), version)
         except BaseException as error:

@@ -8,6 +8,7 @@ from fastapi import Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from deployments.core.errors import BadRequest
 from deployments.openai.fields.fields import RequestBody, parse_fields
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.models import json_response
@@ -15,6 +16,19 @@ from deployments.openai.models import json_response
 
 class ModelBody(RequestBody):
     """A model by its id or alias."""
+
+
+class AddedModel(RequestBody):
+    """A model that is added while the server runs."""
+
+    id: str = Field(min_length=1, description="The name that clients send as model.")
+    like: str = Field(min_length=1, description="Id of the model whose loader and options are used.")
+    model_name: str = Field(min_length=1, max_length=4096, description="A folder, or a name on the Hub.")
+    aliases: list[str] | None = Field(default=None, description="Other names of the same model.")
+    engine: dict[str, Any] | None = Field(default=None, description="Options of its engine, in place of those of like.")
+    api: dict[str, Any] | None = Field(default=None, description="Options of its requests, in place of those of like.")
+    replace: bool = Field(default=False, description="Replace an added model of this id.")
+    load: bool = Field(default=False, description="Load it now; the answer comes when it is loaded.")
 
 
 class DrainBody(RequestBody):
@@ -28,11 +42,71 @@ class ReplicaList(TypedDict):
     data: list[dict[str, Any]]
 
 
+class ModelState(TypedDict):
+    """A model, or a folder that is not one.
+
+    `origin` is where it comes from (yaml, post, folder or hub), `state` is ready, settling (it is being written),
+    refused or gone, and `reason` says why it is not ready.
+    """
+
+    model: str
+    kind: Literal["model"]
+    aliases: list[str]
+    parent: str | None
+    origin: Literal["yaml", "post", "folder", "hub"]
+    like: str | None
+    source: str | None
+    state: Literal["ready", "settling", "refused", "gone"]
+    reason: str | None
+    replicas: NotRequired[list[dict[str, str]]]
+
+
+class ModelStates(TypedDict):
+    object: Literal["list"]
+    data: list[ModelState]
+
+
+class RemovedModel(TypedDict):
+    model: str
+    deleted: bool
+    unloaded: int
+
+
 class AdminAnswer(TypedDict):
     model: NotRequired[str]
     loaded: NotRequired[bool]
     unloaded: NotRequired[bool]
     draining: NotRequired[bool]
+
+
+async def list_added(exchange: Exchange) -> Response:
+    """Every model and every folder that is not one, with its state; with `?refresh`, folders are searched first."""
+    exchange.api.keys.check_admin(exchange.request.headers)
+    refresh = "refresh" in exchange.request.query_params
+    return json_response({"object": "list", "data": await exchange.models.model_states(refresh=refresh)})
+
+
+async def add_model(exchange: Exchange) -> Response:
+    """Add a model while the server runs: a folder or a model of the Hub, served like one of the configuration."""
+    exchange.api.keys.check_admin(exchange.request.headers)
+    given = await exchange.read_object()
+    body, unknown = parse_fields(AddedModel, given)
+    if unknown:
+        raise BadRequest(f"Unknown field {unknown[0][:100]!r}.", param=unknown[0][:100], code="unknown_parameter")
+    state, new = await exchange.models.add_model(body.model_dump(exclude_none=True))
+    if body.load:
+        await exchange.models.load(body.id)
+    response = json_response(state)
+    response.status_code = 201 if new else 200
+    return response
+
+
+async def remove_model(exchange: Exchange) -> Response:
+    """Remove a model that was added: new requests get 404, running ones end, then it is unloaded."""
+    exchange.api.keys.check_admin(exchange.request.headers)
+    name = exchange.request.path_params["name"]
+    unloaded = await exchange.models.remove_model(name)
+    return json_response({"model": name, "deleted": True, "unloaded": unloaded})
 
 
 async def list_replicas(exchange: Exchange) -> Response:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from deployments.config.app import AppArgs, unknown_model
 from deployments.config.model import ModelEntry
+from deployments.config.sources import Spec
+from deployments.core.errors import ModelNotFound
 from deployments.core.model_card import ModelCard
+from deployments.registry.digest import json_digest
 from deployments.registry.files import model_files
 from deployments.registry.stamp import Stamp
 from deployments.registry.version import Version
@@ -25,13 +28,57 @@ class Catalogue:
 
     def __init__(self, args: AppArgs, given: Collection[str] = ()) -> None:
         self._args = args
-        self._by_name = args.by_name()
-        self._cards = {entry.id: replace(entry.card, max_model_len=entry.engine.max_model_len) for entry in args.models}
+        self._configured = args.by_name()
+        self._by_name = dict(self._configured)
+        self._entries = {entry.id: entry for entry in args.models}
+        self._found: dict[str, Spec] = {}
+        self._cards = {entry.id: _card(entry) for entry in args.models}
         self._watches = {entry.id: Watch(entry, args.settle_s) for entry in args.models if entry.id not in given}
 
     def models(self) -> Sequence[ModelCard]:
-        """Every model, in the order of the configuration; its limits and its fingerprint once it was loaded."""
-        return list(self._cards.values())
+        """Every model, in the order of the configuration and then of the registry; its limits and its fingerprint once
+        it was loaded.
+        """
+        listed = [entry.id for entry in self._args.models]
+        listed += [name for name, spec in self._found.items() if spec.listed]
+        return [self._cards[name] for name in listed]
+
+    def spec(self, model: str) -> Spec | None:
+        """How a model was found while the server runs; None for one of the configuration."""
+        return self._found.get(model)
+
+    def adopt(self, spec: Spec) -> None:
+        """Know a model that was found while the server runs; it replaces one of the same id."""
+        entry = spec.entry
+        known = self._found.get(entry.id)
+        if self._configured.keys() & set(entry.names):
+            return
+        self._found[entry.id] = spec
+        if known is not None and known.same(spec):
+            return
+        if known is not None:
+            self._drop_names(known)
+        self._by_name.update(dict.fromkeys(entry.names, entry))
+        self._entries[entry.id] = entry
+        self._cards[entry.id] = replace(_card(entry), configured=False, created=spec.created)
+        self._watches[entry.id] = Watch(entry, self._args.settle_s, json_digest(entry.model_dump(mode="json")))
+
+    def follow(self, specs: Sequence[Spec]) -> None:
+        """Know these models that were found while the server runs, in this order, and no others."""
+        for name in self._found.keys() - {spec.entry.id for spec in specs}:
+            self._drop_names(self._found.pop(name))
+        for spec in specs:
+            self.adopt(spec)
+        self._found = {spec.entry.id: spec for spec in specs if spec.entry.id in self._found}
+
+    def drop(self, spec: Spec) -> None:
+        """Know a model no more."""
+        if self._found.pop(spec.entry.id, None) is not None:
+            self._drop_names(spec)
+
+    def _drop_names(self, spec: Spec) -> None:
+        for name in spec.entry.names:
+            self._by_name.pop(name, None)
 
     def entry(self, name: str) -> ModelEntry:
         """The model with this id or alias.
@@ -43,6 +90,25 @@ class Catalogue:
         if entry is None:
             raise unknown_model(name, self._args)
         return entry
+
+    def entry_of(self, model: str) -> ModelEntry:
+        """The model of this id, which requests may be using though it was removed."""
+        return self._entries[model]
+
+    def check_present(self, model: str) -> None:
+        """Refuse to load a model that was found in a folder which is gone.
+
+        Raises:
+            ModelNotFound: it is gone.
+        """
+        spec = self._found.get(model)
+        if (
+            spec is not None
+            and spec.origin in ("folder", "post")
+            and "/" in spec.source
+            and not Path(spec.source).exists()
+        ):
+            raise ModelNotFound(f"The model {model!r} is gone: its folder {spec.source} does not exist.", param="model")
 
     def resolve(self, name: str) -> ModelCard:
         """What clients see of the model with this id or alias; see `entry` for its errors."""
@@ -68,6 +134,10 @@ class Catalogue:
         """Look at the files of a model at its next request."""
         if model in self._watches:
             self._watches[model].expire()
+
+
+def _card(entry: ModelEntry) -> ModelCard:
+    return replace(entry.card, max_model_len=entry.engine.max_model_len)
 
 
 def date_models(args: AppArgs) -> None:

@@ -19,16 +19,19 @@ class Version:
         digest: of the files and of what else makes the weights; empty for a model whose loader names no files of this
             machine, which has one version.
         stamp: of the files.
+        entry: digest of the model's entry, if that can change while the server runs.
     """
 
     model: str
     digest: str = ""
     stamp: Stamp = NOTHING
+    entry: str = ""
 
     @property
     def key(self) -> str:
         """What everything is keyed by that was computed with this version: the model's id, `@`, and 12 hex digits."""
-        return f"{self.model}@{self.digest[:_DIGITS]}" if self.digest else self.model
+        parts = [part[:_DIGITS] for part in (self.digest, self.entry) if part]
+        return f"{self.model}@{'.'.join(parts)}" if parts else self.model
 
 
 class Rewritten(Unavailable):

@@ -33,10 +33,12 @@ class Watch:
     Args:
         entry: the model, whose loader's arguments name files.
         settle_s: seconds without a write until files are read.
+        digest: of the entry, if that can change while the server runs.
     """
 
-    def __init__(self, entry: ModelEntry, settle_s: float) -> None:
+    def __init__(self, entry: ModelEntry, settle_s: float, digest: str = "") -> None:
         self._entry = entry
+        self._digest = digest
         self._settle_s = settle_s
         self._version: Version | None = None
         self._looked = float("-inf")
@@ -107,7 +109,7 @@ class Watch:
             await asyncio.sleep(min(max(0.0, since + self._settle_s - time.monotonic()), 0.2))
             files, stamp = await self._look()
             if not files:
-                return self._version or Version(model=self._entry.id)
+                return self._version or Version(model=self._entry.id, entry=self._digest)
             if not stamp.same(before):
                 before, since = stamp, time.monotonic()
                 continue
@@ -126,7 +128,7 @@ class Watch:
 
     async def _read(self, files: list[ModelFile], stamp: Stamp) -> Version:
         digest = await asyncio.to_thread(files_digest, files, self._entry.kwargs)
-        return Version(model=self._entry.id, digest=digest, stamp=stamp)
+        return Version(model=self._entry.id, digest=digest, stamp=stamp, entry=self._digest)
 
     async def _look(self) -> Look:
         return await asyncio.to_thread(_look, self._entry)

@@ -92,6 +92,7 @@ def _text(seed: int) -> str:
     return str(tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True))
 
 
+@pytest.mark.long
 def test_a_run_that_writes_its_checkpoint_again(cluster: str, tmp_path: Path) -> None:
     write(tmp_path, 0)
     with serving(cluster, args(tmp_path, 0.3), num_replicas=2) as url:

@@ -29,8 +29,9 @@ MODELS = [
 class Server:
     """uvicorn in a thread of its own."""
 
-    def __init__(self, api: dict[str, Any], models: list[dict[str, Any]]) -> None:
-        app = make_app({"models": models, "max_models_per_replica": len(models), "settle_s": 0.05, "api": api})
+    def __init__(self, api: dict[str, Any], models: list[dict[str, Any]], **args: Any) -> None:
+        defaults = {"models": models, "max_models_per_replica": len(models), "settle_s": 0.05, "api": api}
+        app = make_app({**defaults, **args})
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -16,7 +16,14 @@ from fastapi import Request, Response
 from deployments.config.api import ApiOptions
 from deployments.core.calls import LARGE, Call
 from deployments.core.client import ModelClient
-from deployments.core.errors import BadRequest, TroupeError, Unavailable, UnsupportedParameter, VersionMismatch
+from deployments.core.errors import (
+    BadRequest,
+    ModelNotFound,
+    TroupeError,
+    Unavailable,
+    UnsupportedParameter,
+    VersionMismatch,
+)
 from deployments.core.events import Event, Failed, Finished
 from deployments.core.fingerprint import EXPECT_HEADER, expected_weights
 from deployments.core.model_card import ModelCard
@@ -52,6 +59,7 @@ class Exchange:
         request_id: as the client sees it in `x-request-id`.
         headers: further headers of the response.
         given: the request's JSON body.
+        form: the fields of its form, with the file.
         size: of the body in bytes.
         answer_id: the id in the answer's body; empty if it has none.
         settled: its keys, translated to fields.
@@ -63,6 +71,7 @@ class Exchange:
     request_id: str
     headers: dict[str, str] = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    form: dict[str, Any] = field(default_factory=dict)
     size: int = 0
     answer_id: str = ""
     settled: Settled = field(default_factory=Settled)
@@ -135,7 +144,9 @@ class Exchange:
         Raises:
             TroupeError: the form cannot be read, or a field or the model is unknown.
         """
-        given = await read_form(self.request, self.options, lists)
+        if not self.form:  # Read already if the route begins again.
+            self.form = await read_form(self.request, self.options, lists)
+        given = self.form
         self.given = {key: value for key, value in given.items() if not isinstance(value, bytes)}
         return self._accept(schema, given)
 
@@ -195,7 +206,7 @@ class Exchange:
             return self.models.resolve(name)
         if self.options.default_model is not None:
             return self.models.resolve(self.options.default_model)
-        cards = self.models.models()
+        cards = [card for card in self.models.models() if card.configured]
         if len(cards) == 1:
             return cards[0]
         raise BadRequest(
@@ -297,16 +308,22 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
 async def _answer(handler: Handler, exchange: Exchange) -> Response:
     """The answer; a model's default that the request's own fields do not go with is left out.
 
-    A request whose calls would be answered by two versions of its model begins again.
+    A request whose calls would be answered by two versions of its model begins again, and so does one for a model that
+    came while the server runs.
     """
     exchange.expect()
     versions = 1
+    discovered = {""}
     while True:
         try:
             return await handler(exchange)
         except BadRequest as error:
             if not exchange.without_default(error):
                 raise
+        except ModelNotFound as error:
+            if error.model in discovered or not await exchange.models.discover(error.model):
+                raise
+            discovered.add(error.model)
         except VersionMismatch:
             if not exchange.client.begin_again():
                 raise

@@ -14,6 +14,7 @@ from deployments.config.api import ApiOptions
 from deployments.config.app import AppArgs, Pool
 from deployments.config.engine import EngineOptions
 from deployments.config.model import ModelEntry
+from deployments.config.sources import FolderSource, HubSource
 from deployments.core.model_card import ModelOptions
 from tests.docs.reference.schema import type_of
 
@@ -21,6 +22,8 @@ SECTIONS: dict[str, Any] = {
     "args": AppArgs,
     "pools": Pool,
     "models": ModelEntry,
+    "folders": FolderSource,
+    "hub": HubSource,
     "models[].engine": EngineOptions,
     "models[].api": ModelOptions,
     "api": ApiOptions,

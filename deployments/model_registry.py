@@ -1,0 +1,108 @@
+"""The registry of an application as a deployment of one replica, and what the ingresses ask it with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
+
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deployments.config.app import AppArgs
+from deployments.config.sources import Spec
+from deployments.core.errors import TroupeError, Unavailable
+from deployments.logs import enter_folder, log_like_serve
+from deployments.registry.registry import Changes, Registry
+
+Handle: TypeAlias = DeploymentHandle[Any]
+
+_LIMIT_S = 10.0
+
+
+@serve.deployment(
+    name="ModelRegistry",
+    num_replicas=1,
+    max_ongoing_requests=10_000,
+    health_check_period_s=2,
+    ray_actor_options={"num_cpus": 0},
+)
+class RegistryReplica:
+    """`Registry` for all ingresses; what was added outlives it in its file."""
+
+    async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_like_serve()
+        enter_folder(args.folder)
+        self._registry = Registry(args)
+        self._searching = asyncio.create_task(self._registry.run())
+
+    async def find(self, name: str) -> Spec | None:
+        """See `ModelRegistry`."""
+        return await self._registry.find(name)
+
+    async def changes(self, seen: str, limit: float) -> Changes:
+        """See `ModelRegistry`."""
+        return await self._registry.changes(seen, limit)
+
+    async def add(self, body: Mapping[str, Any]) -> tuple[Spec, bool]:
+        """See `ModelRegistry`."""
+        return await self._registry.add(body)
+
+    async def remove(self, name: str) -> Spec:
+        """See `ModelRegistry`."""
+        return await self._registry.remove(name)
+
+    async def refresh(self) -> None:
+        """See `ModelRegistry`."""
+        await self._registry.refresh()
+
+    async def states(self) -> list[dict[str, Any]]:
+        """See `ModelRegistry`."""
+        return await self._registry.states()
+
+
+class RegistryHandle:
+    """A `ModelRegistry` over the handle of the deployment."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle.options(_by_reference=False)
+
+    async def find(self, name: str) -> Spec | None:
+        """See `ModelRegistry`."""
+        return cast(Spec | None, await self._ask("find", name))
+
+    async def changes(self, seen: str, limit: float) -> Changes:
+        """See `ModelRegistry`."""
+        return cast(Changes, await self._ask("changes", seen, limit, wait=limit))
+
+    async def add(self, body: Mapping[str, Any]) -> tuple[Spec, bool]:
+        """See `ModelRegistry`."""
+        return cast(tuple[Spec, bool], await self._ask("add", dict(body)))
+
+    async def remove(self, name: str) -> Spec:
+        """See `ModelRegistry`."""
+        return cast(Spec, await self._ask("remove", name))
+
+    async def refresh(self) -> None:
+        """See `ModelRegistry`."""
+        await self._ask("refresh")
+
+    async def states(self) -> list[dict[str, Any]]:
+        """See `ModelRegistry`."""
+        return cast(list[dict[str, Any]], await self._ask("states"))
+
+    async def _ask(self, method: str, *arguments: Any, wait: float = 0.0) -> Any:
+        answer = self._handle.options(method_name=method).remote(*arguments)
+        try:
+            return await asyncio.wait_for(answer, _LIMIT_S + wait)
+        except TroupeError:
+            raise
+        except (RayActorError, RayServeException, BackPressureError, TimeoutError) as error:
+            answer.cancel()
+            raise Unavailable("The registry of models does not answer; try again.", retry_after=2) from error
+        except RayTaskError as error:
+            if isinstance(error.cause, TroupeError):
+                raise error.cause from None
+            raise

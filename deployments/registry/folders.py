@@ -1,0 +1,101 @@
+"""Folders that become models while the server runs."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deployments.config.model import ModelEntry
+from deployments.config.sources import FolderSource, Spec, spec_like
+from deployments.registry.complete import incomplete
+from deployments.registry.files import folder_files
+from deployments.registry.stamp import Stamp
+
+State = Literal["settling", "ready", "refused", "gone"]
+_PATIENCE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A folder as it was at the last search.
+
+    Attributes:
+        reason: why it is not ready.
+    """
+
+    spec: Spec
+    state: State
+    reason: str | None = None
+
+
+class FolderSearch:
+    """Searches for the folders of one pattern. A folder that was ready is not looked into again, unless it was gone.
+
+    Args:
+        like: the model that they are like.
+        settle_s: seconds without a write until a folder is ready.
+    """
+
+    def __init__(self, source: FolderSource, like: ModelEntry, settle_s: float) -> None:
+        self._source = source
+        self._like = like
+        self._settle_s = settle_s
+        self._found: dict[str, Found] = {}
+
+    def search(self) -> list[Found]:
+        """Every folder, those that are gone included, in the order of their paths and numbers. Blocks."""
+        paths = [path for path in glob.glob(self._source.glob) if Path(path).is_dir()]
+        for path in paths:
+            known = self._found.get(path)
+            if known is None or known.state != "ready":
+                looked = self._look(path)
+                if looked is not None:
+                    self._found[path] = looked
+        for path in set(self._found).difference(paths):
+            if self._found[path].state == "ready":
+                self._found[path] = Found(self._found[path].spec, "gone", f"{path} is gone.")
+            elif self._found[path].state != "gone":
+                del self._found[path]
+        return [self._found[path] for path in sorted(self._found, key=_in_order)]
+
+    def _look(self, path: str) -> Found | None:
+        files = folder_files(Path(path))
+        names = {file.name for file in files}
+        if not files:
+            return None
+        stamp = Stamp.of_files(files)
+        spec = self._spec(path, stamp.written_at)
+        if "adapter_config.json" in names and "config.json" not in names:
+            return Found(
+                spec, "refused", f"{path} is a PEFT adapter without a model. Merge the two, and serve the result."
+            )
+        age = stamp.age
+        if age < self._settle_s:
+            return Found(spec, "settling", f"{path} is being written.")
+        fault = incomplete(files, self._like.marker) or (
+            None if any(file.has_weights for file in files) else f"{path} has no weights."
+        )
+        if fault is None:
+            return Found(spec, "ready")
+        return Found(spec, "settling" if age < max(1.0, _PATIENCE * self._settle_s) else "refused", fault)
+
+    def _spec(self, path: str, created: int) -> Spec:
+        folder = Path(path)
+        numbers = re.findall(r"\d+", folder.name)
+        fields = {"name": folder.name, "parent": folder.absolute().parent.name, "step": numbers[-1] if numbers else ""}
+        name = self._source.id.format(**fields)
+        return spec_like(self._like, self._source.like_key, name=name, source=path, origin="folder", created=created)
+
+
+def _in_order(path: str) -> list[tuple[int, str]]:
+    """checkpoint-900 comes before checkpoint-1000."""
+    return list(_numbered(path))
+
+
+def _numbered(path: str) -> Iterator[tuple[int, str]]:
+    for number, text in re.findall(r"(\d+)|(\D+)", path):
+        yield (int(number), "") if number else (-1, text)

@@ -1,0 +1,124 @@
+"""Models that `POST /admin/models` has added, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from deployments.config.app import AppArgs
+from deployments.config.explain import read_faults
+from deployments.config.sources import Spec, spec_like
+from deployments.core.errors import BadRequest, PathNotAllowed, Unavailable
+from deployments.registry.files import folder_files
+from deployments.registry.stamp import Stamp
+
+logger = logging.getLogger("troupe.registry")
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+
+def posted_spec(args: AppArgs, body: Mapping[str, Any]) -> Spec:
+    """The model that a request describes: `id`, `like`, `model_name`, and optionally `aliases`, `engine` and `api`.
+
+    Raises:
+        BadRequest: a field cannot be used.
+        PathNotAllowed: the folder is not below one of `api.admin_roots`, or the Hub's name is not allowed.
+    """
+    like = args.by_name().get(body["like"])
+    if like is None:
+        known = ", ".join(entry.id for entry in args.models)
+        raise BadRequest(
+            f"Invalid 'like': there is no model {body['like']!r} in the configuration (it has {known}).", param="like"
+        )
+    source = _allowed(args, body["model_name"])
+    fields = {key: body[key] for key in ("aliases", "engine", "api") if body.get(key) is not None}
+    try:
+        made = Stamp.of_files(folder_files(Path(source))).written_at or int(time.time())
+        return spec_like(like, "model_name", name=body["id"], source=source, origin="post", created=made, **fields)
+    except ValidationError as error:
+        fault = next(iter(read_faults(error)))
+        raise BadRequest(f"Invalid {fault.place!r}: {fault.reason} (got {fault.got}).", param=fault.place) from None
+
+
+def _allowed(args: AppArgs, name: str) -> str:
+    """The folder with its links resolved, or the name on the Hub."""
+    if _HUB_NAME.fullmatch(name) and not Path(name).exists():
+        if args.hub is not None and hub_allows(args, name):
+            return name
+        raise PathNotAllowed(
+            f"{name!r} is not a folder, and hub.allow in the configuration does not allow this name.",
+            param="model_name",
+        )
+    real = os.path.realpath(name)
+    for root in args.api.admin_roots:
+        if Path(real).is_relative_to(os.path.realpath(root)):
+            if not os.path.isdir(real):
+                raise BadRequest(f"Invalid 'model_name': {name!r} is not a folder.", param="model_name")
+            return real
+    raise PathNotAllowed(f"{name!r} is not below one of the folders in api.admin_roots.", param="model_name")
+
+
+def hub_allows(args: AppArgs, name: str) -> bool:
+    """Whether clients may request a model of the Hub by its name."""
+    return (
+        args.hub is not None
+        and _HUB_NAME.fullmatch(name) is not None
+        and any(fnmatchcase(name, pattern) for pattern in args.hub.allow)
+    )
+
+
+class PostedFile:
+    """`models.json`: the added models, which outlive the process. A whole file replaces the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, Spec]:
+        """The models by id; none, with an error in the log, if the file cannot be read."""
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            return {spec.entry.id: spec for spec in map(Spec.model_validate, found["models"])}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.error("%s cannot be read; the models that were added are not there: %s", self._path, error)
+            return {}
+
+    def write(self, specs: Mapping[str, Spec]) -> None:
+        """Replace the file. Blocks.
+
+        Raises:
+            Unavailable: it cannot be written.
+        """
+        try:
+            self._replace(specs)
+        except OSError as error:
+            raise Unavailable(
+                f"{self._path} cannot be written: {error.strerror}. Set state_dir to a folder that can be written."
+            ) from error
+
+    def _replace(self, specs: Mapping[str, Spec]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_suffix(f".{os.getpid()}.tmp")
+        with fresh.open("w", encoding="utf-8") as file:
+            json.dump({"models": [spec.model_dump(mode="json") for spec in specs.values()]}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+
+
+def posted_file(args: AppArgs) -> PostedFile:
+    """The file of an application: in its `state_dir`, else in one of its own below ~/.local/state/troupe."""
+    if args.state_dir is not None:
+        return PostedFile(Path(args.folder or "", args.state_dir) / "models.json")
+    place = re.sub(r"[^\w.-]+", "-", os.path.abspath(args.folder or ".")).strip("-")
+    return PostedFile(Path("~/.local/state/troupe").expanduser() / place / "models.json")

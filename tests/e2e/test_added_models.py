@@ -1,0 +1,141 @@
+"""Models that come while the server runs, with two ingresses; ingresses, registry and replicas are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from ray.exceptions import RayError
+
+from deployments.ingress import OpenAIIngress
+from tests.faults.processes import INGRESS, REPLICA, pids
+from tests.serving import serving
+from tests.tiny import byte_tokenizer, llama
+
+ADMIN = {"Authorization": "Bearer admin"}
+REGISTRY = "#ModelRegistry#"
+
+
+def write(folder: Path, seed: int) -> Path:
+    llama(seed=seed).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def args(place: Path) -> dict[str, Any]:
+    engine = {"pack_linears": False, "threads": 1}
+    kwargs = {"model_name": str(place / "base")}
+    base = {"id": "base", "loader": "model_loaders.auto:load_model", "kwargs": kwargs, "engine": engine}
+    return {
+        "models": [base],
+        "folders": [{"glob": str(place / "run" / "*"), "like": "base", "every_s": 0.2}],
+        "settle_s": 0.1,
+        "state_dir": str(place / "state"),
+        "max_models_per_replica": 4,
+        "api": {"admin_keys": ["admin"], "admin_roots": [str(place / "allowed")]},
+    }
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write(tmp_path / "base", 0)
+    write(tmp_path / "allowed" / "mine", 1)
+    return tmp_path
+
+
+def complete(url: str, model: str, **headers: str) -> requests.Response:
+    body = {"model": model, "prompt": "ab", "max_tokens": 4, "temperature": 0}
+    return requests.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+
+
+def fingerprint(url: str, model: str) -> str:
+    answer = complete(url, model)
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-troupe-fingerprint"]
+
+
+def add(url: str, place: Path, name: str) -> requests.Response:
+    body = {"id": name, "like": "base", "model_name": str(place / "allowed" / "mine")}
+    return requests.post(f"{url}/admin/models", json=body, headers=ADMIN, timeout=60)
+
+
+def statuses(url: str, name: str, count: int) -> set[int]:
+    """Of many requests at once for what is known of a model; they go to both ingresses."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda _: requests.get(f"{url}/v1/models/{name}", timeout=30), range(count))
+        return {answer.status_code for answer in answers}
+
+
+def until(check: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def kill(kind: str) -> None:
+    """End all processes of a kind, and wait until there are as many new ones."""
+    before = pids(kind)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+
+    def replaced() -> bool:
+        with contextlib.suppress(RayError, ValueError):  # One of the actors is just about to be dead.
+            found = pids(kind)
+            return len(found) == len(before) and not set(found) & set(before)
+        return False
+
+    until(replaced)
+
+
+def test_every_ingress_knows_a_model_at_once_and_follows_its_versions(
+    cluster: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.app.OpenAIIngress", OpenAIIngress.options(num_replicas=2))
+    with serving(cluster, args(place), num_replicas=2) as url:
+        assert complete(url, "mine").status_code == 404
+        assert add(url, place, "mine").status_code == 201
+        assert statuses(url, "mine", 100) == {200}
+        old = fingerprint(url, "mine")
+        write(place / "allowed" / "mine", 2)
+        until(lambda: fingerprint(url, "mine") != old)
+        refused = complete(url, "mine", **{"x-troupe-expect": old})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_mismatch")
+        listed = requests.get(f"{url}/v1/models", timeout=10).json()["data"]
+        assert [(model["id"], model["parent"]) for model in listed] == [("base", None), ("mine", None)]
+        assert requests.delete(f"{url}/admin/models/mine", headers=ADMIN, timeout=60).json()["deleted"] is True
+        until(lambda: statuses(url, "mine", 20) == {404})
+
+
+@pytest.mark.long
+def test_nobodys_death_loses_a_model(cluster: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.app.OpenAIIngress", OpenAIIngress.options(num_replicas=2))
+    with serving(cluster, args(place)) as url:
+        assert add(url, place, "mine").status_code == 201
+        assert statuses(url, "mine", 1000) == {200}
+        weights = fingerprint(url, "mine")
+        shutil.copytree(place / "allowed" / "mine", place / "run" / "checkpoint-1")
+        until(lambda: complete(url, "checkpoint-1").status_code == 200)
+        for kind in (REPLICA, REGISTRY, INGRESS):
+            kill(kind)
+            until(lambda: complete(url, "mine").status_code == 200)
+            assert fingerprint(url, "mine") == weights
+            until(lambda: complete(url, "nobody").status_code == 404)
+            assert statuses(url, "checkpoint-1", 50) == {200}
+        assert add(url, place, "second").status_code == 201
+        rows = requests.get(f"{url}/admin/models", headers=ADMIN, timeout=60).json()["data"]
+        assert [(row["model"], row["origin"]) for row in rows] == [
+            ("base", "yaml"),
+            ("mine", "post"),
+            ("second", "post"),
+            ("checkpoint-1", "folder"),
+        ]

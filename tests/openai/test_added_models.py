@@ -1,0 +1,257 @@
+"""Models that come while the server runs: checkpoints of a watched run, models of the Hub, and those that are added."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.openai.conftest import Server
+from tests.tiny import byte_tokenizer, llama
+
+ADMIN = {"Authorization": "Bearer admin"}
+CLIENT = {"Authorization": "Bearer client"}
+
+
+def write(folder: Path, seed: int) -> Path:
+    llama(seed=seed).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that tests copy."""
+    top = tmp_path_factory.mktemp("place")
+    for seed in range(3):
+        write(top / "made" / f"seed{seed}", seed)
+    (top / "run").mkdir()
+    (top / "allowed").mkdir()
+    return top
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(place: Path) -> Iterator[Start]:
+    servers: list[Server] = []
+
+    def begin(**args: Any) -> Server:
+        engine = {"pack_linears": False, "threads": 1}
+        kwargs = {"model_name": str(place / "made" / "seed0")}
+        base = {"id": "base", "loader": "model_loaders.auto:load_model", "kwargs": kwargs, "engine": engine}
+        api = {"api_keys": ["client"], "admin_keys": ["admin"], "admin_roots": [str(place / "allowed")]}
+        given = {"state_dir": str(place / "state"), "max_models_per_replica": 4, **args}
+        server = Server({**api, **given.pop("api", {})}, [base], **given)
+        server.start()
+        servers.append(server)
+        return server
+
+    yield begin
+    for server in servers:
+        server.stop()
+    shutil.rmtree(place / "state", ignore_errors=True)
+    for folder in (place / "run", place / "allowed"):
+        shutil.rmtree(folder)
+        folder.mkdir()
+
+
+def copy(place: Path, seed: int, name: str) -> Path:
+    return Path(shutil.copytree(place / "made" / f"seed{seed}", place / name))
+
+
+def complete(server: Server, model: str, **fields: Any) -> requests.Response:
+    body = {"model": model, "prompt": "ab", "max_tokens": 4, "temperature": 0, **fields}
+    return requests.post(f"{server.url}/v1/completions", json=body, headers=CLIENT, timeout=60)
+
+
+def admin(server: Server, method: str, path: str = "", body: Any = None, headers: Any = ADMIN) -> requests.Response:
+    return requests.request(method, f"{server.url}/admin/models{path}", json=body, headers=headers, timeout=60)
+
+
+def added(place: Path, seed: int, name: str = "mine", **fields: Any) -> dict[str, Any]:
+    folder = place / "allowed" / name
+    if not folder.exists():
+        copy(place, seed, f"allowed/{name}")
+    return {"id": name, "like": "base", "model_name": str(folder), **fields}
+
+
+def states(server: Server, query: str = "?refresh") -> dict[str, dict[str, Any]]:
+    return {row["model"]: row for row in admin(server, "GET", query).json()["data"]}
+
+
+def listed(server: Server) -> list[str]:
+    return [model["id"] for model in requests.get(f"{server.url}/v1/models", headers=CLIENT, timeout=10).json()["data"]]
+
+
+def until(check: Callable[[], bool]) -> None:
+    """Wait for what a task in the background brings about."""
+    end = time.monotonic() + 30
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_checkpoints_of_a_run(place: Path, start: Start) -> None:
+    copy(place, 1, "run/checkpoint-1000")
+    copy(place, 1, "run/checkpoint-900")
+    server = start(
+        folders=[
+            {"glob": str(place / "run" / "checkpoint-*"), "id": "{parent}-{step}", "like": "base", "every_s": 0.05}
+        ]
+    )
+    until(lambda: listed(server) == ["base", "run-900", "run-1000"])
+    assert complete(server, "run-900").status_code == 200
+    copy(place, 2, "run/checkpoint-2000")
+    until(lambda: complete(server, "run-2000").status_code == 200)
+    answers = {name: complete(server, name).json() for name in ("base", "run-900", "run-1000", "run-2000")}
+    weights = {name: answer["system_fingerprint"].split("-")[1] for name, answer in answers.items()}
+    assert weights["run-900"] == weights["run-1000"]
+    assert len(set(weights.values())) == 3
+    assert complete(server, "run-3000").status_code == 404
+
+
+def test_folders_that_are_not_models_say_why(place: Path, start: Start) -> None:
+    half = copy(place, 1, "run/half")
+    os.truncate(half / "model.safetensors", 1000)
+    adapter = place / "run" / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (place / "run" / "empty").mkdir()
+    copy(place, 1, "run/base")
+    server = start(folders=[{"glob": str(place / "run" / "*"), "like": "base"}], settle_s=0)
+    rows = admin(server, "GET", "?refresh").json()["data"]
+    found = {(row["model"], row["origin"]): (row["state"], row["reason"] or "") for row in rows}
+    assert found["base", "yaml"] == ("ready", "")
+    assert found["base", "folder"] == ("refused", "The name 'base' is that of another model.")
+    assert "model.safetensors has 1000 bytes" in found["half", "folder"][1]
+    assert "is a PEFT adapter without a model" in found["adapter", "folder"][1]
+    assert ("empty", "folder") not in found
+    until(lambda: complete(server, "half").status_code != 503)  # It may be being written.
+    refused = complete(server, "half")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+    assert "GET /admin/models says why" in refused.json()["error"]["message"]
+
+
+def test_a_folder_that_is_being_written(place: Path, start: Start) -> None:
+    copy(place, 1, "run/new")
+    server = start(folders=[{"glob": str(place / "run" / "*"), "like": "base"}], settle_s=600)
+    answer = complete(server, "new")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert answer.headers["retry-after"] == "5"
+    assert states(server)["new"]["state"] == "settling"
+
+
+def test_a_checkpoint_that_is_deleted(place: Path, start: Start) -> None:
+    folder, other = copy(place, 1, "run/a"), copy(place, 2, "run/b")
+    server = start(folders=[{"glob": str(place / "run" / "*"), "like": "base", "every_s": 0.05}])
+    until(lambda: listed(server) == ["base", "a", "b"])
+    first = complete(server, "a")
+    assert first.status_code == 200
+    shutil.rmtree(folder)
+    shutil.rmtree(other)
+    until(lambda: states(server)["a"]["state"] == "gone")
+    until(lambda: listed(server) == ["base"])
+    assert complete(server, "a").json()["choices"] == first.json()["choices"]
+    refused = complete(server, "b")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+    assert "is gone" in refused.json()["error"]["message"]
+
+
+def test_a_model_that_is_added_replaced_and_removed(place: Path, start: Start) -> None:
+    server = start()
+    body = added(place, 1, aliases=["latest"])
+    assert complete(server, "mine").status_code == 404
+    new = admin(server, "POST", body={**body, "load": True})
+    assert (new.status_code, new.json()["state"], new.json()["origin"]) == (201, "ready", "post")
+    assert admin(server, "POST", body=body).status_code == 200
+    first = complete(server, "latest").json()["system_fingerprint"]
+    assert states(server)["mine"]["replicas"] == [{"replica": "local", "fingerprint": first}]
+    other = {**body, "model_name": added(place, 2, "other")["model_name"]}
+    taken = admin(server, "POST", body=other)
+    assert (taken.status_code, taken.json()["error"]["code"]) == (409, "name_taken")
+    assert admin(server, "POST", body={**other, "replace": True}).status_code == 201
+    assert complete(server, "mine").json()["system_fingerprint"] != first
+    assert admin(server, "DELETE", "/mine").json() == {"model": "mine", "deleted": True, "unloaded": 1}
+    assert complete(server, "mine").status_code == complete(server, "latest").status_code == 404
+    assert admin(server, "DELETE", "/mine").status_code == 404
+    assert admin(server, "DELETE", "/base").json()["error"]["code"] == "name_taken"
+
+
+def test_other_options_are_another_version(place: Path, start: Start) -> None:
+    server = start()
+    body = added(place, 1)
+    assert admin(server, "POST", body=body).status_code == 201
+    first = complete(server, "mine").json()["system_fingerprint"]
+    changed = {**body, "engine": {"kind": "generate"}, "replace": True}
+    assert admin(server, "POST", body=changed).status_code == 201
+    second = complete(server, "mine").json()["system_fingerprint"]
+    assert first.split("-")[1] == second.split("-")[1]
+    assert first != second
+
+
+def test_what_was_added_outlives_the_server(place: Path, start: Start) -> None:
+    server = start()
+    assert admin(server, "POST", body=added(place, 1)).status_code == 201
+    server.stop()
+    again = start()
+    assert complete(again, "mine").status_code == 200
+
+
+def test_what_may_be_added(place: Path, start: Start) -> None:
+    server = start()
+    outside = place / "made" / "seed1"
+    (place / "allowed" / "link").symlink_to(outside)
+    body = {"id": "x", "like": "base", "model_name": str(outside)}
+    refusals = [
+        ({**body, "model_name": str(place / "allowed" / "link")}, 403),
+        ({**body, "model_name": f"{place}/allowed/../made/seed1"}, 403),
+        ({**body, "model_name": "org/name"}, 403),
+        (body, 403),
+        ({**body, "model_name": str(place / "allowed" / "nothing")}, 400),
+        ({**added(place, 1), "loader": "os:system"}, 400),
+        ({**added(place, 1), "kwargs": {"trust_remote_code": True}}, 400),
+        ({**added(place, 1), "engine": {"max_batch": 3}}, 400),
+        ({**added(place, 1), "like": "nobody"}, 400),
+        ({**added(place, 1), "id": "base"}, 409),
+    ]
+    for given, status in refusals:
+        answer = admin(server, "POST", body=given)
+        assert answer.status_code == status, (given, answer.text)
+    assert admin(server, "POST", body=body, headers=CLIENT).status_code == 401
+    assert admin(server, "GET", headers=CLIENT).status_code == 401
+    assert listed(server) == ["base"]
+
+
+def test_models_of_the_hub(place: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = place / "hub"
+    snapshot = cache / "models--org--tiny" / "snapshots" / ("0" * 40)
+    shutil.copytree(place / "made" / "seed1", snapshot)
+    (cache / "models--org--tiny" / "refs").mkdir()
+    (cache / "models--org--tiny" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    server = start(hub={"allow": ["org/*"], "like": "base"})
+    assert complete(server, "other/tiny").status_code == 404
+    answer = complete(server, "org/tiny")
+    assert answer.status_code == 200, answer.text
+    assert states(server)["org/tiny"]["origin"] == "hub"
+    assert listed(server) == ["base"]
+    copied = admin(server, "POST", body=added(place, 1))
+    assert copied.status_code == 201
+    weights = {complete(server, name).json()["system_fingerprint"].split("-")[1] for name in ("org/tiny", "mine")}
+    assert len(weights) == 1
+
+
+def test_a_request_that_names_no_model_means_the_configured_one(place: Path, start: Start) -> None:
+    server = start()
+    assert admin(server, "POST", body=added(place, 1)).status_code == 201
+    body = {"prompt": "a", "max_tokens": 1}
+    answer = requests.post(f"{server.url}/v1/completions", json=body, headers=CLIENT, timeout=60)
+    assert answer.json()["model"] == "base"
