@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*(ROOT / "deployments").rglob("*.py"), *(ROOT / "model_loaders").rglob("*.py")])
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 FOLDERS = sorted({path.parent for path in SOURCES})
 
 
@@ -94,3 +95,45 @@ def test_packages_have_an_order() -> None:
                 needs.setdefault(own, set()).add(str(folder.relative_to(ROOT)))
     order = graphlib.TopologicalSorter({folder: need - {folder} for folder, need in needs.items()})
     assert next(iter(order.static_order())) in ("deployments/core", "deployments/engine/cache")
+
+
+OF_OTHERS = {
+    "_add_pending_request_to_indices",
+    "_get_pending_request_matching_internal_request_id",
+    "_remove_pending_request_from_indices",
+    "_request_id",
+}
+"""Names of Ray's that the router overrides, and one of the openai client's answers."""
+
+
+def private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """The private names that a file gives to functions, classes, variables and attributes."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.attr if isinstance(node, ast.Attribute) else node.id
+
+
+def reaches(path: Path) -> Iterator[str]:
+    """The private names that a file uses of other objects and modules, in strings of `setattr` too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            yield node.attr
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("deployments", "model_loaders"):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            if called in ("setattr", "getattr", "delattr"):
+                yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+
+
+def test_tests_go_through_the_front_door() -> None:
+    """No test uses a private name of ours."""
+    ours = {name for path in SOURCES for name in private_names(path) if private(name)} - OF_OTHERS
+    found = {(str(path.relative_to(ROOT)), name) for path in TESTS for name in reaches(path) if name in ours}
+    assert found == set()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -53,6 +55,19 @@ def send(router: Router, replicas: list[Replica], model: str, session: str = "")
     return chosen
 
 
+def loaded(replicas: list[Replica], name: ReplicaName, model: str) -> None:
+    """Let a replica say that it has a model."""
+    next(replica for replica in replicas if replica.replica_id == name).multiplexed_model_ids.add(model)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The router's time in seconds, which the test sets."""
+    now = [1000.0]
+    monkeypatch.setattr("deployments.router.time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
+    return now
+
+
 def test_a_cold_burst_goes_to_one_replica_and_stays_there() -> None:
     router, replicas = fleet(4, full_at=100, patience_s=1.0)
     assert len({send(router, replicas, "a").replica_id for _ in range(50)}) == 1
@@ -84,20 +99,20 @@ def test_a_model_with_little_to_do_does_not() -> None:
     assert len({send(router, replicas, "a").replica_id for _ in range(3)}) == 1
 
 
-def test_nor_a_burst() -> None:
+def test_nor_a_burst(clock: list[float]) -> None:
     router, replicas = fleet(4, full_at=10, patience_s=30.0)
     (first,) = {send(router, replicas, "a").replica_id for _ in range(100)}
-    for what in router._since:
-        router._since[what] -= 31
+    loaded(replicas, first, "a")
+    clock[0] += 31
     (further,) = {send(router, replicas, "a").replica_id for _ in range(80)}
     assert further != first
 
 
-def test_nor_one_that_had_a_pause() -> None:
+def test_nor_one_that_had_a_pause(clock: list[float]) -> None:
     router, replicas = fleet(4, full_at=10, patience_s=30.0)
     (own,) = {send(router, replicas, "a").replica_id for _ in range(11)}
-    for what in router._since:
-        router._since[what] -= 31
+    loaded(replicas, own, "a")
+    clock[0] += 31
     router.queues[own] = 1
     assert len({send(router, replicas, "a").replica_id for _ in range(20)}) == 1
 
@@ -187,19 +202,22 @@ def test_a_choice_costs_in_proportion_to_the_replicas() -> None:
     assert seconds(2000) < 40 * seconds(200)
 
 
-def test_plans_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    router, replicas = fleet(4)
-    send(router, replicas, "a")
-    now = [0.0]
-    monkeypatch.setattr("deployments.router.time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
-    router._planned["a"] = dict.fromkeys(router._planned["a"], -PLAN_LIFETIME_S - 1)
-    assert not router._plans("a")
-    assert "a" not in router._planned
+def test_plans_are_forgotten(clock: list[float]) -> None:
+    """A replica that was sent a model and never says that it has it is free for another after a while."""
+    homes = {model: send(*fleet(2), model).replica_id for model in "abcdefgh"}
+    first, second = next((a, b) for a in homes for b in homes if a < b and homes[a] == homes[b])
+    router, replicas = fleet(2, max_models=1)
+    home = send(router, replicas, first).replica_id
+    assert send(router, replicas, second).replica_id != home
+    router, replicas = fleet(2, max_models=1)
+    send(router, replicas, first)
+    clock[0] += PLAN_LIFETIME_S + 1
+    assert send(router, replicas, second).replica_id == home
 
 
 def test_an_exception_never_hangs_a_request() -> None:
     router, replicas = fleet(2)
-    router._planned = None  # type: ignore[assignment]
+    replicas[0].multiplexed_model_ids = None  # type: ignore[assignment]
     metadata = SimpleNamespace(multiplexed_model_id="a", session_id="")
     request = SimpleNamespace(metadata=metadata, created_at=float("inf"), routing_context=SimpleNamespace())
     assert asyncio.run(router.choose_replicas(replicas, request)) == [replicas]  # type: ignore[arg-type]
@@ -220,6 +238,9 @@ def test_calls_that_one_request_makes_at_once_are_told_apart() -> None:
             call.future.set_result(None)
             assert router._get_pending_request_matching_internal_request_id(call.metadata) is None
             router._remove_pending_request_from_indices(call)
-        assert not router._pending
+        kept = [weakref.ref(call) for call in calls]
+        del call, calls
+        gc.collect()
+        assert not any(reference() for reference in kept)
 
     asyncio.run(matched())

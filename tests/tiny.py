@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from deployments.engine.text.vocabulary import Vocabulary
+from model_loaders.contract import ModelInfo
+from model_loaders.prompts.hooks import Hooks
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -50,6 +55,15 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": 258,
     "initializer_range": 0.4,
 }
+
+
+class Words(Vocabulary):
+    """A vocabulary of a model that has nothing but a tokenizer, which it shows."""
+
+    def __init__(self, tokenizer: Any, **hooks: Any) -> None:
+        model = SimpleNamespace(config=SimpleNamespace(), generation_config=SimpleNamespace())
+        super().__init__(Hooks(ModelInfo(model=model, tokenizer=tokenizer, **hooks)))
+        self.tokenizer = tokenizer
 
 
 def llama(*, seed: int = 0, **kwargs: Any) -> LlamaForCausalLM:

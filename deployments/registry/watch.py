@@ -17,7 +17,7 @@ from deployments.registry.version import Version
 logger = logging.getLogger("troupe.registry")
 
 LOOK_EVERY_S = 1.0
-_LOOK_LIMIT_S = 2.0
+LOOK_LIMIT_S = 2.0
 _PATIENCE = 10
 """Files that are not complete are given up after `settle_s` times this, if nothing is written."""
 
@@ -63,7 +63,7 @@ class Watch:
             self._finding = asyncio.create_task(self._find(), name=f"look at {self._entry.id}")
             self._finding.add_done_callback(self._found)
         finding = self._finding
-        await asyncio.wait({finding}, timeout=_LOOK_LIMIT_S)
+        await asyncio.wait({finding}, timeout=LOOK_LIMIT_S)
         if not finding.done() and self._version is not None and not self._changing:
             # A file system that hangs does not stop a model that is in memory.
             logger.warning("the files of %s do not answer; it is served as it was loaded", self._entry.id)

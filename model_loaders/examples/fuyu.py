@@ -46,7 +46,7 @@ def load_model(
     )
     model = load_checkpoint(FuyuForCausalLM, model_name, options, dtype=dtype or "auto").to(device)
     processor = FuyuProcessor.from_pretrained(model_name)
-    _cut_tensors(processor.image_processor)
+    cut_tensors(processor.image_processor)
     return ModelInfo(
         model=model,
         model_name=model_name,
@@ -81,7 +81,7 @@ def text_of(content: Any) -> str:
     return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _cut_tensors(images: Any) -> None:
+def cut_tensors(images: Any) -> None:
     """Let the image processor without torchvision cut tensors: it knows arrays only, and Fuyu's processor gives it
     tensors and expects some back."""
     if type(images).__name__.endswith("Pil"):

@@ -156,7 +156,7 @@ async def test_a_file_system_that_hangs_does_not_stop_a_model(
         await hangs.wait()
         return [], version.stamp
 
-    monkeypatch.setattr(watching, "_LOOK_LIMIT_S", 0.05)
+    monkeypatch.setattr(watching, "LOOK_LIMIT_S", 0.05)
     monkeypatch.setattr(asyncio, "to_thread", look)
     assert await now(looker) == version
     assert "do not answer" in caplog.text

@@ -15,7 +15,7 @@ from transformers import (
     PaliGemmaProcessor,
 )
 
-from model_loaders.examples.fuyu import _cut_tensors
+from model_loaders.examples.fuyu import cut_tensors
 from tests.openai.conftest import Serve, serve
 from tests.seeds.vision import data_uri, picture, save_fuyu, save_paligemma
 from tests.tiny import byte_tokenizer
@@ -82,7 +82,7 @@ def client(serve: Serve, folders: dict[str, Path]) -> OpenAI:
 @pytest.fixture(scope="module")
 def fuyu(folders: dict[str, Path]) -> tuple[Any, Any]:
     processor = FuyuProcessor.from_pretrained(folders["fuyu"])
-    _cut_tensors(processor.image_processor)
+    cut_tensors(processor.image_processor)
     return FuyuForCausalLM.from_pretrained(folders["fuyu"]), processor
 
 

@@ -99,9 +99,9 @@ class BatchingEngine(ThreadedEngine):
     def _patched_loop(self, options: EngineOptions, proofs: Proofs) -> StepLoop:
         """The step loop, over a model that is changed as the options say."""
         forward = self._forward
-        self._fixed = fixed_decode(forward, options)
+        fixed = fixed_decode(forward, options)
         # torch.compile cannot read a packed weight.
-        wanted = False if self._fixed is not None else options.pack_linears
+        wanted = False if fixed is not None else options.pack_linears
         with proofs.of(PACKED) as note:
             packed = pack_linears(forward.model, self._patches, wanted)
             note.found = f"{packed} modules" if packed else ""
@@ -109,7 +109,7 @@ class BatchingEngine(ThreadedEngine):
         if options.deterministic:
             with proofs.of(DETERMINISTIC) as note:
                 note.found = deterministic = make_deterministic(forward, options.max_batch_size, self._patches)
-        return step_loop(forward, self.capabilities, options, deterministic, self._fixed)
+        return step_loop(forward, self.capabilities, options, deterministic, fixed)
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         """See `protocol.Engine`. The sequence is made in a thread of the engine: the caller may be an event loop."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -68,6 +68,10 @@ class PrefixStore:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __iter__(self) -> Iterator[Prefix]:
+        """Those that are held, the least recently used first."""
+        return iter(self._entries)
 
     def find(
         self, ids: Sequence[int], content_key: object, prefix_alignment: int | None = None

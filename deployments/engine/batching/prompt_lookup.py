@@ -31,15 +31,11 @@ class PromptLookup:
     Args:
         forward: the model's forward passes; its layers must all have full attention.
         most: tokens drafted at a time.
-
-    Attributes:
-        confirmed: draft tokens that sampling has confirmed.
     """
 
     def __init__(self, forward: Forward, most: int) -> None:
         self._forward = forward
         self._most = most
-        self.confirmed = 0
 
     def draft_tokens(self, batch: Batch) -> list[list[int]] | None:
         """Equally many tokens for every sequence; None if a plain step is better."""
@@ -66,7 +62,6 @@ class PromptLookup:
     def settle(self, batch: Batch, draft_tokens: abc.Sequence[abc.Sequence[int]], right: abc.Sequence[int]) -> None:
         """Take back draft tokens that were wrong; `right` is how many of each sequence's were not."""
         for sequence, count in zip(batch.sequences, right, strict=True):
-            self.confirmed += count
             if sequence.drafter is not None:
                 sequence.drafter.learn(count, len(sequence.ids))
         assert isinstance(batch.cache, BatchCache)

@@ -15,7 +15,7 @@ from deployments.core.logprobs import TokenLogprob
 from deployments.engine.sampling.logprobs import TokenScore, token_scores
 from deployments.engine.text.vocabulary import Vocabulary
 
-_FLOATS = 1 << 23
+FLOATS_AT_ONCE = 1 << 23
 
 
 class PromptScorer:
@@ -72,7 +72,7 @@ def score_positions(
     """
     if not len(targets):
         return []
-    step = max(1, _FLOATS // logits.shape[1])
+    step = max(1, FLOATS_AT_ONCE // logits.shape[1])
     pieces = zip(torch.split(logits, step), torch.split(targets, step), strict=True)
     return [
         score

@@ -14,8 +14,10 @@ import torch
 
 from deployments.core.errors import BadRequest, ContextOverflow, ModelError, OutOfMemory, TroupeError, Unavailable
 from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.batching.step_loop import StepLoop
 from tests.engine.architectures import decoder
 from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
+from tests.engine.stepped import Stepped
 
 PROMPTS = [prompt(i, length) for i, length in enumerate((5, 30, 12, 60, 3, 20))]
 TOKENS = 12
@@ -159,10 +161,16 @@ def test_out_of_memory_shrinks_the_batch_and_goes_on(kind: str) -> None:
 
     with running(model) as engine, before_forward(model, check):
         assert_alone(model, [submit(engine, ids, TOKENS) for ids in PROMPTS])
+    stepped = Stepped(model)
+    with before_forward(model, check):
+        for i, ids in enumerate(PROMPTS):
+            stepped.add(str(i), ids, TOKENS)
+        stepped.run()
         # Fewer sequences for a while, then all again.
-        assert engine._loop.scheduler.max_batch_size <= 4
-        submit(engine, PROMPTS[0], 200).wait()
-        assert 4 < engine._loop.scheduler.max_batch_size <= 16
+        assert stepped.loop.scheduler.max_batch_size <= 4
+        stepped.add("long", PROMPTS[0], 200)
+        stepped.run()
+        assert 4 < stepped.loop.scheduler.max_batch_size <= 16
 
 
 def test_out_of_memory_of_one_that_cannot_run_even_alone(llama: Any) -> None:
@@ -342,14 +350,13 @@ def test_a_step_that_fails_by_our_own_fault_ends_its_requests_and_no_others(
     llama: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(llama) as engine:
-        loop = engine._loop
-        original = loop.step
+        original = StepLoop.step
 
-        def fails_once() -> None:
-            monkeypatch.setattr(loop, "step", original)
+        def fails_once(loop: StepLoop) -> None:
+            monkeypatch.setattr(StepLoop, "step", original)
             raise AssertionError("a bug")
 
-        monkeypatch.setattr(loop, "step", fails_once)
+        monkeypatch.setattr(StepLoop, "step", fails_once)
         with pytest.raises(TroupeError, match="a bug"):
             submit(engine, PROMPTS[0], 4).wait()
         assert_alone(llama, [submit(engine, ids, TOKENS) for ids in PROMPTS])

@@ -16,6 +16,7 @@ from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.text.prompt_logprobs import PromptScorer
 from tests.engine.architectures import decoder
 from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
+from tests.engine.stepped import Stepped
 
 PROMPTS = [prompt(i, 20 + i) for i in range(5)]
 TOKENS = 8
@@ -55,18 +56,20 @@ def assert_alone(model: Any, answers: list[Answer], prompts: list[list[int]], to
         assert answer.wait().token_ids == generate_alone(model, ids, tokens).token_ids
 
 
-def test_sequences_that_cannot_pause_for_want_of_memory(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_that_find_no_memory_to_pause(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, prompts = 150, PROMPTS[:4]
-    engine = batching_engine(llama, prefix_cache=False)
-    limits = engine._loop.limits
-    object.__setattr__(limits, "budget", 3 * engine.capabilities.sequence_bytes.of_sequence(20 + tokens))
-    object.__setattr__(limits, "growth", 16)
     # Without kept prefixes sequences are copied only to pause.
+    stepped = Stepped(
+        llama, limits=lambda sizes: {"budget": 3 * sizes.of_sequence(20 + tokens), "growth": 16}, prefix_cache=False
+    )
     faults = Faults(monkeypatch, BatchCache, "copy_sequence", no_memory())
-    answers = [submit(engine, ids, tokens) for ids in prompts]
-    assert_alone(llama, answers, prompts, tokens)
+    for i, ids in enumerate(prompts):
+        stepped.add(str(i), ids, tokens)
+    stepped.run()
+    assert [stepped.texts[str(i)] for i in range(4)] == [
+        generate_alone(llama, ids, tokens).token_ids for ids in prompts
+    ]
     assert faults.raised
-    engine.close()
 
 
 @pytest.mark.parametrize("kind", ["llama", "mamba2"])

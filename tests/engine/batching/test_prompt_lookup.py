@@ -1,4 +1,4 @@
-"""Guessed tokens save steps and change no text."""
+"""Draft tokens save steps and change no text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import pytest
 
 from deployments.engine.batching import prompt_lookup
-from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.speedups.draft import Drafter
 from model_loaders.demo import load_model
 from model_loaders.demo.worlds import make_world
@@ -24,27 +23,28 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = [prompt(i, length) for i, length in enumerate(LENGTHS)]
 
 
-def confirmed(engine: BatchingEngine) -> int:
-    assert engine._loop.lookup is not None
-    return engine._loop.lookup.confirmed
-
-
 class Oracle(Drafter):
     """Random models hardly repeat themselves: it knows their texts, and is wrong now and then at any place."""
 
     known: ClassVar[list[list[int]]] = []
+    confirmed: ClassVar[int] = 0
 
     def draft(self, ids: Sequence[int], most: int) -> list[int]:
         chance = random.Random(len(ids))
         whole = next((text for text in self.known if text[: len(ids)] == list(ids)), [])
-        guess = whole[len(ids) : len(ids) + chance.randrange(most + 1)]
-        return [token if chance.random() < 0.8 else 3 for token in guess]
+        drafted = whole[len(ids) : len(ids) + chance.randrange(most + 1)]
+        return [token if chance.random() < 0.8 else 3 for token in drafted]
+
+    def learn(self, right: int, length: int) -> None:
+        Oracle.confirmed += right
+        super().learn(right, length)
 
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> type[Oracle]:
     monkeypatch.setattr(prompt_lookup, "Drafter", Oracle)
     monkeypatch.setattr(Oracle, "known", [])
+    monkeypatch.setattr(Oracle, "confirmed", 0)
     return Oracle
 
 
@@ -56,7 +56,7 @@ def test_sequences_give_what_generate_gives(kind: str, oracle: type[Oracle]) -> 
     engine = batching_engine(model, max_batch_size=prompt_lookup.MOST_SEQUENCES, prefill_chunk=32, prompt_lookup=5)
     answers = staggered(engine, PROMPTS)
     engine.close(5)
-    assert confirmed(engine) > 30
+    assert oracle.confirmed > 30
     for i, answer in enumerate(answers):
         count = len(answer.token_ids)
         assert count >= CANCELLED.get(i, TOKENS[i])
@@ -79,34 +79,34 @@ def test_drawn_stopped_and_constrained_texts_are_the_same(oracle: type[Oracle]) 
         (6, {"min_tokens": 10, "frequency_penalty": 0.2}),
     ]
     found = []
-    for guessed in (0, 6):
-        engine = batching_engine(model, max_batch_size=2, prompt_lookup=guessed)
+    for most in (0, 6):
+        engine = batching_engine(model, max_batch_size=2, prompt_lookup=most)
         answers = [submit(engine, PROMPTS[i], 30, **sampling) for i, sampling in asked]
         found.append(texts(answers))
         oracle.known += [[*PROMPTS[i], *answer.token_ids] for (i, _), answer in zip(asked, answers, strict=True)]
-        assert not guessed or confirmed(engine) > 20
+        assert not most or oracle.confirmed > 20
         engine.close(5)
     assert found[0] == found[1]
 
 
-def test_an_agents_answers_are_guessed() -> None:
+def test_an_agents_answers_are_drafted() -> None:
     """With the bundled model, in one of its worlds: no oracle."""
     info = load_model()
     steps, said = {}, {}
-    for guessed in (0, 6):
-        engine = batching_engine(info.model, prompt_lookup=guessed)
-        said[guessed] = []
+    for most in (0, 6):
+        engine = batching_engine(info.model, prompt_lookup=most)
+        said[most] = []
         world = make_world(random.Random(1))
         messages = world.reset()
         while messages[-1]["role"] == "user":
             ids = info.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             answer = submit(engine, ids, 60, stop_token_ids=(info.tokenizer.eos_token_id,)).wait()
             text = info.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
-            said[guessed].append((text, answer.cached_tokens))
+            said[most].append((text, answer.cached_tokens))
             messages.append({"role": "assistant", "content": text})
             if (observation := world.step(text).observation) is not None:
                 messages.append(observation)
-        steps[guessed] = engine.stats().steps
+        steps[most] = engine.stats().steps
         engine.close(5)
     assert said[0] == said[6]
     assert len(said[0]) > 2
@@ -120,13 +120,13 @@ def test_many_sequences_are_not_drafted_for(oracle: type[Oracle]) -> None:
     answers = [submit(engine, PROMPTS[1], 40) for _ in range(2 * prompt_lookup.MOST_SEQUENCES)]
     while engine.stats().rows < len(answers):
         time.sleep(0.001)
-    before, tokens = confirmed(engine), sum(len(answer.token_ids) for answer in answers)
+    before, tokens = oracle.confirmed, sum(len(answer.token_ids) for answer in answers)
     assert tokens < 200
     for answer in answers:
         answer.wait()
-    assert confirmed(engine) == before
+    assert oracle.confirmed == before
     submit(engine, PROMPTS[1], 40).wait()
-    assert confirmed(engine) > before
+    assert oracle.confirmed > before
     engine.close(5)
 
 
@@ -135,11 +135,14 @@ def test_many_sequences_are_not_drafted_for(oracle: type[Oracle]) -> None:
     [("mistral", {}, "cannot be cut back"), ("llama", {"deterministic": True}, "token by token")],
 )
 def test_models_that_are_not_drafted_for(
-    kind: str, options: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+    kind: str, options: dict[str, Any], reason: str, oracle: type[Oracle], caplog: pytest.LogCaptureFixture
 ) -> None:
+    model = decoder(kind)
+    oracle.known.append([*PROMPTS[1], *generate_alone(model, PROMPTS[1], 20).token_ids])
     with caplog.at_level(logging.WARNING):
-        engine = batching_engine(decoder(kind), prompt_lookup=4, **options)
+        engine = batching_engine(model, prompt_lookup=4, **options)
     assert "prompt_lookup=4 has no effect" in caplog.text
     assert reason in caplog.text
-    assert engine._loop.lookup is None
+    submit(engine, PROMPTS[1], 20).wait()
+    assert oracle.confirmed == 0
     engine.close(5)

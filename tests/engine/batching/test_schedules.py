@@ -155,6 +155,6 @@ def test_every_text_is_that_of_a_solo_run(kind: str, schedule: list[Plan]) -> No
     loop = crowd(kind).loop
     stats = loop.stats()
     assert stats.rows == stats.waiting == stats.cache_bytes == 0
-    entries = loop.store._entries
+    entries = list(loop.store)
     assert stats.prefix_bytes == sum(entry.nbytes for entry in entries) <= loop.store.limit
     assert stats.prefix_entries == len({(tuple(entry.ids), entry.content_key) for entry in entries})

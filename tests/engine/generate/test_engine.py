@@ -110,17 +110,18 @@ PROMPTS = [ids(text) for text in ("h", "hello there", "one two three four five s
 
 
 class TestFaithful:
-    @pytest.mark.parametrize(
-        ("make", "batches"), [(llama, True), (gpt2, True), (mamba, True), (t5, True), (bart, True)]
-    )
-    def test_greedy_text_is_that_of_generate_alone_and_together(self, make: Any, batches: bool) -> None:
+    @pytest.mark.parametrize("make", [llama, gpt2, mamba, t5, bart])
+    def test_greedy_text_is_that_of_generate_alone_and_together(self, make: Any) -> None:
         model = make()
         expected = [greedy(model, prompt, 12) for prompt in PROMPTS]
         engine = build(model)
-        assert engine._runner._generate.batches is batches  # type: ignore[attr-defined]
         assert [ask(engine, p, max_tokens=12, ignore_eos=True).tokens for p in PROMPTS] == expected
+        sizes: list[int] = []
+        head = model.get_output_embeddings()
+        head.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
         together = [start(engine, p, max_tokens=12, ignore_eos=True) for p in PROMPTS]
         assert [run.result().tokens for run in together] == expected
+        assert max(sizes) > 1
         engine.close()
 
     def test_jobs_of_different_lengths_regroup_and_stay_equal(self) -> None:
@@ -284,39 +285,34 @@ class TestRequests:
             build(torch.nn.Linear(2, 2))
 
 
-class Sick(torch.nn.Module):
-    """Wraps a model's forward: prompts that contain a marked token make it fail in a chosen way."""
+MARK = 259
 
-    MARK = 259
 
-    def __init__(self, model: Any, way: str) -> None:
-        super().__init__()
-        forward = model.forward
+def sick(model: Any, how: str) -> None:
+    """Prompts with a marked token make the model's forward fail in a chosen way."""
 
-        def sick(input_ids: torch.Tensor, **kwargs: Any) -> Any:
-            out = forward(input_ids=input_ids, **kwargs)
-            marked = (input_ids == self.MARK).any(-1)
-            if marked.any() and way == "nan":
-                out.logits[marked] = float("nan")
-            elif marked.any() and way == "raise":
-                raise RuntimeError("the forward is broken")
-            elif marked.any():
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return out
+    def spoil(module: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        marked = (kwargs["input_ids"] == MARK).any(-1)
+        if marked.any() and how == "nan":
+            out.logits[marked] = float("nan")
+        elif marked.any() and how == "raise":
+            raise RuntimeError("the forward is broken")
+        elif marked.any():
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
-        model.forward = sick
+    model.register_forward_hook(spoil, with_kwargs=True)
 
 
 class TestItNeverDies:
-    @pytest.mark.parametrize(("way", "error"), [("nan", ModelError), ("raise", ModelError), ("oom", OutOfMemory)])
-    def test_a_poisoned_request_fails_alone(self, way: str, error: type[TroupeError]) -> None:
+    @pytest.mark.parametrize(("how", "error"), [("nan", ModelError), ("raise", ModelError), ("oom", OutOfMemory)])
+    def test_a_poisoned_request_fails_alone(self, how: str, error: type[TroupeError]) -> None:
         model = llama()
         expected = [greedy(model, p, 8) for p in PROMPTS]
-        assert not any(Sick.MARK in tokens for tokens in expected)
+        assert not any(MARK in tokens for tokens in expected)
         engine = build(model)
-        Sick(engine._runner._generate._model, way)  # type: ignore[attr-defined]
+        sick(model, how)
         runs = [start(engine, p, max_tokens=8, ignore_eos=True) for p in PROMPTS]
-        poisoned = [start(engine, [*PROMPTS[1], Sick.MARK, 5], max_tokens=8) for _ in range(2)]
+        poisoned = [start(engine, [*PROMPTS[1], MARK, 5], max_tokens=8) for _ in range(2)]
         runs += [start(engine, p, max_tokens=8, ignore_eos=True) for p in PROMPTS]
         assert [run.result().tokens for run in runs] == expected * 2
         for run in poisoned:

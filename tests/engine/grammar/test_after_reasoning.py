@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +18,7 @@ from deployments.engine.sampling.state import TokenMask
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.openai.parsing.parts import Content
 from deployments.openai.parsing.reasoning import MARKERS, ReasoningSplitter
-from model_loaders.contract import ModelInfo
-from model_loaders.prompts.hooks import Hooks
-from tests.tiny import byte_tokenizer
+from tests.tiny import Words, byte_tokenizer
 
 THINK = MARKERS["think"]
 MERGED = [
@@ -61,12 +58,11 @@ CLOSINGS = [
 ]
 
 
-def vocabulary(special: tuple[str, ...] = ()) -> Vocabulary:
+def vocabulary(special: tuple[str, ...] = ()) -> Words:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([AddedToken(name, normalized=False) for name in MERGED if name not in special])
     tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in special], special_tokens=True)
-    model = SimpleNamespace(config=SimpleNamespace(), generation_config=SimpleNamespace())
-    return Vocabulary(Hooks(ModelInfo(model=model, tokenizer=tokenizer)))
+    return Words(tokenizer)
 
 
 PLAIN, SPECIAL = vocabulary(), vocabulary(("<think>", "</think>"))
@@ -148,7 +144,7 @@ def test_the_answer_follows_the_grammar_wherever_a_token_closes_the_reasoning(
 def test_a_model_may_answer_without_reasoning(kind: str) -> None:
     first = {"json_schema": "{", "choice": "no", "regex": "123", "lark": "<ab>"}[kind]
     mask = COMPILED["plain", kind].mask(50, reasoning=THINK)
-    wishes = PLAIN._info.tokenizer.convert_tokens_to_ids(list(first))
+    wishes = PLAIN.tokenizer.convert_tokens_to_ids(list(first))
     reasoning, content = read(PLAIN, drive(PLAIN, mask, wishes, 50)[0], opened=False)
     assert (reasoning, content.startswith(first), fits(kind, content)) == ("", True, True)
 
@@ -186,7 +182,7 @@ def test_channels() -> None:
     harmony = MARKERS["harmony"]
     header = "<|channel|>analysis<|message|>hm {<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>"
     mask = COMPILED["plain", "json_schema"].mask(400, reasoning=harmony)
-    tokens, ends = drive(PLAIN, mask, PLAIN._info.tokenizer.convert_tokens_to_ids(list(header.replace(" ", "Ġ"))), 400)
+    tokens, ends = drive(PLAIN, mask, PLAIN.tokenizer.convert_tokens_to_ids(list(header.replace(" ", "Ġ"))), 400)
     text = b"".join(PLAIN.token_bytes(i) for i in tokens if i not in PLAIN.eos_ids).decode("utf-8", "replace")
     assert text.startswith(header)
     assert fits("json_schema", text.removeprefix(header))

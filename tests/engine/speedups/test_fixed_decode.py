@@ -13,9 +13,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelError
+from deployments.engine.batching import engine as batching
 from deployments.engine.batching.engine import BatchingEngine
-from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, uncaptured
+from deployments.engine.model.forward import Forward
+from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, fixed_decode, uncaptured
 from tests.engine.architectures import VISION, decoder
 from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
 from tests.engine.test_parity import CANCELLED, LENGTHS, TOKENS, staggered
@@ -65,13 +68,21 @@ class Graphs:
 
 
 @contextmanager
-def running(model: Any, capture: Capture, **options: Any) -> Iterator[tuple[BatchingEngine, FixedDecode]]:
+def running(
+    model: Any, capture: Capture, *, settled: int = 0, **options: Any
+) -> Iterator[tuple[BatchingEngine, FixedDecode]]:
     """An engine that decodes in fixed steps."""
-    engine = batching_engine(model, **{"max_batch_size": 6, "prefill_chunk": 32, **options})
-    fixed = FixedDecode(engine._forward, capture)
-    engine._loop.decode = fixed.decode
+    made: list[FixedDecode] = []
+
+    def make(forward: Forward, options: EngineOptions) -> FixedDecode:
+        made.append(FixedDecode(forward, capture, settled=settled))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(batching, "fixed_decode", make)
+        engine = batching_engine(model, **{"max_batch_size": 6, "prefill_chunk": 32, **options})
     try:
-        yield engine, fixed
+        yield engine, made[-1]
     finally:
         engine.close(5)
 
@@ -112,8 +123,7 @@ def test_positions_of_several_dimensions() -> None:
 
 def test_a_capture_waits_until_the_buffers_have_settled() -> None:
     model, graphs = decoder("llama"), Graphs()
-    with running(model, graphs) as (engine, fixed):
-        fixed._settled = 4
+    with running(model, graphs, settled=4) as (engine, _):
         submit(engine, PROMPTS[1], 4).wait()
         assert graphs.replayed == []
         submit(engine, PROMPTS[1], 30).wait()
@@ -273,7 +283,7 @@ def test_models_that_have_no_fixed_steps(kind: str, reason: str, caplog: pytest.
         engine = batching_engine(model, torch_compile="default")
     assert [r.levelname for r in caplog.records if r.name.startswith("deployments")] == ["WARNING"]
     assert "torch_compile='default' has no effect" in caplog.text
-    assert engine._fixed is None
+    assert fixed_decode(Forward(model), EngineOptions(torch_compile="default")) is None
     assert submit(engine, PROMPTS[0], 5).wait().token_ids == generate_alone(model, PROMPTS[0], 5).token_ids
     engine.close(5)
     with running(model, uncaptured) as (_, fixed):
@@ -289,14 +299,21 @@ def test_deterministic_mode_is_not_compiled(caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-def test_compiled_steps_give_what_generate_gives() -> None:
+def test_compiled_steps_give_what_generate_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder("llama", num_hidden_layers=1)
+    made: list[FixedDecode | None] = []
+
+    def make(forward: Forward, options: EngineOptions) -> FixedDecode | None:
+        made.append(fixed_decode(forward, options))
+        return made[-1]
+
+    monkeypatch.setattr(batching, "fixed_decode", make)
     engine = batching_engine(model, torch_compile="default", max_batch_size=6, prefill_chunk=32)
     answers = [submit(engine, ids, count, logprobs=0) for ids, count in zip(PROMPTS, TOKENS, strict=True)]
     for answer in answers:
         answer.wait(600)
-    fixed = engine._fixed
     engine.close(5)
+    (fixed,) = made
     assert fixed is not None
     assert fixed.reason is None
     assert fixed.captured >= 3

@@ -140,7 +140,7 @@ class TestStopStrings:
 
     def test_completed_by_text_held_back_to_the_end(self) -> None:
         output = ChoiceOutput(SENTENCEPIECE, SamplingParams(stop=("€",), max_tokens=4))
-        convert = SENTENCEPIECE._info.tokenizer.convert_tokens_to_ids
+        convert = SENTENCEPIECE.tokenizer.convert_tokens_to_ids
         tokens = [convert("▁hello"), *(3 + byte for byte in "€".encode())]
         deltas = [d for d in map(output.push, map(Sampled, tokens)) if d is not None]
         assert (text(deltas), deltas[-1].finish_reason, deltas[-1].stop_reason) == ("hello", "stop", "€")

@@ -78,10 +78,10 @@ def test_no_more_than_a_few_positions_are_in_float32_at_once(monkeypatch: pytest
         seen.append(piece.numel())
         return real(piece, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scoring, "_FLOATS", 1000)
+    monkeypatch.setattr(scoring, "FLOATS_AT_ONCE", 1000)
     monkeypatch.setattr(scoring, "token_scores", noted)
     targets = torch.tensor(IDS)
     scored = score_positions(logits(), targets, 2)
     assert max(seen) <= 1000
-    monkeypatch.setattr(scoring, "_FLOATS", 1 << 23)
+    monkeypatch.setattr(scoring, "FLOATS_AT_ONCE", 1 << 23)
     assert scored == score_positions(logits(), targets, 2)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
 from tests.tiny import (
+    Words,
     byte_tokenizer,
     llama,
     sentencepiece_tokenizer,
@@ -24,17 +24,11 @@ from tests.tiny import (
     wordpiece_tokenizer,
 )
 
-
-def of(tokenizer: Any, **kwargs: Any) -> Vocabulary:
-    model = SimpleNamespace(config=SimpleNamespace(), generation_config=SimpleNamespace())
-    return Vocabulary(Hooks(ModelInfo(model=model, tokenizer=tokenizer, **kwargs)))
-
-
-BYTES = of(byte_tokenizer())
-SENTENCEPIECE = of(sentencepiece_tokenizer())
-WORDPIECE = of(wordpiece_tokenizer())
-CLEANED = of(wordpiece_tokenizer(clean_up=True))
-STRIPPING = of(
+BYTES = Words(byte_tokenizer())
+SENTENCEPIECE = Words(sentencepiece_tokenizer())
+WORDPIECE = Words(wordpiece_tokenizer())
+CLEANED = Words(wordpiece_tokenizer(clean_up=True))
+STRIPPING = Words(
     byte_tokenizer(),
     decode=lambda ids, skip_special_tokens=True: byte_tokenizer_once.decode(
         ids, skip_special_tokens=skip_special_tokens
@@ -47,9 +41,9 @@ ALL = {
     "wordpiece": WORDPIECE,
     "cleaned": CLEANED,
     "hook": STRIPPING,
-    "unigram": of(unigram_tokenizer()),
-    "suffix": of(suffix_tokenizer()),
-    "python": of(ByT5Tokenizer(extra_ids=3)),
+    "unigram": Words(unigram_tokenizer()),
+    "suffix": Words(suffix_tokenizer()),
+    "python": Words(ByT5Tokenizer(extra_ids=3)),
 }
 
 
@@ -103,8 +97,8 @@ def test_after_a_prompt_the_pieces_are_what_the_new_tokens_add(name: str, data: 
 
 
 def test_the_space_of_a_first_token_is_there_after_a_prompt() -> None:
-    def added(vocabulary: Vocabulary, prompt: list[str], new: list[str]) -> str:
-        convert = vocabulary._info.tokenizer.convert_tokens_to_ids
+    def added(vocabulary: Words, prompt: list[str], new: list[str]) -> str:
+        convert = vocabulary.tokenizer.convert_tokens_to_ids
         detokenizer = vocabulary.detokenizer(prompt=convert(prompt))
         return "".join([*(detokenizer.push(i) for i in convert(new)), detokenizer.finish()])
 
@@ -116,14 +110,14 @@ def test_the_space_of_a_first_token_is_there_after_a_prompt() -> None:
     assert added(WORDPIECE, ["do"], ["##n", "'"]) == "n '"
     assert added(ALL["suffix"], ["ab</w>"], ["a</w>", "b</w>"]) == " a b"
     assert added(CLEANED, ["hello", "wor"], ["##ld", ".", "we"]) == "ld. we"
-    convert = STRIPPING._info.tokenizer.convert_tokens_to_ids
+    convert = STRIPPING.tokenizer.convert_tokens_to_ids
     hook = STRIPPING.detokenizer(prompt=convert(["a"]))
     assert "".join([*(hook.push(i) for i in convert(["Ġ", "b"])), hook.finish()]) == "b"
 
 
 def test_special_tokens_in_a_marker_stay_in_the_text() -> None:
     for vocabulary, end in ((BYTES, "<|im_end|>"), (SENTENCEPIECE, "</s>"), (WORDPIECE, "[SEP]"), (CLEANED, "[PAD]")):
-        tokenizer = vocabulary._info.tokenizer
+        tokenizer = vocabulary.tokenizer
         others = [i for i in vocabulary.special_ids if i != tokenizer.convert_tokens_to_ids(end)]
         plain = next(i for i in range(len(vocabulary) - 1, 0, -1) if i not in vocabulary.special_ids)
         ids = [plain, tokenizer.convert_tokens_to_ids(end), plain, *others, plain]
@@ -148,19 +142,19 @@ def test_an_emoji_split_over_tokens_comes_whole() -> None:
 
 def test_byte_tokens_wait_for_the_end_of_their_run() -> None:
     euro = [3 + byte for byte in "€".encode()]
-    hello = SENTENCEPIECE._info.tokenizer.convert_tokens_to_ids("▁hello")
+    hello = SENTENCEPIECE.tokenizer.convert_tokens_to_ids("▁hello")
     assert streamed(SENTENCEPIECE, [hello, *euro, hello], True) == ["hello", "", "", "", "€ hello", ""]
     assert "".join(streamed(SENTENCEPIECE, [*euro, 3 + 0xFF, hello], True)) == "���� hello"
 
 
 def test_a_leading_space_is_dropped_once_and_special_tokens_leave_no_gap() -> None:
-    convert = SENTENCEPIECE._info.tokenizer.convert_tokens_to_ids
+    convert = SENTENCEPIECE.tokenizer.convert_tokens_to_ids
     ids = convert(["<s>", "▁hello", "</s>", "▁a", "▁", "▁b"])
     assert streamed(SENTENCEPIECE, ids, True) == ["", "hello", "", " a", " ", " b", ""]
 
 
 def test_text_that_clean_up_may_still_change_is_held_back() -> None:
-    ids = CLEANED._info.tokenizer.convert_tokens_to_ids(["hello", "wor", "##ld", ".", "we", "do", "n", "'", "t", "s"])
+    ids = CLEANED.tokenizer.convert_tokens_to_ids(["hello", "wor", "##ld", ".", "we", "do", "n", "'", "t", "s"])
     pieces = streamed(CLEANED, ids, True)
     assert "".join(pieces) == CLEANED.text_side.decode(ids)
     assert pieces[:4] != [""] * 4
@@ -193,7 +187,7 @@ def test_the_cost_of_a_decode_hook_per_token_is_bounded() -> None:
 
 def window_cost(length: int) -> int:
     decoded = 0
-    tokenizer = SENTENCEPIECE._info.tokenizer
+    tokenizer = SENTENCEPIECE.tokenizer
 
     def decode(ids: Sequence[int]) -> str:
         nonlocal decoded
@@ -227,12 +221,12 @@ class TestTokens:
         ("token", "text"), [("▁hello", " hello"), ("lo", "lo"), ("▁", " "), ("</s>", "</s>"), ("é", "é"), ("▁▁", "  ")]
     )
     def test_a_piece_has_the_space_it_adds(self, token: str, text: str) -> None:
-        token_id = SENTENCEPIECE._info.tokenizer.convert_tokens_to_ids(token)
+        token_id = SENTENCEPIECE.tokenizer.convert_tokens_to_ids(token)
         assert SENTENCEPIECE.token_text(token_id) == text
         assert SENTENCEPIECE.token_bytes(token_id) == text.encode()
 
     def test_wordpieces(self) -> None:
-        convert = WORDPIECE._info.tokenizer.convert_tokens_to_ids
+        convert = WORDPIECE.tokenizer.convert_tokens_to_ids
         assert WORDPIECE.token_text(convert("wor")) == " wor"
         assert WORDPIECE.token_text(convert("##ld")) == "ld"
 
@@ -273,7 +267,7 @@ class TestTerminators:
     def test_the_template_tells_how_a_turn_ends(self, template: str | None, found: set[int]) -> None:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = template
-        assert of(tokenizer).eos_ids == found
+        assert Words(tokenizer).eos_ids == found
 
     def test_without_a_tokenizer(self) -> None:
         def encode(prompt: str, **kwargs: Any) -> dict[str, list[int]]:
@@ -282,6 +276,6 @@ class TestTerminators:
         def decode(ids: torch.Tensor) -> str:
             return bytes(ids.tolist()).decode(errors="replace")
 
-        vocabulary = of(None, encode=encode, decode=decode)
+        vocabulary = Words(None, encode=encode, decode=decode)
         assert vocabulary.eos_ids == set()
         assert "".join(streamed(vocabulary, list("héllo 😀".encode()), True)) == "héllo 😀"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ctranslate2
 import openai
 import pytest
 import torch
@@ -415,9 +416,14 @@ def test_requests_that_cannot_be_served_are_refused(decoder: Running) -> None:
         decoder.submit([], GREEDY)
 
 
-def test_a_library_failure_is_the_requests_error(llama_folder: Path) -> None:
+def test_a_library_failure_is_the_requests_error(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(ctranslate2.Generator):  # type: ignore[misc]
+        def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+            self.unload_model()
+            return super().generate_batch(*args, **kwargs)
+
+    monkeypatch.setattr(ctranslate2, "Generator", Broken)
     running = Running(load_model(str(llama_folder), intra_threads=1))
-    running.engine._backend._model.unload_model()  # type: ignore[attr-defined]
     (failed,) = running.run("Hello", GREEDY)
     assert isinstance(failed, Failed)
     assert failed.error.status == 500
@@ -464,8 +470,16 @@ def test_quantization_and_path_may_come_from_elsewhere(
     params = sum(p.numel() for p in llama().parameters())
     assert given == {"name": "hf", "params": params, "quantization": "int8", "max_tokens": 256}
     monkeypatch.setenv("LLM_ARTIFACT_DIR", str(target))
+    opened: list[str] = []
+
+    class Noted(ctranslate2.Generator):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            opened.append(self.compute_type)
+
+    monkeypatch.setattr(ctranslate2, "Generator", Noted)
     running = Running(as_model_info(load_model(), "loader"))
-    assert running.engine._backend._model.compute_type == "int8_float32"  # type: ignore[attr-defined]
+    assert set(opened) == {"int8_float32"}
     assert len(ids_of(running.run("Hello", GREEDY))) == 24
     running.engine.close()
 

@@ -10,7 +10,7 @@ import requests
 from transformers import AutoTokenizer, FuyuProcessor, PaliGemmaProcessor
 
 from model_loaders.demo import WEIGHTS
-from model_loaders.examples.fuyu import _cut_tensors
+from model_loaders.examples.fuyu import cut_tensors
 from tests.model_loaders.backends.test_ctranslate2 import converted
 from tests.openai.conftest import Serve, Server
 from tests.openai.templates import TEMPLATES
@@ -190,7 +190,7 @@ def test_prompts_with_an_image(loaders: Server, checkpoints: dict[str, Path], lo
     processor: Any
     if loader == "fuyu":
         processor = FuyuProcessor.from_pretrained(checkpoints[loader])
-        _cut_tensors(processor.image_processor)
+        cut_tensors(processor.image_processor)
         text, more = "What is it?\n", {"return_legacy_image_output": False}
     else:
         processor = PaliGemmaProcessor.from_pretrained(checkpoints[loader])
