@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from deployments.engine.base.protocol import Engine
-from tests.engine.drive import Run, start
-from tests.engine.running import built_engine, generate_alone, model_info, prompt
+from tests.engine.running import Answer, built_engine, generate_alone, model_info, prompt, start
 from tests.engine.zoo import MEDIA_TOKENS, Specimen
 
 LENGTHS = (5, 40, 63, 64, 65, 130)
@@ -62,32 +61,32 @@ class AsAlone:
                 made.append(Prompt(ids))
         return made
 
-    def send(self, asked: Prompt, **sampling: Any) -> Run:
+    def send(self, asked: Prompt, **sampling: Any) -> Answer:
         settings = {"max_tokens": TOKENS, "ignore_eos": True, "logprobs": 0, **sampling}
-        return start(self.engine, asked.ids, model_inputs=asked.inputs, content_key=asked.content_key, **settings)
+        return start(self.engine, asked.ids, inputs=asked.inputs, content_key=asked.content_key, **settings)
 
-    def check(self, prompts: Sequence[Prompt], runs: Sequence[Run]) -> None:
+    def check(self, prompts: Sequence[Prompt], runs: Sequence[Answer]) -> None:
         """Wait for greedy answers, and compare them once the engine is idle: some forwards set torch's global seed."""
         for run in runs:
-            run.result(timeout=120.0)
+            run.wait(timeout=120.0)
         for asked, run in zip(prompts, runs, strict=True):
             self._compare(asked, run)
 
-    def _compare(self, asked: Prompt, run: Run) -> None:
-        model, count = copy.deepcopy(self._untouched), len(run.tokens)
+    def _compare(self, asked: Prompt, run: Answer) -> None:
+        model, count = copy.deepcopy(self._untouched), len(run.token_ids)
         alone = generate_alone(model, asked.ids, count, generate=self.specimen.generate(model), **asked.inputs)
-        assert run.tokens == alone.token_ids, f"a prompt of {len(asked.ids)} tokens"
-        assert [entry.logprob for entry in run.logprobs] == pytest.approx(alone.logprobs, abs=self._tolerance)
+        assert run.token_ids == alone.token_ids, f"a prompt of {len(asked.ids)} tokens"
+        assert run.logprobs == pytest.approx(alone.logprobs, abs=self._tolerance)
 
     def at_once(self, prompts: Sequence[Prompt]) -> None:
         self.check(prompts, [self.send(asked) for asked in prompts])
 
     def staggered(self, prompts: Sequence[Prompt]) -> None:
         """Each prompt comes once the one before it has some tokens, or is done."""
-        runs: list[Run] = []
+        runs: list[Answer] = []
         for i, asked in enumerate(prompts):
             runs.append(self.send(asked, max_tokens=TOKENS + 3 * i))
-            while not runs[-1].ended and len(runs[-1].tokens) < 3:
+            while not runs[-1].ended and len(runs[-1].token_ids) < 3:
                 runs[-1].next()
         self.check(prompts, runs)
 
@@ -95,7 +94,7 @@ class AsAlone:
         """A prompt that goes on from an answer and from the prompt that it answers."""
         first = self.send(asked)
         self.check([asked], [first])
-        ids = [*asked.ids, *first.tokens, *prompt(77, 20)]
+        ids = [*asked.ids, *first.token_ids, *prompt(77, 20)]
         inputs = self.specimen.inputs(len(ids), 0) if asked.inputs else {}
         again = Prompt(ids, {**asked.inputs, **self._of_length(inputs, asked.inputs)}, asked.content_key)
         self.check([again], [self.send(again)])
@@ -107,14 +106,14 @@ class AsAlone:
     def seeds(self, prompts: Sequence[Prompt]) -> None:
         """Drawn tokens depend on the seed, not on the neighbors."""
         settings = {"temperature": 0.8, "top_p": 0.95}
-        alone = [self.send(asked, seed=i, **settings).result().tokens for i, asked in enumerate(prompts)]
+        alone = [self.send(asked, seed=i, **settings).wait().token_ids for i, asked in enumerate(prompts)]
         runs = [self.send(asked, seed=i, **settings) for i, asked in enumerate(prompts)]
-        assert [run.result().tokens for run in runs] == alone
+        assert [run.wait().token_ids for run in runs] == alone
 
     def cancelled(self, prompts: Sequence[Prompt]) -> None:
         """The second of some requests leaves midway."""
         runs = [self.send(asked) for asked in prompts]
-        while not runs[1].ended and len(runs[1].tokens) < 4:
+        while not runs[1].ended and len(runs[1].token_ids) < 4:
             runs[1].next()
         self.engine.cancel(runs[1].request_id)
         self.check([prompts[0], *prompts[2:]], [runs[0], *runs[2:]])

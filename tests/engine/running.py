@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import queue
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,8 @@ import torch
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import TroupeError
-from deployments.core.events import Delta, EngineEvent, Failed, PromptScores
+from deployments.core.events import Delta, EngineEvent, Failed, PromptScores, is_last
+from deployments.core.logprobs import TokenLogprob
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.build import build_engine
@@ -23,6 +26,8 @@ from deployments.engine.model.cache_argument import take_generate_cache
 from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
+
+_numbers = itertools.count()
 
 NO_EOS = 1 << 20
 """A terminator that no tiny model has: `generate` then ends by length alone."""
@@ -64,9 +69,16 @@ def prompt(seed: int, length: int, vocab: int = 150) -> list[int]:
 
 @dataclass
 class Answer:
-    """What a request has received."""
+    """What a request has received.
+
+    Attributes:
+        events: those that `next` has not returned yet.
+        done: the last event has come.
+        on_delta: called in the engine's thread.
+    """
 
     request_id: str
+    events: queue.Queue[EngineEvent] = field(default_factory=queue.Queue)
     deltas: list[Delta] = field(default_factory=list)
     scores: PromptScores | None = None
     error: TroupeError | None = None
@@ -76,15 +88,19 @@ class Answer:
     def emit(self, event: EngineEvent) -> None:
         if isinstance(event, Failed):
             self.error = event.error
-            self.done.set()
         elif isinstance(event, PromptScores):
             self.scores = event
         else:
             self.deltas.append(event)
-            if self.on_delta is not None:
-                self.on_delta(self)
-            if event.finish_reason is not None:
-                self.done.set()
+        self.events.put(event)
+        if isinstance(event, Delta) and self.on_delta is not None:
+            self.on_delta(self)
+        if is_last(event):
+            self.done.set()
+
+    @property
+    def ended(self) -> bool:
+        return self.done.is_set()
 
     @property
     def token_ids(self) -> list[int]:
@@ -95,25 +111,42 @@ class Answer:
         return "".join(delta.text for delta in self.deltas)
 
     @property
+    def entries(self) -> list[TokenLogprob]:
+        return [entry for delta in self.deltas for entry in delta.logprobs or ()]
+
+    @property
     def logprobs(self) -> list[float]:
-        return [entry.logprob for delta in self.deltas for entry in delta.logprobs or ()]
+        return [entry.logprob for entry in self.entries]
 
     @property
     def cached_tokens(self) -> int:
         return sum(delta.cached_tokens for delta in self.deltas)
 
+    @property
+    def finish_reason(self) -> str | None:
+        return self.deltas[-1].finish_reason
+
+    def next(self, timeout: float = 30.0) -> EngineEvent:
+        """The next event, once it has come."""
+        return self.events.get(timeout=timeout)
+
+    def end(self, timeout: float = 60.0) -> Answer:
+        """Block until the request has ended, well or not."""
+        assert self.done.wait(timeout), f"request {self.request_id} has not ended"
+        return self
+
     def wait(self, timeout: float = 60.0) -> Answer:
         """Block until the request has ended; raises its error."""
-        assert self.done.wait(timeout), f"request {self.request_id} has not ended"
+        self.end(timeout)
         if self.error is not None:
             raise self.error
         return self
 
 
 def submit(
-    engine: BatchingEngine,
+    engine: Engine,
     ids: Sequence[int],
-    max_tokens: int,
+    max_tokens: int | None,
     *,
     name: str = "",
     inputs: Mapping[str, torch.Tensor] | None = None,
@@ -121,8 +154,8 @@ def submit(
     on_delta: Callable[[Answer], None] | None = None,
     **sampling: Any,
 ) -> Answer:
-    """Send a greedy request, or one as `sampling` says."""
-    answer = Answer(name or f"request-{random.getrandbits(64):x}", on_delta=on_delta)
+    """Send a greedy request of just as many tokens, or one as `sampling` says."""
+    answer = Answer(name or f"request-{next(_numbers)}", on_delta=on_delta)
     params = SamplingParams(**{"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True, **sampling})
     request = EngineRequest(
         request_id=answer.request_id,
@@ -133,6 +166,16 @@ def submit(
     )
     engine.submit(request, answer.emit)
     return answer
+
+
+def start(engine: Engine, ids: Sequence[int], *, max_tokens: int | None = 16, **asked: Any) -> Answer:
+    """Send a greedy request that a terminator ends; `asked` is what `submit` takes."""
+    return submit(engine, ids, max_tokens, **{"ignore_eos": False, **asked})
+
+
+def ask(engine: Engine, ids: Sequence[int], **asked: Any) -> Answer:
+    """The same, once it has ended well."""
+    return start(engine, ids, **asked).wait()
 
 
 @dataclass(frozen=True)
@@ -166,6 +209,11 @@ def generate_alone(
     new = output.sequences[0, -max_tokens:].tolist()
     logprobs = [logits[0].float().log_softmax(-1)[i].item() for logits, i in zip(output.logits, new, strict=True)]
     return Alone(new, logprobs)
+
+
+def greedy(model: Any, ids: Sequence[int], count: int, **kwargs: Any) -> list[int]:
+    """The tokens of the model's own `generate` for one request by itself."""
+    return generate_alone(model, ids, count, generate=model.generate, **kwargs).token_ids
 
 
 def generation(model: Any) -> Callable[..., Any]:

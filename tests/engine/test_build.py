@@ -18,8 +18,7 @@ from deployments.engine.verify.parity import image_prompt
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.hooks import Hooks
 from tests.engine.architectures import llava
-from tests.engine.drive import ask, greedy
-from tests.engine.running import built_engine
+from tests.engine.running import ask, built_engine, greedy
 from tests.tiny import byte_tokenizer, llama
 
 PROMPT = [72, 69, 76, 76, 79]
@@ -71,7 +70,7 @@ class TestAuto:
         assert [r.levelname for r in caplog.records] == ["WARNING"]
         assert "tiny" in caplog.text
         assert "differ from generate's" in caplog.text
-        assert ask(engine, PROMPT, max_tokens=8, ignore_eos=True).tokens == greedy(model, PROMPT, 8)
+        assert ask(engine, PROMPT, max_tokens=8, ignore_eos=True).token_ids == greedy(model, PROMPT, 8)
         engine.close()
 
     def test_the_probe_would_pass_the_same_model_unshifted(self) -> None:
@@ -87,7 +86,7 @@ class TestAuto:
             engine = build(model, tokenizer=None, encode=lambda text: [[1]], decode=lambda ids: " ".join(map(str, ids)))
         assert isinstance(engine, GenerateEngine)
         assert len(caplog.records) == 1
-        assert ask(engine, [5, 6, 7], max_tokens=6, ignore_eos=True).tokens == greedy(model, [5, 6, 7], 6)
+        assert ask(engine, [5, 6, 7], max_tokens=6, ignore_eos=True).token_ids == greedy(model, [5, 6, 7], 6)
         engine.close()
 
     def test_an_engine_that_fails_in_the_probe_is_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +111,7 @@ class TestAuto:
             return torch.cat([input_ids, torch.full((1, max_new_tokens), 65)], dim=1)
 
         engine = build(generate=generate)
-        assert ask(engine, PROMPT, max_tokens=3).tokens == [65] * 3
+        assert ask(engine, PROMPT, max_tokens=3).token_ids == [65] * 3
         engine.close()
 
     def test_the_models_own_generate_as_a_hook_is_no_hook(self) -> None:

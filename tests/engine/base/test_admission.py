@@ -12,8 +12,7 @@ from deployments.core.token_ids import vocab_size
 from deployments.engine.base.admission import ALL_PARAMS, check_request, context_length
 from deployments.engine.base.protocol import EngineRequest
 from model_loaders.contract import ModelInfo
-from tests.engine.drive import ask
-from tests.engine.running import built_engine, model_info
+from tests.engine.running import ask, built_engine, model_info
 from tests.tiny import llama
 
 
@@ -84,7 +83,7 @@ class TestContextLength:
         rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
         engine = built_engine(model_info(llama(max_position_embeddings=64, rope_parameters=rope)), memory_gib=0.1)
         assert engine.max_model_len == 256
-        assert len(ask(engine, range(3, 203), ignore_eos=True).tokens) == 16
+        assert len(ask(engine, range(3, 203), ignore_eos=True).token_ids) == 16
         engine.close()
 
     def test_the_tokenizer_and_no_limit_at_all(self) -> None:

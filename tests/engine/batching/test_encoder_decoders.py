@@ -9,8 +9,7 @@ import torch
 
 from deployments.core.errors import BadRequest
 from tests.engine.as_alone import AsAlone, Prompt, as_alone
-from tests.engine.drive import ask, start
-from tests.engine.running import built_engine, model_info, prompt
+from tests.engine.running import ask, built_engine, model_info, prompt, start
 from tests.engine.zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,5 +90,5 @@ def test_an_encoder_that_takes_nothing_that_is_tried_is_not_proved(caplog: pytes
     engine = built_engine(model_info(model), memory_gib=0.1)
     assert "its encoder takes input_values" in caplog.text
     inputs = ZOO["moonshine"].inputs(3, 0)
-    assert ask(engine, prompt(0, 3), max_tokens=3, ignore_eos=True, model_inputs=inputs).tokens
+    assert ask(engine, prompt(0, 3), max_tokens=3, ignore_eos=True, inputs=inputs).token_ids
     engine.close()

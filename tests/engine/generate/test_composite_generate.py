@@ -15,8 +15,7 @@ from deployments.engine.base.protocol import Engine
 from deployments.engine.generate.engine import GenerateEngine
 from tests.engine.architectures import VISION
 from tests.engine.as_alone import as_alone
-from tests.engine.drive import ask, greedy, start
-from tests.engine.running import built_engine, model_info, prompt
+from tests.engine.running import ask, built_engine, greedy, model_info, prompt, start
 from tests.engine.zoo import ZOO
 from tests.tiny import llama
 
@@ -89,7 +88,7 @@ class TestOwnGenerate:
         kwargs: dict[str, Any] = {} if beams == 1 else {"num_beams": beams}
         expected = greedy(llama(), IDS, 20, **kwargs)
         engine = engine_of(as_kind(kind))
-        assert ask(engine, IDS, max_tokens=20, ignore_eos=True, **kwargs).tokens == expected
+        assert ask(engine, IDS, max_tokens=20, ignore_eos=True, **kwargs).token_ids == expected
         engine.close()
 
     def test_sequences_are_compared_with_it_too(self) -> None:
@@ -100,7 +99,7 @@ class TestOwnGenerate:
     def test_one_that_asks_nobody_fails_the_request(self) -> None:
         engine = engine_of(as_kind(Never))
         with pytest.raises(ModelError, match="never asks"):
-            ask(engine, IDS, model_inputs={"pixel_values": torch.ones(1, 3)})
+            ask(engine, IDS, inputs={"pixel_values": torch.ones(1, 3)})
         engine.close()
 
     def test_the_probe_ends_after_a_few_steps(self) -> None:
@@ -123,7 +122,7 @@ class TestNeededMedia:
         with pytest.raises(BadRequest, match=f"This model needs {needed}") as caught:
             start(engine, IDS)
         assert caught.value.param == "prompt"
-        assert ask(engine, IDS, max_tokens=3, model_inputs=specimen.inputs(len(IDS), 0), ignore_eos=True).tokens
+        assert ask(engine, IDS, max_tokens=3, inputs=specimen.inputs(len(IDS), 0), ignore_eos=True).token_ids
         engine.close()
 
     def test_a_model_of_images_that_fails_for_another_reason_does_not_load(self) -> None:
@@ -143,8 +142,8 @@ class TestNeededMedia:
         ids = [*image, *IDS, *image]
         engine = engine_of(build(), kind=kind)
         with pytest.raises(BadRequest, match="do not match its images"):
-            ask(engine, ids, model_inputs=media(ids, 0))
-        assert ask(engine, IDS, max_tokens=2).tokens
+            ask(engine, ids, inputs=media(ids, 0))
+        assert ask(engine, IDS, max_tokens=2).token_ids
         engine.close()
 
     def test_a_model_of_text_alone_that_fails_does_not_load(self) -> None:

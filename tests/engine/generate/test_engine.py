@@ -35,8 +35,7 @@ from deployments.core.events import EngineEvent
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.generate.engine import GenerateEngine
 from model_loaders.contract import ModelInfo
-from tests.engine.drive import ask, greedy, start
-from tests.engine.running import generate_engine
+from tests.engine.running import ask, generate_engine, greedy, start
 from tests.tiny import byte_tokenizer, llama
 
 TOKENIZER = byte_tokenizer()
@@ -115,12 +114,12 @@ class TestFaithful:
         model = make()
         expected = [greedy(model, prompt, 12) for prompt in PROMPTS]
         engine = build(model)
-        assert [ask(engine, p, max_tokens=12, ignore_eos=True).tokens for p in PROMPTS] == expected
+        assert [ask(engine, p, max_tokens=12, ignore_eos=True).token_ids for p in PROMPTS] == expected
         sizes: list[int] = []
         head = model.get_output_embeddings()
         head.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
         together = [start(engine, p, max_tokens=12, ignore_eos=True) for p in PROMPTS]
-        assert [run.result().tokens for run in together] == expected
+        assert [run.wait().token_ids for run in together] == expected
         assert max(sizes) > 1
         engine.close()
 
@@ -130,7 +129,7 @@ class TestFaithful:
         expected = [greedy(LLAMA, p, n) for p, n in zip(prompts, counts, strict=True)]
         engine = build(options=EngineOptions(max_batch_size=4))
         runs = [start(engine, p, max_tokens=n, ignore_eos=True) for p, n in zip(prompts, counts, strict=True)]
-        assert [run.result().tokens for run in runs] == expected
+        assert [run.wait().token_ids for run in runs] == expected
         # In turns of four, without regrouping, the steps would be those of the longest of each turn.
         assert engine.stats().steps < sum(counts)
         engine.close()
@@ -140,7 +139,7 @@ class TestFaithful:
         expected = [greedy(LLAMA, p, 10) for p in PROMPTS]
         engine = build(options=options)
         runs = [start(engine, p, max_tokens=10, ignore_eos=True) for p in PROMPTS]
-        assert [run.result().tokens for run in runs] == expected
+        assert [run.wait().token_ids for run in runs] == expected
         engine.close()
 
     def test_deterministic_requests_never_run_together(self) -> None:
@@ -149,7 +148,7 @@ class TestFaithful:
         runs[0].next()
         assert engine.stats().rows <= 1
         for run in runs:
-            run.result()
+            run.wait()
         assert engine.stats().steps == 4 * 19
         engine.close()
 
@@ -160,7 +159,7 @@ class TestFaithful:
             do_sample=True, temperature=0.3, top_k=2, repetition_penalty=1.8, no_repeat_ngram_size=2, max_length=10
         )
         engine = build(model)
-        assert ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True).tokens == plain
+        assert ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True).token_ids == plain
         engine.close()
         assert model.generation_config.repetition_penalty == 1.8
 
@@ -169,15 +168,15 @@ class TestFaithful:
         first = greedy(model, PROMPTS[1], 1)[0]
         model.generation_config.suppress_tokens = [first]
         engine = build(model)
-        assert first not in ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True).tokens
+        assert first not in ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True).token_ids
         engine.close()
 
     def test_logprobs_are_those_of_a_plain_forward(self, engine: GenerateEngine) -> None:
         run = ask(engine, PROMPTS[1], max_tokens=8, logprobs=3, ignore_eos=True)
-        whole = torch.tensor([[*PROMPTS[1], *run.tokens]])
+        whole = torch.tensor([[*PROMPTS[1], *run.token_ids]])
         with torch.inference_mode():
             expected = LLAMA(whole).logits[0].log_softmax(-1)[len(PROMPTS[1]) - 1 : -1]
-        for entry, row, token_id in zip(run.logprobs, expected, run.tokens, strict=True):
+        for entry, row, token_id in zip(run.entries, expected, run.token_ids, strict=True):
             assert entry.token_id == token_id
             assert entry.logprob == pytest.approx(row[token_id].item(), abs=1e-4)
             assert [c.token_id for c in entry.top] == row.topk(3).indices.tolist()
@@ -202,13 +201,13 @@ class TestFaithful:
 
 class TestRequests:
     def test_seeds_give_the_same_text_whatever_the_neighbors(self, engine: GenerateEngine) -> None:
-        alone = ask(engine, PROMPTS[1], seed=5, temperature=1.0, max_tokens=20).tokens
+        alone = ask(engine, PROMPTS[1], seed=5, temperature=1.0, max_tokens=20).token_ids
         crowd = [start(engine, p, temperature=1.0, max_tokens=20) for p in PROMPTS]
         again = start(engine, PROMPTS[1], seed=5, temperature=1.0, max_tokens=20)
-        assert again.result().tokens == alone
-        assert ask(engine, PROMPTS[1], seed=6, temperature=1.0, max_tokens=20).tokens != alone
+        assert again.wait().token_ids == alone
+        assert ask(engine, PROMPTS[1], seed=6, temperature=1.0, max_tokens=20).token_ids != alone
         for run in crowd:
-            run.result()
+            run.wait()
 
     def test_streams_token_by_token(self, engine: GenerateEngine) -> None:
         run = ask(engine, PROMPTS[1], max_tokens=10, logprobs=0, ignore_eos=True)
@@ -225,19 +224,19 @@ class TestRequests:
     def test_without_max_tokens_the_context_is_the_limit(self) -> None:
         engine = build(max_model_len=len(PROMPTS[1]) + 7)
         run = ask(engine, PROMPTS[1], max_tokens=None, ignore_eos=True)
-        assert (len(run.tokens), run.finish_reason) == (7, "length")
+        assert (len(run.token_ids), run.finish_reason) == (7, "length")
         engine.close()
 
     def test_grammars(self, engine: GenerateEngine) -> None:
         schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
         grammar = Grammar(kind="json_schema", source=json.dumps(schema))
         runs = [start(engine, p, grammar=grammar, max_tokens=30, temperature=1.0) for p in PROMPTS]
-        assert all(isinstance(json.loads(run.result().text)["a"], int) for run in runs)
+        assert all(isinstance(json.loads(run.wait().text)["a"], int) for run in runs)
 
     def test_a_bad_grammar_fails_its_request_alone(self, engine: GenerateEngine) -> None:
         with pytest.raises(BadRequest):
             ask(engine, PROMPTS[0], grammar=Grammar(kind="regex", source="(a"))
-        assert ask(engine, PROMPTS[0]).tokens
+        assert ask(engine, PROMPTS[0]).token_ids
 
     def test_beam_search_is_that_of_generate(self, engine: GenerateEngine) -> None:
         for model in (LLAMA, t5()):
@@ -248,8 +247,8 @@ class TestRequests:
             )
             expected = found[0, 1 if model is not LLAMA else len(PROMPTS[1]) :].tolist()
             run = ask(own, PROMPTS[1], num_beams=4, max_tokens=10)
-            assert run.tokens == [t for t in expected if t != 258][: len(run.tokens)]
-            assert len(run.tokens) == len([t for t in expected if t != 258])
+            assert run.token_ids == [t for t in expected if t != 258][: len(run.token_ids)]
+            assert len(run.token_ids) == len([t for t in expected if t != 258])
             if own is not engine:
                 own.close()
 
@@ -314,9 +313,9 @@ class TestItNeverDies:
         runs = [start(engine, p, max_tokens=8, ignore_eos=True) for p in PROMPTS]
         poisoned = [start(engine, [*PROMPTS[1], MARK, 5], max_tokens=8) for _ in range(2)]
         runs += [start(engine, p, max_tokens=8, ignore_eos=True) for p in PROMPTS]
-        assert [run.result().tokens for run in runs] == expected * 2
+        assert [run.wait().token_ids for run in runs] == expected * 2
         for run in poisoned:
-            assert isinstance(run.wait().error, error)
+            assert isinstance(run.end().error, error)
         engine.check()
         engine.close()
 
@@ -329,12 +328,12 @@ class TestItNeverDies:
         engine = build(tokenizer=None, encode=lambda text: [[1]], decode=decode)
         prompts = [list(b"goodbye"), *PROMPTS]
         expected = [greedy(LLAMA, p, 12) for p in prompts]
-        runs = [start(engine, p, max_tokens=12, ignore_eos=True).wait() for p in prompts]
+        runs = [start(engine, p, max_tokens=12, ignore_eos=True).end() for p in prompts]
         for run, tokens in zip(runs, expected, strict=True):
             if 24 in tokens:
                 assert isinstance(run.error, ModelError)
             else:
-                assert run.tokens == tokens
+                assert run.token_ids == tokens
         assert isinstance(runs[0].error, ModelError)
         assert any(run.error is None for run in runs)
         engine.close()
@@ -349,7 +348,7 @@ class TestItNeverDies:
 
         sampling = SamplingParams(max_tokens=50, ignore_eos=True, temperature=0.0, logprobs=0)
         engine.submit(EngineRequest(request_id="own", input_ids=PROMPTS[1], sampling=sampling), emit)
-        assert ask(engine, PROMPTS[0], max_tokens=2).tokens
+        assert ask(engine, PROMPTS[0], max_tokens=2).token_ids
         assert len(seen) == 1
         engine.close()
 
@@ -359,7 +358,7 @@ class TestItNeverDies:
         engine.cancel(victim.request_id)
         time.sleep(0.05)
         seen = victim.events.qsize()
-        assert ask(engine, PROMPTS[0], max_tokens=4).tokens
+        assert ask(engine, PROMPTS[0], max_tokens=4).token_ids
         assert victim.events.qsize() == seen
         engine.cancel("nobody")
 
@@ -370,7 +369,7 @@ class TestItNeverDies:
         waiting = start(engine, PROMPTS[1], max_tokens=60, ignore_eos=True)
         engine.cancel(waiting.request_id)
         assert engine.stats().waiting == 0
-        running.result()
+        running.wait()
         assert waiting.events.empty()
         engine.close()
 
@@ -379,15 +378,15 @@ class TestItNeverDies:
         twin = EngineRequest(request_id=run.request_id, input_ids=[5], sampling=SamplingParams(max_tokens=1))
         with pytest.raises(BadRequest, match="already"):
             engine.submit(twin, run.events.put)
-        run.result()
+        run.wait()
 
     def test_close_lets_what_runs_end_and_fails_what_waits(self) -> None:
         engine = build(options=EngineOptions(max_batch_size=1))
         runs = [start(engine, PROMPTS[1], max_tokens=50, ignore_eos=True) for _ in range(3)]
         runs[0].next()
         engine.close()
-        assert runs[0].result().finish_reason == "length"
-        assert all(isinstance(run.wait().error, Unavailable) for run in runs[1:])
+        assert runs[0].wait().finish_reason == "length"
+        assert all(isinstance(run.end().error, Unavailable) for run in runs[1:])
         with pytest.raises(Unavailable):
             start(engine, PROMPTS[0])
 
@@ -399,14 +398,14 @@ class TestItNeverDies:
         begun = time.monotonic()
         engine.close(timeout=0.05)
         assert time.monotonic() - begun < 3
-        assert isinstance(run.wait().error, Unavailable)
+        assert isinstance(run.end().error, Unavailable)
         assert not [each for each in set(threading.enumerate()) - before if each.name == "generate-engine"]
 
     def test_counters(self) -> None:
         engine = build()
         runs = [start(engine, PROMPTS[1], max_tokens=5, ignore_eos=True) for _ in range(4)]
         for run in runs:
-            run.result()
+            run.wait()
         stats = engine.stats()
         assert (stats.kind, stats.generated_tokens, stats.prompt_tokens) == ("generate", 20, 4 * len(PROMPTS[1]))
         engine.close()

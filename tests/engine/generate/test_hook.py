@@ -12,8 +12,7 @@ from transformers.utils import ModelOutput
 from deployments.core.errors import ModelError, OutOfMemory, UnsupportedParameter
 from deployments.engine.generate.engine import GenerateEngine
 from model_loaders.contract import ModelInfo
-from tests.engine.drive import ask, greedy, start
-from tests.engine.running import generate_engine
+from tests.engine.running import ask, generate_engine, greedy, start
 from tests.tiny import byte_tokenizer, llama
 
 LLAMA = llama()
@@ -58,11 +57,11 @@ class TestCall:
 
         engine = serve(hook)
         run = ask(engine, PROMPT, max_tokens=9, temperature=0.7)
-        assert (run.tokens, run.finish_reason) == ([65, 66], "stop")
+        assert (run.token_ids, run.finish_reason) == ([65, 66], "stop")
         ids, limit, temperature = seen[0]
         assert ids.tolist() == [PROMPT]
         assert (limit, temperature) == (9, 0.7)
-        assert ask(engine, PROMPT, temperature=0.0).tokens == [65, 66]
+        assert ask(engine, PROMPT, temperature=0.0).token_ids == [65, 66]
         assert seen[1][2] == 0.0
 
     def test_gives_settings_under_transformers_names(self, serve: Any) -> None:
@@ -84,7 +83,7 @@ class TestCall:
             min_tokens=2,
             num_beams=3,
             extra={"own": "thing", "top_p": 0.8},
-            model_inputs={"pixel_values": torch.ones(1, 3)},
+            inputs={"pixel_values": torch.ones(1, 3)},
         )
         expected = {
             "max_new_tokens": 4,
@@ -105,7 +104,7 @@ class TestCall:
 
     def test_greedy_wins_over_the_loaders_sampling(self, serve: Any) -> None:
         engine = serve(wrapper, generate_kwargs={"do_sample": True, "temperature": 3.0})
-        assert ask(engine, PROMPT, max_tokens=12).tokens == EXPECTED
+        assert ask(engine, PROMPT, max_tokens=12).token_ids == EXPECTED
 
     def test_request_values_never_leak_into_the_loaders_kwargs(self, serve: Any) -> None:
         kwargs = {"do_sample": True}
@@ -170,7 +169,7 @@ class TestResult:
 
     def test_no_new_tokens(self, serve: Any) -> None:
         run = ask(serve(lambda input_ids: input_ids), PROMPT)
-        assert (run.tokens, run.finish_reason) == ([], "stop")
+        assert (run.token_ids, run.finish_reason) == ([], "stop")
 
     @pytest.mark.parametrize(
         ("shape", "said"),
@@ -206,7 +205,7 @@ class TestResult:
 
     def test_a_hook_that_is_not_told_the_limit_is_cut_at_it(self, serve: Any) -> None:
         run = ask(serve(lambda input_ids: after(input_ids)), PROMPT, max_tokens=2)
-        assert (run.tokens, run.finish_reason) == ([65, 66], "length")
+        assert (run.token_ids, run.finish_reason) == ([65, 66], "length")
 
     def test_an_encoder_decoders_result_begins_with_the_decoders_start(self, serve: Any) -> None:
         class Config:
@@ -215,7 +214,7 @@ class TestResult:
         model = type("Model", (), {"config": Config(), "__call__": lambda self: None})()
         found = [torch.tensor([[0, 65, 66]]), torch.tensor([[]], dtype=torch.long)]
         engine = serve(lambda input_ids, max_new_tokens: found.pop(0), model=model)
-        assert ask(engine, PROMPT).tokens == [65, 66]
+        assert ask(engine, PROMPT).token_ids == [65, 66]
         with pytest.raises(ModelError, match=r"returned 0 tokens; .* 1 decoder token"):
             ask(engine, PROMPT)
 
@@ -239,7 +238,7 @@ class TestResult:
                 streamer.put(token[None, None])
             return after(input_ids)
 
-        assert ask(serve(hook), PROMPT).tokens == [65, 66, 67]
+        assert ask(serve(hook), PROMPT).token_ids == [65, 66, 67]
 
     def test_stop_strings_terminators_and_lengths(self, serve: Any) -> None:
         text = byte_tokenizer().decode(EXPECTED)
@@ -249,7 +248,7 @@ class TestResult:
         assert run.finish_reason == "stop"
         assert ask(engine, PROMPT, max_tokens=12).finish_reason == "length"
         ended = ask(engine, PROMPT, max_tokens=12, stop_token_ids=(EXPECTED[4],))
-        assert (ended.tokens, ended.deltas[-1].stop_reason) == (
+        assert (ended.token_ids, ended.deltas[-1].stop_reason) == (
             EXPECTED[: EXPECTED.index(EXPECTED[4]) + 1],
             EXPECTED[4],
         )
@@ -259,12 +258,12 @@ class TestLive:
     def test_streams(self, serve: Any) -> None:
         engine = serve(wrapper)
         run = ask(engine, PROMPT, max_tokens=12, stop=("no such text",))
-        assert run.tokens == EXPECTED
+        assert run.token_ids == EXPECTED
         assert len([d for d in run.deltas if d.token_ids]) > 6
 
     def test_a_hook_without_a_streamer_answers_at_the_end(self, serve: Any) -> None:
         engine = serve(lambda input_ids, max_new_tokens: wrapper(input_ids=input_ids, max_new_tokens=max_new_tokens))
-        assert ask(engine, PROMPT, max_tokens=12).tokens == EXPECTED
+        assert ask(engine, PROMPT, max_tokens=12).token_ids == EXPECTED
 
     def test_kwargs_that_lead_nowhere(self, serve: Any) -> None:
         def inner(input_ids: torch.Tensor, max_new_tokens: int, **kwargs: Any) -> torch.Tensor:
@@ -273,8 +272,8 @@ class TestLive:
             return torch.cat([input_ids, torch.tensor([[65]])], dim=1)
 
         engine = serve(lambda **kwargs: inner(**kwargs))
-        assert ask(engine, PROMPT).tokens == [65]
-        assert ask(engine, PROMPT).tokens == [65]
+        assert ask(engine, PROMPT).token_ids == [65]
+        assert ask(engine, PROMPT).token_ids == [65]
 
     def test_cancel_ends_the_hook(self, serve: Any) -> None:
         ended = threading.Event()
@@ -305,20 +304,20 @@ class TestLive:
 
         text = byte_tokenizer().decode([67])
         run = ask(serve(hook), PROMPT, max_tokens=20, stop=(text,))
-        assert (run.tokens, run.finish_reason, len(made)) == ([65, 66, 67], "stop", 3)
+        assert (run.token_ids, run.finish_reason, len(made)) == ([65, 66, 67], "stop", 3)
 
     def test_what_was_streamed_counts(self, serve: Any) -> None:
         def hook(input_ids: torch.Tensor, streamer: Any) -> torch.Tensor:
             streamer.put(torch.tensor([65]))
             return torch.cat([input_ids, torch.tensor([[90, 91]])], dim=1)
 
-        assert ask(serve(hook), PROMPT).tokens == [65]
+        assert ask(serve(hook), PROMPT).token_ids == [65]
 
 
 class TestSeeds:
     def test_same_seed_same_text(self, serve: Any) -> None:
         engine = serve(wrapper)
-        texts = [ask(engine, PROMPT, temperature=1.0, seed=seed).tokens for seed in (1, 1, 2)]
+        texts = [ask(engine, PROMPT, temperature=1.0, seed=seed).token_ids for seed in (1, 1, 2)]
         assert texts[0] == texts[1] != texts[2]
 
     def test_no_seed_fresh_text_and_the_global_numbers_are_left_alone(self, serve: Any) -> None:
@@ -326,7 +325,7 @@ class TestSeeds:
         torch.manual_seed(5)
         expected = torch.rand(3)
         torch.manual_seed(5)
-        assert ask(engine, PROMPT, temperature=1.0).tokens != ask(engine, PROMPT, temperature=1.0).tokens
+        assert ask(engine, PROMPT, temperature=1.0).token_ids != ask(engine, PROMPT, temperature=1.0).token_ids
         engine.close()
         assert torch.equal(torch.rand(3), expected)
 
@@ -342,10 +341,10 @@ class TestFailures:
 
         engine = serve(hook)
         runs = [start(engine, [first, 7]) for first in (3, 1, 2, 3)]
-        assert runs[0].result().tokens == runs[3].result().tokens == [65]
-        assert isinstance(runs[1].wait().error, ModelError)
+        assert runs[0].wait().token_ids == runs[3].wait().token_ids == [65]
+        assert isinstance(runs[1].end().error, ModelError)
         assert "bad day" in runs[1].error.message
-        assert isinstance(runs[2].wait().error, OutOfMemory)
+        assert isinstance(runs[2].end().error, OutOfMemory)
         engine.check()
 
     def test_gradients_are_off_but_can_be_had(self, serve: Any) -> None:
@@ -369,7 +368,7 @@ class TestFailures:
         begun = time.monotonic()
         engine.close(timeout=0.2)
         assert time.monotonic() - begun < 8
-        assert run.wait().error is not None
+        assert run.end().error is not None
         released.set()
 
     def test_without_a_transformers_model(self, serve: Any) -> None:
@@ -377,4 +376,4 @@ class TestFailures:
             return torch.cat([input_ids, input_ids], dim=1)
 
         engine = serve(echo, model=lambda: None)
-        assert ask(engine, PROMPT).tokens == PROMPT
+        assert ask(engine, PROMPT).token_ids == PROMPT

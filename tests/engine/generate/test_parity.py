@@ -11,8 +11,7 @@ import torch
 
 from deployments.engine.generate.engine import GenerateEngine
 from tests.engine.architectures import IMAGE_TOKEN, NOT_HELD, VISION, decoder, encoder_decoder, paligemma, whisper
-from tests.engine.drive import start
-from tests.engine.running import built_engine, generate_alone, model_info, prompt
+from tests.engine.running import built_engine, generate_alone, model_info, prompt, start
 
 LENGTHS = (3, 40, 1, 17)
 
@@ -34,12 +33,12 @@ def assert_equal_alone(
     engine = built_engine(model_info(model), kind=kind, memory_gib=0.1)
     assert isinstance(engine, GenerateEngine)
     runs = [
-        start(engine, ids, max_tokens=8, ignore_eos=True, logprobs=0, model_inputs=given)
+        start(engine, ids, max_tokens=8, ignore_eos=True, logprobs=0, inputs=given)
         for ids, given in zip(prompts, inputs, strict=True)
     ]
     for run, alone in zip(runs, expected, strict=True):
-        assert run.result().tokens == alone.token_ids
-        assert [entry.logprob for entry in run.logprobs] == pytest.approx(alone.logprobs, abs=1e-4)
+        assert run.wait().token_ids == alone.token_ids
+        assert run.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
     engine.close()
 
 

@@ -17,8 +17,8 @@ from deployments.engine.grammar.grammar import MAX_SOURCE, CompiledGrammar, Gram
 from deployments.engine.sampling.sample import sample_batch
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.vocabulary import Vocabulary
-from tests.engine.text.test_vocabulary import BYTES, SENTENCEPIECE, of
-from tests.tiny import byte_tokenizer
+from tests.engine.text.test_vocabulary import BYTES, SENTENCEPIECE
+from tests.tiny import Words, byte_tokenizer
 
 PERSON = {
     "type": "object",
@@ -181,7 +181,7 @@ class TestRandomWeights:
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = None
         tokenizer.eos_token = None
-        vocabulary = of(tokenizer)
+        vocabulary = Words(tokenizer)
         assert not vocabulary.eos_ids
         compiler = GrammarCompiler(vocabulary, 261)
         text, last = random_text(schema(PERSON), compiler, vocabulary, width=261, seed=0, max_tokens=100)
@@ -259,7 +259,7 @@ class TestRefusals:
     def test_one_that_takes_too_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
         released = threading.Event()
         monkeypatch.setattr(grammar_module, "COMPILE_SECONDS", 0.1)
-        monkeypatch.setattr(grammar_module.llguidance, "LLMatcher", lambda *args, **kwargs: released.wait(5))
+        monkeypatch.setattr(grammar_module, "GrammarTokens", lambda *args: released.wait(5))
         compiler = GrammarCompiler(BYTES, 261)
         try:
             with pytest.raises(BadRequest, match="to compile"):

@@ -20,8 +20,7 @@ from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.host import ModelHost
 from model_loaders.contract import ModelInfo
-from tests.engine.drive import Run, ask, start
-from tests.engine.running import generate_engine
+from tests.engine.running import Answer, ask, generate_engine, start
 from tests.tiny import byte_tokenizer, llama
 
 LLAMA = llama()
@@ -85,16 +84,16 @@ HOOKS = [sampling, *(kind(draw) for draw in DRAWS.values() for kind in (drawing,
 def test_seeds_do_not_depend_on_the_hooks_of_other_models(serve: Any, one_thread: None) -> None:
     engines = [serve(hook) for hook in HOOKS]
     settings = [{"seed": seed, "temperature": 1.0, "max_tokens": 12} for seed in (1, 2)]
-    alone = [[ask(engine, PROMPT, **each).tokens for each in settings] for engine in engines]
+    alone = [[ask(engine, PROMPT, **each).token_ids for each in settings] for engine in engines]
     runs = [[start(engine, PROMPT, **each) for each in settings] for engine in engines]
-    assert [[run.result().tokens for run in its] for its in runs] == alone
+    assert [[run.wait().token_ids for run in its] for its in runs] == alone
     assert all(first != second for first, second in alone)
 
 
 def test_turns_are_passed_on_between_tokens(serve: Any) -> None:
     """A long answer does not keep the others waiting, and its numbers go on where they were."""
     others_turn = threading.Event()
-    waiting: list[Run] = []
+    waiting: list[Answer] = []
     short = serve(drawing(DRAWS["torch"], after_each=lambda i: others_turn.set()))
 
     def begin_other(i: int) -> None:
@@ -105,12 +104,12 @@ def test_turns_are_passed_on_between_tokens(serve: Any) -> None:
 
     armed: list[int] = []
     long = serve(drawing(DRAWS["torch"], after_each=begin_other))
-    alone = [ask(long, PROMPT, seed=5, max_tokens=400).tokens, ask(short, PROMPT, seed=3, max_tokens=2).tokens]
+    alone = [ask(long, PROMPT, seed=5, max_tokens=400).token_ids, ask(short, PROMPT, seed=3, max_tokens=2).token_ids]
     armed.append(1)
     others_turn.clear()
-    tokens = ask(long, PROMPT, seed=5, max_tokens=400).tokens
+    tokens = ask(long, PROMPT, seed=5, max_tokens=400).token_ids
     assert others_turn.is_set()
-    assert [tokens, waiting[0].result().tokens] == alone
+    assert [tokens, waiting[0].wait().token_ids] == alone
 
 
 def test_a_hook_that_hangs_loses_its_turn_and_a_seed_that_is_lost_is_told(serve: Any) -> None:
@@ -122,15 +121,15 @@ def test_a_hook_that_hangs_loses_its_turn_and_a_seed_that_is_lost_is_told(serve:
         return input_ids
 
     hung, other = serve(hanging, turn_limit_s=0.05), serve(at_once(DRAWS["torch"]))
-    alone = ask(other, PROMPT, seed=3).tokens
+    alone = ask(other, PROMPT, seed=3).token_ids
     runs = [start(hung, PROMPT, seed=1), start(hung, PROMPT)]
     assert entered.wait(10)
-    assert ask(other, PROMPT, seed=3).tokens == alone
+    assert ask(other, PROMPT, seed=3).token_ids == alone
     leave.set()
     with pytest.raises(ModelError, match="no longer those of the seed"):
-        runs[0].result()
-    assert runs[1].result().tokens == []
-    assert ask(other, PROMPT, seed=3).tokens == alone
+        runs[0].wait()
+    assert runs[1].wait().token_ids == []
+    assert ask(other, PROMPT, seed=3).token_ids == alone
 
 
 def test_what_was_drawn_outside_is_not_disturbed(serve: Any) -> None:

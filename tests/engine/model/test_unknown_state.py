@@ -16,8 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.generate.engine import GenerateEngine
 from deployments.engine.verify.named_lengths import named_lengths, tried_lengths
-from tests.engine.drive import start
-from tests.engine.running import built_engine, generate_alone, model_info, prompt
+from tests.engine.running import built_engine, generate_alone, model_info, prompt, start
 from tests.tiny import llama
 
 pytestmark = [
@@ -135,7 +134,7 @@ def test_it_is_served_as_generate_answers(kind: type[Tidal], tide: int, caplog: 
             for i, ids in enumerate(prompts):
                 run = runs[i] if together else start(engine, ids, max_tokens=TOKENS, ignore_eos=True)
                 alone = generate_alone(tidal(kind, tide), ids, TOKENS)
-                assert run.result().tokens == alone.token_ids, f"after {len(ids)} tokens"
+                assert run.wait().token_ids == alone.token_ids, f"after {len(ids)} tokens"
     finally:
         engine.close()
     if kind is Swelling:

@@ -67,7 +67,7 @@ def test_what_a_sequence_leaves_in_its_place_does_not_count(name: str) -> None:
     with as_alone(ZOO[name]) as checks:
         prompts = checks.prompts([57, 45, 18], media=False)
         runs = [checks.send(prompts[0], max_tokens=60), checks.send(prompts[1], max_tokens=4)]
-        runs[1].result()
+        runs[1].wait()
         checks.check(prompts, [*runs, checks.send(prompts[2])])
 
 
