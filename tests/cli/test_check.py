@@ -270,8 +270,8 @@ def test_a_sign_of_life_while_a_loader_takes_long(
     """Which step, how long, and the line of the loader; the loader waits until that was said."""
     import deployments.cli.doctor.display as display
 
-    monkeypatch.setattr(display, "_FIRST_SIGN_S", 0.05)
-    monkeypatch.setattr(display, "_NEXT_SIGN_S", 0.05)
+    monkeypatch.setattr(display, "FIRST_SIGN_S", 0.05)
+    monkeypatch.setattr(display, "NEXT_SIGN_S", 0.05)
     said = tmp_path / "said"
 
     class Signs(io.StringIO):

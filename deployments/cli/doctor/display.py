@@ -17,7 +17,7 @@ from deployments.host.worker import position
 
 _COLORS: dict[Status, str] = {"ok": "32", "warning": "33", "error": "31", "skipped": "2"}
 _NAME_WIDTH, _WIDTH = 19, 90
-_FIRST_SIGN_S, _NEXT_SIGN_S = 3.0, 10.0
+FIRST_SIGN_S, NEXT_SIGN_S = 3.0, 10.0
 _CLEAR = "\r\x1b[K"
 
 
@@ -84,11 +84,11 @@ class Display:
             self._clear()
 
     async def _report(self) -> None:
-        pause = 1.0 if self._signs.isatty() else _NEXT_SIGN_S
+        pause = 1.0 if self._signs.isatty() else NEXT_SIGN_S
         while True:
-            await asyncio.sleep(_FIRST_SIGN_S if time.monotonic() - self._since < _FIRST_SIGN_S else pause)
+            await asyncio.sleep(FIRST_SIGN_S if time.monotonic() - self._since < FIRST_SIGN_S else pause)
             seconds = time.monotonic() - self._since
-            if seconds < _FIRST_SIGN_S:
+            if seconds < FIRST_SIGN_S:
                 continue
             begin, end = (_CLEAR, "") if self._signs.isatty() else ("", "\n")
             print(f"{begin}… {self._step}: {seconds:.0f} s{self._place()}", end=end, file=self._signs, flush=True)
