@@ -2,12 +2,14 @@
 #
 #   docker build -t troupe .
 #   docker run --gpus all --shm-size 8g -p 127.0.0.1:8000:8000 -v ~/.cache/huggingface:/cache troupe
+#   docker run --gpus all --shm-size 8g -p 127.0.0.1:8000:8000 -v ~/.cache/huggingface:/cache troupe org/name
 #   docker run --gpus all --shm-size 8g -p 127.0.0.1:7088:7088 -v ~/.cache/huggingface:/cache troupe --hf-model org/name
 #   docker run --shm-size 8g -p 127.0.0.1:9900:9900 -e TRITON_SERVER_HOST=… -e TOKENIZER_PATH=org/name troupe
 #   docker build --target with-model --build-context model=./my-model -t my-model .     a checkpoint, or a CTranslate2 folder
 #
-# Ports: 8000 for a configuration file and for CTranslate2, 7088 for --hf-model or HF_MODEL, 9900 for Triton. PORT
-# chooses another one for flags and variables, TROUPE_PORT for anything.
+# The arguments are those of `troupe serve`. Ports: 8000; for the flags and variables of other servers 7088 with
+# --hf-model or HF_MODEL, 9900 with Triton, 8000 with CTranslate2. PORT chooses another one for flags and variables,
+# TROUPE_PORT and --port for anything.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04 AS troupe
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
@@ -27,8 +29,8 @@ COPY --chown=troupe:troupe deployments deployments
 COPY --chown=troupe:troupe model_loaders model_loaders
 # scripts/env takes an environment with this stamp as it is. An editable install, so that files mounted over /app count.
 RUN python3 -m venv .venv \
- && .venv/bin/pip install --no-cache-dir --editable '.[bitsandbytes,ctranslate2,triton]' \
- && touch ".venv/.troupe-$(sha256sum pyproject.toml | cut -c1-16)"
+ && .venv/bin/pip install --no-cache-dir --editable '.[bitsandbytes,ctranslate2,peft,triton]' \
+ && touch ".venv/.troupe-serve-$(sha256sum pyproject.toml | cut -c1-16)"
 
 # A container is reached from outside of it, so it listens on every address of its own.
 ENV HF_HOME=/cache \

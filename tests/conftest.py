@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +20,12 @@ os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
 # Ray gives its workers little of a processor that somebody else uses: here, the tests in the other process.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+os.environ.setdefault("TROUPE_LOGS", str(Path(tempfile.gettempdir()) / "troupe-test-logs"))
+
 use_own_ray()  # before anything imports Ray
 
 
-REAL_SERVERS = ("e2e", "faults", "seeds", "test_dockerfile.py", "test_ray_internals.py")
+REAL_SERVERS = ("e2e", "faults", "seeds", "test_dockerfile.py", "test_package.py", "test_ray_internals.py")
 """Folders and files of tests that start servers; two of them at once would time each other."""
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,24 @@ def build(app: Path, environment: dict[str, str]) -> Path:
     return app
 
 
+def test_the_context_is_what_it_copies() -> None:
+    """.dockerignore leaves out the rest: an environment beside it has gigabytes."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = {
+        name
+        for step in steps("COPY")
+        if "--from=" not in step
+        for name in [word for word in step.split() if not word.startswith("--")][:-1]
+    }
+    assert lines[1] == "*"
+    assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
+
+
 @contextlib.contextmanager
-def container(image: Path, folder: Path, set_by_user: dict[str, str], **packages: str) -> Iterator[str]:
-    """The container's command with these variables, once its health check passes; yields the address."""
+def container(
+    image: Path, folder: Path, set_by_user: dict[str, str], arguments: Sequence[str] = (), **packages: str
+) -> Iterator[str]:
+    """The container's command with these arguments and variables, once its health check passes; yields the address."""
     own = {
         **variables(with_model="HF_MODEL" in set_by_user),
         "HF_HOME": str(folder / "cache"),
@@ -96,7 +111,7 @@ def container(image: Path, folder: Path, set_by_user: dict[str, str], **packages
     log = folder / "log"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            json.loads(entry),
+            [*json.loads(entry), *arguments],
             cwd=image,
             env=environment,
             stdout=output,
@@ -160,6 +175,19 @@ def fresh_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
+def test_a_fresh_image_serves_a_model_by_its_name(fresh_image: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """And it has every package that the extras name, but no tool of development."""
+    port = str(free_port())
+    with container(fresh_image, tmp_path, {"TROUPE_PORT": port, "PORT": port}, [str(checkpoint), "--gpus", "0"]) as url:
+        assert tokens_of_a_chat(url) == 3
+    python = fresh_image / ".venv" / "bin" / "python"
+    listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True).stdout
+    names = {each["name"].lower() for each in json.loads(listed)}
+    assert {"bitsandbytes", "ctranslate2", "peft", "tritonclient"} <= names
+    assert names & {"pytest", "mypy", "ruff", "playwright", "mkdocs-material"} == set()
+
+
+@pytest.mark.long
 def test_a_fresh_image_serves_a_model_of_triton(fresh_image: Path, checkpoint: Path, tmp_path: Path) -> None:
     triton = TritonServer(make_repository(tmp_path / "repository", checkpoint), free_port(), "tensorrt_llm")
     triton.start()
@@ -191,9 +219,9 @@ def test_a_fresh_image_serves_a_model_of_ctranslate2(
 
 
 def test_the_compose_file() -> None:
-    compose = yaml.safe_load((ROOT / "docs" / "docker-compose.yaml").read_text())
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     (service,) = compose["services"].values()
-    assert (ROOT / "docs" / service["build"]["context"] / service["build"]["dockerfile"]).samefile(ROOT / "Dockerfile")
+    assert service["build"] == "."
     assert set(service["environment"]) - {flag.env for flag in FLAGS} == {"HF_TOKEN", "TROUPE_PORT"}
     assert service["volumes"][0].split(":")[-1] == variables()["HF_HOME"]
     host, _, inside = service["ports"][0].rpartition(":")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -14,7 +15,11 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import requests
 import setuptools
+
+from tests.serving import free_port
+from tests.tiny import byte_tokenizer, llama
 
 ROOT = Path(__file__).parent.parent
 USE = """
@@ -75,6 +80,36 @@ def test_the_page_is_in_the_package(site: Path) -> None:
     folder = Path("deployments/openai/page/static")
     installed = {str(path.relative_to(site)) for path in (site / folder).rglob("*") if path.is_file()}
     assert installed == {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()} != set()
+
+
+def test_its_command_serves_a_folder(site: Path, tmp_path: Path) -> None:
+    """Away from the repository, without a configuration; paths are relative to where it is typed."""
+    llama(max_position_embeddings=128).save_pretrained(tmp_path / "models" / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "models" / "tiny")
+    (tmp_path / "elsewhere").mkdir()
+    others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = {**others, "PYTHONPATH": str(site), "TROUPE_LOGS": str(tmp_path / "logs")}
+    port = free_port()
+    command = [sys.executable, site / "bin" / "troupe", "serve", "../models/tiny", "--port", str(port)]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path / "elsewhere",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        try:
+            said = list(itertools.takewhile(lambda line: "stop:" not in line, iter(server.stdout.readline, "")))
+            body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "ignore_eos": True}
+            url = f"http://127.0.0.1:{port}/v1/chat/completions"
+            answer = requests.post(url, json=body, timeout=60).json()
+        finally:
+            server.terminate()
+            said += server.stdout.readlines()
+    assert (answer["model"], answer["usage"]["completion_tokens"]) == ("tiny", 3), said
+    assert len(said) == 8, said  # four stages, three lines of the banner before its last, and one at the end
 
 
 def test_programs_for_troapis_find_run_app(site: Path, tmp_path: Path) -> None:
