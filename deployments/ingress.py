@@ -8,8 +8,9 @@ from ray import serve
 from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
 from deployments.handle_client import Handle, HandleClient
-from deployments.logs import enter_folder, log_like_serve
+from deployments.logs import enter_folder, log_like_serve, write_access_log
 from deployments.openai.app import build_api
+from deployments.openai.http.middleware import ACCESS
 from deployments.ray_internals import keep_replica_port_local
 
 
@@ -31,6 +32,7 @@ class OpenAIIngress:
 
     def __init__(self, args: AppArgs, pools: dict[str, Handle], registry: Handle | None = None) -> None:
         log_like_serve()
+        write_access_log(ACCESS)
         enter_folder(args.folder)
         keep_replica_port_local()
         self._args = args

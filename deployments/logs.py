@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
 import sys
+from pathlib import Path
+
+LOG_FOLDER = "TROUPE_LOG_FOLDER"
+"""The variable of the folder that `troupe serve` has made for this run's logs."""
+
+_ACCESS_BYTES = 128 * 2**20
 
 _SERVE = "ray.serve"
 _OURS = ("troupe", "deployments", "model_loaders")
@@ -36,3 +43,15 @@ def enter_folder(folder: str | None) -> None:
     os.chdir(folder)
     if folder not in sys.path:
         sys.path.append(folder)
+
+
+def write_access_log(access: logging.Logger) -> None:
+    """Let a logger write to requests.log in the log folder of `troupe serve`; without such a folder, do nothing."""
+    folder = Path(os.environ.get(LOG_FOLDER, ""))
+    if not os.environ.get(LOG_FOLDER) or not folder.is_dir():
+        return
+    file = logging.handlers.RotatingFileHandler(folder / "requests.log", maxBytes=_ACCESS_BYTES, backupCount=3)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    access.handlers = [file]
+    access.propagate = False
+    access.setLevel(logging.INFO)

@@ -40,11 +40,16 @@ replica.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH = _LARGEST_MESSAGE
 replica_wrapper.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH = _LARGEST_MESSAGE
 
 
-def deploy(config: Mapping[str, Any]) -> None:
-    """Start Serve with a configuration's options, and its applications; return before they run. As `serve run` does."""
+def deploy(config: Mapping[str, Any], logging: Mapping[str, Any] | None = None) -> None:
+    """Start Serve with a configuration's options, and its applications; return before they run. As `serve run` does.
+
+    Args:
+        logging: a `logging_config` for the controller and the proxies.
+    """
     schema = ServeDeploySchema.model_validate(config)
     client = serve_start(
         http_options=schema.http_options.model_dump(),
+        global_logging_config=None if logging is None else dict(logging),
         proxy_location=schema.proxy_location,
         grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
         controller_options=schema.controller_options,
@@ -98,6 +103,12 @@ def keep_replica_port_local() -> None:
 
 def _add_local_port(server: Any, address: str) -> Any:
     return add_port_to_grpc_server(server, f"{LOOPBACK}:0" if address == _ANY_PORT else address)
+
+
+def session_folder() -> Path | None:
+    """The folder of this Ray's session, with the logs of its processes; None if it is on another machine."""
+    node = ray._private.worker._global_node
+    return None if node is None else Path(node.get_session_dir_path())
 
 
 def dashboard() -> str | None:

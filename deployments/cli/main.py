@@ -87,7 +87,7 @@ def _run(written: ServeConfig, options: ServeOptions) -> None:
         return
     from deployments.cli.launch import serve
 
-    raise typer.Exit(serve(written, fast=options.fast))
+    raise typer.Exit(serve(written, fast=options.fast, verbose=options.verbose))
 
 
 app.command("check")(check)

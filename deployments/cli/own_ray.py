@@ -22,8 +22,10 @@ OWN = "local"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 """The variable of the file with the token: its value is the mark of this Ray's processes."""
 
+SETTINGS = "ray.env"
+"""The file that other shells `source` to reach this Ray."""
+
 _PREFIX = "troupe-"
-_SETTINGS = "ray.env"
 _PROXY_MIDDLEWARES = "deployments.proxy:middlewares"
 
 
@@ -59,13 +61,20 @@ def use_own_ray() -> Path:
 
 
 def write_settings(folder: Path, addresses: Mapping[str, str]) -> Path:
-    """Write a file for other shells: after `source FILE`, `ray status` and `serve status` work.
+    """Write a file for other shells: after `source FILE`, `ray status` and `serve status` work. Removed at the end.
 
     Args:
+        folder: where it goes.
         addresses: variables that say where it is.
     """
     names = ("RAY_AUTH_MODE", TOKEN_PATH, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
     settings = {name: os.environ[name] for name in names} | dict(addresses)
-    file = folder / _SETTINGS
+    file = folder / SETTINGS
     file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()))
+    atexit.register(_remove, file, os.getpid())
     return file
+
+
+def _remove(file: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        file.unlink(missing_ok=True)

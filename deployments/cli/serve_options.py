@@ -102,7 +102,9 @@ class ServeOptions:
         str | None, _option("Format of the model's reasoning."), Key("models[].api.reasoning_parser")
     ] = None
     fast: Annotated[bool, _switch("--fast", "Use HAProxy and fewer hops in Ray Serve.")] = False
-    verbose: Annotated[bool, _switch("--verbose", "Show the log of Ray on the terminal.")] = False
+    verbose: Annotated[bool, _switch("--verbose", "Leave Ray's output on the terminal, and not in the log folder.")] = (
+        False
+    )
     check: Annotated[bool, _switch("--check", "Check the configuration and exit.")] = False
     print_config: Annotated[
         bool,

@@ -18,7 +18,13 @@ from model_loaders.loader_name import parts
 from model_loaders.local_folder import HUB_ID, found, missing
 
 SHIPPED = "serve_config.yaml"
-AUTO, DEMO = "model_loaders.auto:load_model", "model_loaders.demo:load_model"
+AUTO = "model_loaders.auto:load_model"
+_DEMO_ENTRY = {
+    "id": "demo",
+    "loader": "model_loaders.demo:load_model",
+    "aliases": ["gpt-3.5-turbo-0613"],
+    "preload": True,
+}
 _EXPECTED = "Give a configuration (.yaml), a model's folder, org/name, or loader.py:function."
 
 
@@ -34,12 +40,12 @@ def written_config(options: ServeOptions) -> ServeConfig:
     if source is not None and source.endswith((".yaml", ".yml")):
         written = load_config(Path(source).expanduser())
         return _with_options(written, options, [name for name, key in keys().items() if not key.startswith("models[]")])
-    entry = {"id": "demo", "loader": DEMO, "aliases": ["gpt-3.5-turbo-0613"]} if source is None else _entry(source)
+    entry = _DEMO_ENTRY if source is None else {**_entry(source), "pinned": True}
     application = {
         "name": "troupe",
         "route_prefix": "/",
         "import_path": IMPORT_PATH,
-        "args": {"models": [{**entry, "pinned": True}]},
+        "args": {"models": [dict(entry)]},
     }
     config = {"http_options": {"host": HOST, "port": PORT}, "applications": [application]}
     written = ServeConfig(config, source or "the demo model", Path.cwd())

@@ -1,7 +1,7 @@
-"""The server of `scripts/serve`: runs the applications of a configuration on Ray Serve.
+"""The server of `troupe serve`: runs the applications of a configuration on Ray Serve.
 
 It differs from `serve run`, which joins the Ray that the last `ray start` on this machine has left (here
-that needs RAY_ADDRESS), does not report that a deployment has failed, and ends every answer at once on SIGTERM.
+that needs RAY_ADDRESS), does not report that a deployment has failed, and ends every answer at once on a signal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import ray
@@ -19,80 +19,193 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
+from deployments.cli.output.terminal import Terminal
 from deployments.cli.own_ray import OWN
+from deployments.cli.serve_file import troupe_applications
+from deployments.config.app import AppArgs, parse_args
 from deployments.core.errors import ConfigError
 from deployments.ray_internals import deploy, unreachable, unscheduled
 
 GRACE_S = 60.0
 _ANSWER_S = 5.0
 _LAST_BYTES_S = 0.5
+_POLL_S = 0.1
 
 
 class DeployFailed(RuntimeError):
     """An application of the configuration cannot run; the message is the reason."""
 
 
-class _Terminated(BaseException):
-    """SIGTERM has come."""
+class _Stopped(BaseException):
+    """A signal has come."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-def run(config: dict[str, Any], address: str, ready: Callable[[], None]) -> int:
-    """Serve a configuration until a signal ends it, and return the exit status.
-
-    On SIGTERM new requests are refused, those that run end, all stops; Ctrl-C and a second SIGTERM end at once.
+class Server:
+    """The applications of a configuration.
 
     Args:
         config: a Ray Serve configuration, checked.
         address: "local" starts a Ray; anything else is the address of one that runs, which is left running.
-        ready: called once every application runs.
-
-    Raises:
-        ConfigError: `ready` finds the configuration wrong.
     """
-    if address != OWN and (fault := unreachable(address, _ANSWER_S)):
-        print(f"troupe: RAY_ADDRESS={address}, but {fault}", file=sys.stderr)
-        return 1
-    ray.init(address=address, namespace="serve")
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        deploy(config)
-        _wait_until_running([app["name"] for app in config["applications"]], fixed=address == OWN)
-        ready()
-        threading.Event().wait()
-    except DeployFailed as failure:
-        print(f"troupe: {failure}", file=sys.stderr)
-        _shut_down(address)
-        return 1
-    except ConfigError:
-        _shut_down(address)
-        raise
-    except KeyboardInterrupt:
-        _shut_down(address)
-        return 130
-    except _Terminated:
-        signal.signal(signal.SIGTERM, _terminate_now)
-        if address == OWN:
-            print(
-                f"SIGTERM: finishing running requests, for at most {GRACE_S:g} s; a second one stops at once.",
-                flush=True,
+
+    def __init__(self, config: dict[str, Any], address: str, terminal: Terminal) -> None:
+        self._config = config
+        self._own = address == OWN
+        self._address = address
+        self._terminal = terminal
+
+    def run(
+        self, started: Callable[[], None], ready: Callable[[], None], logging: Mapping[str, Any] | None = None
+    ) -> int:
+        """Serve until a signal ends it, and return the exit status.
+
+        On SIGINT and SIGTERM new requests are refused, those that run end, all stops; a second signal ends at once.
+
+        Args:
+            started: called once Ray runs.
+            ready: called once every application runs, and every pinned model is loaded.
+            logging: a `logging_config` for Serve's own processes.
+
+        Raises:
+            ConfigError: this machine lacks GPUs that the configuration asks for, or `ready` finds it wrong.
+        """
+        if not self._own and (fault := unreachable(self._address, _ANSWER_S)):
+            self._terminal.complain(f"RAY_ADDRESS={self._address}, but {fault}")
+            return 1
+        _on_signals(_stop)
+        try:
+            self._start(started, logging)
+            ready()
+            threading.Event().wait()
+        except DeployFailed as failure:
+            self._terminal.complain(str(failure))
+            self._shut_down()
+            return 1
+        except ConfigError:
+            self._shut_down()
+            raise
+        except _Stopped as stopped:
+            self._stop(stopped.number)
+            return 128 + stopped.number
+        return 0
+
+    def _start(self, started: Callable[[], None], logging: Mapping[str, Any] | None) -> None:
+        with self._terminal.stage("Ray") as stage:
+            ray.init(address=self._address, namespace="serve", log_to_driver=not self._terminal.redirected)
+            _on_signals(_stop)  # Ray has set handlers of its own
+            resources = ray.cluster_resources()
+            cpus, gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
+            stage.result = f"{cpus} CPUs, {gpus or 'no'} GPU{'s' * (gpus > 1)}"
+            started()
+        if self._own:
+            _check_gpus(self._config, gpus)
+        with self._terminal.stage("application") as stage:
+            deploy(self._config, logging)
+            names = [app["name"] for app in self._config["applications"]]
+            _wait_until_running(names, fixed=self._own)
+            stage.result = f"{', '.join(names)} runs"
+        self._load_pinned()
+
+    def _stop(self, number: int) -> None:
+        """Finish what runs. A second signal ends the process at once."""
+        _on_signals(_stop_now)
+        name = signal.Signals(number).name
+        if not self._own:
+            self._terminal.say(f"{name}: this command ends; the applications stay on the Ray at {self._address}.")
+        elif not ray.is_initialized():
+            self._terminal.say(f"{name}: stopping.")
+        else:
+            self._terminal.say(
+                f"{name}: finishing running requests, for at most {GRACE_S:g} s; a second signal stops at once."
             )
             _drain_while_ray_answers()
-        return 128 + signal.SIGTERM
-    return 0
+
+    def _shut_down(self) -> None:
+        if self._own:
+            serve.shutdown()
+
+    def _load_pinned(self) -> None:
+        """Wait for the pinned models of every application, each with a line.
+
+        Raises:
+            DeployFailed: none of the models can be loaded.
+        """
+        for app in troupe_applications(self._config):
+            args = parse_args(app.get("args") or {})
+            failures = [
+                failure
+                for name, pool in args.all_pools().items()
+                for entry in args.of_pool(pool).models
+                if entry.pinned
+                and (failure := self._wait_for(entry.id, _replicas(app["name"], _deployment(args, name))))
+            ]
+            if len(failures) == len(args.models):
+                raise DeployFailed(" ".join(failures))
+            for failure in failures:
+                self._terminal.complain(failure)
+
+    def _wait_for(self, model: str, replicas: list[Any]) -> str | None:
+        """Why a model cannot be loaded; None once every replica that has it has loaded it."""
+        with self._terminal.stage("model") as stage:
+            stage.result = f"{model} is loaded"
+            while True:
+                statuses = [status for status in _tell(replicas, "status") if isinstance(status, dict)]
+                for status in statuses:
+                    if failure := status["failed"].get(model):
+                        stage.result = f"{model} cannot be loaded"
+                        return str(failure)
+                if statuses and all(model in [loaded["id"] for loaded in status["models"]] for status in statuses):
+                    return None
+                stage.show(min((status["loaded_parts"].get(model, 0.0) for status in statuses), default=0.0))
+                time.sleep(_POLL_S)
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
+def _deployment(args: AppArgs, pool: str) -> str:
+    return f"ModelReplica-{pool}" if args.pools else "ModelReplica"
 
 
-def _terminate_now(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.exit(128 + signal.SIGTERM)
+def _replicas(app: str, deployment: str) -> list[Any]:
+    return [serve.get_deployment_handle(deployment, app)]
 
 
-def _shut_down(address: str) -> None:
-    if address == OWN:
-        serve.shutdown()
+def _check_gpus(config: Mapping[str, Any], available: int) -> None:
+    """Refuse a configuration whose replicas ask for more GPUs than there are."""
+    wanted = 0.0
+    for app in troupe_applications(config):
+        pools = ((app.get("args") or {}).get("pools") or {}).values()
+        wanted += sum((pool.get("gpus_per_replica") or 0) * (pool.get("replicas") or 1) for pool in pools)
+        for deployment in app.get("deployments") or []:
+            each = (deployment.get("ray_actor_options") or {}).get("num_gpus") or 0
+            count = deployment.get("num_replicas") or 1
+            wanted += each * (count if isinstance(count, int) else 1)
+    if wanted > available:
+        raise ConfigError(
+            f"the replicas ask for {wanted:g} GPUs, and this machine has {available or 'none'}. Lower num_replicas or "
+            "num_gpus (--replicas, --gpus); 0 GPUs is the CPU."
+        )
+
+
+def _on_signals(handler: Any) -> None:
+    """Handle SIGINT and SIGTERM, also if a shell has started this in the background and lets SIGINT be ignored.
+
+    The end of the terminal counts too, unless `nohup` lets it be ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise _Stopped(number)
+
+
+def _stop_now(number: int, _: object) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def _wait_until_running(names: list[str], *, fixed: bool) -> None:

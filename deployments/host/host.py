@@ -39,6 +39,7 @@ from deployments.registry.following import Following, followed
 from deployments.registry.registry import ModelRegistry
 from deployments.registry.version import Rewritten, Version
 from model_loaders.contract import ModelInfo
+from model_loaders.weights.progress import loaded_parts
 
 logger = logging.getLogger("troupe.host")
 
@@ -155,6 +156,7 @@ class ModelHost:
             "draining": self._draining,
             "models": models,
             "loading": [self._versions[key].model for key in stats.loading],
+            "loaded_parts": loaded_parts(),
             "failed": {
                 version.model: stats.failed[version.key].message
                 for version in self._newest.values()

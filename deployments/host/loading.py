@@ -21,6 +21,7 @@ from deployments.media.parts import MediaLimits
 from deployments.registry.version import Version
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
+from model_loaders.weights.progress import counted_weights
 
 logger = logging.getLogger("troupe.host")
 
@@ -127,7 +128,7 @@ class Loading:
     def _load_now(self, entry: ModelEntry, version: Version) -> LoadedModel:
         started = time.monotonic()
         try:
-            with RANDOM_STATE.shared(entry.hook_timeout_s):
+            with RANDOM_STATE.shared(entry.hook_timeout_s), counted_weights(entry.id):
                 info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
             info.model_name = info.model_name or entry.id
             info.served_as = entry.id

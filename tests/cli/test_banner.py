@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deployments.app import warn_of_plain_keys
 from deployments.args import read_args
-from deployments.cli.banner import announce
+from deployments.cli.banner import banner
 
 DEMO = {"id": "it's", "loader": "model_loaders.demo:load_model"}
 DIGEST = "sha256:" + "0" * 64
+KEYS = {"api_keys": [DIGEST]}
 
 
 class Healthy(BaseHTTPRequestHandler):
@@ -29,9 +33,9 @@ class Healthy(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def port() -> Iterator[int]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
+@contextlib.contextmanager
+def listening(host: str) -> Iterator[int]:
+    with ThreadingHTTPServer((host, 0), Healthy) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_address[1]
@@ -39,22 +43,37 @@ def port() -> Iterator[int]:
         thread.join()
 
 
+@pytest.fixture
+def port() -> Iterator[int]:
+    with listening("127.0.0.1") as port:
+        yield port
+
+
 def app(prefix: str, **api: Any) -> dict[str, Any]:
     args = {"models": [DEMO], "api": api}
     return {"name": prefix, "route_prefix": prefix, "import_path": "deployments.app:build_app", "args": args}
 
 
-def test_the_banner_has_every_application_and_the_header_of_those_with_keys(
-    port: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_banner_has_every_application(port: int, tmp_path: Path) -> None:
     applications = [app("/open"), {"name": "other", "import_path": "x:y"}, app("/closed", api_keys=[DIGEST])]
-    announce({"http_options": {"host": "127.0.0.1", "port": port}, "applications": applications}, None)
-    _, opened, closed = capsys.readouterr().out.split("Troupe answers at ")
-    assert opened.startswith(f"http://127.0.0.1:{port}/open/v1\n")
-    assert "Authorization" not in opened
-    assert closed.startswith(f"http://127.0.0.1:{port}/closed/v1\n")
-    assert '-H "Authorization: Bearer $API_KEY"' in closed
-    assert "it'\"'\"'s" in closed  # a shell reads the id as it is
+    config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": applications}
+    assert banner(config, tmp_path) == [
+        f"Troupe answers at http://127.0.0.1:{port}/open/v1, its page is http://127.0.0.1:{port}/open/",
+        "  models:    it's",
+        f"Troupe answers at http://127.0.0.1:{port}/closed/v1, its page is http://127.0.0.1:{port}/closed/",
+        "  models:    it's",
+        f"  logs:      {tmp_path}",
+        f"  stop:      Ctrl-C, or kill {os.getpid()}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("api", "line"), [({}, "  WARNING: listens on 0.0.0.0 and does not"), (KEYS, "  network:   listens")]
+)
+def test_the_banner_says_who_else_can_reach_it(api: dict[str, Any], line: str, tmp_path: Path) -> None:
+    with listening("0.0.0.0") as port:
+        config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [app("/", **api)]}
+        assert banner(config, tmp_path)[-1].startswith(line)
 
 
 @pytest.mark.parametrize(

@@ -101,10 +101,7 @@ def test_scripts_serve_before_and_after_the_tests_own_ray(
     for _ in ("before", "after"):
         with running(["scripts/serve", str(file)], crashed_ray, log) as process:
             assert "72" in answer(port, process, log)
-        said = log.read_text()
-        assert f"Troupe answers at http://127.0.0.1:{port}/v1" in said
-        assert "models: demo (also gpt-3.5-turbo-0613)" in said
-        assert "curl http://127.0.0.1" in said
+        check_what_is_printed(log.read_text(), port)
         subprocess.run(
             [sys.executable, "-c", TESTS_OWN_RAY],
             cwd=ROOT,
@@ -113,6 +110,26 @@ def test_scripts_serve_before_and_after_the_tests_own_ray(
             timeout=120,
             stdout=subprocess.DEVNULL,
         )
+
+
+def check_what_is_printed(said: str, port: int) -> None:
+    """A line for each stage, the banner, and a line at the end; all else is in the folder that the banner names."""
+    *stages, answers, models, logs, stop, stopped = said.splitlines()
+    assert [stage.split()[0] for stage in stages] == ["environment", "Ray", "application"]
+    assert answers == f"Troupe answers at http://127.0.0.1:{port}/v1, its page is http://127.0.0.1:{port}/"
+    assert models == "  models:    demo (also gpt-3.5-turbo-0613)"
+    assert stop.startswith("  stop:      Ctrl-C, or kill ")
+    assert stopped.startswith("SIGTERM: finishing running requests, for at most 60 s")
+    folder = Path(logs.split()[1].rstrip(";"))
+    assert "Started a local Ray instance" in (folder / "server.log").read_text()
+    assert any((folder / "ray").iterdir())
+    assert [file.name for file in (folder / "serve").glob("replica_*_ModelReplica_*.log")]
+    (request,) = (folder / "requests.log").read_text().splitlines()  # none for /health
+    assert re.search(
+        r" request=\S+ route=POST '/v1/chat/completions' status=200 model=demo prompt_tokens=\d+ "
+        r"completion_tokens=\d+ seconds=[\d.]+$",
+        request,
+    )
 
 
 def open_ports(process: subprocess.Popen[bytes]) -> dict[str, set[str]]:
@@ -142,41 +159,70 @@ def test_nothing_listens_beyond_this_machine_and_ray_asks_for_a_token(
         )
         assert second.returncode == 2
         assert f"port {port} is taken by process " in second.stderr
-        (settings,) = re.findall(r"status: source (\S+);", log.read_text())
-        assert Path(settings).with_name("token").stat().st_mode & 0o777 == 0o600
+        (logs,) = re.findall(r"logs: +(\S+); `source ray.env` there", log.read_text())
+        settings = Path(logs, "ray.env")
+        (token,) = re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", settings.read_text())
+        assert Path(token).stat().st_mode & 0o777 == 0o600
         for setting, fine in ((f"source {settings}", True), (f"source {settings}; RAY_AUTH_MODE=disabled", False)):
             command = f"{setting}; timeout 20 ray status && timeout 20 serve status"
             status = subprocess.run(["bash", "-c", command], env=fresh_home, capture_output=True, text=True, timeout=60)
             assert (status.returncode == 0) == fine, status.stderr
             assert ("status: RUNNING" in status.stdout) == fine
-    assert not Path(settings).parent.exists()
+    assert not settings.exists()
+    assert not Path(token).parent.exists()
+
+
+TORN = "def load_model():\n    raise OSError('torn')\n"
 
 
 @pytest.mark.parametrize(
-    ("deployment", "args", "said"),
+    ("deployment", "args", "status", "said"),
     [
         (
             {"num_replicas": 2, "ray_actor_options": {"num_gpus": 0, "num_cpus": 4000}},
             {},
-            "deployment 'ModelReplica' does not fit on this machine: 2 of its replicas wait for",
+            1,
+            "Application 'troupe' cannot be deployed: deployment 'ModelReplica' does not fit on this machine: 2 of its "
+            "replicas wait for",
         ),
-        ({"ray_actor_options": {"num_gpus": 0}}, {"record_dir": "/proc/nothing"}, "/proc/nothing"),
+        ({}, {"api": {"record_dir": "/proc/nothing"}}, 1, "Application 'troupe' cannot be deployed: "),
+        (
+            {},
+            {"models": [{"id": "a", "loader": "torn.py:load_model", "pinned": True}]},
+            1,
+            "Model 'a': Loader torn.py:",
+        ),
+        (
+            {"num_replicas": 3, "ray_actor_options": {"num_gpus": 1}},
+            {},
+            2,
+            "the replicas ask for 3 GPUs, and this mach",
+        ),
     ],
+    ids=["cpus", "ingress", "model", "gpus"],
 )
-def test_an_application_that_cannot_be_deployed_ends_the_command(
-    config: tuple[Path, int], fresh_home: dict[str, str], deployment: dict[str, Any], args: dict[str, Any], said: str
+def test_what_cannot_be_served_ends_the_command_with_one_line(
+    config: tuple[Path, int],
+    fresh_home: dict[str, str],
+    deployment: dict[str, Any],
+    args: dict[str, Any],
+    status: int,
+    said: str,
 ) -> None:
     file, _ = config
     settings = yaml.safe_load(file.read_text())
-    settings["applications"][0]["deployments"] = [{"name": "ModelReplica", **deployment}]
-    settings["applications"][0]["args"]["api"] = args
+    (app,) = settings["applications"]
+    app["deployments"] = [{"name": "ModelReplica", **deployment}]
+    app["args"] |= args
     file.write_text(yaml.safe_dump(settings))
+    file.with_name("torn.py").write_text(TORN)
     done = subprocess.run(
         ["scripts/serve", str(file)], cwd=ROOT, env=fresh_home, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "troupe: Application 'troupe' cannot be deployed: " in done.stderr
-    assert said in done.stderr
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"troupe: {said}")
+    assert ("/proc/nothing" in line) == ("api" in args)
 
 
 def test_loaders_and_their_paths_are_relative_to_the_file(
@@ -190,11 +236,12 @@ def test_loaders_and_their_paths_are_relative_to_the_file(
     (tmp_path / "note.txt").write_text("here")
     settings = yaml.safe_load(file.read_text())
     entry = settings["applications"][0]["args"]["models"][0]
-    entry |= {"loader": "mine.py:load_model", "kwargs": {"note": "note.txt"}}
+    entry |= {"loader": "mine.py:load_model", "kwargs": {"note": "note.txt"}, "pinned": True}
     file.write_text(yaml.safe_dump(settings))
     log = tmp_path / "serve.log"
     with running(["scripts/serve", str(file)], fresh_home, log) as process:
         assert "72" in answer(port, process, log)
+    assert log.read_text().splitlines()[3].startswith("model        demo is loaded (")
 
 
 def test_serve_run_by_hand(config: tuple[Path, int], crashed_ray: dict[str, str], tmp_path: Path) -> None:

@@ -384,4 +384,4 @@ def test_scripts_serve_serves_one_model(tmp_path: Path) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-    assert "to keep it: cp" in log.read_text()
+    assert "  models:    ./model (also model)\n" in log.read_text()

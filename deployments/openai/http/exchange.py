@@ -248,6 +248,8 @@ class Exchange:
             TroupeError: the call failed, or ended without saying how.
         """
         self._defaults.clear()  # The request's own fields go with the defaults: it is the model that cannot do this.
+        state = self.request.scope["state"]  # for the access log
+        state["model"] = call.model
         events = self.client.generate(call)
         if self.api.recorder is not None:
             asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
@@ -256,10 +258,13 @@ class Exchange:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Failed):
+                    state["error"] = event.error.code
                     raise event.error
-                yield event
                 if isinstance(event, Finished):
+                    state["usage"] = event.usage
+                    yield event
                     return
+                yield event
         raise Unavailable("The model's replica stopped before the answer was complete; try again.")
 
     def as_sent(self, error: TroupeError) -> TroupeError:

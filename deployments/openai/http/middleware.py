@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,10 @@ from deployments.openai.http.keys import ApiKeys
 from deployments.openai.http.paths import TidyPaths, route_path
 
 logger = logging.getLogger(__name__)
+
+ACCESS = logging.getLogger("troupe.access")
+"""One line for each request. Off until somebody sets its level: servers around this one have access logs too."""
+ACCESS.setLevel(logging.WARNING)
 
 OPEN_PATHS = ("/health", "/v1/health")
 PAGES = ("/docs", "/openapi.json")
@@ -49,14 +54,16 @@ class RequestMiddleware:
         scope = self._paths.scope(scope)
         state = scope.setdefault("state", {})
         self._name(state, Headers(scope=scope).get("x-request-id"))
-        started = False
+        began, status, complete = time.monotonic(), 0, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal status, complete
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 if self._names_requests:
                     MutableHeaders(scope=message)["x-request-id"] = state["request_id"]
+            elif message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -64,9 +71,12 @@ class RequestMiddleware:
             await (refusal or self._app)(scope, receive, send_with_id)
         except Exception as error:
             logger.exception("Request %s to %s failed", state["request_id"], scope["path"])
-            if started:
+            if status:
                 raise
             await error_response(internal_error(error))(scope, receive, send_with_id)
+        finally:
+            if ACCESS.isEnabledFor(logging.INFO):
+                _log_access(scope, status if complete else 499, time.monotonic() - began)
 
     def _refusal(self, scope: Scope) -> Response | None:
         try:
@@ -97,3 +107,17 @@ class RequestMiddleware:
         # Ray Serve sends a UUID of its own if the client sends no id: then the request's field decides.
         made = not self._names_requests and usable and _UUID.fullmatch(given or "") is not None
         state["request_id_is_new"] = made or not usable
+
+
+def _log_access(scope: Scope, status: int, seconds: float) -> None:
+    """Log a request that has ended; 499 if its client did not stay for all of the answer."""
+    path = route_path(scope)
+    if path in OPEN_PATHS:  # asked every few seconds
+        return
+    state = scope["state"]
+    fields = {"request": state["request_id"], "route": f"{scope['method']} {path[:200]!r}", "status": status}
+    fields |= {name: state[name] for name in ("model", "error") if state.get(name)}
+    if (usage := state.get("usage")) is not None:
+        fields |= {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    fields["seconds"] = round(seconds, 4)
+    ACCESS.info(" ".join(f"{name}=%s" for name in fields), *fields.values())
