@@ -98,6 +98,20 @@ def missing_bos() -> dict[str, Any]:
     return loaded(tokenizer=with_bos())
 
 
+def stop_in_prompt() -> dict[str, Any]:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|eos|>", special_tokens=[("<|eos|>", 257)]
+    )
+    return loaded(tokenizer=tokenizer)
+
+
+def too_many_tokens() -> dict[str, Any]:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    return loaded(tokenizer=tokenizer)
+
+
 def no_generation_prompt() -> dict[str, Any]:
     return loaded(chat_template=TURNS)
 
@@ -278,6 +292,13 @@ def counts_up() -> dict[str, Any]:
         return torch.cat([input_ids, torch.tensor([[next(numbers) % 256]])], 1)
 
     return loaded(generate=generate)
+
+
+def not_finite() -> dict[str, Any]:
+    model = llama()
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    return loaded(model)
 
 
 def says_nothing() -> dict[str, Any]:

@@ -66,7 +66,7 @@ def configuration(folder: Path, name: str, **entry: Any) -> str:
 
 # The step that finds it, the code, and a part of the finding and of the fix.
 FAULTS = {
-    "raises": ("loader", "loader-failed", "ValueError: torn (faulty.py, line ", "--traceback"),
+    "raises": ("loader", "loader-failed", "ValueError: torn (faulty.py, line", "--traceback"),
     "returns_none": ("loader", "loader-contract", "returned NoneType (None); expected a ModelInfo", "docs/loaders.md"),
     "unknown_key": ("loader", "loader-contract", "'tokeniser' (did you mean 'tokenizer'?)", "docs/loaders.md"),
     "template_returns_dict": ("hooks", "hook-contract", "Hook apply_chat_template returned dict; expected str", ""),
@@ -75,6 +75,14 @@ FAULTS = {
     "generates_one_dimension": ("generate", "hook-contract", "Hook generate returned torch.int64 of shape (3,)", ""),
     "generates_out_of_vocabulary": ("generate", "hook-contract", "the token id 99999", ""),
     "generate_raises": ("generate", "request-failed", "500 model_error: Hook generate failed: KeyError", ""),
+    "not_finite": (
+        "weights",
+        "weights-not-finite",
+        "1 of 21 tensors of weights have NaN or infinity: lm_head",
+        "dtype",
+    ),
+    "too_many_tokens": ("vocabulary", "tokens-without-embedding", "1 of 262 tokens have none: <more>", "resize_token"),
+    "stop_in_prompt": ("prompt-end", "stop-in-prompt", "of a completion ends with <|eos|> (257)", "add_eos_token"),
     "double_bos": ("bos", "double-bos", "The prompt of a chat begins with 2 x <|bos|>.", "encode_kwargs"),
     "missing_bos": ("bos", "missing-bos", "that of a chat does not", "{{ bos_token }}"),
     "no_generation_prompt": ("generation-prompt", "no-generation-prompt", r"'<|im_start|>assistant\n'", "if add_gen"),
@@ -104,7 +112,7 @@ FAULTS = {
     "counts_up": ("batch", "not-repeatable", "when the request is sent again", "randomness"),
     "other_tokens": ("parity", "not-parity", "differs from that of generate", "kind: generate"),
     "other_of_a_tie": ("parity", "parity-rounding", "the two tokens are 0 apart", "float32"),
-    "uncached": ("engine", "not-batched", "other results with a cache than without", "The answers are right"),
+    "uncached": ("engine", "not-batched", "other results with a cache than without", "of `generate`"),
     "says_nothing": ("generate", "empty-answer", "The answer is empty", "trained on"),
     "image_without_a_place": ("images", "media-failed", "400", "place of the image"),
 }
@@ -136,6 +144,27 @@ def test_a_fault_of_a_configuration_is_found(code: str, tmp_path: Path, capsys: 
     made = step_of(report(capsys, configuration(tmp_path, loader, **entry), "--model", "it", keep=step), step)
     assert (made["code"], made["status"]) == (code, CODES[code].status)
     assert finding in made["finding"]
+
+
+# The fix of a finding, applied: the step is then ok.
+REPAIRED = [
+    ("refuses_consecutive", {"api": {"merge_consecutive_roles": True}}, "consecutive-users"),
+    ("turn_end_does_not_stop", {"api": {"default_params": {"stop": ["</turn>"]}}}, "turn-end"),
+    ("turn_end_is_no_special_token", {"api": {"default_params": {"stop_token_ids": [261]}}}, "turn-end"),
+    ("never_ends", {"api": {"default_params": {"stop": "\n"}}}, "stop-tokens"),
+    ("reasons", {"api": {"reasoning_parser": "think"}}, "reasoning-format"),
+    ("takes_tools", {"api": {"tool_parser": "hermes"}}, "tool-format"),
+    ("mixes_sequences", {"engine": {"kind": "generate"}}, "batch"),
+    ("tips_scales", {"engine": {"deterministic": True}}, "batch"),
+    ("bos_in_the_template", {}, "bos"),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("loader", "entry", "step"), REPAIRED)
+def test_a_fix_repairs(loader: str, entry: dict[str, Any], step: str, tmp_path: Path, capsys: Capture) -> None:
+    made = step_of(report(capsys, configuration(tmp_path, loader, **entry), "--model", "it", keep=step), step)
+    assert (made["status"], made["code"]) == ("ok", None), made
 
 
 def test_every_code_has_a_planted_fault() -> None:
@@ -174,7 +203,7 @@ def test_a_prompt_with_its_special_tokens(capsys: Capture) -> None:
     assert r"'<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'" in said
     assert r"259 <|im_start|>   84 'u'   82 's'" in said
     assert "Answers end with: <|eos|> (257), <|im_end|> (260)." in said
-    assert re.search(r"^30 steps: \d+ ok, \d+ skipped\. Exit status 0\.$", said, re.MULTILINE)
+    assert re.search(r"^33 steps: \d+ ok, \d+ skipped\. Exit status 0\.$", said, re.MULTILINE)
 
 
 def test_the_place_of_an_exception_in_the_users_file(tmp_path: Path, capsys: Capture) -> None:

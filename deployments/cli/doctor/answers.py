@@ -25,7 +25,11 @@ async def stop_tokens(subject: Subject) -> Finding:
     """The stop tokens in force."""
     subject.need_text()
     size = vocab_size(subject.info.model)
-    ids = sorted(i for i in terminator_ids(subject.model.hooks) if size is None or i < size)
+    ids = sorted(i for i in _stop_ids(subject) if size is None or i < size)
+    strings = _stop_strings(subject)
+    if not ids and strings:
+        named = ", ".join(map(repr, strings))
+        return fine(f"Answers end with the texts of default_params: {named}.", stop_token_ids=[])
     if not ids and subject.info.generate is not None:
         return fine("The loader's generate hook alone ends answers.", stop_token_ids=[])
     if not ids:
@@ -49,8 +53,10 @@ async def turn_end(subject: Subject) -> Finding:
     if not (ending := tail.strip()):
         return fine("The template writes nothing after an answer.", ending="")
     ids = await subject.encode(ending)
-    if terminator_ids(subject.model.hooks).intersection(ids):
+    if _stop_ids(subject).intersection(ids):
         return fine(f"The template ends an answer with {ending!r}, which stops generation.", ending=ending)
+    if any(ending.startswith(text) for text in _stop_strings(subject)):
+        return fine(f"The template ends an answer with {ending!r}, at which default_params stop it.", ending=ending)
     fix = f"Set `api: {{default_params: {{stop: [{ending!r}]}}}}` for the model."
     if len(ids) == 1:
         fix = f"Let the loader return `stop_token_ids: [{ids[0]}]`."
@@ -61,6 +67,17 @@ async def turn_end(subject: Subject) -> Finding:
         ending=ending,
         ending_ids=list(ids),
     )
+
+
+def _stop_ids(subject: Subject) -> set[int]:
+    """The tokens that end an answer to a request that names none."""
+    return {*terminator_ids(subject.model.hooks), *subject.entry.api.default_params.get("stop_token_ids", ())}
+
+
+def _stop_strings(subject: Subject) -> list[str]:
+    """The texts that end an answer to a request that names none."""
+    stop = subject.entry.api.default_params.get("stop") or []
+    return [stop] if isinstance(stop, str) else list(stop)
 
 
 async def _after_answer(subject: Subject, messages: Messages) -> str:

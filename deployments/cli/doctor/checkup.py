@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -35,10 +36,13 @@ CHECKS: dict[str, Check] = {
     "engine": engine.engine,
     "load-log": engine.load_log,
     "memory": engine.memory,
+    "weights": engine.weights,
     "template": prompt.template,
     "tokens": prompt.tokens,
+    "vocabulary": prompt.vocabulary,
     "bos": prompt.bos,
     "generation-prompt": prompt.generation_prompt,
+    "prompt-end": prompt.prompt_end,
     "round-trip": prompt.round_trip,
     "characters": prompt.characters,
     **conversations.CHECKS,
@@ -83,7 +87,7 @@ class Checkup:
     Attributes:
         entry: of the model.
         device: where the model is loaded.
-        thread_name: of the thread that loads it, here and in the host.
+        thread_name: of the thread that calls the loader.
         traces: tracebacks of what failed.
     """
 
@@ -167,8 +171,9 @@ class Checkup:
         if raised is error and last.name in _CONTRACT and last.parent.name == "model_loaders":
             return fault("loader-contract", str(error))
         place, _ = parts(self.entry.loader)
-        own = Path(place).expanduser().resolve() if is_file(place) else None
-        mine = [frame for frame in frames if own is not None and Path(frame.filename) == own]
+        name = place if is_file(place) else getattr(sys.modules.get(place), "__file__", None) or ""
+        own = Path(name).expanduser().resolve()
+        mine = [frame for frame in frames if Path(frame.filename) == own]
         lines = [f"{own}, line {frame.lineno} in {frame.name}: {frame.line}" for frame in mine[-1:]]
         return fault("loader-failed", str(error), *lines)
 

@@ -50,12 +50,17 @@ CODES: dict[str, Kind] = {
     "not-batched": Kind(
         "warning",
         "Continuous batching cannot run the model as `generate` does, so the slower engine runs it.",
-        "The answers are right. For more speed, remove the reason that the finding names.",
+        "The answers are those of `generate`. For more speed, remove the reason that the finding names.",
     ),
     "context-cut": Kind(
         "warning",
         "The memory for caches holds less than one request of the model's full context.",
         "Set `engine.memory_gib` higher, or `engine.max_model_len` lower.",
+    ),
+    "weights-not-finite": Kind(
+        "error",
+        "Weights are NaN or infinite, so answers are, too.",
+        "Load the checkpoint in another dtype (float16 holds numbers up to 65504), or repair the checkpoint.",
     ),
     "no-chat-template": Kind(
         "warning",
@@ -67,6 +72,11 @@ CODES: dict[str, Kind] = {
         "error",
         "The chat template cannot write a conversation of one user message.",
         "Repair the chat template, or give the loader another one (`chat_template`).",
+    ),
+    "tokens-without-embedding": Kind(
+        "warning",
+        "The tokenizer has more tokens than the model has embeddings; a prompt with such a token fails.",
+        "Use the tokenizer that belongs to the model, or call `model.resize_token_embeddings` before training.",
     ),
     "double-bos": Kind(
         "error",
@@ -83,6 +93,12 @@ CODES: dict[str, Kind] = {
         "warning",
         "The chat template does not open the assistant's turn, although it marks such turns.",
         "Write the beginning of the assistant's turn under `{% if add_generation_prompt %}`.",
+    ),
+    "stop-in-prompt": Kind(
+        "warning",
+        "A prompt ends with a stop token, as if the text had ended.",
+        "Keep the tokenizer from adding it (`add_eos_token: false`), or write the beginning of the assistant's turn in "
+        "the chat template.",
     ),
     "round-trip": Kind(
         "error",
@@ -143,7 +159,7 @@ CODES: dict[str, Kind] = {
     "tool-format-unknown": Kind(
         "warning",
         "The chat template takes tools, and the format of the model's tool calls was not recognized.",
-        "Set `api: {tool_parser: ...}` for the model (docs/configuration.md lists the parsers).",
+        "Set `api: {tool_parser: ...}` for the model (docs/reference/configuration.md lists the parsers).",
     ),
     "tool-parser-differs": Kind(
         "warning",

@@ -27,7 +27,7 @@ class Display:
     Args:
         out: where the report goes.
         signs: where the signs of life go.
-        loading: how the name of the thread begins that loads the model.
+        loading: name of the thread that calls the loader.
     """
 
     def __init__(self, out: TextIO, signs: TextIO, loading: str) -> None:
@@ -94,8 +94,10 @@ class Display:
             print(f"{begin}… {self._step}: {seconds:.0f} s{self._place()}", end=end, file=self._signs, flush=True)
 
     def _place(self) -> str:
-        """Where the thread is that loads the model."""
-        threads = [thread for thread in threading.enumerate() if thread.name.startswith(self._loading)]
+        """Where the loader is; the thread that builds the engine only waits for it."""
+        if self._step != "loader":
+            return ""
+        threads = [thread for thread in threading.enumerate() if thread.name == self._loading]
         return f", at {position(threads[-1])}" if threads else ""
 
     def _clear(self) -> None:

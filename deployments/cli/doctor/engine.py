@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
+
+import torch
 
 from deployments.cli.doctor.finding import Finding, NotApplicable, fault, fine
 from deployments.cli.doctor.subject import Subject
@@ -12,6 +15,7 @@ from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.verify.proofs import PARITY
 
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+_NO_WEIGHTS = "The loader's engine does not show its weights."
 _REASON = "which batches little: "
 """Begins the reason in what `build_engine` logs."""
 
@@ -48,7 +52,7 @@ async def memory(subject: Subject) -> Finding:
     """What the weights take, and how many sequences the caches hold."""
     figures = _weights(subject.info.model)
     if not figures["parameters"]:
-        raise NotApplicable("The loader's engine does not show its weights.")
+        raise NotApplicable(_NO_WEIGHTS)
     texts = [f"{figures['parameters']:,} parameters, {size(figures['weight_bytes'])}, {_dtypes(figures['dtypes'])}"]
     engine = subject.model.engine
     if not isinstance(engine, BatchingEngine):
@@ -70,6 +74,18 @@ async def memory(subject: Subject) -> Finding:
     if longest < context:
         return fault("context-cut", f"{'; '.join(texts)}. The model's context has {context} tokens.", **figures)
     return fine(f"{'; '.join(texts)}.", **figures)
+
+
+async def weights(subject: Subject) -> Finding:
+    """Whether every weight is a finite number."""
+    named = list(getattr(subject.info.model, "named_parameters", list)())
+    if not named:
+        raise NotApplicable(_NO_WEIGHTS)
+    wrong = await asyncio.to_thread(lambda: [name for name, weight in named if not _is_finite(weight)])
+    if not wrong:
+        return fine(f"The {len(named)} tensors of weights are finite numbers.", not_finite=[])
+    text = f"{len(wrong)} of {len(named)} tensors of weights have NaN or infinity: {', '.join(wrong[:3])}"
+    return fault("weights-not-finite", f"{text}{' …' if len(wrong) > 3 else '.'}", not_finite=wrong)
 
 
 def size(count: int) -> str:
@@ -104,6 +120,16 @@ def _weights(model: Any) -> dict[str, Any]:
         "weight_bytes": sum(parameter.nbytes for parameter in parameters),
         "dtypes": dict(counts),
     }
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """Whether a tensor has finite numbers only, as far as torch can tell for its dtype."""
+    if weight.is_meta or not weight.is_floating_point():
+        return True
+    try:
+        return bool(torch.isfinite(weight).all())
+    except (NotImplementedError, RuntimeError):
+        return True
 
 
 def _dtypes(counts: dict[str, int]) -> str:

@@ -67,6 +67,8 @@ async def parity(subject: Subject) -> Finding:
         raise NotApplicable("The loader's own generate hook or engine makes the tokens.")
     if not callable(getattr(subject.info.model, "generate", None)):
         raise NotApplicable("The model has no generate to compare with.")
+    if subject.info.generate_kwargs:
+        raise NotApplicable("The loader's generate_kwargs change what generate gives.")
     prompts = [("", subject.prompt), *(("with an image, ", prompt) for prompt in await image_prompts(subject))]
     compared = 0
     for kind, prompt in prompts:

@@ -8,7 +8,8 @@ from typing import Any
 from deployments.cli.doctor.finding import Finding, NotApplicable, fault, fine
 from deployments.cli.doctor.subject import Subject, assistant, refusal, user
 from deployments.core.errors import TroupeError
-from deployments.engine.text.terminators import special_tokens
+from deployments.core.token_ids import vocab_size
+from deployments.engine.text.terminators import special_tokens, terminator_ids
 
 _SHOWN, _WIDTH = 48, 88
 _ANSWER = "ANSWERWORD"
@@ -43,6 +44,21 @@ async def tokens(subject: Subject) -> Finding:
         token_ids=list(ids),
         special_token_ids=[token_id for token_id in ids if token_id in special],
     )
+
+
+async def vocabulary(subject: Subject) -> Finding:
+    """Whether the model has an embedding for every token of its tokenizer."""
+    subject.need_text()
+    rows, tokenizer = vocab_size(subject.info.model), subject.info.tokenizer
+    if rows is None or not hasattr(tokenizer, "__len__"):
+        raise NotApplicable("The number of tokens or of embeddings is not known.")
+    figures: dict[str, Any] = {"tokens": len(tokenizer), "embeddings": rows}
+    if len(tokenizer) <= rows:
+        return fine(f"The tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings.", **figures)
+    lost = range(rows, len(tokenizer))
+    named = ", ".join(await subject.host.spell(subject.entry.id, lost[:3]))
+    text = f"The model has {rows} embeddings, so {len(lost)} of {len(tokenizer)} tokens have none: {named}"
+    return fault("tokens-without-embedding", f"{text}{' …' if len(lost) > 3 else '.'}", **figures)
 
 
 async def bos(subject: Subject) -> Finding:
@@ -90,6 +106,23 @@ async def generation_prompt(subject: Subject) -> Finding:
         opening="",
         expected=mark,
     )
+
+
+async def prompt_end(subject: Subject) -> Finding:
+    """Whether a prompt ends with a token that ends answers."""
+    subject.need_text()
+    if getattr(getattr(subject.info.model, "config", None), "is_encoder_decoder", False):
+        raise NotApplicable("The prompt of an encoder-decoder ends with such a token.")
+    stops = terminator_ids(subject.model.hooks)
+    prompts = {"completion": await subject.encode(subject.trial.message, special=True)}
+    if subject.template_error is None:
+        prompts["chat"] = (await subject.render([user(subject.trial.message)])).token_ids
+    for kind, ids in prompts.items():
+        if ids and ids[-1] in stops:
+            (text,) = await subject.host.spell(subject.entry.id, ids[-1:])
+            found = f"The prompt of a {kind} ends with {text} ({ids[-1]}), which is a stop token."
+            return fault("stop-in-prompt", found, last_token_id=ids[-1])
+    return fine("No prompt ends with a stop token.", last_token_id=None)
 
 
 async def round_trip(subject: Subject) -> Finding:
