@@ -153,6 +153,14 @@ class RouteNotFound(TroupeError):
     code = "route_not_found"
 
 
+class RecordNotFound(TroupeError):
+    """The call is not in the record, or calls are not recorded."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "record_not_found"
+
+
 class MethodNotAllowed(TroupeError):
     """The path exists, but not with this method."""
 

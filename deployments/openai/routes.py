@@ -11,6 +11,7 @@ from deployments.openai.completions.answer import create_completion
 from deployments.openai.completions.schema import CompletionBody, TextCompletion
 from deployments.openai.embeddings import EmbeddingList, EmbeddingsBody, create_embeddings
 from deployments.openai.http.route import Route
+from deployments.openai.page.records import RecordList, list_records, retrieve_record
 from deployments.openai.responses.answer import create_response
 from deployments.openai.responses.schema import ResponseObject, ResponsesBody
 from deployments.openai.scores.answer import create_decision, create_score
@@ -21,6 +22,8 @@ from deployments.openai.transcriptions.schema import Transcription, Transcriptio
 from deployments.openai.version import Version, show_version
 
 Json = dict[str, Any]
+
+_RECORDS = ("model", "q", "limit", "after")
 
 ROUTES = (
     Route("POST", "/chat/completions", "chat", create_chat_completion, ChatBody, ChatCompletion, ChatCompletionChunk),
@@ -35,16 +38,18 @@ ROUTES = (
     Route("POST", "/completions/render", "tokens", tokens.render_completion, CompletionBody, tokens.RenderedPrompts),
     Route("POST", "/tokenize", "tokens", tokens.tokenize, tokens.TokenizeBody, tokens.Tokenized),
     Route("POST", "/detokenize", "tokens", tokens.detokenize, tokens.DetokenizeBody, tokens.Detokenized),
-    Route("GET", "/tokenizer_info", "tokens", tokens.tokenizer_info, None, Json, query="model"),
-    Route("GET", "/health", "models", models.health, None, models.Health, query="verbose", scoped=False),
+    Route("GET", "/tokenizer_info", "tokens", tokens.tokenizer_info, None, Json, query=("model",)),
+    Route("GET", "/health", "models", models.health, None, models.Health, query=("verbose",), scoped=False),
     Route("GET", "/version", "models", show_version, None, Version, scoped=False),
     Route("GET", "/admin/replicas", "admin", admin.list_replicas, None, admin.ReplicaList, scoped=False),
-    Route("GET", "/admin/models", "admin", admin.list_added, None, admin.ModelStates, query="refresh", scoped=False),
+    Route("GET", "/admin/models", "admin", admin.list_added, None, admin.ModelStates, query=("refresh",), scoped=False),
     Route("POST", "/admin/models", "admin", admin.add_model, admin.AddedModel, admin.ModelState, scoped=False),
     Route("DELETE", "/admin/models/{name:path}", "admin", admin.remove_model, None, admin.RemovedModel, scoped=False),
     Route("POST", "/admin/load", "admin", admin.load_model, admin.ModelBody, admin.AdminAnswer, scoped=False),
     Route("POST", "/admin/unload", "admin", admin.unload_model, admin.ModelBody, admin.AdminAnswer, scoped=False),
     Route("POST", "/admin/drain", "admin", admin.drain, admin.DrainBody, admin.AdminAnswer, scoped=False),
+    Route("GET", "/records", "admin", list_records, None, RecordList, query=_RECORDS, scoped=False),
+    Route("GET", "/records/{record}", "admin", retrieve_record, None, Json, scoped=False),
     Route("GET", "/models", "models", models.list_models, None, models.ModelList),
     # Last: its path takes everything below /models.
     Route("GET", "/models/{name:path}", "models", models.retrieve_model, None, models.ModelObject, scoped=False),

@@ -151,9 +151,7 @@ def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
     string = {"type": "string"}
-    parameters: list[dict[str, Any]] = []
-    if route.query is not None:
-        parameters.append({"name": route.query, "in": "query", "schema": string})
+    parameters: list[dict[str, Any]] = [{"name": name, "in": "query", "schema": string} for name in route.query]
     if "{" in route.path:
         name = route.path.partition("{")[2].partition(":")[0]
         parameters.append({"name": name, "in": "path", "required": True, "schema": string})

@@ -24,7 +24,7 @@ class Route:
         body: the schema of the request's JSON.
         answer: the type of the response's JSON.
         event: the type of a stream's events.
-        query: name of a query parameter.
+        query: names of query parameters.
         scoped: also served under /models/{id}.
     """
 
@@ -35,7 +35,7 @@ class Route:
     body: type[RequestBody] | None
     answer: Any
     event: Any = None
-    query: str | None = None
+    query: tuple[str, ...] = ()
     scoped: bool = True
 
     @property

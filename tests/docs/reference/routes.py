@@ -27,8 +27,8 @@ _BODIES = {
     "/admin/drain": {"drain": False},
 }
 _PATHS = {"/models/{name:path}": "/models/demo", "/health": "/health?verbose=1"}
-_UNSHOWN = {"POST /admin/models", "DELETE /admin/models/{name:path}"}
-"""Routes whose example needs a folder of the machine."""
+_UNSHOWN = {"POST /admin/models", "DELETE /admin/models/{name:path}", "GET /records", "GET /records/{record}"}
+"""Routes whose example needs a folder of the machine, or a record."""
 COUNTERS = ("GET /admin/replicas", "GET /health")
 """Routes whose numbers depend on what else has happened."""
 # What differs between two answers to one request.

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from deployments.openai.page.page import POLICY, STATIC
 from tests.browsing import OpenPage
 from tests.openai.conftest import Serve, Server
+from tests.openai.page.acting import choose, fact, send
 from tests.openai.page.conftest import MODELS
 from tests.openai.page.looks import poor_contrasts, unnamed_controls
 
@@ -71,32 +72,6 @@ def test_every_file_of_ours_is_short_and_every_library_has_its_license() -> None
         assert any("LICENSE" in file.name for file in library.iterdir()), library
 
 
-def send(page: Page, text: str, **fields: str) -> None:
-    """Write a message and fields, and send them."""
-    page.get_by_label("Text of message 1").fill(text)
-    for name, value in fields.items():
-        set_field(page, name, value)
-    page.get_by_role("button", name="Send", exact=True).click()
-    expect(page.get_by_role("region", name="Answer", exact=True)).to_have_attribute("aria-busy", "false")
-
-
-def set_field(page: Page, name: str, value: str) -> None:
-    control = page.locator(f"#field-{name}")
-    control.evaluate("control => { control.closest('details').open = true }")
-    if control.evaluate("control => control.tagName") == "SELECT":
-        control.select_option(value)
-    else:
-        control.fill(value)
-
-
-def choose(page: Page, model: str) -> None:
-    page.get_by_label("model", exact=True).select_option(model)
-
-
-def fact(page: Page, name: str) -> str:
-    return page.locator(f'[data-fact="{name}"] dd').first.inner_text()
-
-
 def test_the_figures_are_those_of_the_api(playing: Server, open_page: OpenPage) -> None:
     fields: dict[str, Any] = {"seed": 7, "max_tokens": 6, "temperature": 1, "logprobs": True, "top_logprobs": 5}
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "return_token_ids": True, **fields}
@@ -126,6 +101,8 @@ def test_the_figures_are_those_of_the_api(playing: Server, open_page: OpenPage) 
         assert list(map(float, shown)) == expected
     prompt = page.get_by_role("listbox", name="Prompt tokens").get_by_role("option")
     assert prompt.count() == len(answer["prompt_token_ids"])
+    send(page, "again", max_tokens="3")  # in place of the first answer
+    expect(tokens.get_by_role("option")).to_have_count(3)
 
 
 def test_the_prompt_before_it_is_sent(playing: Server, open_page: OpenPage) -> None:

@@ -1,14 +1,18 @@
 // The page: its views, its key, its theme.
 
 import { ask, key, onlyModel, onRefused } from "./api.js";
-import { emptyDraft } from "./draft.js";
+import { pathOf } from "./answer.js";
+import { Compare } from "./compare.js";
+import { bodyOf, draftOf, emptyDraft } from "./draft.js";
+import { fieldGroups } from "./fields.js";
 import { Models } from "./models.js";
 import { Playground } from "./playground.js";
 import { html, render, useEffect, useState } from "./preact.js";
 import { KeyForm } from "./key_form.js";
+import { Requests } from "./requests.js";
 import { ThemeSwitch } from "./theme.js";
 
-const VIEWS = { models: "Models", playground: "Playground" };
+const VIEWS = { models: "Models", playground: "Playground", requests: "Requests", compare: "Compare" };
 
 function App() {
   const [view, setView] = useState(viewOfAddress);
@@ -17,6 +21,7 @@ function App() {
   const [asking, setAsking] = useState(false);
   const [draft, setDraft] = useState(emptyDraft(onlyModel));
   const [answer, setAnswer] = useState(null);
+  const [sides, setSides] = useState({ a: null, b: null });
 
   useEffect(() => onRefused(setRefused), []);
   useEffect(() => {
@@ -34,6 +39,12 @@ function App() {
     }
   };
   useEffect(() => void read(), []);
+  const put = (side, chosen) => setSides((before) => ({ ...before, [side]: chosen }));
+  const repeat = (recorded) => {
+    const groups = fieldGroups(server.description, `/${pathOf(recorded.kind)}`);
+    setDraft(draftOf(recorded.kind, { ...recorded.body, model: recorded.model }, groups));
+    location.hash = "playground";
+  };
   const useKey = (given) => {
     key.set(given);
     setRefused("");
@@ -57,6 +68,11 @@ function App() {
       ${view === "models" && html`<${Models} cards=${server.models} aliases=${server.aliases} />`}
       ${view === "playground" && html`<${Playground} draft=${draft} setDraft=${setDraft} models=${server.models.map((model) => model.id)}
         description=${server.description} answer=${answer} setAnswer=${setAnswer} />`}
+      ${view === "requests" && html`<${Requests} models=${server.models.map((model) => model.id)} repeat=${repeat}
+        compare=${(side, recorded) => (put(side, recorded), (location.hash = "compare"))} />`}
+      ${view === "compare" && html`<${Compare} sides=${sides} put=${put} current=${answer} kind=${draft.kind}
+        models=${server.models.map((model) => model.id)}
+        body=${() => bodyOf(draft, fieldGroups(server.description, `/${pathOf(draft.kind)}`))} />`}
     </main>`;
 }
 

@@ -1,11 +1,11 @@
 // A request as it is written on the page, and the body that it becomes.
 
-import { parse } from "./exact.js";
+import { parse, stringify } from "./exact.js";
 import { readValue } from "./fields.js";
 
 export const emptyDraft = (model) => ({
   kind: "chat", model, messages: [{ role: "user", content: "What is 27 + 15?" }], prompt: "The capital of France is",
-  tools: "", fields: {}, inspect: true, stream: true,
+  tools: "", fields: {}, further: "", inspect: true, stream: true,
 });
 
 const INSPECTED = {
@@ -26,6 +26,7 @@ export function bodyOf(draft, groups) {
     const value = readValue(field, draft.fields[field.name] ?? "");
     if (value !== undefined) body[field.name] = value;
   }
+  if (draft.further.trim()) Object.assign(body, furtherOf(draft.further));
   if (draft.inspect) for (const [name, value] of Object.entries(INSPECTED[draft.kind])) body[name] ??= value;
   if (draft.stream) Object.assign(body, { stream: true, stream_options: { include_usage: true } });
   return body;
@@ -41,16 +42,26 @@ function promptOf(text) {
   }
 }
 
-/** A draft that sends an earlier body again. */
-export function draftOf(kind, { model, messages, prompt, tools, stream, stream_options: _, ...fields }) {
-  const written = Object.entries(fields).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]);
+function furtherOf(text) {
+  const fields = parse(text);
+  if (typeof fields !== "object" || fields === null || Array.isArray(fields)) throw new Error("Further fields are not a JSON object.");
+  return fields;
+}
+
+/** A draft that sends an earlier body again. Fields that have no input of their own are further ones. */
+export function draftOf(kind, { model, messages, prompt, tools, stream, stream_options: _, ...fields }, groups) {
+  const known = new Set(groups.flatMap((group) => group.fields.map((field) => field.name)));
+  const entries = Object.entries(fields).filter(([, value]) => value !== null);
+  const written = entries.filter(([name]) => known.has(name)).map(([name, value]) => [name, typeof value === "string" ? value : stringify(value)]);
+  const further = Object.fromEntries(entries.filter(([name]) => !known.has(name)));
   return {
     ...emptyDraft(model),
     kind,
     ...(messages && { messages }),
-    ...(prompt !== undefined && { prompt: typeof prompt === "string" ? prompt : JSON.stringify(prompt) }),
-    tools: tools ? JSON.stringify(tools, null, 2) : "",
+    ...(prompt !== undefined && { prompt: typeof prompt === "string" ? prompt : stringify(prompt) }),
+    tools: tools ? stringify(tools, null, 2) : "",
     fields: Object.fromEntries(written),
+    further: Object.keys(further).length ? stringify(further, 2) : "",
     stream: Boolean(stream),
     inspect: true,
   };

@@ -26,7 +26,8 @@ export function Facts({ answer, choice }) {
       </dl>
       ${answer.headers.ignored?.length > 0 && html`
         <p class="warning">Ignored by the server (x-troupe-ignored): <code>${answer.headers.ignored.join(", ")}</code></p>`}
-      <details><summary>Sampling that was used <span class="note">x-troupe-sampling</span></summary>
+      <details><summary>Sampling that was used${" "}
+        <span class="note">${answer.recorded ? "in the record" : "x-troupe-sampling"}</span></summary>
         <dl class="facts">${Object.entries(sampling).map(([name, value]) => html`
           <${Fact} name=${name} value=${stringify(value)} />`)}</dl></details>
     </section>`;

@@ -31,18 +31,18 @@ function ChoiceTabs({ choices, index, choose }) {
 export function useSpelled(answer, choice, model) {
   const [spelled, setSpelled] = useState({});
   const ended = answer.state !== "sent";
+  const of = `${answer.id} ${answer.state} ${choice?.index} ${model}`;
   useEffect(() => {
     let current = true;
-    setSpelled({});
     const ids = choice?.token_ids ?? [];
     const promptIds = choice?.prompt_token_ids ?? answer.prompt_token_ids ?? [];
     if (!ended || !(ids.length || promptIds.length)) return undefined;
     Promise.all([ids.length ? spell(model, ids) : null, promptIds.length ? spell(model, promptIds) : null])
-      .then(([output, prompt]) => current && setSpelled({ output, prompt }))
-      .catch((error) => current && setSpelled({ error: `The tokens cannot be shown: ${error.message}` }));
+      .then(([output, prompt]) => current && setSpelled({ of, output, prompt }))
+      .catch((error) => current && setSpelled({ of, error: `The tokens cannot be shown: ${error.message}` }));
     return () => (current = false);
-  }, [answer.id, answer.state, choice?.index, model]);
-  return spelled;
+  }, [of]);
+  return spelled.of === of ? spelled : {}; // not those of the answer before
 }
 
 function Read({ choice, recorded }) {
@@ -52,7 +52,7 @@ function Read({ choice, recorded }) {
       <h3>${title}</h3>
       ${choice.reasoning && html`<div class="block is-reasoning"><h4>reasoning_content</h4><pre>${choice.reasoning}</pre></div>`}
       ${(choice.content || !choice.calls.length) && html`
-        <div class="block is-content"><h4>content</h4><pre>${choice.content || "(empty)"}</pre></div>`}
+        <div class="block is-content"><h4>${recorded ? "text, before it was read" : "content"}</h4><pre>${choice.content || "(empty)"}</pre></div>`}
       ${choice.calls.map((call) => html`
         <div class="block is-call"><h4>tool call ${call.id ?? ""}</h4><pre>${call.name}(${call.arguments})</pre></div>`)}
     </section>`;

@@ -102,12 +102,14 @@ function figures(model, rate) {
   };
 }
 
+const NUMBERS = ["pid", "waiting for a model", "loads", "failed loads", "evictions"];
+
 function Replicas({ replicas }) {
   return html`
     <h2>Replicas</h2>
     <div class="scroll"><table>
       <thead><tr>${["replica", "device", "pid", "models", "waiting for a model", "loads", "failed loads", "evictions"].map((name) => html`
-        <th scope="col">${name}</th>`)}</tr></thead>
+        <th scope="col" class=${NUMBERS.includes(name) ? "number" : null}>${name}</th>`)}</tr></thead>
       <tbody>${replicas.map((replica) => html`
         <tr><th scope="row"><code>${nameOf(replica)}</code>${replica.draining && html` <span class="state loading">draining</span>`}</th>
           <td>${replica.device}</td><td class="number">${replica.pid}</td>

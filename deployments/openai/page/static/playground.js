@@ -63,7 +63,10 @@ export function Playground({ draft, setDraft, models, description, answer, setAn
         </div>
         ${problem && html`<p class="error" role="alert">${problem}</p>`}
         ${groups ? html`<${RequestFields} groups=${groups} values=${draft.fields}
-          change=${(name, text) => change({ fields: { ...draft.fields, [name]: text } })} />` : html`<p class="note">Reading the fields of this route …</p>`}
+          change=${(name, text) => change({ fields: { ...draft.fields, [name]: text } })} />
+        <details class="fields"><summary>Further fields${draft.further.trim() && html` <span class="used">set</span>`}</summary>
+          <textarea class="code" aria-label="Further fields as JSON" rows="3" spellcheck=${false} value=${draft.further}
+            placeholder='{"user": …}' onInput=${(event) => change({ further: event.target.value })}></textarea></details>` : html`<p class="note">Reading the fields of this route …</p>`}
         ${groups && html`<${Snippets} kind=${draft.kind} body=${() => bodyOf(draft, groups)} />`}
       </form>
       <div class="answer" role="region" aria-label="Answer" aria-busy=${busy}>

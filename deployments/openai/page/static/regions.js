@@ -77,11 +77,12 @@ function markRest(kinds, raw, calls) {
   }
 }
 
-/** The kind of each token: that of its first character. */
+/** The kind of each token: that of its first character, or of the character that it goes on with. */
 export function tokenKinds(tokens, message) {
   const { text, owners } = joined(tokens);
   const kinds = kindsOf(text, message);
-  const found = new Array(tokens.length).fill("markup");
+  const found = new Array(tokens.length).fill(null);
   for (let i = text.length - 1; i >= 0; i--) found[owners[i]] = kinds[i];
+  for (let i = 0; i < found.length; i++) found[i] ??= (tokens[i].bytes.length && found[i - 1]) || "markup";
   return found;
 }
