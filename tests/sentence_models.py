@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import bert
 
 SIZE = 32
 
@@ -32,21 +34,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=128,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
-
-
-def bert(**kwargs: Any) -> BertModel:
-    torch.manual_seed(0)
-    settings = {
-        "vocab_size": 57,
-        "hidden_size": SIZE,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.3,
-        "pad_token_id": 0,
-    }
-    return BertModel(BertConfig(**{**settings, **kwargs})).eval()
 
 
 def dense(size: int, out: int) -> dict[str, torch.Tensor]:

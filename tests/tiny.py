@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deployments.engine.text.vocabulary import Vocabulary
 from model_loaders.contract import ModelInfo
@@ -72,10 +73,58 @@ def llama(*, seed: int = 0, **kwargs: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**{**_SIZES, **kwargs})).eval()
 
 
-def mistral(*, window: int = 64) -> MistralForCausalLM:
+def mistral(**kwargs: Any) -> Any:
     """The same with a sliding window."""
     torch.manual_seed(0)
-    return MistralForCausalLM(MistralConfig(**_SIZES, sliding_window=window)).eval()
+    return transformers.MistralForCausalLM(
+        transformers.MistralConfig(**{**_SIZES, "sliding_window": 64, **kwargs})
+    ).eval()
+
+
+_SPECIAL = {"vocab_size": 261, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+
+
+def gpt2(**kwargs: Any) -> Any:
+    """Learned positions, and linears of the kind that GPT-2 alone has."""
+    torch.manual_seed(1)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "initializer_range": 0.4}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**_SPECIAL, **sizes, **kwargs})).eval()
+
+
+def mamba() -> Any:
+    """States in the place of keys and values."""
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "initializer_range": 0.4}
+    return transformers.MambaForCausalLM(transformers.MambaConfig(**_SPECIAL, **sizes)).eval()
+
+
+def t5(*, seed: int = 0, **kwargs: Any) -> Any:
+    """An encoder-decoder with relative positions."""
+    torch.manual_seed(seed)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 258}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**{**_SPECIAL, **sizes, **kwargs})).eval()
+
+
+def bart() -> Any:
+    """An encoder-decoder with learned positions, and a forced first token."""
+    torch.manual_seed(4)
+    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _BART.items()}
+    more = {"d_model": 32, "max_position_embeddings": 256, "decoder_start_token_id": 257, "init_std": 0.8}
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**_SPECIAL, **sizes, **more)).eval()
+    # A forced first token belongs to the format; a last one is not forced, since it would follow from max_tokens.
+    model.generation_config.update(forced_bos_token_id=7, forced_eos_token_id=None)
+    return model
+
+
+_BART = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
+
+
+def bert(**kwargs: Any) -> Any:
+    """An encoder that gives states and no text."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    more = {"max_position_embeddings": 128, "initializer_range": 0.3, "pad_token_id": 0, "vocab_size": 57}
+    return transformers.BertModel(transformers.BertConfig(**{**sizes, **more, **kwargs})).eval()
 
 
 def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:

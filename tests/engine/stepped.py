@@ -14,7 +14,6 @@ from deployments.core.events import Delta, EngineEvent
 from deployments.engine.base.admission import context_length
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest
-from deployments.engine.batching.beam_jobs import BeamJobs
 from deployments.engine.batching.engine import step_loop
 from deployments.engine.batching.sequence import Sequence
 from deployments.engine.batching.sequence_builder import SequenceBuilder
@@ -56,8 +55,7 @@ class Stepped:
         if limits is not None:
             changed = dataclasses.replace(self.loop.limits, **limits(sizes))
             self.loop = StepLoop(forward, self.loop.prefiller, self.loop.store, sizes, changed)
-        beams = BeamJobs(model, vocabulary, context)
-        self._builder = SequenceBuilder(forward, vocabulary, capabilities.logits_width, beams)
+        self._builder = SequenceBuilder(forward, vocabulary, capabilities.logits_width)
         self._builder.close()
         self._live: dict[str, LiveRequest] = {}
         self.texts: dict[str, list[int]] = {}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.openai.conftest import Serve, Server
-from tests.sentence_models import SIZE, bert, tokenizer
+from tests.sentence_models import SIZE, tokenizer
+from tests.tiny import bert
 
 TEXTS = ["abc", "hello world", "a somewhat longer text of a few words", "z", "the quick brown fox", "ab ab ab"]
 DENSE = ("Dense", {"in_features": SIZE, "out_features": 8, "bias": True})

@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 
 from tests.openai.conftest import Serve, Server
 from tests.openai.embedding_calls import ENGINE, post, refusal, serve_folder, states, vectors
-from tests.sentence_models import SIZE, bert, pooling, tokenizer, write
-from tests.tiny import byte_tokenizer, llama
+from tests.sentence_models import SIZE, pooling, tokenizer, write
+from tests.tiny import bert, byte_tokenizer, llama
 
 FORWARDS: list[int] = []
 

@@ -19,13 +19,14 @@ import requests
 import torch
 from openai import OpenAI
 from tokenizers import processors
-from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
+from transformers import GenerationConfig
 
 from deployments.local import make_app, model_app
 from model_loaders.resolve import load_model_info
 from tests.seeds.serving import client, listening
 from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
+from tests.tiny import t5 as tiny_t5
 
 ROOT = Path(__file__).parents[2]
 HEADER = "<|im_start|>assistant\n"
@@ -240,20 +241,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
         single="$A <|eos|>", special_tokens=[("<|eos|>", 257)]
     )
     tokenizer.save_pretrained(folder)
-    config = T5Config(
-        vocab_size=261,
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=258,
-        eos_token_id=257,
-        pad_token_id=258,
-        initializer_factor=8.0,
-    )
-    torch.manual_seed(0)
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tiny_t5(bos_token_id=None, initializer_factor=8.0).save_pretrained(folder)
     return folder
 
 

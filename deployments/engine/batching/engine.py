@@ -83,7 +83,7 @@ class BatchingEngine(ThreadedEngine):
         if options.static_cache:
             logger.warning("Engine option static_cache=True has no effect on sequences: their caches grow.")
         self._beams = BeamJobs(info.model, self._vocabulary, self._context)
-        self._builder = SequenceBuilder(self._forward, self._vocabulary, self._logits_width, self._beams)
+        self._builder = SequenceBuilder(self._forward, self._vocabulary, self._logits_width)
         self._commands: deque[Callable[[], None]] = deque()
         self._patches = Patches()
         try:
@@ -162,7 +162,7 @@ class BatchingEngine(ThreadedEngine):
         """What the engine's thread is to do for a request."""
         params = live.request.sampling
         if params.num_beams != 1:
-            job = self._builder.search(live)
+            job = self._beams.job(live)
             return lambda: self._beams.queue(job)
         sequence = self._builder.sequence(live)
         if compiled is not None:

@@ -14,8 +14,7 @@ from collections import abc
 from torch import Tensor
 
 from deployments.engine.batching.sequence import Batch, Sequence
-from deployments.engine.cache.cache import BatchCache, new_cache
-from deployments.engine.cache.layers import KeyValueLayer
+from deployments.engine.cache.cache import BatchCache, keeps_all_columns, new_cache
 from deployments.engine.model.forward import NO_OFFSET, Forward
 from deployments.engine.speedups.draft import Drafter
 
@@ -89,11 +88,7 @@ def prompt_lookup(forward: Forward, most: int, *, chunks: bool, deterministic: b
     """
     if most <= 0:
         return None
-    cache = new_cache(forward.model)
-    croppable = isinstance(cache, BatchCache) and all(
-        type(layer) is KeyValueLayer and not layer.is_sliding for layer in cache.layers
-    )
-    if croppable and chunks and not deterministic:
+    if keeps_all_columns(new_cache(forward.model)) and chunks and not deterministic:
         return PromptLookup(forward, most)
     reason = "deterministic mode decodes token by token" if deterministic else "its cache cannot be cut back"
     logger.warning("Engine option prompt_lookup=%d has no effect on this model: %s.", most, reason)

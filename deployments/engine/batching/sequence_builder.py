@@ -10,9 +10,7 @@ from collections.abc import Callable
 from deployments.core.calls import SamplingParams
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import EngineRequest
-from deployments.engine.batching.beam_jobs import BeamJobs
 from deployments.engine.batching.sequence import Sequence
-from deployments.engine.generate.job import Job
 from deployments.engine.model.forward import Forward
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.prompt_logprobs import PromptScorer
@@ -30,14 +28,12 @@ class SequenceBuilder:
         forward: the model's forward passes.
         vocabulary: of the model.
         width: of the logits.
-        searches: makes what a beam search needs.
     """
 
-    def __init__(self, forward: Forward, vocabulary: Vocabulary, width: int, searches: BeamJobs) -> None:
+    def __init__(self, forward: Forward, vocabulary: Vocabulary, width: int) -> None:
         self._forward = forward
         self._vocabulary = vocabulary
         self._width = width
-        self._searches = searches
         self._sequences = _Thread("sequence-builder")
         self._tables = _Thread("vocabulary-tables")
 
@@ -60,10 +56,6 @@ class SequenceBuilder:
         """End the threads after what they are at."""
         self._tables.stop()
         self._sequences.stop()
-
-    def search(self, live: LiveRequest) -> Job:
-        """The state of a request for beam search."""
-        return self._searches.job(live)
 
     def sequence(self, live: LiveRequest) -> Sequence:
         """The state of a new request."""

@@ -215,6 +215,13 @@ class EncoderBatchCache(EncoderDecoderCache):  # type: ignore[misc]
 AnyCache = BatchCache | EncoderBatchCache
 
 
+def keeps_all_columns(cache: AnyCache) -> bool:
+    """Whether every layer has full attention, so that any token can be dropped and any column be written."""
+    return isinstance(cache, BatchCache) and all(
+        type(layer) is KeyValueLayer and not layer.is_sliding for layer in cache.layers
+    )
+
+
 def new_cache(model: Any, capacity: int | None = None) -> AnyCache:
     """An empty cache for a model.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from deployments.config.engine import EngineOptions
-from deployments.engine.cache.cache import AnyCache, BatchCache, new_cache
+from deployments.engine.cache.cache import AnyCache, BatchCache, keeps_all_columns, new_cache
 from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
 from deployments.engine.model.forward import Forward, Offset
@@ -258,8 +258,7 @@ def fixed_decode(forward: Forward, options: EngineOptions) -> FixedDecode | None
 def _unsuited(forward: Forward) -> str | None:
     """Why a model cannot have fixed steps."""
     config = forward.model.config.get_text_config(decoder=True)
-    cache = new_cache(forward.model)
-    if not isinstance(cache, BatchCache) or any(type(x) is not KeyValueLayer or x.is_sliding for x in cache.layers):
+    if not keeps_all_columns(new_cache(forward.model)):
         return "its layers do not all have full attention"
     if getattr(config, "_attn_implementation", None) != "sdpa":
         return "its attention is not sdpa"

@@ -8,16 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MambaConfig,
-    MambaForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-)
 
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import Grammar, SamplingParams
@@ -36,7 +26,7 @@ from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.generate.engine import GenerateEngine
 from model_loaders.contract import ModelInfo
 from tests.engine.running import ask, generate_engine, greedy, start
-from tests.tiny import byte_tokenizer, llama
+from tests.tiny import bart, byte_tokenizer, gpt2, llama, mamba, t5
 
 TOKENIZER = byte_tokenizer()
 LLAMA = llama()
@@ -59,49 +49,10 @@ def engine() -> Iterator[GenerateEngine]:
     engine.close()
 
 
-def gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(1)
-    return GPT2LMHeadModel(
-        GPT2Config(**SMALL, n_embd=32, n_layer=2, n_head=2, n_positions=256, initializer_range=0.4)
-    ).eval()
-
-
-def mamba() -> MambaForCausalLM:
-    torch.manual_seed(2)
-    return MambaForCausalLM(
-        MambaConfig(**SMALL, hidden_size=32, state_size=8, num_hidden_layers=2, initializer_range=0.4)
-    ).eval()
-
-
-def t5() -> T5ForConditionalGeneration:
-    torch.manual_seed(3)
-    config = T5Config(
-        **{**SMALL, "decoder_start_token_id": 258}, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4
-    )
-    model = T5ForConditionalGeneration(config).eval()
+def loud_t5() -> Any:
+    model = t5(seed=3)
     for parameter in model.parameters():
         parameter.data.mul_(3)
-    return model
-
-
-def bart() -> BartForConditionalGeneration:
-    torch.manual_seed(4)
-    config = BartConfig(
-        **SMALL,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_position_embeddings=256,
-        decoder_start_token_id=257,
-        init_std=0.8,
-    )
-    model = BartForConditionalGeneration(config).eval()
-    # A forced first token belongs to the format; a last one is not forced, since it would follow from max_tokens.
-    model.generation_config.update(forced_bos_token_id=7, forced_eos_token_id=None)
     return model
 
 
@@ -109,7 +60,7 @@ PROMPTS = [ids(text) for text in ("h", "hello there", "one two three four five s
 
 
 class TestFaithful:
-    @pytest.mark.parametrize("make", [llama, gpt2, mamba, t5, bart])
+    @pytest.mark.parametrize("make", [llama, gpt2, mamba, loud_t5, bart])
     def test_greedy_text_is_that_of_generate_alone_and_together(self, make: Any) -> None:
         model = make()
         expected = [greedy(model, prompt, 12) for prompt in PROMPTS]
@@ -239,7 +190,7 @@ class TestRequests:
         assert ask(engine, PROMPTS[0]).token_ids
 
     def test_beam_search_is_that_of_generate(self, engine: GenerateEngine) -> None:
-        for model in (LLAMA, t5()):
+        for model in (LLAMA, loud_t5()):
             own = engine if model is LLAMA else build(model)
             prompt = torch.tensor([PROMPTS[1]])
             found = model.generate(
@@ -274,7 +225,7 @@ class TestRequests:
                 start(engine, prompt)
         with pytest.raises(ContextOverflow):
             start(engine, PROMPTS[1], max_tokens=600)
-        encoder_decoder = build(t5())
+        encoder_decoder = build(loud_t5())
         with pytest.raises(UnsupportedParameter, match="prompt_logprobs"):
             start(encoder_decoder, PROMPTS[1], prompt_logprobs=1)
         encoder_decoder.close()

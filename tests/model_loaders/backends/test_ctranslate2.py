@@ -14,7 +14,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from tokenizers.processors import TemplateProcessing
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import Grammar, SamplingParams
@@ -33,7 +33,7 @@ from model_loaders.backends.ctranslate2.folder import instruction_chat
 from model_loaders.contract import ModelInfo, as_model_info
 from model_loaders.prompts.hooks import Hooks
 from tests.model_loaders.backends.emitted import Emitted, deltas
-from tests.tiny import byte_tokenizer, llama
+from tests.tiny import byte_tokenizer, llama, t5
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "convert_ctranslate2"
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -63,22 +63,9 @@ def t5_tokenizer() -> Any:
     return tokenizer
 
 
-def t5() -> T5ForConditionalGeneration:
+def flan() -> T5ForConditionalGeneration:
     """With an output layer of its own, as T5 1.1 and Flan-T5 have: its outputs are not scaled."""
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=264,
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=258,
-        pad_token_id=258,
-        eos_token_id=257,
-        tie_word_embeddings=False,
-    )
-    model = T5ForConditionalGeneration(config).eval()
+    model = t5(vocab_size=264, bos_token_id=None, tie_word_embeddings=False)
     model.lm_head.weight = torch.nn.Parameter(torch.randn(264, 32) * 0.5)
     return model
 
@@ -91,7 +78,7 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--max-tokens", "200", "--prompt-fmt", "Do this: {instruction}")
-    return converted(tmp_path_factory.mktemp("t5"), t5(), t5_tokenizer(), *options)
+    return converted(tmp_path_factory.mktemp("t5"), flan(), t5_tokenizer(), *options)
 
 
 class Running(Emitted):
@@ -156,7 +143,7 @@ def running(kind: str, request: pytest.FixtureRequest) -> Running:
 
 
 def original(kind: str) -> Any:
-    return llama() if kind == "decoder" else t5()
+    return llama() if kind == "decoder" else flan()
 
 
 @MODELS
@@ -449,7 +436,7 @@ def test_bootstrap_config_says_how_to_prompt(t5_folder: Path, seq2seq: Running) 
     given = json.loads((t5_folder / "bootstrap_config.json").read_text())
     assert given == {
         "name": "hf",
-        "params": sum(p.numel() for p in t5().parameters()),
+        "params": sum(p.numel() for p in flan().parameters()),
         "max_tokens": 200,
         "prompt_fmt": "Do this: {instruction}",
     }
@@ -494,7 +481,7 @@ def test_folders_of_older_versions_are_read(t5_folder: Path, tmp_path: Path) -> 
     tokens = json.loads((t5_folder / "shared_vocabulary.json").read_text())
     (old / "shared_vocabulary.txt").write_text("\n".join(tokens) + "\n")
     running = Running(load_model(str(old), intra_threads=1, max_model_len=300))
-    assert ids_of(running.run("Hello", GREEDY)) == reference(t5(), running.hooks.encode("Hello").input_ids)
+    assert ids_of(running.run("Hello", GREEDY)) == reference(flan(), running.hooks.encode("Hello").input_ids)
     assert running.info.stop_token_ids == [257]
     running.engine.close()
 
