@@ -27,7 +27,9 @@ _LIMIT_S = 10.0
     num_replicas=1,
     max_ongoing_requests=10_000,
     health_check_period_s=2,
+    graceful_shutdown_timeout_s=1,  # what runs are ingresses that wait for changes
     ray_actor_options={"num_cpus": 0},
+    logging_config={"enable_access_log": False},
 )
 class RegistryReplica:
     """`Registry` for all ingresses; what was added outlives it in its file."""

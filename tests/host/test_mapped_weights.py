@@ -17,6 +17,7 @@ from deployments.config.model import ModelEntry
 from deployments.host.loaded_model import LoadedModel
 from deployments.host.loading import Loading
 from deployments.host.mapped_weights import read_mapped_weights
+from model_loaders.auto import load_model
 from tests.tiny import byte_tokenizer, llama
 
 
@@ -130,3 +131,15 @@ def test_weights_that_do_not_fit_stay_mapped(
     monkeypatch.setattr("deployments.host.mapped_weights.free_bytes", lambda: 1000)
     assert read_mapped_weights(model) == 0
     assert f"{file} stays mapped" in caplog.text
+
+
+@pytest.mark.parametrize(("free", "mapped"), [(2**40, False), (1000, True)])
+def test_a_folder_is_read_and_not_mapped_if_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, mapped: bool
+) -> None:
+    """A file that is cut short while it is mapped would end the process, in the middle of a load too."""
+    file = save(tmp_path)
+    monkeypatch.setattr("model_loaders.weights.changeable.free_bytes", lambda: free)
+    info = load_model(str(tmp_path))
+    assert (str(file) in Path("/proc/self/maps").read_text()) is mapped
+    assert info.model.get_input_embeddings().weight.shape == (261, 48)
