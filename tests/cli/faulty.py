@@ -112,6 +112,10 @@ def too_many_tokens() -> dict[str, Any]:
     return loaded(tokenizer=tokenizer)
 
 
+def unknown_markers() -> dict[str, Any]:
+    return loaded(chat_template=CHAT_TEMPLATE.replace("<|im_start|>", "<|turn|>"))
+
+
 def no_generation_prompt() -> dict[str, Any]:
     return loaded(chat_template=TURNS)
 

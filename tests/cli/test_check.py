@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -32,8 +33,8 @@ Capture = pytest.CaptureFixture[str]
 
 
 def run(*arguments: str) -> int:
-    """The exit status of `troupe check`, in this process."""
-    with pytest.raises(SystemExit) as end:
+    """The exit status of `troupe check`, in this process, whose folder it may change."""
+    with contextlib.chdir("."), pytest.raises(SystemExit) as end:
         main(["check", *arguments, "--device", "cpu"])
     return int(end.value.code or 0)
 
@@ -204,6 +205,12 @@ def test_a_prompt_with_its_special_tokens(capsys: Capture) -> None:
     assert r"259 <|im_start|>   84 'u'   82 's'" in said
     assert "Answers end with: <|eos|> (257), <|im_end|> (260)." in said
     assert re.search(r"^33 steps: \d+ ok, \d+ skipped\. Exit status 0\.$", said, re.MULTILINE)
+
+
+def test_markers_that_the_tokenizer_does_not_know(capsys: Capture) -> None:
+    made = step_of(report(capsys, HOOKS + "unknown_markers", keep="tokens"), "tokens")
+    assert made["details"][-1] == "written as ordinary text, not as one token: <|turn|>"
+    assert made["figures"]["markers_as_text"] == ["<|turn|>"]
 
 
 def test_the_place_of_an_exception_in_the_users_file(tmp_path: Path, capsys: Capture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from deployments.engine.text.terminators import special_tokens, terminator_ids
 
 _SHOWN, _WIDTH = 48, 88
 _ANSWER = "ANSWERWORD"
+_MARKER = re.compile(r"<\|[^<>|\s]+\|>")
 # Letters that a tokenizer without them cannot keep, each as part of a word: json, code, other languages.
 _CHARACTERS = ("\n", "\t", "  ", "{", "}", "<", ">", "[", "\\", "_", "`", "~", "A", "é", "ß", "я", "日", "ا", "😀")
 
@@ -35,14 +37,19 @@ async def template(subject: Subject) -> Finding:
 async def tokens(subject: Subject) -> Finding:
     """The ids of the prompt and the text of each."""
     subject.need_text()
-    ids = (await subject.host.render(subject.entry.id, subject.prompt)).token_ids
-    special = set(special_tokens(subject.info.tokenizer).values())
-    count = sum(token_id in special for token_id in ids)
+    written = await subject.host.render(subject.entry.id, subject.prompt)
+    ids, special = written.token_ids, set(special_tokens(subject.info.tokenizer).values())
+    found = [token_id for token_id in ids if token_id in special]
+    plain = [mark for mark in sorted({*_MARKER.findall(written.text or "")}) if len(await subject.encode(mark)) > 1]
+    details = await _table(subject, ids, special)
+    if plain:
+        details.append(f"written as ordinary text, not as one token: {', '.join(plain)}")
     return fine(
-        f"{len(ids)} tokens, {count} of them special (without quotes).",
-        *await _table(subject, ids, special),
+        f"{len(ids)} tokens, {len(found)} of them special (without quotes).",
+        *details,
         token_ids=list(ids),
-        special_token_ids=[token_id for token_id in ids if token_id in special],
+        special_token_ids=found,
+        markers_as_text=plain,
     )
 
 

@@ -17,7 +17,7 @@ from deployments.config.model import ModelEntry
 from deployments.core.calls import ChatPrompt, GenerateCall, Prompt, SamplingParams, TextPrompt
 from deployments.core.client import Rendered
 from deployments.core.errors import TroupeError
-from deployments.core.events import Accepted, Delta, Failed
+from deployments.core.events import Delta, Failed
 from deployments.core.logprobs import TokenLogprob
 from deployments.engine.no_text import NoTextEngine
 from deployments.host.host import ModelHost
@@ -51,7 +51,6 @@ class Trial:
 class Answer:
     """The answer to a request. Times are in seconds since it was sent; `first` is that of the first token."""
 
-    prompt_ids: tuple[int, ...] = ()
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -199,8 +198,6 @@ class Subject:
                 match event:
                     case Failed(error):
                         raise error
-                    case Accepted():
-                        found.prompt_ids = event.prompt_token_ids[0]
                     case Delta():
                         _take(found, event)
                         if begun is not None and found.first:
