@@ -106,6 +106,7 @@ def container(
     machine = {"HOSTNAME": "3f2a91c0de11", "HOME": str(folder), "ACCELERATOR_TYPE": "cpu"}
     others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"}
     environment = {**others, **packages, **machine, **own, **set_by_user}
+    port = environment.get("TROUPE_PORT", environment["PORT"])
     (entry,) = steps("ENTRYPOINT")
     (check,) = re.findall(r"CMD (\[.*\])", steps("HEALTHCHECK")[0])
     log = folder / "log"
@@ -124,8 +125,8 @@ def container(
             assert server.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.5)
-        assert set(ports.listeners(int(own["PORT"]))) == {"0.0.0.0"}  # reached from outside of its container
-        yield f"http://127.0.0.1:{own['PORT']}"
+        assert set(ports.listeners(int(port))) == {"0.0.0.0"}  # reached from outside of its container
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         try:
@@ -177,8 +178,8 @@ def fresh_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 def test_a_fresh_image_serves_a_model_by_its_name(fresh_image: Path, checkpoint: Path, tmp_path: Path) -> None:
     """And it has every package that the extras name, but no tool of development."""
-    port = str(free_port())
-    with container(fresh_image, tmp_path, {"TROUPE_PORT": port, "PORT": port}, [str(checkpoint), "--gpus", "0"]) as url:
+    set_by_user = {"TROUPE_PORT": str(free_port())}
+    with container(fresh_image, tmp_path, set_by_user, [str(checkpoint), "--gpus", "0"]) as url:
         assert tokens_of_a_chat(url) == 3
     python = fresh_image / ".venv" / "bin" / "python"
     listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True).stdout

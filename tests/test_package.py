@@ -82,6 +82,19 @@ def test_the_page_is_in_the_package(site: Path) -> None:
     assert installed == {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()} != set()
 
 
+def test_its_command_knows_the_version(site: Path, tmp_path: Path) -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    shown = subprocess.run(
+        [sys.executable, site / "bin" / "troupe", "--version"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout == f"troupe {wanted}\n"
+    assert (
+        said("from deployments.openai.version import server_version as v; print(v())", tmp_path, PYTHONPATH=str(site))
+        == wanted
+    )
+
+
 def test_its_command_serves_a_folder(site: Path, tmp_path: Path) -> None:
     """Away from the repository, without a configuration; paths are relative to where it is typed."""
     llama(max_position_embeddings=128).save_pretrained(tmp_path / "models" / "tiny")

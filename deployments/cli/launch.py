@@ -125,9 +125,3 @@ def _ray_addresses() -> dict[str, str]:
     context: Any = ray.get_runtime_context()
     place = dashboard()
     return {"RAY_ADDRESS": context.gcs_address} | ({"RAY_DASHBOARD_ADDRESS": f"http://{place}"} if place else {})
-
-
-if __name__ == "__main__":
-    from deployments.cli.main import main
-
-    main(["serve", *sys.argv[1:]])

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -24,13 +25,28 @@ if TYPE_CHECKING:
 SCRIPT = "scripts/serve"
 """In place of a command: scripts/serve runs this one."""
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"troupe {version('troupe-serve')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="troupe",
-    help="Any Hugging Face model with the OpenAI API.",
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _troupe(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Any Hugging Face model with the OpenAI API."""
 
 
 def _serve(**given: Any) -> None:

@@ -7,6 +7,7 @@ that needs RAY_ADDRESS), does not report that a deployment has failed, and ends 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -17,13 +18,14 @@ from typing import Any, NoReturn
 import ray
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus
 
 from deployments.cli.output.terminal import Terminal
 from deployments.cli.own_ray import OWN
 from deployments.cli.serve_file import troupe_applications
 from deployments.config.app import AppArgs, parse_args
 from deployments.core.errors import ConfigError
+from deployments.logs import LOG_FOLDER
 from deployments.ray_internals import deploy, unreachable, unscheduled
 
 GRACE_S = 60.0
@@ -82,7 +84,7 @@ class Server:
             ready()
             threading.Event().wait()
         except DeployFailed as failure:
-            self._terminal.complain(str(failure))
+            self._terminal.complain(f"{str(failure).rstrip('.')}. The logs are in {os.environ[LOG_FOLDER]}.")
             self._shut_down()
             return 1
         except ConfigError:
@@ -140,25 +142,27 @@ class Server:
                 failure
                 for name, pool in args.all_pools().items()
                 for entry in args.of_pool(pool).models
-                if entry.pinned
-                and (failure := self._wait_for(entry.id, _replicas(app["name"], _deployment(args, name))))
+                if entry.pinned and (failure := self._wait_for(entry.id, app["name"], _deployment(args, name)))
             ]
             if len(failures) == len(args.models):
                 raise DeployFailed(" ".join(failures))
             for failure in failures:
                 self._terminal.complain(failure)
 
-    def _wait_for(self, model: str, replicas: list[Any]) -> str | None:
-        """Why a model cannot be loaded; None once every replica that has it has loaded it."""
+    def _wait_for(self, model: str, app: str, deployment: str) -> str | None:
+        """Why a model cannot be loaded; None once every replica of its deployment has loaded it."""
+        replicas = [serve.get_deployment_handle(deployment, app)]
         with self._terminal.stage("model") as stage:
-            stage.result = f"{model} is loaded"
             while True:
                 statuses = [status for status in _tell(replicas, "status") if isinstance(status, dict)]
-                for status in statuses:
-                    if failure := status["failed"].get(model):
-                        stage.result = f"{model} cannot be loaded"
-                        return str(failure)
+                failures = [status["failed"][model] for status in statuses if model in status["failed"]]
+                if not failures and _has_lost_a_replica(app, deployment):
+                    failures = [f"Model {model!r}: a replica has died while it loaded the model."]
+                if failures:
+                    stage.result = f"{model} cannot be loaded"
+                    return str(failures[0])
                 if statuses and all(model in [loaded["id"] for loaded in status["models"]] for status in statuses):
+                    stage.result = f"{model} is loaded"
                     return None
                 stage.show(min((status["loaded_parts"].get(model, 0.0) for status in statuses), default=0.0))
                 time.sleep(_POLL_S)
@@ -168,20 +172,26 @@ def _deployment(args: AppArgs, pool: str) -> str:
     return f"ModelReplica-{pool}" if args.pools else "ModelReplica"
 
 
-def _replicas(app: str, deployment: str) -> list[Any]:
-    return [serve.get_deployment_handle(deployment, app)]
+def _has_lost_a_replica(app: str, deployment: str) -> bool:
+    status = serve.status().applications[app].deployments[deployment].status
+    return bool(status == DeploymentStatus.UNHEALTHY)
 
 
 def _check_gpus(config: Mapping[str, Any], available: int) -> None:
     """Refuse a configuration whose replicas ask for more GPUs than there are."""
     wanted = 0.0
     for app in troupe_applications(config):
-        pools = ((app.get("args") or {}).get("pools") or {}).values()
-        wanted += sum((pool.get("gpus_per_replica") or 0) * (pool.get("replicas") or 1) for pool in pools)
+        pools = (app.get("args") or {}).get("pools") or {}
+        gpus = {
+            f"ModelReplica-{name}": (pool.get("gpus_per_replica") or 0) * (pool.get("replicas") or 1)
+            for name, pool in pools.items()
+        }
         for deployment in app.get("deployments") or []:
-            each = (deployment.get("ray_actor_options") or {}).get("num_gpus") or 0
+            each = (deployment.get("ray_actor_options") or {}).get("num_gpus")
             count = deployment.get("num_replicas") or 1
-            wanted += each * (count if isinstance(count, int) else 1)
+            if each is not None:
+                gpus[deployment["name"]] = each * (count if isinstance(count, int) else 1)
+        wanted += sum(gpus.values())
     if wanted > available:
         raise ConfigError(
             f"the replicas ask for {wanted:g} GPUs, and this machine has {available or 'none'}. Lower num_replicas or "
@@ -230,10 +240,10 @@ def _wait_until_running(names: list[str], *, fixed: bool) -> None:
 
 
 def _reason(state: ApplicationStatusOverview) -> str:
-    """The last line of each text that says why; Ray's tracebacks are in its log."""
+    """The last line of each text that says why; Ray's tracebacks are in the controller's log."""
     texts = [state.message, *(deployment.message for deployment in state.deployments.values())]
     lines = [[line.strip() for line in text.splitlines() if line.strip()] for text in texts]
-    return "; ".join(dict.fromkeys(found[-1] for found in lines if found)) or "see Ray's log"
+    return "; ".join(dict.fromkeys(found[-1] for found in lines if found)) or "see the controller's log"
 
 
 def _lacking(state: ApplicationStatusOverview) -> str | None:

@@ -68,7 +68,8 @@ def running(
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
@@ -222,10 +223,11 @@ def test_what_cannot_be_served_ends_the_command_with_one_line(
     assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"troupe: {said}")
+    assert ("The logs are in " in line) == (status == 1)
     assert ("/proc/nothing" in line) == ("api" in args)
 
 
-def test_loaders_and_their_paths_are_relative_to_the_file(
+def test_paths_are_relative_to_the_file_and_sigint_stops_what_a_script_has_started(
     config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path
 ) -> None:
     file, port = config
@@ -239,9 +241,14 @@ def test_loaders_and_their_paths_are_relative_to_the_file(
     entry |= {"loader": "mine.py:load_model", "kwargs": {"note": "note.txt"}, "pinned": True}
     file.write_text(yaml.safe_dump(settings))
     log = tmp_path / "serve.log"
-    with running(["scripts/serve", str(file)], fresh_home, log) as process:
+    in_background = ["bash", "-c", 'trap "" INT; exec scripts/serve "$0"', str(file)]  # as a script's `scripts/serve &`
+    with running(in_background, fresh_home, log) as process:
         assert "72" in answer(port, process, log)
-    assert log.read_text().splitlines()[3].startswith("model        demo is loaded (")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    said = log.read_text().splitlines()
+    assert said[3].startswith("model        demo is loaded (")
+    assert said[-1].startswith("SIGINT: finishing running requests")
 
 
 def test_serve_run_by_hand(config: tuple[Path, int], crashed_ray: dict[str, str], tmp_path: Path) -> None:
