@@ -15,6 +15,7 @@ from deployments.config.app import AppArgs
 from deployments.config.sources import Spec
 from deployments.core.errors import TroupeError, Unavailable
 from deployments.logs import enter_folder, log_like_serve
+from deployments.ray_internals import keep_replica_port_local
 from deployments.registry.registry import Changes, Registry
 
 Handle: TypeAlias = DeploymentHandle[Any]
@@ -37,6 +38,7 @@ class RegistryReplica:
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         log_like_serve()
         enter_folder(args.folder)
+        keep_replica_port_local()
         self._registry = Registry(args)
         self._searching = asyncio.create_task(self._registry.run())
 
