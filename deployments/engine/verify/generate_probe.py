@@ -31,7 +31,7 @@ Batch = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], dict[str, A
 
 
 class Generate(Protocol):
-    """A model's `generate` (`engine/generate/call.py`): without a neutral generation_config nothing can be compared.
+    """A model's `generate` with a neutral generation_config, as `engine/generate/call.py` calls it.
 
     Attributes:
         view: the model.

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import queue
 from collections import defaultdict
 
-from deployments.core.events import Delta, EngineEvent, Failed, is_last
+from deployments.core.events import Delta, EngineEvent, Failed
 from deployments.engine.base.protocol import Emit
+from tests.engine.running import Answer
 
 
 class Emitted:
-    """The events of requests, each in a queue of its own."""
+    """The answers to requests. An id can be used again once its request has ended."""
 
     def __init__(self) -> None:
-        self.events: dict[str, queue.Queue[EngineEvent]] = defaultdict(queue.Queue)
+        self.answers: dict[str, Answer] = defaultdict(lambda: Answer(""))
 
     def emit(self, request_id: str) -> Emit:
-        return self.events[request_id].put
+        return self.answers[request_id].emit
 
     def take(self, request_id: str = "r") -> list[EngineEvent]:
         """All events of a request, once the last has come."""
-        events = []
-        while True:
-            events.append(self.events[request_id].get(timeout=30))
-            if is_last(events[-1]):
-                assert self.events[request_id].empty()
-                return events
+        answer = self.answers[request_id].end()
+        del self.answers[request_id]
+        return [answer.next() for _ in range(answer.events.qsize())]
 
 
 def deltas(events: list[EngineEvent]) -> list[Delta]:

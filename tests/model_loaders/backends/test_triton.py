@@ -165,7 +165,7 @@ def test_tokens_are_streamed_as_they_come(engines: dict[str, Running]) -> None:
     started = time.monotonic()
     slow = replace(GREEDY, max_tokens=20, logprobs=0)
     engines["slow"].submit("Hello", slow)
-    engines["slow"].events["r"].get(timeout=30)
+    engines["slow"].answers["r"].next()
     first = time.monotonic() - started
     rest = deltas(engines["slow"].take())
     assert first < (time.monotonic() - started) / 2
@@ -294,12 +294,12 @@ def test_a_cancelled_request_ends_on_the_server(engines: dict[str, Running]) -> 
     running = engines["slow"]
     running.submit("Bye", replace(GREEDY, max_tokens=150), "gone")
     running.submit("Hello", GREEDY, "stays")
-    running.events["gone"].get(timeout=30)
+    running.answers["gone"].next()
     assert running.engine.stats().rows == 2
     running.engine.cancel("gone")
-    seen = running.events["gone"].qsize()
+    seen = running.answers["gone"].events.qsize()
     assert [i for delta in deltas(running.take("stays")) for i in delta.token_ids] == reference("Hello")
-    assert running.events["gone"].qsize() == seen
+    assert running.answers["gone"].events.qsize() == seen
     expected = {"cancelled": TOKENIZER("Bye")["input_ids"]}
     end = time.monotonic() + 10
     while not (last := running.recorded()).get("cancelled"):
@@ -317,7 +317,7 @@ def test_no_more_are_sent_at_once_than_allowed(server: TritonServer, folder: Pat
     running = Running(server, folder, "slow", rows=2)
     for i in range(4):
         running.submit("Hello", replace(GREEDY, max_tokens=4), f"q{i}")
-    running.events["q0"].get(timeout=30)
+    running.answers["q0"].next()
     assert (running.engine.stats().rows, running.engine.stats().waiting) == (2, 2)
     for i in range(4):
         deltas(running.take(f"q{i}"))
@@ -363,13 +363,13 @@ def test_faults_of_a_request_are_explained(engines: dict[str, Running], server: 
     with pytest.raises(ContextOverflow):
         running.submit("x" * 600, GREEDY)
     request = EngineRequest(request_id="r", input_ids=[1, 2, 3], sampling=GREEDY)
-    running.engine.submit(request, running.events["r"].put)
+    running.engine.submit(request, running.emit("r"))
     assert isinstance(error_of(running.take()), Overloaded)
     for extra, message in (({"nope": 1}, "has no 'nope'; it has length_penalty"), ({"length_penalty": "x"}, "number")):
         error = error_of(running.run("Hello", replace(GREEDY, extra=extra)))
         assert isinstance(error, BadRequest)
         assert message in str(error)
-    engines["ensemble"].engine.submit(request, running.events["r"].put)
+    engines["ensemble"].engine.submit(request, running.emit("r"))
     assert "takes texts" in str(error_of(running.take()))
     with pytest.raises(ModelError, match="takes neither input_ids nor text_input but x"):
         Running(server, folder, "other")
@@ -388,7 +388,7 @@ def test_a_server_that_sends_nothing_is_given_up(server: TritonServer, folder: P
 def test_closing_fails_what_is_left(server: TritonServer, folder: Path) -> None:
     running = Running(server, folder, "slow")
     running.submit("Hello", replace(GREEDY, max_tokens=400))
-    running.events["r"].get(timeout=30)
+    running.answers["r"].next()
     running.engine.close(timeout=0.05)
     assert isinstance(error_of(running.take()), Unavailable)
     with pytest.raises(Unavailable):
