@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from deployments.registry.files import ModelFile
+from deployments.registry.files import WEIGHTS, ModelFile
 
 _HEADER = 8
 _LARGEST_HEADER = 100_000_000
 _SMALL = 2**20
+_SETTINGS = re.compile(r"config|token|vocab|processor|adapter|modules")
+"""What a name of a JSON file has in it that is read when a model is loaded."""
 
 
 def incomplete(files: Sequence[ModelFile], marker: str | None = None) -> str | None:
@@ -33,6 +36,8 @@ def incomplete(files: Sequence[ModelFile], marker: str | None = None) -> str | N
 def _fault(path: Path) -> str | None:
     if path.name.endswith(".index.json"):
         return _json_fault(path) or _shards_fault(path)
+    if path.suffix == ".json":
+        return _json_fault(path) if _SETTINGS.search(path.name) else None
     check = _CHECKS.get(path.suffix)
     return None if check is None else check(path)
 
@@ -79,6 +84,8 @@ def _shards_fault(path: Path) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # Not an index of shards.
     missing = sorted(name for name in shards if not (path.parent / str(name)).exists())
+    if len(missing) == len(shards) and any(other.suffix in WEIGHTS for other in path.parent.iterdir()):
+        return None  # The index of another format, whose weights were left out.
     return f"{path.parent / missing[0]} is missing; {path.name} lists it." if missing else None
 
 
@@ -101,5 +108,4 @@ _CHECKS = {
     ".bin": _archive_fault,
     ".pt": _archive_fault,
     ".pth": _archive_fault,
-    ".json": _json_fault,
 }

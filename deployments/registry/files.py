@@ -17,10 +17,12 @@ _SETTINGS = frozenset(
 )
 # What a training run keeps beside the weights for itself.
 _TRAINING = re.compile(
-    r"(optimizer|scheduler|scaler|rng_state|training_args|trainer_state|train_results|eval_results|all_results)"
-    r"[\w.-]*\.(bin|pt|pth|json|safetensors)"
+    r"(optimizer|scheduler|scaler|rng_state|training_args|trainer_state)[\w.-]*\.(bin|pt|pth|json|safetensors)"
+    r"|([\w.-]*[_-])?(metrics|logs?|history|progress|status|summary|results|stats)\.(json|txt|ya?ml)"
 )
-_OTHER_MODELS = re.compile(r"(checkpoint|global_step|step|epoch)[-_]?\d+|\..*|__pycache__|tmp-.*|.*\.tmp")
+_OTHER_FOLDERS = re.compile(
+    r"(checkpoint|global_step|step|epoch)[-_]?\d+|\..*|__pycache__|tmp-.*|.*\.tmp|runs|logs|wandb|tensorboard"
+)
 _DEPTH = 3
 
 
@@ -114,7 +116,7 @@ def _below(root: Path, prefix: str = "", depth: int = _DEPTH) -> Iterator[tuple[
         return
     for entry in entries:
         if entry.is_dir():
-            if depth > 1 and not _OTHER_MODELS.fullmatch(entry.name):
+            if depth > 1 and not _OTHER_FOLDERS.fullmatch(entry.name):
                 yield from _below(Path(entry.path), f"{prefix}{entry.name}/", depth - 1)
         elif _counts(entry.name):
             yield prefix + entry.name, Path(entry.path)

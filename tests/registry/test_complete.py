@@ -69,6 +69,20 @@ def test_settings_that_are_cut_short(folder: Path, text: str) -> None:
     assert "tokenizer.json" in (fault(folder) or "")
 
 
+def test_the_index_of_a_format_that_was_left_out(folder: Path) -> None:
+    index = {"weight_map": {"layer1": "pytorch_model-00001-of-00001.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert fault(folder) is None
+    for shard in folder.glob("*.safetensors"):
+        shard.unlink()
+    assert "is missing" in (fault(folder) or "")
+
+
+def test_other_files_may_have_any_content(folder: Path) -> None:
+    (folder / "notes.json").write_text('{"step": 1}\n{"step": 2}\n')
+    assert fault(folder) is None
+
+
 def test_a_marker_that_is_written_last(folder: Path) -> None:
     assert "no DONE" in (fault(folder, "DONE") or "")
     (folder / "DONE").touch()
@@ -79,7 +93,15 @@ def test_a_marker_that_is_written_last(folder: Path) -> None:
 
 
 def test_files_that_count(folder: Path) -> None:
-    others = ["trainer_state.json", "optimizer.pt", "rng_state_0.pth", "scheduler.pt", "training_args.bin", "run.log"]
+    others = [
+        "trainer_state.json",
+        "optimizer.pt",
+        "rng_state_0.pth",
+        "eval_results.json",
+        "scheduler.pt",
+        "training_args.bin",
+        "run.log",
+    ]
     for name in (*others, "README.md", ".hidden.json", "model.safetensors.tmp", "1_Pooling/config.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
