@@ -22,7 +22,7 @@ from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavail
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
 from deployments.model_registry import RegistryHandle
-from deployments.packing import packed
+from deployments.packing import Packed, packed, unpacked
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.following import Following, followed
 from deployments.waiting import Waiting
@@ -259,7 +259,7 @@ class HandleClient:
         )
         answer = handle.remote(await packed(call))
         try:
-            yield answer if call.stream else _each(await answer)
+            yield _unpacked(answer) if call.stream else _each(await unpacked(await answer))
         except BaseException:
             answer.cancel()
             raise
@@ -273,7 +273,10 @@ class HandleClient:
         for attempt in (1, 2):
             answer = handle.remote(self._spec(key) or key, *given, **options)
             try:
-                return await answer
+                found = await unpacked(await answer)
+                if not isinstance(found, Failed):
+                    return found
+                raise found.error
             except asyncio.CancelledError:
                 answer.cancel()
                 raise
@@ -299,6 +302,11 @@ class HandleClient:
             else:
                 found.append(answer)
         return found
+
+
+async def _unpacked(events: AsyncIterable[Event | Packed]) -> AsyncGenerator[Event, None]:
+    async for event in events:
+        yield await unpacked(event)
 
 
 async def _each(events: Sequence[Event]) -> AsyncGenerator[Event, None]:

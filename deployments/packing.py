@@ -1,4 +1,4 @@
-"""Large calls on their way to a replica: pickled by a thread that lets others run, in parts that are read one by one.
+"""Large values on their way to a replica and back: pickled by threads that let others run.
 
 One call of `pickle` holds Python's lock until all is written or read. For megabytes of messages that is a good part of
 a second, in which no other request's tokens move.
@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import io
 import pickle
-from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from deployments.core.calls import LARGE, TokensPrompt
+from deployments.core.calls import LARGE
+from deployments.core.client import Rendered
+from deployments.core.collector import without_collector
+from deployments.core.events import Accepted, Delta, PromptScores
+from deployments.core.logprobs import TokenLogprob
 from deployments.host.worker import Worker
 
-_LEVELS = 2
-_IDS = 1 << 14
+_EVERY = 256
+_LETTERS = 1 << 20
+_ITEMS = 1000
+_MANY = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,60 +35,97 @@ class Packed:
 
 async def packed(value: Any) -> Any:
     """A value of a large request as a `Packed`, any other as it is."""
-    return await _worker("packing").run(lambda: pack(value)) if LARGE.get() else value
+    return await _aside("packing", pack, value) if LARGE.get() else value
+
+
+async def packed_answer(value: Any) -> Any:
+    """A value of a large answer as a `Packed`, any other as it is."""
+    return await _aside("packing", pack, value) if _weight(value) > _MANY else value
 
 
 async def unpacked(value: Any) -> Any:
     """What was packed, or the value itself."""
-    return await _worker("unpacking").run(lambda: unpack(value)) if isinstance(value, Packed) else value
+    return await _aside("unpacking", unpack, value) if isinstance(value, Packed) else value
 
 
 def pack(value: Any) -> Packed:
     """A value, pickled in parts."""
-    return Packed(_dumps(value, _LEVELS))
+    return Packed(_dumps(value))
 
 
 def unpack(given: Packed) -> Any:
     """The value that was packed."""
-    return _Unpickler(io.BytesIO(given.data)).load()
+    return _loads(given.data)
 
 
-def _dumps(value: Any, levels: int) -> bytes:
+def _dumps(value: Any) -> bytes:
     data = io.BytesIO()
-    _Pickler(data, levels).dump(value)
+    _Pickler(data, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     return data.getvalue()
 
 
-class _Pickler(pickle.Pickler):
-    """Objects and token ids become pickles in the pickle.
+def _loads(data: bytes) -> Any:
+    return _Unpickler(io.BytesIO(data)).load()
 
-    That its method is called for every value is what lets other threads run.
+
+class _Pickler(pickle.Pickler):
+    """Leaves some values to methods of the unpickler: that both call Python now and then is what lets others run.
+
+    Long lists are pickles in the pickle, each with a memo of its own: a memo of millions is slow to grow.
     """
 
-    def __init__(self, file: io.BytesIO, levels: int) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._levels = levels
-        self._outermost = True
+    _passed = 0
 
     def persistent_id(self, value: Any) -> Any:
-        if type(value) is TokensPrompt:
-            return _id_bytes(value.token_ids)
-        if type(value) is dict and self._levels and not self._outermost:
-            return ("dict", _dumps(value, self._levels - 1))
-        self._outermost = False
+        kind = type(value)
+        if kind is str and len(value) > _LETTERS:
+            return "text", [value[i : i + _LETTERS] for i in range(0, len(value), _LETTERS)]
+        if kind in (list, tuple) and len(value) > _ITEMS:
+            return kind.__name__, [_dumps(value[i : i + _ITEMS]) for i in range(0, len(value), _ITEMS)]
+        self._passed += 1
+        if self._passed >= _EVERY and (kind in (str, int, float) or (kind in (list, dict) and not value)):
+            self._passed = 0
+            return "value", value
         return None
 
 
 class _Unpickler(pickle.Unpickler):
     def persistent_load(self, found: Any) -> Any:
-        if isinstance(found, bytes):
-            return TokensPrompt(token_ids=tuple(array("i", found)))
-        return _Unpickler(io.BytesIO(found[1])).load()
+        kind, value = found
+        if kind == "text":
+            return "".join(value)
+        if kind in ("list", "tuple"):
+            items = [item for part in value for item in _loads(part)]
+            return items if kind == "list" else tuple(items)
+        return value
 
 
-def _id_bytes(ids: tuple[int, ...]) -> bytes:
-    """Token ids as C ints."""
-    return b"".join(array("i", ids[i : i + _IDS]).tobytes() for i in range(0, len(ids), _IDS))
+def _weight(value: Any) -> int:
+    """About how many objects are to be made of an answer at the other end."""
+    match value:
+        case list() | tuple():
+            return len(value) if len(value) > _MANY else len(value) + sum(map(_weight, value))
+        case Accepted():
+            return sum(map(_length, value.prompt_texts))
+        case Rendered():
+            return _length(value.text)
+        case PromptScores():
+            return _scored(value.scores[-1:], len(value.scores))
+        case Delta():
+            return _scored((value.logprobs or ())[-1:], len(value.logprobs or ())) + _length(value.text)
+    return 0
+
+
+def _length(text: str | None) -> int:
+    return 0 if text is None else len(text) // 1024
+
+
+def _scored(last: Sequence[TokenLogprob | None], count: int) -> int:
+    return sum(count * (1 + len(token.top)) for token in last if token is not None)
+
+
+async def _aside(name: str, function: Any, value: Any) -> Any:
+    return await _worker(name).run(lambda: without_collector(lambda: function(value)))
 
 
 @cache

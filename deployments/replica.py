@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import os
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import ray
 from ray import serve
@@ -19,9 +20,10 @@ from deployments.config.app import AppArgs
 from deployments.config.sources import SPEC
 from deployments.core.calls import Call, Prompt
 from deployments.core.cgroup import cores
-from deployments.core.events import Event
+from deployments.core.errors import TroupeError
+from deployments.core.events import Event, Failed
 from deployments.logs import enter_folder, log_like_serve
-from deployments.packing import Packed, unpacked
+from deployments.packing import Packed, packed_answer, unpacked
 from deployments.ray_internals import keep_replica_port_local
 
 if TYPE_CHECKING:
@@ -29,6 +31,22 @@ if TYPE_CHECKING:
 
 _RAY_WRAPPER = "__serve_multiplex_wrapper"
 _REPORT_EVERY_S = 2.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def errors_as_values(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T | Failed]]:
+    """A method that returns an error for the client as `Failed`: Ray logs what is raised, with a traceback."""
+
+    @functools.wraps(method)
+    async def answered(*args: P.args, **kwargs: P.kwargs) -> T | Failed:
+        try:
+            return await method(*args, **kwargs)
+        except TroupeError as error:
+            return Failed(error)
+
+    return answered
 
 
 @serve.deployment(
@@ -83,8 +101,18 @@ class ModelReplica:
         await self._advertise(found)
         return found
 
-    async def generate(self, given: Call | Packed) -> AsyncGenerator[Event, None]:
+    async def generate(self, given: Call | Packed) -> AsyncGenerator[Event | Packed, None]:
         """The events of a call as they come."""
+        async with contextlib.aclosing(self._events(given)) as events:
+            async for event in events:
+                yield await packed_answer(event)
+
+    async def answer(self, given: Call | Packed) -> list[Event] | Packed:
+        """The events of a call, all at once."""
+        async with contextlib.aclosing(self._events(given)) as events:
+            return await packed_answer([event async for event in events])  # type: ignore[no-any-return]
+
+    async def _events(self, given: Call | Packed) -> AsyncGenerator[Event, None]:
         call: Call = await unpacked(given)
         await self._advertise(call.model)
         with self._metrics.observed(call) as seen:
@@ -93,33 +121,38 @@ class ModelReplica:
                     seen.add(event)
                     yield event
 
-    async def answer(self, call: Call | Packed) -> list[Event]:
-        """The events of a call, all at once."""
-        async with contextlib.aclosing(self.generate(call)) as events:
-            return [event async for event in events]
-
-    async def render(self, model: str, prompt: Prompt | Packed, *, expect: str = "") -> Rendered:
+    @errors_as_values
+    async def render(self, model: str, prompt: Prompt | Packed, *, expect: str = "") -> Rendered | Packed:
         """A prompt as the model would get it."""
         model = await self._admit(model)
-        return await self._host.render(model, await unpacked(prompt), expect=expect)
+        found = await self._host.render(model, await unpacked(prompt), expect=expect)
+        return await packed_answer(found)  # type: ignore[no-any-return]
 
+    @errors_as_values
     async def detokenize(self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = "") -> str:
         """The text of token ids."""
         model = await self._admit(model)
         return await self._host.detokenize(model, await unpacked(token_ids), expect=expect)
 
-    async def spell(self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = "") -> tuple[str, ...]:
+    @errors_as_values
+    async def spell(
+        self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = ""
+    ) -> tuple[str, ...] | Packed:
         """Token ids as the vocabulary spells them."""
         model = await self._admit(model)
-        return await self._host.spell(model, await unpacked(token_ids), expect=expect)
+        found = await self._host.spell(model, await unpacked(token_ids), expect=expect)
+        return await packed_answer(found)  # type: ignore[no-any-return]
 
+    @errors_as_values
     async def pieces(
         self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = ""
-    ) -> tuple[TokenPiece, ...]:
+    ) -> tuple[TokenPiece, ...] | Packed:
         """What each token adds to a text."""
         model = await self._admit(model)
-        return await self._host.pieces(model, await unpacked(token_ids), expect=expect)
+        found = await self._host.pieces(model, await unpacked(token_ids), expect=expect)
+        return await packed_answer(found)  # type: ignore[no-any-return]
 
+    @errors_as_values
     async def embed(
         self, model: str, prompts: Sequence[Prompt] | Packed, options: EmbedOptions | Packed, *, expect: str = ""
     ) -> Embeddings:
@@ -127,11 +160,13 @@ class ModelReplica:
         model = await self._admit(model)
         return await self._host.embed(model, await unpacked(prompts), await unpacked(options), expect=expect)
 
+    @errors_as_values
     async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
         """What a client needs to know of the tokenizer."""
         model = await self._admit(model)
         return await self._host.tokenizer_info(model, expect=expect)
 
+    @errors_as_values
     async def load(self, model: str) -> None:
         """Load a model now."""
         model = await self._admit(model)

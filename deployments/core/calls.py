@@ -13,7 +13,10 @@ from typing import Any, Literal
 from deployments.core.reasoning import ReasoningMarkers
 
 LARGE: ContextVar[bool] = ContextVar("large", default=False)
-"""Whether the request that is being answered is so large that the event loop should not work on all of it."""
+"""Whether the request that is being answered, or its answer, is too large for the event loop to work on all of it."""
+
+MANY_TOKENS = 10_000
+"""A request whose answer has more of them at once is a large one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    allowed_token_ids: tuple[int, ...] | None = None
+    allowed_token_ids: Sequence[int] | None = None
     bad_words: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -109,9 +112,9 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokensPrompt:
-    """A prompt given as token ids, used as they are."""
+    """A prompt given as token ids, used as they are; `TokenIds` cross to a replica as one block."""
 
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

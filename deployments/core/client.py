@@ -19,7 +19,7 @@ class Rendered:
     """A prompt in the form that the model gets. `text` is None for a prompt of token ids."""
 
     text: str | None
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     max_model_len: int
     fingerprint: str = ""
 

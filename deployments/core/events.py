@@ -6,6 +6,7 @@ asks for them and `Delta`s of all choices interleaved, then `Finished`. `Failed`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,13 +22,13 @@ class Accepted:
     """Every prompt is encoded and fits; nothing is computed yet.
 
     Attributes:
-        prompt_token_ids: of each prompt.
+        prompt_token_ids: of each prompt; `TokenIds`, which cross as one block, where they can be many.
         prompt_texts: of each prompt, as the template rendered it; None where only ids were given.
         max_model_len: positions a request of this model may use.
         fingerprint: of the model that answers, see `deployments.registry.version.fingerprint`.
     """
 
-    prompt_token_ids: tuple[tuple[int, ...], ...]
+    prompt_token_ids: tuple[Sequence[int], ...]
     prompt_texts: tuple[str | None, ...]
     max_model_len: int = 0
     fingerprint: str = ""
@@ -52,7 +53,7 @@ class Delta:
 
     choice: int = 0
     text: str = ""
-    token_ids: tuple[int, ...] = ()
+    token_ids: Sequence[int] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None

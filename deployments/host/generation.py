@@ -12,6 +12,7 @@ from itertools import islice
 from deployments.core.calls import ChatPrompt, GenerateCall, Prompt, SamplingParams
 from deployments.core.errors import BadRequest, ContextOverflow, UnsupportedParameter
 from deployments.core.events import Accepted, Delta, EngineEvent, Event, Failed, Finished, PromptScores, Timings, Usage
+from deployments.core.token_ids import TokenIds
 from deployments.engine.base.admission import check_supported
 from deployments.engine.base.event_queue import merge_deltas
 from deployments.engine.base.protocol import Engine, EngineRequest
@@ -54,7 +55,7 @@ class Generation:
         inspection: Inspection | None = None,
     ) -> None:
         self.accepted = Accepted(
-            prompt_token_ids=tuple(tuple(prompt.encoded.input_ids) for prompt in prompts),
+            prompt_token_ids=tuple(TokenIds(prompt.encoded.input_ids) for prompt in prompts),
             prompt_texts=tuple(texts),
             max_model_len=engine.max_model_len,
             fingerprint=fingerprint,

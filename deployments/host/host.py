@@ -26,7 +26,7 @@ from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavail
 from deployments.core.events import Event, Failed
 from deployments.core.fingerprint import check_expected, weights_of
 from deployments.core.model_card import ModelCard
-from deployments.core.token_ids import vocab_size
+from deployments.core.token_ids import TokenIds, vocab_size
 from deployments.core.transcript import TranscriptionStarted
 from deployments.host.generation import Generation
 from deployments.host.leases import Leases
@@ -203,7 +203,7 @@ class ModelHost:
             (encoded,) = await loaded.encode([prompt])
         return Rendered(
             text=encoded.text,
-            token_ids=tuple(encoded.encoded.input_ids),
+            token_ids=TokenIds(encoded.encoded.input_ids),
             max_model_len=loaded.engine.max_model_len,
             fingerprint=loaded.fingerprint,
         )

@@ -54,6 +54,10 @@ class Worker:
                 asyncio.get_running_loop().call_later(limit, self._replace_stuck, started.result(), future)
             raise
 
+    def put(self, function: Callable[[], object]) -> None:
+        """Run a function whose result nobody waits for."""
+        self._jobs.put((function, Future()))
+
     @property
     def thread(self) -> threading.Thread:
         """The thread that runs what comes next."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from deployments.openai.chat.schema import ChatBody
 from deployments.openai.chat.tools import read_tools
 from deployments.openai.completions.schema import CompletionBody
 from deployments.openai.embeddings import EmbeddingsBody
-from deployments.openai.fields.constraint import unfollowable
+from deployments.openai.fields.constraint import grammar_problem
 from deployments.openai.fields.fields import RequestBody, bad_field, scope_of, settle
 from deployments.openai.fields.foreign import Means, Refused, nearest
 from deployments.openai.fields.objects import objects_of, unread_keys
@@ -116,6 +115,6 @@ def _together(params: Mapping[str, Any], options: ApiOptions) -> list[tuple[str,
 
 def _check_grammar(grammar: Grammar | None) -> None:
     """Refuse a constraint that no answer can be held to."""
-    problem = None if grammar is None or grammar.kind != "json_schema" else unfollowable(json.loads(grammar.source))
+    problem = None if grammar is None or grammar.kind != "json_schema" else grammar_problem(grammar.source)
     if grammar is not None and problem is not None:
         raise BadRequest(f"Invalid {grammar.param!r}: {problem}", param=grammar.param)

@@ -11,16 +11,18 @@ from pydantic import BeforeValidator, Field, SkipValidation
 from typing_extensions import TypedDict
 
 from deployments.core.calls import Prompt, TextPrompt, TokensPrompt
-from deployments.core.client import EmbedOptions
+from deployments.core.client import Embeddings, EmbedOptions
 from deployments.core.errors import BadRequest
 from deployments.core.model_card import ModelCard
+from deployments.core.token_ids import TokenIds
 from deployments.openai.chat.prompt import ChatInput, check_objects, check_special_tokens, inlined_prompt
 from deployments.openai.completions.schema import PromptInput, prompt_inputs
 from deployments.openai.fields.fields import MAX_WHOLE, RequestBody, TokenId, Whole
 from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import EMBEDDINGS
+from deployments.openai.http.body import LARGE_BYTES
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import json_answer, to_json
+from deployments.openai.http.streaming import build, json_answer, to_json
 
 _MAX_INPUTS = 2048
 _OF_MESSAGES = frozenset({"add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"})
@@ -99,18 +101,22 @@ async def create_embeddings(exchange: Exchange) -> Response:
 
     async def answer() -> bytes:
         found = await exchange.client.embed(card.id, prompts, options)
-        shape: EmbeddingList = {
-            "object": "list",
-            "model": body.model or card.id,
-            "data": [
-                {"object": "embedding", "index": index, "embedding": _written(vector, body.encoding_format)}
-                for index, vector in enumerate(found.vectors)
-            ],
-            "usage": {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens},
-        }
-        return to_json(shape)
+        large = sum(map(len, found.vectors)) > LARGE_BYTES
+        return await build(lambda: to_json(_list(found, body.model or card.id, body.encoding_format)), large=large)
 
     return await json_answer(exchange, answer())
+
+
+def _list(found: Embeddings, model: str, encoding: str) -> EmbeddingList:
+    return {
+        "object": "list",
+        "model": model,
+        "data": [
+            {"object": "embedding", "index": index, "embedding": _written(vector, encoding)}
+            for index, vector in enumerate(found.vectors)
+        ],
+        "usage": {"prompt_tokens": found.prompt_tokens, "total_tokens": found.prompt_tokens},
+    }
 
 
 def _options(body: EmbeddingsBody) -> EmbedOptions:
@@ -164,7 +170,7 @@ async def _conversation(exchange: Exchange, body: EmbeddingsBody, card: ModelCar
 def _prompt(given: PromptInput, body: EmbeddingsBody) -> Prompt:
     if isinstance(given, str):
         return TextPrompt(text=given, add_special_tokens=body.add_special_tokens is not False)
-    return TokensPrompt(token_ids=tuple(given))
+    return TokensPrompt(token_ids=TokenIds(given))
 
 
 def _written(vector: bytes, encoding: str) -> list[float] | str:

@@ -9,7 +9,7 @@ from fastapi import Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.core.calls import Prompt, TextPrompt
+from deployments.core.calls import MANY_TOKENS, Prompt, TextPrompt
 from deployments.core.client import TokenPiece
 from deployments.core.errors import BadRequest
 from deployments.core.model_card import ModelCard
@@ -18,11 +18,11 @@ from deployments.openai.chat.prompt import check_special_tokens, read_chat
 from deployments.openai.chat.schema import ChatBody, TemplateFields
 from deployments.openai.completions.plan import completion_prompt
 from deployments.openai.completions.schema import CompletionBody
-from deployments.openai.fields.fields import RequestBody, TokenIds
+from deployments.openai.fields.fields import IdList, RequestBody
 from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import DETOKENIZE, TOKENIZE
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import json_answer, to_json
+from deployments.openai.http.streaming import build, json_answer, to_json
 
 
 class TokenizeBody(TemplateFields):
@@ -39,7 +39,7 @@ class TokenizeBody(TemplateFields):
 class Tokenized(TypedDict):
     count: int
     max_model_len: int
-    tokens: list[int]
+    tokens: Sequence[int]
     token_strs: NotRequired[list[str]]
 
 
@@ -48,7 +48,7 @@ class DetokenizeBody(RequestBody):
 
     foreign: ClassVar[Rows] = DETOKENIZE
 
-    tokens: TokenIds = Field(description="Token ids.")
+    tokens: IdList = Field(description="Token ids.")
     return_pieces: bool = Field(
         default=False, description="Also report each token's text and bytes, as log-probabilities do."
     )
@@ -69,7 +69,7 @@ class RenderedPrompt(TypedDict):
 
     model: str
     prompt: NotRequired[str | None]
-    token_ids: list[int]
+    token_ids: Sequence[int]
     count: int
     max_model_len: int
 
@@ -85,11 +85,11 @@ async def tokenize(exchange: Exchange) -> Response:
 
     async def answer() -> bytes:
         rendered = await exchange.client.render(card.id, prompt)
-        ids = list(rendered.token_ids)
+        ids = rendered.token_ids
         shape: Tokenized = {"count": len(ids), "max_model_len": rendered.max_model_len, "tokens": ids}
         if body.return_token_strs:
             shape["token_strs"] = list(await exchange.client.spell(card.id, ids))
-        return to_json(shape)
+        return await build(lambda: to_json(shape), large=len(ids) > MANY_TOKENS)
 
     return await json_answer(exchange, answer())
 
@@ -131,7 +131,8 @@ async def render_chat(exchange: Exchange) -> Response:
     prompt = await read_chat(exchange, await chat_input(exchange, body, body.messages, card), card)
 
     async def answer() -> bytes:
-        return to_json(await _rendered(exchange, card, prompt))
+        shape = await _rendered(exchange, card, prompt)
+        return await build(lambda: to_json(shape), large=shape["count"] > MANY_TOKENS)
 
     return await json_answer(exchange, answer())
 
@@ -143,7 +144,8 @@ async def render_completion(exchange: Exchange) -> Response:
     async def answer() -> bytes:
         prompts = [await _rendered(exchange, card, completion_prompt(prompt, body)) for prompt in body.prompt]
         shape: RenderedPrompts = {"data": prompts}
-        return to_json(shape)
+        large = sum(prompt["count"] for prompt in prompts) > MANY_TOKENS
+        return await build(lambda: to_json(shape), large=large)
 
     return await json_answer(exchange, answer())
 
@@ -153,7 +155,7 @@ async def _rendered(exchange: Exchange, card: ModelCard, prompt: Prompt) -> Rend
     return {
         "model": card.id,
         "prompt": rendered.text,
-        "token_ids": list(rendered.token_ids),
+        "token_ids": rendered.token_ids,
         "count": len(rendered.token_ids),
         "max_model_len": rendered.max_model_len,
     }

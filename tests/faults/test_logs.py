@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+import requests
 
 from tests.faults.clients import ask
 from tests.faults.conftest import Say
@@ -33,6 +34,23 @@ async def both(request_id: str) -> tuple[list[str], list[str]]:
             return found
         await asyncio.sleep(0.05)
     return found
+
+
+def test_a_mistake_of_a_client_leaves_no_traceback_in_the_replicas_log(cluster: str) -> None:
+    """Ray logs what a method raises; the errors that a client is told of are returned."""
+    asked = {
+        "/v1/tokenize": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "/v1/completions/render": {"prompt": "abc"},
+        "/v1/chat/completions/render": {"messages": [{"role": "user", "content": "a"}] * 3},
+    }
+    with serving(cluster, {"models": [model("a", max_prompt_chars=1)]}) as url:
+        statuses = {}
+        for path, body in asked.items():
+            request_id = f"mistake-{time.time_ns()}"
+            headers = {"x-request-id": request_id}
+            statuses[path] = requests.post(url + path, json=body, headers=headers, timeout=60).status_code
+            assert [line for line in lines("ModelReplica", request_id) if "ERROR" in line or "Traceback" in line] == []
+    assert set(statuses.values()) == {400}, statuses
 
 
 @pytest.mark.parametrize("encoding", ["TEXT", "JSON"])

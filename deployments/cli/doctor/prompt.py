@@ -77,7 +77,7 @@ async def bos(subject: Subject) -> Finding:
     plain = await subject.encode(subject.trial.message, special=True)
     prompts = {"completion": plain}
     if subject.template_error is None:
-        prompts = {"chat": (await subject.render([user(subject.trial.message)])).token_ids, **prompts}
+        prompts = {"chat": tuple((await subject.render([user(subject.trial.message)])).token_ids), **prompts}
     counts = {kind: _leading(ids, token_id) for kind, ids in prompts.items()}
     figures: dict[str, Any] = {"bos_token": str(token), "bos_token_id": int(token_id), "leading": counts}
     doubled = [kind for kind, count in counts.items() if count > 1]
@@ -123,7 +123,7 @@ async def prompt_end(subject: Subject) -> Finding:
     stops = terminator_ids(subject.model.hooks)
     prompts = {"completion": await subject.encode(subject.trial.message, special=True)}
     if subject.template_error is None:
-        prompts["chat"] = (await subject.render([user(subject.trial.message)])).token_ids
+        prompts["chat"] = tuple((await subject.render([user(subject.trial.message)])).token_ids)
     for kind, ids in prompts.items():
         if ids and ids[-1] in stops:
             (text,) = await subject.host.spell(subject.entry.id, ids[-1:])

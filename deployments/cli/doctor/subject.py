@@ -143,7 +143,8 @@ class Subject:
         Args:
             special: with the special tokens that the tokenizer adds, as for `/v1/completions`.
         """
-        return (await self.host.render(self.entry.id, TextPrompt(text=text, add_special_tokens=special))).token_ids
+        prompt = TextPrompt(text=text, add_special_tokens=special)
+        return tuple((await self.host.render(self.entry.id, prompt)).token_ids)
 
     @property
     def prompt(self) -> Prompt:

@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 from deployments.core.events import Delta, EngineEvent, is_last
+from deployments.core.token_ids import TokenIds
 from deployments.engine.base.protocol import Emit
 
 
@@ -63,6 +65,15 @@ class EventQueue:
                 self._final.set()
 
 
+_FEW = 1000
+
+
+def _ids(deltas: Sequence[Delta]) -> Sequence[int]:
+    """A few ids as a tuple, many as what crosses to another process as one block."""
+    ids = chain.from_iterable(delta.token_ids for delta in deltas)
+    return tuple(ids) if len(deltas) < _FEW else TokenIds(ids)
+
+
 def merge_deltas(choice: int, deltas: Sequence[Delta]) -> Delta:
     """Successive deltas of one choice as one."""
     logprobs = [delta.logprobs for delta in deltas if delta.logprobs is not None]
@@ -70,7 +81,7 @@ def merge_deltas(choice: int, deltas: Sequence[Delta]) -> Delta:
     return Delta(
         choice=choice,
         text="".join(delta.text for delta in deltas),
-        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        token_ids=_ids(deltas),
         logprobs=tuple(entry for entries in logprobs for entry in entries) if logprobs else None,
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,

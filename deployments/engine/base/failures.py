@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import re
 
 import torch
 
+from deployments.core.collector import collect
 from deployments.core.errors import BadRequest, ModelError, OutOfMemory, TroupeError, Unavailable, last_line
 
 # transformers' models compare the placeholders of a prompt with what stands for them.
@@ -50,7 +50,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory() -> None:
     """Give back what nobody refers to any more, that of the device included."""
-    gc.collect()
+    collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -227,7 +227,7 @@ class _Ids:
 def _disallowed(allowed: Sequence[int] | None, vocab_size: int, device: torch.device) -> torch.Tensor | None:
     if allowed is None:
         return None
-    ids = np.array(allowed, dtype=np.int64)
+    ids = np.fromiter(allowed, dtype=np.int64)
     mask = np.ones(vocab_size, dtype=np.bool_)
     mask[ids[(ids >= 0) & (ids < vocab_size)]] = False
     return torch.from_numpy(mask).to(device)

@@ -80,7 +80,6 @@ class ChatAnswer:
     async def chunks(self) -> Chunks:
         """The answer as it comes."""
         usage = self._body.stream_options.usage(self._exchange.options)
-        large = self._large
         accepted = _NOTHING
         writers: dict[int, MessageWriter] = {}
         async with aclosing(self._exchange.generate(self._call)) as events:
@@ -91,14 +90,15 @@ class ChatAnswer:
                         usage.accept(event)
                     case PromptScores():
                         if event.choice == 0:
-                            yield await build(partial(self._prompt_chunk, event, usage), large=large)
+                            yield await build(partial(self._prompt_chunk, event, usage), large=self._large)
                     case Delta():
                         if event.choice not in writers:
                             writers[event.choice] = self._format.writer(accepted.prompt_texts[0])
-                            yield self._opening_chunk(event.choice, accepted, usage)
+                            opening = partial(self._opening_chunk, event.choice, accepted, usage)
+                            yield await build(opening, large=self._large)
                         usage.add(event)
                         chunks = partial(self._delta_chunks, event, writers[event.choice], usage)
-                        if data := await build(chunks, large=large):
+                        if data := await build(chunks, large=self._large):
                             yield data
                     case Finished():
                         if usage.last:
@@ -136,7 +136,7 @@ class ChatAnswer:
         if self._body.return_prompt_text:
             shape["prompt_text"] = accepted.prompt_texts[0]
         if self._body.return_token_ids:
-            shape["prompt_token_ids"] = list(accepted.prompt_token_ids[0])
+            shape["prompt_token_ids"] = accepted.prompt_token_ids[0]
         return shape
 
     def _chunk_choices(self, event: Delta, writer: MessageWriter, every: bool) -> Iterator[ChunkChoice]:
@@ -171,7 +171,7 @@ class ChatAnswer:
 
     def _with_ids(self, choice: ChunkChoice, token_ids: Sequence[int]) -> ChunkChoice:
         if self._body.return_token_ids:
-            choice["token_ids"] = list(token_ids)
+            choice["token_ids"] = token_ids
         return choice
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> ChatLogprobs | None:

@@ -50,7 +50,7 @@ async def chat_input(exchange: Exchange, body: TemplateFields, messages: list[An
     """
     await check_objects(exchange, card, body.chat_template)
     parallel = body.parallel_tool_calls if isinstance(body, ChatBody) else True
-    tools = await exchange.aside(lambda: read_tools(body.tools, body.tool_choice, parallel))
+    tools = await exchange.aside(lambda: read_tools(body.tools, body.tool_choice, parallel), weight=4)
     return ChatInput.from_fields(body, messages, tools)
 
 

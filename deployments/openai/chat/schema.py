@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NotRequired
 
 from pydantic import Field
@@ -90,7 +91,7 @@ class ChatChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
     stop_reason: str | int | None
-    token_ids: NotRequired[list[int]]
+    token_ids: NotRequired[Sequence[int]]
 
 
 class ChatCompletion(TypedDict):
@@ -102,7 +103,7 @@ class ChatCompletion(TypedDict):
     choices: list[ChatChoice]
     usage: UsageObject
     prompt_text: NotRequired[str | None]
-    prompt_token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[Sequence[int]]
     prompt_logprobs: NotRequired[list[dict[str, Any] | None] | None]
 
 
@@ -131,7 +132,7 @@ class ChunkChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"] | None
     stop_reason: NotRequired[str | int | None]
-    token_ids: NotRequired[list[int]]
+    token_ids: NotRequired[Sequence[int]]
 
 
 class ChatCompletionChunk(TypedDict):
@@ -142,5 +143,5 @@ class ChatCompletionChunk(TypedDict):
     system_fingerprint: str
     choices: list[ChunkChoice]
     usage: NotRequired[UsageObject | None]
-    prompt_token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[Sequence[int]]
     prompt_logprobs: NotRequired[list[dict[str, Any] | None] | None]

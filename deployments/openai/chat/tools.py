@@ -113,7 +113,7 @@ def _definition(tool: object, place: str) -> Mapping[str, Any]:
 
 def _check_strict(tool: Mapping[str, Any], place: str) -> None:
     """Refuse a schema that could not be held to, if the tool asks for that."""
-    problem = unfollowable(_parameters(tool))
+    problem = unfollowable(_parameters(tool), place)
     if problem is not None:
         raise BadRequest(
             f"Invalid '{place}': strict is true, but no grammar can hold this schema: {problem}. Change the schema or "

@@ -97,7 +97,7 @@ class CompletionAnswer:
     def _extras(self, index: int, token_ids: Sequence[int], accepted: Accepted) -> Any:
         if not self._body.return_token_ids:
             return {}
-        return {"token_ids": list(token_ids), "prompt_token_ids": list(self._prompt_ids(index, accepted))}
+        return {"token_ids": token_ids, "prompt_token_ids": self._prompt_ids(index, accepted)}
 
     def _prompt_ids(self, index: int, accepted: Accepted) -> Sequence[int]:
         return accepted.prompt_token_ids[index // self._body.n]
@@ -147,8 +147,11 @@ class CompletionAnswer:
         ends = delta.finish_reason is not None
         chunks = b""
         if not ends or delta.text or delta.logprobs or scores or (delta.token_ids and self._body.return_token_ids):
-            chunks = self._chunk([await self._chunk_choice(delta, streamed, accepted)], usage)
-        return chunks + (self._chunk([self._last_choice(delta, accepted)], usage) if ends else b"")
+            choice = await self._chunk_choice(delta, streamed, accepted)
+            chunks = await build(lambda: self._chunk([choice], usage), large=self._large)
+        if ends:
+            chunks += await build(lambda: self._chunk([self._last_choice(delta, accepted)], usage), large=self._large)
+        return chunks
 
     def _last_choice(self, delta: Delta, accepted: Accepted) -> CompletionChoice:
         assert delta.finish_reason != "tool_calls"

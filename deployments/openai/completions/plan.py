@@ -8,6 +8,7 @@ from deployments.config.api import ApiOptions
 from deployments.core.calls import GenerateCall, Prompt, SamplingParams, TextPrompt, TokensPrompt
 from deployments.core.errors import BadRequest
 from deployments.core.model_card import ModelCard
+from deployments.core.token_ids import TokenIds
 from deployments.openai.completions.schema import CompletionBody, PromptInput
 from deployments.openai.fields.sampling import check_choices, check_logprobs
 from deployments.openai.http.exchange import Exchange
@@ -41,7 +42,7 @@ def completion_prompt(prompt: PromptInput, body: CompletionBody) -> Prompt:
     """One prompt of a completion."""
     if isinstance(prompt, str):
         return TextPrompt(text=prompt, add_special_tokens=body.add_special_tokens)
-    return TokensPrompt(token_ids=tuple(prompt))
+    return TokensPrompt(token_ids=TokenIds(prompt))
 
 
 def _sampling(body: CompletionBody, options: ApiOptions) -> SamplingParams:

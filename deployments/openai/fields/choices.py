@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ class Choice:
     """One finished choice."""
 
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: Sequence[int] = ()
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason = "stop"
     stop_reason: str | int | None = None
@@ -55,7 +55,7 @@ async def gather(events: AsyncGenerator[Event, None], count: int) -> Gathered:
 
 
 def _add(choice: Choice, delta: Delta) -> None:
-    choice.token_ids.extend(delta.token_ids)
+    choice.token_ids = [*choice.token_ids, *delta.token_ids] if choice.token_ids else delta.token_ids
     choice.logprobs.extend(delta.logprobs or ())
     if delta.finish_reason is not None:
         choice.finish_reason = delta.finish_reason

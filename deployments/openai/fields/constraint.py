@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import llguidance
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from deployments.core.calls import Grammar
 from deployments.core.errors import BadRequest, shown
-from deployments.openai.fields.fields import RequestObject
+from deployments.core.json_writer import JsonWriter
+from deployments.openai.fields.fields import RequestObject, check_count
 from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 
@@ -41,6 +44,15 @@ class ResponseFormat(RequestObject):
     )
 
 
+def _few(value: object) -> object:
+    if isinstance(value, list):
+        check_count(value, _MAX_CHOICES)
+    return value
+
+
+Choices = Annotated[list[str], Field(fail_fast=True), BeforeValidator(_few)]
+
+
 class StructuredOutputs(RequestObject):
     """One constraint on the text, in vLLM's names; `grammar` is a Lark grammar."""
 
@@ -48,27 +60,69 @@ class StructuredOutputs(RequestObject):
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json", description="A JSON schema, or its text.")
     regex: str | None = Field(default=None, description="An expression that matches the whole text.")
-    choice: list[str] | None = Field(default=None, description="Texts, one of which is the answer.")
+    choice: Choices | None = Field(default=None, description="Texts, one of which is the answer.")
     grammar: str | None = Field(default=None, description="A Lark grammar.")
     json_object: bool | None = Field(default=None, description="The text is a JSON object.")
 
 
+_MAX_SOURCE = 2**21
+_MAX_CHOICES = 100_000
+_LONG = 16_384
+_VALIDATE = """
+import llguidance, sys
+source = llguidance.LLMatcher.grammar_from_json_schema(sys.stdin.read())
+sys.stdout.write(llguidance.LLMatcher.validate_grammar(source, None))
+"""
+
+
 def schema_grammar(schema: Mapping[str, Any] | bool, param: str = "response_format") -> Grammar:
-    return Grammar(kind="json_schema", source=json.dumps(schema, separators=(",", ":")), param=param)
+    """The constraint of a JSON schema.
+
+    Raises:
+        BadRequest: its text is too long.
+    """
+    return Grammar(kind="json_schema", source=_source(schema, param), param=param)
+
+
+def _source(value: Any, param: str) -> str:
+    text = JsonWriter(ascii=True).text(value, _MAX_SOURCE)
+    if text is None:
+        raise _too_long(param)
+    return text
+
+
+def _too_long(param: str) -> BadRequest:
+    return BadRequest(f"Invalid {param!r}: a constraint has at most {_MAX_SOURCE} characters.", param=param)
 
 
 @functools.lru_cache(maxsize=256)
-def _problem(source: str) -> str | None:
+def grammar_problem(source: str) -> str | None:
+    """Why the JSON text of a schema cannot be expressed as a grammar; None if it can."""
     try:
-        found = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_json_schema(source), None)
+        found = _validated_aside(source) if len(source) > _LONG else _validated(source)
     except (ValueError, RecursionError) as error:
         found = str(error)
     return found.strip().splitlines()[0][:300] if found.strip() else None
 
 
-def unfollowable(schema: Mapping[str, Any]) -> str | None:
-    """Why a JSON schema cannot be expressed as a grammar; None if it can."""
-    return _problem(json.dumps(schema, separators=(",", ":")))
+def _validated(source: str) -> str:
+    return str(llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_json_schema(source), None))
+
+
+def _validated_aside(source: str) -> str:
+    """The same in a process of its own: llguidance holds Python's lock for a good part of a second."""
+    command = [sys.executable, "-c", _VALIDATE]
+    ended = subprocess.run(command, input=source, capture_output=True, text=True, encoding="utf-8")
+    return ended.stdout if ended.returncode == 0 else ended.stderr.strip().rpartition("\n")[2].partition(": ")[2]
+
+
+def unfollowable(schema: Mapping[str, Any], param: str) -> str | None:
+    """Why a JSON schema cannot be expressed as a grammar; None if it can.
+
+    Raises:
+        BadRequest: its text is too long.
+    """
+    return grammar_problem(_source(schema, param))
 
 
 def response_grammar(wanted: ResponseFormat | None) -> Grammar | None:
@@ -150,6 +204,8 @@ def _read(param: str, value: Any) -> Grammar:
         return _choice(value, param)
     if kind == "json_object":
         return Grammar(kind="json_object", source="", param=param)
+    if len(value) > _MAX_SOURCE:
+        raise _too_long(param)
     return Grammar(kind="regex" if kind == "regex" else "lark", source=value, param=param)
 
 
@@ -170,6 +226,8 @@ def only_one(found: list[Grammar]) -> Grammar | None:
 def _schema(given: Mapping[str, Any] | str, param: str) -> Mapping[str, Any] | bool:
     if not isinstance(given, str):
         return given
+    if len(given) > _MAX_SOURCE:
+        raise _too_long(param)
     try:
         schema = json.loads(given)
     except (ValueError, RecursionError):
@@ -182,4 +240,4 @@ def _schema(given: Mapping[str, Any] | str, param: str) -> Mapping[str, Any] | b
 def _choice(choices: list[str], param: str) -> Grammar:
     if not choices or not all(choices):
         raise BadRequest(f"Invalid {param!r}: input should be a list of texts, none of them empty.", param=param)
-    return Grammar(kind="choice", source=json.dumps(choices), param=param)
+    return Grammar(kind="choice", source=_source(choices, param), param=param)

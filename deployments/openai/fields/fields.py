@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -23,6 +23,7 @@ from deployments.core.errors import BadRequest
 from deployments.openai.fields.foreign import Rows, Scope, Settled
 
 MAX_WHOLE = 2**31 - 1
+MAX_STRINGS = 1024
 REQUEST_ID = r"[A-Za-z0-9._:/+=@-]{1,128}"
 """What a request may be called."""
 _PART = 1000
@@ -54,9 +55,22 @@ def _random_seed(value: object) -> object:
 def _strings(value: object) -> object:
     """One string or a list of them as a list without empty ones."""
     values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list | tuple) or not all(isinstance(item, str) for item in values):
+    if not isinstance(values, list | tuple):
+        raise ValueError("input should be a string or a list of strings")
+    check_count(values, MAX_STRINGS)
+    if not all(isinstance(item, str) for item in values):
         raise ValueError("input should be a string or a list of strings")
     return [item for item in values if item]
+
+
+def check_count(values: Sized, most: int) -> None:
+    """Refuse too many values before pydantic looks at them, which it does with Python's lock held.
+
+    Raises:
+        ValueError: there are more than `most`.
+    """
+    if len(values) > most:
+        raise ValueError(f"input should have at most {most} items, not {len(values)}")
 
 
 Real = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False), AfterValidator(_in_float32)]
@@ -83,7 +97,7 @@ def _token_ids(value: object, validate: ValidatorFunctionWrapHandler) -> Any:
     return value if wrong is None else validate(value[: wrong + 1])
 
 
-TokenIds = Annotated[list[TokenId], WrapValidator(_token_ids)]
+IdList = Annotated[list[TokenId], WrapValidator(_token_ids)]
 
 
 class RequestObject(BaseModel):

@@ -13,7 +13,9 @@ from pydantic import Field, ValidatorFunctionWrapHandler, field_validator
 from deployments.config.api import ApiOptions
 from deployments.core.calls import GenerateCall, Grammar, SamplingParams
 from deployments.core.errors import BadRequest
+from deployments.core.token_ids import TokenIds
 from deployments.openai.fields.constraint import (
+    Choices,
     ResponseFormat,
     StructuredOutputs,
     guided_grammar,
@@ -22,21 +24,23 @@ from deployments.openai.fields.constraint import (
     structured_grammar,
 )
 from deployments.openai.fields.fields import (
+    MAX_STRINGS,
     MAX_WHOLE,
     Alternatives,
     Count,
+    IdList,
     Real,
     RequestBody,
     RequestId,
     RequestObject,
     Seed,
     Strings,
-    TokenIds,
     Whole,
+    check_count,
 )
 from deployments.openai.fields.usage import RunningUsage
 
-_MAX_STRINGS = 1024
+_MAX_BIASES = 300_000
 _MOST_BEAMS = 64
 _PART = 1000
 
@@ -90,18 +94,14 @@ class GenerationBody(RequestBody):
     logit_bias: dict[int, Annotated[Real, Field(ge=-100, le=100)]] = Field(
         default_factory=dict, description="Token id to a number added to its logit."
     )
-    allowed_token_ids: TokenIds | None = Field(
+    allowed_token_ids: IdList | None = Field(
         default=None, min_length=1, description="The only tokens that can be generated."
     )
-    bad_words: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(
-        default_factory=list, description="Texts that are never generated."
-    )
-    stop: Annotated[Strings, Field(max_length=_MAX_STRINGS)] = Field(
-        default_factory=list, description="Texts that end the answer."
-    )
-    stop_token_ids: TokenIds = Field(
+    bad_words: Strings = Field(default_factory=list, description="Texts that are never generated.")
+    stop: Strings = Field(default_factory=list, description="Texts that end the answer.")
+    stop_token_ids: IdList = Field(
         default_factory=list,
-        max_length=_MAX_STRINGS,
+        max_length=MAX_STRINGS,
         description="Tokens that end the answer, in addition to the model's own.",
     )
     include_stop_str_in_output: bool = Field(default=False, description="Keep the stop text at the end of the answer.")
@@ -118,9 +118,9 @@ class GenerationBody(RequestBody):
     prompt_logprobs: Alternatives | None = Field(
         default=None, description="Number of tokens to report beside each prompt token; -1 reports all."
     )
-    logprob_token_ids: TokenIds = Field(
+    logprob_token_ids: IdList = Field(
         default_factory=list,
-        max_length=_MAX_STRINGS,
+        max_length=MAX_STRINGS,
         description="Alternatives to report in place of the most likely ones.",
     )
     truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
@@ -141,7 +141,7 @@ class GenerationBody(RequestBody):
     )
     guided_json: dict[str, Any] | str | None = Field(default=None, description="structured_outputs.json")
     guided_regex: str | None = Field(default=None, description="structured_outputs.regex")
-    guided_choice: list[str] | None = Field(default=None, fail_fast=True, description="structured_outputs.choice")
+    guided_choice: Choices | None = Field(default=None, description="structured_outputs.choice")
     guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar")
     request_id: RequestId | None = Field(
         default=None,
@@ -164,9 +164,11 @@ class GenerationBody(RequestBody):
     @classmethod
     def _pairs(cls, bias: object) -> object:
         """llama.cpp's list of pairs as an object; PHP writes an empty object as an empty list."""
+        if isinstance(bias, dict | list):
+            check_count(bias, _MAX_BIASES)
         if not isinstance(bias, list) or not all(_is_pair(item) for item in bias):
             return bias
-        return dict(bias)
+        return {token_id: value for token_id, value in bias}  # noqa: C416  # dict() holds Python's lock
 
     @field_validator("logit_bias")
     @classmethod
@@ -218,7 +220,7 @@ class GenerationBody(RequestBody):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=self.logit_bias,
-            allowed_token_ids=None if self.allowed_token_ids is None else tuple(self.allowed_token_ids),
+            allowed_token_ids=None if self.allowed_token_ids is None else TokenIds(self.allowed_token_ids),
             bad_words=tuple(self.bad_words),
             stop=tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
@@ -306,8 +308,15 @@ def effective(call: GenerateCall) -> str:
     values: dict[str, Any] = {"n": call.n}
     for each in fields(params):
         value = getattr(params, each.name)
-        if each.name not in _HIDDEN and value is not None and value != {} and value != ():
-            values[each.name] = value
+        if each.name not in _HIDDEN and value is not None and value != {} and value != () and not _is_long(value):
+            values[each.name] = list(value) if isinstance(value, TokenIds) else value
     while len(line := json.dumps(values, separators=(",", ":"))) > _HEADER_LIMIT:
         del values[max(values, key=lambda name: len(json.dumps(values[name])))]
     return line
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a parameter alone is too long for the header, without writing it."""
+    return isinstance(value, Mapping | tuple | TokenIds) and (
+        2 * len(value) > _HEADER_LIMIT or sum(len(item) for item in value if isinstance(item, str)) > _HEADER_LIMIT
+    )

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from deployments.config.api import ApiOptions
+from deployments.core.collector import let_go, without_collector
 from deployments.core.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMediaType
-from deployments.core.json_reader import JsonReader, TooDeep, TooManyObjects
+from deployments.core.json_reader import JsonReader, TooDeep, TooManyKeys, TooManyObjects
 from deployments.host.worker import Worker
 
 T = TypeVar("T")
@@ -27,6 +28,8 @@ LARGE_BYTES = 64 * 1024
 _HUGE_BYTES = 1 << 20
 MAX_DEPTH = 100
 MAX_OBJECTS = 500_000
+MAX_KEYS = 300_000
+_PART = 1 << 20
 _NOT_ZERO = re.compile(r"-?[0.]*[1-9]")
 
 
@@ -34,10 +37,17 @@ async def aside(size: int, function: Callable[[], T]) -> T:
     """The function's result, or its exception; computed off the event loop if the request has many bytes."""
     if size <= LARGE_BYTES:
         return function()
-    return await _worker("huge-bodies" if size > _HUGE_BYTES else "large-bodies").run(function)
+    return await _worker("huge-bodies" if size > _HUGE_BYTES else "large-bodies").run(
+        lambda: without_collector(function)
+    )
 
 
-async def read_body(request: Request, options: ApiOptions) -> bytes:
+def forget(values: list[Any]) -> None:
+    """Let the JSON values of a large request go in a thread, see `let_go`."""
+    _worker("huge-bodies").put(lambda: without_collector(lambda: let_go(values)))
+
+
+async def read_body(request: Request, options: ApiOptions) -> bytearray:
     """The body of a request that brings JSON; `parse_object` reads it.
 
     Raises:
@@ -49,7 +59,7 @@ async def read_body(request: Request, options: ApiOptions) -> bytes:
     return await read_bytes(request, options)
 
 
-async def read_bytes(request: Request, options: ApiOptions) -> bytes:
+async def read_bytes(request: Request, options: ApiOptions) -> bytearray:
     """The whole body, refused as soon as it proves too large, or does not come on."""
     max_bytes, patience = options.max_body_bytes, options.body_timeout_s
     declared = request.headers.get("content-length", "")
@@ -61,7 +71,7 @@ async def read_bytes(request: Request, options: ApiOptions) -> bytes:
         try:
             chunks += await asyncio.wait_for(anext(stream), patience)
         except StopAsyncIteration:
-            return bytes(chunks)
+            return chunks
         except TimeoutError:
             raise BodyTimeout(
                 f"The request's body has stopped after {len(chunks)} bytes; this server waits {patience:g} s for more "
@@ -71,14 +81,14 @@ async def read_bytes(request: Request, options: ApiOptions) -> bytes:
             raise _too_large(max_bytes)
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
+def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
     """A JSON object that can be written as UTF-8 JSON again. A large one is for a thread of its own.
 
     Raises:
-        BadRequest: it is not a JSON object in UTF-8, is nested too deeply, has too many objects in it, or NaN, or half
-            a surrogate pair.
+        BadRequest: it is not a JSON object in UTF-8, is nested too deeply, has too many objects in it or keys in one,
+            or NaN, or half a surrogate pair.
     """
-    if not raw or raw.isspace():
+    if not raw or (len(raw) <= LARGE_BYTES and raw.isspace()):
         raise _malformed("the body is empty")
     try:
         body = _parse_large(raw) if len(raw) > LARGE_BYTES else _parse_small(raw)
@@ -92,6 +102,10 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise BadRequest(
             f"The body has more than {MAX_OBJECTS} objects and arrays; send fewer at once.", code="invalid_json"
         ) from error
+    except TooManyKeys as error:
+        raise BadRequest(
+            f"An object in the body has more than {MAX_KEYS} keys; send fewer at once.", code="invalid_json"
+        ) from error
     except ValueError as error:
         raise _malformed(str(error)) from error
     if not isinstance(body, dict):
@@ -99,7 +113,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _parse_small(raw: bytes) -> Any:
+def _parse_small(raw: bytes | bytearray) -> Any:
     body = _DECODER.decode(raw.decode("utf-8-sig"))
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and isinstance(body, dict):
         _check_depth(body)
@@ -108,18 +122,23 @@ def _parse_small(raw: bytes) -> Any:
     return body
 
 
-def _parse_large(raw: bytes) -> Any:
+def _parse_large(raw: bytes | bytearray) -> Any:
     return JsonReader(
-        raw.decode("utf-8-sig"),
+        raw,
         _DECODER,
         max_depth=MAX_DEPTH,
         max_objects=MAX_OBJECTS,
+        max_keys=MAX_KEYS,
         check=_check_surrogates if _may_have_surrogates(raw) else None,
     ).read()
 
 
-def _may_have_surrogates(raw: bytes) -> bool:
-    return b"\\ud" in raw or b"\\uD" in raw
+def _may_have_surrogates(raw: bytes | bytearray) -> bool:
+    return any(
+        raw.find(half, start, start + _PART + len(half)) >= 0
+        for half in (b"\\ud", b"\\uD")
+        for start in range(0, len(raw), _PART)
+    )
 
 
 @cache

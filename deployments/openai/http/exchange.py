@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 from uuid import uuid4
 
 from fastapi import Request, Response
 
 from deployments.config.api import ApiOptions
-from deployments.core.calls import LARGE, Call
+from deployments.core.calls import LARGE, MANY_TOKENS, Call
 from deployments.core.client import ModelClient
+from deployments.core.collector import large_request
 from deployments.core.errors import (
     BadRequest,
     ModelNotFound,
@@ -24,7 +25,7 @@ from deployments.core.errors import (
     UnsupportedParameter,
     VersionMismatch,
 )
-from deployments.core.events import Event, Failed, Finished
+from deployments.core.events import Accepted, Delta, Event, Failed, Finished
 from deployments.core.fingerprint import EXPECT_HEADER, expected_weights
 from deployments.core.model_card import ModelCard
 from deployments.core.one_version import OneVersion
@@ -32,7 +33,7 @@ from deployments.openai.fields.fields import Body, parse_fields
 from deployments.openai.fields.foreign import Settled
 from deployments.openai.fields.sampling import GenerationBody
 from deployments.openai.http.api import Api
-from deployments.openai.http.body import LARGE_BYTES, aside, parse_object, read_body
+from deployments.openai.http.body import LARGE_BYTES, aside, forget, parse_object, read_body
 from deployments.openai.http.cancel import Disconnected
 from deployments.openai.http.errors import error_response, internal_error
 from deployments.openai.http.form import read_form
@@ -61,6 +62,7 @@ class Exchange:
         given: the request's JSON body.
         form: the fields of its form, with the file.
         size: of the body in bytes.
+        many_tokens: its answer has so many that it is large.
         answer_id: the id in the answer's body; empty if it has none.
         settled: its keys, translated to fields.
         rename: lets an error about messages name what they were made of.
@@ -73,6 +75,7 @@ class Exchange:
     given: dict[str, Any] = field(default_factory=dict)
     form: dict[str, Any] = field(default_factory=dict)
     size: int = 0
+    many_tokens: bool = False
     answer_id: str = ""
     settled: Settled = field(default_factory=Settled)
     rename: Callable[[TroupeError], None] | None = None
@@ -105,10 +108,10 @@ class Exchange:
             TroupeError: the body cannot be read, or a field or the model is unknown.
         """
         # Read already if the route begins again without a default.
-        raw = b"" if self.given else await self.receive()
+        raw = bytearray() if self.given else await self.receive()
 
         def read() -> tuple[Body, ModelCard]:
-            self.given = self.given or parse_object(raw)
+            self.given = self.given or self._parse(raw)
             return self._accept(schema, self.given)
 
         return await self.aside(read)
@@ -116,24 +119,41 @@ class Exchange:
     async def read_object(self) -> dict[str, Any]:
         """The request's JSON object as it is."""
         raw = await self.receive()
-        self.given = await self.aside(lambda: parse_object(raw))
+        self.given = await self.aside(lambda: self._parse(raw))
         return self.given
 
-    async def receive(self) -> bytes:
+    async def receive(self) -> bytearray:
         """The request's body."""
         raw = await read_body(self.request, self.options)
         self.size = len(raw)
         LARGE.set(self.large)
+        if self.large:
+            self._at_end.enter_context(large_request())
         return raw
 
     @property
-    def large(self) -> bool:
-        """Whether work on all of the request is too much for the event loop."""
-        return self.size > LARGE_BYTES
+    def _at_end(self) -> ExitStack:
+        """What is done when the answer is sent."""
+        return cast(ExitStack, self.request.scope["state"]["at_end"])
 
-    async def aside(self, function: Callable[[], T]) -> T:
-        """The result of what takes longer the larger the request is: off the event loop if it is large."""
-        return await aside(self.size, function)
+    def _parse(self, raw: bytearray) -> dict[str, Any]:
+        given = parse_object(raw)
+        if self.large:
+            self._at_end.callback(forget, [given])
+        return given
+
+    @property
+    def large(self) -> bool:
+        """Whether work on all of the request, or of its answer, is too much for the event loop."""
+        return self.size > LARGE_BYTES or self.many_tokens
+
+    async def aside(self, function: Callable[[], T], *, weight: int = 1) -> T:
+        """The result of what takes longer the larger the request is: off the event loop if it is large.
+
+        Args:
+            weight: how much longer than reading as many bytes.
+        """
+        return await aside(weight * self.size, function)
 
     async def read_form(self, schema: type[Body], lists: frozenset[str]) -> tuple[Body, ModelCard]:
         """The same of a form with a file.
@@ -255,11 +275,15 @@ class Exchange:
             asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
             asked |= {"id": self.answer_id} if self.answer_id else {}
             events = self.api.recorder.tap(events, call, asked)
+        tokens = 0
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, Failed):
                     state["error"] = event.error.code
                     raise event.error
+                tokens = _tokens(event) + (0 if call.stream else tokens)
+                if tokens > MANY_TOKENS:
+                    self.many_tokens = True
                 if isinstance(event, Finished):
                     state["usage"] = event.usage
                     yield event
@@ -279,6 +303,13 @@ class Exchange:
             "with engine.kind generate.",
             param="use_beam_search",
         )
+
+
+def _tokens(event: Event) -> int:
+    """How many token ids an event has."""
+    if isinstance(event, Accepted):
+        return sum(map(len, event.prompt_token_ids))
+    return len(event.token_ids) if isinstance(event, Delta) else 0
 
 
 Handler = Callable[[Exchange], Awaitable[Response]]

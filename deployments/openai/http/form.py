@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -15,6 +16,7 @@ from deployments.openai.http.body import read_bytes
 
 _MAX_FIELDS = 100
 _MAX_FIELD_BYTES = 1 << 20
+_PART = 1 << 18
 FILE = "file"
 
 
@@ -37,7 +39,7 @@ async def read_form(request: Request, options: ApiOptions, lists: frozenset[str]
         )
     raw = await read_bytes(request, options)
     parser = MultiPartParser(
-        request.headers, _once(raw), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        request.headers, _parts(raw), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
     )
     # All of it is in memory already, so no part needs a file of its own on the disk.
     parser.spool_max_size = options.max_body_bytes
@@ -52,8 +54,11 @@ async def read_form(request: Request, options: ApiOptions, lists: frozenset[str]
         await form.close()
 
 
-async def _once(raw: bytes) -> AsyncGenerator[bytes, None]:
-    yield raw
+async def _parts(raw: bytearray) -> AsyncGenerator[bytes, None]:
+    """The body in parts, between which other requests go on."""
+    for start in range(0, len(raw), _PART):
+        yield bytes(raw[start : start + _PART])
+        await asyncio.sleep(0)
 
 
 async def _fields(form: FormData, lists: frozenset[str]) -> dict[str, Any]:

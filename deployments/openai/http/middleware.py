@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -66,6 +67,7 @@ class RequestMiddleware:
                 complete = not message.get("more_body", False)
             await send(message)
 
+        state["at_end"] = at_end = ExitStack()
         try:
             refusal = self._refusal(scope)
             await (refusal or self._app)(scope, receive, send_with_id)
@@ -75,6 +77,7 @@ class RequestMiddleware:
                 raise
             await error_response(internal_error(error))(scope, receive, send_with_id)
         finally:
+            at_end.close()
             if ACCESS.isEnabledFor(logging.INFO):
                 _log_access(scope, status if complete else 499, time.monotonic() - began)
 

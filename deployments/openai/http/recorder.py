@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import json
 import logging
 import os
 import queue
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO
 from deployments.core.calls import LARGE, Call
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.core.events import Accepted, Delta, Event, Failed, Finished
+from deployments.core.json_writer import JsonWriter
 from deployments.core.transcript import TranscriptionStarted, TranscriptSegment
 
 logger = logging.getLogger(__name__)
@@ -78,9 +78,10 @@ class Recorder:
 
     def _write(self) -> None:
         while True:
-            line = _written(*self._lines.get()) + "\n"
+            line, large = self._lines.get()
+            text = _WRITER.data(line) if large else _WRITER.small(line)
             try:
-                self._append(line.encode("utf-8", "backslashreplace"))
+                self._append(text + b"\n")
             except OSError as error:
                 self._lost += 1
                 if self._lost == 1:
@@ -103,12 +104,6 @@ class Recorder:
             with contextlib.suppress(OSError):
                 self._file.truncate(size)
             raise
-
-
-def _written(line: Mapping[str, Any], large: bool) -> str:
-    """A line as JSON; a large one is written value by value, which lets other threads run."""
-    encoder = json.JSONEncoder(ensure_ascii=False, default=_plain)
-    return "".join(encoder.iterencode(line)) if large else encoder.encode(line)
 
 
 def _plain(value: object) -> object:
@@ -171,6 +166,9 @@ class _Line:
 
     def _stamp(self, name: str) -> None:
         self._seconds.setdefault(name, round(time.monotonic() - self._begun, 6))
+
+
+_WRITER = JsonWriter(nan=True, errors="backslashreplace", default=_plain)
 
 
 def _error(error: TroupeError) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
@@ -11,7 +10,10 @@ from typing import Any, TypeVar
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from deployments.core.calls import LARGE
+from deployments.core.collector import without_collector
 from deployments.core.errors import TroupeError
+from deployments.core.json_writer import JsonWriter
 from deployments.openai.http.cancel import Disconnected, until_disconnect
 from deployments.openai.http.errors import error_body, internal_error
 from deployments.openai.http.exchange import Exchange
@@ -25,12 +27,13 @@ DONE = b"data: [DONE]\n\n"
 
 
 # Line ends to `str.splitlines`, by which some clients split a stream, that JSON leaves as they are.
+_WRITER = JsonWriter()
 _LINE_ENDS = [(end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029"]
 
 
 def to_json(value: Any) -> bytes:
-    """Compact UTF-8 JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    """Compact UTF-8 JSON, written in pieces for a request that is large."""
+    return _WRITER.data(value) if LARGE.get() else _WRITER.small(value)
 
 
 def sse(value: Any, event: str | None = None) -> bytes:
@@ -46,8 +49,11 @@ def _one_line(data: bytes) -> bytes:
 
 
 async def build(part: Callable[[], T], *, large: bool) -> T:
-    """A part of an answer, built in a thread if it is megabytes, so that other requests go on."""
-    return await asyncio.to_thread(part) if large else part()
+    """A part of an answer, built in a thread and in pieces if it is megabytes, so that other requests go on."""
+    if not large and not LARGE.get():
+        return part()
+    LARGE.set(True)
+    return await asyncio.to_thread(without_collector, part)
 
 
 async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) -> Response:

@@ -55,7 +55,9 @@ class ResponseAnswer:
     async def response(self) -> bytes:
         """The whole answer."""
         gathered = await gather(self._exchange.generate(self._call), 1)
-        return await build(partial(self._whole, gathered), large=self._call.sampling.reports_vocabulary)
+        return await build(
+            partial(self._whole, gathered), large=self._call.sampling.reports_vocabulary or self._exchange.large
+        )
 
     def _whole(self, gathered: Gathered) -> bytes:
         (choice,) = gathered.choices

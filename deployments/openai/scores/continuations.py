@@ -58,7 +58,7 @@ def shares(logprobs: Sequence[float]) -> list[float]:
     return [weight / math.fsum(weights) for weight in weights]
 
 
-def _common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two prompts share; at least one, which nothing predicts, and never all of the second."""
     shared = 0
     while shared < min(len(first), len(second)) and first[shared] == second[shared]:

@@ -161,12 +161,12 @@ GRAMMARS: list[tuple[dict[str, Any], str, str]] = [
     ({"structured_outputs": {"json": SCHEMA}}, "json_schema", SOURCE),
     ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, "json_schema", SOURCE),
     ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
-    ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a", "b"]'),
+    ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a","b"]'),
     ({"structured_outputs": {"grammar": 'start: "a"'}}, "lark", 'start: "a"'),
     ({"structured_outputs": {"json_object": True}}, "json_object", ""),
     ({"guided_json": SCHEMA}, "json_schema", SOURCE),
     ({"guided_regex": "a+"}, "regex", "a+"),
-    ({"guided_choice": ["a", "b"]}, "choice", '["a", "b"]'),
+    ({"guided_choice": ["a", "b"]}, "choice", '["a","b"]'),
     ({"guided_grammar": 'start: "a"'}, "lark", 'start: "a"'),
 ]
 

@@ -64,9 +64,16 @@ CALLS = {
 
 
 class Replica:
-    """A `ModelClient` that answers at once: what is measured is the API alone."""
+    """A `ModelClient` that answers at once: what is measured is the API alone.
+
+    Args:
+        ids: of every prompt and of every answer.
+    """
 
     card = ModelCard(id="m", aliases=())
+
+    def __init__(self, ids: Sequence[int] = (1,)) -> None:
+        self.ids = ids
 
     def models(self) -> list[ModelCard]:
         return [self.card]
@@ -77,13 +84,13 @@ class Replica:
     async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         assert isinstance(call, GenerateCall)
         count = len(call.prompts)
-        yield Accepted(prompt_token_ids=((1,),) * count, prompt_texts=("a",) * count)
-        for choice in range(count):
-            yield Delta(choice=choice, text="a", token_ids=(1,), finish_reason="stop")
+        yield Accepted(prompt_token_ids=(self.ids,) * count, prompt_texts=("a",) * count)
+        for choice in range(count * call.n):
+            yield Delta(choice=choice, text="a", token_ids=self.ids, finish_reason="stop")
         yield Finished(usage=Usage(prompt_tokens=1))
 
     async def render(self, model: str, prompt: Prompt, *, expect: str = "") -> Rendered:
-        return Rendered(text="a", token_ids=(1, 2), max_model_len=10)
+        return Rendered(text="a", token_ids=self.ids, max_model_len=10)
 
     async def detokenize(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> str:
         return "a"
