@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import uvicorn
@@ -23,7 +25,7 @@ from fastapi import FastAPI
 from deployments.args import read_args
 from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
-from deployments.core.errors import ConfigError, TroupeError
+from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError
 from deployments.host.host import ModelHost, default_device
 from deployments.openai.app import build_api
 from deployments.registry.registry import Registry
@@ -32,6 +34,9 @@ from model_loaders.resolve import load_model_info
 
 KEEP_ALIVE_S = 90
 """How long an idle connection stays open, as in Ray Serve: longer than clients keep one for their next request."""
+
+_PATIENCE_S = 5
+_INFO = {each.name for each in fields(ModelInfo) if each.init}
 
 Source = ModelInfo | Mapping[str, Any] | str
 
@@ -144,6 +149,123 @@ def run_app(
     except KeyboardInterrupt:
         server.should_exit = True
         thread.join()
+
+
+class LocalServer:
+    """A server beside a program, or in a notebook; it ends with `stop`, a `with` block or the program.
+
+    Args:
+        app: what it serves.
+        listener: a socket that listens.
+        api_key: what `client` sends.
+
+    Attributes:
+        url: without `/v1`.
+    """
+
+    def __init__(self, app: FastAPI, listener: socket.socket, api_key: str) -> None:
+        host, port = listener.getsockname()[:2]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self._api_key = api_key
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_PATIENCE_S,
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), name=f"server-{port}", daemon=True)
+
+    def start(self) -> None:
+        """Returns when the API answers.
+
+        Raises:
+            ModelLoadFailed: the model cannot be served.
+        """
+        if not _RUNNING:
+            _before_exit(_stop_all)
+        _RUNNING.add(self)
+        self._thread.start()
+        while not self._server.started:
+            self._thread.join(0.02)
+            if not self._thread.is_alive():
+                raise ModelLoadFailed("The server has ended while it started; the log says why.")
+
+    def client(self, **options: Any) -> Any:
+        """An `openai.OpenAI` for this server; `options` as for that class.
+
+        Raises:
+            ConfigError: the package `openai` is not installed.
+        """
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise ConfigError("client() needs the package openai: pip install openai.") from None
+        return OpenAI(**{"base_url": f"{self.url}/v1", "api_key": self._api_key, **options})
+
+    def stop(self) -> None:
+        """End the server: running requests have a few seconds. The model is as it was before."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join()
+        _RUNNING.discard(self)
+
+    def __enter__(self) -> LocalServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<LocalServer {self.url}{'' if self._thread.is_alive() else ' (stopped)'}>"
+
+
+_RUNNING: set[LocalServer] = set()
+
+
+def _stop_all() -> None:
+    for server in list(_RUNNING):
+        server.stop()
+
+
+def _before_exit(function: Callable[[], None]) -> None:
+    """Call a function when the program ends, while threads can still be used, if this Python offers that."""
+    getattr(threading, "_register_atexit", atexit.register)(function)
+
+
+def start(loader: str | None = None, *, host: str = "127.0.0.1", port: int = 0, **options: Any) -> LocalServer:
+    """Serve a model of this program beside it. Returns when the API answers.
+
+    Args:
+        loader: name of a loader, as for `model_app`; without one, `options` has the model.
+        port: 0 takes a free one.
+        options: the fields of a `ModelInfo` (`model`, `tokenizer`, hooks …), and the options of `model_app`.
+
+    Raises:
+        ConfigError, ModelLoadFailed: as for `run_app`.
+    """
+    # `engine` is a function of a ModelInfo, or the section of the configuration.
+    info = {
+        name: options.pop(name)
+        for name in _INFO & options.keys()
+        if name != "engine" or not isinstance(options[name], Mapping)
+    }
+    if bool(info) == (loader is not None):
+        raise ConfigError("start() takes a model and its tokenizer, or a loader.")
+    _try_port(host, port)
+    app = model_app(info or loader, **options)
+    keys = (options.get("server") or {}).get("api_keys") or ["none"]
+    server = LocalServer(app, _listener(host, port), keys[0])
+    server.start()
+    return server
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family)
 
 
 def _try_port(host: str, port: int) -> None:
