@@ -25,6 +25,7 @@ from fastapi import FastAPI
 from deployments.args import read_args
 from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
+from deployments.config.yaml_text import read_yaml
 from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError
 from deployments.host.host import ModelHost, default_device
 from deployments.openai.app import build_api
@@ -296,11 +297,11 @@ def main() -> None:
             given.loader,
             host=given.host,
             port=given.port,
-            kwargs=yaml.safe_load(given.kwargs),
+            kwargs=read_yaml(given.kwargs),
             device=given.device,
             **named,
         )
-    except (ConfigError, TroupeError) as error:
+    except (ConfigError, TroupeError, yaml.YAMLError) as error:
         sys.exit(f"troupe: {error}")
 
 

@@ -30,10 +30,30 @@ def check_folders(kwargs: Mapping[str, Any], base: Path = Path()) -> None:
     """
     for key in _KEYS:
         value = kwargs.get(key)
-        if not isinstance(value, str) or not value or HUB_ID.fullmatch(value) or "://" in value:
+        if not isinstance(value, str) or not value or "://" in value or found(value, base).exists():
             continue
-        if not found(value, base).exists():
+        if not HUB_ID.fullmatch(value):
             raise ModelLoadFailed(f"{key}: {value}: {missing(value, base)}")
+        if is_mistyped(value, base):
+            raise ModelLoadFailed(f"{key}: {value}: {missing(value, base)} {hub_instead(value)}")
+
+
+def is_mistyped(name: str, base: Path = Path()) -> bool:
+    """Whether a name that could be the Hub's is rather a path that leads nowhere: its first part is a folder here, and
+    the Hub's cache on this machine does not have it.
+    """
+    owner, slash, _ = name.partition("/")
+    if not slash or not (base / owner).is_dir() or (base / name).exists():
+        return False
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "snapshots"
+    return not (cached.is_dir() and any(cached.iterdir()))
+
+
+def hub_instead(name: str) -> str:
+    """What to do if such a name is meant to be the Hub's."""
+    return f"If it is a repository of the Hub, download it first: hf download {name}"
 
 
 def is_model_key(key: str) -> bool:

@@ -15,6 +15,7 @@ from deployments.args import read_args
 from deployments.cli.loader_file import check_arguments, check_loader
 from deployments.config.app import IMPORT_PATH, AppArgs
 from deployments.config.explain import nearest
+from deployments.config.yaml_text import read_yaml
 from deployments.core.errors import ConfigError, ModelLoadFailed
 from deployments.openai.http.keys import KeyFile, as_digests
 from model_loaders.local_folder import check_folders
@@ -108,7 +109,7 @@ def base_url(config: Mapping[str, Any], application: Mapping[str, Any] | None = 
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.") from None
     except (ValueError, yaml.YAMLError) as error:

@@ -13,9 +13,10 @@ import yaml
 from deployments.cli.serve_file import HOST, PORT, ServeConfig, load_config, troupe_applications
 from deployments.cli.serve_options import ServeOptions, flag, keys
 from deployments.config.app import IMPORT_PATH
+from deployments.config.yaml_text import RepeatedKey, read_yaml
 from deployments.core.errors import ConfigError
 from model_loaders.loader_name import parts
-from model_loaders.local_folder import HUB_ID, found, missing
+from model_loaders.local_folder import HUB_ID, found, hub_instead, is_mistyped, missing
 
 SHIPPED = "serve_config.yaml"
 AUTO = "model_loaders.auto:load_model"
@@ -76,6 +77,8 @@ def _entry(source: str) -> dict[str, Any]:
 
 def _check_hub(name: str) -> None:
     """Refuse a name that the Hub does not have. If the Hub cannot be asked, the loader will find out."""
+    if is_mistyped(name):
+        raise ConfigError(f"{name}: {missing(name)} {hub_instead(name)}")
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
@@ -134,7 +137,9 @@ def _section(section: dict[str, Any], step: str, name: str) -> dict[str, Any]:
 
 def _mapping(text: str) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(text)
+        value = read_yaml(text)
+    except RepeatedKey as error:
+        raise ConfigError(f"--kwargs {text!r}: {error}") from None
     except yaml.YAMLError:
         value = None
     if not isinstance(value, dict):

@@ -38,6 +38,11 @@ MISTYPED = [
     ("{home}/data/x", "there is no 'data' in {home} (it has checkpoints, empty)"),
     ("./empty/x", "there is no 'x' in {home}/empty (it is empty)"),
     ("a/b/c", "there is no 'a' in {home}"),
+    (
+        "checkpoints/run-21",
+        "there is no 'run-21' in {home}/checkpoints (did you mean 'run-12'?). If it is",
+    ),
+    ("empty/x", "there is no 'x' in {home}/empty (it is empty)"),
 ]
 
 
@@ -78,7 +83,7 @@ def test_names_that_may_be_right(home: Path, name: str) -> None:
 
 
 def test_a_name_that_could_be_either_names_both(home: Path) -> None:
-    models = [{"id": "mine", "loader": "model_loaders.auto:load_model", "kwargs": {"model_name": "checkpoints/run-21"}}]
+    models = [{"id": "mine", "loader": "model_loaders.auto:load_model", "kwargs": {"model_name": "checkpoint"}}]
 
     async def load() -> None:
         host = ModelHost(read_args({"models": models}), "cpu")
@@ -90,8 +95,8 @@ def test_a_name_that_could_be_either_names_both(home: Path) -> None:
     with pytest.raises(ModelLoadFailed) as caught:
         asyncio.run(load())
     assert caught.value.message.startswith("Model 'mine': ")
-    assert "checkpoints/run-21 is not a local folder" in caught.value.message
-    assert "did you mean 'run-12'?" in caught.value.message
+    assert "checkpoint is not a local folder" in caught.value.message
+    assert "did you mean 'checkpoints'?" in caught.value.message
     assert "The Hub does not have it either" in caught.value.message
 
 
@@ -109,3 +114,16 @@ def test_messages_name_the_id_of_the_configuration() -> None:
 
     with pytest.raises(Exception, match="Model 'mine' takes no images"):
         asyncio.run(embed())
+
+
+def test_a_repository_in_the_cache_of_the_hub_is_taken_though_a_folder_has_its_owners_name(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "cache"))
+    with pytest.raises(ModelLoadFailed):
+        check_folders({"model_name": "checkpoints/qwen"})
+    (home / "cache" / "models--checkpoints--qwen" / "snapshots" / "1a2b").mkdir(parents=True)
+    check_folders({"model_name": "checkpoints/qwen"})
+    check_folders({"model_name": "other/qwen", "tokenizer": "gpt2"})
+    with pytest.raises(ModelLoadFailed):
+        check_folders({"tokenizer": "checkpoints/other"})

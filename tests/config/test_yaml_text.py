@@ -1,0 +1,65 @@
+"""YAML in which a key is there twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments.cli.serve_file import read_config
+from deployments.config.yaml_text import read_yaml
+from deployments.core.errors import ConfigError
+
+CONFIG = """applications:
+- import_path: deployments.app:build_app
+  args:
+    models:
+    - id: demo
+      loader: model_loaders.demo:load_model
+      engine:
+        max_batch_size: 4
+        kind: auto
+        max_batch_size: 8
+"""
+
+
+def test_a_key_that_is_there_twice_is_an_error_with_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "serve_config.yaml"
+    file.write_text(CONFIG)
+    with pytest.raises(ConfigError, match=r"serve_config\.yaml: the key 'max_batch_size' is at lines 8 and 10"):
+        read_config(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: 1\nb: 2\na: 3", "'a' is at lines 1 and 3"),
+        ("a: 1\n'a': 3", "'a' is at lines 1 and 2"),
+        ("{a: 1, a: 1}", "'a' is at line 1, twice"),
+        ("x: [{port: 1,\n port: 2}]", "'port' is at lines 1 and 2"),
+        ("1: a\n0x1: b", "'0x1' is at lines 1 and 2"),
+        ("x: &x {a: 1}\ny:\n  <<: *x\n  b: 1\n  b: 2", "'b' is at lines 4 and 5"),
+    ],
+)
+def test_wherever_it_is(text: str, told: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=told):
+        read_yaml(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: {a: 1}\nb: {a: 1}", "x: &x {a: 1}\ny: {<<: *x, a: 2}\nz: {<<: *x}", "1: a\n'1': b"]
+)
+def test_what_is_not_a_repetition(text: str) -> None:
+    assert read_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("module", ["deployments.local", "deployments.cli.main"])
+def test_the_arguments_of_a_command(module: str) -> None:
+    loader = ["--loader" if module == "deployments.local" else "serve", "model_loaders.demo:load_model"]
+    command = [sys.executable, "-m", module, *loader, "--kwargs", "{dtype: a, dtype: b}"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode > 0
+    assert "the key 'dtype' is at line 1, twice" in " ".join(ended.stderr.split())
