@@ -16,24 +16,37 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 
-from deployments.core.errors import ConfigError
+from deployments.core.errors import BadRequest, BodyTimeout, ConfigError, TroupeError, Unavailable
 
 _FOLDER = "RAY_SERVE_HAPROXY_SERVER_STATE_BASE"
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _METRICS_PORT, _STATS_PORT = "RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"
 _PREFIX = "troupe-fast-"
 _START_NAME = "start-haproxy"
-# Ray's template opens the ports of HAProxy's metrics and statistics on every interface, and has no option for that.
+# Ray's template opens the ports of HAProxy's metrics and statistics on every interface, and answers in plain text, with
+# 500 in place of 503. It has no option for either.
 _START = """#!/bin/sh
 for argument; do
   case "$argument" in
-    *.cfg) sed -i -E 's/^( *bind) \\*?:({ports})$/\\1 127.0.0.1:\\2/' "$argument" ;;
+    *.cfg) sed -i -E -e 's/^( *bind) \\*?:({ports})$/\\1 127.0.0.1:\\2/' -e '/^ *errorfile /d' \\
+      -e 's|^defaults$|defaults\\n{errors}|' "$argument" ;;
   esac
 done
 exec {binary} "$@"
 """
+_LOST = "The server has no ingress that answers. Try again."
+_ERRORS = {
+    400: BadRequest("The request is not one of HTTP."),
+    408: BodyTimeout("The request has stopped before it was complete."),
+    500: TroupeError("HAProxy failed on this request.", code="internal_error"),
+    502: Unavailable(_LOST, retry_after=2),
+    503: Unavailable(_LOST, retry_after=2),
+    504: Unavailable("The server has not answered in time. Try again.", retry_after=2),
+}
+"""HAProxy's own answers, by status."""
 
 
 def has_haproxy() -> bool:
@@ -55,8 +68,8 @@ def fast_environment(given: Mapping[str, str]) -> dict[str, str]:
 
     HAProxy takes the place of Serve's Python proxy; user code, router and transport share one loop. HAProxy's files,
     its admin socket among them, go to a new folder that only this user can enter. The binary that Ray starts is a
-    script there, which moves the ports of metrics and statistics to 127.0.0.1 and becomes HAProxy, also if the
-    user names a binary.
+    script there, which moves the ports of metrics and statistics to 127.0.0.1, names error files of OpenAI's shape
+    and becomes HAProxy, also if the user names a binary.
 
     Raises:
         ConfigError: there is no HAProxy, or no program in /tmp may be run.
@@ -91,9 +104,17 @@ def fast_environment(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _write_start(folder: Path, binary: str, ports: Sequence[str]) -> str:
-    """The script that starts HAProxy with these ports on 127.0.0.1."""
+    """The script that starts HAProxy with these ports on 127.0.0.1, and with answers of OpenAI's shape."""
+    from deployments.openai.http.errors import error_response
+
+    for status, error in _ERRORS.items():
+        response = error_response(error)
+        headers = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{headers}\r\n"
+        (folder / f"{status}.http").write_bytes(head.encode("ascii") + bytes(response.body))
+    errors = "\\n".join(f"    errorfile {status} {folder}/{status}.http" for status in _ERRORS)
     script = folder / _START_NAME
-    script.write_text(_START.format(binary=shlex.quote(binary), ports="|".join(ports)))
+    script.write_text(_START.format(binary=shlex.quote(binary), ports="|".join(ports), errors=errors))
     script.chmod(0o700)
     if not os.access(script, os.X_OK):
         shutil.rmtree(folder)

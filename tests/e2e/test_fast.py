@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -142,6 +143,31 @@ def test_errors_are_ours_not_haproxys(url: str) -> None:
     assert int(answer.headers["retry-after"]) > 0
     requests.post(drain, json={"drain": False}, headers=AUTHORIZED, timeout=20).raise_for_status()
     assert post({"model": "a", **message}).status_code == 200
+
+
+def test_its_answers_are_files_in_the_place_of_rays(tmp_path: Path) -> None:
+    binary, file = tmp_path / "haproxy", tmp_path / "haproxy.cfg"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o700)
+    settings = fast_environment({"RAY_SERVE_HAPROXY_BINARY_PATH": str(binary)})
+    start = settings["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    for _ in ("start", "reload"):
+        file.write_text("defaults\n    mode http\n    errorfile 503 /tmp/500.http\nfrontend a\n")
+        subprocess.run([start, "-f", str(file)], check=True)
+    lines = file.read_text().splitlines()
+    assert lines[0] == "defaults"
+    assert lines[-2:] == ["    mode http", "frontend a"]
+    statuses = {}
+    for line in lines[1:-2]:
+        _, status, path = line.split()
+        head, _, body = Path(path).read_bytes().partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ".encode())
+        assert f"content-length: {len(body)}".encode() in head
+        statuses[status] = json.loads(body)["error"]["code"]
+        assert (b"retry-after" in head) is (int(status) > 500)
+    assert {status for status, code in statuses.items() if code == "unavailable"} == {"502", "503", "504"}
+    assert statuses.keys() == {"400", "408", "500", "502", "503", "504"}
+    shutil.rmtree(Path(start).parent)
 
 
 def one_request_id(url: str) -> None:
