@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from deployments.core.calls import Grammar
 from deployments.core.errors import BadRequest, shown
-from deployments.core.json_writer import JsonWriter
+from deployments.core.json_text.writer import JsonWriter
 from deployments.openai.fields.fields import RequestObject, check_count
 from deployments.openai.fields.foreign import Rows
 from deployments.openai.fields.foreign_table import RESPONSE_FORMAT, STRUCTURED_OUTPUTS

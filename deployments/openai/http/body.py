@@ -19,7 +19,7 @@ from fastapi import Request
 from deployments.config.api import ApiOptions
 from deployments.core.collector import let_go, without_collector
 from deployments.core.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMediaType
-from deployments.core.json_reader import JsonReader, TooDeep, TooManyKeys, TooManyObjects
+from deployments.core.json_text.reader import JsonReader, TooDeep, TooManyKeys, TooManyObjects
 from deployments.host.worker import Worker
 
 T = TypeVar("T")

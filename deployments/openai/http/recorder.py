@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from deployments.core.calls import LARGE, Call
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.core.events import Accepted, Delta, Event, Failed, Finished
-from deployments.core.json_writer import JsonWriter
+from deployments.core.json_text.writer import JsonWriter
 from deployments.core.transcript import TranscriptionStarted, TranscriptSegment
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from deployments.core.calls import LARGE
 from deployments.core.collector import without_collector
 from deployments.core.errors import TroupeError
-from deployments.core.json_writer import JsonWriter
+from deployments.core.json_text.writer import JsonWriter
 from deployments.openai.http.cancel import Disconnected, until_disconnect
 from deployments.openai.http.errors import error_body, internal_error
 from deployments.openai.http.exchange import Exchange

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from deployments.core.collector import let_go
-from deployments.core.json_reader import JsonReader
-from deployments.core.json_writer import JsonWriter
+from deployments.core.json_text.reader import JsonReader
+from deployments.core.json_text.writer import JsonWriter
 from deployments.core.logprobs import Candidate, TokenLogprob
 from deployments.core.token_ids import TokenIds
 from deployments.openai.app import build_api
