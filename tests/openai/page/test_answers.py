@@ -85,7 +85,7 @@ def test_images_by_file_drop_and_paste(reading: Server, open_page: OpenPage) -> 
         expect(page.locator(".parts img")).to_have_count(count)
     page.get_by_role("button", name="Remove image 3").click()
     with page.expect_request("**/v1/chat/completions") as sent:
-        send(page, "look", max_tokens="3")
+        send(page, "look", max_tokens="3", ignore_eos="true")
     parts = json.loads(sent.value.post_data or "")["messages"][0]["content"]
     assert [part["type"] for part in parts] == ["text", "image_url", "image_url"]
     assert {part["image_url"]["url"] for part in parts[1:]} == {
@@ -136,6 +136,17 @@ def test_every_field_can_be_set_and_only_what_is_set_is_sent(playing: Server, op
     set_field(page, "top_p", "a lot")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.get_by_role("alert")).to_have_text("top_p is not a number: a lot")
+
+
+def test_several_prompts_and_choices(playing: Server, open_page: OpenPage) -> None:
+    page = open_page(playing.url)
+    page.get_by_role("button", name="completion", exact=True).click()
+    page.get_by_label("Prompt", exact=True).fill('["ab", "cde"]')
+    page.get_by_role("button", name="Send", exact=True).click()
+    for choice, text in enumerate(("ab", "cde")):
+        page.get_by_role("button", name=f"choice {choice}").click()
+        expect(page.locator(".block.is-content pre")).to_have_text(text)
+        expect(page.get_by_role("listbox", name="Prompt tokens").get_by_role("option")).to_have_text(list(text))
 
 
 def test_the_copies_give_the_same_answer(playing: Server, open_page: OpenPage) -> None:

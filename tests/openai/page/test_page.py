@@ -101,7 +101,7 @@ def test_the_figures_are_those_of_the_api(playing: Server, open_page: OpenPage) 
         assert list(map(float, shown)) == expected
     prompt = page.get_by_role("listbox", name="Prompt tokens").get_by_role("option")
     assert prompt.count() == len(answer["prompt_token_ids"])
-    send(page, "again", max_tokens="3")  # in place of the first answer
+    send(page, "again", max_tokens="3", ignore_eos="true")  # in place of the first answer
     expect(tokens.get_by_role("option")).to_have_count(3)
 
 
@@ -206,7 +206,7 @@ def test_the_switch_of_the_theme(playing: Server, open_page: OpenPage) -> None:
 def test_a_page_of_one_model(playing: Server, open_page: OpenPage) -> None:
     page = open_page(playing.url + "/models/tiny")
     expect(page.get_by_label("model", exact=True).locator("option")).to_have_text(["tiny"])
-    send(page, "hello", max_tokens="2")
+    send(page, "hello", max_tokens="2", ignore_eos="true")
     expect(page.locator('[data-fact="completion_tokens"] dd')).to_have_text("2")
     page.get_by_role("button", name="Models").click()
     expect(page.locator('tr[data-model="tiny"]')).to_contain_text("loaded")

@@ -60,7 +60,7 @@ function addChoice(answer, given) {
   if (given.token_ids) choice.token_ids.push(...given.token_ids);
   choice.logprobs.push(...readLogprobs(given.logprobs));
   for (const name of ["prompt_token_ids", "prompt_logprobs"]) {
-    if (given[name] !== undefined) answer[name] ??= given[name];
+    if (given[name] !== undefined) choice[name] = given[name];
   }
   choice.finish_reason = given.finish_reason ?? choice.finish_reason;
   choice.stop_reason = given.stop_reason ?? choice.stop_reason;

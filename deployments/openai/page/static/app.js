@@ -39,6 +39,10 @@ function App() {
     }
   };
   useEffect(() => void read(), []);
+  useEffect(() => {
+    // Models can come while the server runs.
+    if (server.description) readModels().then((found) => setServer((before) => ({ ...before, ...found })), () => {});
+  }, [view]);
   const put = (side, chosen) => setSides((before) => ({ ...before, [side]: chosen }));
   const repeat = (recorded) => {
     const groups = fieldGroups(server.description, `/${pathOf(recorded.kind)}`);
@@ -79,10 +83,15 @@ function App() {
 const viewOfAddress = () => (location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "playground");
 
 async function readServer() {
-  const [{ data }, description] = await Promise.all([ask("v1/models"), ask("openapi.json", { whole: true })]);
+  const [models, description] = await Promise.all([readModels(), ask("openapi.json", { whole: true })]);
+  return { ...models, description };
+}
+
+async function readModels() {
+  const { data } = await ask("v1/models");
   const aliases = {};
   for (const { id, root } of data) if (id !== root) (aliases[root] ??= []).push(id);
-  return { models: data.filter((each) => each.id === each.root), aliases, description };
+  return { models: data.filter((each) => each.id === each.root), aliases };
 }
 
 render(html`<${App} />`, document.body);

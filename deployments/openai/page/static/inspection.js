@@ -87,11 +87,14 @@ function Legend({ kinds }) {
 function Prompt({ answer, choice, spelled }) {
   const cached = answer.usage?.prompt_tokens_details?.cached_tokens ?? 0;
   const scores = choice?.prompt_logprobs ?? answer.prompt_logprobs;
-  const tokens = spelled.tokens.map((token, i) => ({ ...token, cached: i < cached, ...promptScore(scores?.[i], token.id) }));
+  const several = answer.choices.some((other) => other && other.prompt_token_ids?.join() !== choice?.prompt_token_ids?.join());
+  const tokens = spelled.tokens.map((token, i) => ({
+    ...token, cached: i < cached && !several, ...promptScore(scores?.[i], token.id),
+  }));
   return html`
     <section aria-labelledby="prompt-tokens">
       <h3 id="prompt-tokens">Prompt as the model got it${" "}
-        <span class="note">${tokens.length} tokens, ${cached} from the prefix cache</span></h3>
+        <span class="note">${tokens.length} tokens, ${cached} from the prefix cache${several && " in all prompts"}</span></h3>
       <${Tokens} label="Prompt tokens" tokens=${tokens} />
     </section>`;
 }

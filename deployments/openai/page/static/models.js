@@ -26,6 +26,10 @@ function useStatus() {
     let timer = null;
     let current = true;
     const look = async () => {
+      if (!document.hidden) await askOnce();
+      if (current) timer = setTimeout(look, EVERY_MS);
+    };
+    const askOnce = async () => {
       try {
         const { data } = await ask("health?verbose", { whole: true });
         if (current) setStatus({ replicas: data, rates: measured(data, before.current) });
@@ -33,7 +37,6 @@ function useStatus() {
         const prefix = onlyModel ? "The state of the server is not reachable from a model's own path" : "The state cannot be read";
         if (current) setStatus({ replicas: null, rates: {}, error: `${prefix}: ${error.message}` });
       }
-      if (current) timer = setTimeout(look, EVERY_MS);
     };
     look();
     return () => {
