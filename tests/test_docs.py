@@ -19,7 +19,6 @@ from tests.clients import page
 from tests.docs.reference import pages as generated
 
 DOCS = Path(__file__).parent.parent / "docs"
-README = DOCS.parent / "README.md"
 
 
 def table_keys(page: str) -> set[str]:
@@ -60,10 +59,6 @@ def test_every_route() -> None:
     for route in ROUTES:
         path = re.sub(r"\{\w+:path\}", "{id}", route.path)
         assert f"`{route.method} {path}`" in text, route
-
-
-def test_the_readme_is_short() -> None:
-    assert len(README.read_text().splitlines()) <= 150
 
 
 def test_the_clients_page_is_what_the_clients_tests_run() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
@@ -53,13 +53,27 @@ def test_the_loader(tmp_path: Path) -> None:
     assert isinstance(info.model, type(AutoModelForCausalLM.from_pretrained(tmp_path / "model")))
 
 
-@pytest.mark.parametrize("block", blocks("yaml"))
-def test_yaml_blocks_parse(block: str) -> None:
-    assert yaml.safe_load(block)
-
-
 def test_the_agentbench_configuration_names_our_route(demo: str) -> None:
     (block,) = [block for block in blocks("yaml") if "HTTPAgent" in block]
     agent = yaml.safe_load(block)["my-model"]["parameters"]
     assert agent["url"].endswith("/v1/chat/completions")
     assert "{response[choices][0][message][content]}" in agent["return_format"]
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+def test_the_figure_shows_what_was_measured() -> None:
+    """The bars are the ratios of the table in docs/performance.md."""
+    data = json.loads((ROOT / "docs/images/throughput.json").read_text())
+    table = (ROOT / "docs/performance.md").read_text().split("## Measured")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+ x \d+) \| .+ \| ([\d.]+) \| ([\d.]+) \|$", table, re.MULTILINE)
+    assert [(row["prompts"], row["loop"], row["batching"]) for row in data["rows"]] == [
+        (prompts, float(loop), float(batching)) for prompts, loop, batching in rows
+    ]
+    before = (ROOT / "docs/images/throughput.svg").read_text()
+    subprocess.run([sys.executable, "scripts/plot_throughput.py"], cwd=ROOT, check=True)
+    assert (ROOT / "docs/images/throughput.svg").read_text() == before, (
+        "python scripts/plot_throughput.py draws it anew"
+    )

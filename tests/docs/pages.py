@@ -78,3 +78,11 @@ def _headings(text: str, end: int) -> list[str]:
 def all_blocks() -> Iterator[Block]:
     for page in PAGES:
         yield from blocks(page)
+
+
+def sections(page: Path) -> dict[str, list[Block]]:
+    """The blocks of a page by their headings."""
+    found: dict[str, list[Block]] = {}
+    for block in blocks(page):
+        found.setdefault(block.heading, []).append(block)
+    return found

@@ -25,8 +25,9 @@ from tests.docs.pages import ROOT, Block
 SHOWN = "http://127.0.0.1:8000"
 """Where the pages' servers are."""
 
-Serve = Callable[[list[str], Path], AbstractContextManager[tuple[str, str]]]
-"""Serves what the arguments of `troupe serve` name, in a folder; gives the URL, and what the command prints."""
+Serve = Callable[[list[str], Path], AbstractContextManager[tuple[str, str | None]]]
+"""Serves what the arguments of `troupe serve` name, in a folder; gives the URL, and what the command prints (None if it
+is not the command that serves)."""
 
 
 class Session:
@@ -52,19 +53,19 @@ class Session:
             AssertionError: it fails, or it prints something else than the page shows.
         """
         if block.title is not None:
-            path = self.folder / block.title
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self._here(block.text), encoding="utf-8")
-            printed = None
-        elif block.language == "python":
+            (self.folder / block.title).write_text(self._here(block.text), encoding="utf-8")
+            return
+        if block.language == "python":
             printed = self._python(block)
         elif serves(block):
             self.close()
-            self.url, printed = self._running.enter_context(self._serve(arguments(block), self.folder))
+            self.url, banner = self._running.enter_context(self._serve(arguments(block), self.folder))
+            if banner is None:
+                return
+            printed = banner
         else:
             printed = self._bash(block)
         if block.output is not None:
-            assert printed is not None, f"{block} prints nothing"
             assert_shown(block, printed.replace(self.url, SHOWN).replace(str(self.folder), "/home/me"))
 
     def close(self) -> None:

@@ -13,11 +13,11 @@ INDEX = ROOT / "docs" / "from" / "README.md"
 PAGES = sorted({*INDEX.parent.glob("*.md")} - {INDEX})
 # The faults that the sources were read for, by page and heading; each is numbered, and each has a test.
 FAULTS = {
-    ("troapis", "What was wrong and is not"): 12,
-    ("transformers-openai-api", "What was wrong and is not"): 14,
+    ("troapis", "Known faults, fixed here"): 12,
+    ("transformers-openai-api", "Known faults, fixed here"): 14,
     ("transformers-openai-api", "CalunVier's rewrite"): 9,
-    ("fastapi_tritonserver", "What was wrong and is not"): 9,
-    ("ctranslate2-fastapi", "What was wrong and is not"): 6,
+    ("fastapi_tritonserver", "Known faults, fixed here"): 9,
+    ("ctranslate2-fastapi", "Known faults, fixed here"): 6,
     ("alternatives", "transformers-openai-api (jquesnelle, shing100)"): 5,
     ("alternatives", "simpleAI"): 2,
 }

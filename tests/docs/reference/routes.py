@@ -32,15 +32,16 @@ _UNSHOWN = {"POST /admin/models", "DELETE /admin/models/{name:path}", "GET /reco
 COUNTERS = ("GET /admin/replicas", "GET /health")
 """Routes whose numbers depend on what else has happened."""
 # What differs between two answers to one request.
-_CHANGES = {"id", "created", "created_at", "completed_at", "version", "pid"}
+_CHANGES = {"id", "created", "created_at", "completed_at", "version", "pid", "system_fingerprint", "fingerprint"}
 _FINGERPRINT = "troupe-w4d661fe9a1d7-sca8c8cbf39a8"
 _SHOWN_AS = {
     "created": 1790000000,
     "created_at": 1790000000,
     "completed_at": 1790000001,
     "pid": 4711,
-    "fingerprint": _FINGERPRINT,
-    "system_fingerprint": _FINGERPRINT,
+    "budget_bytes": 10737418240,
+    "system_fingerprint": "troupe-w1b0e8a4c9f27-s5d3f60e7a812",
+    "fingerprint": "troupe-w1b0e8a4c9f27-s5d3f60e7a812",
 }
 _LONG = 8
 
@@ -175,12 +176,15 @@ def _json(value: Any) -> str:
 def shortened(value: Any) -> Any:
     """An answer with long lists cut and numbers rounded, as the page shows it."""
     if isinstance(value, dict):
-        return {key: _SHOWN_AS.get(key, shortened(item)) for key, item in value.items()}
+        return {
+            key: _SHOWN_AS[key] if key in _SHOWN_AS and item is not None else shortened(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         kept = value if len(value) <= _LONG or not isinstance(value[0], int | float) else [*value[:3], "…"]
         return [shortened(item) for item in kept]
     if isinstance(value, str):
-        return re.sub(r"\bpid \d+", "pid 4711", value)
+        return re.sub(r"[0-9a-f]{32}", "5af0733f93304549a7a2e2e148c696e5", re.sub(r"\bpid \d+", "pid 4711", value))
     return round(value, 4) if isinstance(value, float) else value
 
 
