@@ -21,11 +21,11 @@ from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPie
 from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
+from deployments.large_messages import Packed, packed, unpacked
 from deployments.model_registry import RegistryHandle
-from deployments.packing import Packed, packed, unpacked
+from deployments.readiness import Waiting
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.following import Following, followed
-from deployments.waiting import Waiting
 
 logger = logging.getLogger("ray.serve")
 

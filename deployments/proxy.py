@@ -20,7 +20,7 @@ from deployments.core.errors import RouteNotFound, TroupeError, Unavailable
 from deployments.openai.http.errors import error_body, error_headers
 from deployments.openai.http.streaming import sse_error
 from deployments.ray_internals import in_running_proxies, unanswered, wrap_http_proxy
-from deployments.waiting import RETRY_S, Waiting
+from deployments.readiness import RETRY_S, Waiting
 
 logger = logging.getLogger("ray.serve")
 

@@ -22,8 +22,8 @@ from deployments.core.calls import Call, Prompt
 from deployments.core.cgroup import cores
 from deployments.core.errors import TroupeError
 from deployments.core.events import Event, Failed
+from deployments.large_messages import Packed, packed_answer, unpacked
 from deployments.logs import enter_folder, log_like_serve
-from deployments.packing import Packed, packed_answer, unpacked
 from deployments.ray_internals import keep_replica_port_local
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.proxy import OpenAIErrors
-from deployments.waiting import Waiting
+from deployments.readiness import Waiting
 
 
 def answer(

@@ -30,8 +30,8 @@ from deployments.core.events import Delta, Event
 from deployments.core.model_card import ModelCard
 from deployments.openai.fields.choices import gather
 from deployments.openai.fields.fields import Count, Real, RequestBody, Strings, TokenId, Whole, parse_fields
-from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import GENERATE
+from deployments.openai.fields.other_servers import Rows
+from deployments.openai.fields.other_servers_table import GENERATE
 from deployments.openai.fields.sampling import GenerationBody, check_choices
 from deployments.openai.http.api import Api
 from deployments.openai.http.exchange import Exchange, Handler, endpoint

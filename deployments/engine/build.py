@@ -11,7 +11,7 @@ from deployments.engine.base.protocol import Engine
 from deployments.engine.base.text_side import TextSide
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.generate.engine import GenerateEngine, is_stock, own_settings
-from deployments.engine.generate.stock import StockGenerate
+from deployments.engine.generate.model_generate import StockGenerate
 from deployments.engine.model.cache_argument import accept_old_fields
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.no_text import NoTextEngine, gives_text

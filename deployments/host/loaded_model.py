@@ -19,7 +19,7 @@ from deployments.engine.base.admission import check_supported
 from deployments.engine.base.protocol import Engine
 from deployments.engine.build import build_engine
 from deployments.engine.no_text import NoTextEngine
-from deployments.engine.text.terminators import terminator_ids
+from deployments.engine.text.stop_tokens import terminator_ids
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.proofs import EMBEDDING, HOOKS, Proofs
 from deployments.host.embedding.embedder import Embedder, check_ids

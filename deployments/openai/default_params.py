@@ -18,8 +18,8 @@ from deployments.openai.completions.schema import CompletionBody
 from deployments.openai.embeddings import EmbeddingsBody
 from deployments.openai.fields.constraint import grammar_problem
 from deployments.openai.fields.fields import RequestBody, bad_field, scope_of, settle
-from deployments.openai.fields.foreign import Means, Refused, nearest
 from deployments.openai.fields.objects import objects_of, unread_keys
+from deployments.openai.fields.other_servers import Means, Refused, nearest
 from deployments.openai.fields.sampling import check_choices, check_logprobs
 from deployments.openai.responses.schema import ResponsesBody
 from deployments.openai.scores.schema import DecisionsBody, ScoreBody

@@ -18,8 +18,8 @@ from deployments.core.token_ids import TokenIds
 from deployments.openai.chat.prompt import ChatInput, check_objects, check_special_tokens, inlined_prompt
 from deployments.openai.completions.schema import PromptInput, prompt_inputs
 from deployments.openai.fields.fields import MAX_WHOLE, RequestBody, TokenId, Whole
-from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import EMBEDDINGS
+from deployments.openai.fields.other_servers import Rows
+from deployments.openai.fields.other_servers_table import EMBEDDINGS
 from deployments.openai.http.body import LARGE_BYTES
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.http.streaming import build, json_answer, to_json

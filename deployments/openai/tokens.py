@@ -19,8 +19,8 @@ from deployments.openai.chat.schema import ChatBody, TemplateFields
 from deployments.openai.completions.plan import completion_prompt
 from deployments.openai.completions.schema import CompletionBody
 from deployments.openai.fields.fields import IdList, RequestBody
-from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import DETOKENIZE, TOKENIZE
+from deployments.openai.fields.other_servers import Rows
+from deployments.openai.fields.other_servers_table import DETOKENIZE, TOKENIZE
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.http.streaming import build, json_answer, to_json
 

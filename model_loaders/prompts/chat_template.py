@@ -18,7 +18,7 @@ from deployments.core.errors import BrokenHook, ModelError, TemplateFailed, Trou
 from model_loaders.contract import Hook, ModelInfo
 from model_loaders.prompts.merging import merged
 from model_loaders.prompts.message_forms import Message, MessageForms
-from model_loaders.prompts.reach import SYSTEM_ROLES, Marked, is_said, pattern_of
+from model_loaders.prompts.template_coverage import SYSTEM_ROLES, Marked, is_said, pattern_of
 
 _TOOL = "qvztoolzvq"
 _SAMPLE_TOOL = {

@@ -7,12 +7,12 @@ import re
 import pytest
 
 from deployments.core import errors
-from deployments.openai.parsing.calls import CallSplitter
 from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.harmony import HarmonySplitter
 from deployments.openai.parsing.names import REASONING_PARSERS, TOOL_PARSERS
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning, Splitter
 from deployments.openai.parsing.reasoning import MARKERS, ReasoningSplitter
+from deployments.openai.parsing.tool_calls import CallSplitter
 from tests.docs.pages import DOCS, ROOT
 from tests.docs.reference import keys, pages, routes
 from tests.openai.conftest import Serve

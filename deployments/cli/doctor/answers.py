@@ -12,7 +12,7 @@ from deployments.cli.doctor.subject import Messages, Subject, assistant, first_d
 from deployments.core.errors import TroupeError
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.core.token_ids import vocab_size
-from deployments.engine.text.terminators import terminator_ids
+from deployments.engine.text.stop_tokens import terminator_ids
 from deployments.openai.parsing import response_template
 from deployments.openai.parsing.families import FAMILIES, family_of, shown_family
 from deployments.openai.parsing.reasoning import MARKERS

@@ -19,7 +19,7 @@ from deployments.cli.doctor.subject import Answer, Subject, first_difference, re
 from deployments.core.calls import Prompt, TextPrompt
 from deployments.core.errors import TroupeError, last_line
 from deployments.engine.batching.engine import BatchingEngine
-from deployments.engine.text.terminators import terminator_ids
+from deployments.engine.text.stop_tokens import terminator_ids
 from deployments.engine.verify.proofs import PARITY
 from model_loaders.prompts.encoded import Encoded
 

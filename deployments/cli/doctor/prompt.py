@@ -10,7 +10,7 @@ from deployments.cli.doctor.finding import Finding, NotApplicable, fault, fine
 from deployments.cli.doctor.subject import Subject, assistant, refusal, user
 from deployments.core.errors import TroupeError
 from deployments.core.token_ids import vocab_size
-from deployments.engine.text.terminators import special_tokens, terminator_ids
+from deployments.engine.text.stop_tokens import special_tokens, terminator_ids
 
 _SHOWN, _WIDTH = 48, 88
 _ANSWER = "ANSWERWORD"

@@ -11,7 +11,7 @@ from deployments.engine.base.failures import as_error
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
 from deployments.engine.generate.job import Job
-from deployments.engine.generate.stock import StockGenerate
+from deployments.engine.generate.model_generate import StockGenerate
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.vocabulary import Vocabulary
 

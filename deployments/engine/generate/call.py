@@ -14,7 +14,7 @@ from transformers import GenerationMixin
 
 from deployments.engine.library.transformers_internals import fill_defaults
 from deployments.engine.model.fresh_state import fresh_state
-from deployments.engine.model.neutral import neutral_view
+from deployments.engine.model.neutral_config import neutral_view
 
 # An id beyond every vocabulary: the engine alone ends a text.
 NEVER = 1 << 40

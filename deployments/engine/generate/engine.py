@@ -29,7 +29,7 @@ from deployments.engine.base.threaded import ThreadedEngine
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
 from deployments.engine.generate.hook import GenerateHook
 from deployments.engine.generate.job import Job
-from deployments.engine.generate.stock import StockGenerate
+from deployments.engine.generate.model_generate import StockGenerate
 from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.model.rotary import SequenceRotary

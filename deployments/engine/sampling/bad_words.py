@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from deployments.engine.base.phrases import Begun, Phrases
+from deployments.engine.base.phrase_search import Begun, Phrases
 
 Ids = npt.NDArray[np.int64]
 

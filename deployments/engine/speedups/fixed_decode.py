@@ -25,7 +25,7 @@ from deployments.engine.cache.cache import AnyCache, BatchCache, keeps_all_colum
 from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
 from deployments.engine.model.forward import Forward, Offset
-from deployments.engine.model.listeners import free_hooks, listener
+from deployments.engine.model.forward_hooks import free_hooks, listener
 from deployments.engine.verify.proofs import close
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deployments.engine.model.listeners import listening
+from deployments.engine.model.forward_hooks import listening
 from deployments.engine.model.patches import Patches
 from deployments.engine.verify.proofs import PACKED
 

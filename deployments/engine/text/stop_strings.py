@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deployments.engine.base.phrases import Begun, Phrases
+from deployments.engine.base.phrase_search import Begun, Phrases
 
 
 class StopStrings:

@@ -19,7 +19,7 @@ from deployments.engine.sampling.bad_words import BadWords, WordIndex
 from deployments.engine.sampling.logprobs import TokenScore
 from deployments.engine.sampling.state import FormatRules, SequenceSampler, TokenMask
 from deployments.engine.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WholeDetokenizer, WindowDetokenizer
-from deployments.engine.text.terminators import special_tokens, terminator_ids
+from deployments.engine.text.stop_tokens import special_tokens, terminator_ids
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _Strategy = Literal["bytes", "window", "whole"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deployments.engine.model.fresh_state import fresh_state
-from deployments.engine.model.neutral import neutral_view
+from deployments.engine.model.neutral_config import neutral_view
 from deployments.engine.verify.named_lengths import lengths_in_time
 from deployments.engine.verify.prompts import ordinary_ids
 from deployments.engine.verify.proofs import GENERATE_LENGTHS, close

@@ -12,12 +12,12 @@ from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.chat.schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
 from deployments.openai.chat.tools import ForcedCalls, ToolSet
-from deployments.openai.parsing.calls import CallSplitter
 from deployments.openai.parsing.families import Family
 from deployments.openai.parsing.harmony import HarmonySplitter
 from deployments.openai.parsing.parts import Call, Content, ContentSplitter, Part, Plain, Reasoning, Splitter
 from deployments.openai.parsing.reasoning import ReasoningSplitter
 from deployments.openai.parsing.response_template import TemplateSplitter
+from deployments.openai.parsing.tool_calls import CallSplitter
 
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 

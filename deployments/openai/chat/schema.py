@@ -9,9 +9,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import Alternatives, Count, RequestBody
-from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import CHAT
 from deployments.openai.fields.logprobs import ChatLogprobs
+from deployments.openai.fields.other_servers import Rows
+from deployments.openai.fields.other_servers_table import CHAT
 from deployments.openai.fields.sampling import GenerationBody
 from deployments.openai.fields.usage import UsageObject
 

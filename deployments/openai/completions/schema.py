@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, Field, SkipValidation
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import Alternatives, Count, TokenId, Whole, is_token_id
-from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import COMPLETIONS
 from deployments.openai.fields.logprobs import CompletionLogprobs
+from deployments.openai.fields.other_servers import Rows
+from deployments.openai.fields.other_servers_table import COMPLETIONS
 from deployments.openai.fields.sampling import GenerationBody
 from deployments.openai.fields.usage import UsageObject
 

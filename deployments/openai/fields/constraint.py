@@ -16,8 +16,8 @@ from deployments.core.calls import Grammar
 from deployments.core.errors import BadRequest, shown
 from deployments.core.json_text.writer import JsonWriter
 from deployments.openai.fields.fields import RequestObject, check_count
-from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
+from deployments.openai.fields.other_servers import Rows
+from deployments.openai.fields.other_servers_table import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
 
 
 class JsonSchemaFormat(RequestObject):

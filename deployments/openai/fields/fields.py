@@ -20,7 +20,7 @@ from pydantic import (
 
 from deployments.config.explain import read_faults
 from deployments.core.errors import BadRequest
-from deployments.openai.fields.foreign import Rows, Scope, Settled
+from deployments.openai.fields.other_servers import Rows, Scope, Settled
 
 MAX_WHOLE = 2**31 - 1
 MAX_STRINGS = 1024

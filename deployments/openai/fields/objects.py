@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from deployments.openai.fields.foreign import Given, Scope, Settled, check_unknown
-from deployments.openai.fields.foreign_objects import (
+from deployments.openai.fields.other_servers import Given, Scope, Settled, check_unknown
+from deployments.openai.fields.other_servers_objects import (
     ALLOWED,
     CALL,
     CALLED,

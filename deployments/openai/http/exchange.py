@@ -30,7 +30,7 @@ from deployments.core.fingerprint import EXPECT_HEADER, expected_weights
 from deployments.core.model_card import ModelCard
 from deployments.core.one_version import OneVersion
 from deployments.openai.fields.fields import Body, parse_fields
-from deployments.openai.fields.foreign import Settled
+from deployments.openai.fields.other_servers import Settled
 from deployments.openai.fields.sampling import GenerationBody
 from deployments.openai.http.api import Api
 from deployments.openai.http.body import LARGE_BYTES, aside, forget, parse_object, read_body

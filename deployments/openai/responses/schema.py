@@ -8,8 +8,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import Alternatives, Count, RequestObject
-from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import REASONING, RESPONSES
+from deployments.openai.fields.other_servers import Rows
+from deployments.openai.fields.other_servers_table import REASONING, RESPONSES
 from deployments.openai.fields.sampling import GenerationBody
 
 

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import RequestBody
-from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import DECISIONS, SCORE
+from deployments.openai.fields.other_servers import Rows
+from deployments.openai.fields.other_servers_table import DECISIONS, SCORE
 from deployments.openai.fields.usage import UsageObject
 from deployments.openai.responses.schema import ResponseUsage
 

@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import MAX_WHOLE, Real, RequestBody, Seed, Whole
-from deployments.openai.fields.foreign import Rows
-from deployments.openai.fields.foreign_table import TRANSCRIPTIONS, TRANSLATIONS
+from deployments.openai.fields.other_servers import Rows
+from deployments.openai.fields.other_servers_table import TRANSCRIPTIONS, TRANSLATIONS
 
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 LISTS = frozenset(

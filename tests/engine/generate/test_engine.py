@@ -137,7 +137,7 @@ class TestFaithful:
         self, engine: GenerateEngine, floats: int | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if floats is not None:
-            monkeypatch.setattr("deployments.engine.generate.stock._SCORED_FLOATS", floats)
+            monkeypatch.setattr("deployments.engine.generate.model_generate._SCORED_FLOATS", floats)
         run = ask(engine, PROMPTS[2], max_tokens=2, prompt_logprobs=2)
         with torch.inference_mode():
             expected = LLAMA(torch.tensor([PROMPTS[2]])).logits[0].log_softmax(-1)

@@ -17,8 +17,8 @@ from deployments.openai.completions.schema import CompletionBody
 from deployments.openai.embeddings import EmbeddingsBody
 from deployments.openai.fields.constraint import ResponseFormat, StructuredOutputs
 from deployments.openai.fields.fields import RequestObject
-from deployments.openai.fields.foreign import Harmless, Means, Refused, Spread, nearest
-from deployments.openai.fields.foreign_table import ROUTES
+from deployments.openai.fields.other_servers import Harmless, Means, Refused, Spread, nearest
+from deployments.openai.fields.other_servers_table import ROUTES
 from deployments.openai.responses.schema import ReasoningConfig, ResponsesBody
 from deployments.openai.scores.schema import DecisionsBody, ScoreBody
 from deployments.openai.tokens import DetokenizeBody, TokenizeBody

@@ -18,10 +18,10 @@ from deployments.core.client import Embeddings, EmbedOptions, Rendered
 from deployments.core.errors import BadRequest, shown
 from deployments.core.events import Accepted, Delta, Event, Finished, Usage
 from deployments.core.model_card import ModelCard
+from deployments.large_messages import pack, unpack
 from deployments.openai.app import build_api
 from deployments.openai.chat.plan import conversation_key
 from deployments.openai.http.body import MAX_DEPTH, MAX_OBJECTS, parse_object
-from deployments.packing import pack, unpack
 
 IDS = [random.Random(0).randrange(1, 100_000) for _ in range(400_000)]
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}

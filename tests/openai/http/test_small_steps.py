@@ -20,9 +20,9 @@ from deployments.core.json_text.reader import JsonReader
 from deployments.core.json_text.writer import JsonWriter
 from deployments.core.logprobs import Candidate, TokenLogprob
 from deployments.core.token_ids import TokenIds
+from deployments.large_messages import pack, unpack
 from deployments.openai.app import build_api
 from deployments.openai.http.body import MAX_KEYS, MAX_OBJECTS, parse_object
-from deployments.packing import pack, unpack
 from tests.openai.http.test_large_bodies import CHAT, MANY, Replica, ask, value
 
 LONGEST_PIECE = 1 << 16

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from deployments.openai.parsing.calls import CallSplitter
 from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
 from deployments.openai.parsing.reasoning import MARKERS, ReasoningSplitter
+from deployments.openai.parsing.tool_calls import CallSplitter
 
 CASES = [
     ("<think>\nhm\n</think>\n\nyes", False, "hm", "yes"),

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from deployments.openai.fields import foreign_values as convert
-from deployments.openai.fields.foreign import Given, Harmless, Means, Refused, Row, Rows, Spread
+from deployments.openai.fields import other_servers_values as convert
+from deployments.openai.fields.other_servers import Given, Harmless, Means, Refused, Row, Rows, Spread
 
 
 def _harmless(names: str) -> dict[str, Row]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model_loaders.prompts.reach import Marked, is_said
+from model_loaders.prompts.template_coverage import Marked, is_said
 
 COUNT = 5000
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.openai.parsing.calls import CallSplitter
 from deployments.openai.parsing.families import FAMILIES, family_of
 from deployments.openai.parsing.parts import Call, Content, Part
+from deployments.openai.parsing.tool_calls import CallSplitter
 
 SCHEMAS = {
     "bash": {"properties": {"command": {"type": "string"}, "timeout": {"type": "integer"}, "flags": {"type": "array"}}},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deployments.openai.fields.foreign import Given
+from deployments.openai.fields.other_servers import Given
 
 _SWITCHES = ("enable_thinking", "thinking")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deployments.openai.fields.foreign import Harmless, Refused, Row, Scope
+from deployments.openai.fields.other_servers import Harmless, Refused, Row, Scope
 
 # What clients keep beside a message, a part or a tool for themselves, or for a cache that is not here.
 _KEPT = "id index metadata cache_control provider_specific_fields extra_content"
