@@ -159,7 +159,7 @@ CODES: dict[str, Kind] = {
     "tool-format-unknown": Kind(
         "warning",
         "The chat template takes tools, and the format of the model's tool calls was not recognized.",
-        "Set `api: {tool_parser: ...}` for the model (docs/reference/configuration.md lists the parsers).",
+        "Set `api: {tool_parser: ...}` for the model (docs/reference/parsers.md lists the parsers).",
     ),
     "tool-parser-differs": Kind(
         "warning",

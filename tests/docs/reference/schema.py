@@ -43,8 +43,8 @@ def _limits(schema: Schema) -> str:
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
     above = ">" if "exclusiveMinimum" in schema else "from"
     if high is not None and abs(high) < _LARGE:
-        return f", {f'> {low:g} to' if above == '>' else f'{low:g} to'} {high:g}"
-    return f", {above} {low:g}" if low is not None and abs(low) < _LARGE else ""
+        return f", {f'> {low:.12g} to' if above == '>' else f'{low:.12g} to'} {high:.12g}"
+    return f", {above} {low:.12g}" if low is not None and abs(low) < _LARGE else ""
 
 
 def default_of(schema: Schema) -> str:
