@@ -179,12 +179,13 @@ TORN = "def load_model():\n    raise OSError('torn')\n"
 @pytest.mark.parametrize(
     ("deployment", "args", "status", "said"),
     [
-        (
+        pytest.param(
             {"num_replicas": 2, "ray_actor_options": {"num_gpus": 0, "num_cpus": 4000}},
             {},
             1,
             "Application 'troupe' cannot be deployed: deployment 'ModelReplica' does not fit on this machine: 2 of its "
             "replicas wait for",
+            marks=pytest.mark.long,
         ),
         ({}, {"api": {"record_dir": "/proc/nothing"}}, 1, "Application 'troupe' cannot be deployed: "),
         (
@@ -294,7 +295,7 @@ def test_what_serve_run_waits_for_is_told_by_http(
         assert requests.get(f"http://127.0.0.1:{port}/-/healthz", timeout=10).status_code == 200
 
 
-@pytest.mark.parametrize("command", [["serve", "run"], ["scripts/serve"]])
+@pytest.mark.parametrize("command", [pytest.param(["serve", "run"], marks=pytest.mark.long), ["scripts/serve"]])
 def test_requests_of_an_ingress_that_is_killed_end_with_errors(
     config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path, command: list[str]
 ) -> None:
