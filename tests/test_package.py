@@ -168,8 +168,8 @@ def test_a_troapis_that_is_installed_wins(site: Path, copy: Path, tmp_path: Path
 
 
 def test_every_package_that_is_imported_is_declared() -> None:
-    """Or its interface is a part of one that is: FastAPI's of Starlette, transformers' of the others. openai is asked for
-    by an error of the one function that needs it."""
+    """Or its interface is a part of one that is: FastAPI's of Starlette, transformers' of the others. An error asks for
+    openai if it is needed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [names for extra, names in project["optional-dependencies"].items() if extra != "dev"]
     wanted = {name for names in [project["dependencies"], *extras] for name in names}
