@@ -153,6 +153,6 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
     string = {"type": "string"}
     parameters: list[dict[str, Any]] = [{"name": name, "in": "query", "schema": string} for name in route.query]
     if "{" in route.path:
-        name = route.path.partition("{")[2].partition(":")[0]
+        name = route.path.partition("{")[2].partition("}")[0].partition(":")[0]
         parameters.append({"name": name, "in": "path", "required": True, "schema": string})
     return parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jsonschema
@@ -30,6 +31,13 @@ def test_every_route_is_described(description: dict[str, Any]) -> None:
         for operation in methods.values():
             assert operation["summary"].endswith(".")
     assert "securitySchemes" not in description["components"]
+
+
+def test_every_part_of_a_path_that_varies_is_a_parameter(description: dict[str, Any]) -> None:
+    for path, methods in description["paths"].items():
+        for operation in methods.values():
+            named = [each["name"] for each in operation["parameters"] if each["in"] == "path"]
+            assert named == re.findall(r"{(\w+)}", path)
 
 
 def test_the_schemas_are_schemas(description: dict[str, Any]) -> None:
