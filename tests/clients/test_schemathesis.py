@@ -47,7 +47,8 @@ def url(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         "loader": "model_loaders.auto:load_model",
         "kwargs": {"model_name": str(save_whisper(tmp_path_factory.mktemp("whisper")))},
     }
-    args = {"models": [DEMO, whisper], "max_models_per_replica": 2, "api": {"api_keys": [KEY], "admin_keys": [KEY]}}
+    api = {"api_keys": [KEY], "admin_keys": [KEY], "record_dir": str(tmp_path_factory.mktemp("records"))}
+    args = {"models": [DEMO, whisper], "max_models_per_replica": 2, "api": api}
     with serving(cluster, args) as address:
         yield address
 
@@ -130,4 +131,7 @@ def test_our_own_schema(url: str, tmp_path: Path) -> None:
     spec = routes(url)
     found = run(spec, url, tmp_path, examples=12)
     answered = {path for path, status in found if status == 200}
-    assert {path.replace("{name}", "demo") for path in spec["paths"]} - answered == set(), found
+    # No drawn name is a record's, and a model of the configuration is not deleted.
+    kept = {"/v1/records/{record}", "/v1/admin/models/{name}"}
+    assert {path.replace("{name}", "demo") for path in set(spec["paths"]) - kept} - answered == set(), found
+    assert found["/v1/admin/models/demo", 409] > 0, found
