@@ -90,7 +90,7 @@ def test_its_command_knows_the_version(site: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert shown.stdout == f"troupe {wanted}\n"
     assert (
-        said("from deployments.openai.version import server_version as v; print(v())", tmp_path, PYTHONPATH=str(site))
+        said("from deployments.core.installed import server_version as v; print(v())", tmp_path, PYTHONPATH=str(site))
         == wanted
     )
 

@@ -9,7 +9,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,6 +17,7 @@ import typer
 from deployments.cli.check import check
 from deployments.cli.serve_options import ServeOptions, signature
 from deployments.core.errors import ConfigError, TroupeError
+from deployments.core.installed import server_version
 
 if TYPE_CHECKING:
     from deployments.cli.serve_file import ServeConfig
@@ -28,7 +28,7 @@ SCRIPT = "scripts/serve"
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"troupe {version('troupe-serve')}")
+        print(f"troupe {server_version()}")
         raise typer.Exit
 
 

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from torch import Tensor
 
 from deployments.config.model import ModelEntry
 from deployments.core.fingerprint import fingerprint
+from deployments.core.installed import DISTRIBUTION, installed_version
 from deployments.registry.digest import files_digest, json_digest
 from deployments.registry.files import folder_files, model_files, without_paths
 from deployments.registry.version import Version
 from model_loaders.contract import ModelInfo
 from model_loaders.loader_name import is_file, parts
 
-_PACKAGES = ("troupe", "torch", "transformers", "tokenizers", "peft")
+_PACKAGES = (DISTRIBUTION, "torch", "transformers", "tokenizers", "peft")
 _SAMPLE = 4096
 
 
@@ -97,7 +97,7 @@ def _setup(entry: ModelEntry, info: ModelInfo) -> dict[str, Any]:
         "api": asdict(entry.api),
         "dtype": str(getattr(info.model, "dtype", None)),
         "device": _device(info.model),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: installed_version(name) for name in _PACKAGES},
     }
 
 
@@ -120,10 +120,3 @@ def _device(model: Any) -> str:
     if kind == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{kind} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from deployments.config.api import ApiOptions
 from deployments.core.client import ModelClient
 from deployments.core.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
+from deployments.core.installed import server_version
 from deployments.openai.http.api import Api
 from deployments.openai.http.errors import error_response, internal_error
 from deployments.openai.http.exchange import FINGERPRINT_HEADER, IGNORED_HEADER, SAMPLING_HEADER, endpoint
@@ -23,7 +24,6 @@ from deployments.openai.http.recorder import Recorder
 from deployments.openai.http.route import Route, methods
 from deployments.openai.page.page import PageMiddleware, document
 from deployments.openai.routes import ROUTES
-from deployments.openai.version import server_version
 
 AddRoutes = Callable[[FastAPI, Api, Sequence[Route]], None]
 """Adds routes to an application that has those of the API."""

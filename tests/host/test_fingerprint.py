@@ -51,9 +51,10 @@ def test_how_it_is_served(fields: dict[str, Any]) -> None:
     assert named(**fields)[1] != named()[1]
 
 
-def test_another_version_of_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    before, installed = named(), fingerprints.version
-    monkeypatch.setattr(fingerprints, "version", lambda name: "99" if name == "transformers" else installed(name))
+@pytest.mark.parametrize("package", ["transformers", "troupe-serve"])
+def test_another_version_of_a_package(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    before, installed = named(), fingerprints.installed_version
+    monkeypatch.setattr(fingerprints, "installed_version", lambda name: "99" if name == package else installed(name))
     assert named()[0] == before[0]
     assert named()[1] != before[1]
 

@@ -10,8 +10,8 @@ import pytest
 import requests
 from openai import OpenAI
 
+from deployments.core.installed import server_version
 from deployments.openai.http.paths import TidyPaths
-from deployments.openai.version import server_version
 from tests.openai.conftest import Serve, Server
 
 SCRIPTED = "tests.openai.scripted:load_model"
