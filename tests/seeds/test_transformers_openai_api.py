@@ -361,7 +361,7 @@ def test_scripts_serve_serves_one_model(tmp_path: Path) -> None:
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             with contextlib.suppress(requests.ConnectionError):
                 answer = requests.post(f"http://127.0.0.1:{port}/chat/completions", json=body, timeout=60)
-                if answer.status_code == 200:
+                if answer.status_code == 200 and "  models:    ./model (also model)\n" in log.read_text():
                     break
             time.sleep(0.3)
         assert answer.json()["usage"]["completion_tokens"] == 3
@@ -372,4 +372,3 @@ def test_scripts_serve_serves_one_model(tmp_path: Path) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-    assert "  models:    ./model (also model)\n" in log.read_text()
