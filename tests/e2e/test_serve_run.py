@@ -94,23 +94,20 @@ def answer(port: int, process: subprocess.Popen[bytes], log: Path) -> str:
     pytest.fail(f"no answer; the log ends with\n{log.read_text()[-3000:]}")
 
 
-def test_scripts_serve_before_and_after_the_tests_own_ray(
+def test_scripts_serve_after_a_ray_that_crashed_and_one_that_ended(
     config: tuple[Path, int], crashed_ray: dict[str, str], tmp_path: Path
 ) -> None:
     file, port = config
     log = tmp_path / "serve.log"
-    for _ in ("before", "after"):
-        with running(["scripts/serve", str(file)], crashed_ray, log) as process:
-            assert "72" in answer(port, process, log)
-        check_what_is_printed(log.read_text(), port)
-        subprocess.run(
-            [sys.executable, "-c", TESTS_OWN_RAY],
-            cwd=ROOT,
-            env=crashed_ray,
-            check=True,
-            timeout=120,
-            stdout=subprocess.DEVNULL,
-        )
+    run = [sys.executable, "-c", TESTS_OWN_RAY]
+    subprocess.run(run, cwd=ROOT, env=crashed_ray, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    with running(["scripts/serve", str(file)], crashed_ray, log) as process:
+        assert "72" in answer(port, process, log)
+        check_what_listens(process)
+        check_that_a_second_server_is_refused(file, port, crashed_ray)
+        token = check_that_ray_asks_for_a_token(log.read_text(), crashed_ray)
+    assert not token.parent.exists()
+    check_what_is_printed(log.read_text(), port)
 
 
 def check_what_is_printed(said: str, port: int) -> None:
@@ -145,32 +142,33 @@ def open_ports(process: subprocess.Popen[bytes]) -> dict[str, set[str]]:
     return found
 
 
-def test_nothing_listens_beyond_this_machine_and_ray_asks_for_a_token(
-    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path
-) -> None:
-    file, port = config
-    log = tmp_path / "serve.log"
-    with running(["scripts/serve", str(file)], fresh_home, log) as process:
-        assert "72" in answer(port, process, log)
-        found = open_ports(process)
-        assert {"gcs_server", "raylet"} <= found.keys()
-        assert set().union(*found.values()) == {"127.0.0.1"}, found
-        second = subprocess.run(
-            ["scripts/serve", str(file)], cwd=ROOT, env=fresh_home, capture_output=True, text=True, timeout=60
-        )
-        assert second.returncode == 2
-        assert f"port {port} is taken by process " in second.stderr
-        (logs,) = re.findall(r"logs: +(\S+); `source ray.env` there", log.read_text())
-        settings = Path(logs, "ray.env")
-        (token,) = re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", settings.read_text())
-        assert Path(token).stat().st_mode & 0o777 == 0o600
-        for setting, fine in ((f"source {settings}", True), (f"source {settings}; RAY_AUTH_MODE=disabled", False)):
-            command = f"{setting}; timeout 20 ray status && timeout 20 serve status"
-            status = subprocess.run(["bash", "-c", command], env=fresh_home, capture_output=True, text=True, timeout=60)
-            assert (status.returncode == 0) == fine, status.stderr
-            assert ("status: RUNNING" in status.stdout) == fine
-    assert not settings.exists()
-    assert not Path(token).parent.exists()
+def check_what_listens(process: subprocess.Popen[bytes]) -> None:
+    """Nothing beyond this machine."""
+    found = open_ports(process)
+    assert {"gcs_server", "raylet"} <= found.keys()
+    assert set().union(*found.values()) == {"127.0.0.1"}, found
+
+
+def check_that_a_second_server_is_refused(file: Path, port: int, environment: dict[str, str]) -> None:
+    second = subprocess.run(
+        ["scripts/serve", str(file)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert second.returncode == 2
+    assert f"port {port} is taken by process " in second.stderr
+
+
+def check_that_ray_asks_for_a_token(said: str, environment: dict[str, str]) -> Path:
+    """The file of the token, which `ray.env` in the folder of logs names."""
+    (logs,) = re.findall(r"logs: +(\S+); `source ray.env` there", said)
+    settings = Path(logs, "ray.env")
+    (token,) = re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", settings.read_text())
+    assert Path(token).stat().st_mode & 0o777 == 0o600
+    for setting, fine in ((f"source {settings}", True), (f"source {settings}; RAY_AUTH_MODE=disabled", False)):
+        command = f"{setting}; timeout 20 ray status && timeout 20 serve status"
+        status = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+        assert (status.returncode == 0) == fine, status.stderr
+        assert ("status: RUNNING" in status.stdout) == fine
+    return Path(token)
 
 
 TORN = "def load_model():\n    raise OSError('torn')\n"
@@ -187,7 +185,13 @@ TORN = "def load_model():\n    raise OSError('torn')\n"
             "replicas wait for",
             marks=pytest.mark.long,
         ),
-        ({}, {"api": {"record_dir": "/proc/nothing"}}, 1, "Application 'troupe' cannot be deployed: "),
+        pytest.param(
+            {},
+            {"api": {"record_dir": "/proc/nothing"}},
+            1,
+            "Application 'troupe' cannot be deployed: ",
+            marks=pytest.mark.long,
+        ),
         (
             {},
             {"models": [{"id": "a", "loader": "torn.py:load_model", "pinned": True}]},
@@ -252,21 +256,12 @@ def test_paths_are_relative_to_the_file_and_sigint_stops_what_a_script_has_start
     assert said[-1].startswith("SIGINT: finishing running requests")
 
 
-def test_serve_run_by_hand(config: tuple[Path, int], crashed_ray: dict[str, str], tmp_path: Path) -> None:
-    file, port = config
-    log = tmp_path / "serve.log"
-    with running(["serve", "run", str(file)], {**crashed_ray, "RAY_ADDRESS": "local"}, log) as process:
-        assert "72" in answer(port, process, log)
-        assert set(ports.listeners(port)) == {"127.0.0.1"}
-        assert "anyone who reaches its ports can run code here. Start it with RAY_ENABLE_WINDOWS" in log.read_text()
-
-
 def ask(port: int, **more: Any) -> requests.Response:
     body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **more}
     return requests.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60, stream="stream" in more)
 
 
-@pytest.mark.parametrize("deployment", ["ModelReplica", "OpenAIIngress"])
+@pytest.mark.parametrize("deployment", ["ModelReplica", pytest.param("OpenAIIngress", marks=pytest.mark.long)])
 def test_what_serve_run_waits_for_is_told_by_http(
     config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path, deployment: str
 ) -> None:
@@ -363,8 +358,8 @@ def load_model(device: str, note: str):
 """
 
 
-def test_serve_run_takes_paths_from_the_folder_of_its_file(fresh_home: dict[str, str], tmp_path: Path) -> None:
-    """As scripts/serve does; the command runs elsewhere."""
+def test_serve_run_by_hand(crashed_ray: dict[str, str], tmp_path: Path) -> None:
+    """It takes paths from the folder of its file, as scripts/serve does; the command runs elsewhere."""
     folder, elsewhere, port = tmp_path / "mine", tmp_path / "elsewhere", free_port()
     folder.mkdir()
     elsewhere.mkdir()
@@ -377,8 +372,10 @@ def test_serve_run_takes_paths_from_the_folder_of_its_file(fresh_home: dict[str,
     (folder / "data" / "note.txt").write_text("noted")
     (folder / "beside.py").write_text(BESIDE)
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    log, environment = tmp_path / "serve.log", {**fresh_home, "PYTHONPATH": str(ROOT)}
+    log, environment = tmp_path / "serve.log", {**crashed_ray, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
     with running(["serve", "run", "../mine/config.yaml"], environment, log, elsewhere) as process:
         assert "72" in answer(port, process, log)
+        assert set(ports.listeners(port)) == {"127.0.0.1"}
+        assert "anyone who reaches its ports can run code here. Start it with RAY_ENABLE_WINDOWS" in log.read_text()
     assert list((folder / "records").iterdir())
     assert not list(elsewhere.iterdir())
