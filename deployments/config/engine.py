@@ -28,7 +28,7 @@ class EngineOptions:
             models whose layers all have full attention. It does not change the text. 0 is off.
         torch_compile: a torch.compile mode for decode steps; models with layers of other kinds than full attention, the
             kind `generate` and deterministic mode run uncompiled, with a warning at load.
-        cuda_graphs: capture decode steps on a GPU, if the model allows it.
+        cuda_graphs: capture decode steps as CUDA graphs, if the model allows it; off, as it was not run on a GPU yet.
         static_cache: allocate the KV cache at its full length at the start; kind `generate` only.
         pack_linears: pack linear weights for the CPU at load; None decides by dtype and instruction set.
         threads: CPU threads of a forward; None takes the cores of the replica.
@@ -46,7 +46,7 @@ class EngineOptions:
     deterministic: bool = False
     prompt_lookup: int = 0
     torch_compile: str | None = None
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
     static_cache: bool = False
     pack_linears: bool | None = None
     threads: int | None = None

@@ -277,9 +277,9 @@ class ModelHost:
         """Requests can be answered from the start."""
 
     def check(self) -> None:
-        """Raise TroupeError if the engine of a loaded model has died."""
+        """Raise TroupeError if the engine of a loaded model has died, or the GPU computes nothing more."""
         for model in self.leases.values().values():
-            model.engine.check()
+            model.check()
 
     async def close(self) -> None:
         """End what runs, unload every model."""

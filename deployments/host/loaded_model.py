@@ -248,6 +248,11 @@ class LoadedModel:
                 code="text_unsupported",
             )
 
+    def check(self) -> None:
+        """Raise TroupeError if the engine has died, or the GPU computes nothing more in this process."""
+        self.engine.check()
+        self._embedder.check()
+
     def close(self) -> None:
         """End the engine, run the loader's `close`, free memory. Blocks."""
         self.engine.close(CLOSE_LIMIT_S)

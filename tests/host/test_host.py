@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from deployments.config.app import parse_args
-from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams
+from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams, TextPrompt
+from deployments.core.client import EmbedOptions
 from deployments.core.errors import LoadTimeout, ModelError, ModelLoadFailed, OutOfMemory, Unavailable
 from deployments.core.events import Delta, Event, Failed, Finished
 from deployments.host.host import ModelHost
@@ -60,6 +61,15 @@ def hanging_hook() -> dict[str, Any]:
         return byte_tokenizer()(text, return_tensors="pt")
 
     return {**load_model(), "encode": encode}
+
+
+def embedding_on_a_lost_gpu() -> dict[str, Any]:
+    def embed(texts: list[str]) -> torch.Tensor:
+        if "poison" in texts:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return torch.eye(4)[: len(texts)]
+
+    return {"model": torch.nn.Linear(4, 4), "tokenizer": byte_tokenizer(), "embed": embed}
 
 
 def entry(name: str, loader: Callable[..., Any] = load_model, **fields: Any) -> dict[str, Any]:
@@ -264,5 +274,18 @@ def test_draining_refuses_new_calls_and_ends_those_that_run() -> None:
             assert isinstance((await running)[-1], Finished)
             await host.drain(False)
             assert isinstance((await events_of(host, call()))[-1], Finished)
+
+    run(main())
+
+
+def test_embeddings_on_a_gpu_that_computes_nothing_more_fail_the_health_check() -> None:
+    async def main() -> None:
+        async with host_of(entry("a", embedding_on_a_lost_gpu, engine={"kind": "auto"})) as host:
+            await host.embed("a", [TextPrompt("hi")], EmbedOptions())
+            host.check()
+            with pytest.raises(ModelError, match="failed to embed"):
+                await host.embed("a", [TextPrompt("poison")], EmbedOptions())
+            with pytest.raises(ModelError, match="GPU computes nothing more in this process"):
+                host.check()
 
     run(main())

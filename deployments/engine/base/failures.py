@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import torch
 
@@ -16,6 +17,17 @@ _MISMATCH = re.compile(
 
 # torch on the host; CTranslate2.
 _NO_MEMORY = ("can't allocate memory", "out of memory")
+
+# torch, ROCm's torch, CTranslate2.
+_DEVICE = re.compile(r"\b(cuda|hip) error\b|\bcuda failed with error\b", re.IGNORECASE)
+
+
+class DeviceLost(BaseException):
+    """The GPU computes nothing more in this process: an illegal access, a failed assert or the like stays for ever.
+
+    It ends the thread of an engine, so that `check` says so. Not an `Exception`: what handles the error of one request
+    must not take it.
+    """
 
 
 def as_error(error: Exception, *, alone: bool = False, failed: str = "The model failed on this request") -> TroupeError:
@@ -42,10 +54,53 @@ def as_error(error: Exception, *, alone: bool = False, failed: str = "The model 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the host."""
+    """Whether an allocation failed, on a GPU or on the host. Not what was raised because of it: see `causes`."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemory):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _NO_MEMORY)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error says that the GPU computes nothing more in this process.
+
+    After an out-of-memory error and after a failed capture of a graph it computes. After any other error of a GPU it is
+    asked: a kernel that cannot be launched leaves it as it was.
+    """
+    for each in causes(error):
+        if is_out_of_memory(each) or "captur" in str(each).lower():
+            return False
+        if isinstance(each, torch.AcceleratorError) or _DEVICE.search(str(each)):
+            return not _device_computes()
+    return False
+
+
+def raise_if_lost(error: BaseException) -> None:
+    """For the thread of an engine, which a lost GPU ends.
+
+    Raises:
+        DeviceLost: see `is_device_lost`.
+    """
+    if is_device_lost(error):
+        raise DeviceLost(f"The GPU computes nothing more in this process: {last_line(error)}") from error
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, then those that it was raised from or that were being handled."""
+    each: BaseException | None = error
+    while each is not None:
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _device_computes() -> bool:
+    """Whether every GPU that this process uses still computes."""
+    used = [i for i in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(i)]
+    try:
+        for index in used:
+            torch.ones(1, device=torch.device("cuda", index)).add_(1).item()
+    except RuntimeError:
+        return False
+    return bool(used)
 
 
 def free_memory() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import UnsupportedParameter
-from deployments.engine.base.failures import as_error
+from deployments.engine.base.failures import as_error, raise_if_lost
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
 from deployments.engine.generate.job import Job
@@ -65,6 +65,7 @@ class BeamJobs:
                 self._search = BeamSearch(self._generate.call, self._vocabulary)
             self._search.run(job, self._generate.inputs(job))
         except Exception as error:
+            raise_if_lost(error)
             job.fail(as_error(error))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import abc
 
 from deployments.core.errors import ModelError
-from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory
+from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory, raise_if_lost
 from deployments.engine.batching.prefix_cache import PrefixStore
 from deployments.engine.batching.scheduler import Scheduler
 from deployments.engine.batching.sequence import Batch, Sequence
@@ -21,7 +21,8 @@ _CALM_STEPS = 64
 
 
 class Recovery:
-    """Recovery of the sequences of one step loop.
+    """Recovery of the sequences of one step loop. After an error that the GPU does not survive there is none:
+    `DeviceLost` is raised.
 
     Args:
         forward: the model's forward passes.
@@ -37,6 +38,7 @@ class Recovery:
 
     def after_step(self, error: Exception) -> None:
         """After a step that raised, when the caches may be wrong: compute each sequence again by itself, or give up."""
+        raise_if_lost(error)
         scheduler = self._scheduler
         sequences = sorted((s for s in scheduler.sequences if s.active), key=lambda s: s.order)
         scheduler.prefills.clear()
@@ -52,6 +54,7 @@ class Recovery:
 
     def after_decode(self, batch: Batch, error: Exception) -> None:
         """After a decode forward that raised: put its sequences where the guilty one, if there is one, fails alone."""
+        raise_if_lost(error)
         self._scheduler.batches.remove(batch)
         if len(batch.sequences) == 1 or batch.cache.has_states or is_out_of_memory(error):
             self.after_forward(batch.sequences, error)
@@ -68,6 +71,7 @@ class Recovery:
 
     def after_forward(self, sequences: abc.Sequence[Sequence], error: Exception) -> None:
         """After a forward that raised and left no usable cache: compute its sequences again, isolated, or give up."""
+        raise_if_lost(error)
         memory = is_out_of_memory(error)
         others_run = len(sequences) > 1 or not self._scheduler.nothing_runs
         if len(sequences) == 1 and not (memory and others_run and sequences[0].attempts < _MAX_ATTEMPTS):
@@ -78,6 +82,7 @@ class Recovery:
 
     def isolate(self, sequences: abc.Sequence[Sequence], error: Exception) -> None:
         """Compute sequences again, each by itself."""
+        raise_if_lost(error)
         self._free_memory(sequences, error)
         for sequence in sequences:
             sequence.attempts += 1

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from deployments.engine.base.failures import as_error
+from deployments.engine.base.failures import as_error, raise_if_lost
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import EngineStats
 from deployments.engine.batching.prefill import Prefill, Prefiller, PrefixMatch
@@ -185,6 +185,7 @@ class StepLoop:
         try:
             sequence.give(sequence.scorer.scores())
         except Exception as error:
+            raise_if_lost(error)
             sequence.fail(as_error(error))
         sequence.scorer = None
 
@@ -268,6 +269,7 @@ class StepLoop:
             if not one_by_one:
                 return sample_batch(logits, samplers)
         except Exception as error:
+            raise_if_lost(error)
             if len(sequences) == 1:
                 return [Sampled(-1, error=as_error(error))]
         return [self._sampled([sequence], logits[i : i + 1])[0] for i, sequence in enumerate(sequences)]

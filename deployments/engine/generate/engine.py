@@ -22,7 +22,7 @@ from deployments.core.cgroup import cores
 from deployments.core.errors import ModelLoadFailed
 from deployments.core.token_ids import vocab_size
 from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
-from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory
+from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory, raise_if_lost
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest
 from deployments.engine.base.threaded import ThreadedEngine
@@ -160,6 +160,7 @@ class GenerateEngine(ThreadedEngine):
         try:
             self._runner.run(jobs, self._regroup)
         except Exception as error:
+            raise_if_lost(error)
             logger.warning("generate failed with %d requests", len(jobs), exc_info=True)
             left = [job for job in jobs if job.active]
             if len(jobs) == 1:

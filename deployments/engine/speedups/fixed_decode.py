@@ -6,8 +6,9 @@ the buckets. What differs between steps, which is token ids, positions, mask and
 into tensors that stay where they are.
 
 Only for models whose layers all have full attention through `sdpa` and that take positions; others decode as ever. So
-do all models once a capture has failed or one of the first fixed steps has had other logits than an ordinary one, and
-those that a loader has attached hooks to, which a replay would not call (`listeners`).
+do all models once a capture has failed or the first steps of a shape have had other logits than ordinary ones, and
+those that a loader has attached hooks to, which a replay would not call (`listeners`). After memory ran out, steps are
+ordinary for a while.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deployments.config.engine import EngineOptions
+from deployments.engine.base.failures import causes, free_memory, is_out_of_memory, raise_if_lost
 from deployments.engine.cache.cache import AnyCache, BatchCache, keeps_all_columns, new_cache
 from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
@@ -34,7 +36,10 @@ Run = Callable[[], Tensor]
 Capture = Callable[[Run], Run]
 """Makes of a step one that can be repeated: it returns the same tensor every time, with new numbers in it."""
 
-_CHECKED = 3
+_CHECKED = 2
+"""Steps of every shape that are compared with ordinary ones; the second has other inputs than its capture."""
+_ORDINARY_STEPS = 256
+"""Steps that are ordinary after memory ran out."""
 
 
 class FixedDecode:
@@ -49,6 +54,7 @@ class FixedDecode:
     Attributes:
         reason: why there are no fixed steps (any more); None while there are.
         captured: how many steps were captured.
+        repeated: how many decode steps were of a fixed shape.
     """
 
     def __init__(self, forward: Forward, capture: Capture, call: Any = None, settled: int = 0) -> None:
@@ -58,9 +64,9 @@ class FixedDecode:
         self._settled = settled
         self._lasted: WeakKeyDictionary[BatchCache, _Layout] = WeakKeyDictionary()
         self._steps: WeakKeyDictionary[BatchCache, _FixedStep] = WeakKeyDictionary()
-        self._to_check = _CHECKED
+        self._ordinary_left = 0
         self._free_hooks: list[Any] = []
-        self.captured = 0
+        self.captured = self.repeated = 0
         self.reason = _unsuited(forward)
         if self.reason is None and (capture is not uncaptured or call is not None):
             self._free_hooks = free_hooks(forward.model)
@@ -72,27 +78,41 @@ class FixedDecode:
 
     def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyCache) -> Tensor:
         """Append one token to every sequence; see `Forward.decode`."""
-        logits = None
+        logits, failure, memory = None, None, False
         if any(self._free_hooks):
             self._look_again()
-        if self.reason is None and isinstance(cache, BatchCache):
+        if self._ordinary_left:
+            self._ordinary_left -= 1
+        elif self.reason is None and isinstance(cache, BatchCache):
             try:
                 logits = self._fixed(token_ids, offsets, cache)
             except Exception as error:
-                # Where the ordinary forward fails as well, this one is not to blame.
-                ordinary = self._forward.decode(token_ids, offsets, cache)
-                self._give_up(f"{type(error).__name__}: {error}")
-                return ordinary
-        if logits is None:
-            return self._forward.decode(token_ids, offsets, cache)
-        if self._to_check:
-            self._to_check -= 1
-            found = logits.clone()
-            logits = self._forward.decode(token_ids, offsets, cache)
-            if not all(close(mine, its) for mine, its in zip(found, logits, strict=True)):
-                self._give_up("their logits are not those of an ordinary step")
+                raise_if_lost(error)
+                failure, memory = f"{type(error).__name__}: {error}", any(map(is_out_of_memory, causes(error)))
+        if memory:
+            # Not while the error is handled: it refers to what is to be freed.
+            self._pause(str(failure))
+        if logits is None or not isinstance(cache, BatchCache):
+            ordinary = self._forward.decode(token_ids, offsets, cache)
+            # If the ordinary forward fails as well, the fixed step is not to blame.
+            if failure is not None and not memory:
+                self._give_up(failure)
+            return ordinary
+        self.repeated += 1
+        if self._steps[cache].proven:
+            cache.add_column()
             return logits
-        cache.add_column()
+        return self._compared(logits.clone(), token_ids, offsets, cache)
+
+    def _compared(
+        self, found: Tensor, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache
+    ) -> Tensor:
+        """The logits of an ordinary step in the place of the fixed one; the end of fixed steps if they differ."""
+        logits = self._forward.decode(token_ids, offsets, cache)
+        if all(close(mine, its) for mine, its in zip(found, logits, strict=True)):
+            self._steps[cache].compared += 1
+        else:
+            self._give_up("their logits are not those of an ordinary step")
         return logits
 
     def _fixed(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> Tensor | None:
@@ -126,6 +146,16 @@ class FixedDecode:
         logger.warning("Decode steps are not captured or compiled; steps of a fixed shape fail: %s", reason)
         self.reason = reason
         self._free_hooks = []
+        self._forget()
+
+    def _pause(self, error: str) -> None:
+        """After memory ran out: free what captured steps hold, and decode in ordinary steps for a while."""
+        logger.warning("No captured decode steps for the next %d steps; memory ran out: %s", _ORDINARY_STEPS, error)
+        self._ordinary_left = _ORDINARY_STEPS
+        self._forget()
+        free_memory()
+
+    def _forget(self) -> None:
         self._steps.clear()
         self._lasted.clear()
 
@@ -151,6 +181,7 @@ class _FixedStep:
     Attributes:
         dims: position dimensions of its sequences.
         repeat: runs it.
+        compared: how often it had the logits of an ordinary step.
     """
 
     def __init__(self, forward: Forward, call: Any, cache: BatchCache, dims: int) -> None:
@@ -159,6 +190,7 @@ class _FixedStep:
         device = forward.device
         self.dims = dims
         self.repeat: Run = self.run
+        self.compared = 0
         self._call = call
         self._ids = torch.zeros(room, 1, dtype=torch.long, device=device)
         self._positions = torch.zeros(dims, room, 1, dtype=torch.long, device=device)
@@ -176,14 +208,20 @@ class _FixedStep:
             "return_dict": True,
         }
 
+    @property
+    def proven(self) -> bool:
+        return self.compared >= _CHECKED
+
     def load(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> None:
-        """Copy in what is new. Rows without a sequence see the new column alone, so that they stay finite."""
+        """Copy in what is new. Rows without a sequence see the new column alone, so that they stay finite; their
+        position is 0, as some rotary embeddings follow the largest of a forward."""
         rows, end = len(token_ids), next(layer.end for layer in cache.layers if isinstance(layer, KeyValueLayer))
         lengths = torch.zeros(len(self._ids), dtype=torch.long)
         lengths[:rows] = torch.tensor(cache.lengths)
-        positions = lengths[:rows] + torch.tensor(offsets).T
+        positions = torch.zeros(self.dims, len(self._ids), dtype=torch.long)
+        positions[:, :rows] = lengths[:rows] + torch.tensor(offsets).T
         self._ids[:rows, 0].copy_(torch.tensor(token_ids), non_blocking=True)
-        self._positions[:, :rows, 0].copy_(positions, non_blocking=True)
+        self._positions[:, :, 0].copy_(positions, non_blocking=True)
         self._column.fill_(end)
         first = (end - lengths).to(self._mask.device, non_blocking=True)[:, None]
         self._mask[:, 0, 0].copy_((self._columns >= first) & (self._columns <= end))

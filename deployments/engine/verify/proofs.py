@@ -140,7 +140,7 @@ RESUMED = Proof(
 )
 FIXED_DECODE = Proof(
     "captured steps",
-    "The first captured or compiled decode steps give the logits of ordinary steps. Not at load.",
+    "The first two decode steps of every captured or compiled shape give the logits of ordinary steps. Not at load.",
     "deployments/engine/speedups/fixed_decode.py",
     _LOGITS,
 )

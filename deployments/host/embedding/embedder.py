@@ -25,7 +25,7 @@ from deployments.core.errors import (
     UnsupportedParameter,
     last_line,
 )
-from deployments.engine.base.failures import is_out_of_memory
+from deployments.engine.base.failures import is_device_lost, is_out_of_memory
 from deployments.host.embedding.hook import hooked
 from deployments.host.embedding.padding import is_causal, padding_is_neutral
 from deployments.host.embedding.pooling import pool
@@ -61,6 +61,7 @@ class Embedder:
     ) -> None:
         self._info = info
         self._alone = alone
+        self._lost: Exception | None = None
         steps = [Normalize()] if sentence_format is None else sentence_format.steps
         self._steps = list(steps)
         asked = None if pooling is None else (pooling,)
@@ -86,6 +87,11 @@ class Embedder:
                 f"its forward makes no embeddings of texts ({last_line(error)}). Give its loader an embed hook."
             ) from error
         return "together" if self._pads else "one at a time"
+
+    def check(self) -> None:
+        """Raise ModelError if the GPU computes nothing more in this process."""
+        if self._lost is not None:
+            raise ModelError(f"The GPU computes nothing more in this process: {last_line(self._lost)}")
 
     def batches(self, texts: Sequence[EmbeddingText]) -> list[list[int]]:
         """Indices of the texts that are computed together. Blocks the first time: it probes the model.
@@ -126,6 +132,8 @@ class Embedder:
         except TroupeError:
             raise
         except Exception as error:
+            if is_device_lost(error):
+                self._lost = error
             if not is_out_of_memory(error):
                 raise ModelError(f"Model {self._info.label!r} failed to embed: {last_line(error)}") from error
         if len(texts) == 1:

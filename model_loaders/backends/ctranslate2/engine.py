@@ -17,7 +17,7 @@ from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import UnsupportedParameter
 from deployments.engine.base.admission import check_request, context_length
-from deployments.engine.base.failures import as_error
+from deployments.engine.base.failures import as_error, raise_if_lost
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest
 from deployments.engine.base.threaded import ThreadedEngine
@@ -129,6 +129,7 @@ class CTranslate2Engine(ThreadedEngine):
             try:
                 self._run(jobs, batch[0].settings)
             except Exception as error:
+                raise_if_lost(error)
                 logger.exception("a batch failed")
                 for job in jobs:
                     job.fail(as_error(error, failed="CTranslate2 failed"))

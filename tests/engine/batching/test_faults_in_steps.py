@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
-from deployments.core.errors import ModelError, OutOfMemory
+from deployments.core.errors import ModelError, OutOfMemory, Unavailable
 from deployments.engine.batching.recovery import Recovery
 from deployments.engine.batching.scheduler import Scheduler
 from deployments.engine.cache.cache import BatchCache
@@ -163,4 +164,32 @@ def test_a_cancellation_that_fails_does_not_stop_the_engine(llama: Any, monkeypa
     assert_alone(llama, others, PROMPTS[1:], 40)
     assert not first.done.is_set()
     engine.check()
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (LlamaForCausalLM, "forward", 0),
+        (LlamaForCausalLM, "forward", 20),
+        (KeyValueLayer, "append", 3),
+        (PromptScorer, "scores", 0),
+    ],
+)
+def test_a_gpu_that_computes_nothing_more_ends_the_engine(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int
+) -> None:
+    """From some call on, every one fails: so does a GPU after a failed assert, whatever is tried."""
+    engine = batching_engine(llama)
+    error = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    faults = Faults(monkeypatch, owner, name, error, range(call, 10_000))
+    answers = [submit(engine, ids, 40, prompt_logprobs=1 if owner is PromptScorer else None) for ids in PROMPTS]
+    for answer in answers:
+        with pytest.raises(Unavailable, match="device-side assert"):
+            answer.wait()
+    with pytest.raises(ModelError, match="GPU computes nothing more in this process"):
+        engine.check()
+    with pytest.raises(Unavailable, match="engine has stopped"):
+        submit(engine, PROMPTS[0], 4)
+    assert faults.raised == 1, "nothing is computed again"
     engine.close()

@@ -270,6 +270,20 @@ class TestItNeverDies:
         engine.check()
         engine.close()
 
+    def test_a_gpu_that_computes_nothing_more_ends_the_engine(self) -> None:
+        model = llama()
+        engine = build(model)
+
+        def broken(*args: Any) -> None:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+        model.register_forward_pre_hook(broken)
+        for run in [start(engine, p, max_tokens=8) for p in PROMPTS]:
+            assert isinstance(run.end().error, Unavailable)
+        with pytest.raises(ModelError, match="illegal memory access"):
+            engine.check()
+        engine.close()
+
     def test_a_decode_hook_that_raises_fails_its_request_alone(self) -> None:
         def decode(ids: torch.Tensor) -> str:
             if 24 in ids.tolist():

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from deployments.config.engine import EngineOptions
-from deployments.core.errors import ModelError
+from deployments.core.errors import ModelError, Unavailable
 from deployments.engine.batching import engine as batching
 from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.cache.cache import BatchCache
 from deployments.engine.model.forward import Forward
 from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, fixed_decode, uncaptured
 from tests.engine.architectures import VISION, decoder
@@ -143,6 +144,108 @@ def test_a_capture_that_fails_is_not_tried_again(caplog: pytest.LogCaptureFixtur
     assert len(tried) == len(caplog.records) == 1
     assert "not permitted" in str(fixed.reason)
     assert_alone(model, answers, PROMPTS)
+
+
+@pytest.mark.parametrize("where", ["capture", "buffers", "a capture's end"])
+def test_memory_that_runs_out_ends_captures_for_a_while_only(
+    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the end of a broken capture hides why it was broken."""
+    graphs, failed = Graphs(), []
+
+    def memory() -> None:
+        if len(failed) < 1:
+            failed.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def capture(run: Run) -> Run:
+        if where == "buffers":
+            return graphs(run)
+        try:
+            memory()
+        except torch.OutOfMemoryError as error:
+            if where == "capture":
+                raise
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from error
+        return graphs(run)
+
+    if where == "buffers":
+        reserve = BatchCache.reserve
+
+        def no_room(this: BatchCache, columns: int) -> None:
+            memory()
+            reserve(this, columns)
+
+        monkeypatch.setattr(BatchCache, "reserve", no_room)
+    model = decoder("llama")
+    with caplog.at_level(logging.WARNING), running(model, capture) as (engine, fixed):
+        answers = staggered(engine, PROMPTS)
+        assert_alone(model, answers, PROMPTS)
+        assert failed
+        assert graphs.replayed == []
+        long = submit(engine, PROMPTS[0], 280).wait()
+    assert fixed.reason is None
+    assert sum(graphs.replayed) > 30
+    assert long.token_ids == generate_alone(model, PROMPTS[0], 280).token_ids
+    assert ["memory ran out" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_gpu_that_computes_nothing_more_in_a_captured_step_ends_the_engine() -> None:
+    def lost() -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with running(decoder("llama"), lambda run: lost) as (engine, _):
+        with pytest.raises(Unavailable, match="illegal memory access"):
+            submit(engine, PROMPTS[0], 20).wait()
+        with pytest.raises(ModelError, match="GPU computes nothing more"):
+            engine.check()
+
+
+def test_the_place_of_a_sequence_that_has_left_has_position_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary embeddings that follow the largest position of a forward must not see one that is gone."""
+    seen: list[torch.Tensor] = []
+    model = decoder("llama")
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        ids = kwargs["position_ids"]
+        if ids.shape == (4, 1):
+            seen.append(ids.clone())
+
+    with running(model, uncaptured) as (engine, fixed):
+        handle = model.register_forward_pre_hook(note, with_kwargs=True)
+        long = submit(engine, prompt(8, 90), 12)
+        others = [submit(engine, prompt(i, 5), 40) for i in range(3)]
+        for answer in (long, *others):
+            answer.wait()
+        handle.remove()
+    assert fixed.reason is None
+    four = [step for step in seen if int((step > 0).sum()) == 4]
+    three = [step for step in seen if int((step > 0).sum()) == 3]
+    assert max(int(step.max()) for step in four) >= 90
+    assert three
+    assert max(int(step.max()) for step in three) < 60
+
+
+def test_every_shape_is_compared_in_two_steps(caplog: pytest.LogCaptureFixture) -> None:
+    """A graph that has kept the column of its capture as a number gives the right logits once."""
+    graphs = Graphs()
+
+    def frozen(run: Run) -> Run:
+        replay = graphs(run)
+        if len(graphs.replayed) < 3:
+            return replay
+        kept = replay().clone()
+        return lambda: kept
+
+    model = decoder("llama")
+    with caplog.at_level(logging.WARNING), running(model, frozen) as (engine, fixed):
+        answers = staggered(engine, PROMPTS)
+    assert "not those of an ordinary step" in str(fixed.reason)
+    assert_alone(model, answers, PROMPTS)
+
+
+def test_graphs_are_captured_only_if_asked_for() -> None:
+    assert not EngineOptions().cuda_graphs
 
 
 def test_a_replay_with_other_logits_is_found(caplog: pytest.LogCaptureFixture) -> None:
