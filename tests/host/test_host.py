@@ -281,10 +281,10 @@ def test_draining_refuses_new_calls_and_ends_those_that_run() -> None:
 def test_embeddings_on_a_gpu_that_computes_nothing_more_fail_the_health_check() -> None:
     async def main() -> None:
         async with host_of(entry("a", embedding_on_a_lost_gpu, engine={"kind": "auto"})) as host:
-            await host.embed("a", [TextPrompt("hi")], EmbedOptions())
+            await host.embed("a", [TextPrompt(text="hi")], EmbedOptions())
             host.check()
-            with pytest.raises(ModelError, match="failed to embed"):
-                await host.embed("a", [TextPrompt("poison")], EmbedOptions())
+            with pytest.raises(ModelError, match="Hook embed failed"):
+                await host.embed("a", [TextPrompt(text="poison")], EmbedOptions())
             with pytest.raises(ModelError, match="GPU computes nothing more in this process"):
                 host.check()
 

@@ -129,11 +129,11 @@ class Embedder:
                         hooked(self._info.embed, _texts(self._info, texts)), options, options.normalize is True
                     )
                 return _finished(self._pooled(texts, options), options, options.normalize is True)
-        except TroupeError:
-            raise
         except Exception as error:
             if is_device_lost(error):
                 self._lost = error
+            if isinstance(error, TroupeError):
+                raise
             if not is_out_of_memory(error):
                 raise ModelError(f"Model {self._info.label!r} failed to embed: {last_line(error)}") from error
         if len(texts) == 1:
