@@ -16,8 +16,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config.app import AppArgs, unknown_model
-from deployments.core.calls import Call, Prompt
-from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
+from deployments.core.calls import Call, ChatPrompt, Prompt
+from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
@@ -149,6 +149,10 @@ class HandleClient:
     async def render(self, model: str, prompt: Prompt, *, expect: str = "") -> Rendered:
         """A prompt's text after the chat template, and its token ids."""
         return cast(Rendered, await self._ask("render", model, prompt, expect=expect))
+
+    async def chat_texts(self, model: str, prompts: Sequence[ChatPrompt], *, expect: str = "") -> ChatTexts:
+        """Conversations as the chat template writes them."""
+        return cast(ChatTexts, await self._ask("chat_texts", model, prompts, expect=expect))
 
     async def detokenize(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> str:
         """The text of token ids, special tokens included."""

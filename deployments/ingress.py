@@ -11,7 +11,7 @@ from deployments.handle_client import Handle, HandleClient
 from deployments.logs import enter_folder, log_like_serve, write_access_log
 from deployments.openai.app import build_api
 from deployments.openai.http.middleware import ACCESS
-from deployments.ray_internals import keep_replica_port_local
+from deployments.ray_internals import keep_replica_port_local, name_receiver
 
 
 @serve.deployment(
@@ -35,6 +35,7 @@ class OpenAIIngress:
         write_access_log(ACCESS)
         enter_folder(args.folder)
         keep_replica_port_local()
+        name_receiver()
         self._args = args
         self._client = HandleClient(args, pools, registry)
 

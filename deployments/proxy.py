@@ -73,7 +73,7 @@ class OpenAIErrors:
         if (error := await self._waits(scope["path"])) is not None:
             await answer.give(error)
             return
-        await self._app(scope, receive, answer.send)
+        await self._app(scope, _Receive(receive, answer), answer.send)
         await answer.end()
 
     async def _waits(self, path: str) -> Unavailable | None:
@@ -85,17 +85,42 @@ class OpenAIErrors:
         return await (self._waiting.error(*target) if any(target) else self._waiting.deploying())
 
 
+class _Receive:
+    """What comes from one client."""
+
+    def __init__(self, receive: Receive, answer: _Answer) -> None:
+        self._receive = receive
+        self._answer = answer
+
+    async def __call__(self) -> Message:
+        return await self._receive()
+
+    def lose(self) -> None:
+        """What has come is lost with the process that has taken it: an error answers it."""
+        self._answer.lost = True
+
+
 class _Answer:
-    """What goes out to one client."""
+    """What goes out to one client.
+
+    Attributes:
+        lost: the request's body was lost; an error that comes of that is not passed on.
+    """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
         self._held: Message | None = None
+        self._dropped = False
+        self.lost = False
         self._started = self._ended = self._streams = False
 
     async def send(self, message: Message) -> None:
         """Pass a message of Serve's on, in OpenAI's shape if it is an error of Serve's own."""
+        if self.lost and message["type"] == "http.response.start" and message["status"] >= 400:
+            self._dropped = True
+        if self._dropped:
+            return
         if message["type"] == "http.response.start" and _is_plain_error(message):
             self._held = message
             return

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray._common.tls_utils import add_port_to_grpc_server
@@ -34,6 +35,9 @@ _WANTED = re.compile(
     re.DOTALL,
 )
 
+_PROCESS = uuid4().hex
+_PLAIN_RECEIVE, _PLAIN_PROXY_RECEIVE = HTTPProxy.receive_asgi_messages, HTTPProxy.proxy_asgi_receive
+_LEFT = {"type": "http.disconnect"}
 _LARGEST_MESSAGE = 2**31 - 1
 # Serve's limit of 4 MiB fails a call after its answer is computed. Replicas and callers read it after this is imported.
 replica.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH = _LARGEST_MESSAGE
@@ -117,8 +121,50 @@ def dashboard() -> str | None:
     return url
 
 
+class _NamedReceive(replica.ASGIReceiveProxy):  # type: ignore[misc]  # Ray has no types
+    """What a replica gets of a request: tells the proxy which process asks for it."""
+
+    def __init__(self, scope: Any, request_metadata: Any, receive_asgi_messages: Any) -> None:
+        super().__init__(scope, request_metadata, receive_asgi_messages)
+        request_metadata.troupe_process = _PROCESS
+
+
+def name_receiver() -> None:
+    """Let the proxy know which process takes a request's body, see `wrap_http_proxy`."""
+    replica.ASGIReceiveProxy = _NamedReceive
+
+
+async def _receive_asgi_messages(proxy: Any, request_metadata: Any) -> list[Any]:
+    """The next messages of a request's client, for the process that has the request.
+
+    A process that is killed early may have taken the body along, and Serve sends the request to another, which would
+    wait for it: that one is told that the client has left, and the middleware that the request is lost.
+    """
+    queue = proxy.asgi_receive_queues.get(request_metadata.internal_request_id)
+    process = getattr(request_metadata, "troupe_process", None)
+    if queue is None or process is None:
+        return list(await _PLAIN_RECEIVE(proxy, request_metadata))
+    if process != getattr(queue, "troupe_process", process) and queue.troupe_taken:
+        getattr(getattr(queue, "troupe_receive", None), "lose", lambda: None)()
+        return [_LEFT]
+    queue.troupe_process, queue.troupe_taken = process, getattr(queue, "troupe_taken", False)
+    await queue.wait_for_message()
+    if queue.troupe_process != process:
+        return [_LEFT]
+    queue.troupe_taken = True
+    return list(queue.get_messages_nowait())
+
+
+async def _proxy_asgi_receive(proxy: Any, receive: Any, queue: Any) -> Any:
+    queue.troupe_receive = receive
+    return await _PLAIN_PROXY_RECEIVE(proxy, receive, queue)
+
+
 def wrap_http_proxy(wrap: Callable[[Any, Any], Any]) -> None:
     """Put an ASGI middleware around the HTTP proxy of this process; once, whoever asks again.
+
+    If the `receive` that the middleware passes on has a method `lose`, it is called once a request was sent to a second
+    process after the first has taken its body.
 
     Args:
         wrap: the middleware around an ASGI application, which is the proxy given second.
@@ -134,6 +180,8 @@ def wrap_http_proxy(wrap: Callable[[Any, Any], Any]) -> None:
 
     call.wrapped = plain  # type: ignore[attr-defined]
     HTTPProxy.__call__ = call
+    HTTPProxy.receive_asgi_messages = _receive_asgi_messages
+    HTTPProxy.proxy_asgi_receive = _proxy_asgi_receive
 
 
 def unanswered(proxy: Any, path: str) -> tuple[str, str] | None:

@@ -18,7 +18,7 @@ from ray import serve
 
 from deployments.config.app import AppArgs
 from deployments.config.sources import SPEC
-from deployments.core.calls import Call, Prompt
+from deployments.core.calls import Call, ChatPrompt, Prompt
 from deployments.core.cgroup import cores
 from deployments.core.errors import TroupeError
 from deployments.core.events import Event, Failed
@@ -27,7 +27,7 @@ from deployments.logs import enter_folder, log_like_serve
 from deployments.ray_internals import keep_replica_port_local
 
 if TYPE_CHECKING:
-    from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
+    from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
 
 _RAY_WRAPPER = "__serve_multiplex_wrapper"
 _REPORT_EVERY_S = 2.0
@@ -126,6 +126,15 @@ class ModelReplica:
         """A prompt as the model would get it."""
         model = await self._admit(model)
         found = await self._host.render(model, await unpacked(prompt), expect=expect)
+        return await packed_answer(found)  # type: ignore[no-any-return]
+
+    @errors_as_values
+    async def chat_texts(
+        self, model: str, prompts: Sequence[ChatPrompt] | Packed, *, expect: str = ""
+    ) -> ChatTexts | Packed:
+        """Conversations as the chat template writes them."""
+        model = await self._admit(model)
+        found = await self._host.chat_texts(model, await unpacked(prompts), expect=expect)
         return await packed_answer(found)  # type: ignore[no-any-return]
 
     @errors_as_values

@@ -6,15 +6,19 @@ import asyncio
 import json
 
 import pytest
+from ray.serve._private.common import RequestMetadata
+from ray.serve._private.http_util import MessageQueue
+from ray.serve._private.proxy import HTTPProxy
+from ray.serve._private.proxy_router import ProxyRouter
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.proxy import OpenAIErrors
+from deployments.proxy import OpenAIErrors, shape_errors
 from deployments.readiness import Waiting
 
 
 def answer(
-    serve: ASGIApp, target: tuple[str, str] | None = None, path: str = "/v1/models"
+    serve: ASGIApp, target: tuple[str, str] | None = None, path: str = "/v1/models", receive: Receive | None = None
 ) -> tuple[int, dict[str, str], bytes]:
     """What a client gets if Serve answers so."""
     sent: list[Message] = []
@@ -22,12 +26,12 @@ def answer(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    async def receive() -> Message:
+    async def leave() -> Message:
         return {"type": "http.disconnect"}
 
     async def ask() -> None:
         app = OpenAIErrors(serve, lambda path: target, Waiting())
-        await app({"type": "http", "method": "GET", "path": path, "headers": []}, receive, send)
+        await app({"type": "http", "method": "GET", "path": path, "headers": []}, receive or leave, send)
 
     asyncio.run(ask())
     start, *rest = sent
@@ -98,3 +102,50 @@ def test_serves_own_routes_answer_while_no_application_does() -> None:
     ok = PlainTextResponse("success")
     assert answer(ok, ("troupe", "OpenAIIngress"), "/-/healthz")[::2] == (200, b"success")
     assert answer(ok, None)[::2] == (200, b"success")
+
+
+def lost_body(takers: list[str]) -> tuple[int, dict[str, str], bytes, list[Message]]:
+    """What a client gets if one process after another asks for a request's body, and what the last is given.
+
+    The proxy is Serve's own; what it sends to a replica is played here.
+    """
+    shape_errors()
+    proxy = HTTPProxy("node", "127.0.0.1", True, ProxyRouter(lambda *args, **kwargs: None), "proxy")
+    given: list[Message] = []
+    arrived = asyncio.Event()
+
+    async def client() -> Message:
+        if arrived.is_set():
+            await asyncio.Event().wait()
+        arrived.set()
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        queue = proxy.asgi_receive_queues["1"] = MessageQueue()
+        receiving = asyncio.create_task(proxy.proxy_asgi_receive(receive, queue))
+        waiting = []
+        for taker in takers:
+            metadata = RequestMetadata(request_id="1", internal_request_id="1")
+            metadata.troupe_process = taker  # type: ignore[attr-defined]
+            given[:] = await proxy.receive_asgi_messages(metadata)
+            waiting.append(asyncio.create_task(proxy.receive_asgi_messages(metadata)))  # until the client leaves
+            await asyncio.sleep(0)
+        status = 200 if given[-1]["type"] == "http.request" else 499
+        await Response("ok", status)(scope, receive, send)
+        for task in (receiving, *waiting):
+            task.cancel()
+
+    return *answer(serve, receive=client), given
+
+
+def test_a_body_that_a_killed_process_has_taken_along_is_not_waited_for() -> None:
+    status, headers, body, given = lost_body(["killed", "next"])
+    assert given == [{"type": "http.disconnect"}]
+    assert (status, headers["content-type"], headers["retry-after"]) == (503, "application/json", "2")
+    assert json.loads(body)["error"]["code"] == "unavailable"
+
+
+def test_a_body_goes_to_the_process_that_asks_for_it() -> None:
+    status, _, body, given = lost_body(["one"])
+    assert given == [{"type": "http.request", "body": b"{}", "more_body": False}]
+    assert (status, body) == (200, b"ok")

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from deployments.core.calls import Call, Prompt
+from deployments.core.calls import Call, ChatPrompt, Prompt
 from deployments.core.events import Event
 from deployments.core.model_card import ModelCard
 
@@ -21,6 +21,14 @@ class Rendered:
     text: str | None
     token_ids: Sequence[int]
     max_model_len: int
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTexts:
+    """Conversations as the chat template writes them."""
+
+    texts: tuple[str, ...]
     fingerprint: str = ""
 
 
@@ -83,6 +91,9 @@ class ModelClient(Protocol):
 
     async def render(self, model: str, prompt: Prompt, *, expect: str = "") -> Rendered:
         """A prompt's text after the chat template, and its token ids."""
+
+    async def chat_texts(self, model: str, prompts: Sequence[ChatPrompt], *, expect: str = "") -> ChatTexts:
+        """Conversations as the chat template writes them; nothing is encoded, and no medium decoded."""
 
     async def detokenize(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> str:
         """The text of token ids, special tokens included."""

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from deployments.core.calls import Call, Prompt
+from deployments.core.calls import Call, ChatPrompt, Prompt
 from deployments.core.client import Embeddings, EmbedOptions, ModelClient, Rendered, TokenPiece
 from deployments.core.events import Accepted, Event
 from deployments.core.fingerprint import check_expected, weights_of
@@ -49,6 +49,12 @@ class OneVersion:
         rendered = await self._client.render(model, prompt, expect=self._expect)
         self._learn(model, rendered.fingerprint)
         return rendered
+
+    async def chat_texts(self, model: str, prompts: Sequence[ChatPrompt]) -> tuple[str, ...]:
+        """`ModelClient.chat_texts`."""
+        found = await self._client.chat_texts(model, prompts, expect=self._expect)
+        self._learn(model, found.fingerprint)
+        return found.texts
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """`ModelClient.detokenize`."""

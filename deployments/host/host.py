@@ -20,8 +20,8 @@ import torch
 from deployments.config.app import AppArgs
 from deployments.config.model import ModelEntry
 from deployments.config.sources import Spec
-from deployments.core.calls import Call, Prompt, TranscribeCall
-from deployments.core.client import Embeddings, EmbedOptions, Rendered, TokenPiece
+from deployments.core.calls import Call, ChatPrompt, Prompt, TranscribeCall
+from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavailable, last_line
 from deployments.core.events import Event, Failed
 from deployments.core.fingerprint import check_expected, weights_of
@@ -207,6 +207,11 @@ class ModelHost:
             max_model_len=loaded.engine.max_model_len,
             fingerprint=loaded.fingerprint,
         )
+
+    async def chat_texts(self, model: str, prompts: Sequence[ChatPrompt], *, expect: str = "") -> ChatTexts:
+        """Conversations as the chat template writes them."""
+        async with self.lease(model, expect) as loaded:
+            return ChatTexts(texts=await loaded.chat_texts(prompts), fingerprint=loaded.fingerprint)
 
     async def detokenize(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> str:
         """The text of token ids, special tokens included."""

@@ -8,12 +8,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from PIL.Image import Image
 
 from deployments.config.model import ModelEntry
 from deployments.core.calls import ChatPrompt, Prompt, TextPrompt, TokensPrompt, TranscribeCall
 from deployments.core.client import Embeddings, EmbedOptions, TokenPiece
-from deployments.core.errors import BadRequest, ModelError, UnsupportedParameter
+from deployments.core.errors import ModelError, UnsupportedParameter
 from deployments.core.events import Event
 from deployments.engine.base.admission import check_supported
 from deployments.engine.base.protocol import Engine
@@ -28,9 +27,10 @@ from deployments.host.hook_probe import probe_hooks
 from deployments.host.prompt_limits import PromptLimits, is_long
 from deployments.host.template_processes import TemplateProcesses
 from deployments.host.worker import Worker
-from deployments.media.audio import AUDIO_PARTS, AudioBudget, Samples, audio_source, check_headers, decode_source
-from deployments.media.images import IMAGE_PARTS, decode_image, image_source, open_images
+from deployments.media.audio import AUDIO_PARTS, audio_source
+from deployments.media.images import IMAGE_PARTS, image_source
 from deployments.media.parts import Kind, MediaLimits, MediaSource, Read, split_media
+from deployments.media.request_media import RequestMedia
 from deployments.media.whisper.format import WhisperFormat
 from deployments.media.whisper.transcriber import Transcriber
 from deployments.media.whisper.word_times import WordAligner
@@ -41,6 +41,7 @@ from model_loaders.prompts.tokenizer_card import tokenizer_card
 from model_loaders.sentence_format import format_of
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Prompt)
 
 CLOSE_LIMIT_S = 30.0
 _MEDIA: dict[str, tuple[Kind, Read]] = {
@@ -75,10 +76,13 @@ class ShownChat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenChat(ChatPrompt):
-    """A conversation that its own template has written as `text`."""
+    """A conversation that its template has written as `text`."""
 
     shown: ShownChat
     text: str
+
+
+Written = TokensPrompt | TextPrompt | WrittenChat
 
 
 class LoadedModel:
@@ -142,7 +146,17 @@ class LoadedModel:
             BadRequest: one is longer than `max_prompt_chars`, or cannot be encoded.
         """
         prompts = [await self._written(prompt, fits) for prompt in prompts]
-        return await self._run(self._encoder(prompts), lambda: [self._encode(prompt, fits=fits) for prompt in prompts])
+        return await self._run(self._encoder(prompts), lambda: self._encoded(prompts, fits))
+
+    async def chat_texts(self, prompts: Sequence[ChatPrompt]) -> tuple[str, ...]:
+        """Conversations as their template writes them; nothing of their media is decoded.
+
+        Raises:
+            BadRequest: one is longer than `max_prompt_chars`, or the template cannot write it.
+        """
+        prompts = [await self._written(prompt) for prompt in prompts]
+        written = await self._run(self._encoder(prompts), lambda: [self._write(prompt) for prompt in prompts])
+        return tuple(self.hooks.marks.unmarked(each.text) for each in written)
 
     def _encoder(self, prompts: Sequence[Prompt]) -> Worker:
         """The thread that encodes these prompts. A loader's own hooks are called by one thread alone."""
@@ -275,19 +289,28 @@ class LoadedModel:
                 f"A hook of model {self.entry.id!r} has not returned for {self.entry.hook_timeout_s:g} s (at {error})."
             ) from None
 
-    def _encode(self, prompt: Prompt, *, fits: bool = False) -> EncodedPrompt:
+    def _encoded(self, prompts: Sequence[Prompt], fits: bool = False) -> list[EncodedPrompt]:
+        """The prompts of one request, whose media are counted together and decoded once."""
+        ready = [self._write(prompt, fits) if isinstance(prompt, ChatPrompt) else prompt for prompt in prompts]
+        media = RequestMedia(
+            self._media, rate=self.hooks.audio_rate, max_samples=self.hooks.audio_samples, label=self.entry.id
+        )
+        for prompt in ready:
+            if isinstance(prompt, WrittenChat):
+                media.add(prompt.shown.images, prompt.shown.recordings)
+        media.open()
+        return [self._encode(prompt, media, fits) for prompt in ready]
+
+    def _encode(self, prompt: Written, media: RequestMedia, fits: bool) -> EncodedPrompt:
         match prompt:
             case TokensPrompt():
                 return EncodedPrompt(text=None, encoded=Encoded(input_ids=list(prompt.token_ids)))
             case TextPrompt():
                 return self._encode_text(prompt, fits)
             case WrittenChat():
-                return self._encode_shown(prompt.shown, prompt.text, fits)
-            case ChatPrompt():
-                shown = self._shown(prompt, fits)
-                return self._encode_shown(shown, self.hooks.render(shown.chat), fits)
+                return self._encode_chat(prompt, media)
 
-    async def _written(self, prompt: Prompt, fits: bool = False) -> Prompt:
+    async def _written(self, prompt: P, fits: bool = False) -> P | WrittenChat:
         """A conversation that brings its own template is rendered while others are encoded, in another process."""
         if not isinstance(prompt, ChatPrompt) or not self.hooks.template.is_foreign(prompt.chat_template):
             return prompt
@@ -295,8 +318,17 @@ class LoadedModel:
         text = await self._templates.render(self.info, shown.chat)
         return WrittenChat(messages=prompt.messages, shown=shown, text=text)
 
+    def _write(self, prompt: ChatPrompt, fits: bool = False) -> WrittenChat:
+        """A conversation with the text that its template writes, if nobody has written it yet."""
+        if not isinstance(prompt, WrittenChat):
+            shown = self._shown(prompt, fits)
+            prompt = WrittenChat(messages=prompt.messages, shown=shown, text=self.hooks.render(shown.chat))
+        self._limits.check(prompt.text, "messages", fits=fits)
+        self.hooks.marks.check_places(prompt.text, prompt.shown.chat)
+        return prompt
+
     def _encode_plainly(self, prompt: Prompt) -> tuple[str | None, Encoded]:
-        found = self._encode(prompt)
+        (found,) = self._encoded([prompt])
         return found.text, found.encoded
 
     def _encode_text(self, prompt: TextPrompt, fits: bool) -> EncodedPrompt:
@@ -311,10 +343,10 @@ class LoadedModel:
         text, encoded = self.hooks.marks.encode(marked, "prompt", encode)
         return EncodedPrompt(text=text, encoded=encoded)
 
-    def _encode_shown(self, shown: ShownChat, text: str, fits: bool) -> EncodedPrompt:
-        self._limits.check(text, "messages", fits=fits)
-        self.hooks.marks.check_places(text, shown.chat)
-        images, sounds = self._decoded(shown)
+    def _encode_chat(self, chat: WrittenChat, media: RequestMedia) -> EncodedPrompt:
+        shown, text = chat.shown, chat.text
+        images = [media.image(source) for source in shown.images]
+        sounds = [media.recording(source) for source in shown.recordings]
 
         def encode(text: str, marked: bool) -> Encoded:
             return self.hooks.encode(text, images=images, audio=sounds, marked=marked)
@@ -333,29 +365,6 @@ class LoadedModel:
             self.hooks.check_images(images[0].param)
         if recordings:
             self.hooks.check_audio(recordings[0].param)
-        self._media.check_parts([*images, *recordings])
         place = self.hooks.marks.find(chat)
         chat = chat if place is None else self.hooks.marks.marked_chat(chat)
         return ShownChat(chat=chat, images=images, recordings=recordings, marked=place)
-
-    def _decoded(self, shown: ShownChat) -> tuple[list[Image], list[Samples]]:
-        """The media of a conversation; all their headers are checked before anything is decoded."""
-        media = self._media
-        opened = open_images(shown.images, max_pixels=media.pixels)
-        check_headers(shown.recordings, max_seconds=media.seconds, max_samples=media.samples)
-        images = [decode_image(image, source) for image, source in zip(opened, shown.images, strict=True)]
-        budget = AudioBudget(media.seconds, media.samples)
-        return images, [self._samples(each, budget) for each in shown.recordings]
-
-    def _samples(self, source: MediaSource, budget: AudioBudget) -> Samples:
-        """A recording, refused where the model's processor would cut it short in silence."""
-        samples = decode_source(source, self.hooks.audio_rate, max_seconds=self._media.seconds, budget=budget)
-        most = self.hooks.audio_samples
-        if most is not None and len(samples) > most:
-            raise BadRequest(
-                f"Invalid '{source.param}': the recording has {len(samples) / self.hooks.audio_rate:.2f} s; model "
-                f"{self.entry.id!r} hears at most {most / self.hooks.audio_rate:g} s.",
-                param=source.param,
-                code="audio_too_long",
-            )
-        return samples

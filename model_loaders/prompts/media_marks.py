@@ -75,6 +75,10 @@ class MediaMarks:
         tools = None if chat.tools is None else self.marked(list(chat.tools))
         return replace(chat, messages=self.marked(list(chat.messages)), tools=tools, template_kwargs=kwargs)
 
+    def unmarked(self, text: str) -> str:
+        """A text without the marks of its tokens."""
+        return text.replace(_BEGIN, "").replace(_END, "") if self.tokens else text
+
     def encode(self, text: str, place: str, encode: Encode, *, media: bool = False) -> tuple[str, Encoded]:
         """A prompt whose marked tokens are text: without the marks, and encoded.
 
@@ -86,7 +90,7 @@ class MediaMarks:
         Raises:
             BadRequest: the encoder cannot, or counts the token as a medium.
         """
-        plain = text.replace(_BEGIN, "").replace(_END, "")
+        plain = self.unmarked(text)
         try:
             encoded = encode(text, True)
             without = encode(re.sub(f"{_BEGIN}.*?{_END}", "", text), False)

@@ -113,9 +113,18 @@ async def inlined_prompt(exchange: Exchange, chat: ChatInput, card: ModelCard) -
         BadRequest: a message, a medium's URL, or how to open the turn, cannot be used.
     """
     prompt, media = await exchange.aside(lambda: chat_prompt(chat, card, exchange.options))
+    await fetch_media(exchange, media)
+    return prompt, media
+
+
+async def fetch_media(exchange: Exchange, media: Media) -> None:
+    """Put what media name by URL into the messages, if the server allows it.
+
+    Raises:
+        BadRequest: a medium's URL cannot be used.
+    """
     if media and exchange.options.media_urls:
         await until_disconnect(exchange.request.receive, inline_media(media, exchange.options))
-    return prompt, media
 
 
 async def read_chat(exchange: Exchange, chat: ChatInput, card: ModelCard) -> ChatPrompt:

@@ -15,12 +15,14 @@ from functools import cache
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from deployments.config.api import ApiOptions
 from deployments.core.collector import let_go, without_collector
 from deployments.core.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMediaType
 from deployments.core.json_text.reader import JsonReader, TooDeep, TooManyKeys, TooManyObjects
 from deployments.host.worker import Worker
+from deployments.openai.http.cancel import Disconnected
 
 T = TypeVar("T")
 
@@ -52,6 +54,7 @@ async def read_body(request: Request, options: ApiOptions) -> bytearray:
 
     Raises:
         BodyTimeout: the body has stopped coming.
+        Disconnected: the client has left before its end.
         TooLarge: it is larger than `max_body_bytes`.
         UnsupportedMediaType: it is declared to be something else than JSON.
     """
@@ -72,6 +75,8 @@ async def read_bytes(request: Request, options: ApiOptions) -> bytearray:
             chunks += await asyncio.wait_for(anext(stream), patience)
         except StopAsyncIteration:
             return chunks
+        except ClientDisconnect:
+            raise Disconnected from None
         except TimeoutError:
             raise BodyTimeout(
                 f"The request's body has stopped after {len(chunks)} bytes; this server waits {patience:g} s for more "

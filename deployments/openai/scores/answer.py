@@ -91,9 +91,9 @@ async def _decision(
 ) -> bytes:
     prompts = [prompt for prompt, _ in planned]
     labels = [question_labels(question) for question in body.questions]
-    rendered = await asyncio.gather(*(exchange.client.render(card.id, prompt) for prompt in prompts))
+    texts = await exchange.client.chat_texts(card.id, prompts)
     finder = LabelFinder(exchange, card)
-    found = [await finder.ids(each, wanted) for each, wanted in zip(rendered, labels, strict=True)]
+    found = [await finder.ids(text, wanted) for text, wanted in zip(texts, labels, strict=True)]
     single = [index for index, ids in enumerate(found) if ids is not None]
     readings: dict[int, Reading] = {}
     if single:
@@ -106,8 +106,9 @@ async def _decision(
                 "answered about texts only.",
                 param=f"questions[{index}]",
             )
+        rendered = await exchange.client.render(card.id, prompts[index])
         sums, usage = await score_continuations(
-            exchange, card, rendered[index], labels[index], param=f"questions[{index}]", plain=False
+            exchange, card, rendered, labels[index], param=f"questions[{index}]", plain=False
         )
         readings[index] = Reading([total for total, _ in sums], usage)
     ordered = [readings[index] for index in range(len(prompts))]
@@ -129,9 +130,9 @@ class LabelFinder:
         self._model = card.id
         self._known: dict[tuple[str, str], int | None] = {}
 
-    async def ids(self, rendered: Rendered, labels: Sequence[str]) -> list[int] | None:
-        """The labels' token ids; None if one of them is not one token, or two are the same."""
-        tail = (rendered.text or "")[-_TAIL:]
+    async def ids(self, prompt: str, labels: Sequence[str]) -> list[int] | None:
+        """The labels' token ids after a prompt; None if one of them is not one token, or two are the same."""
+        tail = prompt[-_TAIL:]
         # The bound text is what follows the last of the question: for all questions of a model the same few tails.
         missing = [label for label in labels if (tail, label) not in self._known]
         if missing:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import string
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from deployments.core.calls import ChatPrompt, Prompt, TextPrompt
-from deployments.core.errors import BadRequest, UnsupportedParameter
+from deployments.core.errors import BadRequest, TroupeError, UnsupportedParameter
 from deployments.core.model_card import ModelCard
 from deployments.openai.chat.messages import Media, read_parts
-from deployments.openai.chat.prompt import ChatInput, chat_prompt, check_objects, inlined_prompt
+from deployments.openai.chat.prompt import ChatInput, chat_prompt, check_objects, fetch_media
 from deployments.openai.fields.sampling import check_choices
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.responses.messages import item_messages, name_items
 from deployments.openai.scores.schema import ChoiceQuestion, DecisionsBody, Predicate, Question, ScoreBody
 
 _LETTERS = string.ascii_uppercase
+_PART = re.compile(r"(messages\[\d+\]\.content\[\d+\])(.*)")
+_NAMED = 3
 
 Items = str | list[dict[str, Any]]
 
@@ -62,11 +66,13 @@ async def decision_plan(exchange: Exchange, body: DecisionsBody, card: ModelCard
     items = await exchange.aside(lambda: _known_items(body.input))
     exchange.rename = partial(name_items, given=items)
     chat = await exchange.aside(lambda: ChatInput(messages=_turns(items), template_kwargs=_kwargs(body)))
-    prompt, media = await inlined_prompt(exchange, chat, card)
+    prompt, media = await exchange.aside(lambda: chat_prompt(chat, card, exchange.options))
     prompt = replace(prompt, add_generation_prompt=True)
-    return await exchange.aside(
-        lambda: [_asked(prompt, media, question, index) for index, question in enumerate(body.questions)]
-    )
+    asked = await exchange.aside(lambda: [_asked(prompt, each, index) for index, each in enumerate(body.questions)])
+    places = await exchange.aside(lambda: _places(prompt, asked))
+    exchange.rename = partial(_name_places, items=items, places=places)
+    await fetch_media(exchange, [*media, *(medium for _, own in asked for medium in own)])
+    return [(each, [*media, *own]) for each, own in asked]
 
 
 def _turns(items: Items) -> list[dict[str, Any]]:
@@ -82,13 +88,36 @@ def _kwargs(body: DecisionsBody) -> dict[str, Any]:
     return {"enable_thinking": False, **body.chat_template_kwargs}
 
 
-def _asked(prompt: ChatPrompt, media: Media, question: Question, index: int) -> tuple[ChatPrompt, Media]:
-    """The conversation with a question at the end of its last turn."""
+def _places(prompt: ChatPrompt, asked: Sequence[tuple[ChatPrompt, Media]]) -> dict[str, list[str]]:
+    """By place in the conversations that are asked about: the media of questions that stand there."""
+    places: dict[str, list[str]] = defaultdict(list)
+    turn = len(prompt.messages) - 1
+    for each, own in asked:
+        index = {id(part): i for i, part in enumerate(each.messages[turn]["content"])} if own else {}
+        for place, medium in own:
+            places[f"messages[{turn}].content[{index[id(medium)]}]"].append(place)
+    return places
+
+
+def _name_places(error: TroupeError, items: Items, places: Mapping[str, Sequence[str]]) -> None:
+    """Let an error about the conversation name the item or the questions that it is about."""
+    found = _PART.match(error.param or "")
+    questions = places.get(found[1]) if found else None
+    if not found or not questions:
+        name_items(error, items)
+        return
+    named = [f"{place}{found[2]}" for place in questions]
+    error.message = error.message.replace(found[0], " or ".join(named[:_NAMED]))
+    error.param = named[0] if len(named) == 1 else "questions"
+
+
+def _asked(prompt: ChatPrompt, question: Question, index: int) -> tuple[ChatPrompt, Media]:
+    """The conversation with a question at the end of its last turn, and the question's parts that are not text."""
     *before, last = prompt.messages
     own: Media = []
     asked = _question_parts(question, f"questions[{index}].instructions", own)
     turn = {**last, "content": [*last["content"], *asked]}
-    return replace(prompt, messages=[*before, turn]), [*media, *own]
+    return replace(prompt, messages=[*before, turn]), own
 
 
 def _question_parts(question: Question, place: str, media: Media) -> list[Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import requests
 import soundfile
-from PIL import Image
+from PIL import Image, ImageFile
 
 import deployments.media.images
 from deployments.core.errors import BadRequest
@@ -213,3 +213,80 @@ def test_a_header_that_promises_too_much_is_what_the_file_has() -> None:
     data = bytearray(buffer.getvalue())
     data[40:44] = struct.pack("<I", 0xFFFFFFFF)
     assert len(decode_audio(bytes(data), RATE, max_seconds=2, param="file")) == RATE
+
+
+def predicate(*parts: Any) -> dict[str, Any]:
+    """A question about what it shows itself."""
+    return {"type": "predicate", "instructions": [*parts, {"type": "input_text", "text": "It is so."}]}
+
+
+def decide(server: Server, model: str, shown: list[Any], questions: list[Any]) -> requests.Response:
+    text = {"type": "input_text", "text": "See."}
+    body = {"model": model, "input": [{"role": "user", "content": [*shown, text]}], "questions": questions}
+    return requests.post(f"{server.url}/v1/decisions", json=body, timeout=60)
+
+
+def test_questions_share_what_is_decoded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input is decoded once for all questions, and counts once; a question's own image counts, too."""
+    shown, own, other = image_part(picture(90, 50)), image_part(picture(40, 30)), image_part(picture(30, 40))
+    questions = [predicate(), predicate(own), predicate(other), predicate(TEXT, own), predicate(own)]
+    sizes: list[tuple[int, int]] = []
+    prepare = ImageFile.ImageFile.load_prepare
+
+    def counted(image: ImageFile.ImageFile) -> None:
+        sizes.append(image.size)
+        prepare(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", counted)
+    answer = decide(server, "sees", [shown], questions)
+    assert answer.status_code == 200, answer.text
+    assert sorted(sizes) == [(30, 40), (40, 30), (40, 30), (90, 50)]
+    alone = [decide(server, "sees", [shown], [question]).json()["answers"][0] for question in questions]
+    assert [each["probability"] for each in answer.json()["answers"]] == pytest.approx(
+        [each["probability"] for each in alone], abs=1e-4
+    )
+
+
+def test_questions_share_what_is_heard(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+    read = soundfile.SoundFile.read
+
+    def counted(file: soundfile.SoundFile, *args: Any, **kwargs: Any) -> Any:
+        block = read(file, *args, **kwargs)
+        heard.append(len(block))
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    answer = decide(server, "hears", [sound_part(sound(4))], [predicate()] * 3)
+    assert answer.status_code == 200, answer.text
+    assert sum(heard) == 4 * RATE
+
+
+TEXT = {"type": "input_text", "text": "See:"}
+
+
+@pytest.mark.parametrize(
+    ("questions", "param", "said"),
+    [
+        ([[picture(70, 80)], [TEXT, picture(50, 90)]], "questions[1].instructions[1].image_url", "media_max_pixels"),
+        ([[picture(20, 20)], [TEXT, b"no image"]], "questions[1].instructions[1].image_url", "not a readable image"),
+        ([[b"no image"], [b"neither"]], "questions", "questions[0].instructions[0].image_url or questions[1]."),
+        ([[picture(n, n)] for n in range(2, 7)], "questions", "media_max_parts"),
+    ],
+)
+def test_media_of_questions_are_counted_together(
+    server: Server, decoded: list[tuple[int, int]], questions: list[list[Any]], param: str, said: str
+) -> None:
+    decoded.clear()
+    parts = [[image_part(part) if isinstance(part, bytes) else part for part in own] for own in questions]
+    error = decide(server, "sees", [], [predicate(*own) for own in parts]).json()["error"]
+    assert error["param"] == param
+    assert said in error["message"]
+    assert decoded == []
+
+
+def test_media_of_questions_are_fetched(server: Server) -> None:
+    """As those of the input are; here no server allows it."""
+    part = {"type": "input_image", "image_url": "http://127.0.0.1:9/a.png"}
+    error = decide(server, "sees", [], [predicate(), predicate(part)]).json()["error"]
+    assert error["param"] == "questions[1].instructions[0].image_url"
