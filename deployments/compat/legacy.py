@@ -36,7 +36,7 @@ from deployments.openai.fields.sampling import GenerationBody, check_choices
 from deployments.openai.http.api import Api
 from deployments.openai.http.exchange import Exchange, Handler, endpoint
 from deployments.openai.http.route import Route, methods
-from deployments.openai.http.streaming import DONE, Chunks, json_answer, sse, sse_answer, to_json
+from deployments.openai.http.streaming import DONE, Chunks, json_answer, sse, sse_answer, written
 from deployments.openai.models import json_response
 
 # The day they came, as RFC 9745 writes it: they have never been anything but compatible.
@@ -154,7 +154,7 @@ async def token_check(exchange: Exchange) -> Response:
     checks = await exchange.aside(lambda: [_read_check(exchange, *each) for each in enumerate(prompts)])
 
     async def answer() -> bytes:
-        return to_json({"prompts": [await _fit(exchange, check, card) for check, card in checks]})
+        return await written({"prompts": [await _fit(exchange, check, card) for check, card in checks]})
 
     return await json_answer(exchange, answer())
 
@@ -228,7 +228,7 @@ async def generate(exchange: Exchange) -> Response:
         except TimeoutError:
             raise Unavailable(f"The answer was not complete after the timeout of {body.timeout:g} s.") from None
         texts = [choice.text for choice in gathered.choices]
-        return to_json({"texts": texts, "id": request_id} if batch else {"text": texts[0], "id": request_id})
+        return await written({"texts": texts, "id": request_id} if batch else {"text": texts[0], "id": request_id})
 
     return await json_answer(exchange, answer())
 

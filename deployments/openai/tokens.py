@@ -9,7 +9,7 @@ from fastapi import Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from deployments.core.calls import MANY_TOKENS, Prompt, TextPrompt
+from deployments.core.calls import Prompt, TextPrompt
 from deployments.core.client import TokenPiece
 from deployments.core.errors import BadRequest
 from deployments.core.model_card import ModelCard
@@ -22,7 +22,7 @@ from deployments.openai.fields.fields import IdList, RequestBody
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import DETOKENIZE, TOKENIZE
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import build, json_answer, to_json
+from deployments.openai.http.streaming import json_answer, written
 
 
 class TokenizeBody(TemplateFields):
@@ -89,7 +89,7 @@ async def tokenize(exchange: Exchange) -> Response:
         shape: Tokenized = {"count": len(ids), "max_model_len": rendered.max_model_len, "tokens": ids}
         if body.return_token_strs:
             shape["token_strs"] = list(await exchange.client.spell(card.id, ids))
-        return await build(lambda: to_json(shape), large=len(ids) > MANY_TOKENS)
+        return await written(shape)
 
     return await json_answer(exchange, answer())
 
@@ -103,7 +103,7 @@ async def detokenize(exchange: Exchange) -> Response:
             await exchange.client.tokenizer_info(card.id)
         text = await exchange.client.detokenize(card.id, body.tokens)
         pieces = await exchange.client.pieces(card.id, body.tokens) if body.return_pieces else None
-        return await exchange.aside(lambda: to_json(_detokenized(text, pieces)))
+        return await written(await exchange.aside(lambda: _detokenized(text, pieces)))
 
     return await json_answer(exchange, answer())
 
@@ -120,7 +120,7 @@ async def tokenizer_info(exchange: Exchange) -> Response:
     card = exchange.find_model(exchange.request.query_params.get("model"))
 
     async def answer() -> bytes:
-        return to_json(await exchange.client.tokenizer_info(card.id))
+        return await written(await exchange.client.tokenizer_info(card.id))
 
     return await json_answer(exchange, answer())
 
@@ -131,8 +131,7 @@ async def render_chat(exchange: Exchange) -> Response:
     prompt = await read_chat(exchange, await chat_input(exchange, body, body.messages, card), card)
 
     async def answer() -> bytes:
-        shape = await _rendered(exchange, card, prompt)
-        return await build(lambda: to_json(shape), large=shape["count"] > MANY_TOKENS)
+        return await written(await _rendered(exchange, card, prompt))
 
     return await json_answer(exchange, answer())
 
@@ -144,8 +143,7 @@ async def render_completion(exchange: Exchange) -> Response:
     async def answer() -> bytes:
         prompts = [await _rendered(exchange, card, completion_prompt(prompt, body)) for prompt in body.prompt]
         shape: RenderedPrompts = {"data": prompts}
-        large = sum(prompt["count"] for prompt in prompts) > MANY_TOKENS
-        return await build(lambda: to_json(shape), large=large)
+        return await written(shape)
 
     return await json_answer(exchange, answer())
 

@@ -56,6 +56,10 @@ class JsonWriter:
                 return None
         return "".join(pieces)
 
+    def is_small(self, value: Any) -> bool:
+        """Whether a value may be written at once; found without going through all of a large one."""
+        return _left(value, _MOST) >= 0
+
     def small(self, value: Any) -> bytes:
         """The same of a value that is not large, at once."""
         return self._encode(value).encode("utf-8", self._errors)
@@ -65,7 +69,7 @@ class JsonWriter:
         return b"".join(piece.encode("utf-8", self._errors) for piece in self._pieces(value))
 
     def _pieces(self, value: Any) -> Iterator[str]:
-        if _left(value, _MOST) >= 0:
+        if self.is_small(value):
             yield self._encode(value)
         elif isinstance(value, str):
             yield '"'

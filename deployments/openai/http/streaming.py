@@ -56,6 +56,11 @@ async def build(part: Callable[[], T], *, large: bool) -> T:
     return await asyncio.to_thread(without_collector, part)
 
 
+async def written(value: Any) -> bytes:
+    """`to_json`; in a thread if the value is large."""
+    return await build(lambda: to_json(value), large=not _WRITER.is_small(value))
+
+
 async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) -> Response:
     """A response whose body may take a while to compute."""
     if not exchange.options.heartbeat_seconds:

@@ -25,7 +25,7 @@ from deployments.openai.fields.choices import Choice, gather
 from deployments.openai.fields.logprobs import UNLIKELY
 from deployments.openai.fields.usage import usage_object
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import json_answer, to_json
+from deployments.openai.http.streaming import json_answer, written
 from deployments.openai.responses.answer import usage_of
 from deployments.openai.scores.continuations import score_continuations, shares
 from deployments.openai.scores.plan import decision_plan, question_labels, score_plan
@@ -68,7 +68,7 @@ async def _scores(exchange: Exchange, body: ScoreBody, card: ModelCard, prompt: 
         ],
         "usage": usage_object(usage),
     }
-    return to_json(shape)
+    return await written(shape)
 
 
 async def create_decision(exchange: Exchange) -> Response:
@@ -119,7 +119,7 @@ async def _decision(
         cached_tokens=sum(each.usage.cached_tokens for each in ordered),
     )
     shape: Decision = {"model": body.model or card.id, "answers": answers, "usage": usage_of(usage)}
-    return to_json(shape)
+    return await written(shape)
 
 
 class LabelFinder:

@@ -15,6 +15,7 @@ from deployments.openai.fields.choices import Choice, gather
 from deployments.openai.fields.logprobs import finite
 from deployments.openai.http.exchange import Exchange
 
+_PART = 4096
 Score = tuple[float, int]
 """The sum of a continuation's log-probabilities, and how many tokens it has."""
 
@@ -60,8 +61,10 @@ def shares(logprobs: Sequence[float]) -> list[float]:
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two prompts share; at least one, which nothing predicts, and never all of the second."""
-    shared = 0
-    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
+    shared, most = 0, min(len(first), len(second))
+    while shared + _PART <= most and first[shared : shared + _PART] == second[shared : shared + _PART]:
+        shared += _PART
+    while shared < most and first[shared] == second[shared]:
         shared += 1
     return max(1, min(shared, len(second) - 1))
 

@@ -15,7 +15,7 @@ from deployments.core.model_card import ModelCard
 from deployments.core.transcript import Segment, TranscriptionStarted, TranscriptSegment, Word
 from deployments.openai.fields.logprobs import finite
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import Chunks, json_answer, sse, sse_answer, text_answer, to_json
+from deployments.openai.http.streaming import Chunks, build, json_answer, sse, sse_answer, text_answer, to_json
 from deployments.openai.transcriptions.plan import Task, transcription_plan
 from deployments.openai.transcriptions.schema import (
     LISTS,
@@ -29,6 +29,8 @@ from deployments.openai.transcriptions.schema import (
     WordObject,
 )
 from deployments.openai.transcriptions.subtitles import VTT_HEAD, srt_block, vtt_block
+
+_MANY = 1000
 
 
 async def create_transcription(exchange: Exchange) -> Response:
@@ -76,13 +78,21 @@ class Transcript:
                 pass
         if self._format not in ("json", "verbose_json"):
             return self._whole().encode()
+        return await build(lambda: to_json(self._transcription()), large=self._large)
+
+    @property
+    def _large(self) -> bool:
+        """Whether the answer is so long that it is built in a thread."""
+        return len(self._segments) + len(self._words) + len(self._logprobs) > _MANY
+
+    def _transcription(self) -> Transcription:
         usage: DurationUsage = {"type": "duration", "seconds": round(self._heard.duration, 3)}
         answer: Transcription = {"text": self._text.whole, "usage": usage}
         if self._call.logprobs:
             answer["logprobs"] = _entries(self._logprobs)
         if self._format == "verbose_json":
             answer.update(self._details())
-        return to_json(answer)
+        return answer
 
     async def chunks(self) -> Chunks:
         """The events of a stream."""
@@ -98,7 +108,7 @@ class Transcript:
                             yield self._show(gained, event.logprobs)
                     case Finished():
                         self._usage = event.usage
-        yield sse(self._done())
+        yield await build(lambda: sse(self._done()), large=self._large)
 
     def _add(self, spoken: TranscriptSegment) -> str:
         """Take note of a piece; returns what the answer's text gains by it."""

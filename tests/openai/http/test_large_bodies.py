@@ -138,7 +138,14 @@ async def ask(app: ASGIApp, path: str, content: bytes, headers: Mapping[str, str
 
     given = {"content-type": "application/json", **(headers or {})}
     pairs = [(name.encode(), value.encode()) for name, value in given.items()]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": pairs, "query_string": b"", "state": {}}
+    scope = {
+        "type": "http",
+        "method": "POST" if content else "GET",
+        "path": path,
+        "headers": pairs,
+        "query_string": b"",
+        "state": {},
+    }
     await app({**scope, "http_version": "1.1", "root_path": "", "scheme": "http"}, receive, send)
     return answered[0]["status"], b"".join(message.get("body", b"") for message in answered)
 

@@ -10,16 +10,19 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
 
+from deployments.core.calls import Call, GenerateCall
 from deployments.core.collector import let_go
+from deployments.core.events import Accepted, Delta, Event, Finished, PromptScores, Usage
 from deployments.core.json_text.reader import JsonReader
 from deployments.core.json_text.writer import JsonWriter
 from deployments.core.logprobs import Candidate, TokenLogprob
 from deployments.core.token_ids import TokenIds
+from deployments.core.transcript import TranscriptionStarted, TranscriptSegment, Word
 from deployments.large_messages import pack, unpack
 from deployments.openai.app import build_api
 from deployments.openai.http.body import MAX_KEYS, MAX_OBJECTS, parse_object
@@ -291,4 +294,58 @@ def test_an_answer_with_many_ids_is_written_off_the_loop(path: str, fields: dict
     assert status == 200, body[:300]
     assert b"199998,199999]" in body
     assert writers
+    assert threading.main_thread().name not in writers
+
+
+class Writes(Replica):
+    """A model whose answers are large although its requests are not."""
+
+    async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
+        return {"fingerprint": "", "special_tokens": [f"<{i}>" for i in range(20_000)]}
+
+    async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
+        if isinstance(call, GenerateCall):
+            scores = (None, *rows(1))
+            yield Accepted(prompt_token_ids=((1, 2),) * len(call.prompts), prompt_texts=("a",) * len(call.prompts))
+            for choice in range(len(call.prompts)):
+                yield PromptScores(choice=choice, scores=scores)
+                yield Delta(choice=choice, finish_reason="length")
+        else:
+            yield TranscriptionStarted(language="english", duration=9.0)
+            yield TranscriptSegment(text="a", words=(Word("a", 0.0, 1.0),) * 20_000)
+        yield Finished(usage=Usage(prompt_tokens=1))
+
+
+FORM = (
+    '--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\na\r\n'
+    '--x\r\nContent-Disposition: form-data; name="response_format"\r\n\r\nverbose_json\r\n'
+    '--x\r\nContent-Disposition: form-data; name="timestamp_granularities[]"\r\n\r\nword\r\n'
+    '--x\r\nContent-Disposition: form-data; name="stream"\r\n\r\n{}\r\n--x--\r\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/v1/tokenizer_info", ""),
+        ("/v1/score", json.dumps({"prompt": "a", "choices": [f"{i}" + "x" * 2000 for i in range(100)]})),
+        ("/v1/audio/transcriptions", FORM.format("false")),
+        ("/v1/audio/transcriptions", FORM.format("true")),
+    ],
+)
+def test_a_large_answer_is_written_off_the_loop(path: str, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    writers: set[str] = set()
+    plain = json.JSONEncoder.encode
+
+    def encode(encoder: json.JSONEncoder, value: Any) -> str:
+        text = plain(encoder, value)
+        assert len(text) < LONGEST_PIECE * 4
+        writers.add(threading.current_thread().name)
+        return text
+
+    monkeypatch.setattr(json.JSONEncoder, "encode", encode)
+    kind = {"content-type": "multipart/form-data; boundary=x"} if content.startswith("--") else None
+    status, body = asyncio.run(ask(build_api(Writes()), path, content.encode(), kind))
+    assert status == 200, body[:300]
+    assert len(body) > 100_000
     assert threading.main_thread().name not in writers
