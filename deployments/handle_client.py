@@ -176,6 +176,10 @@ class HandleClient:
         """What a client needs to know of the tokenizer, and the model's fingerprint, as JSON values."""
         return cast(dict[str, Any], await self._ask("tokenizer_info", model, expect=expect))
 
+    async def fingerprint_parts(self, model: str, *, expect: str = "") -> dict[str, Any]:
+        """The model's `fingerprint` and what it is made of, as JSON values."""
+        return cast(dict[str, Any], await self._ask("fingerprint_parts", model, expect=expect))
+
     async def status(self) -> list[dict[str, Any]]:
         """One entry for every replica that answers within `STATUS_LIMIT_S` seconds."""
         return await self._tell_all("status", self._pools, limit=STATUS_LIMIT_S)

@@ -176,6 +176,11 @@ class ModelReplica:
         return await self._host.tokenizer_info(model, expect=expect)
 
     @errors_as_values
+    async def fingerprint_parts(self, model: str, *, expect: str = "") -> dict[str, Any]:
+        """The model's fingerprint and what it is made of."""
+        return await self._host.fingerprint_parts(await self._admit(model), expect=expect)
+
+    @errors_as_values
     async def load(self, model: str) -> None:
         """Load a model now."""
         model = await self._admit(model)

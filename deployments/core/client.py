@@ -112,6 +112,9 @@ class ModelClient(Protocol):
     async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
         """What a client needs to know of the tokenizer, `model_max_length` and `fingerprint`, as JSON values."""
 
+    async def fingerprint_parts(self, model: str, *, expect: str = "") -> dict[str, Any]:
+        """The model's `fingerprint` and what it is made of, as JSON values. Loads the model."""
+
     async def discover(self, name: str) -> bool:
         """Whether there is a model of this name after all, which came while the server runs; `resolve` knows it then.
 

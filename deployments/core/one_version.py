@@ -80,6 +80,12 @@ class OneVersion:
         self._learn(model, str(info["fingerprint"]))
         return info
 
+    async def fingerprint_parts(self, model: str) -> dict[str, Any]:
+        """`ModelClient.fingerprint_parts`."""
+        parts = await self._client.fingerprint_parts(model, expect=self._expect)
+        self._learn(model, str(parts["fingerprint"]))
+        return parts
+
     def _learn(self, model: str, fingerprint: str) -> None:
         # Calls at once may have been answered before either was known.
         check_expected(model, fingerprint, self._expect)

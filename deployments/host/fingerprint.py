@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
-from dataclasses import asdict
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from deployments.config.model import ModelEntry
 from deployments.core.fingerprint import fingerprint
 from deployments.core.installed import DISTRIBUTION, installed_version
-from deployments.registry.digest import files_digest, json_digest
+from deployments.registry.digest import file_digests, files_digest, json_digest, weights_arguments
 from deployments.registry.files import folder_files, model_files, without_paths
 from deployments.registry.version import Version
 from model_loaders.contract import ModelInfo
@@ -23,25 +25,56 @@ from model_loaders.loader_name import is_file, parts
 
 _PACKAGES = (DISTRIBUTION, "torch", "transformers", "tokenizers", "peft")
 _SAMPLE = 4096
+_SECRET = re.compile(r"token$|key$|secret|password|credential", re.IGNORECASE)
+_HIDDEN = "(hidden)"
 
 
-def model_fingerprint(entry: ModelEntry, version: Version, info: ModelInfo) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFingerprint:
+    """A fingerprint, and what it is made of.
+
+    Attributes:
+        name: `troupe-w<12>-s<12>`.
+        weights, setup: JSON values; `digest` begins with the 12 digits of the name.
+    """
+
+    name: str = ""
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    setup: Mapping[str, Any] = field(default_factory=dict)
+
+
+def model_fingerprint(entry: ModelEntry, version: Version, info: ModelInfo) -> ModelFingerprint:
     """The fingerprint of a model of an entry. Blocks: files that have not been read are.
 
     Args:
         version: of the files that it was loaded from.
     """
-    return fingerprint(version.digest or _weights(entry, info), json_digest(_setup(entry, info)))
+    weights, setup = _weights(entry, info), _setup(entry, info)
+    if version.digest and weights["digest"] != version.digest:  # Its files have been rewritten since.
+        weights = {"digest": version.digest, "of": "files"}
+    digest = json_digest(setup)
+    return ModelFingerprint(
+        name=fingerprint(weights["digest"], digest),
+        weights=weights,
+        setup={"digest": digest, **_shown(setup)},
+    )
 
 
-def _weights(entry: ModelEntry, info: ModelInfo) -> str:
-    """The digest of a model whose loader names no files of this machine: of those in the Hub's cache, or of the folder
+def _weights(entry: ModelEntry, info: ModelInfo) -> dict[str, Any]:
+    """The digest of a model's files: those that its loader's arguments name, also in the Hub's cache, or of the folder
     that the model says it comes from; else of samples of its tensors.
     """
     files = model_files(entry.kwargs, hub=True)
     if not files and (folder := _folder(info.model)) is not None:
         files = folder_files(folder)
-    return files_digest(files, entry.kwargs) if files else json_digest([_tensors(info.model), _text_side(info)])
+    if not files:
+        return {"digest": json_digest([_tensors(info.model), _text_side(info)]), "of": "tensors"}
+    return {
+        "digest": files_digest(files, entry.kwargs),
+        "of": "files",
+        "files": dict(file_digests(files)),
+        "arguments": weights_arguments(entry.kwargs),
+    }
 
 
 def _folder(model: Any) -> Path | None:
@@ -99,6 +132,14 @@ def _setup(entry: ModelEntry, info: ModelInfo) -> dict[str, Any]:
         "device": _device(info.model),
         "packages": {name: installed_version(name) for name in _PACKAGES},
     }
+
+
+def _shown(setup: Mapping[str, Any]) -> dict[str, Any]:
+    """The setup as JSON values for clients, without what may be a secret."""
+    function, source = setup["loader"]
+    kwargs = {key: _HIDDEN if _SECRET.search(key) else value for key, value in setup["kwargs"].items()}
+    plain = {**setup, "loader": {"function": function, "source": source}, "kwargs": kwargs}
+    return dict(json.loads(json.dumps(plain, default=str)))
 
 
 def _source(loader: str) -> str | None:

@@ -246,6 +246,12 @@ class ModelHost:
             facts = {"model_max_length": loaded.engine.max_model_len, "fingerprint": loaded.fingerprint}
             return {**await loaded.tokenizer_card(), **facts}
 
+    async def fingerprint_parts(self, model: str, *, expect: str = "") -> dict[str, Any]:
+        """The model's `fingerprint` and what it is made of, as JSON values."""
+        async with self.lease(model, expect) as loaded:
+            found = loaded.named
+        return {"model": loaded.entry.id, "fingerprint": found.name, "weights": found.weights, "setup": found.setup}
+
     async def discover(self, name: str) -> bool:
         """Whether the registry has a model of this name, which is known then."""
         return self.following is not None and await self.following.discover(name)

@@ -23,6 +23,7 @@ from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.proofs import EMBEDDING, HOOKS, Proofs
 from deployments.host.embedding.embedder import Embedder, check_ids
 from deployments.host.embedding.text import EmbeddingTexts
+from deployments.host.fingerprint import ModelFingerprint
 from deployments.host.hook_probe import probe_hooks
 from deployments.host.prompt_limits import PromptLimits, is_long
 from deployments.host.template_processes import TemplateProcesses
@@ -91,9 +92,10 @@ class LoadedModel:
     Args:
         media: limits on the media of one request.
         templates: render chat templates of requests.
-        fingerprint: of the model, for its answers.
+        named: the model's fingerprint.
 
     Attributes:
+        fingerprint: the same, for answers.
         submitting: the thread that queues requests: the engine looks at each of their token ids.
     """
 
@@ -104,11 +106,12 @@ class LoadedModel:
         *,
         media: MediaLimits | None = None,
         templates: TemplateProcesses | None = None,
-        fingerprint: str = "",
+        named: ModelFingerprint | None = None,
     ) -> None:
         self.entry = entry
         self._templates = templates or TemplateProcesses()
-        self.fingerprint = fingerprint
+        self.named = named or ModelFingerprint()
+        self.fingerprint = self.named.name
         self._media = media or MediaLimits()
         self.info = info
         proofs = Proofs()

@@ -134,7 +134,7 @@ class Loading:
             info.served_as = entry.id
             read_mapped_weights(info.model)
             named = model_fingerprint(entry, version, info)
-            model = LoadedModel(entry, info, media=self._media, templates=self._templates, fingerprint=named)
+            model = LoadedModel(entry, info, media=self._media, templates=self._templates, named=named)
         except Exception as error:
             if _caused_by_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error

@@ -10,6 +10,7 @@ from deployments.openai.chat.schema import ChatBody, ChatCompletion, ChatComplet
 from deployments.openai.completions.answer import create_completion
 from deployments.openai.completions.schema import CompletionBody, TextCompletion
 from deployments.openai.embeddings import EmbeddingList, EmbeddingsBody, create_embeddings
+from deployments.openai.fingerprint import Fingerprint, show_fingerprint
 from deployments.openai.http.route import Route
 from deployments.openai.page.records import RecordList, list_records, retrieve_record
 from deployments.openai.responses.answer import create_response
@@ -39,6 +40,7 @@ ROUTES = (
     Route("POST", "/tokenize", "tokens", tokens.tokenize, tokens.TokenizeBody, tokens.Tokenized),
     Route("POST", "/detokenize", "tokens", tokens.detokenize, tokens.DetokenizeBody, tokens.Detokenized),
     Route("GET", "/tokenizer_info", "tokens", tokens.tokenizer_info, None, Json, query=("model",)),
+    Route("GET", "/fingerprint", "models", show_fingerprint, None, Fingerprint, query=("model",)),
     Route("GET", "/health", "models", models.health, None, models.Health, query=("verbose",), scoped=False),
     Route("GET", "/version", "models", show_version, None, Version, scoped=False),
     Route("GET", "/admin/replicas", "admin", admin.list_replicas, None, admin.ReplicaList, scoped=False),

@@ -33,10 +33,23 @@ def files_digest(files: Sequence[ModelFile], kwargs: Mapping[str, Any]) -> str:
     Raises:
         OSError: a file cannot be read.
     """
+    return json_digest([[[name, digest] for name, digest in file_digests(files)], weights_arguments(kwargs)])
+
+
+def file_digests(files: Sequence[ModelFile]) -> list[tuple[str, str]]:
+    """The name of each file and the SHA-256 of its content. Blocks: it reads them, several at once.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "digest") as pool:
-        digests = list(pool.map(_file_digest, [file.path for file in files]))
-    chosen = {key: kwargs[key] for key in _OF_THE_MODEL if kwargs.get(key) is not None}
-    return json_digest([[[file.name, digest] for file, digest in zip(files, digests, strict=True)], chosen])
+        digests = pool.map(_file_digest, [file.path for file in files])
+        return list(zip([file.name for file in files], digests, strict=True))
+
+
+def weights_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a loader that make its model another."""
+    return {key: kwargs[key] for key in _OF_THE_MODEL if kwargs.get(key) is not None}
 
 
 def json_digest(value: Any) -> str:

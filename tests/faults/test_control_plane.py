@@ -89,6 +89,34 @@ def test_a_killed_process_before_the_replicas_ends_its_streams_and_is_replaced(u
     asyncio.run(main())
 
 
+@pytest.mark.long
+def test_no_request_hangs_that_is_sent_while_the_ingress_is_killed(url: str, say: Say) -> None:
+    """The one that is on its way to the process is sent to the next, which must not wait for a body that is lost."""
+    victim = f"::{url.rpartition('/')[2]}{INGRESS}"
+
+    async def main() -> None:
+        replies: list[Reply] = []
+
+        async def client(stop: asyncio.Event) -> None:
+            while not stop.is_set():
+                replies.append(await asyncio.wait_for(ask(url, "a", "x" * 20_000, max_tokens=1), 30))
+
+        for _ in range(4):
+            stop = asyncio.Event()
+            clients = [asyncio.create_task(client(stop)) for _ in range(40)]
+            await until(lambda: len(replies) >= 40, 30)
+            await asyncio.to_thread(kill, victim)
+            await served_again(url)
+            stop.set()
+            await asyncio.gather(*clients)
+        lost = [reply for reply in replies if reply.status != 200]
+        assert all(not reply.status or (reply.error or {})["code"] == "unavailable" for reply in lost)
+        slowest = max(reply.seconds for reply in replies)
+        say(f"{len(replies)} requests, {len(lost)} of them lost; the slowest took {slowest:.1f} s")
+
+    asyncio.run(main())
+
+
 def test_nobody_notices_that_the_controller_was_killed(url: str, say: Say) -> None:
     async def main() -> None:
         streams = await streaming(url, 4)

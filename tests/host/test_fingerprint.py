@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ def named(info: ModelInfo | None = None, **fields: Any) -> tuple[str, str]:
     """The two parts of a fingerprint."""
     info = info or ModelInfo(model=llama(), tokenizer=byte_tokenizer())
     entry = ModelEntry.model_validate({"id": "a", "loader": "tests.openai.scripted:load_model", **fields})
-    _, weights, setup = model_fingerprint(entry, Version(model="a"), info).split("-")
+    _, weights, setup = model_fingerprint(entry, Version(model="a"), info).name.split("-")
     return weights, setup
 
 
@@ -64,3 +66,32 @@ def test_a_model_without_a_module() -> None:
         raise AssertionError
 
     assert named(ModelInfo(engine=engine, model_name="a"))[0] == named(ModelInfo(engine=engine, model_name="a"))[0]
+
+
+def test_each_part_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    kwargs = {"model_name": str(tmp_path), "hf_token": "hf_secret", "max_tokens": 5, "dtype": "float32"}
+    entry = ModelEntry.model_validate({"id": "a", "loader": "tests.openai.scripted:load_model", "kwargs": kwargs})
+    info = ModelInfo(model=llama(), tokenizer=byte_tokenizer())
+    found = model_fingerprint(entry, Version(model="a"), info)
+    weights, setup = found.weights, found.setup
+    assert found.name == f"troupe-w{weights['digest'][:12]}-s{setup['digest'][:12]}"
+    assert weights["files"] == {
+        "config.json": hashlib.sha256(b"{}").hexdigest(),
+        "model.safetensors": hashlib.sha256(b"weights").hexdigest(),
+    }
+    assert setup["loader"]["function"] == "load_model"
+    assert setup["kwargs"] == {"hf_token": "(hidden)", "max_tokens": 5, "dtype": "float32"}
+    assert setup["packages"].keys() == {"troupe-serve", "torch", "transformers", "tokenizers", "peft"}
+    assert "hf_secret" not in str(found)
+
+
+def test_files_that_were_rewritten_since_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    kwargs = {"model_name": str(tmp_path)}
+    entry = ModelEntry.model_validate({"id": "a", "loader": "tests.openai.scripted:load_model", "kwargs": kwargs})
+    info = ModelInfo(model=llama(), tokenizer=byte_tokenizer())
+    found = model_fingerprint(entry, Version(model="a", digest="0" * 64), info)
+    assert found.weights == {"digest": "0" * 64, "of": "files"}
+    assert found.name.startswith("troupe-w000000000000-s")

@@ -69,3 +69,16 @@ def test_a_default_model(serve: Serve) -> None:
 def test_health(server: Server) -> None:
     for path in ("/health", "/v1/health"):
         assert requests.get(server.url + path, timeout=5).json() == {"status": "ok"}
+
+
+def test_what_a_fingerprint_is_made_of(server: Server, client: OpenAI) -> None:
+    answer = client.completions.create(model="org/scripted", prompt="a")
+    found = requests.get(f"{server.url}/v1/fingerprint?model=gpt-3.5-turbo-0613", timeout=5)
+    parts = found.json()
+    assert (parts["model"], parts["fingerprint"]) == ("org/scripted", answer.system_fingerprint)
+    assert found.headers["x-troupe-fingerprint"] == parts["fingerprint"]
+    weights, setup = parts["weights"]["digest"][:12], parts["setup"]["digest"][:12]
+    assert parts["fingerprint"] == f"troupe-w{weights}-s{setup}"
+    assert {"loader", "kwargs", "engine", "api", "dtype", "device", "packages"} <= parts["setup"].keys()
+    other = {"x-troupe-expect": "w" + "0" * 12}
+    assert requests.get(f"{server.url}/models/org/scripted/fingerprint", headers=other, timeout=5).status_code == 409

@@ -243,13 +243,13 @@ def _summary(file: BinaryIO, name: str, start: int, end: int) -> RecordedCall | 
         return None
 
 
-_HEAD = re.compile(r'"(time|id|model|request_id|path)": ("(?:[^"\\]|\\.)*")')
+_HEAD = re.compile(r'"(time|id|model|request_id|path)": ?("(?:[^"\\]|\\.)*")')
 
 
 def _from_ends(head: str, tail: str) -> dict[str, Any]:
     """The fields before the request and after the choices of a line that is too long to be parsed."""
-    fields = {key: json.loads(value) for key, value in _HEAD.findall(head.partition('"request": ')[0])}
-    seconds = tail[tail.rindex('"seconds": ') :].rstrip().removesuffix("}")
+    fields = {key: json.loads(value) for key, value in _HEAD.findall(re.split('"request": ?{', head, maxsplit=1)[0])}
+    seconds = tail[tail.rindex('"seconds":') :].rstrip().removesuffix("}")
     return {**fields, **json.loads(f"{{{seconds}}}")}
 
 

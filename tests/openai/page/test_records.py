@@ -43,7 +43,7 @@ def line(number: int, *, model: str = "m", hour: int = 10, text: str = "", **fie
 def write(file: Path, *calls: dict[str, Any]) -> None:
     with file.open("a", encoding="utf-8") as written:
         for call in calls:
-            written.write(json.dumps(call, ensure_ascii=False) + "\n")
+            written.write(json.dumps(call, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def ids(calls: list[dict[str, Any]]) -> list[str]:
