@@ -32,7 +32,10 @@ _UNSHOWN = {"POST /admin/models", "DELETE /admin/models/{name:path}", "GET /reco
 COUNTERS = ("GET /admin/replicas", "GET /health")
 """Routes whose numbers depend on what else has happened."""
 # What differs between two answers to one request.
-_CHANGES = {"id", "created", "created_at", "completed_at", "version", "pid", "system_fingerprint", "fingerprint"}
+_CHANGES = {
+    *("id", "created", "created_at", "completed_at", "version", "pid", "system_fingerprint", "fingerprint"),
+    *("device", "packages"),
+}
 _FINGERPRINT = "troupe-w4d661fe9a1d7-sca8c8cbf39a8"
 _SHOWN_AS = {
     "created": 1790000000,
