@@ -20,7 +20,8 @@ from tests.engine.running import prompt
 from tests.engine.stepped import Stepped
 
 KINDS = ("llama", "gemma3_text", "falcon_h1", "qwen3_next")
-EXAMPLES = 50
+SHORT, LONG = 15, 100
+"""Schedules of each kind."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,18 @@ def quiet() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("examples", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(schedule=st.lists(plans, min_size=1, max_size=8))
-def test_every_text_is_that_of_a_solo_run(kind: str, schedule: list[Plan]) -> None:
+def test_every_text_is_that_of_a_solo_run(kind: str, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(schedule=st.lists(plans, min_size=1, max_size=8))
+    def every_text(schedule: list[Plan]) -> None:
+        check(kind, schedule)
+
+    every_text()
+
+
+def check(kind: str, schedule: list[Plan]) -> None:
     for client in play(kind, schedule):
         plan = client.plan
         alone = solo(kind, plan.ids, plan.seed, plan.stop_token, plan.max_tokens)
