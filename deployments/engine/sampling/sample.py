@@ -56,7 +56,9 @@ def sample_batch(logits: torch.Tensor, samplers: Sequence[SequenceSampler]) -> l
         an `error` and is not advanced; the others are not affected.
     """
     tops, best = logits.max(dim=-1)
-    tokens, peaks = best.tolist(), tops.tolist()
+    # In one piece: the host waits for the device each time. A token id is exact as a float64.
+    peaks, found = torch.stack((tops.double(), best.double())).tolist()
+    tokens = [int(token_id) for token_id in found]
     errors: dict[int, TroupeError] = {
         i: ModelError("The model's logits are not finite numbers (NaN or infinity) for this input.")
         for i, peak in enumerate(peaks)
@@ -136,30 +138,37 @@ class _Step:
     def choose(self) -> None:
         """Draw a token, or take the most likely one."""
         greedy = [i for i, sampler in enumerate(self.samplers) if sampler.greedy]
-        self.tokens = [0] * len(self.samplers)
+        drawn: list[tuple[Sequence[int], torch.Tensor]] = []
         if greedy:
-            self._place(greedy, self._subset(greedy).argmax(-1))
+            drawn.append((greedy, self._subset(greedy).argmax(-1)))
         drawing = [i for i, sampler in enumerate(self.samplers) if not sampler.greedy and i not in self.errors]
         free = [i for i in drawing if not self.samplers[i].truncated]
         cut = [i for i in drawing if self.samplers[i].truncated]
         if free:
             temperature = self._column([self.samplers[i].params.temperature for i in free])
-            drawn = draw_untruncated(self._subset(free), temperature, *self._chance(free))
-            self._place(free, drawn)
+            drawn.append((free, draw_untruncated(self._subset(free), temperature, *self._chance(free))))
         if cut:
-            self._draw_truncated(cut)
+            drawn += self._draw_truncated(cut)
+        self.tokens = [0] * len(self.samplers)
+        if drawn:
+            places = [place for group, _ in drawn for place in group]
+            for place, token_id in zip(places, torch.cat([ids for _, ids in drawn]).tolist(), strict=True):
+                self.tokens[place] = token_id
 
-    def _draw_truncated(self, places: Sequence[int]) -> None:
+    def _draw_truncated(self, places: Sequence[int]) -> list[tuple[Sequence[int], torch.Tensor]]:
+        """Tokens of the sequences whose distributions are truncated, in groups of places."""
+        drawn: list[tuple[Sequence[int], torch.Tensor]] = []
         truncation = Truncation.from_params([self.samplers[i].params for i in places], self.raw.device)
         settled, kept, unsettled, masked = truncate(self._subset(places), truncation)
         if settled:
             group = [places[i] for i in settled]
-            self._place(group, kept.draw(self._chance(group)[1]))
+            drawn.append((group, kept.draw(self._chance(group)[1])))
             self._kept.append((group, kept))
         if unsettled:
             group = [places[i] for i in unsettled]
-            self._place(group, draw_untruncated(masked, truncation.temperature[unsettled], *self._chance(group)))
+            drawn.append((group, draw_untruncated(masked, truncation.temperature[unsettled], *self._chance(group))))
             self._cut.append((group, masked))
+        return drawn
 
     def settle(self) -> None:
         """Let the masks take the tokens, or replace them."""
@@ -217,10 +226,6 @@ class _Step:
 
     def _column(self, values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype).to(self.raw.device, non_blocking=True)
-
-    def _place(self, places: Sequence[int], drawn: torch.Tensor) -> None:
-        for i, token_id in zip(places, drawn.tolist(), strict=True):
-            self.tokens[i] = token_id
 
 
 def _dead_end(peak: float, params: SamplingParams) -> TroupeError:

@@ -17,6 +17,8 @@ from deployments.core.calls import SamplingParams
 
 CANDIDATES = 256
 _BLOCK = 256
+# Logits that are cut at once on a CPU.
+_CELLS = 1 << 17
 # Bins of the histogram: an eighth of a nat each, down to e^-64 of the heaviest weight.
 _PER_UNIT = 8
 _BINS = 512
@@ -58,6 +60,21 @@ class Truncation:
             params=params,
         )
 
+    def of_rows(self, rows: Sequence[int]) -> Truncation:
+        """Those of some of the sequences."""
+        if len(rows) == len(self.params):
+            return self
+        index = list(rows)
+        return Truncation(
+            temperature=self.temperature[index],
+            top_k=self.top_k[index],
+            top_p=self.top_p[index],
+            min_p=self.min_p[index],
+            typical_p=self.typical_p[index],
+            of_all=self.of_all,
+            params=[self.params[row] for row in rows],
+        )
+
 
 @dataclass(slots=True)
 class Kept:
@@ -75,6 +92,11 @@ class Kept:
         """One token id per sequence; `keys` is int64 [rows], see `gumbel`."""
         place = (self.weights.log() + gumbel(keys, self.ids)).argmax(-1, keepdim=True)
         return self.ids.gather(1, place)[:, 0]
+
+
+def on_host(tensor: torch.Tensor) -> bool:
+    """Whether the host reads a tensor without waiting: sizes may depend on its values then."""
+    return tensor.device.type == "cpu"
 
 
 def truncate(scores: torch.Tensor, cut: Truncation) -> tuple[list[int], Kept, list[int], torch.Tensor]:
@@ -95,30 +117,42 @@ def truncate(scores: torch.Tensor, cut: Truncation) -> tuple[list[int], Kept, li
     is_open = cut.typical_p < 1
     if count < vocab:
         is_open |= (weights[:, -1] > 0) | (cut.top_k > count)
-    settled, unsettled = (~is_open).nonzero()[:, 0], is_open.nonzero()[:, 0].tolist()
+    # The one wait for the device.
+    found: list[bool] = is_open.tolist()
+    settled = [row for row, still in enumerate(found) if not still]
+    unsettled = [row for row, still in enumerate(found) if still]
     masked = scores[unsettled]
-    for row, place in enumerate(unsettled):
-        masked[row].masked_fill_(~_kept_by_row(scores[place], cut.params[place]), float("-inf"))
-    return settled.tolist(), Kept(ids[settled], weights[settled]), unsettled, masked
+    # What is computed of a few rows stays in a CPU's cache.
+    group = max(4, _CELLS // vocab) if on_host(scores) else len(scores)
+    for first in range(0, len(unsettled), group):
+        rows = unsettled[first : first + group]
+        some = masked[first : first + group]
+        some.masked_fill_(~_kept(some, cut.of_rows(rows)), float("-inf"))
+    return settled, Kept(ids[settled], weights[settled]), unsettled, masked
 
 
-def _kept_by_row(scores: torch.Tensor, cut: SamplingParams) -> torch.Tensor:
-    """Which of all tokens a sequence keeps; float32 [vocab] to bool [vocab]."""
-    exponents = (scores - scores.max()) / cut.temperature
+def _kept(scores: torch.Tensor, cut: Truncation) -> torch.Tensor:
+    """Which of all tokens each sequence keeps; float32 [rows, vocab] to bool [rows, vocab]."""
+    exponents = (scores - scores.amax(-1, keepdim=True)).div_(cut.temperature[:, None])
     weights = exponents.exp()
     keep = scores > float("-inf")
-    if 0 < cut.top_k < len(scores):
+    largest = max(p.top_k if p.top_k < scores.shape[1] else 0 for p in cut.params)
+    if largest > 0:
         # Ties with the k-th logit are kept, as TopKLogitsWarper keeps them.
-        keep &= scores >= scores.topk(cut.top_k).values[-1]
+        limited = (cut.top_k > 0) & (cut.top_k < scores.shape[1])
+        kth = scores.topk(largest).values.gather(1, (cut.top_k - 1).clamp(0, largest - 1)[:, None])
+        keep &= (scores >= kth) | ~limited[:, None]
         weights *= keep
-    if cut.top_p < 1:
+    if any(p.top_p < 1 for p in cut.params):
         # The fewest heaviest tokens that hold top_p of the sum.
-        keep &= -weights <= _reached(-weights.log(), -weights, weights, cut.top_p)
-    if cut.min_p > 0:
-        keep &= weights >= cut.min_p
-    if cut.typical_p < 1:
-        distance = _distance(torch.where(keep, exponents, 0.0), weights * keep)
-        keep &= distance <= _reached(distance, distance, weights * keep, cut.typical_p)
+        reached = _reached(weights.log().neg_(), weights.neg(), weights, cut.top_p)
+        keep &= (weights >= -reached) | (cut.top_p >= 1)[:, None]
+    if any(p.min_p > 0 for p in cut.params):
+        keep &= weights >= cut.min_p.float()[:, None]
+    if any(p.typical_p < 1 for p in cut.params):
+        weights *= keep
+        distance = _distance(exponents.masked_fill_(~keep, 0.0), weights)
+        keep &= (distance <= _reached(distance, distance, weights, cut.typical_p)) | (cut.typical_p >= 1)[:, None]
     return keep
 
 
@@ -128,37 +162,58 @@ def _distance(exponents: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     With p = exp(x) / Z the surprise is log Z - x and the entropy log Z - E[x]: the distance is that of x to its mean.
 
     Args:
-        exponents: float32 [vocab], x; finite.
-        weights: float32 [vocab], exp(x), or 0 for a token that is cut off.
+        exponents: float32 [rows, vocab], x; finite.
+        weights: float32 [rows, vocab], exp(x), or 0 for a token that is cut off.
 
     Returns:
-        float64 [vocab].
+        float64 [rows, vocab].
     """
     doubled = exponents.double()
     mass = weights.double()
-    return doubled.sub_((mass @ doubled) / mass.sum()).abs_()
+    total = mass.sum(-1, keepdim=True)
+    return doubled.sub_(mass.mul_(doubled).sum(-1, keepdim=True).div_(total)).abs_()
 
 
-def _reached(nats: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor, share: float) -> torch.Tensor:
-    """The key at which the weights of tokens, added up by rising keys, hold a share of their sum.
+def _reached(nats: torch.Tensor, keys: torch.Tensor, weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """The key at which the weights of a sequence's tokens, added up by rising keys, hold a share of their sum.
 
     Weights are counted into bins; only the bin in which the share is reached is sorted.
 
     Args:
-        nats: [vocab], what is binned: at least 0, rising with the keys.
-        keys: [vocab].
-        weights: float32 [vocab].
-        share: below 1.
+        nats: [rows, vocab], what is binned: at least 0, rising with the keys.
+        keys: [rows, vocab].
+        weights: float32 [rows, vocab].
+        share: float64 [rows], at most 1.
+
+    Returns:
+        [rows, 1], of the keys' dtype.
     """
     bins = nats.clamp(max=_BINS / _PER_UNIT).mul_(_PER_UNIT).long().clamp_(max=_BINS - 1)
-    sums = torch.bincount(bins, weights.double(), minlength=_BINS).cumsum(0)
-    target = sums[-1] * share
+    sums = weights.new_zeros(len(bins), _BINS, dtype=torch.float64)
+    sums = sums.scatter_add_(1, bins, weights.double()).cumsum(-1)
+    target = sums[:, -1:] * share[:, None]
     place = torch.searchsorted(sums, target)
     inside = bins == place
-    ordered, order = keys[inside].sort()
-    mass = weights[inside][order].double()
-    before = mass.cumsum(0) - mass + torch.where(place > 0, sums[place - 1], 0.0)
-    return ordered[(before < target).sum().clamp(min=1) - 1]
+    before = torch.where(place > 0, sums.gather(1, (place - 1).clamp(min=0)), 0.0)
+    counts = inside.sum(-1, keepdim=True)
+    ordered, order = _gathered(keys, inside, counts, float("inf")).sort(-1)
+    mass = _gathered(weights, inside, counts, 0.0).gather(1, order).double()
+    fewer = (mass.cumsum(-1) - mass + before < target).sum(-1, keepdim=True)
+    return ordered.gather(1, torch.minimum(fewer.clamp(min=1), counts) - 1)
+
+
+def _gathered(values: torch.Tensor, inside: torch.Tensor, counts: torch.Tensor, fill: float) -> torch.Tensor:
+    """The values of each row that are inside, [rows, at least the largest count], in their order; `fill` is elsewhere.
+
+    On a CPU they are packed, so that little is sorted. A GPU sorts all sooner than the host knows how many there are.
+    """
+    if not on_host(values):
+        return values.masked_fill(~inside, fill)
+    row, column = inside.nonzero(as_tuple=True)
+    first = counts.cumsum(0) - counts
+    packed = values.new_full((len(values), int(counts.max())), fill)
+    packed[row, torch.arange(len(row)) - first[row, 0]] = values[row, column]
+    return packed
 
 
 def draw_untruncated(
@@ -184,14 +239,17 @@ def draw_untruncated(
         return drawn
     total = ((scores - values[:, :1]) / temperature[:, None]).exp_().sum(-1).double()
     share = head.sum(-1) / total
-    tail = (uniform >= share).nonzero()[:, 0]
+    in_tail = uniform >= share
+    # A GPU computes all rows sooner than the host knows which of them it needs.
+    tail = in_tail.nonzero()[:, 0] if on_host(scores) else torch.arange(len(scores), device=scores.device)
     if len(tail):
         rest = scores[tail].scatter_(1, ids[tail], float("-inf"))
         # Rounding may promise a tail where there is no token left.
         empty = rest.amax(-1) == float("-inf")
-        rest[empty] = 0.0
+        rest.masked_fill_(empty[:, None], 0.0)
         left = (uniform[tail] - share[tail]) / (1 - share[tail])
-        drawn[tail] = torch.where(empty, drawn[tail], _invert(rest, temperature[tail], left))
+        found = _invert(rest, temperature[tail], left)
+        drawn[tail] = torch.where(empty | ~in_tail[tail], drawn[tail], found)
     return drawn
 
 

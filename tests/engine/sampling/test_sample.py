@@ -107,6 +107,26 @@ class TestSeeds:
                 together[i].append(got[id(one)])
         assert together == alone
 
+    def test_a_seed_gives_the_same_tokens_for_ever(self) -> None:
+        """Of flat distributions, which are cut beyond the first candidates. The numbers were drawn row by row."""
+        cuts: list[dict[str, Any]] = [
+            {"top_p": 0.95},
+            {"typical_p": 0.9},
+            {"top_p": 0.8, "typical_p": 0.7, "min_p": 0.01},
+            {"top_k": 900, "top_p": 0.9},
+            {},
+        ]
+        rows = [row(temperature=0.9, seed=i, vocab=5000, **cut) for i, cut in enumerate(cuts * 2)]
+        place = torch.arange(5000, dtype=torch.float64)
+        drawn = []
+        for step in range(2):
+            waves = [torch.sin(place * (i + 1.7) + step) * (1 + i / 3) for i in range(len(rows))]
+            drawn.append(tokens(sample_batch(torch.stack(waves).float(), rows)))
+        assert drawn == [
+            [4115, 608, 4696, 4694, 278, 2583, 3638, 3617, 2608, 1393],
+            [1701, 3607, 1216, 178, 1269, 3693, 1561, 1971, 2365, 3851],
+        ]
+
     def test_other_seeds_give_other_tokens(self) -> None:
         assert generate(row(seed=1), 12) != generate(row(seed=2), 12)
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
@@ -11,6 +14,7 @@ from transformers import (
 )
 
 from deployments.core.calls import SamplingParams
+from deployments.engine.sampling import truncation
 from deployments.engine.sampling.truncation import CANDIDATES, Truncation, draw_untruncated, gumbel, truncate
 
 
@@ -147,3 +151,49 @@ def test_gumbel_numbers_depend_on_key_and_id_alone() -> None:
     assert abs(numbers.mean().item() - 0.5772) < 0.03
     assert abs(numbers.var().item() - 1.6449) < 0.06
     assert abs(torch.corrcoef(torch.stack((numbers, gumbel(keys(2)[1:], ids)[0])))[0, 1].item()) < 0.02
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators of a computation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+FLAT = [
+    SamplingParams(top_p=0.95),
+    SamplingParams(typical_p=0.9),
+    SamplingParams(typical_p=0.9, top_p=0.99, min_p=1e-4),
+]
+
+
+@pytest.mark.parametrize("params", FLAT)
+def test_flat_distributions_take_as_many_operators_however_many_there_are(params: SamplingParams) -> None:
+    scores = torch.randn(16, 8000)
+    counts = []
+    for rows in (2, 16):
+        with Operators() as operators:
+            truncate(scores[:rows], Truncation.from_params([params] * rows, scores.device))
+        counts.append(len(operators.names))
+    assert counts[0] == counts[1]
+    assert counts[1] < 250
+
+
+@pytest.mark.parametrize("vocab", [3000, 40_000])
+def test_a_gpu_gets_the_tokens_of_a_cpu_and_waits_once(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form for tensors that the host cannot read without waiting has no size that depends on values."""
+    scores = torch.randn(len(SETTINGS), vocab) * torch.linspace(0.05, 4, len(SETTINGS))[:, None]
+    cut, uniform = Truncation.from_params(SETTINGS, scores.device), torch.linspace(0, 0.999, len(SETTINGS)).double()
+    kept = kept_tokens(scores, SETTINGS)
+    drawn = draw_untruncated(scores, cut.temperature, uniform, keys(len(SETTINGS)))
+    monkeypatch.setattr(truncation, "on_host", lambda tensor: False)
+    with Operators() as operators:
+        truncate(scores, cut)
+        assert torch.equal(draw_untruncated(scores, cut.temperature, uniform, keys(len(SETTINGS))), drawn)
+    assert not [name for name in operators.names if name.startswith(("nonzero", "_local_scalar", "bincount"))]
+    assert kept_tokens(scores, SETTINGS) == kept
