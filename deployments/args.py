@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from deployments.compat.legacy import GenerateBody
 from deployments.config.app import AppArgs, parse_args
 from deployments.config.explain import config_error, nearest
+from deployments.core.errors import ConfigError
 from deployments.openai.default_params import default_faults
 from deployments.openai.parsing.names import parser_faults
+from model_loaders.local_folder import found, missing
+
+
+def check_adapter_folders(args: AppArgs, base: Path) -> None:
+    """Refuse adapters of the configuration whose folders do not exist.
+
+    Args:
+        base: the folder that relative paths start from.
+
+    Raises:
+        ConfigError: it names the model and the path.
+    """
+    for index, entry in enumerate(args.models):
+        if entry.adapter is not None and not found(entry.adapter, base).is_dir():
+            raise ConfigError(f"models[{index}].adapter: {entry.adapter}: {missing(entry.adapter, base)}")
 
 
 def read_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArgs:

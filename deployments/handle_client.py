@@ -88,7 +88,7 @@ class HandleClient:
         self._following = None if registry is None else Following(self._catalogue, RegistryHandle(registry))
         # Calls go straight to the replica by gRPC, which takes a millisecond less than Ray's object store.
         self._pools = {name: handle.options(_by_reference=False) for name, handle in pools.items()}
-        self._pool_of = {model: name for name, pool in args.all_pools().items() for model in pool.models}
+        self._pool_of = args.pool_of()
         self._gate = Gate(args.max_concurrent_requests)
         self._waiting = Waiting()
         self._answering: set[str] = set()
@@ -262,8 +262,7 @@ class HandleClient:
         handle = pool.options(
             method_name="generate" if call.stream else "answer",
             stream=call.stream,
-            multiplexed_model_id=call.model,
-            session_id=call.affinity or "",
+            **self._routed(call.model, call.affinity),
         )
         answer = handle.remote(await packed(call))
         try:
@@ -276,7 +275,7 @@ class HandleClient:
         """The answer of a replica that has the model, asked once more when the first is lost."""
         key = self.resolve(model).id
         pool = await self._started(self._pool(key))
-        handle = pool.options(method_name=method, multiplexed_model_id=key)
+        handle = pool.options(method_name=method, **self._routed(key))
         given = [await packed(argument) for argument in arguments]
         for attempt in (1, 2):
             answer = handle.remote(self._spec(key) or key, *given, **options)
@@ -293,6 +292,11 @@ class HandleClient:
                 if attempt == 2 or not isinstance(failure, Unavailable):
                     raise failure from None
         raise AssertionError("unreachable")
+
+    def _routed(self, model: str, affinity: str | None = None) -> dict[str, str]:
+        """What the router goes by: replicas hold the base of an adapter, and an adapter stays on one of them."""
+        place = self._catalogue.place_of(model)
+        return {"multiplexed_model_id": place, "session_id": affinity or ("" if place == model else model)}
 
     async def _tell_all(self, method: str, pools: Iterable[str], *arguments: Any, limit: float) -> list[Any]:
         """The answers of all replicas of some pools; replicas that fail to answer are logged and left out."""

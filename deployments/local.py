@@ -16,18 +16,20 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from deployments.args import read_args
+from deployments.args import check_adapter_folders, read_args
 from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
 from deployments.config.yaml_text import read_yaml
 from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError
-from deployments.host.host import ModelHost, default_device
+from deployments.host.host import ModelHost
+from deployments.host.loading import default_device
 from deployments.openai.app import build_api
 from deployments.registry.registry import Registry
 from model_loaders.contract import ModelInfo, as_model_info
@@ -56,6 +58,7 @@ def make_app(
         ConfigError: the arguments are wrong.
     """
     checked = read_args(args)
+    check_adapter_folders(checked, Path(checked.folder or ""))
     registry = Registry(checked) if checked.has_registry else None
     models = ModelHost(checked, device, given=given, registry=registry)
 

@@ -74,7 +74,7 @@ class ModelReplica:
     async def _preload(self, args: AppArgs) -> None:
         for entry in args.models:
             if entry.pinned or entry.preload:
-                await self._advertise(entry.id)
+                await self._advertise(entry.base or entry.id)
         await self._host.preload()
 
     async def _report(self) -> None:
@@ -98,7 +98,7 @@ class ModelReplica:
 
     async def _admit(self, model: str) -> str:
         found = self._id(model)
-        await self._advertise(found)
+        await self._advertise(self._host.place_of(found))
         return found
 
     async def generate(self, given: Call | Packed) -> AsyncGenerator[Event | Packed, None]:
@@ -114,7 +114,9 @@ class ModelReplica:
 
     async def _events(self, given: Call | Packed) -> AsyncGenerator[Event, None]:
         call: Call = await unpacked(given)
-        await self._advertise(call.model)
+        if call.spec:
+            self._host.admit(call.spec)
+        await self._advertise(self._host.place_of(call.model))
         with self._metrics.observed(call) as seen:
             async with contextlib.aclosing(self._host.generate(call)) as events:
                 async for event in events:

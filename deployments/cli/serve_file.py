@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from deployments.args import read_args
+from deployments.args import check_adapter_folders, read_args
 from deployments.cli.loader_file import check_arguments, check_loader
 from deployments.config.app import IMPORT_PATH, AppArgs
 from deployments.config.explain import nearest
@@ -217,7 +217,9 @@ def _check_application(app: Mapping[str, Any], args: AppArgs, folder: Path) -> N
         raise ConfigError(f"args.folder: there is no folder {str(base)!r}.")
     if not remote:
         _check_files(args, base)
-    for entry in args.models:
+    if not remote:
+        check_adapter_folders(args, base)
+    for entry in (entry for entry in args.models if entry.adapter is None):
         check_loader(entry.loader, base)
         check_arguments(entry, base)
         if not remote:

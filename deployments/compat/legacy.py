@@ -24,6 +24,7 @@ from fastapi import FastAPI, Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from deployments.compat.vllm_lora import load_adapter, unload_adapter
 from deployments.core.calls import ChatPrompt, GenerateCall, SamplingParams, TextPrompt
 from deployments.core.errors import BadRequest, RouteGone, Unavailable, UnsupportedParameter
 from deployments.core.events import Delta, Event
@@ -62,8 +63,8 @@ def add_legacy_routes(app: FastAPI, api: Api, routes: Sequence[Route]) -> None:
     for path in ("/v1/edits", "/edits"):
         _add(app, api, "POST", path, edits, "/chat/completions")
     _add(app, api, "GET", "/v1/metrics", metrics, "/models")
-    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
-        _add(app, api, "POST", path, lora_adapter, "/admin/models")
+    for path, handler in (("/v1/load_lora_adapter", load_adapter), ("/v1/unload_lora_adapter", unload_adapter)):
+        _add(app, api, "POST", path, handler, "/admin/models")
 
 
 def _add(app: FastAPI, api: Api, method: str, path: str, handler: Handler, successor: str) -> None:
@@ -119,14 +120,6 @@ async def metrics(exchange: Exchange) -> Response:
     raise RouteGone(
         "/v1/metrics is gone. Requests and tokens of all models and processes are Prometheus metrics, which Ray "
         "exports on its metrics port; the counts of one request are its answer's usage."
-    )
-
-
-async def lora_adapter(exchange: Exchange) -> Response:
-    """Not supported: adapters are served as merged models."""
-    raise RouteGone(
-        f"{exchange.request.scope['path']}: this server has no adapters beside a base model. Merge the adapter (peft's "
-        "merge_and_unload), save the model, and add its folder with POST /admin/models."
     )
 
 

@@ -14,6 +14,7 @@ class ApiOptions(BaseModel):
         api_keys: keys of the API, as plain text or as `sha256:<hex digest>`; if there are none, the API is open.
         admin_keys: keys of the admin routes and of the API; if there are none, the admin routes are closed.
         admin_roots: folders below which models that POST /admin/models adds must lie.
+        vllm_lora_routes: answer vLLM's /v1/load_lora_adapter and /v1/unload_lora_adapter, which need an admin key.
         api_keys_file: file with more keys, one per line; it is read again when it changes.
         cors_origins: origins whose pages can call the API from a browser; `*` allows every origin.
         default_model: model of requests that do not name one; None is the only model, if there is one.
@@ -45,6 +46,7 @@ class ApiOptions(BaseModel):
     api_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()
     admin_roots: tuple[str, ...] = ()
+    vllm_lora_routes: bool = False
     api_keys_file: str | None = None
     cors_origins: tuple[str, ...] = ()
     default_model: str | None = None

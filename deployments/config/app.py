@@ -9,8 +9,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deployments.config.api import ApiOptions
 from deployments.config.booleans import booleans_for_numbers
-from deployments.config.explain import config_error, descriptions
-from deployments.config.model import ModelEntry, Strict
+from deployments.config.explain import config_error, descriptions, nearest
+from deployments.config.model import OF_THE_BASE, ModelEntry, Strict
 from deployments.config.sources import FolderSource, HubSource
 from deployments.core.errors import ModelNotFound
 
@@ -69,18 +69,32 @@ class AppArgs(Strict):
         return models
 
     @model_validator(mode="after")
+    def _adapters_have_bases(self) -> Self:
+        known = self.by_name()
+        for index, entry in enumerate(self.models):
+            if entry.base is not None:
+                self.models[index] = _adapter(entry, known, f"models[{index}]")
+        return self
+
+    @model_validator(mode="after")
     def _sources_are_like_a_model(self) -> Self:
-        for source in (*self.folders, *((self.hub,) if self.hub else ())):
-            if source.like not in [entry.id for entry in self.models]:
-                raise ValueError(f"like: there is no model {source.like!r} among models")
+        models = [entry.id for entry in self.models if entry.base is None]
+        named = [("like", source.like) for source in (*self.folders, *((self.hub,) if self.hub else ()))]
+        named += [("base", source.base) for source in self.folders]
+        for key, name in named:
+            if name is not None and name not in models:
+                raise ValueError(f"{key}: there is no model {name!r} among models")
         return self
 
     @model_validator(mode="after")
     def _every_model_has_one_pool(self) -> Self:
-        ids = [entry.id for entry in self.models]
+        ids = [entry.id for entry in self.models if entry.base is None]
+        adapters = [entry.id for entry in self.models if entry.base is not None]
         of: dict[str, str] = {}
         for name, pool in self.pools.items():
             for model in pool.models:
+                if model in adapters:
+                    raise ValueError(f"pool {name!r} has the adapter {model!r}, which is in the pool of its base")
                 if model not in ids:
                     raise ValueError(f"pool {name!r} has the model {model!r}, which is not among models")
                 if model in of:
@@ -104,13 +118,18 @@ class AppArgs(Strict):
 
     def all_pools(self) -> dict[str, Pool]:
         """The pools by name. If none are configured, a pool named "all" has all models."""
-        return self.pools or {"all": Pool(models=[entry.id for entry in self.models])}
+        return self.pools or {"all": Pool(models=[entry.id for entry in self.models if entry.base is None])}
+
+    def pool_of(self) -> dict[str, str]:
+        """The pool of each model; that of an adapter is its base's."""
+        of = {model: name for name, pool in self.all_pools().items() for model in pool.models}
+        return {entry.id: of[entry.base or entry.id] for entry in self.models}
 
     def of_pool(self, pool: Pool) -> Self:
-        """The arguments for the replicas of a pool: only its models."""
+        """The arguments for the replicas of a pool: only its models, and the adapters over them."""
         return self.model_copy(
             update={
-                "models": [entry for entry in self.models if entry.id in pool.models],
+                "models": [entry for entry in self.models if (entry.base or entry.id) in pool.models],
                 "max_models_per_replica": pool.max_models_per_replica or self.max_models_per_replica,
                 "pools": {},
             }
@@ -124,6 +143,25 @@ class AppArgs(Strict):
     def by_name(self) -> dict[str, ModelEntry]:
         """Maps every id and alias to its model."""
         return {name: entry for entry in self.models for name in entry.names}
+
+
+def _adapter(entry: ModelEntry, known: Mapping[str, ModelEntry], place: str) -> ModelEntry:
+    """An adapter of the configuration with what it has of its base."""
+    base = known.get(entry.base or "")
+    if base is None:
+        models = [name for name, other in known.items() if other.base is None]
+        raise ValueError(
+            f"{place}.base: there is no model {entry.base!r} among models{nearest(entry.base or '', models)}"
+        )
+    if base.base is not None:
+        raise ValueError(
+            f"{place}.base: {entry.base!r} is an adapter itself; name the model that both are over, or merge the first"
+        )
+    if extra := sorted(
+        entry.model_fields_set & {*OF_THE_BASE, "loader", "kwargs", "pinned", "idle_unload_s", "profile_dir"}
+    ):
+        raise ValueError(f"{place}.{extra[0]}: an adapter has this of its base {base.id!r}; remove the key")
+    return entry.over(base)
 
 
 def unknown_model(name: str, args: AppArgs) -> ModelNotFound:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from deployments.config.engine import EngineOptions
 from deployments.core.model_card import ModelCard, ModelOptions
@@ -15,21 +16,45 @@ _RENAMED = {"max_rows": "max_batch_size", "rows": "continuous_batching", "one_sh
 """Keys and values of the `engine` section in earlier versions."""
 
 
+OF_THE_BASE = ("engine", "adapters", "hook_timeout_s", "max_prompt_chars", "load_timeout_s", "load_retry_s")
+"""What an adapter has of its base."""
+
+
 class Strict(BaseModel):
     """A section that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+class AdapterOptions(Strict):
+    """Options of the adapters over a model."""
+
+    memory_gib: float = Field(
+        default=2.0, gt=0, description="Memory for adapters; the least recently used ones that are idle leave."
+    )
+    max_rank: int = Field(default=512, ge=1, description="Adapters of a higher rank are refused.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="Type of the adapters' matrices; None takes the model's."
+    )
+
+
 class ModelEntry(Strict):
-    """One model that clients can request."""
+    """One model that clients can request: what a loader loads, or an adapter over another model.
+
+    An adapter has the loader, the engine and the limits of its base, see `over`.
+    """
 
     id: str = Field(min_length=1, description="The name that clients send as `model`.")
-    loader: str = Field(description="`module:function`, or `path/to/file.py:function`.")
+    base: str | None = Field(default=None, min_length=1, description="Id of the model that an adapter changes.")
+    adapter: str | None = Field(default=None, min_length=1, description="Folder of a PEFT adapter over `base`.")
+    loader: str = Field(
+        default="", validate_default=True, description="`module:function`, or `path/to/file.py:function`."
+    )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments of the loader.")
     aliases: list[str] = Field(default_factory=list, description="Other names of the same model.")
     engine: EngineOptions = Field(default_factory=EngineOptions, description="Options of its engine.")
     api: ModelOptions = Field(default_factory=ModelOptions, description="Options of its requests and answers.")
+    adapters: AdapterOptions = Field(default_factory=AdapterOptions, description="Options of the adapters over it.")
     pinned: bool = Field(default=False, description="Load the model at start and never evict it.")
     preload: bool = Field(default=False, description="Load the model at start; it can be evicted.")
     idle_unload_s: float | None = Field(
@@ -70,10 +95,25 @@ class ModelEntry(Strict):
 
     @field_validator("loader")
     @classmethod
-    def _has_not_moved(cls, loader: str) -> str:
+    def _has_not_moved(cls, loader: str, info: ValidationInfo) -> str:
+        if not loader and not (info.data.get("base") or info.data.get("adapter")):
+            raise PydanticCustomError("missing", "Field required")
         if new := new_place(loader):
             raise ValueError(f"this loader is now {new}")
         return loader
+
+    @model_validator(mode="after")
+    def _has_both_or_neither(self) -> Self:
+        if (self.base is None) != (self.adapter is None):
+            raise ValueError("an adapter has both keys: base, the id of a model, and adapter, a folder")
+        return self
+
+    def over(self, base: ModelEntry) -> ModelEntry:
+        """This adapter with what it has of its base, where it says nothing itself."""
+        own = {"base": base.id} if "api" in self.model_fields_set else {"base": base.id, "api": base.api}
+        kept = self.model_copy(update={name: getattr(base, name) for name in OF_THE_BASE} | own)
+        kept.date(self._created)
+        return kept
 
     @property
     def names(self) -> list[str]:
@@ -81,7 +121,9 @@ class ModelEntry(Strict):
 
     @property
     def card(self) -> ModelCard:
-        return ModelCard(id=self.id, aliases=tuple(self.aliases), options=self.api, created=self._created)
+        return ModelCard(
+            id=self.id, aliases=tuple(self.aliases), options=self.api, created=self._created, parent=self.base
+        )
 
     def date(self, created: int) -> None:
         """Set when the model was made, in seconds since the epoch, if that is known."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deployments.config.model import ModelEntry
 
@@ -18,7 +18,6 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    like: str = Field(min_length=1, description="Id of the model whose loader and options are used.")
     like_key: str = Field(default="model_name", min_length=1, description="Argument of the loader that gets the model.")
 
 
@@ -26,12 +25,22 @@ class FolderSource(Source):
     """Folders that become models while the server runs, such as the checkpoints of a training run."""
 
     glob: str = Field(min_length=1, description="Pattern of the folders' paths.")
+    like: str | None = Field(
+        default=None, min_length=1, description="Id of the model whose loader and options the models in them have."
+    )
+    base: str | None = Field(default=None, min_length=1, description="Id of the model that adapters in them change.")
     id: str = Field(
         default="{name}",
         min_length=1,
         description="The models' ids: {name} is the folder's name, {parent} its parent's name, {step} its last number.",
     )
     every_s: float = Field(default=5.0, gt=0, description="Seconds between two searches for new folders.")
+
+    @model_validator(mode="after")
+    def _says_what_they_are(self) -> Self:
+        if self.like is None and self.base is None:
+            raise ValueError("name a model with like, whose loader and options are used, or with base, for adapters")
+        return self
 
     @field_validator("id")
     @classmethod
@@ -46,6 +55,7 @@ class FolderSource(Source):
 class HubSource(Source):
     """Models of the Hub that clients can request by their names."""
 
+    like: str = Field(min_length=1, description="Id of the model whose loader and options are used.")
     allow: list[str] = Field(min_length=1, description="Patterns of the names, such as org/*.")
 
 
@@ -53,10 +63,11 @@ class Spec(BaseModel):
     """A model that was found while the server runs. It crosses to the replicas as JSON.
 
     Attributes:
-        like: id of the model in the configuration that it is like.
+        like: id of the model in the configuration that it is like; for an adapter, that of its base.
         source: its folder, or its name on the Hub.
         listed: it is in /v1/models.
         created: when its files were written, else when it came, in seconds since the epoch.
+        parent: the base of an adapter, if that too was found while the server runs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,10 +78,11 @@ class Spec(BaseModel):
     source: str
     listed: bool = True
     created: int = 0
+    parent: Spec | None = None
 
     def same(self, other: Spec) -> bool:
         """Whether both describe the same model in the same way."""
-        state = {"listed", "created"}
+        state = {"listed", "created", "parent"}
         return self.model_dump(exclude=state) == other.model_dump(exclude=state)
 
 
@@ -90,3 +102,21 @@ def spec_like(
     base["kwargs"] = {**like.kwargs, key: source}
     entry = ModelEntry.model_validate({**base, **fields, "id": name})
     return Spec(entry=entry, origin=origin, like=like.id, source=source, listed=origin != "hub", created=created)
+
+
+def adapter_spec(
+    base: ModelEntry, parent: Spec | None, *, name: str, source: str, origin: Origin, created: int, **fields: object
+) -> Spec:
+    """An adapter over a model.
+
+    Args:
+        parent: the base, if it was found while the server runs.
+        source: the adapter's folder.
+        fields: further keys of the adapter's entry.
+
+    Raises:
+        ValidationError: a key has a value that cannot be used.
+    """
+    entry = ModelEntry.model_validate({"id": name, "base": base.id, "adapter": source, **fields}).over(base)
+    like = base.id if parent is None else parent.like
+    return Spec(entry=entry, origin=origin, like=like, source=source, created=created, parent=parent)

@@ -6,6 +6,7 @@ they are served: the loader and its arguments, options of the engine, the device
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from deployments.core.errors import BadRequest, VersionMismatch
@@ -18,6 +19,21 @@ _EXPECTED = re.compile(r"(?:troupe-)?(w[0-9a-f]{12})(?:-s[0-9a-f]{12})?")
 def fingerprint(weights: str, setup: str) -> str:
     """The fingerprint of two digests in hex."""
     return f"troupe-w{weights[:_DIGITS]}-s{setup[:_DIGITS]}"
+
+
+def combined(base: str, weights: str, setup: str) -> str:
+    """The fingerprint of an adapter over a base.
+
+    Args:
+        base: fingerprint of the base.
+        weights, setup: digests of the adapter's files, and of how it is served.
+    """
+    base_weights, _, base_setup = base.removeprefix("troupe-").partition("-")
+    return fingerprint(_digest(base_weights, weights), _digest(base_setup, setup))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def weights_of(fingerprint: str) -> str:

@@ -44,6 +44,7 @@ class ModelCard:
     Attributes:
         max_model_len, fingerprint: set once the model was loaded; those of its last version.
         configured: it is in the configuration, and did not come while the server runs.
+        parent: the id of the model that it is an adapter over; None for a model.
         created: when its files were written, in seconds since the epoch, else when the server was started.
     """
 
@@ -54,3 +55,4 @@ class ModelCard:
     fingerprint: str = ""
     created: int = 0
     configured: bool = True
+    parent: str | None = None

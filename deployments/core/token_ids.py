@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, overload
 
+from deployments.core.errors import BadRequest
+
 _PART = 1 << 14
 
 
@@ -80,3 +82,18 @@ def vocab_size(model: Any) -> int | None:
 def id_range(vocab: int | None) -> str:
     """The ids of a vocabulary in words."""
     return "ids of 0 and more" if vocab is None else f"the model's ids 0 to {vocab - 1}"
+
+
+def check_known(token_ids: Sequence[int], model: object, tokenizer: object) -> None:
+    """Refuse ids that neither a model nor its tokenizer has; if neither says how many it has, any will do.
+
+    Raises:
+        BadRequest: it names the largest.
+    """
+    try:
+        tokens = len(tokenizer)  # type: ignore[arg-type]
+    except TypeError:
+        tokens = 0
+    known = max(vocab_size(model) or 0, tokens)
+    if known and (largest := max(token_ids, default=0)) >= known:
+        raise BadRequest(f"Token id {largest} does not exist; this model has ids 0 to {known - 1}.", param="tokens")

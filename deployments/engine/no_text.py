@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from deployments.adapters.lora_file import LoraFile
 from deployments.config.engine import EngineOptions
 from deployments.core.errors import UnsupportedParameter
+from deployments.engine.adapters.table import AdapterTable, PlacedAdapter
 from deployments.engine.base.admission import ALL_PARAMS, context_length
 from deployments.engine.base.protocol import Emit, EngineRequest
 from deployments.engine.base.threaded import ThreadedEngine
@@ -31,8 +35,17 @@ class NoTextEngine(ThreadedEngine):
         self.supports = ALL_PARAMS
         # Each text gets the rotary frequencies of its own length, whatever was embedded before.
         SequenceRotary(info.model, self.max_model_len)
+        self.adapters = AdapterTable(info.model)
         self._name = info.label
         self._class = type(info.model).__name__
+
+    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
+        """See `protocol.AdapterEngine`."""
+        return self.adapters.add(key, self.adapters.fit(file, dtype))
+
+    def remove_adapter(self, key: str) -> None:
+        """See `protocol.AdapterEngine`."""
+        self.adapters.remove(key)
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         raise self.refusal(self._name)

@@ -15,25 +15,25 @@ from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
+from deployments.adapters.refused import AdapterRefused
 from deployments.config.app import AppArgs
 from deployments.config.model import ModelEntry
 from deployments.config.sources import Spec
 from deployments.core.calls import Call, ChatPrompt, Prompt, TranscribeCall
 from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
-from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavailable, last_line
+from deployments.core.errors import ModelError, TroupeError, Unavailable, last_line
 from deployments.core.events import Event, Failed
 from deployments.core.fingerprint import check_expected, weights_of
 from deployments.core.model_card import ModelCard
-from deployments.core.token_ids import TokenIds, vocab_size
+from deployments.core.token_ids import TokenIds, check_known
 from deployments.core.transcript import TranscriptionStarted
+from deployments.engine.library.tested_versions import warn_of_untested_transformers
+from deployments.host.adapters import Adapters
 from deployments.host.generation import Generation
 from deployments.host.leases import Leases
 from deployments.host.loaded_model import CLOSE_LIMIT_S, LoadedModel
-from deployments.host.loading import Loading
+from deployments.host.loading import Loading, default_device
 from deployments.host.profiling import Trace
-from deployments.host.tested_versions import warn_of_untested_transformers
 from deployments.registry.catalogue import Catalogue, date_models
 from deployments.registry.following import Following, followed
 from deployments.registry.registry import ModelRegistry
@@ -45,11 +45,6 @@ logger = logging.getLogger("troupe.host")
 
 _LOADS = 5
 """Loads of one request, if the files change during each."""
-
-
-def default_device() -> str:
-    """Where loaders put their models if nothing else is configured: the first GPU this process sees, else the CPU."""
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 class ModelHost:
@@ -86,6 +81,7 @@ class ModelHost:
         self._versions: dict[str, Version] = {}
         self._newest: dict[str, Version] = {}
         self._admitted: dict[str, str] = {}
+        self._adapters = Adapters(self._catalogue)
         self._draining = False
         self._traces = {
             entry.id: Trace(entry.profile_dir, entry.id) for entry in args.models if entry.profile_dir is not None
@@ -104,22 +100,20 @@ class ModelHost:
         return self._catalogue.models()
 
     def resolve(self, name: str) -> ModelCard:
-        """The model with this id or alias.
-
-        Raises:
-            ModelNotFound: there is none.
-        """
+        """The model with this id or alias; see `Catalogue.entry` for its errors."""
         return self._catalogue.resolve(name)
 
     async def preload(self) -> None:
         """Load what is to be there from the start; a failure is logged, and answered to requests that ask for it."""
         self._loading.warm()
+        first = {entry.id for entry in self.args.models if entry.pinned or entry.preload}
         for entry in self.args.models:
-            if entry.pinned or entry.preload:
+            if entry.id in first or entry.base in first:
                 try:
                     await self.load(entry.id)
                 except TroupeError as error:
-                    logger.error("preloading %s: %s", entry.id, error)
+                    if not isinstance(error, AdapterRefused):  # The log has it already.
+                        logger.error("preloading %s: %s", entry.id, error)
 
     async def load(self, model: str) -> None:
         """Load a model now, as a request for it would."""
@@ -135,17 +129,18 @@ class ModelHost:
         self._draining = on
 
     async def status(self) -> list[dict[str, Any]]:
-        """What this process holds and does, as JSON values."""
+        """`snapshot`, as the only replica."""
         return [self.snapshot()]
 
     def snapshot(self) -> dict[str, Any]:
-        """The same, at this moment."""
+        """What this process holds and does at this moment, as JSON values."""
         stats = self.leases.stats()
         models = [
             {
                 "id": model.entry.id,
                 "fingerprint": model.fingerprint,
                 "in_use": stats.in_use.get(key, 0),
+                "adapters": self._adapters.over(model),
                 **asdict(model.engine.stats()),
             }
             for key, model in self.leases.values().items()
@@ -162,10 +157,8 @@ class ModelHost:
                 for version in self._newest.values()
                 if version.key in stats.failed and version.key not in stats.loading
             },
-            "waiting": stats.waiting,
-            "loads": stats.loads,
-            "load_failures": stats.failures,
-            "evictions": stats.evictions,
+            "refused": self._adapters.refused,
+            **stats.counters,
         }
 
     async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
@@ -191,7 +184,7 @@ class ModelHost:
                         for event in await generation.take():
                             yield event
         except TroupeError as error:
-            self._say_if_gone(call.model)
+            self._say_if_gone(self.place_of(call.model))
             yield Failed(error)
         except Exception as error:
             logger.exception("request %s failed", call.request_id)
@@ -216,11 +209,7 @@ class ModelHost:
     async def detokenize(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> str:
         """The text of token ids, special tokens included."""
         async with self.lease(model, expect) as loaded:
-            known = max(vocab_size(loaded.info.model) or 0, _tokens(loaded.info.tokenizer))
-            if known and (largest := max(token_ids, default=0)) >= known:
-                raise BadRequest(
-                    f"Token id {largest} does not exist; this model has ids 0 to {known - 1}.", param="tokens"
-                )
+            check_known(token_ids, loaded.info.model, loaded.info.tokenizer)
             return await loaded.decode(token_ids)
 
     async def spell(self, model: str, token_ids: Sequence[int], *, expect: str = "") -> tuple[str, ...]:
@@ -328,10 +317,8 @@ class ModelHost:
         model = self.resolve(model).id
         looked = False
         for _ in range(_LOADS):
-            version = await self._catalogue.version(model)
-            self._follow(version)
             with contextlib.suppress(Rewritten):
-                async with self.leases.lease(version.key) as loaded:
+                async with self._leased(model) as loaded:
                     if looked or expect in ("", weights_of(loaded.fingerprint)):
                         check_expected(model, loaded.fingerprint, expect)
                         yield loaded
@@ -341,9 +328,29 @@ class ModelHost:
             self._catalogue.expire(model)
         raise Unavailable(f"The files of model {model!r} change while they are loaded; try again.", retry_after=5)
 
+    @asynccontextmanager
+    async def _leased(self, model: str) -> AsyncIterator[LoadedModel]:
+        """The newest version of a model, or of an adapter within a lease of its base."""
+        version = await self._catalogue.version(model)
+        self._follow(version)
+        if (base := self.place_of(model)) == model:
+            async with self.leases.lease(version.key) as loaded:
+                yield loaded
+            return
+        entry = self._catalogue.entry_of(model)
+        async with self._leased(base) as loaded, self._adapters.lease(loaded, entry, version) as adapted:
+            yield adapted
+
+    def place_of(self, model: str) -> str:
+        """The id of the model that is loaded for this one: of an adapter, that of its base."""
+        return self._catalogue.place_of(model)
+
     async def _evict(self, model: str) -> bool:
         self._catalogue.expire(model)
-        return model in self._newest and await self.leases.evict(self._newest[model].key)
+        if model not in self._newest:
+            return False
+        key = self._newest[model].key
+        return await (self.leases if self.place_of(model) == model else self._adapters).evict(key)
 
     def _follow(self, version: Version) -> None:
         """Let the older version of a model end what it computes; new requests wait for this one."""
@@ -355,6 +362,7 @@ class ModelHost:
             self.leases.pin(version.key)
         if older is not None:
             self.leases.retire(older.key)
+            self._adapters.retire(older.key)
 
     def _entry(self, key: str) -> ModelEntry:
         return self._catalogue.entry_of(self._versions[key].model)
@@ -387,13 +395,6 @@ class ModelHost:
             self._on_gone(model.entry.id)
         else:
             del self._versions[key]
+        self._adapters.drop(model)
         # Not awaited here, where `model` would keep it alive.
         return self._loading.unload(key, model)
-
-
-def _tokens(tokenizer: Any) -> int:
-    """How many tokens a tokenizer has; 0 if it does not say."""
-    try:
-        return len(tokenizer)
-    except TypeError:
-        return 0

@@ -53,6 +53,16 @@ class LeaseStats:
     in_use: dict[str, int] = field(default_factory=dict)
     failed: dict[str, TroupeError] = field(default_factory=dict)
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """What waits, and what has happened since the start, as a replica reports them."""
+        return {
+            "waiting": self.waiting,
+            "loads": self.loads,
+            "load_failures": self.failures,
+            "evictions": self.evictions,
+        }
+
 
 class Leases(Generic[T]):
     """At most `capacity` values of `load(key)`, each leased by any number of requests at once.

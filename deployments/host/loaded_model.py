@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -97,6 +98,7 @@ class LoadedModel:
     Attributes:
         fingerprint: the same, for answers.
         submitting: the thread that queues requests: the engine looks at each of their token ids.
+        computing: the context of what is computed beside the engine.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class LoadedModel:
         self._long_codec: Worker | None = None
         self._limits = PromptLimits(info, self.engine.max_model_len, entry.max_prompt_chars)
         self._embedding = Worker(f"embed-{entry.id}")
+        self.computing: Callable[[], AbstractContextManager[None]] = nullcontext
         self.submitting = Worker(f"submit-{entry.id}")
         sentence_format = format_of(info)
         self._texts = EmbeddingTexts(info, self._encode_plainly, sentence_format, limit=self.engine.max_model_len)
@@ -204,6 +207,10 @@ class LoadedModel:
             TroupeError: a prompt cannot be embedded, or the model gives no embeddings.
         """
         self._refuse_speech()
+        if self.entry.adapter is not None and self.info.embed is not None:
+            raise UnsupportedParameter(
+                f"Adapter {self.entry.id!r} gives no embeddings: the embed hook of its base may use another model."
+            )
         prompts = [await self._written(prompt) for prompt in prompts]
         encoder = self._encoder(prompts)
         texts = await self._run(encoder, lambda: [self._texts.encoded(prompt, options) for prompt in prompts])
@@ -211,9 +218,7 @@ class LoadedModel:
             check_ids(self.info.model, text, options.param)
         vectors: dict[int, bytes] = {}
         for batch in await self._run(self._embedding, lambda: self._embedder.batches(texts)):
-            found = await self._run(
-                self._embedding, partial(self._embedder.vectors, [texts[i] for i in batch], options)
-            )
+            found = await self._compute(partial(self._embedder.vectors, [texts[i] for i in batch], options))
             vectors.update((i, vector.numpy().astype("<f4").tobytes()) for i, vector in zip(batch, found, strict=True))
         return Embeddings(
             vectors=tuple(vectors[i] for i in range(len(texts))),
@@ -240,7 +245,7 @@ class LoadedModel:
             self.engine,
             aligner=self._aligner,
             encode=self._off_loop,
-            align=lambda function: self._run(self._embedding, function),
+            align=self._compute,
             terminators=terminator_ids(self.hooks),
             interval=interval,
             device=self.info.model.device,
@@ -280,6 +285,22 @@ class LoadedModel:
         self.submitting.stop()
         if self.info.close is not None:
             self.info.close()
+
+    def use_text_side(self, hooks: Hooks) -> None:
+        """Read and write texts with other hooks, over the same vocabulary."""
+        self.hooks, self.info, self._card, self._vocabulary = hooks, hooks.info, None, None
+        self._texts = EmbeddingTexts(
+            hooks.info, self._encode_plainly, format_of(hooks.info), limit=self.engine.max_model_len
+        )
+
+    async def _compute(self, function: Callable[[], T]) -> T:
+        """What a function computes with the model beside its engine."""
+
+        def compute() -> T:
+            with self.computing():
+                return function()
+
+        return await self._run(self._embedding, compute)
 
     async def _off_loop(self, function: Callable[[], T]) -> T:
         return await self._run(self._codec, function)

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Mapping
 
+import torch
+
 from deployments.config.api import ApiOptions
 from deployments.config.model import ModelEntry
 from deployments.core.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
@@ -14,18 +16,23 @@ from deployments.engine.base.failures import free_memory, is_out_of_memory
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.fingerprint import model_fingerprint
 from deployments.host.loaded_model import LoadedModel
-from deployments.host.mapped_weights import read_mapped_weights
 from deployments.host.template_processes import RenderLimits, TemplateProcesses
 from deployments.host.worker import Worker, position
 from deployments.media.parts import MediaLimits
 from deployments.registry.version import Version
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
+from model_loaders.weights.mapped_weights import read_mapped_weights
 from model_loaders.weights.progress import counted_weights
 
 logger = logging.getLogger("troupe.host")
 
 LEAVE_LIMIT_S = 90.0
+
+
+def default_device() -> str:
+    """Where loaders put their models if nothing else is configured: the first GPU this process sees, else the CPU."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 class Loading:

@@ -19,11 +19,19 @@ class ModelBody(RequestBody):
 
 
 class AddedModel(RequestBody):
-    """A model that is added while the server runs."""
+    """A model that is added while the server runs: `like` and `model_name`, or an adapter: `base` and `adapter`."""
 
     id: str = Field(min_length=1, description="The name that clients send as model.")
-    like: str = Field(min_length=1, description="Id of the model whose loader and options are used.")
-    model_name: str = Field(min_length=1, max_length=4096, description="A folder, or a name on the Hub.")
+    like: str | None = Field(
+        default=None, min_length=1, description="Id of the model whose loader and options are used."
+    )
+    model_name: str | None = Field(
+        default=None, min_length=1, max_length=4096, description="A folder, or a name on the Hub."
+    )
+    base: str | None = Field(default=None, min_length=1, description="Id of the model that an adapter changes.")
+    adapter: str | None = Field(
+        default=None, min_length=1, max_length=4096, description="Folder of a PEFT adapter over base."
+    )
     aliases: list[str] | None = Field(default=None, description="Other names of the same model.")
     engine: dict[str, Any] | None = Field(default=None, description="Options of its engine, in place of those of like.")
     api: dict[str, Any] | None = Field(default=None, description="Options of its requests, in place of those of like.")
@@ -43,14 +51,14 @@ class ReplicaList(TypedDict):
 
 
 class ModelState(TypedDict):
-    """A model, or a folder that is not one.
+    """A model, an adapter over the model `parent`, or a folder that is neither.
 
     `origin` is where it comes from (yaml, post, folder or hub), `state` is ready, settling (it is being written),
     refused or gone, and `reason` says why it is not ready.
     """
 
     model: str
-    kind: Literal["model"]
+    kind: Literal["model", "adapter"]
     aliases: list[str]
     parent: str | None
     origin: Literal["yaml", "post", "folder", "hub"]
@@ -87,7 +95,9 @@ async def list_added(exchange: Exchange) -> Response:
 
 
 async def add_model(exchange: Exchange) -> Response:
-    """Add a model while the server runs: a folder or a model of the Hub, served like one of the configuration."""
+    """Add a model while the server runs: a folder or a model of the Hub, served like one of the configuration, or an
+    adapter over a model.
+    """
     exchange.api.keys.check_admin(exchange.request.headers)
     given = await exchange.read_object()
     body, unknown = parse_fields(AddedModel, given)

@@ -71,7 +71,7 @@ def _model_object(name: str, card: ModelCard) -> ModelObject:
         "created": card.created,
         "owned_by": "troupe",
         "root": card.id,
-        "parent": None,
+        "parent": card.parent,
     }
     if card.fingerprint:
         shape["fingerprint"] = card.fingerprint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from deployments.config.sources import Spec
 from deployments.core.errors import ModelNotFound
 from deployments.core.model_card import ModelCard
 from deployments.registry.digest import json_digest
-from deployments.registry.files import model_files
+from deployments.registry.files import entry_files
 from deployments.registry.stamp import Stamp
 from deployments.registry.version import Version
 from deployments.registry.watch import Watch
@@ -50,6 +50,8 @@ class Catalogue:
     def adopt(self, spec: Spec) -> None:
         """Know a model that was found while the server runs; it replaces one of the same id."""
         entry = spec.entry
+        if spec.parent is not None and spec.parent.entry.id not in self._found:
+            self.adopt(spec.parent)
         known = self._found.get(entry.id)
         if self._configured.keys() & set(entry.names):
             return
@@ -81,15 +83,20 @@ class Catalogue:
             self._by_name.pop(name, None)
 
     def entry(self, name: str) -> ModelEntry:
-        """The model with this id or alias.
+        """The model with this id or alias, or the adapter with the name `base:adapter`.
 
         Raises:
             ModelNotFound: there is none.
         """
-        entry = self._by_name.get(name)
+        entry = named_entry(name, self._by_name)
         if entry is None:
             raise unknown_model(name, self._args)
         return entry
+
+    def place_of(self, model: str) -> str:
+        """The id of the model that is loaded for this one: of an adapter, that of its base."""
+        entry = self._entries.get(model)
+        return model if entry is None else entry.base or entry.id
 
     def entry_of(self, model: str) -> ModelEntry:
         """The model of this id, which requests may be using though it was removed."""
@@ -136,6 +143,16 @@ class Catalogue:
             self._watches[model].expire()
 
 
+def named_entry(name: str, known: Mapping[str, ModelEntry]) -> ModelEntry | None:
+    """The entry of a name, which may be that of an adapter after a name of its base and a colon."""
+    if name in known:
+        return known[name]
+    base, colon, adapter = name.rpartition(":")
+    if not colon or base not in known or adapter not in known:
+        return None
+    return known[adapter] if known[adapter].base == known[base].id else None
+
+
 def _card(entry: ModelEntry) -> ModelCard:
     return replace(entry.card, max_model_len=entry.engine.max_model_len)
 
@@ -144,6 +161,6 @@ def date_models(args: AppArgs) -> None:
     """Set when each model was made, for `created` in /v1/models: the time of its newest file, if it lies here."""
     base = Path(args.folder or "")
     for entry in args.models:
-        written = Stamp.of_files(model_files(entry.kwargs, hub=True, base=base)).written_at
+        written = Stamp.of_files(entry_files(entry, hub=True, base=base)).written_at
         if written:
             entry.date(written)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.config.model import ModelEntry
 from model_loaders.local_folder import found, is_model_key
 
 WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".npz", ".h5", ".msgpack"})
@@ -62,6 +63,13 @@ def model_files(kwargs: Mapping[str, Any], *, hub: bool = False, base: Path = Pa
         ),
         key=lambda file: file.name,
     )
+
+
+def entry_files(entry: ModelEntry, *, hub: bool = False, base: Path = Path()) -> list[ModelFile]:
+    """The files of a model, see `model_files`, or of an adapter without its base."""
+    if entry.adapter is not None:
+        return folder_files(found(entry.adapter, base))
+    return model_files(entry.kwargs, hub=hub, base=base)
 
 
 def without_paths(kwargs: Mapping[str, Any]) -> dict[str, Any]:

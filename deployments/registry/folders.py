@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from deployments.adapters.lora_config import CONFIG_FILE
 from deployments.config.model import ModelEntry
-from deployments.config.sources import FolderSource, Spec, spec_like
+from deployments.config.sources import FolderSource, Spec, adapter_spec, spec_like
+from deployments.registry.adapter_check import AdapterCheck
 from deployments.registry.complete import incomplete
 from deployments.registry.files import folder_files
 from deployments.registry.stamp import Stamp
@@ -25,25 +27,32 @@ class Found:
 
     Attributes:
         reason: why it is not ready.
+        for_clients: the reason names no paths.
     """
 
     spec: Spec
     state: State
     reason: str | None = None
+    for_clients: bool = False
 
 
 class FolderSearch:
     """Searches for the folders of one pattern. A folder that was ready is not looked into again, unless it was gone.
 
     Args:
-        like: the model that they are like.
+        known: the models of the configuration, by name.
         settle_s: seconds without a write until a folder is ready.
+        check: reads adapters.
     """
 
-    def __init__(self, source: FolderSource, like: ModelEntry, settle_s: float) -> None:
+    def __init__(
+        self, source: FolderSource, known: Mapping[str, ModelEntry], settle_s: float, check: AdapterCheck
+    ) -> None:
         self._source = source
-        self._like = like
+        self._like = None if source.like is None else known[source.like]
+        self._base = None if source.base is None else known[source.base]
         self._settle_s = settle_s
+        self._check = check
         self._found: dict[str, Found] = {}
 
     def search(self) -> list[Found]:
@@ -68,27 +77,36 @@ class FolderSearch:
         if not files:
             return None
         stamp = Stamp.of_files(files)
-        spec = self._spec(path, stamp.written_at)
-        if "adapter_config.json" in names and "config.json" not in names:
-            return Found(
-                spec, "refused", f"{path} is a PEFT adapter without a model. Merge the two, and serve the result."
-            )
+        is_adapter = CONFIG_FILE in names and "config.json" not in names
+        spec = self._spec(path, stamp.written_at, is_adapter)
+        if is_adapter and self._base is None:
+            reason = "is a PEFT adapter without a model. Set base in this entry of folders, or merge the two."
+            return Found(spec, "refused", f"{path} {reason}")
+        if not is_adapter and self._like is None:
+            return Found(spec, "refused", f"{path} is not a PEFT adapter. Set like in this entry of folders.")
         age = stamp.age
         if age < self._settle_s:
             return Found(spec, "settling", f"{path} is being written.")
-        fault = incomplete(files, self._like.marker) or (
+        marker = None if self._like is None else self._like.marker
+        fault = incomplete(files, marker) or (
             None if any(file.has_weights for file in files) else f"{path} has no weights."
         )
         if fault is None:
-            return Found(spec, "ready")
+            refusal = self._check.reason(spec.entry)
+            return Found(spec, "ready") if refusal is None else Found(spec, "refused", refusal, for_clients=True)
         return Found(spec, "settling" if age < max(1.0, _PATIENCE * self._settle_s) else "refused", fault)
 
-    def _spec(self, path: str, created: int) -> Spec:
+    def _spec(self, path: str, created: int, is_adapter: bool) -> Spec:
         folder = Path(path)
         numbers = re.findall(r"\d+", folder.name)
         fields = {"name": folder.name, "parent": folder.absolute().parent.name, "step": numbers[-1] if numbers else ""}
         name = self._source.id.format(**fields)
-        return spec_like(self._like, self._source.like_key, name=name, source=path, origin="folder", created=created)
+        base, like = self._base or self._like, self._like or self._base
+        assert base is not None
+        assert like is not None
+        if is_adapter:
+            return adapter_spec(base, None, name=name, source=path, origin="folder", created=created)
+        return spec_like(like, self._source.like_key, name=name, source=path, origin="folder", created=created)
 
 
 def _in_order(path: str) -> list[tuple[int, str]]:

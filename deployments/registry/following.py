@@ -87,12 +87,16 @@ class Following:
         rows = await self.registry.states()
         for row in rows:
             loaded = [
-                (str(replica.get("replica", "local")), model["fingerprint"])
+                (str(replica.get("replica", "local")), held["fingerprint"])
                 for replica in replicas
                 for model in replica["models"]
-                if model["id"] == row["model"]
+                for held in (model, *model["adapters"])
+                if held["id"] == row["model"]
             ]
             row["replicas"] = [{"replica": replica, "fingerprint": found} for replica, found in loaded]
+            reason = next((found for each in replicas if (found := each["refused"].get(row["model"]))), None)
+            if reason is not None and row["state"] == "ready":
+                row.update(state="refused", reason=reason)
         return rows
 
     async def _follow(self) -> None:

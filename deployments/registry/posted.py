@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from deployments.config.app import AppArgs
 from deployments.config.explain import read_faults
-from deployments.config.sources import Spec, spec_like
+from deployments.config.sources import Spec, adapter_spec, spec_like
 from deployments.core.errors import BadRequest, PathNotAllowed, Unavailable
+from deployments.registry.adapter_check import AdapterCheck
 from deployments.registry.files import folder_files
 from deployments.registry.stamp import Stamp
 
@@ -26,32 +27,73 @@ logger = logging.getLogger("troupe.registry")
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
-def posted_spec(args: AppArgs, body: Mapping[str, Any]) -> Spec:
-    """The model that a request describes: `id`, `like`, `model_name`, and optionally `aliases`, `engine` and `api`.
+def posted_spec(args: AppArgs, body: Mapping[str, Any], found: Mapping[str, Spec], check: AdapterCheck) -> Spec:
+    """The model that a request describes: `id`, and `like` and `model_name`, or `base` and `adapter`; optionally
+    `aliases`, `api`, and `engine` for a model. Blocks.
+
+    Args:
+        found: the models that came while the server runs, by name.
+        check: reads adapters.
 
     Raises:
-        BadRequest: a field cannot be used.
+        BadRequest: a field cannot be used, or the adapter cannot be served.
         PathNotAllowed: the folder is not below one of `api.admin_roots`, or the Hub's name is not allowed.
     """
-    like = args.by_name().get(body["like"])
-    if like is None:
-        known = ", ".join(entry.id for entry in args.models)
-        raise BadRequest(
-            f"Invalid 'like': there is no model {body['like']!r} in the configuration (it has {known}).", param="like"
-        )
-    source = _allowed(args, body["model_name"])
+    is_adapter = "base" in body or "adapter" in body
+    needed, others = (
+        (("base", "adapter"), ("like", "model_name", "engine")) if is_adapter else (("like", "model_name"), ())
+    )
+    for key in needed:
+        if body.get(key) is None:
+            raise BadRequest(f"Missing required field {key!r}.", param=key, code="missing_required_parameter")
+    for key in others:
+        if key in body:
+            raise BadRequest(f"Invalid {key!r}: an adapter has this of its base; leave it out.", param=key)
     fields = {key: body[key] for key in ("aliases", "engine", "api") if body.get(key) is not None}
     try:
-        made = Stamp.of_files(folder_files(Path(source))).written_at or int(time.time())
-        return spec_like(like, "model_name", name=body["id"], source=source, origin="post", created=made, **fields)
+        if is_adapter:
+            return _adapter(args, body, found, check, fields)
+        return _model(args, body, fields)
     except ValidationError as error:
         fault = next(iter(read_faults(error)))
         raise BadRequest(f"Invalid {fault.place!r}: {fault.reason} (got {fault.got}).", param=fault.place) from None
 
 
-def _allowed(args: AppArgs, name: str) -> str:
-    """The folder with its links resolved, or the name on the Hub."""
-    if _HUB_NAME.fullmatch(name) and not Path(name).exists():
+def _model(args: AppArgs, body: Mapping[str, Any], fields: Mapping[str, Any]) -> Spec:
+    like = args.by_name().get(body["like"])
+    if like is None or like.base is not None:
+        known = ", ".join(entry.id for entry in args.models if entry.base is None)
+        raise BadRequest(
+            f"Invalid 'like': there is no model {body['like']!r} in the configuration (it has {known}).", param="like"
+        )
+    source = _allowed(args, body["model_name"], "model_name")
+    made = _written(source)
+    return spec_like(like, "model_name", name=body["id"], source=source, origin="post", created=made, **fields)
+
+
+def _adapter(
+    args: AppArgs, body: Mapping[str, Any], found: Mapping[str, Spec], check: AdapterCheck, fields: Mapping[str, Any]
+) -> Spec:
+    parent = found.get(body["base"])
+    base = args.by_name().get(body["base"]) if parent is None else parent.entry
+    if base is None or base.base is not None:
+        fault = f"no model has the name {body['base']!r}" if base is None else f"{base.id!r} is an adapter itself"
+        raise BadRequest(f"Invalid 'base': {fault}; name the model that the adapter was trained on.", param="base")
+    source = _allowed(args, body["adapter"], "adapter")
+    made = _written(source)
+    spec = adapter_spec(base, parent, name=body["id"], source=source, origin="post", created=made, **fields)
+    if (reason := check.reason(spec.entry)) is not None:
+        raise BadRequest(f"Invalid 'adapter': {reason}", param="adapter")
+    return spec
+
+
+def _written(source: str) -> int:
+    return Stamp.of_files(folder_files(Path(source))).written_at or int(time.time())
+
+
+def _allowed(args: AppArgs, name: str, param: str) -> str:
+    """The folder with its links resolved, or the name of a model on the Hub."""
+    if param == "model_name" and _HUB_NAME.fullmatch(name) and not Path(name).exists():
         if args.hub is not None and hub_allows(args, name):
             return name
         raise PathNotAllowed(
@@ -62,9 +104,9 @@ def _allowed(args: AppArgs, name: str) -> str:
     for root in args.api.admin_roots:
         if Path(real).is_relative_to(os.path.realpath(root)):
             if not os.path.isdir(real):
-                raise BadRequest(f"Invalid 'model_name': {name!r} is not a folder.", param="model_name")
+                raise BadRequest(f"Invalid {param!r}: {name!r} is not a folder.", param=param)
             return real
-    raise PathNotAllowed(f"{name!r} is not below one of the folders in api.admin_roots.", param="model_name")
+    raise PathNotAllowed(f"{name!r} is not below one of the folders in api.admin_roots.", param=param)
 
 
 def hub_allows(args: AppArgs, name: str) -> bool:

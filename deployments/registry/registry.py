@@ -13,9 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 from uuid import uuid4
 
+from deployments.adapters.refused import AdapterRefused
 from deployments.config.app import AppArgs, unknown_model
+from deployments.config.model import ModelEntry
 from deployments.config.sources import Spec, spec_like
 from deployments.core.errors import ModelNotFound, NameTaken, Unavailable
+from deployments.registry.adapter_check import AdapterCheck
+from deployments.registry.catalogue import named_entry
 from deployments.registry.folders import FolderSearch, Found
 from deployments.registry.posted import hub_allows, posted_file, posted_spec
 
@@ -66,7 +70,8 @@ class Registry:
         self._file = posted_file(args)
         self._posted = self._file.read() if args.api.admin_keys else {}
         self._hub: dict[str, Spec] = {}
-        self._searches = [FolderSearch(source, self._configured[source.like], args.settle_s) for source in args.folders]
+        self._check = AdapterCheck()
+        self._searches = [FolderSearch(source, self._configured, args.settle_s, self._check) for source in args.folders]
         self._folders: list[Found] = []
         self._searched = float("-inf")
         self._epoch, self._count = uuid4().hex, 0
@@ -83,11 +88,11 @@ class Registry:
             await asyncio.sleep(min(source.every_s for source in self._args.folders))
 
     async def find(self, name: str) -> Spec | None:
-        if (spec := self._names().get(name)) is not None:
+        if (spec := self._named(name)) is not None:
             return spec
         if self._searches and time.monotonic() - self._searched > _FRESH_S:
             await self.refresh()
-        if (spec := self._names().get(name)) is None and self._args.hub is not None and hub_allows(self._args, name):
+        if (spec := self._named(name)) is None and self._args.hub is not None and hub_allows(self._args, name):
             hub = self._args.hub
             like = self._configured[hub.like]
             spec = spec_like(like, hub.like_key, name=name, source=name, origin="hub", created=int(time.time()))
@@ -104,7 +109,7 @@ class Registry:
         return self._token, list(self._specs())
 
     async def add(self, body: Mapping[str, Any]) -> tuple[Spec, bool]:
-        spec = await asyncio.to_thread(posted_spec, self._args, body)
+        spec = await asyncio.to_thread(posted_spec, self._args, body, self._names(), self._check)
         async with self._writing:
             known = self._posted.get(spec.entry.id)
             if known is not None and known.same(spec):
@@ -122,6 +127,7 @@ class Registry:
                         f"The model {name!r} was not added by POST /admin/models: remove it where it is from."
                     )
                 raise unknown_model(name, self._args)
+            self._refuse_base(spec.entry.id)
             await self._keep({key: value for key, value in self._posted.items() if key != spec.entry.id})
         return spec
 
@@ -133,9 +139,7 @@ class Registry:
             self._note_change()
 
     async def states(self) -> list[dict[str, Any]]:
-        rows = [
-            state_of(Spec(entry=entry, origin="yaml", like=entry.id, source=""), "ready") for entry in self._args.models
-        ]
+        rows = [await asyncio.to_thread(self._configured_state, entry) for entry in self._args.models]
         rows += [state_of(spec, "ready") for spec in (*self._posted.values(), *self._hub.values())]
         serving = {spec.entry.id: spec for spec in self._specs()}
         for found in self._folders:
@@ -161,12 +165,32 @@ class Registry:
     def _names(self) -> dict[str, Spec]:
         return {name: spec for spec in self._specs() for name in spec.entry.names}
 
+    def _named(self, name: str) -> Spec | None:
+        """The model of a name; see `named_entry`."""
+        specs = self._names()
+        entry = named_entry(name, {**self._configured, **{key: spec.entry for key, spec in specs.items()}})
+        return None if entry is None else specs.get(entry.id)
+
+    def _configured_state(self, entry: ModelEntry) -> dict[str, Any]:
+        """The state of a model of the configuration. Blocks."""
+        reason = self._check.reason(entry)
+        spec = Spec(entry=entry, origin="yaml", like=entry.id, source=entry.adapter or "")
+        return state_of(spec, "ready" if reason is None else "refused", reason)
+
+    def _refuse_base(self, model: str) -> None:
+        """Refuse to remove a model that adapters need."""
+        over = [spec.entry.id for spec in self._posted.values() if spec.entry.base == model]
+        if over:
+            raise NameTaken(f"The model {model!r} is the base of {', '.join(over)}; remove these first.")
+
     def _refuse_unready(self, name: str) -> None:
         """Say of a folder's name why it is not a model; the reason has paths, which are not for every client."""
         for found in self._folders:
             if found.spec.entry.id == name and found.state == "settling":
                 raise Unavailable(f"The model {name!r} is being written; try again.", retry_after=5)
             if found.spec.entry.id == name:
+                if found.for_clients and found.reason is not None:
+                    raise AdapterRefused(found.reason).named(name)
                 raise ModelNotFound(f"The model {name!r} is refused; GET /admin/models says why.", param="model")
 
     def _refuse_taken(self, spec: Spec, *, replaces: bool) -> None:
@@ -191,11 +215,11 @@ def state_of(spec: Spec, state: str, reason: str | None = None) -> dict[str, Any
     """A model as `GET /admin/models` shows it."""
     return {
         "model": spec.entry.id,
-        "kind": "model",
+        "kind": "model" if spec.entry.base is None else "adapter",
         "aliases": spec.entry.aliases,
-        "parent": None,
+        "parent": spec.entry.base,
         "origin": spec.origin,
-        "like": None if spec.origin == "yaml" else spec.like,
+        "like": None if spec.origin == "yaml" or spec.entry.base is not None else spec.like,
         "source": spec.source or None,
         "state": state,
         "reason": reason,

@@ -10,7 +10,7 @@ from deployments.config.model import ModelEntry
 from deployments.core.errors import LoadTimeout, ModelLoadFailed, Unavailable, last_line
 from deployments.registry.complete import incomplete
 from deployments.registry.digest import files_digest
-from deployments.registry.files import ModelFile, model_files
+from deployments.registry.files import ModelFile, entry_files
 from deployments.registry.stamp import Stamp
 from deployments.registry.version import Version
 
@@ -135,5 +135,5 @@ class Watch:
 
 
 def _look(entry: ModelEntry) -> Look:
-    files = model_files(entry.kwargs)
+    files = entry_files(entry)
     return files, Stamp.of_files(files)

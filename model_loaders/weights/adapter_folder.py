@@ -60,7 +60,8 @@ def find_adapter(name: str, revision: str | None, asked: str | None) -> Adapter 
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
         raise ModelLoadFailed(
             f"{name} is a PEFT adapter without a model. Its base model is {base!r} (base_model_name_or_path): serve "
-            "that one, or merge the two (peft's merge_and_unload) and serve the merged folder."
+            "that one, and the adapter over it with the keys base and adapter, or merge the two (peft's "
+            "merge_and_unload) and serve the merged folder."
         )
     if asked is None:
         raise ModelLoadFailed(

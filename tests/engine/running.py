@@ -151,6 +151,7 @@ def submit(
     name: str = "",
     inputs: Mapping[str, torch.Tensor] | None = None,
     content_key: str = "",
+    adapter: str = "",
     on_delta: Callable[[Answer], None] | None = None,
     **sampling: Any,
 ) -> Answer:
@@ -163,6 +164,7 @@ def submit(
         sampling=params,
         model_inputs=inputs or {},
         content_key=content_key,
+        adapter=adapter,
     )
     engine.submit(request, answer.emit)
     return answer

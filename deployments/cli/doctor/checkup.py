@@ -24,7 +24,8 @@ from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError, l
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.engine.verify import proofs
 from deployments.host.hook_probe import probe_hooks
-from deployments.host.host import ModelHost, default_device
+from deployments.host.host import ModelHost
+from deployments.host.loading import default_device
 from deployments.host.worker import Worker
 from model_loaders.contract import ModelInfo
 from model_loaders.loader_name import is_file, parts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from deployments.core.calls import SamplingParams
 from deployments.core.events import EngineEvent
@@ -16,6 +16,9 @@ from deployments.core.reasoning import ReasoningMarkers
 
 if TYPE_CHECKING:
     import torch
+
+    from deployments.adapters.lora_file import LoraFile
+    from deployments.engine.adapters.table import AdapterTable, PlacedAdapter
 
 Emit = Callable[[EngineEvent], None]
 
@@ -38,6 +41,7 @@ class EngineRequest:
         reasoning_opened: the prompt has opened it.
         processors: transformers `LogitsProcessor`s of this request, called before the loader's with int64 [1, length]
             and float32 [1, vocab].
+        adapter: the version of the adapter that computes it, which the engine has; empty for the base.
     """
 
     request_id: str
@@ -50,6 +54,7 @@ class EngineRequest:
     reasoning: ReasoningMarkers | None = None
     reasoning_opened: bool = False
     processors: Sequence[Any] = ()
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,3 +106,29 @@ class Engine(Protocol):
 
     def close(self, timeout: float = 30.0) -> None:
         """Stop: let what runs end for at most `timeout` seconds, fail the rest as Unavailable, free memory."""
+
+
+@runtime_checkable
+class AdapterEngine(Engine, Protocol):
+    """An engine that computes requests with adapters over its model.
+
+    Attributes:
+        adapters: for forwards beside those of the engine, in any thread.
+    """
+
+    adapters: AdapterTable
+
+    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
+        """Place an adapter beside the model. Blocks until the engine's thread has taken it.
+
+        Args:
+            key: its version, as requests name it.
+            dtype: of its matrices; None takes the model's.
+
+        Raises:
+            AdapterRefused: it does not fit the model.
+            TroupeError: the engine closes, or its thread has died.
+        """
+
+    def remove_adapter(self, key: str) -> None:
+        """Drop an adapter that no request has, and what is kept of its computations. Blocks as `add_adapter` does."""

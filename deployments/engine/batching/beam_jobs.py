@@ -7,6 +7,7 @@ from typing import Any
 
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import UnsupportedParameter
+from deployments.engine.adapters.table import AdapterTable
 from deployments.engine.base.failures import as_error, raise_if_lost
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
@@ -51,8 +52,12 @@ class BeamJobs:
         """Let a job wait for its turn."""
         self._waiting.append(job)
 
-    def run_next(self) -> None:
-        """Run the search that has waited longest, if there is one, and give out its text. Blocks."""
+    def run_next(self, adapters: AdapterTable) -> None:
+        """Run the search that has waited longest, if there is one, and give out its text. Blocks.
+
+        Args:
+            adapters: of the model.
+        """
         if not self._waiting:
             return
         job = self._waiting.popleft()
@@ -63,7 +68,8 @@ class BeamJobs:
             if self._generate is None or self._search is None:
                 self._generate = StockGenerate(self._model, self._vocabulary, longest=self._longest)
                 self._search = BeamSearch(self._generate.call, self._vocabulary)
-            self._search.run(job, self._generate.inputs(job))
+            with adapters.applied([job.request.adapter]):
+                self._search.run(job, self._generate.inputs(job))
         except Exception as error:
             raise_if_lost(error)
             job.fail(as_error(error))

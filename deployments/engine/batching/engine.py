@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
+from deployments.adapters.lora_file import LoraFile
 from deployments.config.engine import EngineOptions
 from deployments.core.cgroup import cores
 from deployments.core.errors import BadRequest
+from deployments.engine.adapters.table import AdapterTable, PlacedAdapter
 from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
-from deployments.engine.base.failures import as_error
+from deployments.engine.base.failures import as_error, unloading
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
 from deployments.engine.base.text_side import TextSide
@@ -37,11 +41,15 @@ from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import Capabilities
 from deployments.engine.verify.encoder_inputs import encoder_inputs, encoder_needs
 from deployments.engine.verify.proofs import DETERMINISTIC, FORWARD, PACKED, ROTARY, Proofs
+from deployments.engine.verify.row_probe import mixing_modules
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _GIB = 1 << 30
+_LOOK_EVERY_S = 1.0
 
 
 class BatchingEngine(ThreadedEngine):
@@ -109,7 +117,56 @@ class BatchingEngine(ThreadedEngine):
         if options.deterministic:
             with proofs.of(DETERMINISTIC) as note:
                 note.found = deterministic = make_deterministic(forward, options.max_batch_size, self._patches)
+        self.adapters = forward.adapters = self._adapter_table(deterministic)
         return step_loop(forward, self.capabilities, options, deterministic, fixed)
+
+    def _adapter_table(self, deterministic: Strategy | None) -> AdapterTable:
+        """The adapters over the model, whose modules have the forwards by now that they keep."""
+        groups = self.capabilities.pads and deterministic is None
+        probe = partial(mixing_modules, self._forward, groups=groups)
+        return AdapterTable(
+            self._forward.model,
+            row_by_row=deterministic is not None,
+            mixes_rows=None if deterministic == "isolated" else probe,
+        )
+
+    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
+        """See `protocol.AdapterEngine`."""
+        loras = self.adapters.fit(file, dtype)
+        return self._between_steps(lambda: self.adapters.add(key, loras))
+
+    def remove_adapter(self, key: str) -> None:
+        """See `protocol.AdapterEngine`."""
+
+        def remove() -> None:
+            self.adapters.remove(key)
+            self._loop.store.forget(key)
+
+        self._between_steps(remove)
+
+    def _between_steps(self, function: Callable[[], T]) -> T:
+        """What a function returns or raises that the engine's thread calls between two steps. Blocks.
+
+        Raises:
+            TroupeError: the engine closes, or its thread has died.
+        """
+        done: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                done.set_result(function())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._changed:
+            if self._closing:
+                raise unloading()
+            self._commands.append(call)
+            self._changed.notify()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return done.result(_LOOK_EVERY_S)
+            self.check()
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
         """See `protocol.Engine`. The sequence is made in a thread of the engine: the caller may be an event loop."""
@@ -165,6 +222,7 @@ class BatchingEngine(ThreadedEngine):
             job = self._beams.job(live)
             return lambda: self._beams.queue(job)
         sequence = self._builder.sequence(live)
+        sequence.group = self.adapters.group(live.request.adapter)
         if compiled is not None:
             sequence.sampler.mask = compiled.result().mask(
                 params.max_tokens or 1, reasoning=live.request.reasoning, opened=live.request.reasoning_opened
@@ -191,7 +249,7 @@ class BatchingEngine(ThreadedEngine):
             with torch.inference_mode():
                 while self._take_commands():
                     self._step()
-                    self._beams.run_next()
+                    self._beams.run_next(self.adapters)
         finally:
             self._patches.close()
             self._loop.clear()

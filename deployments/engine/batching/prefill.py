@@ -117,6 +117,7 @@ class Prefiller:
             if not (
                 self._groupable(sequence)
                 and (sequence.scorer is None) == (first.scorer is None)
+                and sequence.group == first.group
                 and (other is None) == (source is None)
                 and (other is None or other.logits is None)
                 and (len(taken) + 1) * longest_now <= limit

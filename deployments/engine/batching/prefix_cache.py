@@ -21,6 +21,7 @@ class Prefix:
         logits: [vocab], of the token that follows; None where they were not kept.
         content_key: what the cache follows from beside its tokens.
         prefilled: of the tokens, how many were computed as a prompt is.
+        adapter: the version of the adapter that computed them, which is a part of `content_key`; empty for the base.
     """
 
     ids: list[int]
@@ -29,6 +30,7 @@ class Prefix:
     content_key: object = ""
     logits: Tensor | None = None
     prefilled: int = 0
+    adapter: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -103,6 +105,11 @@ class PrefixStore:
         """Drop entries until at most `limit` bytes are held."""
         while self._entries and self.nbytes > limit:
             self._remove(self._entries[0])
+
+    def forget(self, adapter: str) -> None:
+        """Drop what was computed with an adapter."""
+        for entry in [e for e in self._entries if e.adapter == adapter]:
+            self._remove(entry)
 
     def clear(self) -> None:
         self.shrink(-1)

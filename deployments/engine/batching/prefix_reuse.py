@@ -112,6 +112,7 @@ class PrefixReuse:
             content_key=sequence.content_key,
             logits=logits,
             prefilled=prefilled,
+            adapter=sequence.request.adapter,
         )
         self._store.add(prefix)
         self._store.shrink(min(self._store.limit, room))

@@ -177,7 +177,7 @@ class RunningBatches:
         if (
             not self.limits.joins
             or any(sequence.isolated for sequence in sequences)
-            or len({len(sequence.offset) for sequence in sequences}) > 1
+            or len({(len(sequence.offset), sequence.group) for sequence in sequences}) > 1
         ):
             return False
         if not self.limits.mixes_lengths and len({*a.cache.lengths, *b.cache.lengths}) > 1:

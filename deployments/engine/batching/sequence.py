@@ -31,6 +31,7 @@ class Sequence(TextRequest):
         drafter: drafts its next tokens, once that was tried.
         to_go: tokens to be computed of it while it waits, and the version of the prefix store that this follows from.
         awaits: a sequence being prefilled that will have most of what it lacks.
+        group: only sequences of the same group are computed in one forward; see `AdapterTable.group`.
     """
 
     sampler: SequenceSampler
@@ -47,11 +48,12 @@ class Sequence(TextRequest):
     drafter: Drafter | None = None
     to_go: tuple[int, int] | None = None
     awaits: Sequence | None = None
+    group: str = ""
 
     @property
     def content_key(self) -> tuple[object, ...]:
         """What a sequence's cache follows from beside its tokens."""
-        return (self.request.content_key, *self.frequencies)
+        return (self.request.adapter, self.request.content_key, *self.frequencies)
 
     @property
     def final_length(self) -> int:

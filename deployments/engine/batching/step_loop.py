@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, abc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -157,7 +158,8 @@ class StepLoop:
 
     def _advance(self, prefill: Prefill) -> None:
         try:
-            logits = self.prefiller.advance(prefill)
+            with self._adapters(prefill.sequences):
+                logits = self.prefiller.advance(prefill)
         except Exception as error:
             self.scheduler.prefills.remove(prefill)
             self.recovery.after_forward(prefill.sequences, error)
@@ -207,16 +209,26 @@ class StepLoop:
     def _decode(self, batch: Batch) -> None:
         draft_tokens = None if self.lookup is None else self.lookup.draft_tokens(batch)
         try:
-            if self.lookup is None or draft_tokens is None:
-                last, offsets = [s.ids[-1] for s in batch.sequences], [s.offset for s in batch.sequences]
-                logits = self.decode(last, offsets, batch.cache)[:, None]
-            else:
-                logits = self.lookup.forward(batch, draft_tokens)
+            with self._adapters(batch.sequences):
+                if self.lookup is None or draft_tokens is None:
+                    logits = self._decoded(batch)
+                else:
+                    logits = self.lookup.forward(batch, draft_tokens)
         except Exception as error:
             self.recovery.after_decode(batch, error)
             return
         self.recovery.decoded(batch.sequences)
         self._sample(batch, logits, draft_tokens)
+
+    def _decoded(self, batch: Batch) -> Tensor:
+        """Logits [sequences, 1, vocab] of a decode step. One that is captured or compiled has no adapters."""
+        last, offsets = [s.ids[-1] for s in batch.sequences], [s.offset for s in batch.sequences]
+        decode = self.forward.decode if any(s.request.adapter for s in batch.sequences) else self.decode
+        return decode(last, offsets, batch.cache)[:, None]
+
+    def _adapters(self, sequences: abc.Sequence[Sequence]) -> AbstractContextManager[None]:
+        """What a forward of these sequences runs in: each with its adapter."""
+        return self.forward.adapters.applied([sequence.request.adapter for sequence in sequences])
 
     def _sample(
         self, batch: Batch, logits: Tensor, draft_tokens: abc.Sequence[abc.Sequence[int]] | None = None

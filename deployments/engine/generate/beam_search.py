@@ -68,6 +68,7 @@ class _Search:
 
     input_ids: tuple[int, ...]
     content_key: str | None
+    adapter: str
     params: SamplingParams
     opaque: bool
 
@@ -78,6 +79,7 @@ class _Search:
         return cls(
             tuple(request.input_ids),
             request.content_key,
+            request.adapter,
             params,
             bool(request.model_inputs) and request.content_key is None,
         )

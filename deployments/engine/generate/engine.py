@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 
+from deployments.adapters.lora_file import LoraFile
+from deployments.adapters.refused import AdapterRefused
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
 from deployments.core.cgroup import cores
 from deployments.core.errors import ModelLoadFailed
 from deployments.core.token_ids import vocab_size
+from deployments.engine.adapters.table import AdapterTable, PlacedAdapter
 from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
 from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory, raise_if_lost
 from deployments.engine.base.live_request import LiveRequest
@@ -85,6 +88,8 @@ class GenerateEngine(ThreadedEngine):
             )
         self._runner = _runner(info, self._vocabulary, options, turn_limit_s, proofs, alone=rotary.depends)
         self.supports = self._runner.supports
+        self.adapters = AdapterTable(info.model)
+        self._hooked = info.generate is not None and not is_stock(info)
         self._options = options
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
@@ -106,6 +111,18 @@ class GenerateEngine(ThreadedEngine):
             self._queue(job, None)
         else:
             grammar.add_done_callback(lambda done: self._queue(job, done))
+
+    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
+        """See `protocol.AdapterEngine`. Requests of one adapter run together."""
+        if self._hooked:
+            raise AdapterRefused(
+                "its base has a generate hook, which may compute with another model than the loader's."
+            )
+        return self.adapters.add(key, self.adapters.fit(file, dtype))
+
+    def remove_adapter(self, key: str) -> None:
+        """See `protocol.AdapterEngine`."""
+        self.adapters.remove(key)
 
     def _queue(self, job: Job, grammar: Future[CompiledGrammar] | None) -> None:
         """Let a job wait for its turn; its grammar, if it has one, has been compiled."""
@@ -143,7 +160,8 @@ class GenerateEngine(ThreadedEngine):
             first = self._waiting.popleft()
             jobs = [first]
             for job in list(self._waiting):
-                if len(jobs) < self._options.max_batch_size and self._runner.together(first, job):
+                alike = job.request.adapter == first.request.adapter and self._runner.together(first, job)
+                if len(jobs) < self._options.max_batch_size and alike:
                     self._waiting.remove(job)
                     jobs.append(job)
             self._running = jobs
@@ -158,7 +176,8 @@ class GenerateEngine(ThreadedEngine):
                 job.begun = True
                 self._counts["prompt_tokens"] += len(job.request.input_ids)
         try:
-            self._runner.run(jobs, self._regroup)
+            with self.adapters.applied([jobs[0].request.adapter]):
+                self._runner.run(jobs, self._regroup)
         except Exception as error:
             raise_if_lost(error)
             logger.warning("generate failed with %d requests", len(jobs), exc_info=True)

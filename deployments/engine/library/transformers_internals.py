@@ -2,7 +2,7 @@
 
 Nothing follows from a version's number: names are looked up in the installed version. If it lacks a class, no object
 is an instance of it. If it lacks a function, the probe at load fails that calls it, and the model gets another engine.
-`deployments.host.tested_versions` names the newest version that the tests run with.
+`deployments.engine.library.tested_versions` names the newest version that the tests run with.
 """
 
 from __future__ import annotations

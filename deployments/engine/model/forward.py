@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deployments.engine.adapters.table import AdapterTable
 from deployments.engine.cache.cache import AnyCache, EncoderBatchCache
 from deployments.engine.library.transformers_internals import generate_cache_name, position_ids
 from deployments.engine.model.attention import DecodeAttention
@@ -58,6 +59,7 @@ class Forward:
         sends_unnamed: positions and masks go into the `**kwargs` of a forward that does not name them.
         recomputes: see `SequenceRotary.recomputes`.
         fresh: the state of its modules before the first forward.
+        adapters: of the sequences, which whoever calls a forward applies.
 
     Raises:
         UnknownRotary: see `SequenceRotary`.
@@ -85,6 +87,7 @@ class Forward:
         self._media_ids = media_ids(model.config)
         self._encoder = EncoderSide(model, self.device) if self.is_encoder_decoder else None
         self.decode_attention = DecodeAttention()
+        self.adapters = AdapterTable(model)
         self._positions = SequencePositions(model)
 
     @property

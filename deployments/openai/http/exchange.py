@@ -226,7 +226,7 @@ class Exchange:
             return self.models.resolve(name)
         if self.options.default_model is not None:
             return self.models.resolve(self.options.default_model)
-        cards = [card for card in self.models.models() if card.configured]
+        cards = [card for card in self.models.models() if card.configured and card.parent is None]
         if len(cards) == 1:
             return cards[0]
         raise BadRequest(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from deployments.config.api import ApiOptions
 from deployments.config.app import AppArgs, Pool
 from deployments.config.engine import EngineOptions
-from deployments.config.model import ModelEntry
+from deployments.config.model import AdapterOptions, ModelEntry
 from deployments.config.sources import FolderSource, HubSource
 from deployments.core.model_card import ModelOptions
 from tests.docs.reference.schema import type_of
@@ -26,6 +26,7 @@ SECTIONS: dict[str, Any] = {
     "hub": HubSource,
     "models[].engine": EngineOptions,
     "models[].api": ModelOptions,
+    "models[].adapters": AdapterOptions,
     "api": ApiOptions,
 }
 """The schema of each section, by its heading."""
@@ -75,7 +76,7 @@ def _default(name: str, value: Any) -> str:
     if value is ...:
         return "required"
     if isinstance(value, bool | str):
-        return f"`{json.dumps(value)}`" if isinstance(value, bool) else f"`{value}`"
+        return f"`{json.dumps(value)}`" if isinstance(value, bool) else f"`{value}`" if value else ""
     if isinstance(value, int) and (name.endswith("_bytes") or name.startswith("media_max")) and value >= 2**10:
         unit = 2**20 if value % 2**20 == 0 else 2**10
         word = ("Mi" if unit == 2**20 else "Ki") + ("B" if name.endswith("_bytes") else "")

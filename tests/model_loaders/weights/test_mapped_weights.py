@@ -16,8 +16,8 @@ from transformers import LlamaForCausalLM
 from deployments.config.model import ModelEntry
 from deployments.host.loaded_model import LoadedModel
 from deployments.host.loading import Loading
-from deployments.host.mapped_weights import read_mapped_weights
 from model_loaders.auto import load_model
+from model_loaders.weights.mapped_weights import read_mapped_weights
 from tests.tiny import byte_tokenizer, llama
 
 
@@ -128,7 +128,7 @@ def test_weights_that_do_not_fit_stay_mapped(
 ) -> None:
     file = save(tmp_path)
     model = LlamaForCausalLM.from_pretrained(tmp_path)
-    monkeypatch.setattr("deployments.host.mapped_weights.free_bytes", lambda: 1000)
+    monkeypatch.setattr("model_loaders.weights.mapped_weights.free_bytes", lambda: 1000)
     assert read_mapped_weights(model) == 0
     assert f"{file} stays mapped" in caplog.text
 

@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from deployments.host import tested_versions
+from deployments.engine.library import tested_versions
 from deployments.local import make_app
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,0 +1,100 @@
+"""A module of the base with the matrices of its adapters: what its forward gives is the base's, and a delta.
+
+The base's product is untouched. The delta has one of three forms:
+
+- one: all sequences have the same adapter; two plain products.
+- rows: each sequence has its own; their matrices are gathered for as long as the sequences stay the same, see
+  `gathered`.
+- row by row: the same, each sequence by itself, if its bits must not depend on the others.
+
+A sequence without an adapter gets the base's output as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deployments.engine.adapters.gathered import Gathered, gather
+from deployments.engine.adapters.lora import Lora
+from deployments.engine.adapters.step import Keys, current_step
+
+
+class AdaptedModule:
+    """Stands in for the forward of a module while a forward with adapters runs.
+
+    Args:
+        module: of the base; its forward, which may be a packed one, computes the base's part.
+        row_by_row: every sequence's delta is computed by itself.
+
+    Attributes:
+        loras: by the adapter's version.
+        is_embedding: its inputs are token ids.
+    """
+
+    def __init__(self, module: nn.Module, *, row_by_row: bool) -> None:
+        self.module = module
+        self.loras: dict[str, Lora] = {}
+        self.is_embedding = isinstance(module, nn.Embedding)
+        self._forward: Callable[..., Tensor] = module.forward
+        self._row_by_row = row_by_row
+        self._gathered: Gathered | None = None
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The output of the module for the sequences of this thread's forward."""
+        output = self._forward(input, *args, **kwargs)
+        step = current_step()
+        if step is None:
+            return output
+        if self._row_by_row and len(step.keys) > 1:
+            return self._each(step.keys, input, output)
+        if step.shared is None:
+            return self._rows(step.keys, input, output)
+        lora = self.loras.get(step.shared)
+        return output if lora is None else output.add_(self._delta(input, lora))
+
+    def forget(self, key: str) -> None:
+        """Drop the matrices of an adapter."""
+        self.loras.pop(key, None)
+        self._gathered = None
+
+    def _rows(self, keys: Keys, input: Tensor, output: Tensor) -> Tensor:
+        gathered = self._gathered
+        if gathered is None or not (gathered.keys == keys or gathered.follow(keys, self.loras)):
+            gathered = self._gathered = gather(keys, self.loras)
+        if gathered is None:
+            return output
+        rows = gathered.rows
+        x = input if rows is None else input.index_select(0, rows)
+        if self.is_embedding:
+            delta = gathered.delta(x, is_embedding=True).mul_(_scale_of(self.module))
+        else:
+            x = x.flatten(1, -2)
+            delta = gathered.delta(x.to(gathered.dtype), is_embedding=False)
+        if rows is None:
+            return output.add_(delta.reshape(output.shape))
+        return output.index_add_(0, rows, delta.reshape(len(rows), *output.shape[1:]).to(output.dtype))
+
+    def _each(self, keys: Keys, input: Tensor, output: Tensor) -> Tensor:
+        for i, key in enumerate(keys):
+            lora = self.loras.get(key)
+            if lora is not None:
+                output[i : i + 1].add_(self._delta(input[i : i + 1], lora))
+        return output
+
+    def _delta(self, input: Tensor, lora: Lora) -> Tensor:
+        if self.is_embedding:
+            delta = torch.matmul(functional.embedding(input, lora.a), lora.b)
+            return delta.mul_(_scale_of(self.module))
+        delta = torch.matmul(torch.matmul(input.to(lora.a.dtype), lora.a), lora.b)
+        return delta if lora.bias is None else delta + lora.bias
+
+
+def _scale_of(module: nn.Module) -> Any:
+    """What an embedding multiplies its vectors by, as Gemma's does."""
+    scale = getattr(module, "embed_scale", None)
+    return 1.0 if scale is None else scale

@@ -1,0 +1,137 @@
+"""The matrices of the sequences of a forward, put together so that few products compute the deltas of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from deployments.engine.adapters.lora import Lora
+from deployments.engine.adapters.step import Keys
+
+MOST_ROWS = 16
+"""Sequences up to which each has its own copy of its matrices: measured on a CPU, more are faster side by side."""
+
+
+class Gathered(Protocol):
+    """The matrices of some sequences.
+
+    Attributes:
+        keys: of the sequences.
+        rows: int64 [adapted], those that have an adapter here; None if all have.
+        dtype: of the matrices.
+    """
+
+    keys: Keys
+    rows: Tensor | None
+    dtype: torch.dtype
+
+    def follow(self, keys: Keys, loras: Mapping[str, Lora]) -> bool:
+        """Become the matrices of other sequences at little cost; False if that cannot be."""
+
+    def delta(self, x: Tensor, *, is_embedding: bool) -> Tensor:
+        """The delta [adapted, tokens, outputs] of inputs [adapted, tokens, inputs], or token ids [adapted, tokens]."""
+
+
+def gather(keys: Keys, loras: Mapping[str, Lora]) -> Gathered | None:
+    """The matrices of these sequences; None if no sequence has an adapter here."""
+    count = sum(key in loras for key in keys)
+    if not count:
+        return None
+    return StackedRows(keys, loras) if count <= MOST_ROWS else SideBySide(keys, loras)
+
+
+class StackedRows:
+    """Each sequence with its own copy, one after the other; see `Gathered`. Copies are made when sequences change."""
+
+    def __init__(self, keys: Keys, loras: Mapping[str, Lora]) -> None:
+        self.keys = keys
+        self._loras = _own(keys, loras)
+        first, count = self._loras[0], len(self._loras)
+        self.dtype = first.a.dtype
+        self.rows = _places(keys, loras, first.a.device)
+        self._rank = max(lora.rank for lora in self._loras)
+        # Zero beyond the rank of each.
+        self._a = first.a.new_zeros(count, first.a.shape[0], self._rank)
+        self._b = first.b.new_zeros(count, self._rank, first.b.shape[1])
+        self._bias = _biases(self._loras)
+        for place, lora in enumerate(self._loras):
+            self._put(place, lora)
+
+    def follow(self, keys: Keys, loras: Mapping[str, Lora]) -> bool:
+        own = _own(keys, loras)
+        all_have = self.rows is None and len(own) == len(keys) == len(self._loras)
+        if not all_have or max(lora.rank for lora in own) != self._rank:
+            return False
+        for place, lora in enumerate(own):
+            if lora is not self._loras[place]:
+                self._put(place, lora)
+        self.keys, self._loras, self._bias = keys, own, _biases(own)
+        return True
+
+    def delta(self, x: Tensor, *, is_embedding: bool) -> Tensor:
+        if is_embedding:
+            h = torch.stack([functional.embedding(ids, a) for ids, a in zip(x, self._a, strict=True)])
+        else:
+            h = torch.bmm(x, self._a)
+        return torch.bmm(h, self._b) if self._bias is None else torch.baddbmm(self._bias, h, self._b)
+
+    def _put(self, place: int, lora: Lora) -> None:
+        self._a[place].zero_()[:, : lora.rank].copy_(lora.a)
+        self._b[place].zero_()[: lora.rank].copy_(lora.b)
+
+
+class SideBySide:
+    """The adapters of the sequences side by side, each once; see `Gathered`. A sequence sees its own columns alone."""
+
+    def __init__(self, keys: Keys, loras: Mapping[str, Lora]) -> None:
+        self._order = sorted({key for key in keys if key in loras})
+        own = [loras[key] for key in self._order]
+        self.dtype = own[0].a.dtype
+        self._a = torch.cat([lora.a for lora in own], 1)
+        self._b = torch.cat([lora.b for lora in own])
+        owners = [place for place, lora in enumerate(own) for _ in range(lora.rank)]
+        self._owners = torch.tensor(owners, device=self._a.device)
+        self._biases = _biases(own)
+        self._see(keys, loras)
+
+    def _see(self, keys: Keys, loras: Mapping[str, Lora]) -> None:
+        self.keys = keys
+        self.rows = _places(keys, loras, self._a.device)
+        of = torch.tensor([self._order.index(key) for key in keys if key in loras], device=self._a.device)
+        self._seen = (of[:, None] == self._owners)[:, None]
+        self._bias = None if self._biases is None else self._biases[of]
+
+    def follow(self, keys: Keys, loras: Mapping[str, Lora]) -> bool:
+        if sorted({key for key in keys if key in loras}) != self._order:
+            return False
+        if sum(key in loras for key in keys) <= MOST_ROWS:
+            return False
+        self._see(keys, loras)
+        return True
+
+    def delta(self, x: Tensor, *, is_embedding: bool) -> Tensor:
+        h = functional.embedding(x, self._a) if is_embedding else torch.matmul(x, self._a)
+        # Not a product with zeros: what overflows in the columns of another sequence must not spread.
+        delta = torch.matmul(torch.where(self._seen, h, h.new_zeros(())), self._b)
+        return delta if self._bias is None else delta + self._bias
+
+
+def _own(keys: Keys, loras: Mapping[str, Lora]) -> list[Lora]:
+    return [lora for key in keys if (lora := loras.get(key)) is not None]
+
+
+def _places(keys: Keys, loras: Mapping[str, Lora], device: torch.device) -> Tensor | None:
+    places = [i for i, key in enumerate(keys) if key in loras]
+    return None if len(places) == len(keys) else torch.tensor(places, device=device)
+
+
+def _biases(loras: Sequence[Lora]) -> Tensor | None:
+    """[loras, 1, outputs], zero where there is none; None if none has one."""
+    if all(lora.bias is None for lora in loras):
+        return None
+    zero = torch.zeros_like(next(lora.bias for lora in loras if lora.bias is not None))
+    return torch.stack([zero if lora.bias is None else lora.bias for lora in loras])[:, None]

@@ -1,0 +1,162 @@
+"""The adapters of one engine: which modules they change, and the forwards that are computed with them.
+
+While a forward with adapters runs, the modules that they change have forwards of ours; at any other time the model is
+as it was. So a forward of the base alone costs nothing, and other threads, which embed or align with the same
+modules, are not disturbed: the adapters of a forward are those of its thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from deployments.adapters.lora_file import LoraFile
+from deployments.engine.adapters.adapted_module import AdaptedModule
+from deployments.engine.adapters.lora import Loras, fit_lora
+from deployments.engine.adapters.step import AdapterStep, current_step, set_step
+
+MixesRows = Callable[[Mapping[str, nn.Module]], Collection[str]]
+"""Of some modules by name, those whose inputs are sequences in a forward of several."""
+_BASE: AbstractContextManager[None] = contextlib.nullcontext()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedAdapter:
+    """An adapter on the device.
+
+    Attributes:
+        modules: names of the modules that it changes.
+        nbytes: of its matrices.
+        mixes: a forward may compute sequences of other adapters beside its own.
+    """
+
+    modules: frozenset[str]
+    nbytes: int
+    mixes: bool
+
+
+class AdapterTable:
+    """The adapters of one engine, by their versions. Changed between forwards of the engine's thread alone.
+
+    Args:
+        model: the base; its forwards, packed or not, are those that compute the base's part.
+        row_by_row: a sequence's bits must not depend on others.
+        mixes_rows: tells which modules can be computed for several adapters at once; None if every forward has one.
+    """
+
+    def __init__(self, model: nn.Module, *, row_by_row: bool = False, mixes_rows: MixesRows | None = None) -> None:
+        self._model = model
+        self._row_by_row = row_by_row
+        self._mixes_rows = mixes_rows
+        self._adapters: dict[str, PlacedAdapter] = {}
+        self._modules: dict[str, AdaptedModule] = {}
+        self._mixing: dict[str, bool] = {}
+        self._idle = threading.Condition()
+        self._under_way = 0
+        self._installed: list[tuple[dict[str, Any], Any]] = []
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._adapters
+
+    def fit(self, file: LoraFile, dtype: torch.dtype | None = None) -> Loras:
+        """The matrices of an adapter for the modules of the base, on its device. Any thread may call it.
+
+        Args:
+            dtype: of the matrices; None takes the base's.
+
+        Raises:
+            AdapterRefused: it does not fit the base.
+        """
+        # Adapters are used in and out of inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            return fit_lora(self._model, file, dtype)
+
+    def add(self, key: str, loras: Loras) -> PlacedAdapter:
+        """Let forwards use an adapter.
+
+        Args:
+            key: its version.
+            loras: see `fit`.
+        """
+        with self._idle:
+            # The probe gives modules forwards of its own.
+            self._idle.wait_for(lambda: not self._under_way)
+            adapter = PlacedAdapter(
+                modules=frozenset(loras),
+                nbytes=sum(lora.nbytes for lora in loras.values()),
+                mixes=self._all_mix(loras.keys()),
+            )
+            for name, lora in loras.items():
+                if name not in self._modules:
+                    self._modules[name] = AdaptedModule(self._model.get_submodule(name), row_by_row=self._row_by_row)
+                self._modules[name].loras[key] = lora
+            self._adapters[key] = adapter
+        return adapter
+
+    def remove(self, key: str) -> None:
+        """Drop an adapter that no sequence has."""
+        adapter = self._adapters.pop(key, None)
+        for name in () if adapter is None else adapter.modules:
+            self._modules[name].forget(key)
+
+    def group(self, key: str) -> str:
+        """What sequences that one forward computes have in common: an adapter that does not mix goes by itself."""
+        return "" if not key or self._adapters[key].mixes else key
+
+    def applied(self, keys: Sequence[str]) -> AbstractContextManager[None]:
+        """The context of a forward of this thread.
+
+        Args:
+            keys: the adapter of each of its sequences; empty for the base.
+        """
+        return self._applied(AdapterStep(keys)) if any(keys) else _BASE
+
+    @contextlib.contextmanager
+    def _applied(self, step: AdapterStep) -> Iterator[None]:
+        before = current_step()
+        self._install()
+        set_step(step)
+        try:
+            yield
+        finally:
+            set_step(before)
+            self._uninstall()
+
+    def _install(self) -> None:
+        with self._idle:
+            self._under_way += 1
+            if self._under_way > 1:
+                return
+            for adapted in self._modules.values():
+                own = vars(adapted.module)
+                self._installed.append((own, own.get("forward")))
+                own["forward"] = adapted.forward
+
+    def _uninstall(self) -> None:
+        with self._idle:
+            self._under_way -= 1
+            if self._under_way:
+                return
+            for own, forward in self._installed:
+                if forward is None:
+                    del own["forward"]
+                else:
+                    own["forward"] = forward
+            self._installed.clear()
+            self._idle.notify_all()
+
+    def _all_mix(self, names: Collection[str]) -> bool:
+        if self._mixes_rows is None:
+            return False
+        new = {name: self._model.get_submodule(name) for name in names if name not in self._mixing}
+        if new:
+            mixing = self._mixes_rows(new)
+            self._mixing.update({name: name in mixing for name in new})
+        return all(self._mixing[name] for name in names)

@@ -1,0 +1,44 @@
+"""Whether adapters can be served, as far as their own files say."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from deployments.adapters.lora_file import read_lora
+from deployments.adapters.refused import AdapterRefused
+from deployments.config.model import ModelEntry
+from deployments.registry.files import folder_files
+from deployments.registry.stamp import Stamp
+from model_loaders.local_folder import found
+
+logger = logging.getLogger("troupe.registry")
+
+
+class AdapterCheck:
+    """Reads adapters, each once until its files change."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Stamp, str | None]] = {}
+
+    def reason(self, entry: ModelEntry) -> str | None:
+        """Why an adapter is refused; None if it is not, or if the entry is a model. Blocks."""
+        if entry.adapter is None:
+            return None
+        folder = found(entry.adapter)
+        stamp = Stamp.of_files(folder_files(folder))
+        known = self._known.get(entry.adapter)
+        if known is None or not known[0].same(stamp):
+            known = self._known[entry.adapter] = (stamp, _reason(folder, entry))
+        return known[1]
+
+
+def _reason(folder: Path, entry: ModelEntry) -> str | None:
+    try:
+        read_lora(folder, entry.adapters.max_rank)
+    except AdapterRefused as refused:
+        logger.warning("%s", refused.named(entry.id))
+        return refused.reason
+    except OSError as error:
+        return f"it cannot be read: {error}."
+    return None

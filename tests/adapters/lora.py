@@ -1,0 +1,110 @@
+"""Random adapters for tiny models, in the format of PEFT, and the dense merges that are their references."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+Change = Callable[[dict[str, Tensor], dict[str, Any]], None]
+
+
+def write_adapter(
+    model: nn.Module,
+    folder: Path,
+    targets: Sequence[str],
+    *,
+    seed: int = 0,
+    rank: int = 4,
+    size: float = 0.3,
+    change: Change | None = None,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> Path:
+    """A random adapter of these modules of a model.
+
+    Args:
+        size: of the matrices' numbers.
+        change: what is done to tensors and configuration before they are written.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    options = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": list(targets),
+        **config,
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] not in targets and name not in targets:
+            continue
+        own = options.get("rank_pattern", {}).get(name.rpartition(".")[2], rank)
+        inputs, outputs = sizes(module)
+        made = [size * torch.randn(shape, generator=generator) for shape in ((own, inputs), (outputs, own), (outputs,))]
+        key = f"base_model.model.{name}.lora_"
+        if isinstance(module, nn.Embedding):
+            tensors[f"{key}embedding_A"], tensors[f"{key}embedding_B"] = made[:2]
+        else:
+            tensors[f"{key}A.weight"], tensors[f"{key}B.weight"] = made[:2]
+            if options.get("lora_bias"):
+                tensors[f"{key}B.bias"] = made[2]
+    if change is not None:
+        change(tensors, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {key: tensor.to(dtype).contiguous() for key, tensor in tensors.items()}, folder / "adapter_model.safetensors"
+    )
+    (folder / "adapter_config.json").write_text(json.dumps(options))
+    return folder
+
+
+def sizes(module: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs."""
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    weight: Any = module.weight
+    return (weight.shape[0], weight.shape[1]) if isinstance(module, Conv1D) else (weight.shape[1], weight.shape[0])
+
+
+def merged(model: Any, folder: Path, scale: Callable[[str], float]) -> Any:
+    """A copy of a model with an adapter merged into its weights.
+
+    Args:
+        scale: of each module's product, by its name.
+    """
+    tensors = load_file(folder / "adapter_model.safetensors")
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for key, first in tensors.items():
+            name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
+            if part not in ("A.weight", "embedding_A"):
+                continue
+            module = model.get_submodule(name)
+            product = tensors[key.replace("_A", "_B")].float() @ first.float() * scale(name)
+            turned = isinstance(module, Conv1D | nn.Embedding)
+            untied(module)
+            module.weight += (product.T if turned else product).to(module.weight.dtype)
+            bias = tensors.get(f"base_model.model.{name}.lora_B.bias")
+            if bias is not None:
+                own = torch.zeros_like(bias) if module.bias is None else module.bias
+                module.bias = nn.Parameter(own + bias * scale(name))
+    return model
+
+
+def untied(module: Any) -> None:
+    """Give a module a weight of its own, which it may share with an embedding or a head."""
+    module.weight = nn.Parameter(module.weight.detach().clone())
+
+
+def scale_of(config: Mapping[str, Any]) -> float:
+    """The scale of an adapter without patterns."""
+    return float(config["lora_alpha"] / config["r"])
