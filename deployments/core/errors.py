@@ -33,6 +33,7 @@ The shape is OpenAI's: https://platform.openai.com/docs/guides/error-codes
 from __future__ import annotations
 
 import itertools
+from asyncio import CancelledError
 from collections.abc import Iterator
 from typing import Any
 
@@ -271,6 +272,10 @@ class LoadTimeout(TroupeError):
 
     status = 504
     code = "model_load_timeout"
+
+
+RAISED_BY_HOOKS = (Exception, SystemExit, GeneratorExit, CancelledError)
+"""What a function of a loader can raise. `sys.exit` in it is an error of one request, not the end of the server."""
 
 
 class ConfigError(ValueError):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from deployments.core.calls import ChatPrompt
-from deployments.core.errors import BrokenHook, ModelLoadFailed, last_line
+from deployments.core.errors import RAISED_BY_HOOKS, BrokenHook, ModelLoadFailed, last_line
 from deployments.engine.model.random_state import RANDOM_STATE, in_turn
 from deployments.host.embedding.hook import hooked
 from model_loaders.contract import ModelInfo
@@ -85,7 +85,7 @@ class _Tried:
             draws = RANDOM_STATE.draws(lambda: found.append(call()), self._limit)
         except BrokenHook:
             raise
-        except Exception as error:
+        except RAISED_BY_HOOKS as error:
             logger.info("Hook %s raised when it was tried at load: %s", name, last_line(error))
             return None
         if draws and (hook := getattr(self._info, name)) is not None:

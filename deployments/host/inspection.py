@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deployments.core.calls import GenerateCall
+from deployments.core.errors import RAISED_BY_HOOKS
 from deployments.core.events import Delta, Event
 from model_loaders.prompts.chat_template import accepted
 
@@ -74,5 +75,5 @@ class Inspection:
         }
         try:
             callback(**accepted(callback, seen))
-        except Exception:
+        except RAISED_BY_HOOKS:
             logger.exception("done_callback of model %s failed on %s", self._info.label, seen["uid"])

@@ -11,7 +11,7 @@ import torch
 
 from deployments.config.api import ApiOptions
 from deployments.config.model import ModelEntry
-from deployments.core.errors import LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
+from deployments.core.errors import RAISED_BY_HOOKS, LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.engine.base.failures import free_memory, is_out_of_memory
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.fingerprint import model_fingerprint
@@ -142,7 +142,7 @@ class Loading:
             read_mapped_weights(info.model)
             named = model_fingerprint(entry, version, info)
             model = LoadedModel(entry, info, media=self._media, templates=self._templates, named=named)
-        except Exception as error:
+        except RAISED_BY_HOOKS as error:
             if _caused_by_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error
             if isinstance(error, ModelLoadFailed) and repr(entry.id) not in error.message:

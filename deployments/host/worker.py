@@ -13,6 +13,8 @@ from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any, TypeVar
 
+from deployments.core.errors import ModelError, last_line
+
 T = TypeVar("T")
 
 
@@ -159,5 +161,8 @@ def _run(function: Callable[[], Any], future: Future[Any]) -> None:
     with contextlib.suppress(InvalidStateError):
         try:
             future.set_result(function())
-        except BaseException as error:
+        except Exception as error:
             future.set_exception(error)
+        except BaseException as error:
+            # In the event loop it would end the process.
+            future.set_exception(ModelError(f"A function of the model's loader raised {last_line(error)}."))

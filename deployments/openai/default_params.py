@@ -16,10 +16,10 @@ from deployments.openai.chat.schema import ChatBody
 from deployments.openai.chat.tools import read_tools
 from deployments.openai.completions.schema import CompletionBody
 from deployments.openai.embeddings import EmbeddingsBody
-from deployments.openai.fields.constraint import grammar_problem
+from deployments.openai.fields.constraint import constraint_problem
 from deployments.openai.fields.fields import RequestBody, bad_field, scope_of, settle
 from deployments.openai.fields.objects import objects_of, unread_keys
-from deployments.openai.fields.other_servers import Means, Refused, nearest
+from deployments.openai.fields.other_servers import Means, Refused, Spread, nearest
 from deployments.openai.fields.sampling import check_choices, check_logprobs
 from deployments.openai.responses.schema import ResponsesBody
 from deployments.openai.scores.schema import DecisionsBody, ScoreBody
@@ -68,6 +68,8 @@ def _unknown(key: str, schemas: tuple[type[RequestBody], ...]) -> str:
             return f"another server's field; this server has {row.target}"
         if isinstance(row, Refused):
             return "not supported by this server; remove it"
+        if isinstance(row, Spread):
+            return "write its keys in its place"
         if row is not None:
             return "has no effect on an answer; remove it"
     close = nearest(key, frozenset[str]().union(*(scope_of(schema).own for schema in schemas)))
@@ -115,6 +117,6 @@ def _together(params: Mapping[str, Any], options: ApiOptions) -> list[tuple[str,
 
 def _check_grammar(grammar: Grammar | None) -> None:
     """Refuse a constraint that no answer can be held to."""
-    problem = None if grammar is None or grammar.kind != "json_schema" else grammar_problem(grammar.source)
+    problem = None if grammar is None else constraint_problem(grammar)
     if grammar is not None and problem is not None:
         raise BadRequest(f"Invalid {grammar.param!r}: {problem}", param=grammar.param)

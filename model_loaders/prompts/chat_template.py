@@ -14,11 +14,20 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from deployments.core.calls import ChatPrompt
-from deployments.core.errors import BrokenHook, ModelError, TemplateFailed, TroupeError, UnsupportedParameter, last_line
+from deployments.core.errors import (
+    RAISED_BY_HOOKS,
+    BrokenHook,
+    ModelError,
+    TemplateFailed,
+    TroupeError,
+    UnsupportedParameter,
+    last_line,
+)
 from model_loaders.contract import Hook, ModelInfo
 from model_loaders.prompts.merging import merged
 from model_loaders.prompts.message_forms import Message, MessageForms
 from model_loaders.prompts.template_coverage import SYSTEM_ROLES, Marked, is_said, pattern_of
+from model_loaders.prompts.text import as_text
 
 _TOOL = "qvztoolzvq"
 _SAMPLE_TOOL = {
@@ -89,12 +98,9 @@ class ChatTemplate:
             text = self._write(chat, self._joined(chat, messages))
         except TroupeError:
             raise
-        except Exception as error:
+        except RAISED_BY_HOOKS as error:
             raise self._failure(chat, view, messages, error) from error
-        if not isinstance(text, str):
-            raise BrokenHook(
-                f"Hook apply_chat_template returned {type(text).__name__}; expected str (pass tokenize=False on)."
-            )
+        text = as_text(text, "apply_chat_template", " (pass tokenize=False on)")
         if not self._own and not text.strip():
             raise BrokenHook("Hook apply_chat_template returned an empty text; expected the prompt of the messages.")
         if known and self._own and not is_said(messages, text):
@@ -226,7 +232,7 @@ class ChatTemplate:
         """
         try:
             text = self._write(_sample(chat), view.forms.shape([_SYSTEM, _USER] if system else [_USER]))
-        except Exception:
+        except RAISED_BY_HOOKS:
             return "tools" in (self.source(chat.chat_template, tools=True) or "tools")
         return isinstance(text, str) and _TOOL in text.lower()
 
@@ -280,11 +286,11 @@ class ChatTemplate:
         """The text of messages of a trial; None if there is none."""
         try:
             text = self._write(replace(chat, continue_final_message=False), self._joined(chat, messages))
-        except Exception:
+        except RAISED_BY_HOOKS:
             return None
         return text if isinstance(text, str) else None
 
-    def _failure(self, chat: ChatPrompt, view: _View, messages: list[Message], error: Exception) -> TroupeError:
+    def _failure(self, chat: ChatPrompt, view: _View, messages: list[Message], error: BaseException) -> TroupeError:
         """The error for a conversation that the template, or the function in its place, does not write."""
         name, reason = self.info.label, last_line(error)
         if not self._own:
@@ -318,7 +324,7 @@ class ChatTemplate:
         def refuses(count: int) -> bool:
             try:
                 self._write(chat, self._joined(chat, messages[:count]))
-            except Exception as other:
+            except RAISED_BY_HOOKS as other:
                 return last_line(other) == reason
             return False
 

@@ -71,7 +71,7 @@ def check_ids(ids: Sequence[int], vocab: int | None, source: str) -> None:
 def _ids(given: Any) -> torch.Tensor:
     """The ids [length] of one prompt."""
     try:
-        ids = torch.as_tensor(given)
+        ids = torch.as_tensor(given).cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise BrokenHook(f"Hook encode returned input_ids={_shown(given)}; expected {_EXPECTED}.") from None
     # An empty list has the dtype of a float.

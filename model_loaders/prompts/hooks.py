@@ -12,13 +12,22 @@ from typing import Any
 import torch
 
 from deployments.core.calls import ChatPrompt
-from deployments.core.errors import BadRequest, BrokenHook, ModelError, TroupeError, UnsupportedParameter, last_line
+from deployments.core.errors import (
+    RAISED_BY_HOOKS,
+    BadRequest,
+    BrokenHook,
+    ModelError,
+    TroupeError,
+    UnsupportedParameter,
+    last_line,
+)
 from deployments.core.token_ids import vocab_size
 from model_loaders.contract import Hook, ModelInfo
 from model_loaders.prompts.chat_template import ChatTemplate, accepted
 from model_loaders.prompts.encoded import Encoded as Encoded
 from model_loaders.prompts.encoded import as_encoded, check_ids
 from model_loaders.prompts.media_marks import MediaMarks
+from model_loaders.prompts.text import as_text
 
 
 class Hooks:
@@ -92,7 +101,7 @@ class Hooks:
                 encoded = self._encoder(text, **accepted(self._encoder, kwargs))
         except TroupeError:
             raise
-        except Exception as error:
+        except RAISED_BY_HOOKS as error:
             raise ModelError(f"Hook encode failed: {last_line(error)}") from error
         found = as_encoded(encoded)
         if not found.input_ids and text.strip() and self.info.encode is not None:
@@ -174,11 +183,9 @@ class Hooks:
         ids: Any = torch.tensor(list(token_ids), dtype=torch.long) if self.info.decode else list(token_ids)
         try:
             text = decoder(ids, **accepted(decoder, kwargs))
-        except Exception as error:
+        except RAISED_BY_HOOKS as error:
             raise ModelError(f"Hook decode failed: {last_line(error)}") from error
-        if not isinstance(text, str):
-            raise BrokenHook(f"Hook decode returned {type(text).__name__}; expected str.")
-        return text
+        return as_text(text, "decode")
 
     def _adds_special_tokens(self, text: str, asked: bool) -> bool:
         if self._encoder_decoder:

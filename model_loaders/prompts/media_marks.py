@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from deployments.core.calls import ChatPrompt
-from deployments.core.errors import BadRequest, TemplateFailed, TroupeError
+from deployments.core.errors import RAISED_BY_HOOKS, BadRequest, TemplateFailed, TroupeError
 from deployments.engine.library.transformers_internals import mark_control_tokens
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.encoded import Encoded
@@ -142,7 +142,7 @@ class MediaMarks:
                 self._render(ChatPrompt(messages=[{"role": "user", "content": parts}]))
                 for parts in ([text], [{"type": kind}, text])
             )
-        except Exception:
+        except RAISED_BY_HOOKS:
             return {}
         added = getattr(self._info.tokenizer, "added_tokens_encoder", None) or _TOKEN.findall(written)
         more = {token: written.count(token) - without.count(token) for token in added}

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
+from deployments.core.errors import RAISED_BY_HOOKS
+
 Message = dict[str, Any]
 Reads = Literal["text", "parts", "both", "part"]
 
@@ -294,7 +296,7 @@ class MessageForms:
     def _written(self, messages: list[Message]) -> str | None:
         try:
             text = self._write(messages)
-        except Exception:
+        except RAISED_BY_HOOKS:
             return None
         return text if isinstance(text, str) else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,7 @@ from jinja2 import TemplateError
 from deployments.config.model import ModelEntry
 from deployments.core.errors import ModelLoadFailed
 from deployments.host.loaded_model import LoadedModel
-from deployments.local import model_app
+from deployments.local import make_app, model_app
 from model_loaders.contract import as_model_info
 from tests.tiny import byte_tokenizer, llama
 
@@ -26,6 +28,7 @@ TEMPLATES: list[tuple[Any, str]] = [
     (None, "Hook apply_chat_template returned NoneType"),
     ([1, 2], "Hook apply_chat_template returned list"),
     (b"Hi", "Hook apply_chat_template returned bytes"),
+    ("Hi \ud800", "Hook apply_chat_template returned half of a surrogate pair"),
     ("", "Hook apply_chat_template returned an empty text"),
 ]
 ENCODED: list[tuple[Any, str]] = [
@@ -38,6 +41,7 @@ ENCODED: list[tuple[Any, str]] = [
     ({"input_ids": IDS.repeat(2, 1)}, "shape (2, 2)"),
     ({"input_ids": [[1, 2], [3]]}, "Hook encode returned input_ids=list"),
     ({"input_ids": "72 105"}, "Hook encode returned input_ids=str"),
+    ({"input_ids": IDS.to("meta")}, "Hook encode returned input_ids=Tensor"),
     ({"input_ids": None}, "Hook encode returned dict with keys input_ids"),
     ({"ids": IDS}, "Hook encode returned dict with keys ids; expected a mapping with input_ids"),
     ({"input_ids": IDS, "attention_mask": [1]}, "an attention_mask of 1 positions for 2 input_ids"),
@@ -48,6 +52,7 @@ DECODED: list[tuple[Any, str]] = [
     (None, "Hook decode returned NoneType; expected str"),
     (["Hi"], "Hook decode returned list"),
     (b"Hi", "Hook decode returned bytes"),
+    (b"Hi \xff".decode(errors="surrogateescape"), "Hook decode returned half of a surrogate pair"),
 ]
 VECTORS: list[tuple[Any, str]] = [
     (torch.ones(4), "Hook embed returned torch.float32 of shape (4,); expected finite floats of shape [1, dimensions]"),
@@ -56,6 +61,8 @@ VECTORS: list[tuple[Any, str]] = [
     (torch.ones(1, 0), "shape (1, 0)"),
     (torch.ones(1, 4, dtype=torch.long), "torch.int64"),
     (torch.full((1, 4), float("nan")), "not finite"),
+    (torch.full((1, 4), 1e300, dtype=torch.float64), "not finite in float32"),
+    (torch.ones(1, 4, device="meta"), "Hook embed returned Tensor"),
     (None, "Hook embed returned NoneType"),
     ([[1.0, 2.0], [3.0]], "Hook embed returned list"),
 ]
@@ -142,6 +149,43 @@ def test_a_generate_hook_that_breaks_it(stream: bool) -> None:
         answer = client.post("/v1/completions", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_error")
     assert "Hook generate returned 2 tokens; expected whole numbers" in answer.json()["error"]["message"]
+
+
+ENDINGS = [SystemExit(3), asyncio.CancelledError("x"), GeneratorExit("x")]
+
+
+@pytest.mark.parametrize("raised", ENDINGS, ids=lambda raised: type(raised).__name__)
+@pytest.mark.parametrize("name", ["apply_chat_template", "encode", "decode", "embed", "generate"])
+def test_a_hook_that_ends_the_process_ends_one_request(name: str, raised: BaseException) -> None:
+    own = sound(name) if name != "generate" else lambda input_ids: torch.nn.functional.pad(input_ids, (0, 1), value=65)
+    endings: list[BaseException] = []
+
+    def hook(input_ids: Any) -> Any:
+        if endings:
+            raise endings.pop()
+        return own(input_ids)
+
+    hooks = {name: hook if name == "generate" else lambda given: hook(given)}
+    with TestClient(model_app(model(**hooks), engine={"kind": "generate"})) as client:
+        assert asked(client, name).status_code == 200
+        endings.append(raised)
+        answer = asked(client, name)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_error")
+        assert f"Hook {name} failed: {type(raised).__name__}" in answer.json()["error"]["message"]
+        assert asked(client, name).status_code == 200
+
+
+def test_a_loader_that_ends_the_process_is_a_load_error() -> None:
+    app = make_app({"models": [{"id": "m", "loader": "tests.host.test_hook_probe:exiting"}]})
+    with TestClient(app) as client:
+        for _ in range(2):
+            answer = asked(client, "decode")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_load_failed")
+            assert "SystemExit: no license" in answer.json()["error"]["message"]
+
+
+def exiting() -> dict[str, Any]:
+    sys.exit("no license")
 
 
 def test_a_generate_hook_that_raises_is_named() -> None:

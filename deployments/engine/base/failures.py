@@ -30,7 +30,9 @@ class DeviceLost(BaseException):
     """
 
 
-def as_error(error: Exception, *, alone: bool = False, failed: str = "The model failed on this request") -> TroupeError:
+def as_error(
+    error: BaseException, *, alone: bool = False, failed: str = "The model failed on this request"
+) -> TroupeError:
     """The error of one request, whether the client, the device or the model is at fault.
 
     Args:

@@ -19,7 +19,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from deployments.core.calls import SamplingParams
-from deployments.core.errors import ModelError
+from deployments.core.errors import RAISED_BY_HOOKS, ModelError
 from deployments.core.token_ids import vocab_size
 from deployments.engine.base.failures import as_error
 from deployments.engine.generate.job import Job
@@ -91,7 +91,7 @@ class GenerateHook:
                 returned = self._call(kwargs, streamer, job)
             except _Ended:
                 return
-            except Exception as error:
+            except RAISED_BY_HOOKS as error:
                 raise as_error(error, failed="Hook generate failed") from error
         _check_kept(turn, seed)
         tokens = contract.new_tokens(returned)

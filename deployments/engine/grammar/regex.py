@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, groupby
 from typing import Any
 
 _parser: Any = re._parser  # type: ignore[attr-defined]
@@ -28,7 +29,14 @@ _CATEGORIES = {
     "CATEGORY_NOT_WORD": r"\W",
 }
 _CLASSES = {_WORD: r"\w", _OTHER: r"\W"}
-_CHARACTERS = ("LITERAL", "NOT_LITERAL", "ANY", "IN")
+_BETWEEN = {
+    (first, last): f"/{_CLASSES[first]}(?s:.*){_CLASSES[last]}/"
+    if first != last
+    else f"/{_CLASSES[first]}((?s:.*){_CLASSES[first]})?/"
+    for first in _KINDS
+    for last in _KINDS
+}
+"""The texts that begin and end with these kinds of characters."""
 _REFUSED = {
     "GROUPREF": "a back reference",
     "GROUPREF_EXISTS": "a conditional group",
@@ -112,18 +120,23 @@ class _Translation:
     def _sequence(self, nodes: _Nodes, flags: int) -> _Language:
         """Nodes in a row."""
         language: _Language = self._nothing
-        for node in reversed(nodes):
-            one = self._node(node, flags)
-            language = one if language == self._nothing else self._then(one, language)
+        runs = [(plain, list(run)) for plain, run in groupby(nodes, _is_plain)]
+        for plain, run in reversed(runs):
+            for one in [self._plain(run, flags)] if plain else [self._node(node, flags) for node in reversed(run)]:
+                language = one if language == self._nothing else self._then(one, language)
         return language
 
+    def _plain(self, nodes: _Nodes, flags: int) -> _Language:
+        """Nodes without assertions: their texts are the same wherever they stand, and are divided by their ends."""
+        ends, text = _ends_of(nodes, flags), f"/{_text(nodes, flags)}/"
+        if len(ends.pairs) == 1 and not ends.empty:
+            return _everywhere(dict.fromkeys(ends.pairs, self._name(text)))
+        return _everywhere({pair: self._name(f"{text} & {_BETWEEN[pair]}") for pair in ends.pairs}, empty=ends.empty)
+
     def _node(self, node: _Node, flags: int) -> _Language:
+        """A node that has an assertion, or is one."""
         op, argument = node
-        if (kind := _only_kind([node], flags)) and not _is_empty(node):
-            return _everywhere({(kind, kind): self._name(f"/{_text([node], flags)}/")})
         match str(op):
-            case "NOT_LITERAL" | "ANY" | "IN":
-                return _everywhere({(kind, kind): self._character(node, flags, kind) for kind in _KINDS})
             case "AT":
                 return _assertion(str(argument))
             case "BRANCH":
@@ -134,11 +147,6 @@ class _Translation:
             case "MAX_REPEAT" | "MIN_REPEAT":
                 return self._repeat(argument, flags)
         raise ValueError(f"{_REFUSED.get(str(op), str(op))} cannot be followed")
-
-    def _character(self, node: _Node, flags: int, kind: str) -> str:
-        """One character of a set, of one kind."""
-        whole = f"[{_one(*node, flags)}&&{_CLASSES[kind]}]"
-        return self._name(f"/(?i:{whole})/" if flags & re.IGNORECASE else f"/{whole}/")
 
     def _then(self, one: _Language, two: _Language) -> _Language:
         """One expression after the other."""
@@ -168,10 +176,7 @@ class _Translation:
 
     def _repeat(self, argument: Any, flags: int) -> _Language:
         low, high, inner = argument
-        nodes = list(inner)
-        if len(nodes) == 1 and str(nodes[0][0]) in _CHARACTERS:
-            return self._characters(nodes[0], flags, low, high)
-        body = self._sequence(nodes, flags)
+        body = self._sequence(list(inner), flags)
         unlimited = high == _parser.MAXREPEAT
         if low + (0 if unlimited else high - low) > _MOST_COPIES:
             raise ValueError(
@@ -183,20 +188,6 @@ class _Translation:
         for _ in range(low):
             language = self._then(body, language)
         return language
-
-    def _characters(self, node: _Node, flags: int, low: int, high: Any) -> _Language:
-        """A repeated character: its first, others, its last."""
-        found: list[tuple[tuple[str, str], str]] = []
-        kinds = [only] if (only := _only_kind([node], flags)) else list(_KINDS)
-        single = {kind: self._character(node, flags, kind) for kind in kinds}
-        if low <= 1 <= high:
-            found += [((kind, kind), single[kind]) for kind in kinds]
-        if high >= 2:
-            most = "" if high == _parser.MAXREPEAT else high - 2
-            between = self._name(f"/{_text([node], flags)}{{{max(low - 2, 0)},{most}}}/")
-            pairs = [(first, last) for first in kinds for last in kinds]
-            found += [(pair, self._name(f"{single[pair[0]]} {between} {single[pair[1]]}")) for pair in pairs]
-        return _everywhere(self._merge(found, empty=low == 0).texts, empty=low == 0)
 
     @staticmethod
     def _nothing(left: str, right: str) -> _Parts:
@@ -287,30 +278,69 @@ def _assertion(name: str) -> _Language:
     return lambda left, right: _Parts(empty=holds(left, right))
 
 
-def _only_kind(nodes: Iterable[_Node], flags: int) -> str | None:
-    """The kind of all characters in plain nodes; None if there are both kinds, or assertions."""
-    found: set[str | None] = set()
-    for op, argument in nodes:
-        match str(op):
-            case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN":
-                found.add(_kind_of(_text([(op, argument)], flags)))
-            case "BRANCH":
-                found |= {_only_kind(branch, flags) for branch in argument[1]}
-            case "SUBPATTERN":
-                found.add(_only_kind(argument[3], (flags | argument[1]) & ~argument[2]))
-            case "MAX_REPEAT" | "MIN_REPEAT":
-                found.add(_only_kind(argument[2], flags))
-            case _:
-                return None
-    return found.pop() if len(found) == 1 else None
+def _is_plain(node: _Node) -> bool:
+    """Whether a node has characters, choices and repetitions of them alone."""
+    op, argument = node
+    match str(op):
+        case "LITERAL" | "NOT_LITERAL" | "ANY" | "IN":
+            return True
+        case "BRANCH":
+            return all(map(_is_plain, chain.from_iterable(argument[1])))
+        case "SUBPATTERN":
+            return all(map(_is_plain, argument[3]))
+        case "MAX_REPEAT" | "MIN_REPEAT":
+            return all(map(_is_plain, argument[2]))
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """How the texts of plain nodes begin and end.
+
+    Attributes:
+        empty: whether the empty text is one of them.
+        pairs: the kinds of the first and the last character of the others.
+    """
+
+    empty: bool
+    pairs: frozenset[tuple[str, str]]
+
+    def then(self, other: _Ends) -> _Ends:
+        pairs = {(first, last) for first, _ in self.pairs for _, last in other.pairs}
+        pairs |= (other.pairs if self.empty else frozenset()) | (self.pairs if other.empty else frozenset())
+        return _Ends(self.empty and other.empty, frozenset(pairs))
+
+
+def _ends_of(nodes: _Nodes, flags: int) -> _Ends:
+    found = _Ends(True, frozenset())
+    for node in nodes:
+        found = found.then(_ends_of_one(node, flags))
+    return found
+
+
+def _ends_of_one(node: _Node, flags: int) -> _Ends:
+    op, argument = node
+    match str(op):
+        case "BRANCH":
+            each = [_ends_of(branch, flags) for branch in argument[1]]
+            return _Ends(any(one.empty for one in each), frozenset(chain.from_iterable(one.pairs for one in each)))
+        case "SUBPATTERN":
+            return _ends_of(argument[3], (flags | argument[1]) & ~argument[2])
+        case "MAX_REPEAT" | "MIN_REPEAT":
+            low, high, inner = argument
+            one = _ends_of(inner, flags)
+            # Texts of three and more begin and end as those of two.
+            texts = [one.then(one)] if high >= 2 else []
+            texts += [one] if low <= 1 <= high else []
+            empty = low == 0 or one.empty
+            return _Ends(empty, frozenset(chain.from_iterable(text.pairs for text in texts)))
+    return _Ends(False, frozenset((kind, kind) for kind in _kinds_of(_text([node], flags))))
 
 
 @cache
-def _kind_of(character: str) -> str | None:
-    """The kind of the characters of a set; None if it has both."""
-    words, others = _alphabet()
-    has_words, has_others = re.search(character, words) is not None, re.search(character, others) is not None
-    return None if has_words == has_others else _WORD if has_words else _OTHER
+def _kinds_of(character: str) -> tuple[str, ...]:
+    """The kinds of the characters of a set."""
+    return tuple(kind for kind, letters in zip(_KINDS, _alphabet(), strict=True) if re.search(character, letters))
 
 
 @cache
@@ -318,19 +348,6 @@ def _alphabet() -> tuple[str, str]:
     """All characters of words, and all others."""
     every = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
     return "".join(re.findall(r"\w", every)), "".join(re.findall(r"\W", every))
-
-
-def _is_empty(node: _Node) -> bool:
-    """Whether a plain node matches the empty text."""
-    op, argument = node
-    match str(op):
-        case "BRANCH":
-            return any(all(map(_is_empty, branch)) for branch in argument[1])
-        case "SUBPATTERN":
-            return all(map(_is_empty, argument[3]))
-        case "MAX_REPEAT" | "MIN_REPEAT":
-            return argument[0] == 0 or all(map(_is_empty, argument[2]))
-    return False
 
 
 def _text(nodes: Iterable[_Node], flags: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deployments.core.errors import BrokenHook, ModelError, last_line
+from deployments.core.errors import RAISED_BY_HOOKS, BrokenHook, ModelError, last_line
 from model_loaders.contract import Hook
 
 
@@ -22,17 +22,18 @@ def hooked(embed: Hook, texts: Sequence[str]) -> torch.Tensor:
             returned = embed(list(texts))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:
+    except RAISED_BY_HOOKS as error:
         raise ModelError(f"Hook embed failed: {last_line(error)}") from error
     try:
-        vectors = torch.as_tensor(returned)
+        vectors = torch.as_tensor(returned).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         raise _broken(type(returned).__name__, len(texts)) from None
     if vectors.dim() != 2 or len(vectors) != len(texts) or not vectors.shape[1] or not vectors.is_floating_point():
         raise _broken(f"{vectors.dtype} of shape {tuple(vectors.shape)}", len(texts))
+    vectors = vectors.float()
     if not bool(vectors.isfinite().all()):
-        raise _broken("numbers that are not finite", len(texts))
-    return vectors.detach().float().cpu()
+        raise _broken("numbers that are not finite in float32", len(texts))
+    return vectors
 
 
 def _broken(shown: str, texts: int) -> BrokenHook:

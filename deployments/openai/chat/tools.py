@@ -10,6 +10,7 @@ from typing import Any, Literal
 from deployments.core.calls import Grammar
 from deployments.core.errors import BadRequest, UnsupportedParameter, shown
 from deployments.openai.fields.constraint import schema_grammar, unfollowable
+from deployments.openai.fields.schema_keywords import DATA, NAMED
 from deployments.openai.parsing.families import json_calls
 from deployments.openai.parsing.parts import Part
 
@@ -192,10 +193,6 @@ def _escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
-_DATA = {"const", "default", "enum", "example", "examples"}
-_NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
-
-
 def _rebased(schema: Any, base: str) -> Any:
     """A schema whose references to itself are right where the schema stands at `base`."""
     if isinstance(schema, list):
@@ -212,9 +209,9 @@ def _rebased(schema: Any, base: str) -> Any:
 
 def _keyword(key: str, value: Any, base: str) -> Any:
     """The value of a schema's keyword: data, schemas by name, a schema or a list of them."""
-    if key in _DATA:
+    if key in DATA:
         return value
-    if key in _NAMED and isinstance(value, Mapping):
+    if key in NAMED and isinstance(value, Mapping):
         return {name: _rebased(each, base) for name, each in value.items()}
     return _rebased(value, base)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import llguidance
+from llguidance import LLMatcher
 from pydantic import BeforeValidator, Field
 
 from deployments.core.calls import Grammar
@@ -18,6 +19,7 @@ from deployments.core.json_text.writer import JsonWriter
 from deployments.openai.fields.fields import RequestObject, check_count
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import RESPONSE_FORMAT, STRUCTURED_OUTPUTS
+from deployments.openai.fields.schema_keywords import check_keywords
 
 
 class JsonSchemaFormat(RequestObject):
@@ -79,8 +81,9 @@ def schema_grammar(schema: Mapping[str, Any] | bool, param: str = "response_form
     """The constraint of a JSON schema.
 
     Raises:
-        BadRequest: its text is too long.
+        BadRequest: its text is too long, or a keyword is misspelt.
     """
+    check_keywords(schema, param)
     return Grammar(kind="json_schema", source=_source(schema, param), param=param)
 
 
@@ -98,15 +101,9 @@ def _too_long(param: str) -> BadRequest:
 @functools.lru_cache(maxsize=256)
 def grammar_problem(source: str) -> str | None:
     """Why the JSON text of a schema cannot be expressed as a grammar; None if it can."""
-    try:
-        found = _validated_aside(source) if len(source) > _LONG else _validated(source)
-    except (ValueError, RecursionError) as error:
-        found = str(error)
-    return found.strip().splitlines()[0][:300] if found.strip() else None
-
-
-def _validated(source: str) -> str:
-    return str(llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_json_schema(source), None))
+    if len(source) > _LONG:
+        return _first_line(_validated_aside(source))
+    return _llguidance_problem(LLMatcher.grammar_from_json_schema, source)
 
 
 def _validated_aside(source: str) -> str:
@@ -116,13 +113,41 @@ def _validated_aside(source: str) -> str:
     return ended.stdout if ended.returncode == 0 else ended.stderr.strip().rpartition("\n")[2].partition(": ")[2]
 
 
+def _llguidance_problem(read: Callable[[str], str], source: str) -> str | None:
+    """Why llguidance cannot read a source or follow what it read; None if it can."""
+    try:
+        return _first_line(str(LLMatcher.validate_grammar(read(source), None)))
+    except (ValueError, RecursionError) as error:
+        return _first_line(str(error))
+
+
+def _first_line(text: str) -> str | None:
+    return text.strip().splitlines()[0][:300] if text.strip() else None
+
+
 def unfollowable(schema: Mapping[str, Any], param: str) -> str | None:
     """Why a JSON schema cannot be expressed as a grammar; None if it can.
 
     Raises:
-        BadRequest: its text is too long.
+        BadRequest: its text is too long, or a keyword is misspelt.
     """
+    check_keywords(schema, param)
     return grammar_problem(_source(schema, param))
+
+
+def constraint_problem(grammar: Grammar) -> str | None:
+    """Why no text can be held to a constraint, as far as that is known without a model; None if it can."""
+    if grammar.kind == "json_schema":
+        return grammar_problem(grammar.source)
+    if grammar.kind == "regex":
+        try:
+            re.compile(grammar.source)
+        except (re.error, OverflowError, RecursionError) as error:
+            # Rust's expressions have classes that Python's lack.
+            return str(error) if _llguidance_problem(LLMatcher.grammar_from_regex, grammar.source) else None
+    if grammar.kind == "lark":
+        return _llguidance_problem(LLMatcher.grammar_from_lark, grammar.source)
+    return None
 
 
 def response_grammar(wanted: ResponseFormat | None) -> Grammar | None:

@@ -82,6 +82,9 @@ _SAMPLERS: Rows = {
     **_refused("penalty_range repetition_range rep_pen_range dry_range", -1, 0, instead="penalties count all tokens"),
     **_refused("rep_pen", 1, instead="send repetition_penalty"),
     **_refused("min_temp max_temp temp_exponent cfg_scale", 1),
+    **_refused("beam_width", 1, instead="send use_beam_search, with the number of beams as n"),
+    **_refused("ebnf_full_assistant", False),
+    **_refused("logit_bias_type", "input_ids", instead="the keys of logit_bias are token ids"),
     **_refused("top_p_min top_p_decay beam_search_diversity_rate mirostat_target mirostat_lr", 0),
     **_refused("nsigma", -1, 0),
     **_refused("ban_eos_token", False, instead="send ignore_eos"),
@@ -105,6 +108,7 @@ _SAMPLERS: Rows = {
     **_refused("dynamic_temperature temperature_last grammar_lazy post_sampling_probs", False),
     **_refused("t_max_predict_ms t_max_prompt_ms max_time", -1, 0),
     **_refused("reasoning_budget reasoning_budget_tokens thinking_token_budget thinking_budget", -1),
+    **_refused("thinking_budget_tokens", -1),
     **_refused("max_thinking_tokens repetition_detection logit_bias_exp grammar_triggers preserved_tokens", [], {}),
     **_refused("guided_decoding_backend", "auto"),
     **_refused("guided_whitespace_pattern rope_frequency_base rope_frequency_scale"),
@@ -125,8 +129,12 @@ _REPORTS: Rows = {
     **_refused(
         "return_text_in_logprobs return_flat_raw_top_logprobs return_flat_raw_top_logprobs_b64 return_bytes", False
     ),
+    **_refused("return_flat_raw_output_top_logprobs return_spec_tokens_details return_weight_versions", False),
+    **_refused("sampling_logprobs_mode"),
     **_refused("return_tokens return_prompt_token_ids", False, instead="send return_token_ids"),
+    **_refused("return_input_ids_in_sglext return_output_ids_in_sglext", False, instead="send return_token_ids"),
     **_refused("return_mm_kwargs", True, False),
+    **_refused("mm_payload", "tensors", "none"),
     **_refused("top_logprobs_num", 0, instead="send logprobs"),
     **_refused("token_ids_logprob", instead="send logprob_token_ids"),
     **_refused("logprob_start_len", -1, instead="send prompt_logprobs"),
@@ -138,6 +146,9 @@ _REPORTS: Rows = {
     **_refused("tool_prompt", "", instead="write it into a system message"),
 }
 
+# What client libraries merge into the body; some users write it into the body itself.
+_MERGED: Rows = {"extra_body": Spread()}
+
 _INPUTS: Rows = {
     **_refused("input_ids input_embeds prompt_embeds", instead="send token ids as 'prompt' to /v1/completions"),
     **_refused("text inputs parameters sampling_params content prompt_string", instead=_NATIVE),
@@ -148,7 +159,8 @@ _INPUTS: Rows = {
     **_refused("truncation_side", "left"),
     **_refused("max_dynamic_patch min_dynamic_patch image_max_dynamic_patch video_max_dynamic_patch"),
     **_refused("media_io_kwargs mm_processor_kwargs images_config video_config", {}),
-    **_refused("mm_hashes mm_content_hashes positional_embed_overrides", []),
+    **_refused("mm_hashes mm_content_hashes positional_embed_overrides encoder_urls", []),
+    **_refused("token_indices_to_pool multi_item_delimiter_indices"),
     **_refused("lora_path lora_id adapter_id adapter_name lora lora_request", [], "", instead=_OTHER_MODEL),
     **_refused("draft_model speculative", instead=_OTHER_MODEL),
     **_refused("decoder_start_token_id bos_token_id task negative_prompt"),
@@ -171,7 +183,8 @@ _SCHEDULING: Rows = {
     **_harmless(
         "external_trace_header received_time speculation speculative.n_max speculative.n_min speculative.p_min"
     ),
-    **_harmless("speculative.type speculative_ngram generate_window no_log no-log"),
+    **_harmless("speculative.type speculative.types speculative.ngram_size_n speculative.ngram_size_m kv_hints"),
+    **_harmless("speculative.ngram_min_hits speculative_ngram generate_window no_log no-log"),
     **_harmless("ngram_corpus_id conversation_id routing_key log_metrics no_logs kv_router_hint"),
     **_harmless("cache_prompt id_slot slot_id n_keep n_discard n_cache_reuse sse_ping_interval backend_sampling"),
     **_harmless("keep_alive num_ctx num_keep num_batch num_gpu main_gpu num_thread num_gqa use_mmap use_mlock numa"),
@@ -183,7 +196,7 @@ _SCHEDULING: Rows = {
     **_harmless("is_assistant speculation_type continuous_batching_config cache_config max_cache_len"),
 }
 
-_GENERATION: Rows = {**_BOOKKEEPING, **_SAMPLERS, **_REPORTS, **_INPUTS, **_SCHEDULING}
+_GENERATION: Rows = {**_MERGED, **_BOOKKEEPING, **_SAMPLERS, **_REPORTS, **_INPUTS, **_SCHEDULING}
 
 _TEMPLATE: Rows = {
     **_same("enable_thinking", "chat_template_kwargs.enable_thinking"),
@@ -205,7 +218,7 @@ CHAT: Rows = {
     **_refused("citations search_parameters search_settings mcp_servers", [], {}),
     **_refused("enable_reasoning", True),
     **_refused("prompt", instead="send 'messages', or the prompt to /v1/completions"),
-    **_refused("input instructions", instead="send 'messages', or the input to /v1/responses"),
+    **_refused("input instructions instruction", instead="send 'messages', or the input to /v1/responses"),
     **_refused("max_output_tokens", instead="send max_completion_tokens"),
     **_refused("modalities", ["text"]),
     **_refused("audio web_search_options moderation"),
@@ -241,6 +254,7 @@ RESPONSES: Rows = {
     **_refused("background enable_response_messages return_token_ids", False),
     **_refused("truncation", "disabled"),
     **_refused("reasoning_effort", instead="send reasoning.effort"),
+    **_refused("include_reasoning", True, instead="skip the items of type 'reasoning'"),
     **_refused("best_of", 1),
     **_refused("n_probs", 0, instead="send top_logprobs"),
 }
@@ -257,6 +271,7 @@ GENERATE: Rows = {
 }
 
 EMBEDDINGS: Rows = {
+    **_MERGED,
     **_harmless("user request_id rid keep_alive metadata"),
     **_VARIABLES,
     **_same("content inputs prompt", "input"),
@@ -279,10 +294,13 @@ _VLLM_SCORE = f"it is a field of vLLM's /score, which compares texts, {_OURS}"
 _SGLANG_SCORE = f"it is a field of SGLang's /v1/score, which scores token ids after items, {_OURS}"
 
 SCORE: Rows = {
+    **_MERGED,
     **_harmless("user metadata request_id rid"),
     **_VARIABLES,
     **_refused("text_1 text_2 queries documents data_1 data_2 use_activation", instead=_VLLM_SCORE),
+    **_refused("instruction max_tokens_per_doc max_tokens_per_query", instead=_VLLM_SCORE),
     **_refused("query items label_token_ids apply_softmax item_first", instead=_SGLANG_SCORE),
+    **_refused("score_extraction_token return_token_logprobs", instead=_SGLANG_SCORE),
     **_refused("embed_override_token_id query_embed_overrides item_embed_overrides", instead=_SGLANG_SCORE),
     **_refused("top_n return_documents instruct"),
     **_refused("return_pooled_hidden_states", False),
@@ -293,9 +311,14 @@ SCORE: Rows = {
     **_refused("add_special_tokens", True),
 }
 
-DECISIONS: Rows = {**_harmless("safety_identifier prompt_cache_options user metadata request_id rid"), **_VARIABLES}
+DECISIONS: Rows = {
+    **_MERGED,
+    **_harmless("safety_identifier prompt_cache_options user metadata request_id rid"),
+    **_VARIABLES,
+}
 
 TOKENIZE: Rows = {
+    **_MERGED,
     **_harmless("user request_id rid"),
     **_TEMPLATE,
     **_same("content text", "prompt"),
@@ -311,8 +334,10 @@ DETOKENIZE: Rows = {
 }
 
 TRANSLATIONS: Rows = {
-    **_harmless("user metadata request_id rid"),
+    **_harmless("user metadata request_id rid audio_duration_s"),
     **_same("max_new_tokens", "max_completion_tokens"),
+    **_refused("audio_data", instead="send 'file'"),
+    **_refused("watermarking", False),
     **_refused("hotwords penalty_decay vad_filter"),
     **_refused("to_language", "en", "english"),
     **_refused("use_beam_search include_stop_str_in_output", False),

@@ -144,6 +144,7 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"repeat_last_n": 64}, {}),
     ({"penalize_nl": False}, {}),
     ({"truncate": False}, {}),
+    ({"extra_body": {"top_k": 5, "n_predict": 3}}, {"top_k": 5, "max_tokens": 3}),
     ({"options": {"num_predict": 3, "temperature": 0.5, "num_ctx": 4096}}, {"max_tokens": 3, "temperature": 0.5}),
     (
         {"options": {"stop": ["x"], "repeat_penalty": 1.2, "repeat_last_n": -1}},
@@ -269,6 +270,8 @@ def test_defaults_give_way_to_what_a_request_sends(serve: Serve) -> None:
         (CHAT, {"n_predict": "many"}, "n_predict", "many"),
         (CHAT, {"options": {"num_predict": []}}, "options.num_predict", "[]"),
         (CHAT, {"options": {"mirostat": 2}}, "options.mirostat", "mirostat"),
+        (CHAT, {"extra_body": {"min_pp": 0.1}}, "extra_body.min_pp", "min_p"),
+        (CHAT, {"extra_body": {"top_k": 5}, "top_k": 6}, "extra_body.top_k", "'top_k'"),
         (CHAT, {"options": 5}, "options", "object"),
         (CHAT, {"typical": 7}, "typical", "7"),
         (CHAT, {"num_return_sequences": 2000}, "num_return_sequences", "2000"),

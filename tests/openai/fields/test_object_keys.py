@@ -18,6 +18,27 @@ FUNCTION = {"name": "get", "parameters": SCHEMA}
 USER = {"role": "user", "content": "abcdef"}
 
 
+MISSPELT: list[tuple[dict[str, Any], str]] = [
+    ({**SCHEMA, "requried": ["a"]}, "'requried'; did you mean 'required'"),
+    ({"Type": "object"}, "'Type'; did you mean 'type'"),
+    ({"properties": {"minimun": {"type": "integer", "minimun": 3}}}, "'properties.minimun.minimun'"),
+    ({"type": "array", "items": {"anyOf": [{}, {"max_length": 3}]}}, "'items.anyOf[1].max_length'"),
+    ({"$defs": {"a": {"patern": "^a$"}}, "$ref": "#/$defs/a"}, "'$defs.a.patern'"),
+    ({"additionalProperties": {"enums": [1]}}, "'additionalProperties.enums'"),
+    ({"type": "object", "additonal_properties": False}, "'additonal_properties'"),
+]
+OWN = {
+    "type": "object",
+    "propertyOrdering": ["a"],
+    "note": "x",
+    "x-order": 1,
+    "default": {"requried": 1},
+    "examples": [{"tpye": 1}],
+    "properties": {"requried": {"type": "integer", "example": 1, "markdownDescription": "y"}, "tpye": True},
+}
+"""A schema with keywords of its own, and properties that are called like misspelt keywords."""
+
+
 def call(**function: Any) -> dict[str, Any]:
     called = {"id": "1", "type": "function", "function": {"name": "get", **function}}
     return {"role": "assistant", "content": None, "tool_calls": [called]}
@@ -199,6 +220,11 @@ def test_a_default_that_a_request_does_not_go_with_is_left_out(serve: Serve) -> 
         ({"min_tokens": 9, "max_completion_tokens": 5}, "min_tokens"),
         ({"min_tokens": 9, "max_output_tokens": 5}, "min_tokens"),
         ({"guided_json": {"type": "objct"}}, "guided_json"),
+        ({"guided_json": {"type": "object", "requried": ["a"]}}, "guided_json"),
+        ({"guided_regex": "(a"}, "guided_regex"),
+        ({"structured_outputs": {"grammar": "start: ("}}, "structured_outputs"),
+        ({"extra_body": {"top_k": 5}}, "extra_body"),
+        ({"options": {"num_predict": 5}}, "options"),
         ({"tools": [{"type": "function", "function": {"nmae": "x"}}]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "x", "paramters": {}}}]}, "tools"),
         ({"tool_choice": "requird"}, "tool_choice"),
@@ -238,3 +264,24 @@ def test_an_older_field_is_named_as_it_was_sent(serve: Serve) -> None:
     server = serve([entry])
     response = requests.post(server.url + "/generate", json={"prompt": "ab", "beam_width": 2}, timeout=60)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "beam_width")
+
+
+@pytest.mark.parametrize(("schema", "said"), MISSPELT)
+def test_misspelt_keywords_of_schemas(server: Server, schema: dict[str, Any], said: str) -> None:
+    tool = {"type": "function", "function": {**FUNCTION, "parameters": schema}}
+    strict = {"type": "function", "function": {**FUNCTION, "parameters": schema, "strict": True}}
+    for fields, param in (
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}, ""),
+        ({"guided_json": json.dumps(schema)}, "guided_json"),
+        ({"structured_outputs": {"json": schema}}, "structured_outputs.json"),
+        ({"tools": [tool], "tool_choice": "required"}, "tools"),
+        ({"tools": [strict]}, "tools[0].function.parameters"),
+    ):
+        error = refusal(server, CHAT, **fields)
+        assert error["param"] == (param or "response_format")
+        assert said.strip("'") in error["message"]
+    assert sampled(server, CHAT, tools=[tool]).grammar is None
+
+
+def test_a_schema_may_have_keywords_of_its_own(server: Server) -> None:
+    assert sampled(server, CHAT, guided_json=OWN).grammar is not None
