@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from deployments.cli.check import check
+from deployments.cli.replay import replay
 from deployments.cli.serve_options import ServeOptions, signature
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.core.installed import server_version
@@ -107,6 +108,7 @@ def _run(written: ServeConfig, options: ServeOptions) -> None:
 
 
 app.command("check")(check)
+app.command("replay")(replay)
 
 
 @app.command("fast-environment")

@@ -63,6 +63,11 @@ class ServeOptions:
     record_dir: Annotated[
         str | None, _option("Folder for a record of every request and its answer."), Key("args.api.record_dir")
     ] = None
+    resume: Annotated[
+        bool,
+        _switch("--resume", "Answer calls that the record has from the record."),
+        Key("args.api.resume"),
+    ] = False
     id: Annotated[str | None, _option("Name that clients send as `model`."), Key("models[].id")] = None
     alias: Annotated[
         list[str] | None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class ApiOptions(BaseModel):
@@ -38,6 +39,7 @@ class ApiOptions(BaseModel):
         record_dir: folder for a JSONL record of every request and its answer, readable only by this user; None
             records nothing.
         record_max_bytes: size at which a new record file is started.
+        resume: answer a call that the record has, by the same model, greedy or with a seed, from the record.
         body_timeout_s: if no part of a request's body arrives for this many seconds, it is refused with 408.
     """
 
@@ -70,7 +72,14 @@ class ApiOptions(BaseModel):
     stream_usage: bool = False
     record_dir: str | None = None
     record_max_bytes: int = Field(default=256 * 2**20, ge=1024)
+    resume: bool = False
     body_timeout_s: float = Field(default=60, gt=0)
+
+    @model_validator(mode="after")
+    def _resumes_from_a_record(self) -> Self:
+        if self.resume and self.record_dir is None:
+            raise ValueError("resume needs record_dir, the folder of the record that answers")
+        return self
 
     @field_validator("media_networks")
     @classmethod

@@ -20,10 +20,13 @@ from deployments.openai.http.keys import ApiKeys
 from deployments.openai.http.middleware import RequestMiddleware
 from deployments.openai.http.openapi import openapi
 from deployments.openai.http.paths import TidyPaths
-from deployments.openai.http.recorder import Recorder
 from deployments.openai.http.route import Route, methods
 from deployments.openai.page.page import PageMiddleware, document
+from deployments.openai.record.answered import RESUMED_HEADER
+from deployments.openai.record.recorder import Recorder
 from deployments.openai.routes import ROUTES
+
+_EXPOSED = ("x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER, FINGERPRINT_HEADER, RESUMED_HEADER)
 
 AddRoutes = Callable[[FastAPI, Api, Sequence[Route]], None]
 """Adds routes to an application that has those of the API."""
@@ -59,7 +62,7 @@ def build_api(
             allow_origins=options.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER, FINGERPRINT_HEADER],
+            expose_headers=_EXPOSED,
         )
     app.add_exception_handler(HTTPException, _http_error)
     recorder = None if options.record_dir is None else Recorder(options.record_dir, options.record_max_bytes)

@@ -8,6 +8,7 @@ from typing import Any
 
 from deployments.config.api import ApiOptions
 from deployments.core.calls import ChatPrompt
+from deployments.core.collector import let_go
 from deployments.core.errors import BadRequest, UnsupportedParameter
 from deployments.core.model_card import ModelCard
 from deployments.openai.chat.media_urls import inline_media
@@ -113,6 +114,7 @@ async def inlined_prompt(exchange: Exchange, chat: ChatInput, card: ModelCard) -
         BadRequest: a message, a medium's URL, or how to open the turn, cannot be used.
     """
     prompt, media = await exchange.aside(lambda: chat_prompt(chat, card, exchange.options))
+    exchange.keep(chat.messages, prompt.messages)
     await fetch_media(exchange, media)
     return prompt, media
 
@@ -167,7 +169,14 @@ async def check_objects(exchange: Exchange, card: ModelCard, template: str | Non
     if await exchange.aside(lambda: has_odd_keys(found)):
         info = await until_disconnect(exchange.request.receive, exchange.client.tokenizer_info(card.id))
         source = used_template(info, template, exchange.settled.fields.get("tools"))
-    exchange.ignore(await exchange.aside(lambda: unread_keys(found, source)))
+
+    def unread() -> list[str]:
+        try:
+            return unread_keys(found, source)
+        finally:
+            let_go(found)  # In steps, and not on the event loop.
+
+    exchange.ignore(await exchange.aside(unread))
 
 
 def used_template(info: Mapping[str, Any], template: str | None, tools: object) -> str | None:

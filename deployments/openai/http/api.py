@@ -8,7 +8,7 @@ from deployments.config.api import ApiOptions
 from deployments.core.client import ModelClient
 from deployments.core.one_version import OneVersion
 from deployments.openai.http.keys import ApiKeys
-from deployments.openai.http.recorder import Recorder
+from deployments.openai.record.recorder import Recorder
 
 _REMEMBERED = 10_000
 

@@ -37,6 +37,7 @@ from deployments.openai.http.body import LARGE_BYTES, aside, forget, parse_objec
 from deployments.openai.http.cancel import Disconnected
 from deployments.openai.http.errors import error_response, internal_error
 from deployments.openai.http.form import read_form
+from deployments.openai.record.answered import RESUME_HEADER, RESUMED_HEADER, resumes
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,11 @@ class Exchange:
             self._at_end.callback(forget, [given])
         return given
 
+    def keep(self, *values: Sequence[Any]) -> None:
+        """Let JSON values that were made of a large request live until its answer is sent. They go in a thread then."""
+        if self.large:
+            self._at_end.callback(forget, list(values))
+
     @property
     def large(self) -> bool:
         """Whether work on all of the request, or of its answer, is too much for the event loop."""
@@ -235,12 +241,13 @@ class Exchange:
             code="missing_required_parameter",
         )
 
-    def expect(self) -> None:
-        """Read from the headers which weights are to answer.
+    def read_headers(self) -> None:
+        """Read from the headers which weights are to answer, and whether the record may.
 
         Raises:
-            BadRequest: the header cannot be read.
+            BadRequest: a header cannot be read.
         """
+        self._resumes()
         asked = self.request.headers.get(EXPECT_HEADER)
         if asked is not None:
             self.client = OneVersion(self.api.client, expected_weights(asked))
@@ -270,11 +277,7 @@ class Exchange:
         self._defaults.clear()  # The request's own fields go with the defaults: it is the model that cannot do this.
         state = self.request.scope["state"]  # for the access log
         state["model"] = call.model
-        events = self.client.generate(call)
-        if self.api.recorder is not None:
-            asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
-            asked |= {"id": self.answer_id} if self.answer_id else {}
-            events = self.api.recorder.tap(events, call, asked)
+        events = self.client.generate(call) if self.api.recorder is None else await self._recorded(call)
         tokens = 0
         async with aclosing(events):
             async for event in events:
@@ -290,6 +293,27 @@ class Exchange:
                     return
                 yield event
         raise Unavailable("The model's replica stopped before the answer was complete; try again.")
+
+    async def _recorded(self, call: Call) -> AsyncGenerator[Event, None]:
+        """The events of a call: those of the record if it has them and may answer, else the model's, recorded."""
+        recorder = self.api.recorder
+        assert recorder is not None
+        resume = self._resumes()
+        if resume and (found := await recorder.answered.find(call, self.client)) is not None:
+            self.headers[RESUMED_HEADER] = found.record
+            return found.events()
+        asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
+        asked |= {"id": self.answer_id} if self.answer_id else {}
+        return recorder.tap(self.client.generate(call), call, asked, whole=resume)
+
+    def _resumes(self) -> bool:
+        """Whether the record may answer.
+
+        Raises:
+            BadRequest: the header that says so cannot be followed.
+        """
+        asked = self.request.headers.get(RESUME_HEADER)
+        return resumes(asked, default=self.options.resume, records=self.api.recorder is not None)
 
     def as_sent(self, error: TroupeError) -> TroupeError:
         """An error that names what the request has sent, and not what was made of it."""
@@ -347,7 +371,7 @@ async def _answer(handler: Handler, exchange: Exchange) -> Response:
     A request whose calls would be answered by two versions of its model begins again, and so does one for a model that
     came while the server runs.
     """
-    exchange.expect()
+    exchange.read_headers()
     versions = 1
     discovered = {""}
     while True:

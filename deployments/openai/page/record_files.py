@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from deployments.core.errors import BadRequest, RecordNotFound
+from deployments.openai.record.answered import RECORD_FILE
 
 _BLOCK = 256 * 2**10
 _PARSED = 256 * 2**10
 _END = 16 * 2**10
 _SCANNED = 256 * 2**20
-_FILE = re.compile(r"calls-[\w.-]+\.jsonl")
 _SHOWN = 200
 
 
@@ -140,7 +140,7 @@ class RecordFolder:
 
     def _files(self) -> list[Path]:
         """The newest first."""
-        files = [path for path in self._folder.iterdir() if _FILE.fullmatch(path.name) and path.is_file()]
+        files = [path for path in self._folder.iterdir() if RECORD_FILE.fullmatch(path.name) and path.is_file()]
         return sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
 
     @staticmethod

@@ -35,7 +35,10 @@ async def score_plan(exchange: Exchange, body: ScoreBody, card: ModelCard) -> Pr
         BadRequest: something in the request cannot be used.
     """
     await check_objects(exchange, card)
-    return await exchange.aside(lambda: _score_prompt(exchange, body, card))
+    prompt = await exchange.aside(lambda: _score_prompt(exchange, body, card))
+    if isinstance(prompt, ChatPrompt):
+        exchange.keep(prompt.messages)
+    return prompt
 
 
 def _score_prompt(exchange: Exchange, body: ScoreBody, card: ModelCard) -> Prompt:
@@ -67,6 +70,7 @@ async def decision_plan(exchange: Exchange, body: DecisionsBody, card: ModelCard
     exchange.rename = partial(name_items, given=items)
     chat = await exchange.aside(lambda: ChatInput(messages=_turns(items), template_kwargs=_kwargs(body)))
     prompt, media = await exchange.aside(lambda: chat_prompt(chat, card, exchange.options))
+    exchange.keep(chat.messages, prompt.messages)
     prompt = replace(prompt, add_generation_prompt=True)
     asked = await exchange.aside(lambda: [_asked(prompt, each, index) for index, each in enumerate(body.questions)])
     places = await exchange.aside(lambda: _places(prompt, asked))

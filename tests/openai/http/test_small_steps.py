@@ -25,6 +25,7 @@ from deployments.core.token_ids import TokenIds
 from deployments.core.transcript import TranscriptionStarted, TranscriptSegment, Word
 from deployments.large_messages import pack, unpack
 from deployments.openai.app import build_api
+from deployments.openai.chat import prompt
 from deployments.openai.http.body import MAX_KEYS, MAX_OBJECTS, parse_object
 from tests.openai.http.test_large_bodies import CHAT, MANY, Replica, ask, value
 
@@ -349,3 +350,50 @@ def test_a_large_answer_is_written_off_the_loop(path: str, content: str, monkeyp
     assert status == 200, body[:300]
     assert len(body) > 100_000
     assert threading.main_thread().name not in writers
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": MANY}),
+        ("/v1/chat/completions", {"messages": MANY, "stream": True}),
+        ("/v1/responses", {"input": MANY}),
+        ("/v1/chat/completions/render", {"messages": MANY}),
+        ("/v1/embeddings", {"messages": MANY}),
+    ],
+)
+def test_what_was_made_of_a_large_request_is_let_go_off_the_loop(
+    path: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To let go of a list of many messages at once holds up all other requests."""
+    places: list[str] = []
+
+    class Noting(list[Any]):
+        def __del__(self) -> None:
+            places.append(threading.current_thread().name)
+
+    def noted(values: Any) -> Any:
+        return Noting(values) if isinstance(values, list) and len(values) == len(MANY) else values
+
+    def messages(given: Any) -> Any:
+        read, media = read_messages(given)
+        return noted(read), media
+
+    read_messages, let_go = prompt.read_messages, prompt.let_go
+    emptied: list[tuple[int, str]] = []
+
+    def noting(values: list[Any]) -> None:
+        emptied.append((len(values), threading.current_thread().name))
+        let_go(values)
+
+    monkeypatch.setattr(prompt, "read_messages", messages)
+    monkeypatch.setattr(prompt, "let_go", noting)
+    status, body = asyncio.run(ask(build_api(Replica()), path, json.dumps(fields).encode()))
+    assert status == 200, body[:300]
+    assert emptied[0][0] >= len(MANY)
+    assert threading.main_thread().name not in {place for _, place in emptied}
+    deadline = time.monotonic() + 10
+    while not places and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert places
+    assert threading.main_thread().name not in places

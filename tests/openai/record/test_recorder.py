@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from deployments.core.errors import ConfigError
-from deployments.openai.http.recorder import Recorder
+from deployments.openai.record.recorder import Recorder
 from tests.openai import scripted
 from tests.openai.conftest import Serve, Server
 
@@ -140,3 +140,20 @@ def test_a_full_disk_is_reported_once_and_counted(
     prompts = [line["request"]["prompt"] for line in lines(tmp_path, 5 - lost)]
     assert prompts == ["before", *["lost"] * (3 - lost), "after"]
     assert caplog.text.count("no longer recorded") == 1
+
+
+def test_every_field_is_documented(serve: Serve, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/record.md").read_text()
+    documented = {
+        name for row in re.findall(r"^\| (.+?) \|", page, re.MULTILINE) for name in re.findall("`(.+?)`", row)
+    }
+    server = serve(record_dir=str(tmp_path), resume=True, api_keys=["secret"])
+    answer = post(server, "/v1/completions", prompt="a", logprobs=1, prompt_logprobs=0, temperature=0, echo=True)
+    assert answer.status_code == 200, answer.text
+    (line,) = lines(tmp_path, 1)
+    fields = {*line, *line["choices"][0]}
+    assert {"tokens", "prompt_tokens"} < fields
+    assert fields == documented
+    assert all(
+        f"`{name}`" in page for name in (*line["seconds"], *line["usage"], *line["prompts"][0], "code", "status")
+    )

@@ -1,0 +1,100 @@
+"""Recorded calls, and what each has to be sent again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deployments.core.errors import ConfigError
+
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
+# What asks only for another form of the same answer.
+_FORM = ("stream", "stream_options")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """A line of the record.
+
+    Attributes:
+        place: the file and the number of the line.
+    """
+
+    place: str
+    line: Mapping[str, Any]
+
+    @property
+    def skipped(self) -> str | None:
+        """Why it is not replayed; None if it is."""
+        line = self.line
+        if line["error"] is not None:
+            return "failed when recorded"
+        if line["usage"] is None:
+            return "given up by the client"
+        if self.route is None:
+            return "of a route that is not replayed"
+        sampling = line["sampling"]
+        if sampling["temperature"] != 0 and sampling["seed"] is None and sampling["max_tokens"] != 0:
+            return "sampled without a seed"
+        return None
+
+    @property
+    def route(self) -> str | None:
+        """The route below /v1 that it was sent to; None for one that is not replayed."""
+        path = str(self.line["path"])
+        return next((route for route in (CHAT, COMPLETIONS) if path.endswith(route)), None)
+
+    def body(self, model: str | None) -> dict[str, Any]:
+        """The request in the form whose answer can be compared.
+
+        Args:
+            model: asked in place of the recorded one; None keeps it.
+        """
+        request = {key: value for key, value in self.line["request"].items() if key not in _FORM}
+        return {**request, "model": model or self.line["model"], "return_token_ids": True}
+
+    @property
+    def has_media(self) -> bool:
+        """Whether a message has parts that are not text, for which token ids are not the whole prompt."""
+        messages = self.line["request"].get("messages") or ()
+        parts = (part for message in messages if isinstance(message, dict) for part in _parts(message.get("content")))
+        return any(not isinstance(part, str) and "text" not in str(part.get("type", "text")) for part in parts)
+
+
+def _parts(content: Any) -> Sequence[Any]:
+    return [part for part in content if isinstance(part, str | dict)] if isinstance(content, list) else ()
+
+
+def recorded_calls(places: Sequence[Path]) -> Iterator[RecordedCall]:
+    """The calls of files, and of the record files of folders, in their order.
+
+    Raises:
+        ConfigError: a file is not there, or a line in it is not a recorded call.
+    """
+    for place in places:
+        for path in sorted(place.glob("calls-*.jsonl")) if place.is_dir() else [place]:
+            yield from _calls(path)
+
+
+def _calls(path: Path) -> Iterator[RecordedCall]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    yield RecordedCall(f"{path.name}:{number}", _line(text, path, number))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _line(text: str, path: Path, number: int) -> Mapping[str, Any]:
+    try:
+        line = json.loads(text)
+        missing = {"model", "path", "request", "sampling", "prompts", "choices", "usage", "error"} - line.keys()
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{path}, line {number}: it is not a recorded call (api.record_dir writes them).") from None
+    if missing:
+        raise ConfigError(f"{path}, line {number}: a recorded call has {min(missing)!r}; this line has not.")
+    return dict(line)

@@ -1,0 +1,160 @@
+"""`troupe replay`: sends recorded calls again, and shows which answers are no longer the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deployments.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncClient
+
+
+_PATIENCE_S = 10.0
+
+
+def replay(
+    record: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RECORD.jsonl | FOLDER", help="Files that api.record_dir has, or the folder.", show_default=False
+        ),
+    ],
+    url: Annotated[
+        str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONFIG.yaml | FOLDER | ORG/NAME | LOADER.py:FUNCTION",
+            help="Model to load in this process in place of a server.",
+            show_default=False,
+        ),
+    ] = None,
+    ask: Annotated[
+        str | None, typer.Option(metavar="ID", help="Model to ask in place of the recorded one.", show_default=False)
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.", show_default=False)
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 16,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON for each call, then a summary.")
+    ] = False,
+) -> None:
+    """Send recorded calls again, and show which answers are no longer the same.
+
+    Chats and completions that are greedy or have a seed are compared token by token. The exit status is 0 if all
+    answers are equal, and 1 if one differs or fails.
+    """
+    if (url is None) == (model is None):
+        raise ConfigError("Give either --url or --model.")
+    asked = Asked(url=url, source=model, model=ask, api_key=api_key or os.environ.get("OPENAI_API_KEY"))
+    raise typer.Exit(asyncio.run(_replay([place.absolute() for place in record], asked, concurrency, as_json)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Who is asked.
+
+    Attributes:
+        source: of a model of this process, in place of a URL.
+        model: asked in place of the recorded one.
+    """
+
+    url: str | None
+    source: str | None
+    model: str | None
+    api_key: str | None
+
+
+async def _replay(places: list[Path], asked: Asked, concurrency: int, as_json: bool) -> int:
+    """Print what comes of each call and the summary; return the exit status."""
+    from deployments.cli.records.calls import recorded_calls
+    from deployments.cli.records.replayer import Replayer
+    from deployments.cli.records.report import Report
+
+    report = Report(sys.stdout, as_json=as_json)
+    async with _client(asked, as_json) as (client, only):
+        replayer = Replayer(client, model=asked.model or only, at_once=concurrency)
+        async with aclosing(replayer.outcomes(recorded_calls(places))) as outcomes:
+            async for outcome in outcomes:
+                report.add(outcome)
+    return report.end()
+
+
+@asynccontextmanager
+async def _client(asked: Asked, as_json: bool) -> AsyncIterator[tuple[AsyncClient, str | None]]:
+    """A client of who is asked; and the only model that there is, if that is known."""
+    if asked.source is None:
+        async with _server(str(asked.url), asked.api_key) as client:
+            yield client, None
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # What a loader prints must not get into the JSON.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        async with _own_model(asked.source) as (client, only):
+            yield client, only
+
+
+@asynccontextmanager
+async def _server(url: str, api_key: str | None) -> AsyncIterator[AsyncClient]:
+    """A client of a server.
+
+    Args:
+        url: with or without /v1 at its end.
+    """
+    from httpx2 import AsyncClient, Limits, Timeout
+
+    base = url.rstrip("/").removesuffix("/v1") + "/v1"
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    limits, timeout = Limits(max_connections=None), Timeout(None, connect=_PATIENCE_S)
+    async with AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits) as client:
+        yield client
+
+
+@asynccontextmanager
+async def _own_model(source: str) -> AsyncIterator[tuple[AsyncClient, str | None]]:
+    """A client of models that this process loads; and the id of the model, if there is one alone.
+
+    Args:
+        source: what `troupe serve` takes.
+
+    Raises:
+        ConfigError: it cannot be served.
+    """
+    from httpx2 import ASGITransport, AsyncClient
+
+    from deployments.args import read_args
+    from deployments.cli.serve_file import troupe_applications
+    from deployments.cli.serve_options import ServeOptions
+    from deployments.cli.serve_source import written_config
+    from deployments.local import make_app
+    from deployments.logs import enter_folder
+
+    written = written_config(ServeOptions(model=source))
+    (app, *others) = troupe_applications(written.config)
+    if others:
+        raise ConfigError(f"{written.name} has {1 + len(others)} applications of Troupe; replay asks one.")
+    args = read_args(app.get("args") or {}, source=f"{written.name}, args")
+    # The models are asked here alone: nobody needs a key, and nothing of this is recorded.
+    open_api = args.api.model_copy(
+        update={"api_keys": (), "api_keys_file": None, "record_dir": None, "resume": False, "max_logprobs": -1}
+    )
+    args = args.model_copy(update={"folder": str(written.folder.absolute() / (args.folder or "")), "api": open_api})
+    enter_folder(args.folder)
+    served = make_app(args)
+    async with served.router.lifespan_context(served):
+        transport = ASGITransport(app=served, raise_app_exceptions=False)
+        async with AsyncClient(base_url="http://troupe/v1", transport=transport, timeout=None) as client:
+            yield client, args.models[0].id if len(args.models) == 1 else None
