@@ -87,10 +87,12 @@ def raise_if_lost(error: BaseException) -> None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, then those that it was raised from or that were being handled."""
+    """An error, then those that it was raised from or that were being handled; each once, since one may be its own."""
     each: BaseException | None = error
-    while each is not None:
+    seen: list[BaseException] = []
+    while each is not None and not any(each is other for other in seen):
         yield each
+        seen.append(each)
         each = each.__cause__ or each.__context__
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deployments.core.errors import ModelError
-from deployments.engine.base.failures import DeviceLost, is_device_lost, raise_if_lost
+from deployments.engine.base.failures import DeviceLost, causes, is_device_lost, raise_if_lost
 
 ASSERTED = torch.AcceleratorError("CUDA error: device-side assert triggered")
 
@@ -65,3 +65,11 @@ def test_handlers_of_a_request_leave_a_lost_gpu_to_the_engine() -> None:
     with pytest.raises(DeviceLost, match="device-side assert triggered") as caught:
         raise_if_lost(ASSERTED)
     assert not isinstance(caught.value, Exception)
+
+
+def test_an_error_that_was_raised_from_itself() -> None:
+    """A generate hook's own error is handed on with `raise error from error`."""
+    error = ModelError("a hook has failed")
+    raised(error, error)
+    assert list(causes(error)) == [error]
+    assert not is_device_lost(error)
