@@ -19,17 +19,16 @@ CONFIG_FILE = "adapter_config.json"
 _MERGE = "merge it with PEFT (merge_and_unload) and serve the merged folder"
 _ANY_VALUE = frozenset(
     {
-        *("auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config"),
+        *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config"),
         *("exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform"),
         *("lora_alpha", "lora_bias", "lora_dropout", "megatron_core", "peft_type", "peft_version", "r", "rank_pattern"),
         *("alpha_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora", "loftq_config"),
-        *("init_lora_weights", "qalora_group_size", "bias"),
+        *("init_lora_weights", "qalora_group_size", "bias", "use_dora", "modules_to_save"),
     }
 )
 """Keys that are read, or that change nothing once an adapter is trained."""
 _NAMED = {
-    "use_dora": "it uses DoRA (use_dora)",
-    "modules_to_save": "it replaces whole modules (modules_to_save)",
+    "ensure_weight_tying": "it ties what it changes (ensure_weight_tying)",
     "trainable_token_indices": "it replaces rows of the embedding (trainable_token_indices)",
     "target_parameters": "it changes parameters that are not of a module, such as fused experts (target_parameters)",
     "layer_replication": "it repeats layers of its base (layer_replication)",
@@ -53,6 +52,8 @@ class LoraConfig:
         rank, alpha: of its matrices; `rank_pattern` and `alpha_pattern` have those of single modules.
         rslora: the product is scaled by alpha / sqrt(rank) in place of alpha / rank.
         bias: the second matrix has a bias.
+        saved: endings of the names of modules that were trained whole.
+        dora: the length of each row of the weight is set anew (https://arxiv.org/abs/2402.09353).
         targets: names of modules, a regular expression, or "all-linear".
         exclude: names of modules, or a regular expression, that are left out of the targets.
         layers: numbers of the layers whose modules are targets; None for all.
@@ -64,6 +65,8 @@ class LoraConfig:
     alpha: float = 8
     rslora: bool = False
     bias: bool = False
+    dora: bool = False
+    saved: tuple[str, ...] = ()
     targets: str | tuple[str, ...] = ()
     exclude: str | tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
@@ -168,6 +171,8 @@ def _config(given: Mapping[str, Any]) -> LoraConfig:
         alpha=float(given.get("lora_alpha", 8)),
         rslora=bool(given.get("use_rslora")),
         bias=bool(given.get("lora_bias")),
+        dora=bool(given.get("use_dora")),
+        saved=tuple(given.get("modules_to_save") or ()),
         targets=targets if isinstance(targets, str) else tuple(targets or ()),
         exclude=_names(given.get("exclude_modules")),
         layers=None if layers is None else tuple([layers] if isinstance(layers, int) else layers),
@@ -175,6 +180,8 @@ def _config(given: Mapping[str, Any]) -> LoraConfig:
         rank_pattern={str(key): int(rank) for key, rank in (given.get("rank_pattern") or {}).items()},
         alpha_pattern={str(key): float(alpha) for key, alpha in (given.get("alpha_pattern") or {}).items()},
     )
+    if config.dora and config.bias:
+        raise ValueError("use_dora and lora_bias do not go together")
     if not config.targets:
         raise ValueError("target_modules is empty")
     if min([config.rank, *config.rank_pattern.values()]) < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,21 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _KEY = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|B\.bias|embedding_A|embedding_B)"
+    r"base_model\.model\.(?P<module>.+)\."
+    r"lora_(?P<part>A\.weight|B\.weight|B\.bias|embedding_A|embedding_B|magnitude_vector(\.weight)?)"
 )
-_PARTS = {"A.weight": "a", "B.weight": "b", "B.bias": "bias", "embedding_A": "a", "embedding_B": "b"}
+_WHOLE = re.compile(r"base_model\.model\.(?P<module>.+?)(\.base_layer)?\.(?P<part>weight|bias)")
+_PARTS = {
+    "A.weight": "a",
+    "B.weight": "b",
+    "B.bias": "bias",
+    "embedding_A": "a",
+    "embedding_B": "b",
+    **dict.fromkeys(("magnitude_vector", "magnitude_vector.weight"), "magnitude"),
+}
+
+
+Parameters = dict[str, dict[str, "ndarray[Any, Any]"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,26 +43,37 @@ class LoraArrays:
         a: [rank, inputs].
         b: [outputs, rank].
         bias: [outputs], of the second matrix; None without one.
+        magnitude: [outputs], the lengths of the weight's rows with DoRA; None without it.
         embedding: the module is an embedding, whose inputs are its tokens.
     """
 
     a: ndarray[Any, Any]
     b: ndarray[Any, Any]
     bias: ndarray[Any, Any] | None = None
+    magnitude: ndarray[Any, Any] | None = None
     embedding: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraFile:
-    """A LoRA: its configuration, and its matrices by the names of their modules."""
+    """A LoRA.
+
+    Attributes:
+        config: what it says of itself.
+        modules: its matrices, by the names of their modules.
+        saved: parameters of modules that were trained whole, by the names of modules and parameters.
+        kept: parameters that PEFT has written though they are the base's, in the same way.
+    """
 
     config: LoraConfig
     modules: Mapping[str, LoraArrays]
+    saved: Parameters = field(default_factory=dict)
+    kept: Parameters = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
         """The largest rank of a module."""
-        return max(int(arrays.a.shape[0]) for arrays in self.modules.values())
+        return max((int(arrays.a.shape[0]) for arrays in self.modules.values()), default=0)
 
 
 def read_lora(folder: Path, max_rank: int | None = None) -> LoraFile:
@@ -66,16 +89,22 @@ def read_lora(folder: Path, max_rank: int | None = None) -> LoraFile:
         raise AdapterRefused(f"its folder has no {WEIGHTS_FILE}.")
     tensors = read_tensors(folder / WEIGHTS_FILE)
     found: dict[str, dict[str, Any]] = {}
+    saved: Parameters = {}
+    kept: Parameters = {}
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
+        if match := _KEY.fullmatch(key):
+            parts = found.setdefault(match["module"], {"embedding": False})
+            parts["embedding"] |= "embedding" in match["part"]
+            parts[_PARTS[match["part"]]] = tensor
+        elif match := _WHOLE.fullmatch(key):
+            whole = saved if match["module"].endswith(config.saved) else kept
+            whole.setdefault(match["module"], {})[match["part"]] = tensor
+        else:
             raise AdapterRefused(f"{WEIGHTS_FILE} has {key}, which belongs to no LoRA of a module.")
-        parts = found.setdefault(match["module"], {"embedding": "embedding" in match["part"]})
-        parts[_PARTS[match["part"]]] = tensor
     if not found:
         raise AdapterRefused(f"{WEIGHTS_FILE} is empty.")
     modules = {module: _checked(module, parts, config) for module, parts in found.items()}
-    file = LoraFile(config=config, modules=modules)
+    file = LoraFile(config=config, modules=modules, saved=saved, kept=kept)
     _check_whole(file)
     if max_rank is not None and file.rank > max_rank:
         raise AdapterRefused(f"its rank is {file.rank}; adapters.max_rank of its base is {max_rank}.")
@@ -100,7 +129,12 @@ def _checked(module: str, parts: Mapping[str, Any], config: LoraConfig) -> LoraA
     if (arrays.bias is not None) != config.bias:
         found = "no" if arrays.bias is None else "a"
         raise AdapterRefused(f"{module} has {found} bias of LoRA; lora_bias in {CONFIG_FILE} is {config.bias}.")
-    for array in (arrays.a, arrays.b, arrays.bias):
+    if (arrays.magnitude is not None) != config.dora:
+        found = "no" if arrays.magnitude is None else "a"
+        raise AdapterRefused(f"{module} has {found} magnitude vector; use_dora in {CONFIG_FILE} is {config.dora}.")
+    if arrays.magnitude is not None and arrays.magnitude.shape != arrays.b.shape[:1]:
+        raise AdapterRefused(f"the magnitude vector of {module} has another length than its matrix B.")
+    for array in (arrays.a, arrays.b, arrays.bias, arrays.magnitude):
         if array is not None and not np.isfinite(array).all():
             raise AdapterRefused(f"the matrices of {module} have numbers that are not finite.")
     return arrays
@@ -114,5 +148,12 @@ def _check_whole(file: LoraFile) -> None:
     for name in file.config.named_targets():
         if not any(module == name or module.endswith(f".{name}") for module in file.modules):
             raise AdapterRefused(f"{WEIGHTS_FILE} has no matrices of {name}, which is among target_modules.")
-    if not any(arrays.b.any() or (arrays.bias is not None and arrays.bias.any()) for arrays in file.modules.values()):
+    for name in file.config.saved:
+        if not any(module.endswith(name) for module in file.saved):
+            raise AdapterRefused(f"{WEIGHTS_FILE} has no weights of {name}, which is among modules_to_save.")
+    if not (file.saved or file.config.dora or any(_has_effect(arrays) for arrays in file.modules.values())):
         raise AdapterRefused("all its matrices B are zero, so it is its base: it was not trained, or not loaded whole.")
+
+
+def _has_effect(arrays: LoraArrays) -> bool:
+    return bool(arrays.b.any()) or (arrays.bias is not None and bool(arrays.bias.any()))

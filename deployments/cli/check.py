@@ -82,7 +82,7 @@ def _checked(loader: str, kwargs: str | None, model: str | None) -> tuple[AppArg
     Raises:
         ConfigError: it is wrong, or has several models and none is chosen.
     """
-    from deployments.args import read_args
+    from deployments.args import check_adapter_folders, read_args
     from deployments.cli.loader_file import check_arguments, check_loader
     from deployments.cli.serve_file import troupe_applications
     from deployments.cli.serve_options import ServeOptions
@@ -92,16 +92,25 @@ def _checked(loader: str, kwargs: str | None, model: str | None) -> tuple[AppArg
     applications = [
         read_args(app.get("args") or {}, source=f"{written.name}, args") for app in troupe_applications(written.config)
     ]
-    found = [(args, entry) for args in applications for entry in args.models if model in (None, *entry.names)]
+    found = [(args, entry) for args in applications for entry in args.models if _is_meant(entry, model)]
     if len(found) != 1:
         ids = ", ".join(entry.id for args in applications for entry in args.models)
         asked = "choose one of its models with --model" if model is None else f"it has no model {model!r}"
         raise ConfigError(f"{written.name}: {asked}: {ids or 'it has none'}.")
     (args, entry), folder = found[0], written.folder.absolute()
     folder /= args.folder or ""
+    check_adapter_folders(args, folder)
+    if entry.base is not None:  # A model is checked with the adapters over it, here with this one alone.
+        base = args.by_name()[entry.base]
+        args, entry = args.model_copy(update={"models": [base, entry]}), base
     check_loader(entry.loader, folder)
     check_arguments(entry, folder)
     return args.model_copy(update={"folder": str(folder)}), entry
+
+
+def _is_meant(entry: ModelEntry, model: str | None) -> bool:
+    """Whether an entry is the model that is asked for; if none is, it is a model and not an adapter over one."""
+    return entry.base is None if model is None else model in entry.names
 
 
 def _refuse_unknown(names: Collection[str], known: Collection[str]) -> None:

@@ -18,6 +18,7 @@ from deployments.adapters.refused import AdapterRefused
 from deployments.config.model import ModelEntry
 from deployments.core.errors import TroupeError, Unavailable, last_line
 from deployments.core.fingerprint import combined
+from deployments.engine.adapters.table import PlacedAdapter
 from deployments.engine.base.failures import free_memory, is_out_of_memory
 from deployments.engine.base.protocol import AdapterEngine, Engine
 from deployments.engine.no_text import NoTextEngine
@@ -38,10 +39,10 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """An adapter that is placed: its base as requests for the adapter see it, and its bytes."""
+    """An adapter that is placed, and its base as requests for the adapter see it."""
 
     model: LoadedModel
-    nbytes: int
+    placed: PlacedAdapter
 
 
 class AdapterSlots:
@@ -88,7 +89,10 @@ class AdapterSlots:
                 "id": slot.model.entry.id,
                 "fingerprint": slot.model.fingerprint,
                 "in_use": in_use.get(key, 0),
-                "bytes": slot.nbytes,
+                "bytes": slot.placed.nbytes,
+                "rank": slot.placed.rank,
+                "modules": len(slot.placed.modules),
+                "apart": slot.placed.apart or None,
             }
             for key, slot in self._leases.values().items()
         ]
@@ -104,11 +108,11 @@ class AdapterSlots:
         if not await self._catalogue.is_current(version):
             await self._unload(key, slot)
             raise Rewritten(f"The files of {key} changed while they were read.")
-        await self._make_room(slot.nbytes)
+        await self._make_room(slot.placed.nbytes)
         self._catalogue.learn(
             entry.id, max_model_len=self._base.engine.max_model_len, fingerprint=slot.model.fingerprint
         )
-        logger.info("adapter %s is ready: %d bytes over %s", entry.id, slot.nbytes, self._base.entry.id)
+        logger.info("adapter %s is ready: %d bytes over %s", entry.id, slot.placed.nbytes, self._base.entry.id)
         return slot
 
     def _place(self, key: str) -> Slot:
@@ -127,7 +131,7 @@ class AdapterSlots:
             raise AdapterRefused(
                 f"it has {placed.nbytes / _GIB:.3g} GiB; adapters.memory_gib of its base is {options.memory_gib:g}."
             )
-        return Slot(self._view(key, entry, version, None if info is None else Hooks(info)), placed.nbytes)
+        return Slot(self._view(key, entry, version, None if info is None else Hooks(info)), placed)
 
     def _view(self, key: str, entry: ModelEntry, version: Version, hooks: Hooks | None) -> LoadedModel:
         """The base as requests for an adapter see it: another name, fingerprint and engine, and its own text side."""
@@ -148,13 +152,13 @@ class AdapterSlots:
 
     async def _make_room(self, needed: int) -> None:
         """Drop idle adapters, the least recently used first, until those that stay fit beside a new one."""
-        held = needed + sum(slot.nbytes for slot in self._leases.values().values())
+        held = needed + sum(slot.placed.nbytes for slot in self._leases.values().values())
         stats = self._leases.stats()
         for key, slot in self._leases.values().items():
             if held <= self._base.entry.adapters.memory_gib * _GIB:
                 return
             if not stats.in_use[key]:
-                held -= slot.nbytes
+                held -= slot.placed.nbytes
                 await self._leases.evict(key)
 
     async def _unload(self, key: str, slot: Slot) -> None:

@@ -57,6 +57,15 @@ def write_adapter(
             tensors[f"{key}A.weight"], tensors[f"{key}B.weight"] = made[:2]
             if options.get("lora_bias"):
                 tensors[f"{key}B.bias"] = made[2]
+            if options.get("use_dora"):
+                tensors[f"{key}magnitude_vector"] = made[2].abs() + 1
+        if isinstance(module, nn.Embedding) or name == "lm_head":  # PEFT writes these too.
+            tensors[f"base_model.model.{name}.base_layer.weight"] = module.weight.detach().clone()
+    for name, module in model.named_modules():
+        if name.endswith(tuple(options.get("modules_to_save", ()))):
+            for part, parameter in module.named_parameters(recurse=False):
+                moved = parameter.detach() + size * torch.randn(parameter.shape, generator=generator)
+                tensors[f"base_model.model.{name}.{part}"] = moved
     if change is not None:
         change(tensors, options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,12 +95,19 @@ def merged(model: Any, folder: Path, scale: Callable[[str], float]) -> Any:
     with torch.no_grad():
         for key, first in tensors.items():
             name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
+            if not name and ".base_layer." not in key:
+                whole, _, part = key.removeprefix("base_model.model.").rpartition(".")
+                setattr(model.get_submodule(whole), part, nn.Parameter(first.to(model.dtype)))
             if part not in ("A.weight", "embedding_A"):
                 continue
             module = model.get_submodule(name)
             product = tensors[key.replace("_A", "_B")].float() @ first.float() * scale(name)
             turned = isinstance(module, Conv1D | nn.Embedding)
             untied(module)
+            magnitude = tensors.get(f"base_model.model.{name}.lora_magnitude_vector")
+            if magnitude is not None:
+                whole = (module.weight.T if turned else module.weight) + product
+                product = whole * (magnitude / whole.norm(dim=1))[:, None] - (whole - product)
             module.weight += (product.T if turned else product).to(module.weight.dtype)
             bias = tensors.get(f"base_model.model.{name}.lora_B.bias")
             if bias is not None:

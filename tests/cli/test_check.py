@@ -19,6 +19,7 @@ from PIL import Image
 from deployments.cli.doctor.checkup import NEEDED, STEPS
 from deployments.cli.doctor.codes import CODES
 from deployments.cli.main import main
+from tests.adapters.lora import write_adapter
 from tests.tiny import byte_tokenizer, llama
 from tests.whisper import as_file, recording, save_whisper
 
@@ -169,8 +170,28 @@ def test_a_fix_repairs(loader: str, entry: dict[str, Any], step: str, tmp_path: 
 
 
 def test_every_code_has_a_planted_fault() -> None:
-    planted = {code for _, code, _, _ in FAULTS.values()} | set(IN_A_FILE)
+    planted = {code for _, code, _, _ in FAULTS.values()} | set(IN_A_FILE) | {"adapter-refused"}
     assert set(CODES) - planted == {"check-failed"}
+
+
+def test_adapters_of_a_configuration(tmp_path: Path, capsys: Capture) -> None:
+    write_adapter(llama(), tmp_path / "good", ["q_proj", "v_proj"])
+    write_adapter(llama(), tmp_path / "whole", ["q_proj"], trainable_token_indices=[1])
+    file = Path(configuration(tmp_path, "sound"))
+    config = yaml.safe_load(file.read_text())
+    over = [{"id": name, "base": "it", "adapter": name} for name in ("good", "whole")]
+    config["applications"][0]["args"]["models"] += over
+    file.write_text(yaml.safe_dump(config))
+    made = step_of(report(capsys, str(file), "--model", "good", keep="adapters"), "adapters")
+    assert made["status"] == "ok"
+    assert made["finding"].startswith("Adapter good: LoRA of rank 4 on 4 modules; its requests share batches with")
+    assert [adapter["id"] for adapter in made["figures"]["adapters"]] == ["good"]
+    made = step_of(report(capsys, str(file), "--model", "it", keep="adapters"), "adapters")
+    assert (made["code"], made["figures"]["refused"]) == ("adapter-refused", 1)
+    assert made["finding"].startswith(
+        "The adapter 'whole' cannot be served: it replaces rows of the embedding (trainable_token_indices)"
+    )
+    assert made["details"][0].startswith("Adapter good: ")
 
 
 def test_a_sound_model_has_no_fault(capsys: Capture) -> None:
@@ -204,7 +225,7 @@ def test_a_prompt_with_its_special_tokens(capsys: Capture) -> None:
     assert r"'<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'" in said
     assert r"259 <|im_start|>   84 'u'   82 's'" in said
     assert "Answers end with: <|eos|> (257), <|im_end|> (260)." in said
-    assert re.search(r"^33 steps: \d+ ok, \d+ skipped\. Exit status 0\.$", said, re.MULTILINE)
+    assert re.search(r"^34 steps: \d+ ok, \d+ skipped\. Exit status 0\.$", said, re.MULTILINE)
 
 
 def test_markers_that_the_tokenizer_does_not_know(capsys: Capture) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.docs.claims import claim
 from tests.docs.conftest import by_command, in_process
-from tests.docs.pages import DOCS, Block, blocks, sections
+from tests.docs.pages import DOCS, ROOT, Block, blocks, sections
 from tests.docs.session import Session
 
 COOKBOOK = sections(DOCS / "cookbook.md")
@@ -32,6 +32,7 @@ def test_the_tutorial(reader: Session) -> None:
 @pytest.mark.parametrize("heading", COOKBOOK)
 def test_a_recipe_of_the_cookbook(reader: Session, checkpoint: Path, heading: str) -> None:
     shutil.copytree(checkpoint, reader.folder / "my-checkpoint")
+    shutil.copytree(ROOT / "tests" / "adapters" / "one_more", reader.folder / "my-adapter")
     follow(reader, COOKBOOK[heading])
 
 

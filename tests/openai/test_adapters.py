@@ -232,7 +232,7 @@ def test_a_base_that_was_added(place: Path, start: Start, expected: dict[str, st
 def test_what_may_be_added(place: Path, start: Start) -> None:
     server = start(entry(place, "a0"))
     folder = str(copied(place, "a1", "allowed/mine"))
-    dora = write_adapter(llama(), place / "allowed" / "dora", LINEARS, use_dora=True)
+    whole = write_adapter(llama(), place / "allowed" / "whole", LINEARS, trainable_token_indices=[1])
     good = {"id": "x", "base": "base", "adapter": folder}
     for given, status, word in [
         ({**good, "adapter": str(place / "made" / "a1")}, 403, "admin_roots"),
@@ -243,7 +243,7 @@ def test_what_may_be_added(place: Path, start: Start) -> None:
         ({"id": "x"}, 400, "'like'"),
         ({**good, "engine": {"max_batch_size": 2}}, 400, "'engine'"),
         ({"id": "x", "like": "a0", "model_name": folder}, 400, "'like'"),
-        ({**good, "adapter": str(dora)}, 400, "DoRA"),
+        ({**good, "adapter": str(whole)}, 400, "trainable_token_indices"),
     ]:
         answer = admin(server, "POST", body=given)
         assert answer.status_code == status, (given, answer.text)
@@ -295,6 +295,10 @@ def one_more(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     tensors["base_model.model.lm_head.weight"] = torch.ones(2, 2)
 
 
+def another(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    tensors["base_model.model.lm_head.lora_C"] = torch.ones(2, 2)
+
+
 def wider(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     for key in tensors:
         if "lora_A" in key:
@@ -321,7 +325,11 @@ def drop_name(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "zero": ("all its matrices B are zero", {"change": zeros}),
     "names": ("its base has no module model.blocks.0", {"change": rename}),
-    "more": ("has base_model.model.lm_head.weight, which belongs to no LoRA", {"change": one_more}),
+    "more": (
+        "has another lm_head.weight than its base, and lm_head is not among modules_to_save",
+        {"change": one_more},
+    ),
+    "other": ("has base_model.model.lm_head.lora_C, which belongs to no LoRA", {"change": another}),
     "half": ("lacks matrix B of model.layers.0.mlp.up_proj", {"change": drop("0.mlp.up_proj.lora_B")}),
     "layer": ("lacks the matrices of model.layers.0.mlp.up_proj", {"change": drop_module}),
     "target": ("has no matrices of gate_proj", {"change": drop_name}),
@@ -329,9 +337,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nan": ("numbers that are not finite", {"change": not_a_number}),
     "rank": ("the configuration says 7", {"change": other_rank}),
     "max rank": ("its rank is 600; adapters.max_rank of its base is 512", {"rank": 600}),
-    "dora": ("it uses DoRA", {"use_dora": True}),
+    "dora": ("has no magnitude vector", {"change": drop("0.mlp.up_proj.lora_magnitude"), "use_dora": True}),
     "pissa": ("init_lora_weights: pissa", {"init_lora_weights": "pissa"}),
-    "saved": ("replaces whole modules (modules_to_save)", {"modules_to_save": ["lm_head"]}),
+    "saved": ("has no weights of score, which is among modules_to_save", {"modules_to_save": ["score"]}),
+    "tokens of the embedding": ("(trainable_token_indices)", {"trainable_token_indices": [1]}),
     "experts": ("(target_parameters)", {"target_parameters": ["experts.down_proj"]}),
     "bias": ("changes the biases of its base", {"bias": "all"}),
     "head": ("its task is SEQ_CLS", {"task_type": "SEQ_CLS"}),

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from deployments.cli.doctor import answers, conversations, engine, generation, media, prompt, speed
+from deployments.cli.doctor import adapters, answers, conversations, engine, generation, media, prompt, speed
 from deployments.cli.doctor.finding import NOT_LOADED, Finding, NotApplicable, Step, fault, fine
 from deployments.cli.doctor.subject import LoadLog, Subject, Trial, refusal
 from deployments.config.app import AppArgs
@@ -59,6 +59,7 @@ CHECKS: dict[str, Check] = {
     "images": media.images,
     "audio": media.audio,
     "embeddings": media.embeddings,
+    "adapters": adapters.adapters,
     "speed": speed.speed,
 }
 """The checks of a model that is loaded, in their order."""
@@ -81,7 +82,7 @@ class Checkup:
     """Checks one model of a configuration, loaded as a replica of the server loads it.
 
     Args:
-        args: the configuration.
+        args: the configuration, with the adapters over the model that are checked.
         entry: of the model.
         skip: names of steps to leave out; those in `NEEDED` are not left out.
 
@@ -97,7 +98,8 @@ class Checkup:
         self.traces: list[str] = []
         self.entry = entry
         self.thread_name = f"load-{entry.id}"
-        self._args = args.model_copy(update={"models": [entry], "pools": {}})
+        over = [other for other in args.models if other.base == entry.id]
+        self._args = args.model_copy(update={"models": [entry, *over], "pools": {}})
         self._trial = trial
         self._skip = set(skip) - set(NEEDED)
         self._info: ModelInfo | None = None

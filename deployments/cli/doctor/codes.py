@@ -57,6 +57,11 @@ CODES: dict[str, Kind] = {
         "The memory for caches holds less than one request of the model's full context.",
         "Set `engine.memory_gib` higher, or `engine.max_model_len` lower.",
     ),
+    "adapter-refused": Kind(
+        "error",
+        "An adapter over the model cannot be served. Requests for it get a 404 with the reason.",
+        "Do what the finding says, or merge the adapter with PEFT (`merge_and_unload`) and serve the merged folder.",
+    ),
     "weights-not-finite": Kind(
         "error",
         "Weights are NaN or infinite, so answers are, too.",

@@ -7,7 +7,8 @@ The base's product is untouched. The delta has one of three forms:
   `gathered`.
 - row by row: the same, each sequence by itself, if its bits must not depend on the others.
 
-A sequence without an adapter gets the base's output as it is.
+A sequence without an adapter gets the base's output as it is. An adapter that has the whole module, in place of a
+delta, computes its sequences with that, one adapter after the other.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class AdaptedModule:
 
     Attributes:
         loras: by the adapter's version.
+        saved: modules that replace this one, in the same way.
         is_embedding: its inputs are token ids.
     """
 
     def __init__(self, module: nn.Module, *, row_by_row: bool) -> None:
         self.module = module
         self.loras: dict[str, Lora] = {}
+        self.saved: dict[str, nn.Module] = {}
         self.is_embedding = isinstance(module, nn.Embedding)
         self._forward: Callable[..., Tensor] = module.forward
         self._row_by_row = row_by_row
@@ -50,17 +53,36 @@ class AdaptedModule:
         step = current_step()
         if step is None:
             return output
+        step.used = True
+        if self.saved:
+            output = self._replaced(step.keys, output, (input, *args), kwargs)
         if self._row_by_row and len(step.keys) > 1:
             return self._each(step.keys, input, output)
         if step.shared is None:
             return self._rows(step.keys, input, output)
         lora = self.loras.get(step.shared)
-        return output if lora is None else output.add_(self._delta(input, lora))
+        return output if lora is None else output.add_(self._delta(input, output, lora))
 
     def forget(self, key: str) -> None:
         """Drop the matrices of an adapter."""
         self.loras.pop(key, None)
+        self.saved.pop(key, None)
         self._gathered = None
+
+    def _replaced(self, keys: Keys, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The output, with that of another module where an adapter has one."""
+        for key in dict.fromkeys(keys):
+            module = self.saved.get(key)
+            if module is None:
+                continue
+            if len(set(keys)) == 1 and not (self._row_by_row and len(keys) > 1):
+                replaced: Tensor = module.forward(*args, **kwargs)
+                return replaced
+            rows = [i for i, own in enumerate(keys) if own == key]
+            for chosen in [[i] for i in rows] if self._row_by_row else [rows]:
+                own = [value[chosen] if isinstance(value, Tensor) else value for value in args]
+                output[chosen] = module.forward(*own, **kwargs).to(output.dtype)
+        return output
 
     def _rows(self, keys: Keys, input: Tensor, output: Tensor) -> Tensor:
         gathered = self._gathered
@@ -75,6 +97,9 @@ class AdaptedModule:
         else:
             x = x.flatten(1, -2)
             delta = gathered.delta(x.to(gathered.dtype), is_embedding=False)
+        if gathered.gain is not None:
+            own = output if rows is None else output.index_select(0, rows)
+            delta = delta + self._product(own).flatten(1, -2) * gathered.gain
         if rows is None:
             return output.add_(delta.reshape(output.shape))
         return output.index_add_(0, rows, delta.reshape(len(rows), *output.shape[1:]).to(output.dtype))
@@ -83,15 +108,23 @@ class AdaptedModule:
         for i, key in enumerate(keys):
             lora = self.loras.get(key)
             if lora is not None:
-                output[i : i + 1].add_(self._delta(input[i : i + 1], lora))
+                own = output[i : i + 1]
+                own.add_(self._delta(input[i : i + 1], own, lora))
         return output
 
-    def _delta(self, input: Tensor, lora: Lora) -> Tensor:
+    def _delta(self, input: Tensor, output: Tensor, lora: Lora) -> Tensor:
         if self.is_embedding:
             delta = torch.matmul(functional.embedding(input, lora.a), lora.b)
             return delta.mul_(_scale_of(self.module))
         delta = torch.matmul(torch.matmul(input.to(lora.a.dtype), lora.a), lora.b)
-        return delta if lora.bias is None else delta + lora.bias
+        if lora.bias is not None:
+            delta += lora.bias
+        return delta if lora.gain is None else delta.add_(self._product(output) * lora.gain)
+
+    def _product(self, output: Tensor) -> Tensor:
+        """The base's output without the base's bias."""
+        bias: Any = getattr(self.module, "bias", None)
+        return output if bias is None else output - bias
 
 
 def _scale_of(module: nn.Module) -> Any:

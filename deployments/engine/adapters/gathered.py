@@ -23,11 +23,13 @@ class Gathered(Protocol):
         keys: of the sequences.
         rows: int64 [adapted], those that have an adapter here; None if all have.
         dtype: of the matrices.
+        gain: [adapted, 1, outputs], see `Lora`; None if no sequence has one.
     """
 
     keys: Keys
     rows: Tensor | None
     dtype: torch.dtype
+    gain: Tensor | None
 
     def follow(self, keys: Keys, loras: Mapping[str, Lora]) -> bool:
         """Become the matrices of other sequences at little cost; False if that cannot be."""
@@ -57,7 +59,7 @@ class StackedRows:
         # Zero beyond the rank of each.
         self._a = first.a.new_zeros(count, first.a.shape[0], self._rank)
         self._b = first.b.new_zeros(count, self._rank, first.b.shape[1])
-        self._bias = _biases(self._loras)
+        self._bias, self.gain = _vectors(self._loras)
         for place, lora in enumerate(self._loras):
             self._put(place, lora)
 
@@ -69,7 +71,8 @@ class StackedRows:
         for place, lora in enumerate(own):
             if lora is not self._loras[place]:
                 self._put(place, lora)
-        self.keys, self._loras, self._bias = keys, own, _biases(own)
+        self.keys, self._loras = keys, own
+        self._bias, self.gain = _vectors(own)
         return True
 
     def delta(self, x: Tensor, *, is_embedding: bool) -> Tensor:
@@ -95,7 +98,7 @@ class SideBySide:
         self._b = torch.cat([lora.b for lora in own])
         owners = [place for place, lora in enumerate(own) for _ in range(lora.rank)]
         self._owners = torch.tensor(owners, device=self._a.device)
-        self._biases = _biases(own)
+        self._biases, self._gains = _vectors(own)
         self._see(keys, loras)
 
     def _see(self, keys: Keys, loras: Mapping[str, Lora]) -> None:
@@ -104,6 +107,7 @@ class SideBySide:
         of = torch.tensor([self._order.index(key) for key in keys if key in loras], device=self._a.device)
         self._seen = (of[:, None] == self._owners)[:, None]
         self._bias = None if self._biases is None else self._biases[of]
+        self.gain = None if self._gains is None else self._gains[of]
 
     def follow(self, keys: Keys, loras: Mapping[str, Lora]) -> bool:
         if sorted({key for key in keys if key in loras}) != self._order:
@@ -129,9 +133,15 @@ def _places(keys: Keys, loras: Mapping[str, Lora], device: torch.device) -> Tens
     return None if len(places) == len(keys) else torch.tensor(places, device=device)
 
 
-def _biases(loras: Sequence[Lora]) -> Tensor | None:
-    """[loras, 1, outputs], zero where there is none; None if none has one."""
-    if all(lora.bias is None for lora in loras):
+def _vectors(loras: Sequence[Lora]) -> tuple[Tensor | None, Tensor | None]:
+    """The biases and the gains."""
+    return _stacked([lora.bias for lora in loras]), _stacked([lora.gain for lora in loras])
+
+
+def _stacked(vectors: Sequence[Tensor | None]) -> Tensor | None:
+    """[vectors, 1, outputs], zero where there is none; None if all are None."""
+    given = next((vector for vector in vectors if vector is not None), None)
+    if given is None:
         return None
-    zero = torch.zeros_like(next(lora.bias for lora in loras if lora.bias is not None))
-    return torch.stack([zero if lora.bias is None else lora.bias for lora in loras])[:, None]
+    zero = torch.zeros_like(given)
+    return torch.stack([zero if vector is None else vector for vector in vectors])[:, None]

@@ -12,21 +12,24 @@ from transformers.pytorch_utils import Conv1D
 
 from deployments.adapters.lora_file import WEIGHTS_FILE, LoraArrays, LoraFile
 from deployments.adapters.refused import AdapterRefused
+from deployments.engine.adapters.saved import Saved, fit_saved
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """The matrices of one module: `y += (x @ a) @ b + bias`.
+    """The matrices of one module: `y += (x @ a) @ b + bias + gain * (y - own bias)`.
 
     Attributes:
         a: [inputs, rank]; of an embedding [tokens, rank].
         b: [rank, outputs], scaled.
         bias: [outputs], scaled; None without one.
+        gain: [outputs], what DoRA multiplies the base's product by, less 1; None without DoRA.
     """
 
     a: Tensor
     b: Tensor
     bias: Tensor | None = None
+    gain: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -34,15 +37,29 @@ class Lora:
 
     @property
     def nbytes(self) -> int:
-        return self.a.nbytes + self.b.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return sum(tensor.nbytes for tensor in (self.a, self.b, self.bias, self.gain) if tensor is not None)
 
 
-Loras = dict[str, Lora]
-"""The matrices of an adapter by the names of their modules."""
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """An adapter for the modules of a model.
+
+    Attributes:
+        loras: the matrices, by the names of their modules.
+        saved: modules that replace the base's, by name.
+    """
+
+    loras: Mapping[str, Lora]
+    saved: Saved
+
+    @property
+    def nbytes(self) -> int:
+        whole = sum(parameter.nbytes for module in self.saved.values() for parameter in module.parameters())
+        return whole + sum(lora.nbytes for lora in self.loras.values())
 
 
-def fit_lora(model: nn.Module, file: LoraFile, dtype: torch.dtype | None = None) -> Loras:
-    """The LoRA of a file for the modules of a model, by their names.
+def fit_lora(model: nn.Module, file: LoraFile, dtype: torch.dtype | None = None) -> Fitted:
+    """The adapter of a file for the modules of a model.
 
     Args:
         model: the base.
@@ -55,7 +72,8 @@ def fit_lora(model: nn.Module, file: LoraFile, dtype: torch.dtype | None = None)
     for name in sorted(set(file.modules) - set(known)):
         raise AdapterRefused(f"its base has no module {name}; it was trained on another model, or on another class.")
     _check_targets(model, known, file)
-    return {name: _fit(name, known[name], arrays, file, dtype) for name, arrays in file.modules.items()}
+    loras = {name: _fit(name, known[name], arrays, file, dtype) for name, arrays in file.modules.items()}
+    return Fitted(loras, fit_saved(known, file))
 
 
 def _check_targets(model: nn.Module, known: Mapping[str, nn.Module], file: LoraFile) -> None:
@@ -81,12 +99,18 @@ def _fit(name: str, module: nn.Module, arrays: LoraArrays, file: LoraFile, dtype
         dtype = weight.dtype if weight.dtype.is_floating_point else torch.bfloat16
     scale = file.config.scale_of(name)
 
-    def placed(array: Any, scale: float = 1.0) -> Tensor:
-        tensor = torch.from_numpy(array.T.copy())
-        return (tensor * scale).to(dtype).to(weight.device)
+    gain = None if arrays.magnitude is None else _dora_gain(name, module, arrays, scale)
 
-    bias = None if arrays.bias is None else placed(arrays.bias, scale)
-    lora = Lora(placed(arrays.a), placed(arrays.b, scale), bias)
+    def placed(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype).to(weight.device)
+
+    b = torch.from_numpy(arrays.b.T.copy()).to(weight.device) * (scale if gain is None else scale * gain)
+    lora = Lora(
+        a=placed(torch.from_numpy(arrays.a.T.copy())),
+        b=placed(b),
+        bias=None if arrays.bias is None else placed(torch.from_numpy(arrays.bias) * scale),
+        gain=None if gain is None else placed(gain - 1),
+    )
     for tensor in (lora.a, lora.b):
         if not tensor.isfinite().all():
             raise AdapterRefused(f"the matrices of {name} do not fit into {str(dtype).removeprefix('torch.')}.")
@@ -107,3 +131,20 @@ def _shape(name: str, module: nn.Module, arrays: LoraArrays) -> tuple[int, int, 
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features, weight
     return weight.shape[0], weight.shape[1], weight
+
+
+def _dora_gain(name: str, module: nn.Module, arrays: LoraArrays, scale: float) -> Tensor:
+    """What DoRA multiplies each output by, float32 [outputs]: the trained length of the weight's row over its length.
+
+    Raises:
+        AdapterRefused: the weight cannot be read as numbers.
+    """
+    weight: Any = module.weight
+    if isinstance(module, nn.Embedding) or not weight.dtype.is_floating_point:
+        kind = "an embedding" if isinstance(module, nn.Embedding) else f"quantized ({weight.dtype})"
+        raise AdapterRefused(f"it uses DoRA, and {name} is {kind}; merge it with PEFT and serve the merged folder.")
+    dense = (weight.to_dense() if weight.is_mkldnn else weight).detach().float()
+    rows = dense.T if isinstance(module, Conv1D) else dense
+    product = torch.from_numpy(arrays.b).to(rows) @ torch.from_numpy(arrays.a).to(rows)
+    gain: Tensor = torch.from_numpy(arrays.magnitude).to(rows) / (rows + scale * product).norm(dim=1)
+    return gain

@@ -15,13 +15,15 @@ class AdapterStep:
     Attributes:
         keys: of its sequences, in their order.
         shared: the adapter of all of them; None if they differ.
+        used: a module that an adapter changes was computed.
     """
 
-    __slots__ = ("keys", "shared")
+    __slots__ = ("keys", "shared", "used")
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys: Keys = tuple(keys)
         self.shared = self.keys[0] if len(set(self.keys)) == 1 else None
+        self.used = False
 
 
 _local = threading.local()

@@ -19,7 +19,7 @@ from torch import nn
 
 from deployments.adapters.lora_file import LoraFile
 from deployments.engine.adapters.adapted_module import AdaptedModule
-from deployments.engine.adapters.lora import Loras, fit_lora
+from deployments.engine.adapters.lora import Fitted, fit_lora
 from deployments.engine.adapters.step import AdapterStep, current_step, set_step
 
 MixesRows = Callable[[Mapping[str, nn.Module]], Collection[str]]
@@ -34,12 +34,14 @@ class PlacedAdapter:
     Attributes:
         modules: names of the modules that it changes.
         nbytes: of its matrices.
-        mixes: a forward may compute sequences of other adapters beside its own.
+        rank: the largest of its modules.
+        apart: why no forward computes sequences of other adapters beside its own, in words; empty if forwards do.
     """
 
     modules: frozenset[str]
     nbytes: int
-    mixes: bool
+    rank: int
+    apart: str
 
 
 class AdapterTable:
@@ -65,7 +67,7 @@ class AdapterTable:
     def __contains__(self, key: str) -> bool:
         return key in self._adapters
 
-    def fit(self, file: LoraFile, dtype: torch.dtype | None = None) -> Loras:
+    def fit(self, file: LoraFile, dtype: torch.dtype | None = None) -> Fitted:
         """The matrices of an adapter for the modules of the base, on its device. Any thread may call it.
 
         Args:
@@ -78,25 +80,26 @@ class AdapterTable:
         with torch.inference_mode(False), torch.no_grad():
             return fit_lora(self._model, file, dtype)
 
-    def add(self, key: str, loras: Loras) -> PlacedAdapter:
+    def add(self, key: str, fitted: Fitted) -> PlacedAdapter:
         """Let forwards use an adapter.
 
         Args:
             key: its version.
-            loras: see `fit`.
+            fitted: see `fit`.
         """
         with self._idle:
             # The probe gives modules forwards of its own.
             self._idle.wait_for(lambda: not self._under_way)
             adapter = PlacedAdapter(
-                modules=frozenset(loras),
-                nbytes=sum(lora.nbytes for lora in loras.values()),
-                mixes=self._all_mix(loras.keys()),
+                modules=frozenset({*fitted.loras, *fitted.saved}),
+                nbytes=fitted.nbytes,
+                rank=max(lora.rank for lora in fitted.loras.values()),
+                apart=self._apart({*fitted.loras, *fitted.saved}),
             )
-            for name, lora in loras.items():
-                if name not in self._modules:
-                    self._modules[name] = AdaptedModule(self._model.get_submodule(name), row_by_row=self._row_by_row)
-                self._modules[name].loras[key] = lora
+            for name, lora in fitted.loras.items():
+                self._adapted(name).loras[key] = lora
+            for name, module in fitted.saved.items():
+                self._adapted(name).saved[key] = module
             self._adapters[key] = adapter
         return adapter
 
@@ -108,7 +111,7 @@ class AdapterTable:
 
     def group(self, key: str) -> str:
         """What sequences that one forward computes have in common: an adapter that does not mix goes by itself."""
-        return "" if not key or self._adapters[key].mixes else key
+        return key if key and self._adapters[key].apart else ""
 
     def applied(self, keys: Sequence[str]) -> AbstractContextManager[None]:
         """The context of a forward of this thread.
@@ -152,11 +155,17 @@ class AdapterTable:
             self._installed.clear()
             self._idle.notify_all()
 
-    def _all_mix(self, names: Collection[str]) -> bool:
+    def _adapted(self, name: str) -> AdaptedModule:
+        if name not in self._modules:
+            self._modules[name] = AdaptedModule(self._model.get_submodule(name), row_by_row=self._row_by_row)
+        return self._modules[name]
+
+    def _apart(self, names: Collection[str]) -> str:
         if self._mixes_rows is None:
-            return False
+            return "in this engine every forward has one adapter"
         new = {name: self._model.get_submodule(name) for name in names if name not in self._mixing}
         if new:
             mixing = self._mixes_rows(new)
             self._mixing.update({name: name in mixing for name in new})
-        return all(self._mixing[name] for name in names)
+        others = sorted(name for name in names if not self._mixing[name])
+        return f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''} do not see the batch" if others else ""

@@ -132,8 +132,8 @@ class BatchingEngine(ThreadedEngine):
 
     def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
         """See `protocol.AdapterEngine`."""
-        loras = self.adapters.fit(file, dtype)
-        return self._between_steps(lambda: self.adapters.add(key, loras))
+        fitted = self.adapters.fit(file, dtype)
+        return self._between_steps(lambda: self.adapters.add(key, fitted))
 
     def remove_adapter(self, key: str) -> None:
         """See `protocol.AdapterEngine`."""

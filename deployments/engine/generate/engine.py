@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from deployments.adapters.lora_file import LoraFile
-from deployments.adapters.refused import AdapterRefused
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
 from deployments.core.cgroup import cores
@@ -89,7 +88,6 @@ class GenerateEngine(ThreadedEngine):
         self._runner = _runner(info, self._vocabulary, options, turn_limit_s, proofs, alone=rotary.depends)
         self.supports = self._runner.supports
         self.adapters = AdapterTable(info.model)
-        self._hooked = info.generate is not None and not is_stock(info)
         self._options = options
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
@@ -114,10 +112,6 @@ class GenerateEngine(ThreadedEngine):
 
     def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
         """See `protocol.AdapterEngine`. Requests of one adapter run together."""
-        if self._hooked:
-            raise AdapterRefused(
-                "its base has a generate hook, which may compute with another model than the loader's."
-            )
         return self.adapters.add(key, self.adapters.fit(file, dtype))
 
     def remove_adapter(self, key: str) -> None:

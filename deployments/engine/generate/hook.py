@@ -21,6 +21,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import RAISED_BY_HOOKS, ModelError
 from deployments.core.token_ids import vocab_size
+from deployments.engine.adapters.step import AdapterStep, current_step
 from deployments.engine.base.failures import as_error
 from deployments.engine.generate.job import Job
 from deployments.engine.generate.result import GenerateContract
@@ -87,6 +88,7 @@ class GenerateHook:
             if not job.active:
                 return
             streamer = _Streamer(job, contract, turn, raising="stopping_criteria" not in self._live)
+            step = current_step()
             try:
                 returned = self._call(kwargs, streamer, job)
             except _Ended:
@@ -94,6 +96,7 @@ class GenerateHook:
             except RAISED_BY_HOOKS as error:
                 raise as_error(error, failed="Hook generate failed") from error
         _check_kept(turn, seed)
+        _check_adapted(step)
         tokens = contract.new_tokens(returned)
         given = streamer.given
         if tokens[: len(given)] != given:
@@ -159,6 +162,19 @@ class GenerateHook:
         )
 
 
+def _check_adapted(step: AdapterStep | None) -> None:
+    """Refuse what a hook has computed without the adapter of its request: with another model, or in another thread.
+
+    Raises:
+        ModelError: no module of the loader's model was called in the hook's own thread.
+    """
+    if step is not None and not step.used:
+        raise ModelError(
+            "The generate hook has not used the adapter: it computes with another model than the loader's, or in "
+            "another thread. Call the loader's model in the hook itself."
+        )
+
+
 class _Streamer:
     """Passes tokens on as the hook finds them; transformers' streamer protocol.
 
@@ -173,6 +189,7 @@ class _Streamer:
         self._job = job
         self._contract = contract
         self._turn = turn
+        self._step = current_step()
         self._begun = False
 
     def put(self, value: Any) -> None:
@@ -188,6 +205,7 @@ class _Streamer:
         if context:
             return
         self._contract.check(tokens, "streamed")
+        _check_adapted(self._step)
         for token_id in tokens:
             self.given.append(token_id)
             self._job.take(Sampled(token_id))

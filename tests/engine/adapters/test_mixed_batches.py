@@ -127,10 +127,12 @@ def test_families(family: str, tmp_path: Path) -> None:
     [
         {"use_rslora": True},
         {"lora_bias": True},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head", "embed_tokens", "norm"]},
         {"rank_pattern": {"v_proj": 7}, "alpha_pattern": {"q_proj": 3}},
         {"alpha_pattern": {r"model\.layers\.1\.mlp\.up_proj": 30}},
     ],
-    ids=["rslora", "bias", "patterns", "pattern of a path"],
+    ids=["rslora", "bias", "dora", "saved", "patterns", "pattern of a path"],
 )
 def test_configurations(config: dict[str, Any], tmp_path: Path) -> None:
     model = llama()

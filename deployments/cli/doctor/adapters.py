@@ -1,0 +1,35 @@
+"""How the adapters over a model would be served, and why one is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.adapters.refused import AdapterRefused
+from deployments.cli.doctor.finding import Finding, NotApplicable, fault, fine
+from deployments.cli.doctor.subject import Subject
+
+
+async def adapters(subject: Subject) -> Finding:
+    """Every adapter of the configuration over the model, placed beside it as for a request."""
+    over = [entry for entry in subject.host.args.models if entry.base == subject.entry.id]
+    if not over:
+        raise NotApplicable("The configuration has no adapter over this model.")
+    refused = []
+    for entry in over:
+        try:
+            await subject.host.load(entry.id)
+        except AdapterRefused as reason:
+            refused.append(reason.message)
+    (held,) = [model["adapters"] for model in subject.host.snapshot()["models"] if model["id"] == subject.entry.id]
+    lines = [*refused, *map(_line, held)]
+    if refused:
+        return fault("adapter-refused", lines[0], *lines[1:], refused=len(refused), adapters=held)
+    return fine(lines[0], *lines[1:], refused=0, adapters=held)
+
+
+def _line(adapter: dict[str, Any]) -> str:
+    """How an adapter that is placed is served."""
+    shape = f"Adapter {adapter['id']}: LoRA of rank {adapter['rank']} on {adapter['modules']} modules"
+    if adapter["apart"] is None:
+        return f"{shape}; its requests share batches with those of the base and of other adapters."
+    return f"{shape}; its requests run in batches of their own, because {adapter['apart']}."
