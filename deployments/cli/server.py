@@ -144,7 +144,7 @@ class Server:
                 for entry in args.of_pool(pool).models
                 if entry.pinned and (failure := self._wait_for(entry.id, app["name"], _deployment(args, name)))
             ]
-            if len(failures) == len(args.models):
+            if len(failures) == sum(entry.base is None for entry in args.models):
                 raise DeployFailed(" ".join(failures))
             for failure in failures:
                 self._terminal.complain(failure)

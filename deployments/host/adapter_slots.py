@@ -35,6 +35,7 @@ from model_loaders.prompts.hooks import Hooks
 logger = logging.getLogger("troupe.host")
 
 _GIB = 1 << 30
+_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,10 @@ class AdapterSlots:
             AdapterRefused: it cannot be served.
             TroupeError: it cannot be placed now.
         """
+        self._asked.pop(version.key, None)
         self._asked[version.key] = (entry, version)
+        if len(self._asked) > _REMEMBERED:  # Those that are being placed are the last.
+            del self._asked[next(iter(self._asked))]
         async with self._leases.lease(version.key) as slot:
             yield slot.model
 

@@ -345,24 +345,24 @@ class ModelHost:
         """The id of the model that is loaded for this one: of an adapter, that of its base."""
         return self._catalogue.place_of(model)
 
+    def _held(self, model: str) -> Leases[LoadedModel] | Adapters:
+        return self.leases if self.place_of(model) == model else self._adapters
+
     async def _evict(self, model: str) -> bool:
         self._catalogue.expire(model)
-        if model not in self._newest:
-            return False
-        key = self._newest[model].key
-        return await (self.leases if self.place_of(model) == model else self._adapters).evict(key)
+        return model in self._newest and await self._held(model).evict(self._newest[model].key)
 
     def _follow(self, version: Version) -> None:
         """Let the older version of a model end what it computes; new requests wait for this one."""
         older = self._newest.get(version.model)
-        self._newest[version.model] = self._versions[version.key] = version
-        if older is not None and older.key == version.key:
-            return
-        if self._entry(version.key).pinned:
-            self.leases.pin(version.key)
-        if older is not None:
-            self.leases.retire(older.key)
-            self._adapters.retire(older.key)
+        self._newest[version.model] = version
+        held = self._held(version.model)
+        if held is self.leases:
+            self._versions[version.key] = version
+            if self._entry(version.key).pinned:
+                self.leases.pin(version.key)
+        if older is not None and older.key != version.key:
+            held.retire(older.key)
 
     def _entry(self, key: str) -> ModelEntry:
         return self._catalogue.entry_of(self._versions[key].model)

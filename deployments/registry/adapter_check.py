@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from deployments.adapters.lora_file import read_lora
@@ -11,8 +10,6 @@ from deployments.config.model import ModelEntry
 from deployments.registry.files import folder_files
 from deployments.registry.stamp import Stamp
 from model_loaders.local_folder import found
-
-logger = logging.getLogger("troupe.registry")
 
 
 class AdapterCheck:
@@ -37,7 +34,6 @@ def _reason(folder: Path, entry: ModelEntry) -> str | None:
     try:
         read_lora(folder, entry.adapters.max_rank)
     except AdapterRefused as refused:
-        logger.warning("%s", refused.named(entry.id))
         return refused.reason
     except OSError as error:
         return f"it cannot be read: {error}."

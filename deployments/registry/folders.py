@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from deployments.registry.adapter_check import AdapterCheck
 from deployments.registry.complete import incomplete
 from deployments.registry.files import folder_files
 from deployments.registry.stamp import Stamp
+
+logger = logging.getLogger("troupe.registry")
 
 State = Literal["settling", "ready", "refused", "gone"]
 _PATIENCE = 10
@@ -93,6 +96,8 @@ class FolderSearch:
         )
         if fault is None:
             refusal = self._check.reason(spec.entry)
+            if refusal is not None and (path not in self._found or self._found[path].reason != refusal):
+                logger.warning("The adapter %r in %s cannot be served: %s", spec.entry.id, path, refusal)
             return Found(spec, "ready") if refusal is None else Found(spec, "refused", refusal, for_clients=True)
         return Found(spec, "settling" if age < max(1.0, _PATIENCE * self._settle_s) else "refused", fault)
 

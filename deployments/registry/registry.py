@@ -115,6 +115,7 @@ class Registry:
             if known is not None and known.same(spec):
                 return known, False
             self._refuse_taken(spec, replaces=known is not None and bool(body.get("replace")))
+            self._refuse_base(spec.entry.id)
             await self._keep({**self._posted, spec.entry.id: spec})
         return spec, True
 
@@ -178,7 +179,7 @@ class Registry:
         return state_of(spec, "ready" if reason is None else "refused", reason)
 
     def _refuse_base(self, model: str) -> None:
-        """Refuse to remove a model that adapters need."""
+        """Refuse to remove or to replace a model that adapters need."""
         over = [spec.entry.id for spec in self._posted.values() if spec.entry.base == model]
         if over:
             raise NameTaken(f"The model {model!r} is the base of {', '.join(over)}; remove these first.")

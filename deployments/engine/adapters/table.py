@@ -18,12 +18,26 @@ import torch
 from torch import nn
 
 from deployments.adapters.lora_file import LoraFile
+from deployments.adapters.refused import AdapterRefused
 from deployments.engine.adapters.adapted_module import AdaptedModule
 from deployments.engine.adapters.lora import Fitted, fit_lora
 from deployments.engine.adapters.step import AdapterStep, current_step, set_step
 
-MixesRows = Callable[[Mapping[str, nn.Module]], Collection[str]]
-"""Of some modules by name, those whose inputs are sequences in a forward of several."""
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """How a model calls some of its modules.
+
+    Attributes:
+        mixing: those whose inputs are sequences, in a forward of several.
+        bypassed: those that are not called, though the module that they are a part of is.
+    """
+
+    mixing: frozenset[str]
+    bypassed: frozenset[str]
+
+
+Watch = Callable[[Mapping[str, nn.Module]], Watched]
 _BASE: AbstractContextManager[None] = contextlib.nullcontext()
 
 
@@ -50,16 +64,17 @@ class AdapterTable:
     Args:
         model: the base; its forwards, packed or not, are those that compute the base's part.
         row_by_row: a sequence's bits must not depend on others.
-        mixes_rows: tells which modules can be computed for several adapters at once; None if every forward has one.
+        watch: tells how modules are called; None if every forward has one adapter.
     """
 
-    def __init__(self, model: nn.Module, *, row_by_row: bool = False, mixes_rows: MixesRows | None = None) -> None:
+    def __init__(self, model: nn.Module, *, row_by_row: bool = False, watch: Watch | None = None) -> None:
         self._model = model
         self._row_by_row = row_by_row
-        self._mixes_rows = mixes_rows
+        self._watch = watch
         self._adapters: dict[str, PlacedAdapter] = {}
         self._modules: dict[str, AdaptedModule] = {}
         self._mixing: dict[str, bool] = {}
+        self._bypassed: set[str] = set()
         self._idle = threading.Condition()
         self._under_way = 0
         self._installed: list[tuple[dict[str, Any], Any]] = []
@@ -86,10 +101,13 @@ class AdapterTable:
         Args:
             key: its version.
             fitted: see `fit`.
+
+        Raises:
+            AdapterRefused: a module that it changes is never called.
         """
         with self._idle:
-            # The probe gives modules forwards of its own.
-            self._idle.wait_for(lambda: not self._under_way)
+            if self._watch is not None:  # It gives modules forwards of its own.
+                self._idle.wait_for(lambda: not self._under_way)
             adapter = PlacedAdapter(
                 modules=frozenset({*fitted.loras, *fitted.saved}),
                 nbytes=fitted.nbytes,
@@ -161,11 +179,17 @@ class AdapterTable:
         return self._modules[name]
 
     def _apart(self, names: Collection[str]) -> str:
-        if self._mixes_rows is None:
+        if self._watch is None:
             return "in this engine every forward has one adapter"
         new = {name: self._model.get_submodule(name) for name in names if name not in self._mixing}
         if new:
-            mixing = self._mixes_rows(new)
-            self._mixing.update({name: name in mixing for name in new})
+            watched = self._watch(new)
+            self._mixing.update({name: name in watched.mixing for name in new})
+            self._bypassed |= watched.bypassed
+        for name in sorted(self._bypassed.intersection(names)):
+            raise AdapterRefused(
+                f"its base reads the weight of {name} without calling the module, so it would have no effect there; "
+                "merge it with PEFT (merge_and_unload) and serve the merged folder."
+            )
         others = sorted(name for name in names if not self._mixing[name])
         return f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''} do not see the batch" if others else ""

@@ -41,7 +41,7 @@ from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import Capabilities
 from deployments.engine.verify.encoder_inputs import encoder_inputs, encoder_needs
 from deployments.engine.verify.proofs import DETERMINISTIC, FORWARD, PACKED, ROTARY, Proofs
-from deployments.engine.verify.row_probe import mixing_modules
+from deployments.engine.verify.row_probe import watch_modules
 from model_loaders.contract import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -123,11 +123,11 @@ class BatchingEngine(ThreadedEngine):
     def _adapter_table(self, deterministic: Strategy | None) -> AdapterTable:
         """The adapters over the model, whose modules have the forwards by now that they keep."""
         groups = self.capabilities.pads and deterministic is None
-        probe = partial(mixing_modules, self._forward, groups=groups)
+        watch = partial(watch_modules, self._forward, groups=groups)
         return AdapterTable(
             self._forward.model,
             row_by_row=deterministic is not None,
-            mixes_rows=None if deterministic == "isolated" else probe,
+            watch=None if deterministic == "isolated" else watch,
         )
 
     def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from deployments.adapters.lora_file import read_lora
+from deployments.adapters.refused import AdapterRefused
 from deployments.config.engine import EngineOptions
 from deployments.engine.adapters.table import AdapterTable
 from deployments.engine.base.protocol import AdapterEngine
 from deployments.engine.cache.cache import new_cache
 from deployments.engine.model.forward import Forward
-from deployments.engine.verify.row_probe import mixing_modules
+from deployments.engine.verify.row_probe import watch_modules
 from tests.adapters.lora import merged, write_adapter
 from tests.engine.architectures import decoder, llava
 from tests.engine.running import (
@@ -180,7 +181,7 @@ def test_a_head(tmp_path: Path) -> None:
 def test_the_base_beside_adapters_has_the_bits_that_it_has_without_them(tmp_path: Path, dtype: torch.dtype) -> None:
     model = llama().to(dtype)
     forward = Forward(model)
-    forward.adapters = AdapterTable(model, mixes_rows=partial(mixing_modules, forward, groups=True))
+    forward.adapters = AdapterTable(model, watch=partial(watch_modules, forward, groups=True))
     for folder in adapters(llama(), tmp_path, LINEARS):
         forward.adapters.add(folder.name, forward.adapters.fit(read_lora(folder)))
     prompts = [prompt(i, 9) for i in range(4)]
@@ -259,6 +260,38 @@ def test_an_adapter_on_experts_is_computed_by_itself(tmp_path: Path) -> None:
     rig = Rig(model, folders, engine)
     try:
         assert [engine.adapters.group(key) for key in ("one", "two", "rows", "")] == ["one", "two", "", ""]
+        check_mixed(rig)
+    finally:
+        engine.close()
+
+
+class Fused(torch.nn.Module):
+    """Reads the weight of its last linear itself, as a fused kernel does."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.up_proj, self.down_proj = mlp.up_proj, mlp.down_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(self.up_proj(x).tanh(), self.down_proj.weight)
+
+
+def test_an_adapter_on_a_module_that_is_never_called_is_refused(tmp_path: Path) -> None:
+    def fused() -> Any:
+        model = llama()
+        for layer in model.model.layers:
+            layer.mlp = Fused(layer.mlp)
+        return model
+
+    model = fused()
+    engine = batching_engine(fused())
+    try:
+        rig = Rig(model, [write_adapter(model, tmp_path / "good", ("up_proj", "q_proj"))], engine)
+        bad = write_adapter(model, tmp_path / "bad", ("down_proj", "q_proj"))
+        with pytest.raises(
+            AdapterRefused, match=r"reads the weight of model\.layers\.0\.mlp\.down_proj without calling"
+        ):
+            engine.add_adapter("bad", read_lora(bad))
         check_mixed(rig)
     finally:
         engine.close()
