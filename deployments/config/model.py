@@ -33,8 +33,8 @@ class AdapterOptions(Strict):
         default=2.0, gt=0, description="Memory for adapters; the least recently used ones that are idle leave."
     )
     max_rank: int = Field(default=512, ge=1, description="Adapters of a higher rank are refused.")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="Type of the adapters' matrices; None takes the model's."
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Type of the adapters' matrices, in which their part is computed."
     )
 
 

@@ -39,7 +39,7 @@ class NoTextEngine(ThreadedEngine):
         self._name = info.label
         self._class = type(info.model).__name__
 
-    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
+    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype = torch.float32) -> PlacedAdapter:
         """See `protocol.AdapterEngine`."""
         return self.adapters.add(key, self.adapters.fit(file, dtype))
 

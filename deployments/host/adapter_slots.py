@@ -127,9 +127,8 @@ class AdapterSlots:
         folder = found(entry.adapter or "")
         file = read_lora(folder, options.max_rank)
         info = adapted_info(self._base.info, folder)
-        dtype = None if options.dtype is None else getattr(torch, options.dtype)
         assert isinstance(engine, AdapterEngine)
-        placed = engine.add_adapter(key, file, dtype)
+        placed = engine.add_adapter(key, file, getattr(torch, options.dtype))
         if placed.nbytes > options.memory_gib * _GIB:
             engine.remove_adapter(key)
             raise AdapterRefused(

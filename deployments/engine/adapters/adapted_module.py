@@ -97,12 +97,12 @@ class AdaptedModule:
         else:
             x = x.flatten(1, -2)
             delta = gathered.delta(x.to(gathered.dtype), is_embedding=False)
+        own = output if rows is None else output.index_select(0, rows)
         if gathered.gain is not None:
-            own = output if rows is None else output.index_select(0, rows)
             delta = delta + self._product(own).flatten(1, -2) * gathered.gain
-        if rows is None:
-            return output.add_(delta.reshape(output.shape))
-        return output.index_add_(0, rows, delta.reshape(len(rows), *output.shape[1:]).to(output.dtype))
+        # Rounded once, whoever else is there.
+        own.add_(delta.reshape(own.shape))
+        return own if rows is None else output.index_copy_(0, rows, own)
 
     def _each(self, keys: Keys, input: Tensor, output: Tensor) -> Tensor:
         for i, key in enumerate(keys):

@@ -58,12 +58,12 @@ class Fitted:
         return whole + sum(lora.nbytes for lora in self.loras.values())
 
 
-def fit_lora(model: nn.Module, file: LoraFile, dtype: torch.dtype | None = None) -> Fitted:
+def fit_lora(model: nn.Module, file: LoraFile, dtype: torch.dtype = torch.float32) -> Fitted:
     """The adapter of a file for the modules of a model.
 
     Args:
         model: the base.
-        dtype: of the matrices; None takes the base's.
+        dtype: of the matrices, in which the delta is computed.
 
     Raises:
         AdapterRefused: a module is missing, is of another kind or has another shape, or a target has no matrices.
@@ -88,15 +88,13 @@ def _check_targets(model: nn.Module, known: Mapping[str, nn.Module], file: LoraF
         raise AdapterRefused(f"{WEIGHTS_FILE} lacks the matrices of {name}, which is among target_modules.")
 
 
-def _fit(name: str, module: nn.Module, arrays: LoraArrays, file: LoraFile, dtype: torch.dtype | None) -> Lora:
+def _fit(name: str, module: nn.Module, arrays: LoraArrays, file: LoraFile, dtype: torch.dtype) -> Lora:
     inputs, outputs, weight = _shape(name, module, arrays)
     if (arrays.a.shape[1], arrays.b.shape[0]) != (inputs, outputs):
         raise AdapterRefused(
             f"{name} takes {inputs} numbers and gives {outputs}; the adapter's matrices take {arrays.a.shape[1]} and "
             f"give {arrays.b.shape[0]}."
         )
-    if dtype is None:
-        dtype = weight.dtype if weight.dtype.is_floating_point else torch.bfloat16
     scale = file.config.scale_of(name)
 
     gain = None if arrays.magnitude is None else _dora_gain(name, module, arrays, scale)

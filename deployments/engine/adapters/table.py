@@ -82,11 +82,11 @@ class AdapterTable:
     def __contains__(self, key: str) -> bool:
         return key in self._adapters
 
-    def fit(self, file: LoraFile, dtype: torch.dtype | None = None) -> Fitted:
+    def fit(self, file: LoraFile, dtype: torch.dtype = torch.float32) -> Fitted:
         """The matrices of an adapter for the modules of the base, on its device. Any thread may call it.
 
         Args:
-            dtype: of the matrices; None takes the base's.
+            dtype: of the matrices, in which the delta is computed.
 
         Raises:
             AdapterRefused: it does not fit the base.

@@ -118,12 +118,12 @@ class AdapterEngine(Engine, Protocol):
 
     adapters: AdapterTable
 
-    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
+    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype = ...) -> PlacedAdapter:
         """Place an adapter beside the model. Blocks until the engine's thread has taken it.
 
         Args:
             key: its version, as requests name it.
-            dtype: of its matrices; None takes the model's.
+            dtype: of its matrices; float32 if it is left out.
 
         Raises:
             AdapterRefused: it does not fit the model.

@@ -130,7 +130,7 @@ class BatchingEngine(ThreadedEngine):
             watch=None if deterministic == "isolated" else watch,
         )
 
-    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
+    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype = torch.float32) -> PlacedAdapter:
         """See `protocol.AdapterEngine`."""
         fitted = self.adapters.fit(file, dtype)
         return self._between_steps(lambda: self.adapters.add(key, fitted))

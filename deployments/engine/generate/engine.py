@@ -110,7 +110,7 @@ class GenerateEngine(ThreadedEngine):
         else:
             grammar.add_done_callback(lambda done: self._queue(job, done))
 
-    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype | None = None) -> PlacedAdapter:
+    def add_adapter(self, key: str, file: LoraFile, dtype: torch.dtype = torch.float32) -> PlacedAdapter:
         """See `protocol.AdapterEngine`. Requests of one adapter run together."""
         return self.adapters.add(key, self.adapters.fit(file, dtype))
 
