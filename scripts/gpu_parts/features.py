@@ -71,4 +71,4 @@ def inside(setting: Setting) -> Measured:
     """A step whose states are captured, against one whose are not."""
     if importlib.util.find_spec("deployments.engine.inside") is None:
         raise Skipped("this version has no capture inside the model")
-    raise Skipped("there is no measurement of it yet")
+    raise Skipped("this script does not measure it yet")

@@ -23,7 +23,7 @@ class Workload:
         tokens: of each answer, at most.
         turns: messages of a conversation; each prompt has the ones before, and their answers.
         later_words: of the second message and those after it.
-        long_words: a prompt of so many words comes between the conversations, beside those that run; 0 for none.
+        long_words: of prompts that are sent one after the other while the conversations run; 0 for none.
         reconnects: every request has a connection of its own.
     """
 
