@@ -90,11 +90,28 @@ def test_a_part_that_hangs_dies_or_raises_leaves_the_others(
 
 
 def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, bench: Any, capsys: Any) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["bench_gpu"])
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(sys, "argv", ["bench_gpu", "--device", "cuda:7"])
+    with pytest.raises(SystemExit) as ended:
         bench.main()
-    assert "torch finds no GPU" in capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "torch cannot use cuda:7 (" in capsys.readouterr().err
+
+
+def test_where_the_device_was_touched_parts_are_processes_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, bench: Any
+) -> None:
+    """Importing a library may ask for the GPU; what is forked then cannot use it."""
+    started: list[str] = []
+
+    def run(part: Any, setting: Any, deadline: float, results: Any, start: str) -> dict[str, Any]:
+        started.append(start)
+        if start == "fork":
+            return {"state": "failed", "reason": "RuntimeError: Cannot re-initialize CUDA in forked subprocess."}
+        return {"state": "measured"}
+
+    monkeypatch.setattr(bench, "run", run)
+    assert bench.method("cuda") == ("spawn", None)
+    assert started == ["fork", "spawn"]
 
 
 def test_buffers_are_read_as_tokens_without_a_copy(bench: Any) -> None:

@@ -17,6 +17,11 @@ BANDWIDTHS = {"H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.04
 """Bytes per second of cards, by a part of their names, from their makers' sheets."""
 
 
+def touched(setting: Setting) -> Measured:
+    """Nothing but whether a tensor can be made on the device."""
+    return {"sum": float(torch.ones(2, device=setting.device).sum())}, []
+
+
 def facts(setting: Setting) -> Measured:
     """Bandwidth, products, and what the host pays for each launch and each wait."""
     copy = _copied(setting)

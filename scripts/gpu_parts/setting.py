@@ -125,8 +125,8 @@ class Setting:
                 "peak_gb": taken[0] / 1e9,
                 "peak_reserved_gb": taken[1] / 1e9,
             }
-        except RuntimeError as error:
-            return {"card": str(error)}
+        except Exception as error:
+            return {"card": f"unknown: {error}"}
 
     def mark(self, name: str, value: Any, should: str, passed: bool) -> Mark:
         """What must hold on every device."""
