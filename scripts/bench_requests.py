@@ -6,9 +6,11 @@ import argparse
 import random
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import transformers
 from bench_baselines import apart
 
@@ -61,7 +63,7 @@ class Engine:
 
     def __init__(self, model: Any, arguments: argparse.Namespace, **options: Any) -> None:
         info = ModelInfo(model=model, encode=lambda text: {"input_ids": [[0]]}, decode=lambda ids: f"{ids.tolist()}")
-        info.tokenizer = _tokenizer(model.config.vocab_size)
+        info.tokenizer = _tokenizer(model.config.get_text_config().vocab_size)
         info.decode = None
         settings = {
             "max_batch_size": max(arguments.rows),
@@ -74,11 +76,22 @@ class Engine:
         self._count = 0
         self.steps: list[float] = []
 
-    def start(self, ids: list[int], new: int, **sampling: Any) -> Client:
+    def start(
+        self,
+        ids: list[int],
+        new: int,
+        inputs: Mapping[str, torch.Tensor] | None = None,
+        adapter: str = "",
+        **sampling: Any,
+    ) -> Client:
         client = Client()
         self._count += 1
         params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": new, **sampling})
-        request = EngineRequest(request_id=str(self._count), input_ids=ids, sampling=params)
+        # A version without adapters has no such field.
+        chosen: dict[str, Any] = {"adapter": adapter} if adapter else {}
+        request = EngineRequest(
+            request_id=str(self._count), input_ids=ids, sampling=params, model_inputs=inputs or {}, **chosen
+        )
         self.batching_engine.submit(request, client.emit)
         return client
 

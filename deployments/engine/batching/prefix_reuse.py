@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from deployments.engine.base.failures import is_out_of_memory
+from deployments.engine.base.failures import is_out_of_memory, raise_if_lost
 from deployments.engine.batching.prefill import PrefixMatch
 from deployments.engine.batching.prefix_cache import Prefix, PrefixStore
 from deployments.engine.batching.sequence import Batch, Sequence, common_prefix
@@ -98,6 +98,7 @@ class PrefixReuse:
             copy = batch.cache.copy_sequence(index)
             logits = None if logits is None else logits.clone()
         except Exception as error:
+            raise_if_lost(error)
             # Nobody waits for a prefix.
             if not is_out_of_memory(error):
                 logger.warning("The prefix of a finished request cannot be kept.", exc_info=True)

@@ -193,3 +193,17 @@ def test_a_gpu_that_computes_nothing_more_ends_the_engine(
         submit(engine, PROMPTS[0], 4)
     assert faults.raised == 1, "nothing is computed again"
     engine.close()
+
+
+def test_a_gpu_that_computes_nothing_more_is_noticed_after_the_last_token(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for a prefix that cannot be kept, but nothing will be computed any more."""
+    engine = batching_engine(llama)
+    error = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    faults = Faults(monkeypatch, BatchCache, "copy_sequence", error, range(10_000))
+    submit(engine, PROMPTS[0], 20).wait()
+    with pytest.raises(Unavailable, match="device-side assert"):
+        submit(engine, PROMPTS[1], 20).wait()
+    assert faults.raised == 1
+    engine.close()

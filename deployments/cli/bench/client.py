@@ -1,0 +1,191 @@
+"""The client of `troupe bench`, a process of its own: `python -m deployments.cli.bench.client` reads a job as JSON from
+stdin and writes what it has measured as JSON to stdout."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from deployments.cli.bench.workloads import WORKLOADS, Workload, long_message, messages
+
+_LONG_SEED = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run of a workload.
+
+    Attributes:
+        url: of an OpenAI API, with `/v1`.
+        concurrency: conversations at a time.
+        conversations: how many there are in all.
+        seed: of the prompts.
+        timeout_s: of an answer's next bytes.
+    """
+
+    url: str
+    model: str
+    workload: str
+    concurrency: int
+    conversations: int
+    seed: int
+    key: str = ""
+    timeout_s: float = 600.0
+
+
+@dataclass(slots=True)
+class Asked:
+    """One request, in seconds.
+
+    Attributes:
+        first: until the first piece of text.
+        gaps: between two pieces.
+        tokens: of the answer, as the server counts them, or else its pieces.
+        long: it is one of the long prompts beside the conversations.
+    """
+
+    first: float = 0.0
+    whole: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    tokens: int = 0
+    prompt_tokens: int = 0
+    long: bool = False
+    error: str = ""
+
+
+class Connection:
+    """A connection of one conversation, opened again if the server has closed it."""
+
+    def __init__(self, job: Job, workload: Workload) -> None:
+        parts = urlsplit(job.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.netloc, timeout=job.timeout_s)
+        self._path = f"{parts.path.rstrip('/')}/chat/completions"
+        self._headers = {"Content-Type": "application/json"}
+        if job.key:
+            self._headers["Authorization"] = f"Bearer {job.key}"
+        if workload.reconnects:
+            self._headers["Connection"] = "close"
+        self._model = job.model
+
+    def ask(self, history: list[dict[str, str]], tokens: int) -> tuple[Asked, str]:
+        """Send a streamed chat; what was measured, and its text."""
+        asked = Asked()
+        pieces: list[str] = []
+        body = {
+            "model": self._model,
+            "messages": history,
+            "max_tokens": tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        begun = last = time.perf_counter()
+        try:
+            for event in self._events(json.dumps(body)):
+                now = time.perf_counter()
+                usage = event.get("usage") or {}
+                asked.tokens = usage.get("completion_tokens", asked.tokens)
+                asked.prompt_tokens = usage.get("prompt_tokens", asked.prompt_tokens)
+                text = _text(event)
+                if not text:
+                    continue
+                if pieces:
+                    asked.gaps.append(now - last)
+                else:
+                    asked.first = now - begun
+                pieces.append(text)
+                last = now
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            asked.error = f"{type(error).__name__}: {error}"
+            self.close()
+        asked.whole = time.perf_counter() - begun
+        asked.tokens = asked.tokens or len(pieces)
+        return asked, "".join(pieces)
+
+    def _events(self, body: str) -> Iterator[dict[str, Any]]:
+        self._connection.request("POST", self._path, body, self._headers)
+        response = self._connection.getresponse()
+        if response.status != http.client.OK:
+            raise ValueError(f"status {response.status}: {response.read(500).decode(errors='replace')}")
+        for line in response:
+            data = line.removeprefix(b"data:").strip()
+            if not line.startswith(b"data:") or data == b"[DONE]":
+                continue
+            event = json.loads(data)
+            if "error" in event:
+                raise ValueError(str(event["error"])[:500])
+            yield event
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _text(event: dict[str, Any]) -> str:
+    delta = (event.get("choices") or [{}])[0].get("delta") or {}
+    return delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning") or ""
+
+
+def _converse(job: Job, workload: Workload, number: int) -> list[Asked]:
+    """A conversation, until its last turn or its first error."""
+    connection = Connection(job, workload)
+    history: list[dict[str, str]] = []
+    found: list[Asked] = []
+    for message in messages(workload, job.seed + number):
+        history.append({"role": "user", "content": message})
+        asked, text = connection.ask(history, workload.tokens)
+        found.append(asked)
+        if asked.error:
+            break
+        history.append({"role": "assistant", "content": text})
+    connection.close()
+    return found
+
+
+def _long_prompts(job: Job, workload: Workload, over: threading.Event) -> list[Asked]:
+    """Long prompts, one after the other, until the conversations are over."""
+    connection = Connection(job, workload)
+    found: list[Asked] = []
+    while not over.is_set():
+        text = long_message(workload, job.seed + _LONG_SEED + len(found))
+        asked, _ = connection.ask([{"role": "user", "content": text}], 4)
+        asked.long = True
+        found.append(asked)
+        if asked.error:
+            break
+    connection.close()
+    return found
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Everything that was measured: `seconds` in all, and `requests`."""
+    workload = WORKLOADS[job.workload]
+    over = threading.Event()
+    with ThreadPoolExecutor(job.concurrency + 1) as pool:
+        beside = pool.submit(_long_prompts, job, workload, over) if workload.long_words else None
+        # A thread of its own is left for the long prompts: no more conversations than `concurrency` run.
+        places = threading.Semaphore(job.concurrency)
+
+        def one(number: int) -> list[Asked]:
+            with places:
+                return _converse(job, workload, number)
+
+        begun = time.perf_counter()
+        found = [asked for each in pool.map(one, range(job.conversations)) for asked in each]
+        seconds = time.perf_counter() - begun
+        over.set()
+        if beside is not None:
+            found += beside.result()
+    return {"seconds": seconds, "requests": [asdict(asked) for asked in found]}
+
+
+if __name__ == "__main__":
+    json.dump(run(Job(**json.load(sys.stdin))), sys.stdout)
