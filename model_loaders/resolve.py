@@ -16,10 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from safetensors import SafetensorError
+
 from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError, last_line
 from model_loaders.contract import ModelInfo, as_model_info
 from model_loaders.loader_name import is_file, new_place, parts
-from model_loaders.local_folder import check_folders
+from model_loaders.local_folder import check_folders, unreadable_weights
 from model_loaders.weights.adapter_folder import note_adapter
 from model_loaders.weights.load_report import reported
 
@@ -52,7 +54,8 @@ def load_model_info(loader: str, kwargs: Mapping[str, Any], device: str) -> Mode
         raise
     except BaseException as error:
         logger.exception("loader %s failed", loader)
-        raise ModelLoadFailed(f"Loader {loader} failed: {_reason(error)}") from error
+        reason = unreadable_weights(kwargs) if isinstance(error, SafetensorError) else None
+        raise ModelLoadFailed(f"Loader {loader} failed: {reason or _reason(error)}") from error
     logger.info("loaded %s in %.1f s", loader, time.monotonic() - started)
     return info
 

@@ -141,6 +141,7 @@ class ModelHost:
                 "fingerprint": model.fingerprint,
                 "in_use": stats.in_use.get(key, 0),
                 "adapters": self._adapters.over(model),
+                "weight_bytes": model.weight_bytes,
                 **asdict(model.engine.stats()),
             }
             for key, model in self.leases.values().items()

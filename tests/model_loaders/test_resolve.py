@@ -13,7 +13,8 @@ LOADER = """
 def model(**inputs): ...
 
 class Tokenizer:
-    pass
+    def decode(self, ids):
+        return ""
 
 def load_model(device, size: int = 1):
     return {"model": model, "tokenizer": Tokenizer(), "model_name": f"{device}-{size}"}
@@ -35,6 +36,18 @@ def no_tokenizer():
 
 def hook_is_text():
     return {"model": model, "tokenizer": Tokenizer(), "encode": "yes"}
+
+def tokenizer_is_text():
+    return {"model": model, "tokenizer": "gpt2"}
+
+def stop_is_text():
+    return {"model": model, "tokenizer": Tokenizer(), "stop_token_ids": "</s>"}
+
+def processors_are_a_name():
+    return {"model": model, "tokenizer": Tokenizer(), "logits_processors": "greedy"}
+
+def template_is_a_number():
+    return {"model": model, "tokenizer": Tokenizer(), "chat_template": 5}
 
 def quits():
     raise SystemExit(3)
@@ -78,11 +91,19 @@ def test_a_file_may_hold_a_model_info_of_its_own(loader: str) -> None:
         ("nothing", {}, "has no 'nothing'"),
         ("load_model", {"sizes": 3}, "takes no 'sizes'; its arguments: device, size"),
         ("needs", {}, "needs 'path'; give it under kwargs"),
-        ("breaks", {}, "RuntimeError: the weights are torn (my_loader.py, line 14)"),
+        ("breaks", {}, "RuntimeError: the weights are torn (my_loader.py, line 15)"),
         ("returns_a_list", {}, "returned list ([1]); expected a ModelInfo or a dict"),
         ("wrong_key", {}, "unknown key 'modle' (did you mean 'model'?)."),
         ("no_tokenizer", {}, "neither tokenizer nor processor"),
         ("hook_is_text", {}, "encode=str ('yes'); expected a function"),
+        (
+            "tokenizer_is_text",
+            {},
+            "tokenizer=str ('gpt2'); expected a tokenizer, such as AutoTokenizer.from",
+        ),
+        ("stop_is_text", {}, "stop_token_ids=str ('</s>'); expected a list of token ids"),
+        ("processors_are_a_name", {}, "logits_processors=str ('greedy'); expected a list of LogitsProcessors"),
+        ("template_is_a_number", {}, "chat_template=int (5); expected a Jinja template"),
         ("quits", {}, "SystemExit: 3"),
     ],
 )

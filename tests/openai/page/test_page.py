@@ -150,7 +150,9 @@ def test_the_models(playing: Server, open_page: OpenPage) -> None:
     expect(row).to_contain_text("loaded")
     (replica,) = requests.get(playing.url + "/health?verbose", timeout=5).json()["data"]
     (model,) = [each for each in replica["models"] if each["id"] == "tiny"]
-    assert row.locator('[data-figure="generated"]').inner_text() == str(model["generated_tokens"])
+    weights = f"{model['weight_bytes'] / 2**10:.0f} KiB"
+    for name, shown in (("sequences", "0"), ("generated", str(model["generated_tokens"])), ("weights", weights)):
+        assert row.locator(f'[data-figure="{name}"]').inner_text() == shown
     broken = page.locator('tr[data-model="broken"]')
     expect(broken).to_contain_text("failed")
     expect(broken).to_contain_text(replica["failed"]["broken"])
