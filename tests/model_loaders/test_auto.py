@@ -73,9 +73,7 @@ def test_what_cannot_be_loaded_is_named(folder: Path, kwargs: dict[str, Any], sa
 def test_a_folder_that_lacks_a_part_says_which(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed, match=r"is not a checkpoint of transformers: it has no config\.json"):
         load(folder, model_name=str(tmp_path))
-    with pytest.raises(
-        ModelLoadFailed, match=r"model has no tokenizer\. Save it there with"
-    ):
+    with pytest.raises(ModelLoadFailed, match=r"model has no tokenizer\. Save it there with"):
         load(folder, tokenizer_name=None)
     torn = tmp_path / "torn"
     shutil.copytree(folder / "model", torn)
