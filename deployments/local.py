@@ -1,6 +1,6 @@
 """The same API in one process, without Ray: for a debugger, a notebook, a first try of a loader.
 
-python -m deployments.local --loader path/to/my_model.py:load_model
+python -m deployments.local --loader my_loader.py:load_model
 """
 
 from __future__ import annotations
