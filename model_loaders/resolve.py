@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import logging
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -53,6 +54,8 @@ def load_model_info(loader: str, kwargs: Mapping[str, Any], device: str) -> Mode
     except (ConfigError, TroupeError):
         raise
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # the user's, and not the loader's
         logger.exception("loader %s failed", loader)
         reason = unreadable_weights(kwargs) if isinstance(error, SafetensorError) else None
         raise ModelLoadFailed(f"Loader {loader} failed: {reason or _reason(error)}") from error
@@ -80,6 +83,8 @@ def _find(loader: str) -> Any:
 
 
 def _module(name: str, loader: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ModelLoadFailed(f"Loader {loader}: write module:function, or path/to/file.py:function.")
     with contextlib.suppress(ValueError):
         if importlib.util.find_spec(name.split(".")[0]) is None:
             raise ModelLoadFailed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,9 @@ def processors_are_a_name():
 
 def template_is_a_number():
     return {"model": model, "tokenizer": Tokenizer(), "chat_template": 5}
+
+def interrupted():
+    raise KeyboardInterrupt
 
 def quits():
     raise SystemExit(3)
@@ -114,7 +118,16 @@ def test_what_is_wrong_is_named(loader: str, name: str, kwargs: dict[str, object
     assert f"{loader}:{name}" in str(caught.value) or "has no" in said
 
 
+def test_an_interrupt_is_the_users_in_the_main_thread_alone(loader: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load_model_info(f"{loader}:interrupted", {}, "cpu")
+    with ThreadPoolExecutor() as pool, pytest.raises(ModelLoadFailed, match="KeyboardInterrupt"):
+        pool.submit(load_model_info, f"{loader}:interrupted", {}, "cpu").result()
+
+
 def test_modules_and_files_that_are_not_there() -> None:
+    with pytest.raises(ModelLoadFailed, match="my-checkpoint: write module:function, or"):
+        load_model_info("my-checkpoint", {}, "cpu")
     with pytest.raises(ModelLoadFailed, match="no module named 'no_such_module'"):
         load_model_info("no_such_module:load", {}, "cpu")
     with pytest.raises(ModelLoadFailed, match=r"nowhere/loader\.py does not exist"):
