@@ -5,7 +5,7 @@
 #   docker run --gpus all --shm-size 8g -p 127.0.0.1:8000:8000 -v ~/.cache/huggingface:/cache troupe org/name
 #   docker run --gpus all --shm-size 8g -p 127.0.0.1:7088:7088 -v ~/.cache/huggingface:/cache troupe --hf-model org/name
 #   docker run --shm-size 8g -p 127.0.0.1:9900:9900 -e TRITON_SERVER_HOST=… -e TOKENIZER_PATH=org/name troupe
-#   docker build --target with-model --build-context model=./my-model -t my-model .     a checkpoint, or a CTranslate2 folder
+#   docker build --target with-model --build-context model=./my-checkpoint -t my-image .     a checkpoint, or a CTranslate2 folder
 #
 # The arguments are those of `troupe serve`. Ports: 8000; for the flags and variables of other servers 7088 with
 # --hf-model or HF_MODEL, 9900 with Triton, 8000 with CTranslate2. PORT chooses another one for flags and variables,

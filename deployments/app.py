@@ -42,7 +42,7 @@ def warn_of_plain_keys(args: AppArgs) -> None:
     if any(map(is_plain, (*args.api.api_keys, *args.api.admin_keys))):
         logger.warning(
             "Ray logs this application's API keys in clear text under `serve run` and `serve deploy`. Write digests "
-            "(sha256:<hex digest>) or use api_keys_file, or start with scripts/serve."
+            "(sha256:<hex digest>) or use api_keys_file, or start with troupe serve."
         )
 
 

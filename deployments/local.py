@@ -1,6 +1,6 @@
 """The same API in one process, without Ray: for a debugger, a notebook, a first try of a loader.
 
-python -m deployments.local --loader path/to/my_model.py:load_model
+python -m deployments.local --loader my_loader.py:load_model
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def model_app(
     if isinstance(source, str):
         info = load_model_info(source, kwargs or {}, device)
     else:
-        info = as_model_info(source, "given to run_app")
+        info = as_model_info(source, "(a model of this program)")
     names = {"id": info.model_name or "model", "aliases": ["model"] if info.model_name not in ("", "model") else []}
     model = {**({} if "id" in entry else names), "loader": "given", "pinned": True, **entry}
     return make_app(
@@ -190,7 +190,7 @@ class LocalServer:
             ModelLoadFailed: the model cannot be served.
         """
         if not _RUNNING:
-            _before_exit(_stop_all)
+            _before_exit(stop_all)
         _RUNNING.add(self)
         self._thread.start()
         while not self._server.started:
@@ -230,7 +230,8 @@ class LocalServer:
 _RUNNING: set[LocalServer] = set()
 
 
-def _stop_all() -> None:
+def stop_all() -> None:
+    """Stop every server of this program, also one that no variable refers to any more."""
     for server in list(_RUNNING):
         server.stop()
 

@@ -22,12 +22,13 @@ logger = logging.getLogger("troupe.requests")
 
 _SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 180, 600]
 _GAUGES = {
-    "rows": "Choices being computed.",
-    "waiting": "Choices that wait for a place in the batch.",
-    "cache_bytes": "Bytes of KV caches and states of running sequences.",
-    "prefix_bytes": "Bytes of the prefix cache.",
-    "budget_bytes": "Bytes that caches may use.",
+    "sequences": ("troupe_rows", "Choices being computed."),
+    "waiting": ("troupe_waiting", "Choices that wait for a place in the batch."),
+    "cache_bytes": ("troupe_cache_bytes", "Bytes of KV caches and states of running sequences."),
+    "prefix_bytes": ("troupe_prefix_bytes", "Bytes of the prefix cache."),
+    "budget_bytes": ("troupe_budget_bytes", "Bytes that caches may use."),
 }
+"""By figure of a model in a snapshot: the metric, and what it says."""
 
 
 class Observation:
@@ -90,7 +91,7 @@ class ReplicaMetrics:
             "troupe_request_seconds", description="From a request to its end.", boundaries=_SECONDS, tag_keys=by_model
         )
         self._gauges = {
-            name: Gauge(f"troupe_{name}", description=text, tag_keys=by_model) for name, text in _GAUGES.items()
+            figure: Gauge(metric, description=text, tag_keys=by_model) for figure, (metric, text) in _GAUGES.items()
         }
         self._loaded = Gauge("troupe_model_loaded", description="1 while a model is loaded.", tag_keys=by_model)
         self._queue = Gauge("troupe_waiting_for_model", description="Requests whose model is not loaded yet.")
@@ -129,8 +130,8 @@ class ReplicaMetrics:
         self._models = set(models)
         for key, model in models.items():
             self._loaded.set(1, {"model": key})
-            for name, gauge in self._gauges.items():
-                gauge.set(model[name], {"model": key})
+            for figure, gauge in self._gauges.items():
+                gauge.set(model[figure], {"model": key})
         self._queue.set(snapshot["waiting"])
         for name, counter in self._counters.items():
             if (new := snapshot[name] - self._seen[name]) > 0:

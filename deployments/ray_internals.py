@@ -234,7 +234,7 @@ def warn_of_open_node() -> None:
     )
     logger.warning(
         "This Ray listens on %s %s authentication: anyone who reaches its ports can run code here. Start it with %s in "
-        "the environment, or use scripts/serve.",
+        "the environment, or use troupe serve.",
         address,
         "with" if has_token else "without",
         " ".join(settings),

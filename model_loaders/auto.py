@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from deployments.core.errors import ModelLoadFailed, last_line
 from model_loaders.contract import ModelInfo
-from model_loaders.local_folder import local_or_hub, nowhere
+from model_loaders.local_folder import check_checkpoint, local_or_hub, nowhere
 from model_loaders.sentence_format import read_sentence_format
 from model_loaders.text_side import load_text_side, read_template
 from model_loaders.weights.adapter_folder import find_adapter
@@ -122,8 +122,9 @@ def load_model(
 def _config(name: str, **common: Any) -> Any:
     try:
         return AutoConfig.from_pretrained(name, **common)
-    except OSError as error:
-        if Path(name).exists():
+    except (OSError, ValueError) as error:
+        check_checkpoint(Path(name))
+        if Path(name).exists() or not isinstance(error, OSError):
             raise
         raise nowhere(name, last_line(error)) from error
 

@@ -23,7 +23,8 @@ A hook given here always replaces the method of the tokenizer or processor.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -152,18 +153,38 @@ def _check(info: ModelInfo, loader: str) -> None:
                 f"Loader {loader} returned neither tokenizer nor processor; give one, or encode and decode hooks, or a "
                 "model_name that has a tokenizer."
             )
-    for name in _HOOKS:
-        hook = getattr(info, name)
-        if hook is not None and not callable(hook):
-            raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(hook)}; expected a function.")
-    for name in _KWARGS:
-        kwargs = getattr(info, name)
-        if not isinstance(kwargs, dict):
-            raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(kwargs)}; expected a dict.")
-    if info.max_model_len is not None and not (isinstance(info.max_model_len, int) and info.max_model_len > 0):
-        raise ModelLoadFailed(
-            f"Loader {loader} returned max_model_len={info.max_model_len!r}; expected a positive number of tokens."
-        )
+    for name, (is_right, expected) in _KINDS.items():
+        value = getattr(info, name)
+        if value is not None and not is_right(value):
+            raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(value)}; expected {expected}.")
+
+
+def _is_text_side(value: object) -> bool:
+    return callable(value) or callable(getattr(value, "decode", None))
+
+
+def _are_ids(value: Any) -> bool:
+    try:
+        return all(operator.index(each) >= 0 for each in value)
+    except TypeError:
+        return False
+
+
+def _are_functions(value: Any) -> bool:
+    return isinstance(value, Iterable) and all(map(callable, value))
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "tokenizer": (_is_text_side, "a tokenizer, such as AutoTokenizer.from_pretrained(…)"),
+    "processor": (_is_text_side, "a processor, such as AutoProcessor.from_pretrained(…)"),
+    **dict.fromkeys(_HOOKS, (callable, "a function")),
+    **dict.fromkeys(_KWARGS, (lambda value: isinstance(value, dict), "a dict")),
+    "chat_template": (lambda value: isinstance(value, str | dict), "a Jinja template"),
+    "max_model_len": (lambda value: isinstance(value, int) and value > 0, "a positive number of tokens"),
+    "stop_token_ids": (_are_ids, "a list of token ids"),
+    "logits_processors": (_are_functions, "a list of LogitsProcessors"),
+}
+"""What a field of a `ModelInfo` can be, and how a message says it."""
 
 
 def _kind(value: object) -> str:

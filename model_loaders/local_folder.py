@@ -18,6 +18,9 @@ _KEYS = (
     *("tokenizer", "tokenizer_name", "processor_name", "template_from"),
 )
 
+_CONFIGS = ("config.json", "adapter_config.json", "modules.json")
+"""Each makes a folder a checkpoint: of transformers, of PEFT, of sentence-transformers."""
+
 
 def check_folders(kwargs: Mapping[str, Any], base: Path = Path()) -> None:
     """Refuse a loader's arguments that are paths of models that do not exist.
@@ -36,6 +39,19 @@ def check_folders(kwargs: Mapping[str, Any], base: Path = Path()) -> None:
             raise ModelLoadFailed(f"{key}: {value}: {missing(value, base)}")
         if is_mistyped(value, base):
             raise ModelLoadFailed(f"{key}: {value}: {missing(value, base)} {hub_instead(value)}")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder that transformers cannot load a model from.
+
+    Raises:
+        ModelLoadFailed: it has no config; the message names folders in it that have one.
+    """
+    if not folder.is_dir() or any((folder / name).exists() for name in _CONFIGS):
+        return
+    inner = sorted(str(each.parent) for each in folder.glob("*/config.json"))
+    hint = f" Did you mean {inner[-1]}?" if inner else " Write one with save_pretrained, or write a loader for it."
+    raise ModelLoadFailed(f"{folder} is not a checkpoint of transformers: it has no config.json.{hint}")
 
 
 def is_mistyped(name: str, base: Path = Path()) -> bool:
@@ -77,6 +93,20 @@ def missing(name: str, base: Path = Path()) -> str:
     near = difflib.get_close_matches(path.name, names, n=1)
     has = f"it has {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "it is empty"
     return f"there is no {path.name!r} in {there} ({f'did you mean {near[0]!r}?' if near else has})."
+
+
+def unreadable_weights(kwargs: Mapping[str, Any]) -> str | None:
+    """Which file of the folders that a loader's arguments name is not a whole safetensors file, and why."""
+    from safetensors import SafetensorError, safe_open
+
+    named = [found(value) for key, value in kwargs.items() if is_model_key(key) and isinstance(value, str)]
+    for file in (file for folder in named for file in sorted(folder.glob("*.safetensors"))):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"{file} is damaged or not written to its end: {error}."
+    return None
 
 
 def local_or_hub(name: str) -> str:

@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import logging
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -16,10 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from safetensors import SafetensorError
+
 from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError, last_line
 from model_loaders.contract import ModelInfo, as_model_info
 from model_loaders.loader_name import is_file, new_place, parts
-from model_loaders.local_folder import check_folders
+from model_loaders.local_folder import check_folders, unreadable_weights
 from model_loaders.weights.adapter_folder import note_adapter
 from model_loaders.weights.load_report import reported
 
@@ -51,8 +54,11 @@ def load_model_info(loader: str, kwargs: Mapping[str, Any], device: str) -> Mode
     except (ConfigError, TroupeError):
         raise
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # the user's, and not the loader's
         logger.exception("loader %s failed", loader)
-        raise ModelLoadFailed(f"Loader {loader} failed: {_reason(error)}") from error
+        reason = unreadable_weights(kwargs) if isinstance(error, SafetensorError) else None
+        raise ModelLoadFailed(f"Loader {loader} failed: {reason or _reason(error)}") from error
     logger.info("loaded %s in %.1f s", loader, time.monotonic() - started)
     return info
 
@@ -77,6 +83,8 @@ def _find(loader: str) -> Any:
 
 
 def _module(name: str, loader: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ModelLoadFailed(f"Loader {loader}: write module:function, or path/to/file.py:function.")
     with contextlib.suppress(ValueError):
         if importlib.util.find_spec(name.split(".")[0]) is None:
             raise ModelLoadFailed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ from deployments.core.errors import ModelLoadFailed
 
 logger = logging.getLogger("troupe.loader")
 
+_OF_TOKENIZER = re.compile(r"token|vocab|merges|spiece|\.spm$|\.tiktoken$|\.bpe\b|tekken")
+"""What a name of a tokenizer's file has in it."""
+
 
 def load_text_side(name: str, **options: Any) -> tuple[Any, Any]:
     """The processor of a multimodal model, or None, and the tokenizer.
 
     Args:
         options: of `from_pretrained`, such as `revision`.
+
+    Raises:
+        ModelLoadFailed: the folder has no file of a tokenizer.
     """
     try:
         processor = AutoProcessor.from_pretrained(name, **options)
@@ -27,7 +34,20 @@ def load_text_side(name: str, **options: Any) -> tuple[Any, Any]:
     if processor is not None and hasattr(processor, "tokenizer"):
         return processor, processor.tokenizer
     is_tokenizer = hasattr(processor, "convert_ids_to_tokens")
-    return None, processor if is_tokenizer else AutoTokenizer.from_pretrained(name, **options)
+    return None, processor if is_tokenizer else _tokenizer(name, **options)
+
+
+def _tokenizer(name: str, **options: Any) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:
+        folder = Path(name)
+        if not folder.is_dir() or any(_OF_TOKENIZER.search(file.name) for file in folder.iterdir()):
+            raise
+        raise ModelLoadFailed(
+            f"{name} has no tokenizer. Save it there with tokenizer.save_pretrained, or name the folder or the "
+            "repository of one as tokenizer_name."
+        ) from error
 
 
 def read_template(given: str | None) -> str | None:

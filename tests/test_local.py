@@ -17,7 +17,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import HTTPOptionsSchema
 
 from deployments.core.errors import ConfigError
-from deployments.local import run_app, start
+from deployments.local import run_app, start, stop_all
 from model_loaders.demo import load_model
 from tests.tiny import byte_tokenizer, llama
 
@@ -114,6 +114,14 @@ def test_start_finds_a_taken_port_before_the_loader_runs() -> None:
     taken = pytest.raises(ConfigError, match="Address already in use")
     with socket.create_server(("127.0.0.1", 0)) as server, taken:
         start("no_such_module:load", port=server.getsockname()[1])
+
+
+def test_servers_that_no_variable_refers_to_are_stopped_too() -> None:
+    urls = [start(**given()).url for _ in range(2)]
+    stop_all()
+    for url in urls:
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"{url}/health", timeout=5)
 
 
 def test_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_the_loader(tmp_path: Path) -> None:
 
 def test_the_agentbench_configuration_names_our_route(demo: str) -> None:
     (block,) = [block for block in blocks("yaml") if "HTTPAgent" in block]
-    agent = yaml.safe_load(block)["my-model"]["parameters"]
+    agent = yaml.safe_load(block)["my-checkpoint"]["parameters"]
     assert agent["url"].endswith("/v1/chat/completions")
     assert "{response[choices][0][message][content]}" in agent["return_format"]
 

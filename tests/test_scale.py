@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import queue
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,11 +17,15 @@ from typing import Any
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
+from starlette.datastructures import Headers
 
 from deployments.cli.serve_file import read_config
+from deployments.config.api import ApiOptions
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import SamplingParams
+from deployments.core.errors import Unauthorized
 from deployments.engine.base.protocol import EngineRequest
+from deployments.openai.http.keys import ApiKeys
 from model_loaders.examples.simulated import Device, Roofline, SimulatedEngine
 from tests.faults.conftest import Say, say  # noqa: F401
 
@@ -57,6 +62,34 @@ def test_the_kubernetes_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert mounts == {volume["name"] for volume in pod["template"]["spec"].get("volumes", [])}
         gpus += pod.get("replicas", 1) * container["resources"]["limits"].get("nvidia.com/gpu", 0)
     assert deployments["ModelReplica"].num_replicas == gpus
+
+
+def test_the_keys_of_the_kubernetes_manifest(tmp_path: Path) -> None:
+    """The keys that the commands make are those that the manifest's mounts and digest open; kubectl is not run."""
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    (commands,) = re.findall(r"^```bash\n(kubectl create secret.*?)^```", text, re.MULTILINE | re.DOTALL)
+    made = "kubectl() { :; }\n" + commands
+    printed = subprocess.run(["bash", "-euc", made], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    digest = f"sha256:{printed.split()[0]}"
+    (manifest,) = [block for block in documented() if block.get("kind") == "RayService"]
+    api = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"][0]["args"]["api"]
+    mounts = [*pods_of(manifest)[0]["containers"][0]["volumeMounts"], *pods_of(manifest)[0]["volumes"]]
+    assert [each["mountPath"] for each in mounts if "mountPath" in each] == ["/keys"]
+    assert [each["secret"]["secretName"] for each in mounts if "secret" in each] == ["troupe-keys"]
+    keys = ApiKeys(ApiOptions(api_keys_file=str(tmp_path / Path(api["api_keys_file"]).name), admin_keys=[digest]))
+    keys.check(bearer((tmp_path / "api").read_text().strip()))
+    keys.check_admin(bearer((tmp_path / "admin-key").read_text().strip()))
+    with pytest.raises(Unauthorized):
+        keys.check(bearer("guess"))
+
+
+def pods_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    cluster = manifest["spec"]["rayClusterConfig"]
+    return [group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
+def bearer(key: str) -> Headers:
+    return Headers({"authorization": f"Bearer {key}"})
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,18 @@ def check_loader(loader: str, folder: Path) -> None:
     names = None if file is None else _bindings(file)
     if names is None:
         return
+    if function not in names and ":" not in loader:
+        raise ConfigError(f"loader {loader}: name the function, such as {loader}:{_likely_function(names)}.")
     if function not in names:
         raise ConfigError(f"loader {loader}: {place} has no {function!r}{nearest(function, sorted(names))}")
     if all(isinstance(bound, _CONSTANTS) for bound in names[function]):
         text = ast.unparse(names[function][-1])
         raise ConfigError(f"loader {loader}: {function} is {text[:40]}; name a function that returns a model_info.")
+
+
+def _likely_function(names: dict[str, list[ast.AST]]) -> str:
+    functions = [name for name, bound in names.items() if isinstance(bound[-1], ast.FunctionDef)]
+    return next((name for name in functions if "load" in name), functions[0] if functions else "load_model")
 
 
 def check_arguments(entry: ModelEntry, folder: Path) -> None:
@@ -98,10 +105,15 @@ def _bindings(file: Path) -> dict[str, list[ast.AST]] | None:
     """What each name of a module is bound to outside of its functions; None if its text does not show it.
 
     A name's plain assignment gives the value, a definition itself, anything else the place of the name.
+
+    Raises:
+        ConfigError: the text is not Python.
     """
     try:
-        nodes: list[ast.AST] = [ast.parse(file.read_text(encoding="utf-8"))]
-    except (OSError, SyntaxError, ValueError):
+        nodes: list[ast.AST] = [ast.parse(file.read_bytes())]
+    except SyntaxError as error:
+        raise ConfigError(f"{file.resolve()}, line {error.lineno}: SyntaxError: {error.msg}.") from None
+    except (OSError, ValueError):
         return None
     names: dict[str, list[ast.AST]] = {}
     while nodes:

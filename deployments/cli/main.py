@@ -59,8 +59,8 @@ def _serve(**given: Any) -> None:
     \b
     troupe serve                                     the serve_config.yaml of this folder, or the demo model
     troupe serve org/name --dtype bfloat16           a model of the Hub
-    troupe serve ./my-model --port 8001              a folder
-    troupe serve my_loader.py:load_model --kwargs '{path: ./my-model}'
+    troupe serve my-checkpoint --port 8001           a folder
+    troupe serve my_loader.py:load_model --kwargs '{path: my-checkpoint}'
     troupe serve org/name --print-config > my.yaml   the configuration of the same, to change and keep
     """
     from deployments.cli.serve_source import written_config

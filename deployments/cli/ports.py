@@ -47,10 +47,11 @@ def claim(host: str, port: int) -> None:
     folder = _claims_folder()
     with folder.joinpath("lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _refuse_taken(host, port)
+        # A server of ours is named by its command, and not by the process of Ray that listens.
         for process, place in _claims(folder, port):
             if _clash(place, host):
                 raise taken(port, _in_words(process))
+        _refuse_taken(host, port)
         file = folder.joinpath(f"{port}-{os.getpid()}").open("w")
         fcntl.flock(file, fcntl.LOCK_EX)
         print(host, file=file, flush=True)
@@ -135,7 +136,8 @@ def _clash(address: str, host: str) -> bool:
 def _in_words(process: int | None) -> str:
     if process is not None:
         with contextlib.suppress(psutil.Error):
-            command = " ".join(psutil.Process(process).cmdline()) or psutil.Process(process).name()
+            # Ray fills the titles of its processes up with spaces.
+            command = " ".join(" ".join(psutil.Process(process).cmdline()).split()) or psutil.Process(process).name()
             return f"process {process} ({command[:80]})"
         return f"process {process}"
     return "a process of another user"

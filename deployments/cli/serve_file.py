@@ -174,7 +174,9 @@ def _set_http_options(config: dict[str, Any]) -> None:
             raise ConfigError(f"{section}: write a mapping of options, such as {{port: 8000}} (got {given!r}).")
         elif "port" in given:
             given["port"] = _port(given["port"], f"{section}.port")
-    config["http_options"] = {"host": HOST, **config.get("http_options", {}), **_from_environment()}
+    http = config["http_options"] = {"host": HOST, **config.get("http_options", {}), **_from_environment()}
+    if http["host"] == "":
+        raise ConfigError(f"http_options.host: write an address, such as {HOST} (got '').")
 
 
 def _from_environment() -> dict[str, Any]:

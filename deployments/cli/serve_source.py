@@ -14,9 +14,9 @@ from deployments.cli.serve_file import HOST, PORT, ServeConfig, load_config, tro
 from deployments.cli.serve_options import ServeOptions, flag, keys
 from deployments.config.app import IMPORT_PATH
 from deployments.config.yaml_text import RepeatedKey, read_yaml
-from deployments.core.errors import ConfigError
+from deployments.core.errors import ConfigError, ModelLoadFailed
 from model_loaders.loader_name import parts
-from model_loaders.local_folder import HUB_ID, found, hub_instead, is_mistyped, missing
+from model_loaders.local_folder import HUB_ID, check_checkpoint, found, hub_instead, is_mistyped, missing
 
 SHIPPED = "serve_config.yaml"
 AUTO = "model_loaders.auto:load_model"
@@ -57,6 +57,10 @@ def _entry(source: str) -> dict[str, Any]:
     """The entry under `models` of a folder, a loader or a name on the Hub. Paths are absolute."""
     path = found(source)
     if path.is_dir():
+        try:
+            check_checkpoint(path.resolve())
+        except ModelLoadFailed as error:
+            raise ConfigError(error.message) from None
         return {"id": path.resolve().name or "model", "loader": AUTO, "kwargs": {"model_name": str(path.resolve())}}
     place, name = parts(source)
     if place.endswith(".py"):

@@ -62,7 +62,9 @@ class AppArgs(Strict):
     def _names_are_unique(cls, models: list[ModelEntry]) -> list[ModelEntry]:
         seen: dict[str, str] = {}
         for entry in models:
-            for name in entry.names:
+            for position, name in enumerate(entry.names):
+                if name in entry.names[:position]:
+                    raise ValueError(f"model {entry.id!r} has the name {name!r} twice")
                 if name in seen:
                     raise ValueError(f"{name!r} names both model {seen[name]!r} and model {entry.id!r}")
                 seen[name] = entry.id

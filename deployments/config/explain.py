@@ -82,7 +82,7 @@ def _line(fault: Fault, schema: type) -> str:
     if fault.missing:
         return f"{place}: missing"
     # The whole configuration may contain keys, and says nothing that the reason does not.
-    return f"{place}: {fault.reason}" + (f" (got {fault.got})" if fault.path else "")
+    return f"{place}: {fault.reason}" + (f" (got {fault.got})" if fault.path and "; got " not in fault.reason else "")
 
 
 def _meant(path: tuple[int | str, ...], schema: type) -> str:

@@ -136,13 +136,9 @@ class ModelHost:
         """What this process holds and does at this moment, as JSON values."""
         stats = self.leases.stats()
         models = [
-            {
-                "id": model.entry.id,
-                "fingerprint": model.fingerprint,
-                "in_use": stats.in_use.get(key, 0),
-                "adapters": self._adapters.over(model),
-                **asdict(model.engine.stats()),
-            }
+            {"id": model.entry.id, "fingerprint": model.fingerprint, "weight_bytes": model.weight_bytes}
+            | {"in_use": stats.in_use.get(key, 0), "adapters": self._adapters.over(model)}
+            | asdict(model.engine.stats())
             for key, model in self.leases.values().items()
         ]
         return {

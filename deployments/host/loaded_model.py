@@ -17,6 +17,7 @@ from deployments.core.errors import ModelError, UnsupportedParameter
 from deployments.core.events import Event
 from deployments.engine.base.admission import check_supported
 from deployments.engine.base.protocol import Engine
+from deployments.engine.batching.memory import weight_bytes
 from deployments.engine.build import build_engine
 from deployments.engine.no_text import NoTextEngine
 from deployments.engine.text.stop_tokens import terminator_ids
@@ -99,6 +100,7 @@ class LoadedModel:
         fingerprint: the same, for answers.
         submitting: the thread that queues requests: the engine looks at each of their token ids.
         computing: the context of what is computed beside the engine.
+        weight_bytes: of its parameters, as they are loaded.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class LoadedModel:
         self.fingerprint = self.named.name
         self._media = media or MediaLimits()
         self.info = info
+        self.weight_bytes = weight_bytes(info.model)
         proofs = Proofs()
         with proofs.of(HOOKS) as note:
             note.found = ", ".join(probe_hooks(info, limit=entry.hook_timeout_s))

@@ -83,7 +83,7 @@ def _model_object(name: str, card: ModelCard) -> ModelObject:
 def _line(replica: dict[str, Any]) -> str:
     """A replica's status as one line."""
     models = [
-        f"{model['id']} ({model['kind']}: {model['rows']} running, {model['waiting']} waiting)"
+        f"{model['id']} ({model['kind']}: {model['sequences']} running, {model['waiting']} waiting)"
         for model in replica["models"]
     ]
     models += [f"{model} (loading)" for model in replica["loading"]]

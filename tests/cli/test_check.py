@@ -399,12 +399,11 @@ def plain(report: str) -> list[str]:
 
 def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in ("models/my-model", "my-model"):
-        llama().save_pretrained(tmp_path / folder)
-        byte_tokenizer().save_pretrained(tmp_path / folder)
+    llama().save_pretrained(tmp_path / "my-checkpoint")
+    byte_tokenizer().save_pretrained(tmp_path / "my-checkpoint")
     (tmp_path / "my_loader.py").write_text(re.findall(r"```python\n(from transformers.*?)```", README, re.DOTALL)[0])
     Path(configuration(tmp_path, "sound")).rename("my_config.yaml")
-    text = (tmp_path / "my_config.yaml").read_text().replace("id: it", "id: my-model")
+    text = (tmp_path / "my_config.yaml").read_text().replace("id: it", "id: my-checkpoint")
     (tmp_path / "my_config.yaml").write_text(text)
     commands = re.findall(r"^troupe check (.*?) *#", PAGE.partition("```bash\n")[2].partition("```")[0], re.MULTILINE)
     assert len(commands) == 3

@@ -38,6 +38,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-model" / "config.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn.py").write_text("import json\ndef load_model(:\n")
     (tmp_path / "mine.py").write_text("def load_model(path='.', device='cpu'): ...\n")
     (tmp_path / "notes.txt").write_text("notes")
     models = [{"id": name, "loader": "model_loaders.demo:load_model"} for name in ("a", "b")]
@@ -72,6 +75,12 @@ def test_what_is_said_at_once_imports_nothing_heavy(arguments: list[str]) -> Non
         (["serve", "none.yaml"], "none.yaml: No such file or directory."),
         (["serve", "list.yaml"], "list.yaml: expected a mapping with the key 'applications'."),
         (["serve", "torn.yaml"], "torn.yaml: while parsing"),
+        (["serve", "empty"], "{folder}/empty is not a checkpoint of transformers: it has no config.json. Write one"),
+        (["check", "empty"], "{folder}/empty is not a checkpoint of transformers: it has no config.json. Write one"),
+        (["serve", "."], "{folder} is not a checkpoint of transformers: it has no config.json. Did you mean {folder}/"),
+        (["serve", "torn.py:load_model", "--check"], "torn.py:load_model: {folder}/torn.py, line 2: SyntaxError: "),
+        (["serve", "mine.py", "--check"], "mine.py: loader {folder}/mine.py: name the function, such as {folder}/mi"),
+        (["serve", "my-model", "--host", "", "--check"], "my-model: http_options.host: write an address, such as 127"),
         (["serve", "notes.txt"], "notes.txt is a file. Give a configuration (.yaml), a model's folder, org/name, or"),
         (["serve", "their.py:load_model"], "their.py:load_model: there is no 'their.py' in {folder}"),
         (["serve", "mine.py:load", "--check"], "mine.py:load: loader {folder}/mine.py:load: {folder}/mine.py has no"),

@@ -68,6 +68,20 @@ def test_a_claimed_port_is_taken_before_anybody_listens(first: str, second: str,
     assert again.stdout == "has it\n"
 
 
+def test_who_has_claimed_a_port_is_named_and_not_the_process_that_listens_for_it() -> None:
+    wait = f"{CLAIM}; sys.stdout.flush(); sys.stdin.read()"
+    port = free_port()
+    command = [sys.executable, "-c", wait, "127.0.0.1", str(port), "   many   spaces   "]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdin is not None
+        assert one.stdout is not None
+        assert one.stdout.readline() == "has it\n"
+        said = f"port {port} is taken by process {one.pid} \\(\\S+( \\S+)* ?\\)"
+        with socket.create_server(("127.0.0.1", port)), pytest.raises(ConfigError, match=said):
+            ports.claim("127.0.0.1", port)
+        one.stdin.close()
+
+
 def test_an_address_of_another_machine_cannot_be_claimed() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1"):
         ports.claim("192.0.2.1", free_port())

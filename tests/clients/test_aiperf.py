@@ -14,8 +14,8 @@ def test_a_streaming_chat_profile(folder_model: str, tmp_path: Path) -> None:
     letters = '\'{"min_tokens": 16, "guided_regex": "[a-z]{16}"}\''
     changes = {
         "http://127.0.0.1:8000": folder_model,
-        "path/to/my-model": str(WEIGHTS),
-        "my-model": "folder",
+        "path/to/my-checkpoint": str(WEIGHTS),
+        "my-checkpoint": "folder",
         "min_tokens:16": letters,
     }
     output = run_shell(

@@ -27,7 +27,7 @@ def evaluate(url: str, folder: Path, task: str, model: str) -> Any:
     """The log that `inspect eval` of docs/clients.md leaves."""
     changes = {
         "http://127.0.0.1:8000": url,
-        "my-model": model,
+        "my-checkpoint": model,
         "task.py": f"task.py@{task} --max-tokens 200 --display none --log-format json --log-dir logs",
     }
     run_shell(client_python("inspect_ai"), block("inspect_ai", "bash", 0, changes), folder)

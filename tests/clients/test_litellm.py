@@ -21,7 +21,7 @@ def local_prices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_agent_loop(folder_model: str, tmp_path: Path, provider: str) -> None:
     changes = {
         "http://127.0.0.1:8000": folder_model,
-        "openai/my-model": f"{provider}/agent",
+        "openai/my-checkpoint": f"{provider}/agent",
         "temperature=0": "temperature=0, max_tokens=120",
     }
     (tmp_path / "loop.py").write_text(block("litellm", "python", 0, changes))

@@ -122,7 +122,7 @@ def documented(number: int, url: str, tasks: Path, changes: dict[str, str]) -> s
         {
             **changes,
             "http://127.0.0.1:8000": url,
-            "my-model": "folder",
+            "my-checkpoint": "folder",
             f"--tasks {theirs}": f"--include_path {shlex.quote(str(tasks))} --tasks {names}",
         },
     )

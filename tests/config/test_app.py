@@ -52,6 +52,7 @@ def model(**fields: Any) -> dict[str, Any]:
             "models[0].engine: torch_compile should be one of default, reduce-overhead",
         ),
         ({"models": [model(), model()]}, "'a' names both model 'a' and model 'a'"),
+        ({"models": [model(aliases=["b", "a"])]}, "model 'a' has the name 'a' twice"),
         ({"models": [model(), model(id="b", aliases=["a"])]}, "'a' names both model 'a' and model 'b'"),
         (
             {"models": [model(engine={"memory_gib": float("nan")})]},

@@ -11,7 +11,7 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("README.md", "troupe serve my-checkpoint"): "tests/docs/test_pages.py::test_the_tutorial",
     ("README.md", "from transformers import"): "tests/test_readme.py::test_the_loader",
     ("README.md", "troupe check"): "tests/docs/test_pages.py::test_writing_a_loader",
-    ("README.md", "my-model:"): "tests/test_readme.py::test_the_agentbench_configuration_names_our_route",
+    ("README.md", "my-checkpoint:"): "tests/test_readme.py::test_the_agentbench_configuration_names_our_route",
     ("docs/tutorial.md", "python3.11 -m venv .venv"): "tests/test_dockerfile.py",
     ("docs/tutorial.md", "python3.11 -m venv lm-eval-env"): "tests/clients/test_tutorial.py::test_the_score",
     ("docs/tutorial.md", "task: sums"): "tests/clients/test_tutorial.py::test_the_score",
@@ -19,6 +19,7 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/loaders.md", "from deployments.local import start"): "tests/test_local.py",
     ("docs/check.md", "troupe check"): "tests/cli/test_check.py",
     ("docs/cookbook.md", "from peft import"): "tests/clients/test_lora.py::test_an_adapter_is_merged",
+    ("docs/cookbook.md", "rm -f troupe-url.txt"): "tests/docs/test_pages.py::test_waiting_for_the_slurm_job",
     ("docs/cookbook.md", "docker build"): "tests/test_dockerfile.py",
     ("docs/clients.md", 'pip install "lm_eval'): "tests/clients/test_lm_eval.py",
     ("docs/clients.md", 'pip install "inspect_ai'): "tests/clients/test_inspect_ai.py",
@@ -26,9 +27,10 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/clients.md", "import litellm"): "tests/clients/test_litellm.py",
     ("docs/clients.md", 'pip install "aiperf'): "tests/clients/test_aiperf.py",
     ("docs/reference/cli.md", "python -m deployments.local"): "tests/seeds/test_troapis.py",
-    ("docs/scaling.md", "scripts/serve --fast"): "tests/e2e/test_fast.py",
+    ("docs/scaling.md", "troupe serve --fast"): "tests/e2e/test_fast.py",
     ("docs/scaling.md", 'eval "$(troupe fast-environment)"'): "tests/e2e/test_cluster.py",
     ("docs/scaling.md", "# on the first node"): "tests/e2e/test_cluster.py::test_two_nodes_and_the_loss_of_one",
+    ("docs/scaling.md", "kubectl create secret"): "tests/test_scale.py::test_the_keys_of_the_kubernetes_manifest",
     ("docs/scaling.md", "apiVersion: ray.io/v1"): "tests/test_scale.py::test_the_kubernetes_manifest",
     ("docs/from/ctranslate2-fastapi.md", "scripts/convert_ctranslate2"): (
         "tests/model_loaders/backends/test_ctranslate2.py::test_the_whole_api_over_it"

@@ -37,6 +37,10 @@ class Session:
         folder: where the reader works.
         serve: runs the page's servers.
         url: of a server that runs already.
+
+    Attributes:
+        environment: of the commands.
+        programs: a folder of commands of the reader's own.
     """
 
     def __init__(self, folder: Path, serve: Serve, url: str = SHOWN) -> None:
@@ -44,7 +48,8 @@ class Session:
         self.url = url
         self._serve = serve
         self._running = ExitStack()
-        self._environment = {**os.environ, "PATH": f"{_programs(folder)}{os.pathsep}{os.environ['PATH']}"}
+        self.programs = _programs(folder)
+        self.environment = {**os.environ, "PATH": f"{self.programs}{os.pathsep}{os.environ['PATH']}"}
 
     def run(self, block: Block) -> None:
         """Run a block.
@@ -64,7 +69,7 @@ class Session:
                 return
             printed = banner
         else:
-            printed = self._bash(block)
+            printed = self.bash(block)
         if block.output is not None:
             assert_shown(block, printed.replace(self.url, SHOWN).replace(str(self.folder), "/home/me"))
 
@@ -75,11 +80,12 @@ class Session:
     def _here(self, text: str) -> str:
         return text.replace(SHOWN, self.url).replace("127.0.0.1:8000", self.url.removeprefix("http://"))
 
-    def _bash(self, block: Block) -> str:
+    def bash(self, block: Block) -> str:
+        """Run a block of commands that end; what they print."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", self._here(block.text)],
             cwd=self.folder,
-            env=self._environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -109,7 +109,7 @@ def test_a_stream_begins_at_once_and_ends_as_it_should(url: str, say: Say) -> No
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_takes_its_row_along(url: str, say: Say, stream: bool) -> None:  # noqa: F811
     def rows() -> int:
-        return sum(m["rows"] + m["waiting"] + m["in_use"] for r in replicas(url) for m in r["models"])
+        return sum(m["sequences"] + m["waiting"] + m["in_use"] for r in replicas(url) for m in r["models"])
 
     async def main() -> None:
         asking = asyncio.create_task(ask(url, "slow", stream=stream, max_tokens=10_000))

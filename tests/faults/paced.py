@@ -51,7 +51,7 @@ class PacedEngine:
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            kind="paced", rows=len(self._rows), waiting=len(self._waiting), generated_tokens=self._generated
+            kind="paced", sequences=len(self._rows), waiting=len(self._waiting), generated_tokens=self._generated
         )
 
     def check(self) -> None: ...

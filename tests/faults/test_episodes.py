@@ -38,7 +38,7 @@ def test_a_killed_replica_changes_no_score(url: str, say: Say) -> None:
             answered += 1
             due = answered == half
         if due:
-            busiest = max(replicas(url), key=lambda replica: sum(m["rows"] for m in replica["models"]))
+            busiest = max(replicas(url), key=lambda replica: sum(m["sequences"] for m in replica["models"]))
             os.kill(busiest["pid"], signal.SIGKILL)
         return ask(messages)
 

@@ -34,7 +34,7 @@ def healthy(url: str) -> bool:
 
 async def busiest(url: str) -> dict[str, Any]:
     found = await asyncio.to_thread(replicas, url)
-    return max(found, key=lambda replica: sum(m["rows"] for m in replica["models"]))
+    return max(found, key=lambda replica: sum(m["sequences"] for m in replica["models"]))
 
 
 @pytest.mark.parametrize("in_time", [False, pytest.param(True, marks=pytest.mark.long)])

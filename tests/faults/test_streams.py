@@ -37,7 +37,7 @@ def url(cluster: str) -> Any:
 
 def in_flight(url: str) -> int:
     """Rows and requests that any replica still works on."""
-    return sum(m["rows"] + m["waiting"] + m["in_use"] for r in replicas(url) for m in r["models"])
+    return sum(m["sequences"] + m["waiting"] + m["in_use"] for r in replicas(url) for m in r["models"])
 
 
 async def storm(url: str, streams: int) -> float:

@@ -184,6 +184,6 @@ def test_leaving_while_choices_are_queued_leaves_nothing_behind() -> None:
                 events: list[Event] = await asyncio.wait_for(events_of(host, asked()), 20)
                 assert isinstance(events[-1], Finished)
             (model,) = host.snapshot()["models"]
-            assert (model["rows"], model["waiting"]) == (0, 0)
+            assert (model["sequences"], model["waiting"]) == (0, 0)
 
     run(main())

@@ -225,7 +225,7 @@ def test_closing_a_stream_frees_its_row() -> None:
             deadline = time.monotonic() + 1
             while time.monotonic() < deadline:
                 (model,) = host.snapshot()["models"]
-                if (left := (model["rows"], model["waiting"], model["in_use"])) == (0, 0, 0):
+                if (left := (model["sequences"], model["waiting"], model["in_use"])) == (0, 0, 0):
                     break
                 await asyncio.sleep(0.01)
             assert left == (0, 0, 0)

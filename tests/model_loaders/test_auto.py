@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,16 @@ def test_a_chat_template_or_its_file(folder: Path) -> None:
 def test_what_cannot_be_loaded_is_named(folder: Path, kwargs: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelLoadFailed, match=said):
         load(folder, **kwargs)
+
+
+def test_a_folder_that_lacks_a_part_says_which(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadFailed, match=r"is not a checkpoint of transformers: it has no config\.json"):
+        load(folder, model_name=str(tmp_path))
+    with pytest.raises(ModelLoadFailed, match=r"model has no tokenizer\. Save it there with"):
+        load(folder, tokenizer_name=None)
+    torn = tmp_path / "torn"
+    shutil.copytree(folder / "model", torn)
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelLoadFailed, match=f"{weights} is damaged or not written to its end"):
+        load(folder, model_name=str(torn))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ LOADER = """
 def model(**inputs): ...
 
 class Tokenizer:
-    pass
+    def decode(self, ids):
+        return ""
 
 def load_model(device, size: int = 1):
     return {"model": model, "tokenizer": Tokenizer(), "model_name": f"{device}-{size}"}
@@ -35,6 +37,21 @@ def no_tokenizer():
 
 def hook_is_text():
     return {"model": model, "tokenizer": Tokenizer(), "encode": "yes"}
+
+def tokenizer_is_text():
+    return {"model": model, "tokenizer": "gpt2"}
+
+def stop_is_text():
+    return {"model": model, "tokenizer": Tokenizer(), "stop_token_ids": "</s>"}
+
+def processors_are_a_name():
+    return {"model": model, "tokenizer": Tokenizer(), "logits_processors": "greedy"}
+
+def template_is_a_number():
+    return {"model": model, "tokenizer": Tokenizer(), "chat_template": 5}
+
+def interrupted():
+    raise KeyboardInterrupt
 
 def quits():
     raise SystemExit(3)
@@ -78,11 +95,19 @@ def test_a_file_may_hold_a_model_info_of_its_own(loader: str) -> None:
         ("nothing", {}, "has no 'nothing'"),
         ("load_model", {"sizes": 3}, "takes no 'sizes'; its arguments: device, size"),
         ("needs", {}, "needs 'path'; give it under kwargs"),
-        ("breaks", {}, "RuntimeError: the weights are torn (my_loader.py, line 14)"),
+        ("breaks", {}, "RuntimeError: the weights are torn (my_loader.py, line 15)"),
         ("returns_a_list", {}, "returned list ([1]); expected a ModelInfo or a dict"),
         ("wrong_key", {}, "unknown key 'modle' (did you mean 'model'?)."),
         ("no_tokenizer", {}, "neither tokenizer nor processor"),
         ("hook_is_text", {}, "encode=str ('yes'); expected a function"),
+        (
+            "tokenizer_is_text",
+            {},
+            "tokenizer=str ('gpt2'); expected a tokenizer, such as AutoTokenizer.from",
+        ),
+        ("stop_is_text", {}, "stop_token_ids=str ('</s>'); expected a list of token ids"),
+        ("processors_are_a_name", {}, "logits_processors=str ('greedy'); expected a list of LogitsProcessors"),
+        ("template_is_a_number", {}, "chat_template=int (5); expected a Jinja template"),
         ("quits", {}, "SystemExit: 3"),
     ],
 )
@@ -93,7 +118,16 @@ def test_what_is_wrong_is_named(loader: str, name: str, kwargs: dict[str, object
     assert f"{loader}:{name}" in str(caught.value) or "has no" in said
 
 
+def test_an_interrupt_is_the_users_in_the_main_thread_alone(loader: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load_model_info(f"{loader}:interrupted", {}, "cpu")
+    with ThreadPoolExecutor() as pool, pytest.raises(ModelLoadFailed, match="KeyboardInterrupt"):
+        pool.submit(load_model_info, f"{loader}:interrupted", {}, "cpu").result()
+
+
 def test_modules_and_files_that_are_not_there() -> None:
+    with pytest.raises(ModelLoadFailed, match="my-checkpoint: write module:function, or"):
+        load_model_info("my-checkpoint", {}, "cpu")
     with pytest.raises(ModelLoadFailed, match="no module named 'no_such_module'"):
         load_model_info("no_such_module:load", {}, "cpu")
     with pytest.raises(ModelLoadFailed, match=r"nowhere/loader\.py does not exist"):

@@ -83,7 +83,7 @@ class ScriptedEngine:
             self._stops[request_id].set()
 
     def stats(self) -> EngineStats:
-        return EngineStats(kind="scripted", rows=len(self._stops))
+        return EngineStats(kind="scripted", sequences=len(self._stops))
 
     def check(self) -> None:
         pass

@@ -43,6 +43,20 @@ def with_images() -> dict[str, Any]:
     return {"model": model, "processor": processor, "tokenizer": tokenizer}
 
 
+MARKUP = "<img src=x onerror='window.ran = 1'><script>window.ran = 2</script></pre><style>*{display:none}</style>"
+
+
+def with_generate() -> dict[str, Any]:
+    """A model with a `generate` hook, which gives no log-probabilities; what it writes is markup."""
+    loaded = load_model()
+
+    def generate(input_ids: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+        said = loaded["tokenizer"](f"{MARKUP}<|im_end|>", return_tensors="pt", add_special_tokens=False)["input_ids"]
+        return torch.cat([input_ids, said[:, :max_new_tokens]], dim=1)
+
+    return {**loaded, "generate": generate}
+
+
 def with_embed() -> dict[str, Any]:
     def embed(texts: list[str]) -> torch.Tensor:
         return torch.tensor([[float(len(text)), 3.0, 4.0] for text in texts])

@@ -176,7 +176,7 @@ class Checkup:
         place, _ = parts(self.entry.loader)
         name = place if is_file(place) else getattr(sys.modules.get(place), "__file__", None) or ""
         own = Path(name).expanduser().resolve()
-        mine = [frame for frame in frames if Path(frame.filename) == own]
+        mine = [frame for frame in frames if Path(frame.filename) == own and not place.startswith("model_loaders.")]
         lines = [f"{own}, line {frame.lineno} in {frame.name}: {frame.line}" for frame in mine[-1:]]
         return fault("loader-failed", str(error), *lines)
 

@@ -25,7 +25,7 @@ CODES: dict[str, Kind] = {
     "loader-failed": Kind(
         "error",
         "The loader raised an exception, or did not return in time.",
-        "Repair the line that the finding names. `--traceback` shows how it was reached.",
+        "Repair what the finding names. `--traceback` shows how it was reached.",
     ),
     "loader-contract": Kind(
         "error",

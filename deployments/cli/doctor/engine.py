@@ -12,6 +12,7 @@ from deployments.cli.doctor.finding import Finding, NotApplicable, fault, fine
 from deployments.cli.doctor.subject import Subject
 from deployments.engine.base.admission import context_length
 from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.batching.memory import weight_bytes
 from deployments.engine.verify.proofs import PARITY
 
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -117,7 +118,7 @@ def _weights(model: Any) -> dict[str, Any]:
         counts[_dtype(parameter.dtype)] += parameter.numel()
     return {
         "parameters": sum(counts.values()),
-        "weight_bytes": sum(parameter.nbytes for parameter in parameters),
+        "weight_bytes": weight_bytes(model),
         "dtypes": dict(counts),
     }
 

@@ -59,14 +59,22 @@ class Terminal:
     def stage(self, name: str) -> Iterator[Stage]:
         """A stage of the start: a line when it has ended, and until then its state if this is a terminal."""
         stage, began = Stage(), time.monotonic()
-        if not self._out.isatty():
+        if not self._out.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
             yield stage
         else:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            with Progress(*columns, console=Console(file=self._out), transient=True) as progress:
+            # It would take what the process prints, and show it above the bar.
+            plain = Progress(
+                *columns,
+                console=Console(file=self._out),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            with plain as progress:
                 task = progress.add_task(f"{name:13}", total=None)
                 stage.show = lambda part: progress.update(task, total=1.0 if part else None, completed=part)
                 yield stage

@@ -62,7 +62,7 @@ class EngineStats:
     """Counters of an engine, readable at any time without a lock. Bytes are of KV caches and states."""
 
     kind: str = ""
-    rows: int = 0
+    sequences: int = 0
     waiting: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -55,7 +55,7 @@ class ThreadedEngine:
         """See `protocol.Engine`."""
         live = list(self._live.values())
         running = sum(each.running for each in live)
-        return EngineStats(kind=self.kind, rows=running, waiting=len(live) - running, **self._counts)
+        return EngineStats(kind=self.kind, sequences=running, waiting=len(live) - running, **self._counts)
 
     def check(self) -> None:
         """See `protocol.Engine`."""

@@ -40,5 +40,5 @@ def default_budget(device: torch.device) -> int:
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of a model's parameters."""
-    return sum(parameter.nbytes for parameter in model.parameters())
+    """Bytes of a model's parameters; 0 if it has none, as a model of a loader that computes elsewhere."""
+    return sum(parameter.nbytes for parameter in getattr(model, "parameters", list)())

@@ -133,7 +133,7 @@ class StepLoop:
         caches = [*(prefill.cache for prefill in prefills), *(batch.cache for batch in batches)]
         return EngineStats(
             kind="continuous_batching",
-            rows=len(self.scheduler.sequences),
+            sequences=len(self.scheduler.sequences),
             waiting=len(self.scheduler.waiting),
             prefix_entries=len(self.store),
             cache_bytes=sum(cache.nbytes for cache in caches),

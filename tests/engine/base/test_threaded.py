@@ -50,7 +50,7 @@ def test_closing_fails_what_waits_at_once_and_the_rest_when_its_time_is_over() -
     running, waiting = submit(engine, "runs"), submit(engine, "waits")
     engine.script.put(engine.admitted["runs"])
     assert running.get(timeout=30) == Delta(text="a", token_ids=(1,))
-    assert (engine.stats().rows, engine.stats().waiting, engine.stats().generated_tokens) == (1, 1, 1)
+    assert (engine.stats().sequences, engine.stats().waiting, engine.stats().generated_tokens) == (1, 1, 1)
     engine.close(timeout=0.01)
     for events in (running, waiting):
         last = events.get_nowait()

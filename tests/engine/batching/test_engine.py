@@ -36,7 +36,7 @@ def running(model: Any, **options: Any) -> Iterator[BatchingEngine]:
     finally:
         engine.close(5)
         stats = engine.stats()
-        assert (stats.rows, stats.waiting, stats.cache_bytes, stats.prefix_bytes, stats.prefix_entries) == (0,) * 5
+        assert (stats.sequences, stats.waiting, stats.cache_bytes, stats.prefix_bytes, stats.prefix_entries) == (0,) * 5
 
 
 @contextmanager
@@ -199,11 +199,11 @@ def test_a_client_that_raises_disturbs_nobody(llama: Any) -> None:
 def test_cancel_frees_the_sequence(llama: Any) -> None:
     with running(llama, prefix_cache=False) as engine:
         answers = [submit(engine, ids, 400, name=str(i)) for i, ids in enumerate(PROMPTS)]
-        assert settled(engine, lambda: engine.stats().rows == len(PROMPTS))
+        assert settled(engine, lambda: engine.stats().sequences == len(PROMPTS))
         for answer in answers:
             engine.cancel(answer.request_id)
         engine.cancel("unknown")
-        assert settled(engine, lambda: engine.stats().rows == 0)
+        assert settled(engine, lambda: engine.stats().sequences == 0)
         assert engine.stats().cache_bytes == 0
         seen = [len(answer.deltas) for answer in answers]
         assert_alone(llama, [submit(engine, PROMPTS[0], TOKENS, name="0")], PROMPTS[:1])
@@ -220,12 +220,12 @@ def test_cancel_waits_for_one_step_at_most(llama: Any) -> None:
     with running(llama) as engine, before_forward(llama, check):
         dropped = submit(engine, PROMPTS[0], 400, name="dropped")
         kept = submit(engine, PROMPTS[1], 400, name="kept")
-        while engine.stats().rows < 2 or not (dropped.deltas and kept.deltas):
+        while engine.stats().sequences < 2 or not (dropped.deltas and kept.deltas):
             go_on.release()
             assert begun.acquire(timeout=20)
         engine.cancel("dropped")
         steps, seen = engine.stats().steps, len(dropped.deltas)
-        while engine.stats().rows == 2:
+        while engine.stats().sequences == 2:
             go_on.release()
             assert begun.acquire(timeout=20)
         assert engine.stats().steps <= steps + 2, "the step that ran, and the first without the row"
@@ -238,10 +238,10 @@ def test_cancel_of_a_waiting_request_and_of_one_being_prefilled(llama: Any) -> N
     with running(llama, max_batch_size=1, prefill_chunk=4) as engine:
         long = submit(engine, prompt(1, 400), TOKENS, name="long")
         waiting = submit(engine, prompt(2, 10), TOKENS, name="waiting")
-        assert settled(engine, lambda: engine.stats().rows == 1)
+        assert settled(engine, lambda: engine.stats().sequences == 1)
         engine.cancel("waiting")
         engine.cancel("long")
-        assert settled(engine, lambda: engine.stats().rows == engine.stats().waiting == 0)
+        assert settled(engine, lambda: engine.stats().sequences == engine.stats().waiting == 0)
         assert long.deltas == waiting.deltas == []
 
 
@@ -289,7 +289,7 @@ def test_close_lets_running_requests_end_and_fails_the_rest(llama: Any) -> None:
     others = set(threading.enumerate())
     engine = batching_engine(llama, max_batch_size=2)
     answers = [submit(engine, ids, 100) for ids in PROMPTS]
-    assert settled(engine, lambda: engine.stats().rows == 2)
+    assert settled(engine, lambda: engine.stats().sequences == 2)
     engine.close(20)
     ended = [answer for answer in answers if answer.error is None]
     assert len(ended) == 2

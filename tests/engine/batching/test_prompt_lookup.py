@@ -118,7 +118,7 @@ def test_many_sequences_are_not_drafted_for(oracle: type[Oracle]) -> None:
     oracle.known.append([*PROMPTS[1], *generate_alone(model, PROMPTS[1], 40).token_ids])
     engine = batching_engine(model, max_batch_size=8, prompt_lookup=6)
     answers = [submit(engine, PROMPTS[1], 40) for _ in range(2 * prompt_lookup.MOST_SEQUENCES)]
-    while engine.stats().rows < len(answers):
+    while engine.stats().sequences < len(answers):
         time.sleep(0.001)
     before, tokens = oracle.confirmed, sum(len(answer.token_ids) for answer in answers)
     assert tokens < 200

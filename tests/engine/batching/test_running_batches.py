@@ -31,7 +31,7 @@ def test_sequences_that_may_grow_large_start_together_and_pause_when_they_do() -
         while not stepped.loop.idle:
             stepped.loop.step()
             stats = stepped.loop.stats()
-            together = max(together, stats.rows - stepped.loop.batches.paused)
+            together = max(together, stats.sequences - stepped.loop.batches.paused)
             paused = max(paused, stepped.loop.batches.paused)
             assert stats.cache_bytes <= stepped.loop.limits.budget
     assert together > 3

@@ -163,7 +163,7 @@ def check(kind: str, schedule: list[Plan]) -> None:
             assert client.finish_reason == alone.finish_reason
     loop = crowd(kind).loop
     stats = loop.stats()
-    assert stats.rows == stats.waiting == stats.cache_bytes == 0
+    assert stats.sequences == stats.waiting == stats.cache_bytes == 0
     entries = list(loop.store)
     assert stats.prefix_bytes == sum(entry.nbytes for entry in entries) <= loop.store.limit
     assert stats.prefix_entries == len({(tuple(entry.ids), entry.content_key) for entry in entries})

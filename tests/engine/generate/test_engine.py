@@ -97,7 +97,7 @@ class TestFaithful:
         engine = build(options=EngineOptions(deterministic=True))
         runs = [start(engine, PROMPTS[1], max_tokens=20, ignore_eos=True) for _ in range(4)]
         runs[0].next()
-        assert engine.stats().rows <= 1
+        assert engine.stats().sequences <= 1
         for run in runs:
             run.wait()
         assert engine.stats().steps == 4 * 19
@@ -374,4 +374,4 @@ class TestItNeverDies:
         stats = engine.stats()
         assert (stats.kind, stats.generated_tokens, stats.prompt_tokens) == ("generate", 20, 4 * len(PROMPTS[1]))
         engine.close()
-        assert (engine.stats().rows, engine.stats().waiting) == (0, 0)
+        assert (engine.stats().sequences, engine.stats().waiting) == (0, 0)

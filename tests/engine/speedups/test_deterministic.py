@@ -133,7 +133,7 @@ def test_a_thousand_requests_at_32_sequences(dtype: torch.dtype) -> None:
     engine = batching_engine(built(large, dtype), deterministic=True, max_batch_size=32, prefill_chunk=64)
     rows = []
     answers = [
-        submit(engine, ids, new, on_delta=lambda _: rows.append(engine.stats().rows), **s) for ids, new, s in asked
+        submit(engine, ids, new, on_delta=lambda _: rows.append(engine.stats().sequences), **s) for ids, new, s in asked
     ]
     assert [outcome(answer) for answer in answers] == expected
     assert max(rows) == 32

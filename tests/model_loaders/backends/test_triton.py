@@ -295,7 +295,7 @@ def test_a_cancelled_request_ends_on_the_server(engines: dict[str, Running]) -> 
     running.submit("Bye", replace(GREEDY, max_tokens=150), "gone")
     running.submit("Hello", GREEDY, "stays")
     running.answers["gone"].next()
-    assert running.engine.stats().rows == 2
+    assert running.engine.stats().sequences == 2
     running.engine.cancel("gone")
     seen = running.answers["gone"].events.qsize()
     assert [i for delta in deltas(running.take("stays")) for i in delta.token_ids] == reference("Hello")
@@ -307,7 +307,7 @@ def test_a_cancelled_request_ends_on_the_server(engines: dict[str, Running]) -> 
         time.sleep(0.05)
     assert last["cancelled"] == expected["cancelled"]
     assert last["after"] < 100
-    while running.engine.stats().rows:
+    while running.engine.stats().sequences:
         assert time.monotonic() < end
         time.sleep(0.05)
     running.engine.cancel("never heard of")
@@ -318,7 +318,7 @@ def test_no_more_are_sent_at_once_than_allowed(server: TritonServer, folder: Pat
     for i in range(4):
         running.submit("Hello", replace(GREEDY, max_tokens=4), f"q{i}")
     running.answers["q0"].next()
-    assert (running.engine.stats().rows, running.engine.stats().waiting) == (2, 2)
+    assert (running.engine.stats().sequences, running.engine.stats().waiting) == (2, 2)
     for i in range(4):
         deltas(running.take(f"q{i}"))
     stats = running.engine.stats()

@@ -14,8 +14,9 @@ from deployments.openai.page.page import POLICY, STATIC
 from tests.browsing import OpenPage
 from tests.openai.conftest import Serve, Server
 from tests.openai.page.acting import choose, fact, send
-from tests.openai.page.conftest import MODELS
+from tests.openai.page.conftest import HOOKED, MODELS
 from tests.openai.page.looks import poor_contrasts, unnamed_controls
+from tests.openai.tiny_models import MARKUP
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
@@ -141,6 +142,30 @@ def test_the_keyboard_alone(playing: Server, open_page: OpenPage) -> None:
     expect(page.get_by_label("Generated tokens: chosen token")).to_contain_text('"e"')
 
 
+def test_a_model_without_log_probabilities_and_with_markup_in_its_id_and_answers(
+    playing: Server, open_page: OpenPage, faults: list[str]
+) -> None:
+    page = open_page(playing.url)
+    choose(page, HOOKED)
+    send(page, "hello")
+    expect(page.locator(".block.is-content pre")).to_have_text(MARKUP)
+    expect(page.get_by_role("listbox", name="Generated tokens").get_by_role("option")).to_have_count(len(MARKUP) + 1)
+    expect(page.get_by_role("region", name="Generated tokens")).to_contain_text("or the model gives none")
+    page.get_by_role("button", name="Models").click()
+    expect(page.locator("table.models")).to_contain_text(HOOKED)
+    assert page.evaluate("window.ran") is None
+    page.get_by_role("button", name="Playground").click()
+    send(page, "hello", logprobs="true")
+    expect(page.get_by_role("region", name="Answer", exact=True)).to_contain_text("cannot honor logprobs")
+    assert all("400 (Bad Request)" in fault for fault in faults)
+    faults.clear()
+
+
+def test_an_address_without_a_view_is_the_playground(playing: Server, open_page: OpenPage) -> None:
+    page = open_page(f"{playing.url}/#toString")
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+
+
 def test_the_models(playing: Server, open_page: OpenPage) -> None:
     body = {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 2}
     for model in ("tiny", "broken"):
@@ -150,7 +175,9 @@ def test_the_models(playing: Server, open_page: OpenPage) -> None:
     expect(row).to_contain_text("loaded")
     (replica,) = requests.get(playing.url + "/health?verbose", timeout=5).json()["data"]
     (model,) = [each for each in replica["models"] if each["id"] == "tiny"]
-    assert row.locator('[data-figure="generated"]').inner_text() == str(model["generated_tokens"])
+    weights = f"{model['weight_bytes'] / 2**10:.0f} KiB"
+    for name, shown in (("sequences", "0"), ("generated", str(model["generated_tokens"])), ("weights", weights)):
+        assert row.locator(f'[data-figure="{name}"]').inner_text() == shown
     broken = page.locator('tr[data-model="broken"]')
     expect(broken).to_contain_text("failed")
     expect(broken).to_contain_text(replica["failed"]["broken"])
@@ -160,7 +187,7 @@ def test_the_models(playing: Server, open_page: OpenPage) -> None:
 def test_it_asks_for_the_key(serve: Serve, open_page: OpenPage, faults: list[str]) -> None:
     page = open_page(serve(MODELS[:1], api_keys=["right"]).url)
     form = page.get_by_role("form", name="API key")
-    for given, answer in (("wrong", "Unknown API key"), ("right", None)):
+    for given, answer in (("ключ", "only letters, digits"), ("wrong", "Unknown API key"), ("right", None)):
         form.get_by_label("API key").fill(given)
         form.get_by_role("button", name="Use this key").click()
         if answer:

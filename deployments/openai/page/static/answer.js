@@ -6,13 +6,20 @@ import { parse } from "./exact.js";
 const PATHS = { chat: "v1/chat/completions", completion: "v1/completions" };
 export const pathOf = (kind) => PATHS[kind];
 
-/** Send a request and follow its answer. `update` gets the answer each time it has grown, and at the end. */
-export async function follow(kind, body, { signal, update }) {
+/**
+ * Send a request and follow its answer. `update` gets the answer each time it has grown, and at the end.
+ * `plain` is sent in its place if the model gives no log-probabilities; null if the user asks for them.
+ */
+export async function follow(kind, body, { signal, update, plain = null }) {
   const answer = { kind, body, choices: [], usage: null, seconds: {}, headers: {}, prompt: null, state: "sent" };
   const begun = performance.now();
   const stamp = (name) => (answer.seconds[name] ??= (performance.now() - begun) / 1000);
   try {
-    const response = await send(PATHS[kind], { body, signal });
+    const response = await send(PATHS[kind], { body, signal }).catch((error) => {
+      if (!plain || !["logprobs", "top_logprobs"].includes(error.param)) throw error;
+      answer.body = plain;
+      return send(PATHS[kind], { body: plain, signal });
+    });
     readHeaders(answer, response.headers);
     if (body.stream) {
       for await (const event of events(response)) {

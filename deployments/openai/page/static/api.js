@@ -9,10 +9,9 @@ const { model, root } = document.documentElement.dataset;
 export const onlyModel = model;
 
 export class ApiError extends Error {
-  constructor(status, message, code) {
+  constructor(status, message, { code = null, param = null } = {}) {
     super(message);
-    this.status = status;
-    this.code = code;
+    Object.assign(this, { status, code, param });
   }
 }
 
@@ -44,6 +43,8 @@ export async function send(path, { body, signal, whole } = {}) {
     signal,
     credentials: "omit", // or the browser would ask for a password of its own
     cache: "no-store",
+  }).catch((error) => {
+    throw signal?.aborted ? error : new ApiError(0, "The server does not answer. Is it still running?");
   });
   if (!response.ok) throw await refusal(response);
   return response;
@@ -59,7 +60,7 @@ async function refusal(response) {
   }
   const message = error.message ?? `${response.status} ${response.statusText}`;
   if (response.status === 401) for (const listener of listeners) listener(message);
-  return new ApiError(response.status, message, error.code ?? null);
+  return new ApiError(response.status, message, error);
 }
 
 /** The JSON of a route's answer. */

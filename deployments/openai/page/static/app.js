@@ -80,7 +80,7 @@ function App() {
     </main>`;
 }
 
-const viewOfAddress = () => (location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "playground");
+const viewOfAddress = () => (Object.hasOwn(VIEWS, location.hash.slice(1)) ? location.hash.slice(1) : "playground");
 
 async function readServer() {
   const [models, description] = await Promise.all([readModels(), ask("openapi.json", { whole: true })]);

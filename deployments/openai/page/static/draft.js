@@ -32,6 +32,12 @@ export function bodyOf(draft, groups) {
   return body;
 }
 
+/** The body for a model without log-probabilities; null if the user asks for them. Throws as `bodyOf` does. */
+export function plainBodyOf(draft, groups) {
+  const body = bodyOf({ ...draft, inspect: false }, groups);
+  return !draft.inspect || "logprobs" in body || "top_logprobs" in body ? null : { return_token_ids: true, ...body };
+}
+
 /** A text, or a JSON list of texts or token ids. */
 function promptOf(text) {
   try {

@@ -65,7 +65,7 @@ function Output({ choice, spelled, recorded }) {
     <section aria-labelledby="output-tokens">
       <h3 id="output-tokens">Generated tokens <span class="note">${tokens.length}</span></h3>
       ${choice.logprobs.length ? html`<${Legend} kinds=${new Set(kinds)} />` : html`
-        <p class="note">No log-probabilities: set logprobs (and top_logprobs) to shade the tokens.</p>`}
+        <p class="note">No log-probabilities: the request did not ask for them (logprobs, top_logprobs), or the model gives none.</p>`}
       <${Tokens} label="Generated tokens" tokens=${tokens} />
       <details><summary>Raw text, special tokens included</summary><pre class="raw">${spelled.text}</pre></details>
     </section>`;

@@ -65,7 +65,7 @@ function measured(replicas, before) {
 const nameOf = (replica) => replica.replica ?? "local";
 
 const COLUMNS = [
-  ["model"], ["state"], ["where"], ["running"], ["waiting"], ["tokens/s"], ["generated"], ["cache"], ["prefixes"], ["context"],
+  ["model"], ["state"], ["where"], ["running"], ["waiting"], ["tokens/s"], ["generated"], ["weights"], ["cache"], ["prefixes"], ["context"],
 ];
 
 function Model({ card, aliases, replicas, rates }) {
@@ -77,7 +77,7 @@ function Model({ card, aliases, replicas, rates }) {
       <td><span class=${`state ${row.state.replace(" ", "-")}`}>${row.state}</span>
         ${row.reason && html`<div class="reason">${row.reason}</div>`}</td>
       <td>${row.where}</td>
-      ${["rows", "waiting", "rate", "generated", "cache", "prefixes"].map((name) => html`<td class="number" data-figure=${name}>${row[name] ?? "–"}</td>`)}
+      ${["sequences", "waiting", "rate", "generated", "weights", "cache", "prefixes"].map((name) => html`<td class="number" data-figure=${name}>${row[name] ?? "–"}</td>`)}
       <td class="number">${i === 0 ? count(card.max_model_len) : ""}</td>
     </tr>`)}</tbody>`;
 }
@@ -96,10 +96,11 @@ function rowsOf(id, replicas, rates) {
 
 function figures(model, rate) {
   return {
-    rows: count(model.rows),
+    sequences: count(model.sequences),
     waiting: count(model.waiting),
     rate: rate === undefined ? "…" : rate.toFixed(1),
     generated: count(model.generated_tokens),
+    weights: model.weight_bytes ? bytes(model.weight_bytes) : "–",
     cache: model.budget_bytes ? `${bytes(model.cache_bytes)} of ${bytes(model.budget_bytes)}` : bytes(model.cache_bytes),
     prefixes: `${bytes(model.prefix_bytes)} in ${count(model.prefix_entries)}`,
   };

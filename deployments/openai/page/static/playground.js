@@ -2,7 +2,7 @@
 
 import { follow, pathOf, render } from "./answer.js";
 import { Conversation } from "./conversation.js";
-import { bodyOf, continued } from "./draft.js";
+import { bodyOf, continued, plainBodyOf } from "./draft.js";
 import { fieldGroups } from "./fields.js";
 import { Inspection } from "./inspection.js";
 import { html, useMemo, useRef, useState } from "./preact.js";
@@ -32,7 +32,8 @@ export function Playground({ draft, setDraft, models, description, answer, setAn
     setRendered(null);
     const { signal } = running.current;
     setAnswer({ kind: draft.kind, body, choices: [], headers: {}, seconds: {}, state: "sent" });
-    await follow(draft.kind, body, { signal, update: (changed) => running.current?.signal === signal && setAnswer(changed) });
+    const update = (changed) => running.current?.signal === signal && setAnswer(changed);
+    await follow(draft.kind, body, { signal, update, plain: plainBodyOf(draft, groups) });
   });
   const showPrompt = () => attempt(async (body) => setRendered(await render(draft.kind, body)));
   const onKeyDown = (event) => {
