@@ -18,7 +18,7 @@ import requests
 import yaml
 
 from deployments.cli.fast_mode import fast_environment, has_haproxy
-from tests.e2e.test_serve_run import ROOT, open_ports, running
+from tests.e2e.test_serve_run import ROOT, kill_ingress, open_ports, running
 from tests.faults.clients import KEY, ask, replicas, until
 from tests.faults.conftest import Say, say  # noqa: F401
 from tests.faults.paced import model
@@ -233,6 +233,28 @@ def test_ports_of_metrics_and_statistics_stay_on_this_machine_whatever_binary_an
         assert file.read_text() == local
     assert fast_environment({**given, **settings}) == {}
     shutil.rmtree(Path(start).parent)
+
+
+@needs_haproxy
+def test_haproxys_own_answers_are_error_objects(server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """While the ingress that was killed has no successor."""
+    url, process = server
+    message = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    kill_ingress(process)
+    end, refused = time.monotonic() + 120, []
+    while (
+        answer := requests.post(f"{url}/v1/chat/completions", json=message, headers=AUTHORIZED, timeout=60)
+    ).status_code != 200:
+        assert time.monotonic() < end, answer.text
+        refused.append(answer)
+        time.sleep(0.02)
+    assert {answer.status_code for answer in refused} <= {502, 503}
+    assert refused
+    for answer in refused:
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json()["error"]["code"] == "unavailable"
+        assert int(answer.headers["retry-after"]) > 0
+    assert any("no ingress that answers" in answer.json()["error"]["message"] for answer in refused)
 
 
 @pytest.mark.long
