@@ -105,9 +105,8 @@ class AdapterSlots:
             await self._unload(key, slot)
             raise Rewritten(f"The files of {key} changed while they were read.")
         await self._make_room(slot.nbytes)
-        self._catalogue.learn(
-            entry.id, max_model_len=self._base.engine.max_model_len, fingerprint=slot.model.fingerprint
-        )
+        base = self._base
+        self._catalogue.learn(entry.id, base.engine.max_model_len, slot.model.fingerprint, base.answers)
         logger.info("adapter %s is ready: %d bytes over %s", entry.id, slot.nbytes, self._base.entry.id)
         return slot
 
