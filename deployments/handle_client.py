@@ -126,9 +126,7 @@ class HandleClient:
                             if isinstance(event, Failed):
                                 raise event.error
                             if isinstance(event, Accepted):
-                                self._catalogue.learn(
-                                    call.model, max_model_len=event.max_model_len, fingerprint=event.fingerprint
-                                )
+                                self._catalogue.learn(call.model, event.max_model_len, event.fingerprint, event.answers)
                                 if accepted:
                                     continue
                                 accepted = True

@@ -6,9 +6,9 @@ asks for them and `Delta`s of all choices interleaved, then `Finished`. `Failed`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from deployments.core.errors import TroupeError
 from deployments.core.logprobs import TokenLogprob
@@ -26,12 +26,14 @@ class Accepted:
         prompt_texts: of each prompt, as the template rendered it; None where only ids were given.
         max_model_len: positions a request of this model may use.
         fingerprint: of the model that answers, see `deployments.registry.version.fingerprint`.
+        answers: how the model writes tool calls and reasoning, and how that was found.
     """
 
     prompt_token_ids: tuple[Sequence[int], ...]
     prompt_texts: tuple[str | None, ...]
     max_model_len: int = 0
     fingerprint: str = ""
+    answers: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,12 +19,12 @@ class ModelOptions:
         default_params: default values of request fields, such as `temperature`.
         pooling: how embeddings are computed from the states of the last layer. None takes the pooling of a
             sentence-transformers folder; for other models, the last token if attention is causal, else the mean.
-        tool_parser: format of the model's tool calls, a key of `deployments.openai.parsing.families.FAMILIES`; None
-            takes it from the chat template.
+        tool_parser: format of the model's tool calls, a key of `deployments.openai.parsing.syntax.SYNTAXES`; None
+            finds it in the chat template.
         usage_timings: add time_to_first_token, total_time and tokens_per_second to `usage`.
-        reasoning_parser: format of the model's reasoning, a key of `deployments.openai.parsing.reasoning.MARKERS`;
-            None leaves it in the content. Both parsers can be `response_template`, the tokenizer's own description of
-            the two formats. It is also used if both are None.
+        reasoning_parser: format of the model's reasoning, a key of `deployments.openai.parsing.syntax.MARKERS`; None
+            finds it in the chat template or the vocabulary. Both parsers can be `response_template`, the tokenizer's
+            own description of the two formats. It is also used if both are None.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
@@ -43,6 +43,7 @@ class ModelCard:
 
     Attributes:
         max_model_len, fingerprint: set once the model was loaded; those of its last version.
+        answers: how it writes tool calls and reasoning, and how that was found; set likewise.
         configured: it is in the configuration, and did not come while the server runs.
         parent: the id of the model that it is an adapter over; None for a model.
         created: when its files were written, in seconds since the epoch, else when the server was started.
@@ -53,6 +54,7 @@ class ModelCard:
     max_model_len: int | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
     fingerprint: str = ""
+    answers: Mapping[str, Any] | None = None
     created: int = 0
     configured: bool = True
     parent: str | None = None

@@ -112,10 +112,9 @@ class AdapterSlots:
             await self._unload(key, slot)
             raise Rewritten(f"The files of {key} changed while they were read.")
         await self._make_room(slot.placed.nbytes)
-        self._catalogue.learn(
-            entry.id, max_model_len=self._base.engine.max_model_len, fingerprint=slot.model.fingerprint
-        )
-        logger.info("adapter %s is ready: %d bytes over %s", entry.id, slot.placed.nbytes, self._base.entry.id)
+        base = self._base
+        self._catalogue.learn(entry.id, base.engine.max_model_len, slot.model.fingerprint, base.answers)
+        logger.info("adapter %s is ready: %d bytes over %s", entry.id, slot.placed.nbytes, base.entry.id)
         return slot
 
     def _place(self, key: str) -> Slot:

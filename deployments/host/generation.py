@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from deployments.core.calls import ChatPrompt, GenerateCall, Prompt, SamplingParams
 from deployments.core.errors import BadRequest, ContextOverflow, UnsupportedParameter
@@ -52,6 +53,7 @@ class Generation:
         interval: float,
         started: float | None = None,
         fingerprint: str = "",
+        answers: Mapping[str, Any] | None = None,
         inspection: Inspection | None = None,
     ) -> None:
         self.accepted = Accepted(
@@ -59,6 +61,7 @@ class Generation:
             prompt_texts=tuple(texts),
             max_model_len=engine.max_model_len,
             fingerprint=fingerprint,
+            answers=answers,
         )
         self.ended = False
         self._call = call
@@ -100,6 +103,7 @@ class Generation:
             interval=interval,
             started=started if model.entry.api.usage_timings else None,
             fingerprint=model.fingerprint,
+            answers=model.answers,
             inspection=Inspection(model.info, call, prompts) if model.info.done_callback else None,
         )
         try:

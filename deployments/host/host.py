@@ -382,7 +382,7 @@ class ModelHost:
             logger.warning("the files of %s changed while they were loaded; what was read of them is dropped", key)
             await self._loading.unload(key, model)
             raise Rewritten(f"The files of {key} changed while they were loaded.")
-        self._catalogue.learn(version.model, max_model_len=model.engine.max_model_len, fingerprint=model.fingerprint)
+        self._catalogue.learn(version.model, model.engine.max_model_len, model.fingerprint, model.answers)
         return model
 
     def _unload(self, key: str, model: LoadedModel) -> Awaitable[None]:

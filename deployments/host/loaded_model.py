@@ -37,10 +37,11 @@ from deployments.media.request_media import RequestMedia
 from deployments.media.whisper.format import WhisperFormat
 from deployments.media.whisper.transcriber import Transcriber
 from deployments.media.whisper.word_times import WordAligner
+from deployments.openai.parsing.format import answers_of
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.encoded import Encoded
 from model_loaders.prompts.hooks import Hooks
-from model_loaders.prompts.tokenizer_card import tokenizer_card
+from model_loaders.prompts.tokenizer_card import tokenizer_card, tokens_of
 from model_loaders.sentence_format import format_of
 
 T = TypeVar("T")
@@ -97,6 +98,7 @@ class LoadedModel:
         named: the model's fingerprint.
 
     Attributes:
+        answers: how it writes tool calls and reasoning, and how that was found; None if it holds no conversations.
         submitting: the thread that queues requests: the engine looks at each of their token ids.
         computing: the context of what is computed beside the engine.
         weight_bytes: of its parameters, as they are loaded.
@@ -122,6 +124,9 @@ class LoadedModel:
             note.found = ", ".join(probe_hooks(info, limit=entry.hook_timeout_s))
         self.hooks = Hooks(info)
         self._card: dict[str, Any] | None = None
+        described = getattr(info.tokenizer, "response_template", None)
+        template = self.hooks.template.source(tools=True)
+        self.answers = answers_of(entry.id, entry.api, template, tokens_of(info.tokenizer), described)
         self._vocabulary: Vocabulary | None = None
         self.engine: Engine = build_engine(
             info, entry.engine, self.hooks, turn_limit_s=entry.hook_timeout_s, proofs=proofs

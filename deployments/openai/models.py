@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NotRequired
 
 from fastapi import Response
@@ -21,6 +22,7 @@ class ModelObject(TypedDict):
     parent: str | None
     fingerprint: NotRequired[str]
     max_model_len: NotRequired[int]
+    answers: NotRequired[Mapping[str, Any]]
 
 
 class Health(TypedDict):
@@ -77,6 +79,8 @@ def _model_object(name: str, card: ModelCard) -> ModelObject:
         shape["fingerprint"] = card.fingerprint
     if card.max_model_len is not None:
         shape["max_model_len"] = card.max_model_len
+    if card.answers is not None:
+        shape["answers"] = card.answers
     return shape
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deployments.config.app import AppArgs, unknown_model
 from deployments.config.model import ModelEntry
@@ -121,11 +122,12 @@ class Catalogue:
         """What clients see of the model with this id or alias; see `entry` for its errors."""
         return self._cards[self.entry(name).id]
 
-    def learn(self, model: str, *, max_model_len: int, fingerprint: str) -> None:
+    def learn(self, model: str, max_model_len: int, fingerprint: str, answers: Mapping[str, Any] | None = None) -> None:
         """Remember what the model's last version has told of itself."""
         card = self._cards[model]
-        if (card.max_model_len, card.fingerprint) != (max_model_len, fingerprint):
-            self._cards[model] = replace(card, max_model_len=max_model_len, fingerprint=fingerprint)
+        learned = replace(card, max_model_len=max_model_len, fingerprint=fingerprint, answers=answers)
+        if card != learned:
+            self._cards[model] = learned
 
     async def version(self, model: str) -> Version:
         """The version of a model now; see `Watch.current` for its errors."""

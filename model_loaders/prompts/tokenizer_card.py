@@ -25,5 +25,21 @@ def tokenizer_card(info: ModelInfo, template: ChatTemplate) -> dict[str, Any]:
     card["chat_template"] = template.source()
     card["chat_templates"] = template.choices
     card["chat_template_forms"] = template.describe()
+    card["special_tokens"], card["markers"] = marker_tokens(tokenizer)
     card["response_template"] = getattr(tokenizer, "response_template", None)
     return card
+
+
+def tokens_of(tokenizer: Any) -> list[str]:
+    """The texts of the tokens that may be markers."""
+    special, added = marker_tokens(tokenizer)
+    return [*special, *added]
+
+
+def marker_tokens(tokenizer: Any) -> tuple[list[str], list[str]]:
+    """The texts of the special tokens, and of the tokens that were added for markers and are not special."""
+    special = list(map(str, getattr(tokenizer, "all_special_tokens", None) or ()))
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    tokens = [(str(token), bool(getattr(token, "special", False))) for token in added.values()]
+    special += [text for text, is_special in tokens if is_special and text not in special]
+    return special, [text for text, is_special in tokens if not is_special]

@@ -7,12 +7,11 @@ import re
 import pytest
 
 from deployments.core import errors
-from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.harmony import HarmonySplitter
 from deployments.openai.parsing.names import REASONING_PARSERS, TOOL_PARSERS
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning, Splitter
-from deployments.openai.parsing.reasoning import MARKERS, ReasoningSplitter
-from deployments.openai.parsing.tool_calls import CallSplitter
+from deployments.openai.parsing.reader import Reader
+from deployments.openai.parsing.syntax import MARKERS, SYNTAXES, AnswerSyntax
 from tests.docs.pages import DOCS, ROOT
 from tests.docs.reference import keys, pages, routes
 from tests.openai.conftest import Serve
@@ -66,11 +65,11 @@ def examples(heading: str) -> dict[str, list[str]]:
 def test_every_tool_parser_reads_what_its_line_shows() -> None:
     shown = examples("Tool parsers")
     assert tuple(shown) == TOOL_PARSERS
-    for name in FAMILIES:
+    for name, syntax in SYNTAXES.items():
         texts = [text for text in shown[name] if "ls" in text]
         assert texts, name
         for text in texts:
-            splitter: Splitter = CallSplitter(FAMILIES[name], {"bash": {}})
+            splitter: Splitter = Reader(syntax, {"bash": {}}, opened=False, reasons=False)
             assert parts_of(HarmonySplitter() if name == "harmony" else splitter, text) == BASH, text
 
 
@@ -79,7 +78,8 @@ def test_every_reasoning_parser_reads_what_its_line_shows() -> None:
     assert tuple(shown) == REASONING_PARSERS
     for name, markers in MARKERS.items():
         text = shown[name][0]
-        splitter: Splitter = HarmonySplitter() if name == "harmony" else ReasoningSplitter(markers, opened=False)
+        reader = Reader(AnswerSyntax(reasoning=markers), None, opened=False, reasons=True)
+        splitter: Splitter = HarmonySplitter() if name == "harmony" else reader
         assert parts_of(splitter, text) == [Reasoning("think"), Content("4")], text
 
 

@@ -10,12 +10,12 @@ from deployments.cli.doctor.conversations import TOOL
 from deployments.cli.doctor.finding import Finding, NotApplicable, fault, fine
 from deployments.cli.doctor.subject import Messages, Subject, assistant, first_difference, refusal, user
 from deployments.core.errors import TroupeError
-from deployments.core.reasoning import ReasoningMarkers
+from deployments.core.model_card import ModelOptions
 from deployments.core.token_ids import vocab_size
 from deployments.engine.text.stop_tokens import terminator_ids
-from deployments.openai.parsing import response_template
-from deployments.openai.parsing.families import FAMILIES, family_of, shown_family
-from deployments.openai.parsing.reasoning import MARKERS
+from deployments.openai.parsing import AnswerFormat, response_template
+from deployments.openai.parsing.format import format_of
+from deployments.openai.parsing.syntax import MARKERS, SYNTAXES
 
 _ANSWER = "ANSWERWORD"
 _BEGUN_MARKER = re.compile(r"[<\[][^<>\[\]]*\Z")
@@ -96,30 +96,39 @@ def _common(one: str, other: str) -> str:
 async def tool_format(subject: Subject) -> Finding:
     """The format in which tool calls are read."""
     subject.need_chat()
-    source = await _source(subject, tools=True)
+    source = subject.model.hooks.template.source(tools=True) or ""
     chosen = subject.entry.api.tool_parser
-    described = getattr(subject.info.tokenizer, "response_template", None)
-    if chosen == response_template.NAME or (described and not chosen and not subject.entry.api.reasoning_parser):
+    if _described(subject, chosen):
         return fine("The tokenizer's response_template reads tool calls.", tool_parser=response_template.NAME)
-    shown = shown_family(source)
-    if chosen is not None:
-        if shown not in (None, chosen):
-            text = f"Tool calls are read as {chosen}; the template shows {shown}."
-            return fault("tool-parser-differs", text, tool_parser=chosen, recognized=shown)
-        return fine(f"Tool calls are read as {chosen}, as tool_parser says.", tool_parser=chosen, recognized=shown)
-    if not await _takes_tools(subject):
+    if chosen is None and not await _takes_tools(subject):
         raise NotApplicable("The template takes no tools.")
-    used = family_of(source)
-    if shown is None:
-        known = ", ".join(FAMILIES)
+    found = format_of(subject.entry.api, source, subject.tokens)
+    facts = {"tool_parser": chosen, **found.card()}
+    shown = format_of(ModelOptions(), source, subject.tokens)
+    if chosen is not None and not found.is_proved and _differ(found, shown):
+        text = f"Tool calls are read as {chosen}; the template shows {shown.calls or 'harmony'}."
+        return fault("tool-parser-differs", text, **facts)
+    if found.source == "default":
         return fault(
             "tool-format-unknown",
-            f"The template shows no known format of tool calls; they are read as {used}.",
-            fix=f"Set `api: {{tool_parser: …}}` for the model, to one of: {known}.",
-            tool_parser=used,
-            recognized=None,
+            f"The template shows no format of tool calls. They are read as {found.calls}.",
+            fix=f"Set `api: {{tool_parser: …}}` for the model, to one of: {', '.join(SYNTAXES)}.",
+            **facts,
         )
-    return fine(f"Tool calls are read as {used}, as the template shows.", tool_parser=used, recognized=shown)
+    return fine(found.describe(), **facts)
+
+
+def _differ(found: AnswerFormat, shown: AnswerFormat) -> bool:
+    """Whether calls begin otherwise than the template shows."""
+    first, second = ({text for call in each.syntax.calls for text in call.begins} for each in (found, shown))
+    return shown.source != "default" and not first & second
+
+
+def _described(subject: Subject, chosen: str | None) -> bool:
+    """Whether the tokenizer's own description is used."""
+    described = getattr(subject.info.tokenizer, "response_template", None)
+    named = (subject.entry.api.tool_parser, subject.entry.api.reasoning_parser)
+    return chosen == response_template.NAME or bool(described and named == (None, None))
 
 
 async def reasoning_format(subject: Subject) -> Finding:
@@ -128,30 +137,17 @@ async def reasoning_format(subject: Subject) -> Finding:
     source = await _source(subject)
     prompt = await subject.text_of([user(subject.trial.message)])
     chosen = subject.entry.api.reasoning_parser
-    described = getattr(subject.info.tokenizer, "response_template", None)
-    if chosen == response_template.NAME or (described and not chosen and not subject.entry.api.tool_parser):
+    if _described(subject, chosen):
         return fine("The tokenizer's response_template reads reasoning.", reasoning_parser=response_template.NAME)
     if chosen is not None:
         return _chosen(subject, chosen, source + prompt)
-    found = [(name, marker) for name, marks in MARKERS.items() for marker in _signs(marks) if marker in source + prompt]
-    if not found:
+    marks = format_of(subject.entry.api, source, subject.tokens).syntax.reasoning
+    if marks is None:
         return fine("The template marks no reasoning.", reasoning_parser=None)
-    name, marker = found[0]
-    opened = MARKERS[name].opened_by(prompt, continued=False)
-    where = "The prompt ends with" if opened else "The template has"
-    return fault(
-        "reasoning-not-read",
-        f"{where} {marker!r}, and no reasoning_parser is set.",
-        fix=f"Set `api: {{reasoning_parser: {name}}}` for the model.",
-        reasoning_parser=None,
-        recognized=name,
-        opened_by_prompt=opened,
-    )
-
-
-def _signs(marks: ReasoningMarkers) -> tuple[str, ...]:
-    """The markers that only a template for reasoning has. Channels have other uses, and their end is a common token."""
-    return (marks.opening,) if marks.begins else (marks.opening, marks.closing)
+    opened = marks.opened_by(prompt, continued=False)
+    where = ", which the prompt opens" if opened else ""
+    text = f"Reasoning is read between {marks.opening!r} and {marks.closing!r}{where}."
+    return fine(text, reasoning_parser=None, opening=marks.opening, closing=marks.closing, opened_by_prompt=opened)
 
 
 def _chosen(subject: Subject, chosen: str, seen: str) -> Finding:
@@ -167,9 +163,9 @@ def _chosen(subject: Subject, chosen: str, seen: str) -> Finding:
     )
 
 
-async def _source(subject: Subject, *, tools: bool = False) -> str:
+async def _source(subject: Subject) -> str:
     """The text of the chat template; "" if a function writes the prompts."""
-    return subject.model.hooks.template.source(tools=tools) or ""
+    return subject.model.hooks.template.source() or ""
 
 
 async def _takes_tools(subject: Subject) -> bool:

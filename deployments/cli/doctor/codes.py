@@ -171,11 +171,6 @@ CODES: dict[str, Kind] = {
         "`tool_parser` is another format than the one that the chat template shows.",
         "Remove `tool_parser`, if the chat template is the model's own.",
     ),
-    "reasoning-not-read": Kind(
-        "warning",
-        "The chat template marks reasoning, and no `reasoning_parser` is set: reasoning stays in the content.",
-        "Set `api: {reasoning_parser: ...}` for the model.",
-    ),
     "reasoning-parser-differs": Kind(
         "warning",
         "`reasoning_parser` looks for markers that neither the chat template nor the vocabulary has.",

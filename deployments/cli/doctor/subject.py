@@ -25,6 +25,7 @@ from deployments.host.loaded_model import LoadedModel
 from deployments.openai.chat.prompt import ChatInput, chat_prompt
 from deployments.openai.chat.tools import read_tools
 from model_loaders.contract import ModelInfo
+from model_loaders.prompts.tokenizer_card import tokens_of
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -93,6 +94,11 @@ class Subject:
     @property
     def info(self) -> ModelInfo:
         return self.model.info
+
+    @property
+    def tokens(self) -> list[str]:
+        """The texts of the tokenizer's special tokens, and of those that were added for markers."""
+        return tokens_of(self.info.tokenizer)
 
     @property
     def gives_text(self) -> bool:

@@ -13,9 +13,10 @@ from fastapi import Response
 from deployments.core.calls import ChatPrompt, GenerateCall, Prompt
 from deployments.core.events import Accepted, Delta, Finished, PromptScores
 from deployments.core.logprobs import TokenLogprob
-from deployments.openai.chat.message import AnswerFormat, MessageWriter
+from deployments.openai.chat.message import MessageFormat, MessageWriter
 from deployments.openai.chat.plan import chat_plan
 from deployments.openai.chat.schema import ChatBody, ChatChoice, ChatCompletion, ChunkChoice, MessageDelta
+from deployments.openai.chat.unread import note_unread
 from deployments.openai.fields.choices import Choice, Gathered, gather
 from deployments.openai.fields.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from deployments.openai.fields.sampling import check_stream_options, effective
@@ -41,7 +42,7 @@ async def create_chat_completion(exchange: Exchange) -> Response:
 class ChatAnswer:
     """The answer to one request."""
 
-    def __init__(self, exchange: Exchange, body: ChatBody, call: GenerateCall, answer_format: AnswerFormat) -> None:
+    def __init__(self, exchange: Exchange, body: ChatBody, call: GenerateCall, answer_format: MessageFormat) -> None:
         self._exchange = exchange
         self._body = body
         self._call = call
@@ -114,6 +115,7 @@ class ChatAnswer:
     def _choice(self, index: int, choice: Choice, accepted: Accepted) -> ChatChoice:
         writer = self._format.writer(accepted.prompt_texts[0])
         writer.delta(choice.text, last=True)
+        note_unread(self._exchange, writer.unread, self._call.model)
         shape: ChatChoice = {
             "index": index,
             "message": writer.message(self._opening),
@@ -160,6 +162,7 @@ class ChatAnswer:
             )
         if event.finish_reason is not None:
             reason = writer.finish_reason(event.finish_reason)
+            note_unread(self._exchange, writer.unread, self._call.model)
             last: ChunkChoice = {
                 "index": event.choice,
                 "delta": {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import string
 from collections.abc import Mapping, Sequence
@@ -12,24 +13,24 @@ from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.chat.schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
 from deployments.openai.chat.tools import ForcedCalls, ToolSet
-from deployments.openai.parsing.families import Family
-from deployments.openai.parsing.harmony import HarmonySplitter
+from deployments.openai.parsing import AnswerFormat
 from deployments.openai.parsing.parts import Call, Content, ContentSplitter, Part, Plain, Reasoning, Splitter
-from deployments.openai.parsing.reasoning import ReasoningSplitter
 from deployments.openai.parsing.response_template import TemplateSplitter
-from deployments.openai.parsing.tool_calls import CallSplitter
 
+_MARKER_OF_CALLS = re.compile(
+    r"<[^<>\s]{0,40}(?:tool|func|invoke|call|action)[^<>\s]{0,40}>|\[[A-Z_/]*(?:TOOL|CALL)[A-Z_]*\]", re.IGNORECASE
+)
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerFormat:
-    """How the text of an answer is read.
+class MessageFormat:
+    """How the text of an answer to one request is read.
 
     Attributes:
         tools: the tools the model may call; None reads no calls.
-        family: how it writes them; None for a model that must call, whose text is JSON.
-        template: the tokenizer's own description of its answers, which says both in place of the other two.
+        answers: how the model writes.
+        template: the tokenizer's own description of its answers, which is used in place of `answers`.
         reasoning: the markers of its reasoning; None leaves it in the content.
         include_reasoning: give the reasoning out.
         constrained: the answer follows a grammar, which begins after the reasoning.
@@ -37,7 +38,7 @@ class AnswerFormat:
     """
 
     tools: ToolSet | None = None
-    family: Family | None = None
+    answers: AnswerFormat | None = None
     template: Mapping[str, Any] | None = None
     reasoning: ReasoningMarkers | None = None
     include_reasoning: bool = True
@@ -46,12 +47,15 @@ class AnswerFormat:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """The texts that the splitter looks for, which must not be left out of the answer as special tokens."""
-        found = [] if self.reasoning is None else [self.reasoning.opening, self.reasoning.closing]
-        calls = self.tools is not None and not self.tools.forced
-        if self.family is not None and (calls or self.family.harmony):
-            found += self.family.markers
-        return tuple(found)
+        """The texts that the reader looks for, which must not be left out of the answer as special tokens."""
+        if self.answers is None:
+            return ()
+        return self.answers.syntax.markers(calls=self.tools is not None and not self.tools.forced)
+
+    @property
+    def short_ids(self) -> bool:
+        """Whether ids of calls have nine letters and digits, as the model's template insists."""
+        return self.answers is not None and self.answers.syntax.short_ids
 
     def writer(self, prompt: str | None) -> MessageWriter:
         """What makes a message of the text of one choice.
@@ -63,19 +67,13 @@ class AnswerFormat:
 
     def _splitter(self, prompt: str | None) -> Splitter:
         forced = ForcedCalls(self.tools) if self.tools is not None and self.tools.forced else None
+        read: Splitter = Plain()
         if self.template is not None:
-            described = TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
-            return described if forced is None else ContentSplitter(described, forced)
-        if self.family is not None and self.family.harmony:
-            channels = HarmonySplitter(calls=self.tools is not None, only_final=self.constrained)
-            return channels if forced is None else ContentSplitter(channels, forced)
-        calls: Splitter = forced or Plain()
-        if forced is None and self.tools is not None and self.family is not None:
-            calls = CallSplitter(self.family, self.tools.schemas)
-        if self.reasoning is None or self.reasoning.closed_by(prompt, continued=self.continued):
-            return calls
-        opened = self.reasoning.opened_by(prompt, continued=self.continued)
-        return ReasoningSplitter(self.reasoning, opened=opened, then=calls)
+            read = TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
+        elif self.answers is not None:
+            schemas = self.tools.schemas if self.tools is not None and forced is None else None
+            read = self.answers.splitter(schemas, prompt, continued=self.continued, constrained=self.constrained)
+        return read if forced is None else ContentSplitter(read, forced)
 
 
 class MessageWriter:
@@ -85,7 +83,7 @@ class MessageWriter:
         calls: tool calls so far.
     """
 
-    def __init__(self, answer_format: AnswerFormat, splitter: Splitter) -> None:
+    def __init__(self, answer_format: MessageFormat, splitter: Splitter) -> None:
         self.calls: list[ToolCall] = []
         self._format = answer_format
         self._splitter = splitter
@@ -112,6 +110,14 @@ class MessageWriter:
         if self.calls:
             message["tool_calls"] = self.calls
         return message
+
+    @property
+    def unread(self) -> str | None:
+        """A marker of calls that is in the content, because the call could not be read."""
+        if self._format.tools is None:
+            return None
+        found = _MARKER_OF_CALLS.search("".join(self._content))
+        return None if found is None else found[0]
 
     def finish_reason(self, reason: FinishReason) -> FinishReason:
         return "tool_calls" if self.calls and reason == "stop" else reason
@@ -146,9 +152,8 @@ class MessageWriter:
         tools = self._format.tools
         if tools is not None and not tools.parallel and self.calls:
             return []
-        short = self._format.family is not None and self._format.family.short_ids
         whole: ToolCall = {
-            "id": _call_id(short),
+            "id": _call_id(self._format.short_ids),
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments},
         }

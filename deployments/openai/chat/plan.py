@@ -14,7 +14,7 @@ from deployments.config.api import ApiOptions
 from deployments.core.calls import GenerateCall, SamplingParams
 from deployments.core.errors import BadRequest, ModelError, UnsupportedParameter
 from deployments.core.model_card import ModelCard
-from deployments.openai.chat.message import AnswerFormat
+from deployments.openai.chat.message import MessageFormat
 from deployments.openai.chat.prompt import ChatInput, check_objects, read_chat, used_template
 from deployments.openai.chat.schema import ChatBody, TemplateFields
 from deployments.openai.chat.tools import ToolSet, read_tools
@@ -22,15 +22,14 @@ from deployments.openai.fields.sampling import GenerationBody, check_choices, ch
 from deployments.openai.http.cancel import until_disconnect
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.parsing import response_template
-from deployments.openai.parsing.families import FAMILIES, family_of
-from deployments.openai.parsing.reasoning import MARKERS
+from deployments.openai.parsing.syntax import MARKERS
 
 # A conversation's key: the number of values, and of a long text the number of samples and their length.
 _KEYED = 200
 _SAMPLES, _SAMPLE = 32, 32
 
 
-async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> tuple[GenerateCall, AnswerFormat]:
+async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> tuple[GenerateCall, MessageFormat]:
     """What the model is asked, and how its text is read.
 
     Raises:
@@ -62,10 +61,10 @@ async def chat_call(
     sampling: SamplingParams,
     *,
     include_reasoning: bool,
-) -> tuple[GenerateCall, AnswerFormat]:
+) -> tuple[GenerateCall, MessageFormat]:
     """What the model is asked to make of a conversation, and how its text is read."""
     prompt = await read_chat(exchange, chat, card)
-    found = await _answer_format(exchange, card, chat.tools, chat.chat_template)
+    found = await _message_format(exchange, card, chat.tools, chat.chat_template)
     answers = replace(
         found,
         include_reasoning=include_reasoning,
@@ -114,31 +113,26 @@ def with_tools(sampling: SamplingParams, tools: ToolSet | None) -> SamplingParam
     return replace(sampling, grammar=tools.grammar())
 
 
-async def _answer_format(
+async def _message_format(
     exchange: Exchange, card: ModelCard, tools: ToolSet | None, template: str | None
-) -> AnswerFormat:
+) -> MessageFormat:
     """How the model writes its answers, from its options and, if they leave it open, from its tokenizer.
 
     Args:
         template: the request's own chat template, or the name of one of the model's.
     """
     options = card.options
-    answers = AnswerFormat(tools=tools, reasoning=MARKERS.get(options.reasoning_parser or ""))
+    info = await until_disconnect(exchange.request.receive, exchange.api.tokenizer_facts(exchange.client, card))
+    own = info["response_template"]
     described = response_template.NAME in (options.tool_parser, options.reasoning_parser)
-    if tools is None and not described:
-        harmony = FAMILIES["harmony"] if options.reasoning_parser == "harmony" else None
-        return replace(answers, family=harmony)
-    info = await until_disconnect(exchange.request.receive, exchange.client.tokenizer_info(card.id))
-    if described or (options.tool_parser is None and options.reasoning_parser is None and info["response_template"]):
-        if not info["response_template"]:
+    if described or (own and options.tool_parser is None and options.reasoning_parser is None):
+        if not own:
             raise ModelError(f"Model {card.id!r} is to be read by a response_template, but its tokenizer has none.")
         await asyncio.to_thread(response_template.importable)
-        own = info["response_template"]
-        return replace(answers, template=own, reasoning=response_template.reasoning_markers(own) or answers.reasoning)
-    family = options.tool_parser or family_of(used_template(info, template, tools))
-    if "harmony" in (family, options.reasoning_parser):
-        return replace(answers, family=FAMILIES["harmony"], reasoning=MARKERS["harmony"])
-    return replace(answers, family=FAMILIES[family])
+        marks = response_template.reasoning_markers(own) or MARKERS.get(options.reasoning_parser or "")
+        return MessageFormat(tools=tools, template=own, reasoning=marks)
+    answers = await exchange.api.answer_format(info, used_template(info, template, tools), options)
+    return MessageFormat(tools=tools, answers=answers, reasoning=answers.syntax.reasoning)
 
 
 def conversation_key(model: str, messages: Sequence[Mapping[str, Any]], user: object = None) -> str:

@@ -11,7 +11,7 @@ from deployments.core.calls import Grammar
 from deployments.core.errors import BadRequest, UnsupportedParameter, shown
 from deployments.openai.fields.constraint import schema_grammar, unfollowable
 from deployments.openai.fields.schema_keywords import DATA, NAMED
-from deployments.openai.parsing.families import json_calls
+from deployments.openai.parsing.calls import json_calls
 from deployments.openai.parsing.parts import Part
 
 Mode = Literal["auto", "required", "named"]

@@ -60,6 +60,7 @@ _HEADERS = {
     "x-request-id": {"schema": {"type": "string"}, "description": "The request's own id, or a new one."},
     "x-troupe-sampling": {"schema": {"type": "string"}, "description": "The effective sampling parameters, as JSON."},
     "x-troupe-ignored": {"schema": {"type": "string"}, "description": "Unknown request fields."},
+    "x-troupe-unread": {"schema": {"type": "string"}, "description": "A marker of a tool call in the content."},
 }
 
 

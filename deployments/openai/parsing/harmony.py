@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from deployments.openai.parsing.families import json_calls
+from deployments.openai.parsing.calls import json_calls
 from deployments.openai.parsing.parts import Content, Part, Reasoning, find_first, held_back
 from deployments.openai.parsing.typed import loads
 

@@ -6,10 +6,9 @@ import difflib
 
 from deployments.core.model_card import ModelOptions
 from deployments.openai.parsing import response_template
-from deployments.openai.parsing.families import FAMILIES
-from deployments.openai.parsing.reasoning import MARKERS
+from deployments.openai.parsing.syntax import MARKERS, SYNTAXES
 
-TOOL_PARSERS = (*FAMILIES, response_template.NAME)
+TOOL_PARSERS = (*SYNTAXES, response_template.NAME)
 REASONING_PARSERS = (*MARKERS, response_template.NAME)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.openai.parsing.families import json_calls
+from deployments.openai.parsing.calls import json_calls
 from deployments.openai.parsing.parts import Content, Part, Reasoning
 
 NAME = "response_template"

@@ -12,7 +12,8 @@ from fastapi import Response
 from deployments.core.calls import GenerateCall
 from deployments.core.errors import TroupeError
 from deployments.core.events import Accepted, Delta, Finished, Usage
-from deployments.openai.chat.message import AnswerFormat, MessageWriter
+from deployments.openai.chat.message import MessageFormat, MessageWriter
+from deployments.openai.chat.unread import note_unread
 from deployments.openai.fields.choices import Gathered, gather
 from deployments.openai.fields.logprobs import chat_logprobs
 from deployments.openai.fields.sampling import check_stream_options, effective
@@ -41,7 +42,7 @@ class ResponseAnswer:
     """One response under way."""
 
     def __init__(
-        self, exchange: Exchange, body: ResponsesBody, call: GenerateCall, answer_format: AnswerFormat
+        self, exchange: Exchange, body: ResponsesBody, call: GenerateCall, answer_format: MessageFormat
     ) -> None:
         self._exchange = exchange
         self._body = body
@@ -63,6 +64,7 @@ class ResponseAnswer:
         (choice,) = gathered.choices
         writer = self._format.writer(gathered.accepted.prompt_texts[0])
         writer.delta(choice.text, last=True)
+        note_unread(self._exchange, writer.unread, self._call.model)
         status = _status(choice.finish_reason)
         items = output_items(writer.message(), status, self._logprobs(choice.logprobs))
         return to_json(self._object(status, items, usage_of(gathered.usage)))
@@ -86,6 +88,7 @@ class ResponseAnswer:
                         delta = writer.delta(event.text, last=last)
                         pieces = [*stream.add(delta, self._logprobs(event.logprobs or ()))]
                         if last:
+                            note_unread(self._exchange, writer.unread, self._call.model)
                             pieces += stream.finish(status)
                         if pieces:
                             yield b"".join(pieces)

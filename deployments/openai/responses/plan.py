@@ -8,7 +8,7 @@ from typing import Any
 from deployments.core.calls import GenerateCall, SamplingParams
 from deployments.core.errors import BadRequest, UnsupportedParameter, shown
 from deployments.core.model_card import ModelCard
-from deployments.openai.chat.message import AnswerFormat
+from deployments.openai.chat.message import MessageFormat
 from deployments.openai.chat.plan import chat_call, with_tools
 from deployments.openai.chat.prompt import ChatInput, check_objects
 from deployments.openai.chat.schema import AnswerFields
@@ -25,7 +25,7 @@ _LOGPROBS = "message.output_text.logprobs"
 _EMPTY_INCLUDES = ("reasoning.encrypted_content",)
 
 
-async def response_plan(exchange: Exchange, body: ResponsesBody, card: ModelCard) -> tuple[GenerateCall, AnswerFormat]:
+async def response_plan(exchange: Exchange, body: ResponsesBody, card: ModelCard) -> tuple[GenerateCall, MessageFormat]:
     """What the model is asked, and how its text is read.
 
     Raises:

@@ -17,7 +17,8 @@ from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
 from deployments.engine.sampling.state import TokenMask
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.openai.parsing.parts import Content
-from deployments.openai.parsing.reasoning import MARKERS, ReasoningSplitter
+from deployments.openai.parsing.reader import Reader
+from deployments.openai.parsing.syntax import MARKERS, AnswerSyntax
 from tests.tiny import Words, byte_tokenizer
 
 THINK = MARKERS["think"]
@@ -100,7 +101,7 @@ def drive(words: Vocabulary, mask: TokenMask, wishes: list[int], budget: int) ->
 def read(words: Vocabulary, tokens: list[int], *, opened: bool) -> tuple[str, str]:
     """Reasoning and content of a text."""
     text = b"".join(words.token_bytes(i) for i in tokens if i not in words.eos_ids).decode("utf-8", "replace")
-    splitter = ReasoningSplitter(THINK, opened=opened)
+    splitter = Reader(AnswerSyntax(reasoning=THINK), None, opened=opened, reasons=True)
     parts = [*splitter.feed(text), *splitter.finish()]
     content = "".join(part.text for part in parts if isinstance(part, Content))
     return "".join(part.text for part in parts if not isinstance(part, Content)), content  # type: ignore[union-attr]

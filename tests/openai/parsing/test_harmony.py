@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.openai.parsing.families import family_of
+from deployments.openai.parsing import answer_format
 from deployments.openai.parsing.harmony import HarmonySplitter
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
 
@@ -79,4 +79,4 @@ def test_no_body_is_lost(channels: list[str], size: int, data: st.DataObject) ->
 
 
 def test_its_template_is_known() -> None:
-    assert family_of("{{ '<|start|>assistant<|channel|>final<|message|>' }}") == "harmony"
+    assert answer_format("{{ '<|start|>assistant<|channel|>final<|message|>' }}").syntax.harmony

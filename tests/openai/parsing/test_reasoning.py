@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from deployments.openai.parsing.families import FAMILIES
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
-from deployments.openai.parsing.reasoning import MARKERS, ReasoningSplitter
-from deployments.openai.parsing.tool_calls import CallSplitter
+from deployments.openai.parsing.reader import Reader
+from deployments.openai.parsing.syntax import MARKERS, SYNTAXES, AnswerSyntax
+
+THINK = AnswerSyntax(reasoning=MARKERS["think"])
 
 CASES = [
     ("<think>\nhm\n</think>\n\nyes", False, "hm", "yes"),
@@ -28,7 +31,7 @@ CASES = [
 
 
 def split(text: str, opened: bool, pieces: list[str]) -> list[Part]:
-    splitter = ReasoningSplitter(MARKERS["think"], opened=opened)
+    splitter = Reader(THINK, None, opened=opened, reasons=True)
     parts = [part for piece in pieces for part in splitter.feed(piece)]
     return [*parts, *splitter.finish()]
 
@@ -44,13 +47,13 @@ def test_cases(text: str, opened: bool, reasoning: str, content: str) -> None:
 def test_calls_after_reasoning() -> None:
     text = '<think>I <tool_call>will</think>\n<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
     for pieces in ([text], list(text)):
-        splitter = ReasoningSplitter(MARKERS["think"], opened=False, then=CallSplitter(FAMILIES["hermes"], {}))
+        splitter = Reader(replace(SYNTAXES["hermes"], reasoning=MARKERS["think"]), {}, opened=False, reasons=True)
         parts = [part for piece in pieces for part in splitter.feed(piece)] + splitter.finish()
         assert "".join(part.text for part in parts if isinstance(part, Reasoning)) == "I <tool_call>will"
         assert [part for part in parts if not isinstance(part, Reasoning)] == [Call("f", '{"a": 1}')]
 
 
 def test_reasoning_is_given_out_at_once() -> None:
-    splitter = ReasoningSplitter(MARKERS["think"], opened=False)
+    splitter = Reader(THINK, None, opened=False, reasons=True)
     assert splitter.feed("<think>\nLet me") == [Reasoning("Let me")]
     assert splitter.feed(" see") == [Reasoning(" see")]

@@ -1,0 +1,216 @@
+"""Reads tool calls in a declared form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from deployments.openai.parsing.cursor import ANY, Cursor, Unreadable
+from deployments.openai.parsing.parts import Call
+from deployments.openai.parsing.syntax import BARE, CallSyntax
+from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, typed
+
+_NAME = re.compile(r"[\w.\-/]+")
+# What may stand between a name and its arguments beside what is declared: an id, a fence.
+_BETWEEN = re.compile(r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?")
+_KEY = re.compile(r"[^\s<>\"'=\[\]]+")
+_FENCES = ("```json", "```")
+_NAMES = ("name", "function", "tool_name", "tool")
+_ARGUMENTS = ("arguments", "parameters")
+_OF_A_CALL = {*_NAMES, "id", "type", "index", "tool_call_id"}
+
+
+def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    """The calls that begin at the cursor, which is moved after them.
+
+    Raises:
+        Incomplete: more text decides whether these are calls.
+        Unreadable: they are none.
+    """
+    if syntax.section:
+        cursor.maybe(syntax.section)
+    fenced = not syntax.begins and any(cursor.maybe(fence) for fence in _FENCES)
+    cursor.expect(syntax.open)
+    try:
+        calls = _READERS[syntax.shape](cursor, syntax, schemas)
+    except ValueError as error:
+        raise Unreadable(str(error)) from error
+    if syntax.close and syntax.shape != "tagged":
+        cursor.maybe(syntax.close)
+    if fenced:
+        cursor.maybe("```")
+    # What nothing marks is a call only if its tool is there.
+    if not syntax.begins and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
+        raise Unreadable("a tool that is not there")
+    return calls
+
+
+def json_calls(value: Any, syntax: CallSyntax = BARE, *, bare: bool = False) -> list[Call] | None:
+    """Calls from parsed JSON: one object or a list of objects with `name` and `arguments` or `parameters`.
+
+    Args:
+        syntax: says what the keys are called.
+        bare: nothing marks the value as calls, so the arguments must be there.
+    """
+    entries = value if isinstance(value, list) else [value]
+    calls = [_json_call(entry, syntax, bare) for entry in entries]
+    found = [call for call in calls if call is not None]
+    return found if found and len(found) == len(calls) else None
+
+
+def _json_call(entry: Any, syntax: CallSyntax, bare: bool) -> Call | None:
+    if not isinstance(entry, dict):
+        return None
+    if not syntax.name:
+        name, arguments = next(iter(entry.items())) if len(entry) == 1 else ("", None)
+        return call_of(name, arguments)
+    keys = {syntax.arguments, *_ARGUMENTS}
+    for _ in range(2):
+        # A tool's definition and a record of a call have further keys.
+        if bare and not entry.keys() <= {syntax.name, *_OF_A_CALL, *keys}:
+            return None
+        entry = entry["function"] if isinstance(entry.get("function"), dict) else entry
+    name = next((entry[key] for key in (syntax.name, *_NAMES) if key in entry), None)
+    given = [key for key in (syntax.arguments, *_ARGUMENTS) if key in entry]
+    # What has other keys instead is an object of the model's own.
+    if not given and (bare or not entry.keys() <= {syntax.name, *_OF_A_CALL}):
+        return None
+    arguments = entry[given[0]] if given else {}
+    return call_of(name, {} if arguments is None and not bare else arguments)
+
+
+def call_of(name: Any, arguments: Any) -> Call | None:
+    """A call, whose arguments may be JSON in a string; None if they are not an object."""
+    if isinstance(arguments, str):
+        arguments = loads(arguments) if arguments.strip() else {}
+    if not isinstance(name, str) or not name or not is_text(name) or not isinstance(arguments, dict):
+        return None
+    return Call(name, dumps(arguments))
+
+
+def _json(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    calls = json_calls(cursor.value(), syntax, bare=not syntax.begins)
+    if not calls:
+        raise Unreadable("no call")
+    return calls
+
+
+def _named(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    name = _name(cursor, schemas)
+    if not cursor.maybe(syntax.gap):
+        for part in syntax.gap_parts:
+            cursor.maybe(part)
+    cursor.pass_over(_BETWEEN, "{")
+    return [Call(name, dumps(cursor.value()))]
+
+
+def _tagged(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    name = _name(cursor, schemas)
+    cursor.expect(syntax.gap)
+    values: dict[str, Any] = {}
+    # Only a call that was closed is one: of what was cut off, the arguments so far could be read.
+    while not cursor.maybe(syntax.close):
+        cursor.expect(syntax.key_open)
+        key = cursor.match(_KEY)
+        cursor.expect(syntax.key_close)
+        # Where the end of a value is not always the same, it has the key in it.
+        of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
+        text = _value(cursor, of_key, _others(schemas.get(name), {key, *values}))
+        values[key] = typed(text, name, key, schemas)
+    if not values and not syntax.gap and name not in schemas:
+        raise Unreadable(name)
+    return [Call(name, dumps(values))]
+
+
+def _name(cursor: Cursor, schemas: Schemas) -> str:
+    name = cursor.match(_NAME)
+    return name if name in schemas else name.removeprefix("functions.")
+
+
+def _others(schema: Mapping[str, Any] | None, given: set[str]) -> set[str] | None:
+    """The arguments that may follow; None if the schema names none."""
+    declared = (schema or {}).get("properties")
+    return set(declared) - given if declared else None
+
+
+def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
+    """The text of an argument, up to its end that another argument or the call's end follows."""
+    if cursor.maybe("<![CDATA["):
+        end = cursor.find("]]>")
+        text, cursor.place = cursor.text[cursor.place : end], end + 3
+        cursor.maybe(syntax.value_close)
+        return text
+    start = place = cursor.place
+    while True:
+        cursor.place = place
+        place = cursor.first(syntax.value_close, syntax.key_open, syntax.close)
+        cursor.place = place
+        if _ends(cursor, syntax, others):
+            break
+        place += 1
+    text = cursor.text[start:place]
+    text = text.removeprefix("\n") if syntax.key_close.endswith("\n") else text
+    closed = cursor.place > place
+    return text.removesuffix("\n") if syntax.value_close.startswith("\n") or not closed else text
+
+
+def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
+    """Whether a value ends here. One that is not closed ends at the next argument, or with the call."""
+    place = cursor.place
+    if syntax.value_close and cursor.maybe(syntax.value_close):
+        return _goes_on(cursor, syntax.key_open, syntax.close)
+    if cursor.maybe(syntax.key_open):
+        key = cursor.match(_KEY)
+        found = (others is None or key in others) and cursor.maybe(syntax.key_close)
+    else:
+        ends = (syntax.section_end, syntax.section, syntax.open)
+        found = cursor.maybe(syntax.close) and (cursor.at_end or _goes_on(cursor, *ends))
+    cursor.place = place
+    return found
+
+
+def _goes_on(cursor: Cursor, *markers: str) -> bool:
+    """Whether the text goes on with one of the markers; the cursor stays."""
+    place = cursor.place
+    found = any(marker and cursor.maybe(marker) for marker in markers)
+    cursor.place = place
+    return found
+
+
+def _python(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    """A list of calls, or calls one after the other."""
+    listed = cursor.maybe("[")
+    calls = [_python_call(cursor)]
+    while not (cursor.maybe("]") if listed else cursor.at_end or (syntax.close and cursor.maybe(syntax.close))):
+        cursor.maybe(",")
+        if listed and cursor.maybe("]"):
+            break
+        if not listed and not syntax.close:
+            break
+        calls.append(_python_call(cursor))
+    return calls
+
+
+def _python_call(cursor: Cursor) -> Call:
+    name = cursor.match(_NAME)
+    cursor.expect("(")
+    arguments: dict[str, Any] = {}
+    while not cursor.maybe(")"):
+        key = cursor.match(_KEY)
+        cursor.expect("=")
+        arguments[key] = cursor.value()
+        if not cursor.maybe(","):
+            cursor.expect(")")
+            break
+    return Call(name, dumps(arguments))
+
+
+def _defines(call: Call, schema: Mapping[str, Any]) -> bool:
+    """Whether the arguments are the schema of a tool's arguments: the model repeats which tools there are."""
+    arguments, declared = loads(call.arguments), schema.get("properties") or {}
+    return isinstance(arguments.get("properties"), dict) and "type" in arguments and "properties" not in declared
+
+
+_READERS = {"json": _json, "named": _named, "tagged": _tagged, "python": _python}

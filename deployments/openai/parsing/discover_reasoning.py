@@ -1,0 +1,83 @@
+"""Finds the markers of a model's reasoning in what its template renders, in its source, or in a vocabulary."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from deployments.core.reasoning import ReasoningMarkers
+from deployments.openai.parsing.discover import TEXT, TOKEN, TOOLS, USER, Form, Message, boundary, common_prefix
+from deployments.openai.parsing.rendering import render
+
+_THOUGHT = "Zqthoughtzq"
+_THINKING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
+_THOUGHT_WORDS = "think|thought|reason|inner|analysis|channel"
+_TURNED = (
+    ("/", ""),
+    ("close", "open"),
+    ("END", "START"),
+    ("END", "BEGIN"),
+    ("end", "start"),
+    ("end", "begin"),
+    ("suffix", "prefix"),
+)
+_THOUGHT_TOKEN = re.compile("think|thought|reason|inner_", re.IGNORECASE)
+
+
+def rendered_reasoning(template: str, form: Form | None) -> ReasoningMarkers | None:
+    """The markers of the reasoning that a template renders; None if it renders none."""
+    for key in _THINKING:
+        kinds = ({"content": TEXT}, {"content": ""}, *([form.message(1)] if form else []))
+        texts = [_rendered(template, [USER, {"role": "assistant", **kind, key: _THOUGHT}]) for kind in kinds]
+        shown = [text for text in texts if text is not None and 0 <= text.find(_THOUGHT) < text.find(TEXT) % (1 << 30)]
+        if not shown:
+            continue
+        close = _close([text.partition(_THOUGHT)[2].partition(TEXT)[0] for text in shown])
+        opening = _opening(template, shown[0].partition(_THOUGHT)[0], close) if close else ""
+        mirrored = (opening.replace(new, old, 1) for old, new in _TURNED if new and new in opening)
+        close = next((text for text in mirrored if close.startswith(text)), close)
+        if opening:
+            return ReasoningMarkers(opening, close)
+    return None
+
+
+def _rendered(template: str, messages: Sequence[Message], **more: Any) -> str | None:
+    """A conversation in which the model thinks."""
+    return render(template, messages, tools=TOOLS, enable_thinking=True, thinking=True, **more)
+
+
+def _close(ends: Sequence[str]) -> str:
+    shared = functools.reduce(common_prefix, ends).strip()
+    found = re.match(r"(?:(?:<[^<>\s]+>|\[[^\[\]\s]+\])[\w.]*)+", shared)
+    text = found[0] if found else ""
+    token = TOKEN.match(text)
+    # One token is enough, if it says what it ends.
+    return token[0] if token and re.search(_THOUGHT_WORDS, token[0], re.IGNORECASE) else text
+
+
+def _opening(template: str, before: str, close: str) -> str:
+    """The marker that opens what `close` ends, as it stands before the reasoning."""
+    text = before.rstrip()
+    for old, new in _TURNED:
+        if old in close and text.endswith(turned := close.replace(old, new, 1)):
+            return turned
+    prompt = (_rendered(template, [USER], add_generation_prompt=True) or "").rstrip()
+    shared = common_prefix(prompt, text)
+    if len(shared) < len(text):
+        return text[boundary(text, len(shared)) :].strip()
+    found = re.search(r"(?:<[^<>\s]+>|\[[A-Z_]+\])[\w.]*\Z|(?:<[^<>\s]+>)\w+(?:<[^<>\s]+>)\Z", text)
+    return found[0] if found else ""
+
+
+def described_reasoning(text: str) -> ReasoningMarkers | None:
+    """A pair of markers of reasoning of which a text holds one: a template's source, or a vocabulary."""
+    tokens = [token for token in dict.fromkeys(TOKEN.findall(text)) if _THOUGHT_TOKEN.search(token)]
+    for token in tokens:
+        for old, new in _TURNED:
+            opening = token.replace(old, new, 1)
+            if opening != token and (old == "/" or opening in text):
+                return ReasoningMarkers(opening, token)
+    plain = next((token for token in tokens if re.fullmatch(r"[<\[]\w+[>\]]", token)), None)
+    return ReasoningMarkers(plain, f"{plain[0]}/{plain[1:]}") if plain else None

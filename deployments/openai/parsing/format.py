@@ -1,0 +1,223 @@
+"""How a model's answers are read: found from its template and tokenizer, then proved on what the template renders."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deployments.core.model_card import ModelOptions
+from deployments.core.reasoning import ReasoningMarkers
+from deployments.openai.parsing import discover, response_template
+from deployments.openai.parsing.cursor import ANY
+from deployments.openai.parsing.described import described_calls, known_calls
+from deployments.openai.parsing.discover_reasoning import described_reasoning, rendered_reasoning
+from deployments.openai.parsing.harmony import HarmonySplitter
+from deployments.openai.parsing.parts import Call, Splitter
+from deployments.openai.parsing.reader import Reader
+from deployments.openai.parsing.syntax import MARKERS, SYNTAXES, AnswerSyntax, CallSyntax
+from deployments.openai.parsing.typed import Schemas
+
+logger = logging.getLogger(__name__)
+
+_HARMONY = ("<|channel|>", "<|message|>")
+_SOURCES = {
+    "tool_parser": "tool_parser names it",
+    "template": "the template renders it",
+    "instruction": "the template tells the model so",
+    "vocabulary": "the vocabulary has its markers",
+    "default": "nothing shows the format; this is the most common one",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerFormat:
+    """How a model's answers are read.
+
+    Attributes:
+        syntax: how it writes.
+        source: how that was found: `tool_parser`, `template` (rendered), `instruction`, `vocabulary`, or `default`.
+        proved, tried: of so many rendered answers, so many were read back exactly.
+    """
+
+    syntax: AnswerSyntax
+    source: str
+    proved: int = 0
+    tried: int = 0
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether every rendered answer was read back."""
+        return 0 < self.tried == self.proved
+
+    @property
+    def calls(self) -> str | None:
+        """How a call is written; None for a format of channels."""
+        return None if self.syntax.harmony or not self.syntax.calls else self.syntax.calls[0].sketch
+
+    def card(self) -> dict[str, Any]:
+        """What was found and how, as JSON values."""
+        marks = self.syntax.reasoning
+        return {
+            "tool_calls": "harmony" if self.syntax.harmony else self.calls,
+            "reasoning": None if marks is None else f"{marks.opening}{ANY}{marks.closing}",
+            "found_by": self.source,
+            "proved": self.is_proved,
+            "read_back": [self.proved, self.tried],
+        }
+
+    def describe(self) -> str:
+        """The same as a sentence or two."""
+        card = self.card()
+        proof = f"{self.proved} of {self.tried} rendered answers are read back" if self.tried else "not proved"
+        found = f"Tool calls are read as {card['tool_calls']} ({_SOURCES[self.source]}; {proof})."
+        return found + (f" Reasoning is read between {card['reasoning']}." if card["reasoning"] else "")
+
+    def reader(
+        self, tools: Sequence[Mapping[str, Any]] | None, prompt_end: str | None, *, continued: bool = False
+    ) -> Splitter:
+        """What reads the text of one choice.
+
+        Args:
+            tools: OpenAI tool definitions; None reads no calls.
+            prompt_end: the rendered prompt or its end, which may have opened the reasoning.
+            continued: the prompt ends within a message.
+        """
+        return self.splitter(None if tools is None else schemas_of(tools), prompt_end, continued=continued)
+
+    def splitter(
+        self, schemas: Schemas | None, prompt_end: str | None, *, continued: bool = False, constrained: bool = False
+    ) -> Splitter:
+        """`reader`, given the schemas of the tools' arguments by name.
+
+        Args:
+            constrained: the content follows a grammar.
+        """
+        if self.syntax.harmony:
+            return HarmonySplitter(calls=schemas is not None, only_final=constrained)
+        marks = self.syntax.reasoning
+        opened = marks is not None and marks.opened_by(prompt_end, continued=continued)
+        reasons = marks is not None and not marks.closed_by(prompt_end, continued=continued)
+        return Reader(self.syntax, schemas, opened=opened, reasons=reasons)
+
+
+def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The JSON schemas of tools' arguments, by name."""
+    functions = [tool.get("function", tool) for tool in tools]
+    return {each["name"]: each.get("parameters") or {} for each in functions}
+
+
+def answer_format(
+    template: str | None,
+    special_tokens: Collection[str] = (),
+    vocabulary: Collection[str] | None = None,
+    tool_parser: str | None = None,
+    reasoning_parser: str | None = None,
+) -> AnswerFormat:
+    """How a model writes its answers.
+
+    Args:
+        template: its chat template.
+        special_tokens: texts of the tokenizer's special tokens.
+        vocabulary: texts of its tokens.
+        tool_parser, reasoning_parser: names of declarations, which win over what is found.
+    """
+    known = frozenset(filter(discover.is_marker, vocabulary or ()))
+    return _answer_format(template or "", frozenset(special_tokens), known, tool_parser, reasoning_parser)
+
+
+@functools.lru_cache(maxsize=64)
+def _answer_format(
+    template: str,
+    special: frozenset[str],
+    known: frozenset[str],
+    tool_parser: str | None,
+    reasoning_parser: str | None,
+) -> AnswerFormat:
+    rendered = discover.rendered_calls(template)
+    if "harmony" in (tool_parser, reasoning_parser) or (tool_parser is None and all(s in template for s in _HARMONY)):
+        syntax = replace(SYNTAXES["harmony"], reasoning=MARKERS["harmony"])
+        proved, tried = (0, 0) if rendered is None else _proof(syntax, rendered)
+        named = "harmony" in (tool_parser, reasoning_parser)
+        source = "tool_parser" if named else "template"
+        return AnswerFormat(syntax=syntax, source=source, proved=proved, tried=tried)
+    form = rendered.form if rendered else None
+    marks = MARKERS.get(reasoning_parser or "") or rendered_reasoning(template, form)
+    marks = marks or described_reasoning(template) or described_reasoning(" ".join(special | known))
+    source, calls = _calls(template, special | known, rendered, marks, tool_parser)
+    syntax = AnswerSyntax(calls=calls, reasoning=marks)
+    claimed = " ".join(syntax.markers(calls=True))
+    markup = (*discover.markup(template, rendered, marks), *sorted(special))
+    dropped = tuple(dict.fromkeys(each for each in markup if each.strip() and each not in claimed))
+    syntax = replace(syntax, dropped=dropped, short_ids="[TOOL_CALLS]" in claimed)
+    proved, tried = (0, 0) if rendered is None else _proof(syntax, rendered)
+    return AnswerFormat(syntax=syntax, source=source, proved=0 if source == "instruction" else proved, tried=tried)
+
+
+def _calls(
+    template: str,
+    tokens: frozenset[str],
+    rendered: discover.Rendered | None,
+    marks: ReasoningMarkers | None,
+    tool_parser: str | None,
+) -> tuple[str, tuple[CallSyntax, ...]]:
+    """The forms of calls, and how they were found."""
+    if tool_parser is not None:
+        return "tool_parser", SYNTAXES[tool_parser].calls
+    found = None if rendered is None else discover.syntax_of(rendered, marks)
+    told = described_calls(template)
+    if found is not None and (found.begins or told is None or not told.begins):
+        return "template", (found,)
+    if told is not None:
+        return "instruction", (told, *((found,) if found is not None else ()))
+    known = tuple(known_calls({*tokens, *discover.tokens_in(template)}))
+    return ("vocabulary", known) if known else ("default", SYNTAXES["hermes"].calls)
+
+
+def _proof(syntax: AnswerSyntax, rendered: discover.Rendered) -> tuple[int, int]:
+    """How many of the rendered answers are read back exactly, and how many there are."""
+    answers = [(1, rendered.one), *([(2, rendered.two)] if rendered.two is not None else [])]
+    right = sum(_reads_back(syntax, text, count) for count, text in answers)
+    return right, len(answers)
+
+
+def _reads_back(syntax: AnswerSyntax, text: str, count: int) -> bool:
+    reader = AnswerFormat(syntax=syntax, source="").reader(discover.TOOLS, None)
+    parts = [*reader.feed(text), *reader.finish()]
+    calls = [(part.name, json.loads(part.arguments)) for part in parts if isinstance(part, Call)]
+    others = "".join(part.text for part in parts if not isinstance(part, Call))
+    return not others.strip() and calls == discover.calls(count)
+
+
+def format_of(options: ModelOptions, template: str | None, tokens: Collection[str]) -> AnswerFormat:
+    """How a model writes.
+
+    Args:
+        options: name parsers, which win over what is found.
+        template: its chat template.
+        tokens: the special tokens of its tokenizer, and those that were added for markers.
+    """
+    chosen = (options.tool_parser, options.reasoning_parser)
+    parsers = [None if name == response_template.NAME else name for name in chosen]
+    return answer_format(template, (), tokens, *parsers)
+
+
+def answers_of(
+    model: str, options: ModelOptions, template: str | None, tokens: Collection[str], described: object
+) -> Mapping[str, Any] | None:
+    """The same for the model's card; None if the model has no chat template. The log has it as well.
+
+    Args:
+        described: the tokenizer's `response_template`.
+    """
+    if not template:
+        return None
+    chosen = (options.tool_parser, options.reasoning_parser)
+    if response_template.NAME in chosen or (described and chosen == (None, None)):
+        return {"found_by": response_template.NAME}
+    found = format_of(options, template, tokens)
+    logger.info("%s: %s", model, found.describe())
+    return found.card()

@@ -1,0 +1,201 @@
+"""Declarations: how model families mark their tool calls and their reasoning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from deployments.core.reasoning import ReasoningMarkers
+from deployments.openai.parsing.cursor import QUOTES
+
+_HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
+Shape = Literal["json", "named", "tagged", "python"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSyntax:
+    """How tool calls are written. White space around the words of a marker is free; `…` in one is any short text.
+
+    Attributes:
+        shape: `json` (an object or a list that has the name as well), `named` (the name, then the arguments as JSON),
+            `tagged` (the name, then every argument between markers of its own), `python` (calls with keywords).
+        section, section_end: what stands around all calls of an answer; a model may leave it out.
+        open, close: what stands around a call. In `named` and `tagged`, `open` goes up to the name.
+        gap: what stands between the name and the arguments.
+        key_open, key_close, value_close: what stands before and after an argument's name, and after its value.
+        name, arguments: the keys of JSON. An empty `name`: the name is itself the key of the arguments.
+        several: one value is a list of calls.
+        each: `section` stands around every call.
+    """
+
+    shape: Shape
+    section: str = ""
+    section_end: str = ""
+    open: str = ""
+    close: str = ""
+    gap: str = ""
+    key_open: str = ""
+    key_close: str = ""
+    value_close: str = ""
+    name: str = "name"
+    arguments: str = "arguments"
+    several: bool = False
+    each: bool = False
+
+    @property
+    def begins(self) -> tuple[str, ...]:
+        """The texts that begin a call; empty if nothing marks one."""
+        return tuple(text for text in (self.section, self.open) if text.strip())
+
+    @property
+    def sketch(self) -> str:
+        """A call, as a person would write the form down."""
+        match self.shape:
+            case "json" if not self.name:
+                body = "{NAME: {…}}"
+            case "json":
+                body = f'{{"{self.name}": …, "{self.arguments}": …}}'
+            case "named":
+                body = f"NAME{self.gap}{{…}}"
+            case "tagged":
+                body = f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}"
+            case "python":
+                body = "[NAME(KEY=VALUE)]"
+        body = f"[{body}]" if self.several else body
+        return "".join(f"{self.section}{self.open}{body}{self.close}{self.section_end}".split())
+
+    @property
+    def gap_parts(self) -> tuple[str, ...]:
+        return tuple(part for part in self.gap.split("…") if part.strip())
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """All texts but those of the arguments."""
+        around = (self.section, self.section_end, self.open, self.close, self.gap)
+        found = (*around, self.key_open, self.key_close, self.value_close)
+        return tuple(part for text in found for part in text.split("…") if part.strip())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerSyntax:
+    """How a model writes its answers.
+
+    Attributes:
+        calls: the forms of its tool calls, the first that can be read is taken.
+        reasoning: the markers of its reasoning.
+        dropped: markup that is neither content nor a call: what stands around content, and what ends a turn.
+        harmony: the text is in channels; `HarmonySplitter` reads it.
+        short_ids: its template insists on ids of nine letters and digits.
+    """
+
+    calls: tuple[CallSyntax, ...] = ()
+    reasoning: ReasoningMarkers | None = None
+    dropped: tuple[str, ...] = ()
+    harmony: bool = False
+    short_ids: bool = False
+
+    def markers(self, *, calls: bool) -> tuple[str, ...]:
+        """The texts that are looked for, those of calls if there are tools."""
+        found = [] if self.reasoning is None else [self.reasoning.opening, self.reasoning.closing]
+        found += _HARMONY_MARKERS if self.harmony else ()
+        if calls:
+            found += [text for call in self.calls for text in call.markers]
+        # Without a letter they are parts of any token.
+        words = dict.fromkeys(word for text in found for word in text.split() if any(map(str.isalpha, word)))
+        return (*words, *(QUOTES[:1] if calls else ()))
+
+
+def _json(**markers: str) -> CallSyntax:
+    return CallSyntax(shape="json", **markers)  # type: ignore[arg-type]
+
+
+_TOOL_CALL = ("<tool_call>", "</tool_call>")
+_FUNCTION_TAGS = CallSyntax(
+    shape="tagged",
+    section=_TOOL_CALL[0],
+    section_end=_TOOL_CALL[1],
+    open="<function=",
+    gap=">",
+    key_open="<parameter=",
+    key_close=">\n",
+    value_close="\n</parameter>",
+    close="</function>",
+)
+_ARGUMENT_TAGS = CallSyntax(
+    shape="tagged",
+    open=_TOOL_CALL[0],
+    key_open="<arg_key>",
+    key_close="</arg_key>\n<arg_value>",
+    value_close="</arg_value>",
+    close=_TOOL_CALL[1],
+)
+_DEEPSEEK = {
+    "section": "<｜tool▁calls▁begin｜>",
+    "section_end": "<｜tool▁calls▁end｜>",
+    "close": "<｜tool▁call▁end｜>",
+}
+BARE = _json()
+BARE_PYTHON = CallSyntax(shape="python")
+
+SYNTAXES = {
+    "hermes": AnswerSyntax(
+        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), _FUNCTION_TAGS, _ARGUMENT_TAGS),
+    ),
+    "llama3_json": AnswerSyntax(calls=(_json(open="<|python_tag|>"), BARE)),
+    "mistral": AnswerSyntax(
+        calls=(
+            _json(open="[TOOL_CALLS]"),
+            CallSyntax(shape="named", open="[TOOL_CALLS]", gap="[CALL_ID]…[ARGS]"),
+        ),
+        short_ids=True,
+    ),
+    "deepseek": AnswerSyntax(
+        calls=(
+            CallSyntax(
+                shape="named",
+                open="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+                gap="\n```json\n",
+                **{**_DEEPSEEK, "close": "\n```<｜tool▁call▁end｜>"},  # type: ignore[arg-type]
+            ),
+            CallSyntax(shape="named", open="<｜tool▁call▁begin｜>", gap="<｜tool▁sep｜>", **_DEEPSEEK),  # type: ignore[arg-type]
+        )
+    ),
+    "kimi": AnswerSyntax(
+        calls=(
+            CallSyntax(
+                shape="named",
+                section="<|tool_calls_section_begin|>",
+                section_end="<|tool_calls_section_end|>",
+                open="<|tool_call_begin|>",
+                gap=":…<|tool_call_argument_begin|>",
+                close="<|tool_call_end|>",
+            ),
+        )
+    ),
+    "granite": AnswerSyntax(calls=(_json(open="<|tool_call|>"), _json(open="<tool_call>", close="</tool_call>"), BARE)),
+    "phi4": AnswerSyntax(calls=(_json(open="functools"),)),
+    "internlm": AnswerSyntax(calls=(_json(open="<|action_start|><|plugin|>", close="<|action_end|>"),)),
+    "pythonic": AnswerSyntax(
+        calls=(CallSyntax(shape="python", open="<|python_start|>", close="<|python_end|>"), BARE_PYTHON)
+    ),
+    "olmo3": AnswerSyntax(calls=(CallSyntax(shape="python", open="<function_calls>", close="</function_calls>"),)),
+    "harmony": AnswerSyntax(harmony=True),
+    "json": AnswerSyntax(calls=(BARE,)),
+}
+"""What `tool_parser` names."""
+
+MARKERS = {
+    "think": ReasoningMarkers("<think>", "</think>"),
+    "mistral": ReasoningMarkers("[THINK]", "[/THINK]"),
+    "thought": ReasoningMarkers("<thought>", "</thought>"),
+    "reasoning": ReasoningMarkers("<reasoning>", "</reasoning>"),
+    "harmony": ReasoningMarkers(
+        "<|channel|>analysis<|message|>",
+        "<|end|>",
+        begins="<|channel|>",
+        answer=("<|channel|>final", "<|message|>"),
+        between="<|start|>assistant",
+    ),
+    "seed": ReasoningMarkers("<seed:think>", "</seed:think>"),
+}
+"""What `reasoning_parser` names."""

@@ -1,0 +1,190 @@
+"""Answers of many families, read as the template shows: whole, at every cut, and in pieces."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.openai.parsing import AnswerFormat, answer_format
+from deployments.openai.parsing.parts import Call, Content, Reasoning
+
+FOLDER = os.environ.get("ANSWER_FORMATS", "")
+FAMILIES = sorted(path.stem for path in Path(FOLDER).glob("*.jsonl")) if FOLDER else []
+NOT_SHOWN = {"falcon_h1", "gemma3_pythonic", "llama3.2_pythonic", "llama4_pythonic", "phi4_mini", "smollm3"}
+"""Families whose templates do not write calls as the model does."""
+
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "measure",
+            "parameters": {"properties": {"place": {"type": "string"}, "depth": {"type": "integer"}}},
+        },
+    },
+    {"type": "function", "function": {"name": "rest", "parameters": {"properties": {}}}},
+]
+BOTH = [("measure", {"place": 'Ilm "}]</call>', "depth": 4}), ("rest", {})]
+HEAD = "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}"
+TAIL = "<|done|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+EACH = "{% for c in m.tool_calls or [] %}"
+ARGUMENT = "{% for k, v in c.function.arguments.items() %}"
+SHOWN = {
+    "tags": (
+        EACH + "<do>{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}</do>{% endfor %}",
+        '<do>{"name": "measure", "arguments": {"place": "Ilm \\"}]</call>", "depth": 4}}</do>\n'
+        '<do>{"name": "rest", "arguments": {}}</do>',
+    ),
+    "list": (
+        "{% if m.tool_calls %}[CALLS]["
+        + EACH
+        + "{{ {'tool': c.function.name, 'args': c.function.arguments} | tojson }}"
+        "{% if not loop.last %}, {% endif %}{% endfor %}][/CALLS]{% endif %}",
+        '[CALLS][{"tool": "measure", "args": {"place": "Ilm \\"}]</call>", "depth": 4}}, {"tool": "rest", "args": {}}]'
+        "[/CALLS]",
+    ),
+    "key": (
+        "{% if m.tool_calls %}<|do|>[" + EACH + "{{ {c.function.name: c.function.arguments} | tojson }}"
+        "{% if not loop.last %}, {% endif %}{% endfor %}]<|did|>{% endif %}",
+        '<|do|>[{"measure": {"place": "Ilm \\"}]</call>", "depth": 4}}, {"rest": {}}]<|did|>',
+    ),
+    "named": (
+        "{% if m.tool_calls %}<|all|>" + EACH + "<|one|>{{ c.id }}<|name|>{{ c.function.name }}<|with|>"
+        "{{ c.function.arguments | tojson }}<|end|>{% endfor %}<|over|>{% endif %}",
+        '<|all|><|one|>x1<|name|>measure<|with|>{"place": "Ilm \\"}]</call>", "depth": 4}<|end|>'
+        "<|one|>y<|name|>rest<|with|>{}<|end|><|over|>",
+    ),
+    "arguments": (
+        EACH + "<run={{ c.function.name }}>\n" + ARGUMENT + "<arg={{ k }}>\n{{ v }}\n</arg>\n{% endfor %}</run>\n"
+        "{% endfor %}",
+        '<run=measure>\n<arg=place>\nIlm "}]</call>\n</arg>\n<arg=depth>\n4\n</arg>\n</run>\n<run=rest>\n</run>\n',
+    ),
+    "elements": (
+        EACH + "<use><name>{{ c.function.name }}</name>" + ARGUMENT + "<{{ k }}>{{ v }}</{{ k }}>{% endfor %}</use>"
+        "{% endfor %}",
+        '<use><name>measure</name><place>Ilm "}]</call></place><depth>4</depth></use><use><name>rest</name></use>',
+    ),
+    "python": (
+        "{% if m.tool_calls %}<|py|>[" + EACH + "{{ c.function.name }}(" + ARGUMENT + "{{ k }}={{ v | tojson }}"
+        "{% if not loop.last %}, {% endif %}{% endfor %}){% if not loop.last %}, {% endif %}{% endfor %}]<|/py|>"
+        "{% endif %}",
+        "<|py|>[measure(place='Ilm \"}]</call>', depth=4), rest()]<|/py|>",
+    ),
+}
+
+
+def cuts(text: str) -> Iterator[list[str]]:
+    """A text whole, in characters, and in pieces of six kinds."""
+    yield [text]
+    for size in (1, 2, 3, 5, 9):
+        yield [text[i : i + size] for i in range(0, len(text), size)]
+    for seed in (1, 2):
+        chance, pieces, place = random.Random(seed), [], 0
+        while place < len(text):
+            size = chance.randint(1, 17)
+            pieces.append(text[place : place + size])
+            place += size
+        yield pieces
+
+
+def read(
+    answers: AnswerFormat, pieces: Sequence[str], tools: Any, prompt_end: str | None
+) -> tuple[str, str, list[tuple[str, Any]]]:
+    """Content and reasoning with their white space as single blanks, and the calls."""
+    reader = answers.reader(tools, prompt_end)
+    parts = [part for piece in pieces for part in reader.feed(piece)] + reader.finish()
+    content = "".join(part.text for part in parts if isinstance(part, Content))
+    reasoning = "".join(part.text for part in parts if isinstance(part, Reasoning))
+    calls = [(part.name, json.loads(part.arguments)) for part in parts if isinstance(part, Call)]
+    return " ".join(content.split()), " ".join(reasoning.split()), calls
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_form_is_found_and_proved(name: str) -> None:
+    shown, text = SHOWN[name]
+    answers = answer_format(HEAD + shown + TAIL)
+    assert (answers.source, answers.is_proved, answers.tried) == ("template", True, 2)
+    for pieces in cuts(f"Now.\n{text}<|done|>"):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == ("Now.", "", BOTH)
+    for pieces in cuts(text[: text.index("depth")]):
+        content, _, calls = read(answers, pieces, TOOLS, "<|assistant|>")
+        assert (calls, "Ilm" in content) == ([], True)
+
+
+def test_reasoning_is_found() -> None:
+    template = HEAD.replace(
+        "{{ m.content", "{% if m.thinking %}<|muse|>{{ m.thinking }}<|mused|>{% endif %}{{ m.content"
+    )
+    answers = answer_format(template + SHOWN["tags"][0] + TAIL)
+    call = '<do>{"name": "rest", "arguments": {}}</do>'
+    for pieces in cuts(f"<|muse|>Is {call} it?<|mused|>Yes.{call}"):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == ("Yes.", f"Is {call} it?", [("rest", {})])
+    for pieces in cuts(f"So.{call}"):
+        assert read(answers, pieces, TOOLS, "<|assistant|><|muse|>") == ("", "So.", [("rest", {})])
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ("Write <fn>{'name': <name>, 'arguments': <arguments>}</fn>.", "<fn>{'name': 'rest', 'arguments': {}}</fn>"),
+        (
+            "Call with callables[{'name': [name], 'arguments': [arguments]}].",
+            'callables[{"name": "rest", "arguments": {}}]',
+        ),
+        ("Answer [name1(key=value), name2()].", "[rest()]"),
+    ],
+)
+def test_an_instruction_is_followed_without_proof(told: str, text: str) -> None:
+    answers = answer_format("{% if tools %}" + told + "{{ tools | tojson }}{% endif %}" + HEAD + TAIL)
+    assert (answers.source, answers.is_proved) == ("instruction", False)
+    for pieces in cuts(text):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == ("", "", [("rest", {})])
+
+
+def test_the_vocabulary_shows_a_format() -> None:
+    tokens = ["<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<think>", "</think>"]
+    answers = answer_format(HEAD + TAIL, special_tokens=tokens)
+    assert (answers.source, answers.is_proved) == ("vocabulary", False)
+    text = "<think>Hm.</think><|tool_calls_section_begin|><|tool_call_begin|>functions.rest:0"
+    text += "<|tool_call_argument_begin|>{}"
+    assert read(answers, [text], TOOLS, "<|assistant|>") == ("", "Hm.", [("rest", {})])
+
+
+@pytest.mark.parametrize(
+    "template", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ raise_exception('x') }}", "{%", None]
+)
+def test_a_template_that_fails_shows_nothing(template: str | None) -> None:
+    assert answer_format(template).source == "default"
+
+
+def typed(value: Any) -> Any:
+    """A value with the types of its parts, so that 1, 1.0 and True differ."""
+    if isinstance(value, dict):
+        return {key: typed(each) for key, each in value.items()}
+    return [typed(each) for each in value] if isinstance(value, list) else (type(value), value)
+
+
+@pytest.mark.skipif(not FAMILIES, reason="ANSWER_FORMATS names no folder of answers")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_read_as_written(family: str) -> None:
+    lines = [json.loads(line) for line in (Path(FOLDER) / f"{family}.jsonl").read_text("utf-8").splitlines()]
+    answers = answer_format(
+        (Path(FOLDER) / "templates" / f"{family}.jinja").read_text("utf-8"), lines[0]["special"] or ()
+    )
+    assert answers.is_proved is (family not in NOT_SHOWN)
+    for line in lines:
+        wanted = [(call["name"], call["arguments"]) for call in line["tool_calls"]]
+        for pieces in cuts(line["raw"]):
+            content, reasoning, calls = read(answers, pieces, line["tools"], line["prompt_end"])
+            assert (typed(calls), reasoning) == (typed(wanted), " ".join((line["reasoning"] or "").split())), line[
+                "case"
+            ]
+            if line.get("kept"):
+                assert " ".join(line["kept"].split()) in content, line["case"]
+            else:
+                assert content == " ".join((line["content"] or "").split()), line["case"]
