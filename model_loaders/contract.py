@@ -57,6 +57,10 @@ class ModelInfo:
         engine: builds another engine than ours: `engine(info, options) -> Engine`; `model` may be None then.
         sentence_format: how vectors are made of texts; None reads it from the model's folder, if that is a
             sentence-transformers model.
+        hooks: functions that requests may name in interventions: `hook(states, *, module, positions, args)`, see
+            docs/inside.md.
+        vectors: vectors that requests may name in interventions: tensors, or paths of safetensors files.
+        inspect: what `done_callback` is shown of the model's states: `{"modules": [...], "positions": "prompt"}`.
         served_as: the id that clients know it by; set when it is loaded for the configuration.
     """
 
@@ -82,6 +86,9 @@ class ModelInfo:
     close: Callable[[], None] | None = None
     engine: Callable[..., Any] | None = None
     sentence_format: SentenceFormat | None = None
+    hooks: Mapping[str, Hook] = field(default_factory=dict)
+    vectors: Mapping[str, Any] = field(default_factory=dict)
+    inspect: Mapping[str, Any] = field(default_factory=dict)
     served_as: str = field(default="", init=False)
 
     @property
@@ -160,6 +167,12 @@ def _check(info: ModelInfo, loader: str) -> None:
         kwargs = getattr(info, name)
         if not isinstance(kwargs, dict):
             raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(kwargs)}; expected a dict.")
+    for name in ("hooks", "vectors", "inspect"):
+        if not isinstance(getattr(info, name), Mapping):
+            raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(getattr(info, name))}; expected a dict.")
+    for name, hook in info.hooks.items():
+        if not callable(hook):
+            raise ModelLoadFailed(f"Loader {loader} returned hooks[{name!r}]={_kind(hook)}; expected a function.")
     if info.max_model_len is not None and not (isinstance(info.max_model_len, int) and info.max_model_len > 0):
         raise ModelLoadFailed(
             f"Loader {loader} returned max_model_len={info.max_model_len!r}; expected a positive number of tokens."

@@ -45,6 +45,7 @@ class ModelCard:
         max_model_len, fingerprint: set once the model was loaded; those of its last version.
         configured: it is in the configuration, and did not come while the server runs.
         parent: the id of the model that it is an adapter over; None for a model.
+        variant: the name with default request fields of its own that it was asked for by; empty for the others.
         created: when its files were written, in seconds since the epoch, else when the server was started.
     """
 
@@ -56,3 +57,4 @@ class ModelCard:
     created: int = 0
     configured: bool = True
     parent: str | None = None
+    variant: str = ""
