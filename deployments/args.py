@@ -47,6 +47,12 @@ def read_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArg
             *parser_faults(entry.api),
         )
     ]
+    faults += [
+        f"models[{index}].variants.{name}.{fault.removeprefix('default_params.')}"
+        for index, entry in enumerate(checked.models)
+        for name in entry.variants
+        for fault in default_faults(entry.defaults(name), checked.api, more=(GenerateBody,))
+    ]
     default = checked.api.default_model
     if default is not None and default not in checked.by_name():
         faults.append(f"api.default_model: there is no model {default!r}{nearest(default, checked.by_name())}")

@@ -6,7 +6,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias, cast
@@ -23,6 +30,7 @@ from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
 from deployments.large_messages import Packed, packed, unpacked
 from deployments.model_registry import RegistryHandle
+from deployments.openai.inside.all_captures import AllCaptures
 from deployments.readiness import Waiting
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.following import Following, followed
@@ -33,6 +41,8 @@ Handle: TypeAlias = DeploymentHandle[Any]
 
 STATUS_LIMIT_S = 5.0
 UNLOAD_LIMIT_S = 600.0
+CAPTURE_LIMIT_S = 45.0
+"""Longer than a store waits for a file that is being written."""
 
 
 class Gate:
@@ -169,6 +179,23 @@ class HandleClient:
     ) -> Embeddings:
         """A vector for each prompt."""
         return cast(Embeddings, await self._ask("embed", model, prompts, options, expect=expect))
+
+    async def modules(self, model: str, pattern: str) -> dict[str, Any]:
+        """What can be captured and changed inside a model, as JSON values."""
+        return cast(dict[str, Any], await self._ask("modules", model, pattern))
+
+    @property
+    def captures(self) -> AllCaptures:
+        """The captures of all replicas."""
+        return AllCaptures(self._capture_answers)
+
+    async def _capture_answers(self, method: str, *arguments: Any) -> list[Any]:
+        """What the store of every replica answers."""
+        answers = await self._tell_all("capture", self._pools, method, *arguments, limit=CAPTURE_LIMIT_S)
+        for answer in answers:
+            if isinstance(answer, Failed):
+                raise answer.error
+        return answers
 
     async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
         """What a client needs to know of the tokenizer, and the model's fingerprint, as JSON values."""

@@ -67,7 +67,8 @@ class ModelReplica:
         enter_folder(args.folder)
         keep_replica_port_local()
         _share_cores()
-        self._host = ModelHost(args, on_gone=self._withdraw)
+        place = serve.get_replica_context().replica_id.unique_id
+        self._host = ModelHost(args, on_gone=self._withdraw, place=place)
         self._metrics = ReplicaMetrics()
         self._tasks = [asyncio.create_task(self._preload(args)), asyncio.create_task(self._report())]
 
@@ -170,6 +171,17 @@ class ModelReplica:
         """A vector for each prompt."""
         model = await self._admit(model)
         return await self._host.embed(model, await unpacked(prompts), await unpacked(options), expect=expect)
+
+    @errors_as_values
+    async def modules(self, model: str, pattern: str) -> dict[str, Any]:
+        """What can be captured and changed inside a model."""
+        model = await self._admit(model)
+        return await self._host.modules(model, pattern)
+
+    @errors_as_values
+    async def capture(self, method: str, *arguments: Any) -> Any:
+        """A method of a `CaptureClient`, for the captures of this replica."""
+        return await getattr(self._host.captures, method)(*arguments)
 
     @errors_as_values
     async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:

@@ -58,6 +58,10 @@ class ModelInfo:
         engine: builds another engine than ours: `engine(info, options) -> Engine`; `model` may be None then.
         sentence_format: how vectors are made of texts; None reads it from the model's folder, if that is a
             sentence-transformers model.
+        hooks: functions that requests may name in interventions: `hook(states, *, module, positions, args)`, see
+            docs/inside.md.
+        vectors: vectors that requests may name in interventions: tensors, or paths of safetensors files.
+        inspect: what `done_callback` is shown of the model's states: `{"modules": [...], "positions": "prompt"}`.
         served_as: the id that clients know it by; set when it is loaded for the configuration.
     """
 
@@ -83,6 +87,9 @@ class ModelInfo:
     close: Callable[[], None] | None = None
     engine: Callable[..., Any] | None = None
     sentence_format: SentenceFormat | None = None
+    hooks: Mapping[str, Hook] = field(default_factory=dict)
+    vectors: Mapping[str, Any] = field(default_factory=dict)
+    inspect: Mapping[str, Any] = field(default_factory=dict)
     served_as: str = field(default="", init=False)
 
     @property
@@ -157,6 +164,9 @@ def _check(info: ModelInfo, loader: str) -> None:
         value = getattr(info, name)
         if value is not None and not is_right(value):
             raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(value)}; expected {expected}.")
+    for name, hook in info.hooks.items():
+        if not callable(hook):
+            raise ModelLoadFailed(f"Loader {loader} returned hooks[{name!r}]={_kind(hook)}; expected a function.")
 
 
 def _is_text_side(value: object) -> bool:
@@ -179,6 +189,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "processor": (_is_text_side, "a processor, such as AutoProcessor.from_pretrained(…)"),
     **dict.fromkeys(_HOOKS, (callable, "a function")),
     **dict.fromkeys(_KWARGS, (lambda value: isinstance(value, dict), "a dict")),
+    **dict.fromkeys(("hooks", "vectors", "inspect"), (lambda value: isinstance(value, Mapping), "a dict")),
     "chat_template": (lambda value: isinstance(value, str | dict), "a Jinja template"),
     "max_model_len": (lambda value: isinstance(value, int) and value > 0, "a positive number of tokens"),
     "stop_token_ids": (_are_ids, "a list of token ids"),

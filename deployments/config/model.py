@@ -57,6 +57,13 @@ class ModelEntry(Strict):
     adapters: AdapterOptions = Field(default_factory=AdapterOptions, description="Options of the adapters over it.")
     pinned: bool = Field(default=False, description="Load the model at start and never evict it.")
     preload: bool = Field(default=False, description="Load the model at start; it can be evicted.")
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Further names of the model, each with default request fields such as `interventions`.",
+    )
+    inside: Literal["intervene", "capture", "off"] = Field(
+        default="intervene", description="What requests may do inside the model: capture and intervene, or less."
+    )
     idle_unload_s: float | None = Field(
         default=None, gt=0, description="Seconds without a request until it is unloaded."
     )
@@ -75,9 +82,9 @@ class ModelEntry(Strict):
 
     _created: int = PrivateAttr(default_factory=lambda: int(time.time()))
 
-    @field_validator("id", "aliases")
+    @field_validator("id", "aliases", "variants")
     @classmethod
-    def _have_no_blanks_around(cls, names: str | list[str]) -> str | list[str]:
+    def _have_no_blanks_around(cls, names: Any) -> Any:
         for name in [names] if isinstance(names, str) else names:
             if not name or name != name.strip():
                 raise ValueError(f"remove the white space around {name!r}" if name.strip() else "a name is empty")
@@ -117,13 +124,16 @@ class ModelEntry(Strict):
 
     @property
     def names(self) -> list[str]:
-        return [self.id, *self.aliases]
+        return [self.id, *self.aliases, *self.variants]
 
     @property
     def card(self) -> ModelCard:
-        return ModelCard(
-            id=self.id, aliases=tuple(self.aliases), options=self.api, created=self._created, parent=self.base
-        )
+        names = (*self.aliases, *self.variants)
+        return ModelCard(id=self.id, aliases=names, options=self.api, created=self._created, parent=self.base)
+
+    def defaults(self, name: str) -> dict[str, Any]:
+        """The default request fields under one of the model's names."""
+        return {**self.api.default_params, **self.variants.get(name, {})}
 
     def date(self, created: int) -> None:
         """Set when the model was made, in seconds since the epoch, if that is known."""

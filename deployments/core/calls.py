@@ -32,6 +32,89 @@ class Grammar:
     param: str = field(default="response_format", compare=False)
 
 
+Word = Literal["last_prompt", "prompt", "generated", "all"]
+Operation = Literal["add", "scale", "zero", "set", "clamp", "hook"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Positions `start` to before `end` of the prompt, or of the generated tokens; None is their end.
+
+    Negative numbers count from the end of the prompt.
+    """
+
+    start: int = 0
+    end: int | None = None
+    of: Literal["prompt", "generated"] = "prompt"
+
+
+Positions = Word | Window | tuple[int, ...]
+"""A word, a window, or indices of tokens; negative ones count from the end of the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """States to capture.
+
+    Attributes:
+        modules: patterns of module names, with a suffix for what is captured there.
+        dtype: of the captured tensors; `native` is what the model computes.
+        inline: the tensors come in the answer, not in a file.
+        id: of the file.
+        prompt_in: id of the capture of the same prompt that has the positions of the prompt.
+    """
+
+    modules: tuple[str, ...]
+    positions: Positions = "last_prompt"
+    dtype: Literal["native", "float32", "float16"] = "native"
+    inline: bool = False
+    id: str = ""
+    prompt_in: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vector:
+    """Numbers of an intervention: `data`, or the `id` of an uploaded vector, or the `name` of one of the loader's.
+
+    Attributes:
+        data: little-endian numbers of `dtype` (float32, float16 or bfloat16).
+    """
+
+    data: bytes = b""
+    dtype: str = "float32"
+    shape: tuple[int, ...] = ()
+    id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervention:
+    """A change of what a module gives, or of what it is given.
+
+    Attributes:
+        module: a pattern of module names, with a suffix for what is changed there.
+        scale: factor of `add` and `scale`.
+        norm_match: `add` brings the vector to the norm of the state first.
+        features: columns to change, as ranges [start, end); None changes all.
+        value, min, max: what `clamp` brings a coordinate to.
+        name: of the loader's hook, for `hook`.
+        args: arguments of that hook, as JSON.
+    """
+
+    module: str
+    op: Operation
+    vector: Vector | None = None
+    scale: float = 1.0
+    norm_match: bool = False
+    positions: Positions = "all"
+    features: tuple[tuple[int, int], ...] | None = None
+    value: float | None = None
+    min: float | None = None
+    max: float | None = None
+    name: str = ""
+    args: str = "{}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How one choice is generated. The defaults are the full distribution, without penalties and without a seed.
@@ -63,6 +146,8 @@ class SamplingParams:
         length_penalty: of beam search; a text's score is its log-probability / length ** length_penalty.
         early_stopping: when beam search ends, see transformers' `GenerationConfig`.
         extra: keyword arguments for the loader's own `generate` hook, as they are.
+        capture: states of the model to capture.
+        interventions: changes of the model's states, in order.
     """
 
     max_tokens: int | None = None
@@ -95,6 +180,8 @@ class SamplingParams:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     extra: Mapping[str, Any] = field(default_factory=dict)
+    capture: Capture | None = None
+    interventions: tuple[Intervention, ...] = ()
 
     @property
     def reports_vocabulary(self) -> bool:
@@ -160,6 +247,7 @@ class GenerateCall:
         stream: deltas are wanted as they come; off, each choice may come as one delta at the end.
         expect: the weights that are to answer, `w<12>`; empty accepts any.
         spec: describes the model to a replica, if it came while the server runs; JSON.
+        owner: digest of the API key that may read its captures; empty on a server without keys.
     """
 
     request_id: str
@@ -175,6 +263,7 @@ class GenerateCall:
     stream: bool = False
     expect: str = ""
     spec: str = ""
+    owner: str = ""
 
     @property
     def prompt_param(self) -> str:

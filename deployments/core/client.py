@@ -69,12 +69,46 @@ class EmbedOptions:
     param: str = "input"
 
 
+class CaptureClient(Protocol):
+    """The captures and the uploaded vectors of all replicas.
+
+    Args named `owner` are digests of API keys: a capture is there for the key that made it alone.
+    """
+
+    async def handles(self, owner: str) -> list[dict[str, Any]]:
+        """The handles of a key's captures."""
+
+    async def info(self, capture_id: str, owner: str) -> dict[str, Any] | None:
+        """The handle of a capture whose file is complete; None if there is none.
+
+        Raises:
+            CapturePending: the file is not complete in time.
+        """
+
+    async def piece(self, capture_id: str, owner: str, offset: int, size: int) -> bytes | None:
+        """Bytes of a capture's file; None if there is none."""
+
+    async def delete(self, capture_id: str, owner: str) -> bool:
+        """Drop a capture; False if there is none."""
+
+    async def put_vector(self, data: bytes) -> str:
+        """Keep a vector on every replica; its id.
+
+        Raises:
+            BadRequest: it is not a safetensors file with one tensor `vector`.
+        """
+
+
 class ModelClient(Protocol):
     """The configured models, wherever they are loaded. Every method raises errors of `deployments.core.errors`.
 
     A method that takes `expect` raises VersionMismatch if the model's weights are not those, `w<12>`; empty accepts
     any.
     """
+
+    @property
+    def captures(self) -> CaptureClient:
+        """Captured states, and vectors for interventions."""
 
     def models(self) -> Sequence[ModelCard]:
         """Every configured model, in the order of the configuration."""
@@ -108,6 +142,13 @@ class ModelClient(Protocol):
         self, model: str, prompts: Sequence[Prompt], options: EmbedOptions, *, expect: str = ""
     ) -> Embeddings:
         """A vector for each prompt."""
+
+    async def modules(self, model: str, pattern: str) -> dict[str, Any]:
+        """What can be captured and changed inside a model, as JSON values.
+
+        Args:
+            pattern: of the modules' names; empty lists all.
+        """
 
     async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
         """What a client needs to know of the tokenizer, `model_max_length` and `fingerprint`, as JSON values."""

@@ -9,6 +9,7 @@ TroupeError                     500 server_error
 ├── PathNotAllowed              403 path_not_allowed
 ├── ModelNotFound               404 model_not_found
 ├── RouteNotFound               404 route_not_found
+├── CaptureNotFound             404 capture_not_found
 ├── MethodNotAllowed            405 method_not_allowed
 ├── BodyTimeout                 408 body_timeout
 ├── VersionMismatch             409 version_mismatch
@@ -19,9 +20,11 @@ TroupeError                     500 server_error
 ├── HeadersTooLarge             431 headers_too_large
 ├── Overloaded                  429 overloaded            (Retry-After)
 ├── ModelError                  500 model_error           (the model or one of its hooks failed)
+│   ├── NotFinite               500 model_error
 │   ├── BrokenHook              500 model_error
 │   └── ModelLoadFailed         500 model_load_failed
 ├── OutOfMemory                 503 out_of_memory
+├── CapturePending              503 capture_pending       (being written: try again)
 ├── Unavailable                 503 unavailable           (shutting down, replica lost: try again)
 └── LoadTimeout                 504 model_load_timeout
 
@@ -162,6 +165,14 @@ class RecordNotFound(TroupeError):
     code = "record_not_found"
 
 
+class CaptureNotFound(TroupeError):
+    """There is no such capture of this key, or no longer."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "capture_not_found"
+
+
 class MethodNotAllowed(TroupeError):
     """The path exists, but not with this method."""
 
@@ -241,6 +252,10 @@ class ModelError(TroupeError):
     code = "model_error"
 
 
+class NotFinite(ModelError):
+    """The model's logits for this request are NaN or infinite."""
+
+
 class BrokenHook(ModelError):
     """A hook of the loader returned a value that breaks its contract (docs/loaders.md)."""
 
@@ -264,6 +279,14 @@ class Unavailable(TroupeError):
 
     status = 503
     code = "unavailable"
+    retryable = True
+
+
+class CapturePending(TroupeError):
+    """The file of a capture is still being written."""
+
+    status = 503
+    code = "capture_pending"
     retryable = True
 
 

@@ -1,7 +1,8 @@
 """Events that answer a call to a model. Plain dataclasses of the standard library.
 
 A generation call is answered by `Accepted` first (every prompt is encoded and fits), then `PromptScores` if the call
-asks for them and `Delta`s of all choices interleaved, then `Finished`. `Failed` ends the stream at any point.
+asks for them, `Delta`s of all choices interleaved and `Captured` before the last one of each, then `Finished`.
+`Failed` ends the stream at any point.
 """
 
 from __future__ import annotations
@@ -64,6 +65,25 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What an engine has captured of a choice, before its last delta; the host makes a `Captured` of it.
+
+    `recording` is a `deployments.engine.inside.recording.Recording`.
+    """
+
+    choice: int = 0
+    recording: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """Where the captured states of a choice are, as the client gets it; before the choice's last delta."""
+
+    choice: int = 0
+    handle: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Durations of a request, in seconds since the model received it, including waiting and encoding.
 
@@ -109,10 +129,10 @@ class Failed:
     error: TroupeError
 
 
-Event = Accepted | PromptScores | Delta | TranscriptionStarted | TranscriptSegment | Finished | Failed
+Event = Accepted | PromptScores | Delta | Captured | TranscriptionStarted | TranscriptSegment | Finished | Failed
 
 
-EngineEvent = PromptScores | Delta | Failed
+EngineEvent = PromptScores | Delta | Recorded | Failed
 
 
 def is_last(event: EngineEvent) -> bool:

@@ -46,6 +46,7 @@ class ModelCard:
         answers: how it writes tool calls and reasoning, and how that was found; set likewise.
         configured: it is in the configuration, and did not come while the server runs.
         parent: the id of the model that it is an adapter over; None for a model.
+        variant: the name with default request fields of its own that it was asked for by; empty for the others.
         created: when its files were written, in seconds since the epoch, else when the server was started.
     """
 
@@ -58,3 +59,4 @@ class ModelCard:
     created: int = 0
     configured: bool = True
     parent: str | None = None
+    variant: str = ""

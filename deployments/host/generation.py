@@ -12,12 +12,25 @@ from typing import Any
 
 from deployments.core.calls import ChatPrompt, GenerateCall, Prompt, SamplingParams
 from deployments.core.errors import BadRequest, ContextOverflow, UnsupportedParameter
-from deployments.core.events import Accepted, Delta, EngineEvent, Event, Failed, Finished, PromptScores, Timings, Usage
+from deployments.core.events import (
+    Accepted,
+    Captured,
+    Delta,
+    EngineEvent,
+    Event,
+    Failed,
+    Finished,
+    PromptScores,
+    Recorded,
+    Timings,
+    Usage,
+)
 from deployments.core.token_ids import TokenIds
 from deployments.engine.base.admission import check_supported
 from deployments.engine.base.event_queue import merge_deltas
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.engine.base.running_requests import RunningRequests
+from deployments.host.inside.capturing import Capturing, capturing, check_inside, with_vectors
 from deployments.host.inspection import Inspection
 from deployments.host.loaded_model import EncodedPrompt, LoadedModel
 from deployments.host.worker import Worker
@@ -37,6 +50,7 @@ class Generation:
         started: by `time.monotonic()`, to report timings from; None reports none.
         fingerprint: of the model, for `Accepted`.
         inspection: is shown every event.
+        capturing: makes files of what is captured.
 
     Attributes:
         accepted: the event that comes before all others.
@@ -55,6 +69,7 @@ class Generation:
         fingerprint: str = "",
         answers: Mapping[str, Any] | None = None,
         inspection: Inspection | None = None,
+        capturing: Capturing | None = None,
     ) -> None:
         self.accepted = Accepted(
             prompt_token_ids=tuple(TokenIds(prompt.encoded.input_ids) for prompt in prompts),
@@ -67,6 +82,7 @@ class Generation:
         self._call = call
         self._prompts = prompts
         self._inspection = inspection
+        self._capturing = capturing
         self._per_prompt = max(call.n, call.best_of or 0)
         self._ranked = self._per_prompt > call.n
         self._streams = call.stream and not self._ranked
@@ -94,6 +110,8 @@ class Generation:
         """
         model.check_text()
         check_supported(call.sampling, model.engine.supports)
+        check_inside(model, call.sampling)
+        call = replace(call, sampling=with_vectors(call.sampling, model.captures))
         prompts = await _encoded(model, call)
         generation = cls(
             model.engine,
@@ -105,6 +123,7 @@ class Generation:
             fingerprint=model.fingerprint,
             answers=model.answers,
             inspection=Inspection(model.info, call, prompts) if model.info.done_callback else None,
+            capturing=capturing(model, call),
         )
         try:
             await generation.submit(model.submitting)
@@ -124,6 +143,10 @@ class Generation:
             TroupeError: the engine refuses a choice.
         """
         requests = self._requests()
+        if self._capturing is not None:
+            every = await worker.run(lambda: list(requests))
+            await self._capturing.reserve(every, worker.run)
+            requests = iter(every)
         while await worker.run(lambda: self._running.submit(islice(requests, _AT_ONCE))) == _AT_ONCE:
             pass
 
@@ -138,11 +161,15 @@ class Generation:
                 if (call_back := self._inspection.ended(event)) is not None:
                     await asyncio.to_thread(call_back)
         self.ended = failed or not self._running
+        if self._capturing is not None and self.ended and not failed:
+            self._capturing.finish()
         return [*events, Finished(usage=self._usage())] if self.ended and not failed else events
 
     def close(self) -> None:
         """Cancel the choices that have not ended."""
         self._running.close()
+        if self._capturing is not None:
+            self._capturing.close()
 
     def _requests(self) -> Iterator[EngineRequest]:
         """What the engine is asked for, in the order of the choices; see `_budget` for its errors."""
@@ -151,10 +178,12 @@ class Generation:
         for i, budget in enumerate(budgets):
             request = self._request(self._call.prompts[i], self._prompts[i])
             for j in range(self._per_prompt):
+                choice, sampling = i * self._per_prompt + j, self._sampling(j, budget)
                 yield replace(
                     request,
-                    request_id=f"{self._call.request_id}#{i * self._per_prompt + j}",
-                    sampling=self._sampling(j, budget),
+                    request_id=f"{self._call.request_id}#{choice}",
+                    sampling=sampling if self._capturing is None else self._capturing.sampling(sampling, choice),
+                    inspect=None if self._capturing is None else self._capturing.shown,
                 )
 
     def _request(self, asked: Prompt, prompt: EncodedPrompt) -> EngineRequest:
@@ -194,7 +223,11 @@ class Generation:
                 if isinstance(event, Failed):
                     # A stream that has begun shows all it had; one that has shown nothing can be sent once more.
                     return [*events, *self._merged(), event] if self._shown else [event]
-                events.extend(self._receive(choice, event))
+                if isinstance(event, Recorded):
+                    assert self._capturing is not None
+                    events.extend(await self._capturing.take(choice, event.recording))
+                else:
+                    events.extend(self._receive(choice, event))
             if self._streams:
                 break
         self._shown = True
@@ -223,13 +256,19 @@ class Generation:
         """The events of the `n` most likely of `best_of` choices per prompt, renumbered."""
         scores = {event.choice: event for event in events if isinstance(event, PromptScores)}
         deltas = {event.choice: event for event in events if isinstance(event, Delta)}
+        captured = {event.choice: event for event in events if isinstance(event, Captured)}
         chosen: list[Event] = []
         for i in range(len(self._prompts)):
             candidates = [deltas[i * self._per_prompt + j] for j in range(self._per_prompt)]
             candidates.sort(key=_mean_logprob, reverse=True)
+            for loser in candidates[self._call.n :]:
+                if self._capturing is not None:
+                    self._capturing.drop(loser.choice)
             for index, delta in enumerate(candidates[: self._call.n], i * self._call.n):
                 if delta.choice in scores:
                     chosen.append(replace(scores[delta.choice], choice=index))
+                if delta.choice in captured:
+                    chosen.append(replace(captured[delta.choice], choice=index))
                 logprobs = delta.logprobs if self._call.sampling.logprobs is not None else None
                 chosen.append(replace(delta, choice=index, logprobs=logprobs))
         return chosen

@@ -30,10 +30,12 @@ from deployments.core.transcript import TranscriptionStarted
 from deployments.engine.library.tested_versions import warn_of_untested_transformers
 from deployments.host.adapters import Adapters
 from deployments.host.generation import Generation
+from deployments.host.inside.captures import CaptureStore
+from deployments.host.inside.capturing import modules_of
 from deployments.host.leases import Leases
 from deployments.host.loaded_model import CLOSE_LIMIT_S, LoadedModel
 from deployments.host.loading import Loading, default_device
-from deployments.host.profiling import Trace
+from deployments.host.profiling import Trace, traced
 from deployments.registry.catalogue import Catalogue, date_models
 from deployments.registry.following import Following, followed
 from deployments.registry.registry import ModelRegistry
@@ -56,8 +58,10 @@ class ModelHost:
         on_gone: called with the id of a model that was unloaded or could not be loaded.
         given: models that are loaded already, by id.
         registry: of models that come while the server runs; a replica has none, its calls bring them.
+        place: names this process in the ids of captures.
 
     Attributes:
+        captures: of the requests' states.
         following: keeps the models as the registry has them; to be started in the event loop.
     """
 
@@ -69,12 +73,14 @@ class ModelHost:
         on_gone: Callable[[str], None] = lambda key: None,
         given: Mapping[str, ModelInfo] | None = None,
         registry: ModelRegistry | None = None,
+        place: str = "",
     ) -> None:
         warn_of_untested_transformers()
         self.args = args
         self._on_gone = on_gone
         self.device = device or default_device()
-        self._loading = Loading(self.device, api=args.api, given=given)
+        self.captures = CaptureStore(args.api.captures, place)
+        self._loading = Loading(self.device, api=args.api, given=given, captures=self.captures)
         date_models(args)
         self._catalogue = Catalogue(args, given or {})
         self.following = None if registry is None else Following(self._catalogue, registry)
@@ -155,6 +161,7 @@ class ModelHost:
             },
             "refused": self._adapters.refused,
             **stats.counters,
+            **self.captures.stats(),
         }
 
     async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
@@ -165,7 +172,7 @@ class ModelHost:
         try:
             if self._draining:
                 raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
-            async with self.lease(call.model, call.expect) as model, self._traced(model):
+            async with self.lease(call.model, call.expect) as model, traced(self._traces.get(model.entry.id)):
                 if isinstance(call, TranscribeCall):
                     async with aclosing(model.transcribe(call, interval=interval)) as heard:
                         async for event in heard:
@@ -225,6 +232,11 @@ class ModelHost:
         async with self.lease(model, expect) as loaded:
             return await loaded.embed(prompts, options)
 
+    async def modules(self, model: str, pattern: str) -> dict[str, Any]:
+        """What can be captured and changed inside a model, as JSON values."""
+        async with self.lease(model) as loaded:
+            return await modules_of(loaded, pattern)
+
     async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
         """What a client needs to know of the tokenizer, and the model's fingerprint, as JSON values."""
         async with self.lease(model, expect) as loaded:
@@ -283,21 +295,9 @@ class ModelHost:
             await self.following.close()
         await self.leases.close(CLOSE_LIMIT_S)
         await asyncio.to_thread(self._loading.close)
+        await asyncio.to_thread(self.captures.close)
         for trace in self._traces.values():
             await asyncio.to_thread(trace.close)
-
-    @asynccontextmanager
-    async def _traced(self, model: LoadedModel) -> AsyncIterator[None]:
-        """While a request of the model is computed: it may be part of a trace."""
-        trace = self._traces.get(model.entry.id)
-        if trace is None:
-            yield
-            return
-        await asyncio.to_thread(trace.begin)
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(trace.end)
 
     @asynccontextmanager
     async def lease(self, model: str, expect: str = "") -> AsyncIterator[LoadedModel]:

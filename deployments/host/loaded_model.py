@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from deployments.config.captures import CaptureOptions
 from deployments.config.model import ModelEntry
 from deployments.core.calls import ChatPrompt, Prompt, TextPrompt, TokensPrompt, TranscribeCall
 from deployments.core.client import Embeddings, EmbedOptions, TokenPiece
@@ -27,6 +28,7 @@ from deployments.host.embedding.embedder import Embedder, check_ids
 from deployments.host.embedding.text import EmbeddingTexts
 from deployments.host.fingerprint import ModelFingerprint
 from deployments.host.hook_probe import probe_hooks
+from deployments.host.inside.captures import CaptureStore
 from deployments.host.prompt_limits import PromptLimits, is_long
 from deployments.host.template_processes import TemplateProcesses
 from deployments.host.worker import Worker
@@ -96,6 +98,7 @@ class LoadedModel:
         media: limits on the media of one request.
         templates: render chat templates of requests.
         named: the model's fingerprint.
+        captures: of its requests.
 
     Attributes:
         answers: how it writes tool calls and reasoning, and how that was found; None if it holds no conversations.
@@ -112,7 +115,9 @@ class LoadedModel:
         media: MediaLimits | None = None,
         templates: TemplateProcesses | None = None,
         named: ModelFingerprint | None = None,
+        captures: CaptureStore | None = None,
     ) -> None:
+        self.captures = captures or CaptureStore(CaptureOptions())
         self.entry = entry
         self._templates = templates or TemplateProcesses()
         self.named = named or ModelFingerprint()

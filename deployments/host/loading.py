@@ -15,6 +15,7 @@ from deployments.core.errors import RAISED_BY_HOOKS, LoadTimeout, ModelLoadFaile
 from deployments.engine.base.failures import free_memory, is_out_of_memory
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.fingerprint import model_fingerprint
+from deployments.host.inside.captures import CaptureStore
 from deployments.host.loaded_model import LoadedModel
 from deployments.host.template_processes import RenderLimits, TemplateProcesses
 from deployments.host.worker import Worker, position
@@ -42,6 +43,7 @@ class Loading:
         device: where loaders put their models, such as "cuda:0".
         api: limits on what the models' requests may bring.
         given: models that need no loader, by id.
+        captures: of the models' requests.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Loading:
         *,
         api: ApiOptions | None = None,
         given: Mapping[str, ModelInfo] | None = None,
+        captures: CaptureStore | None = None,
     ) -> None:
+        self._captures = captures
         self.device = device
         api = api or ApiOptions()
         self._templates = TemplateProcesses(
@@ -141,7 +145,14 @@ class Loading:
             info.served_as = entry.id
             read_mapped_weights(info.model)
             named = model_fingerprint(entry, version, info)
-            model = LoadedModel(entry, info, media=self._media, templates=self._templates, named=named)
+            model = LoadedModel(
+                entry,
+                info,
+                media=self._media,
+                templates=self._templates,
+                named=named,
+                captures=self._captures,
+            )
         except RAISED_BY_HOOKS as error:
             if _caused_by_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error

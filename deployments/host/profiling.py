@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import torch
@@ -69,3 +72,16 @@ class Trace:
             profiler.stop()
             profiler.export_chrome_trace(str(self._file))
             logger.info("wrote a trace of %d requests to %s", self._ended, self._file)
+
+
+@asynccontextmanager
+async def traced(trace: Trace | None) -> AsyncIterator[None]:
+    """While a request of a model is computed: it may be part of the model's trace, if there is one."""
+    if trace is None:
+        yield
+        return
+    await asyncio.to_thread(trace.begin)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(trace.end)

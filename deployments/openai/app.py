@@ -13,6 +13,7 @@ from deployments.config.api import ApiOptions
 from deployments.core.client import ModelClient
 from deployments.core.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
 from deployments.core.installed import server_version
+from deployments.openai.fields.inside import INSIDE_HEADER
 from deployments.openai.http.api import Api
 from deployments.openai.http.errors import error_response, internal_error
 from deployments.openai.http.exchange import FINGERPRINT_HEADER, IGNORED_HEADER, SAMPLING_HEADER, endpoint
@@ -26,7 +27,10 @@ from deployments.openai.record.answered import RESUMED_HEADER
 from deployments.openai.record.recorder import Recorder
 from deployments.openai.routes import ROUTES
 
-_EXPOSED = ("x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER, FINGERPRINT_HEADER, RESUMED_HEADER)
+_EXPOSED = (
+    *("x-request-id", "retry-after", SAMPLING_HEADER, IGNORED_HEADER, FINGERPRINT_HEADER, RESUMED_HEADER),
+    INSIDE_HEADER,
+)
 
 AddRoutes = Callable[[FastAPI, Api, Sequence[Route]], None]
 """Adds routes to an application that has those of the API."""
@@ -60,7 +64,7 @@ def build_api(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=options.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=_EXPOSED,
         )

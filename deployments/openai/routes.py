@@ -12,6 +12,8 @@ from deployments.openai.completions.schema import CompletionBody, TextCompletion
 from deployments.openai.embeddings import EmbeddingList, EmbeddingsBody, create_embeddings
 from deployments.openai.fingerprint import Fingerprint, show_fingerprint
 from deployments.openai.http.route import Route
+from deployments.openai.inside.captures import CaptureList, delete_capture, list_captures, retrieve_capture
+from deployments.openai.inside.modules import ModuleList, UploadedVector, create_vector, list_modules
 from deployments.openai.page.records import RecordList, list_records, retrieve_record
 from deployments.openai.responses.answer import create_response
 from deployments.openai.responses.schema import ResponseObject, ResponsesBody
@@ -41,6 +43,11 @@ ROUTES = (
     Route("POST", "/detokenize", "tokens", tokens.detokenize, tokens.DetokenizeBody, tokens.Detokenized),
     Route("GET", "/tokenizer_info", "tokens", tokens.tokenizer_info, None, Json, query=("model",)),
     Route("GET", "/fingerprint", "models", show_fingerprint, None, Fingerprint, query=("model",)),
+    Route("GET", "/modules", "inside", list_modules, None, ModuleList, query=("model", "match")),
+    Route("POST", "/vectors", "inside", create_vector, None, UploadedVector, scoped=False),
+    Route("GET", "/captures", "inside", list_captures, None, CaptureList, scoped=False),
+    Route("GET", "/captures/{capture}", "inside", retrieve_capture, None, Json, scoped=False),
+    Route("DELETE", "/captures/{capture}", "inside", delete_capture, None, Json, scoped=False),
     Route("GET", "/health", "models", models.health, None, models.Health, query=("verbose",), scoped=False),
     Route("GET", "/version", "models", show_version, None, Version, scoped=False),
     Route("GET", "/admin/replicas", "admin", admin.list_replicas, None, admin.ReplicaList, scoped=False),

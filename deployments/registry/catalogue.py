@@ -120,7 +120,11 @@ class Catalogue:
 
     def resolve(self, name: str) -> ModelCard:
         """What clients see of the model with this id or alias; see `entry` for its errors."""
-        return self._cards[self.entry(name).id]
+        entry = self.entry(name)
+        card = self._cards[entry.id]
+        if name not in entry.variants:
+            return card
+        return replace(card, options=replace(card.options, default_params=entry.defaults(name)), variant=name)
 
     def learn(self, model: str, max_model_len: int, fingerprint: str, answers: Mapping[str, Any] | None = None) -> None:
         """Remember what the model's last version has told of itself."""

@@ -77,7 +77,7 @@ class SimulatedEngine(ThreadedEngine):
     """Continuous batching with a prefix store, in time only. See `protocol.Engine`."""
 
     kind = "simulated"
-    supports = frozenset(SamplingParams.__dataclass_fields__)
+    supports = frozenset(SamplingParams.__dataclass_fields__) - {"capture", "interventions"}
 
     def __init__(self, info: ModelInfo, options: EngineOptions, roofline: Roofline, prefixes: int) -> None:
         super().__init__()

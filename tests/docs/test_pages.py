@@ -38,6 +38,10 @@ def test_a_recipe_of_the_cookbook(reader: Session, checkpoint: Path, heading: st
     follow(reader, COOKBOOK[heading])
 
 
+def test_inside_the_model(reader: Session) -> None:
+    follow(reader, blocks(DOCS / "inside.md"))
+
+
 def test_writing_a_loader(reader: Session, checkpoint: Path) -> None:
     shutil.copytree(checkpoint, reader.folder / "my-checkpoint")
     follow(reader, blocks(DOCS / "write-a-loader.md"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from deployments.engine.batching.sequence import Sequence
 from deployments.engine.batching.sequence_builder import SequenceBuilder
 from deployments.engine.batching.step_loop import StepLoop
 from deployments.engine.cache.sequence_bytes import SequenceBytes
+from deployments.engine.inside.measure import measure
+from deployments.engine.inside.resolve import Resolver
 from deployments.engine.model.forward import Forward
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import Capabilities
@@ -37,6 +40,7 @@ class Stepped:
 
     Attributes:
         texts: the tokens of each request that `add` has queued.
+        hooks: of the loader, for interventions.
     """
 
     def __init__(
@@ -57,13 +61,25 @@ class Stepped:
             self.loop = StepLoop(forward, self.loop.prefiller, self.loop.store, sizes, changed)
         self._builder = SequenceBuilder(forward, vocabulary, capabilities.logits_width)
         self._builder.close()
+        self._measure = partial(
+            measure, forward, pads=capabilities.pads, mixes=capabilities.mixes, text_side=vocabulary.text_side
+        )
+        self.hooks: dict[str, Callable[..., Any]] = {}
         self._live: dict[str, LiveRequest] = {}
         self.texts: dict[str, list[int]] = {}
 
     def sequence(self, request: EngineRequest, emit: Emit) -> Sequence:
         """The state of a request, which is not queued."""
         self._live[request.request_id] = live = LiveRequest(request, emit)
-        return self._builder.sequence(live)
+        params = request.sampling
+        if params.capture is None and not params.interventions:
+            return self._builder.sequence(live)
+        return self._builder.sequence(live, self._resolver.inspected(params, len(request.input_ids)))
+
+    @cached_property
+    def _resolver(self) -> Resolver:
+        with torch.inference_mode():
+            return Resolver(self._measure(), self.hooks, {}, torch.device("cpu"))
 
     def queue(self, request: EngineRequest, emit: Emit) -> None:
         """Queue a request."""

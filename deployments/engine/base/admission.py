@@ -139,5 +139,8 @@ def request_field(name: str, params: SamplingParams) -> str:
     return "generate_kwargs" if name == "extra" else name
 
 
+INSIDE_PARAMS = frozenset({"capture", "interventions"})
+"""Parameters of the states of a model that the engine itself calls."""
+
 # Arguments for a hook are for engines that have one.
-ALL_PARAMS: frozenset[str] = frozenset(field.name for field in fields(SamplingParams)) - {"extra"}
+ALL_PARAMS: frozenset[str] = frozenset(field.name for field in fields(SamplingParams)) - {"extra"} - INSIDE_PARAMS

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from deployments.core.calls import SamplingParams
+from deployments.core.calls import Capture, SamplingParams
 from deployments.core.events import EngineEvent
 from deployments.core.reasoning import ReasoningMarkers
 
@@ -42,6 +42,7 @@ class EngineRequest:
         processors: transformers `LogitsProcessor`s of this request, called before the loader's with int64 [1, length]
             and float32 [1, vocab].
         adapter: the version of the adapter that computes it, which the engine has; empty for the base.
+        inspect: what the loader's done_callback wants to see of the model's states.
     """
 
     request_id: str
@@ -55,6 +56,7 @@ class EngineRequest:
     reasoning_opened: bool = False
     processors: Sequence[Any] = ()
     adapter: str = ""
+    inspect: Capture | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ import torch
 from deployments.adapters.lora_file import LoraFile
 from deployments.config.engine import EngineOptions
 from deployments.core.cgroup import cores
-from deployments.core.errors import BadRequest
+from deployments.core.errors import BadRequest, UnsupportedParameter
 from deployments.engine.adapters.table import AdapterTable, PlacedAdapter
-from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
+from deployments.engine.base.admission import ALL_PARAMS, INSIDE_PARAMS, check_media, check_request, context_length
 from deployments.engine.base.failures import as_error, unloading
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
@@ -32,6 +32,9 @@ from deployments.engine.batching.running_batches import Limits
 from deployments.engine.batching.sequence_builder import SequenceBuilder
 from deployments.engine.batching.step_loop import StepLoop
 from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
+from deployments.engine.inside.inspected import Inspected
+from deployments.engine.inside.measure import measure
+from deployments.engine.inside.resolve import Resolver
 from deployments.engine.model.forward import Forward
 from deployments.engine.model.patches import Patches
 from deployments.engine.speedups.deterministic import Strategy, make_deterministic
@@ -40,7 +43,7 @@ from deployments.engine.speedups.packed_linear import pack_linears
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import Capabilities
 from deployments.engine.verify.encoder_inputs import encoder_inputs, encoder_needs
-from deployments.engine.verify.proofs import DETERMINISTIC, FORWARD, PACKED, ROTARY, Proofs
+from deployments.engine.verify.proofs import DETERMINISTIC, FORWARD, INSIDE, PACKED, ROTARY, Proofs
 from deployments.engine.verify.row_probe import watch_modules
 from model_loaders.contract import ModelInfo
 
@@ -79,13 +82,14 @@ class BatchingEngine(ThreadedEngine):
         torch.set_num_threads(self._cores)
         self._context = context_length(info, options)
         # A search computes with other shapes than the fixed ones of the deterministic mode.
-        self.supports = ALL_PARAMS - ({"num_beams"} if options.deterministic else set())
+        self.supports = (ALL_PARAMS | INSIDE_PARAMS) - ({"num_beams"} if options.deterministic else set())
         self._needs = encoder_needs(info.model)
         self._vocabulary = vocabulary
         self._forward = _forward(info.model, self._context, vocabulary.text_side, proofs)
         with torch.inference_mode(), proofs.of(FORWARD) as note:
             self.capabilities = Capabilities.measure(self._forward, self._context)
             note.found = str(self.capabilities)
+        self.inside = _inside(self._forward, self.capabilities, info, vocabulary.text_side, proofs)
         self._logits_width = self.capabilities.logits_width
         self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
         if options.static_cache:
@@ -178,16 +182,33 @@ class BatchingEngine(ThreadedEngine):
             check_search(params)
         else:
             self._check_bytes(request)
+        inspected = self.inspected(request)
         compiled = self._grammars.compile(params.grammar) if params.grammar is not None else None
         live = self._admit(request, emit, counted=False)
 
         def build() -> None:
-            self._build(live, compiled)
+            self._build(live, compiled, inspected)
 
         if compiled is None:
             self._builder.run(params, build)
         else:
             compiled.add_done_callback(lambda _: self._builder.run(params, build))
+
+    def inspected(self, request: EngineRequest) -> Inspected | None:
+        """What a request captures and changes inside the model; None if nothing.
+
+        Raises:
+            BadRequest: it cannot be captured or changed.
+        """
+        params = request.sampling
+        if params.num_beams != 1 and (params.capture is not None or params.interventions):
+            raise UnsupportedParameter(
+                "A beam search cannot be captured or changed; leave out 'num_beams', or 'capture' and 'interventions'.",
+                param="num_beams",
+            )
+        if params.num_beams != 1:
+            return None
+        return self.inside.inspected(params, self._builder.lengths(request)[0], request.inspect)
 
     def _check_bytes(self, request: EngineRequest) -> None:
         """Refuse a request that does not fit even alone."""
@@ -201,12 +222,12 @@ class BatchingEngine(ThreadedEngine):
                 param="max_tokens",
             )
 
-    def _build(self, live: LiveRequest, compiled: Future[CompiledGrammar] | None) -> None:
+    def _build(self, live: LiveRequest, compiled: Future[CompiledGrammar] | None, inspected: Inspected | None) -> None:
         """Make a request's sequence and hand it to the engine's thread. Runs in the builder's thread."""
         if not live.active:
             return
         try:
-            command = self._command(live, compiled)
+            command = self._command(live, compiled, inspected)
         except Exception as error:
             live.fail(as_error(error))
             return
@@ -215,13 +236,15 @@ class BatchingEngine(ThreadedEngine):
                 self._commands.append(command)
                 self._changed.notify()
 
-    def _command(self, live: LiveRequest, compiled: Future[CompiledGrammar] | None) -> Callable[[], None]:
+    def _command(
+        self, live: LiveRequest, compiled: Future[CompiledGrammar] | None, inspected: Inspected | None
+    ) -> Callable[[], None]:
         """What the engine's thread is to do for a request."""
         params = live.request.sampling
         if params.num_beams != 1:
             job = self._beams.job(live)
             return lambda: self._beams.queue(job)
-        sequence = self._builder.sequence(live)
+        sequence = self._builder.sequence(live, inspected)
         sequence.group = self.adapters.group(live.request.adapter)
         if compiled is not None:
             sequence.sampler.mask = compiled.result().mask(
@@ -293,6 +316,17 @@ def _forward(model: Any, limit: int, text_side: TextSide, proofs: Proofs) -> For
     return forward
 
 
+def _inside(
+    forward: Forward, capabilities: Capabilities, info: ModelInfo, text_side: TextSide, proofs: Proofs
+) -> Resolver:
+    """What requests may capture and change inside the model."""
+    with torch.inference_mode(), proofs.of(INSIDE) as note:
+        catalogue = measure(forward, pads=capabilities.pads, mixes=capabilities.mixes, text_side=text_side)
+        offered = sum(entry.capturable for entry in catalogue.entries.values())
+        note.found = f"{offered} of {len(catalogue.entries)} modules"
+    return Resolver(catalogue, info.hooks, info.vectors, forward.device)
+
+
 def _held_length(length: int, loop: StepLoop) -> int:
     """The context's length, or what the budget holds of it: a text without max_tokens may become so long."""
     held = loop.batches.sequence_bytes.longest(loop.limits.budget, length)
@@ -326,6 +360,7 @@ def step_loop(
         mixes_lengths=capabilities.mixes,
         joins=deterministic != "isolated",
         prefix_alignment=None if deterministic is None else max(1, options.prefill_chunk),
+        separates_inspected=fixed is not None,
     )
     prefiller = Prefiller(
         forward,

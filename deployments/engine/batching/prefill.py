@@ -10,6 +10,7 @@ from torch import Tensor
 from deployments.engine.batching.sequence import Sequence, drop_sequence
 from deployments.engine.cache.cache import AnyCache, EncoderBatchCache, new_cache
 from deployments.engine.cache.layers import column_room
+from deployments.engine.inside.plan import Inspecting
 from deployments.engine.model.forward import Chunk, Forward
 
 LOGITS_BYTES = 256 << 20
@@ -80,6 +81,7 @@ class Prefiller:
         self, forward: Forward, *, chunk: int, vocab_size: int, chunks: bool = True, pads: bool = True
     ) -> None:
         self.forward = forward
+        self.inspecting = Inspecting()
         self.chunk = max(1, chunk)
         self.group = _GROUP_CHUNKS * self.chunk
         self.chunks = chunks
@@ -120,6 +122,7 @@ class Prefiller:
                 and sequence.group == first.group
                 and (other is None) == (source is None)
                 and (other is None or other.logits is None)
+                and (sequence.inspected is None) == (first.inspected is None)
                 and (len(taken) + 1) * longest_now <= limit
                 and 2 * min(to_go, longest) >= longest_now
             ):
@@ -149,18 +152,21 @@ class Prefiller:
         if not cache.lengths and isinstance(cache, EncoderBatchCache):
             request = sequence.request
             prompt = sequence.ids[: sequence.prompt_length]
-            chunk = self.forward.encode(request.input_ids, request.model_inputs, prompt, cache, all_logits=scored)
+            with self.inspecting.forward([sequence], [0], len(prompt)):
+                chunk = self.forward.encode(request.input_ids, request.model_inputs, prompt, cache, all_logits=scored)
         elif not cache.lengths and sequence.request.model_inputs:
             prompt = sequence.ids[: sequence.prompt_length]
             whole = self._whole(sequence)
-            chunk = self.forward.prefill_media(
-                prompt, sequence.request.model_inputs, cache, all_logits=scored, whole=whole
-            )
+            with self.inspecting.forward([sequence], [0], len(prompt)):
+                chunk = self.forward.prefill_media(
+                    prompt, sequence.request.model_inputs, cache, all_logits=scored, whole=whole
+                )
         else:
             done = cache.width
             ids = sequence.ids[done : done + self._limit(sequence)]
             whole = self._whole(sequence)
-            chunk = self.forward.prefill([ids], cache, offset=sequence.offset, all_logits=scored, wholes=[whole])
+            with self.inspecting.forward([sequence], [done], len(ids)):
+                chunk = self.forward.prefill([ids], cache, offset=sequence.offset, all_logits=scored, wholes=[whole])
         sequence.offset = chunk.offset
         if sequence.scorer is not None:
             sequence.scorer.feed(chunk.logits[0], cache.width - chunk.logits.shape[1])
@@ -171,7 +177,8 @@ class Prefiller:
         ids = [sequence.ids[n:] for sequence, n in zip(prefill.sequences, done, strict=True)]
         scored = prefill.sequences[0].scorer is not None
         wholes = [self._whole(sequence) for sequence in prefill.sequences]
-        chunk: Chunk = self.forward.prefill(ids, prefill.cache, all_logits=scored, wholes=wholes)
+        with self.inspecting.forward(prefill.sequences, done, list(map(len, ids))):
+            chunk: Chunk = self.forward.prefill(ids, prefill.cache, all_logits=scored, wholes=wholes)
         for sequence, new, logits in zip(prefill.sequences, ids, chunk.logits, strict=True):
             if sequence.scorer is not None:
                 sequence.scorer.feed(logits[-len(new) :], 0)

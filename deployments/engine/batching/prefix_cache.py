@@ -36,15 +36,18 @@ class Prefix:
     def nbytes(self) -> int:
         return self.cache.nbytes + (0 if self.logits is None else self.logits.nbytes)
 
-    def usable(self, ids: Sequence[int], content_key: object, prefix_alignment: int | None = None) -> int:
+    def usable(
+        self, ids: Sequence[int], content_key: object, prefix_alignment: int | None = None, most: int | None = None
+    ) -> int:
         """How many of a prompt's first tokens need not be computed; all of them only where `logits` are kept.
 
         Args:
+            most: no more than these.
             prefix_alignment: the length of a reusable prefix is a multiple of this, or that of the whole prompt.
         """
         if content_key != self.content_key or ids[:1] != self.ids[:1]:
             return 0
-        common = common_prefix(self.ids, ids)
+        common = min(common_prefix(self.ids, ids), len(ids) if most is None else most)
         if common == len(ids) and not (common == len(self.ids) and self.logits is not None):
             common -= 1
         if prefix_alignment is not None and not common == len(ids) == self.prefilled:
@@ -76,12 +79,12 @@ class PrefixStore:
         return iter(self._entries)
 
     def find(
-        self, ids: Sequence[int], content_key: object, prefix_alignment: int | None = None
+        self, ids: Sequence[int], content_key: object, prefix_alignment: int | None = None, most: int | None = None
     ) -> tuple[Prefix | None, int]:
         """The entry that saves most of a prompt, and how many tokens it saves; see `Prefix.usable`."""
         best, saved = None, 0
         for entry in self._entries:
-            usable = entry.usable(ids, content_key, prefix_alignment)
+            usable = entry.usable(ids, content_key, prefix_alignment, most)
             if usable > saved:
                 best, saved = entry, usable
         if best is not None:

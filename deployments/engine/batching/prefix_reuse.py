@@ -6,12 +6,14 @@ import logging
 from collections import abc
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from deployments.engine.base.failures import is_out_of_memory, raise_if_lost
 from deployments.engine.batching.prefill import PrefixMatch
 from deployments.engine.batching.prefix_cache import Prefix, PrefixStore
 from deployments.engine.batching.sequence import Batch, Sequence, common_prefix
+from deployments.engine.cache.cache import AnyCache, BatchCache
 from deployments.engine.cache.sequence_bytes import SequenceBytes
 from deployments.engine.model.forward import Forward
 
@@ -43,7 +45,7 @@ class PrefixReuse:
         prefix_alignment = self._prefix_alignment
         if not self._shares(sequence) or (prefix_alignment is not None and sequence.request.model_inputs):
             return None
-        entry, saved = self._store.find(sequence.ids, sequence.content_key, prefix_alignment)
+        entry, saved = self._store.find(sequence.ids, sequence.content_key, prefix_alignment, sequence.reusable)
         source = None
         if entry is not None:
             logits = entry.logits if saved == len(sequence.ids) else None
@@ -53,7 +55,8 @@ class PrefixReuse:
             for index, other in enumerate(batch.sequences):
                 if other.ids[:_WORTH_REUSING] != sequence.ids[:_WORTH_REUSING]:
                     continue
-                usable = min(common_prefix(other.ids, sequence.ids), len(sequence.ids) - 1, batch.cache.lengths[index])
+                common = min(common_prefix(other.ids, sequence.ids), other.shared, sequence.reusable)
+                usable = min(common, len(sequence.ids) - 1, batch.cache.lengths[index])
                 if prefix_alignment is not None:
                     usable = min(usable, self._prefilled(other)) // prefix_alignment * prefix_alignment
                 cut = batch.cache.lengths[index] - usable
@@ -77,7 +80,7 @@ class PrefixReuse:
                 other.content_key == sequence.content_key
                 and other.ids[:_WORTH_REUSING] == sequence.ids[:_WORTH_REUSING]
             )
-            if begins_alike and common_prefix(other.ids, sequence.ids) >= enough:
+            if begins_alike and min(common_prefix(other.ids, sequence.ids), other.shared, sequence.reusable) >= enough:
                 return other
         return None
 
@@ -88,14 +91,20 @@ class PrefixReuse:
             room: bytes that the store may have at most, beside its own limit.
             logits: [vocab], of the sequence's next token; a copy of them is kept.
         """
-        sequence, length = batch.sequences[index], batch.cache.lengths[index]
+        sequence = batch.sequences[index]
+        length = min(batch.cache.lengths[index], sequence.shared)
+        cut = batch.cache.lengths[index] - length
         lacks_mark = bool(sequence.request.model_inputs) and sequence.media_end == 0
         if not self._store.limit or length < _WORTH_REUSING or lacks_mark or self._forward.is_encoder_decoder:
             return
         if self._sequence_bytes.of_sequence(length) > min(room, self._store.limit):
             return
         try:
-            copy = batch.cache.copy_sequence(index)
+            if not batch.cache.holds(index, cut):
+                return
+            copy = batch.cache.copy_sequence(index, cut)
+            if sequence.steered and not _is_finite(copy):
+                return
             logits = None if logits is None else logits.clone()
         except Exception as error:
             raise_if_lost(error)
@@ -127,3 +136,15 @@ class PrefixReuse:
         """Tokens of a sequence that were computed as those of any prompt are; 0 outside of deterministic mode."""
         scored = sequence.request.sampling.prompt_logprobs is not None
         return 0 if scored or self._prefix_alignment is None else sequence.prompt_length
+
+
+def _is_finite(cache: AnyCache) -> bool:
+    """Whether no key, value or state is NaN or infinite."""
+    assert isinstance(cache, BatchCache)
+    tensors = (tensor for layer in cache.held for value in vars(layer).values() for tensor in _tensors(value))
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return [each for each in values if isinstance(each, Tensor)]

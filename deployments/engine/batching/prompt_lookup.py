@@ -41,7 +41,7 @@ class PromptLookup:
         sequences = batch.sequences
         if len(sequences) > MOST_SEQUENCES or not isinstance(batch.cache, BatchCache):
             return None
-        if any(sequence.isolated or sequence.offset != NO_OFFSET for sequence in sequences):
+        if any(s.isolated or s.inspected is not None or s.offset != NO_OFFSET for s in sequences):
             return None
         most = min(self._most, *(self._room(sequence) for sequence in sequences))
         found = [self._draft(sequence, most) if most > 0 else [] for sequence in sequences]

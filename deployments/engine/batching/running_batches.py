@@ -36,6 +36,7 @@ class Limits:
         joins: sequences may share a batch at all.
         prefix_alignment: deterministic mode: prefixes are reused at multiples of this many tokens, as far as they were
             computed as a prompt, and sequences are sampled one by one. None otherwise.
+        separates_inspected: inspected sequences decode in batches of their own, since others decode in fixed steps.
     """
 
     max_batch_size: int
@@ -45,6 +46,7 @@ class Limits:
     mixes_lengths: bool = True
     joins: bool = True
     prefix_alignment: int | None = None
+    separates_inspected: bool = False
 
 
 class RunningBatches:
@@ -180,6 +182,8 @@ class RunningBatches:
             or len({(len(sequence.offset), sequence.group) for sequence in sequences}) > 1
         ):
             return False
+        if self.limits.separates_inspected and len({sequence.inspected is None for sequence in sequences}) > 1:
+            return False
         if not self.limits.mixes_lengths and len({*a.cache.lengths, *b.cache.lengths}) > 1:
             return False
         read, width = self.sequence_bytes.read, max(a.cache.width, b.cache.width)
@@ -200,7 +204,7 @@ class RunningBatches:
                 alone = Batch(batch.cache.copy_sequence(batch.sequences.index(sequence)), [sequence])
             except Exception as failure:
                 alone, error = None, failure
-            batch.drop(sequence)
+            batch.drop(sequence, blank=sequence.steered)
             batch.cache.compact()
         else:
             self._batches.remove(batch)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import abc
 from dataclasses import dataclass, field
 
+from deployments.core.errors import BadRequest, NotFinite
+from deployments.core.events import Delta, EngineEvent, Recorded
 from deployments.engine.cache.cache import AnyCache
+from deployments.engine.inside.inspected import Inspected, digest
 from deployments.engine.model.forward import NO_OFFSET, Offset
+from deployments.engine.sampling.sample import Sampled
 from deployments.engine.sampling.state import SequenceSampler
 from deployments.engine.speedups.draft import Drafter
 from deployments.engine.text.prompt_logprobs import PromptScorer
@@ -32,6 +36,7 @@ class Sequence(TextRequest):
         to_go: tokens to be computed of it while it waits, and the version of the prefix store that this follows from.
         awaits: a sequence being prefilled that will have most of what it lacks.
         group: only sequences of the same group are computed in one forward; see `AdapterTable.group`.
+        inspected: what is captured or changed inside the model; None for most sequences.
     """
 
     sampler: SequenceSampler
@@ -49,16 +54,78 @@ class Sequence(TextRequest):
     to_go: tuple[int, int] | None = None
     awaits: Sequence | None = None
     group: str = ""
+    inspected: Inspected | None = None
 
     @property
     def content_key(self) -> tuple[object, ...]:
         """What a sequence's cache follows from beside its tokens."""
-        return (self.request.adapter, self.request.content_key, *self.frequencies)
+        changed = () if self.inspected is None else self.inspected.key
+        return (self.request.adapter, self.request.content_key, *self.frequencies, *changed)
+
+    @property
+    def steered(self) -> bool:
+        """Whether its states are changed, so that its cache may hold values that are not finite."""
+        return self.inspected is not None and self.inspected.steered
+
+    @property
+    def shared(self) -> int:
+        """Of its tokens, how many may be in a cache that other sequences begin with."""
+        if self.inspected is None:
+            return len(self.ids)
+        return 0 if not self.inspected.kept else min(len(self.ids), self.inspected.clean or len(self.ids))
+
+    @property
+    def reusable(self) -> int:
+        """Of its tokens, how many may come from another cache: none of which is captured."""
+        most = None if self.inspected is None else self.inspected.reusable
+        return len(self.ids) if most is None else most
+
+    def give(self, event: EngineEvent) -> None:
+        """Give out an event; what was captured comes before the last one."""
+        inspected = self.inspected
+        if inspected is not None and isinstance(event, Delta) and event.finish_reason is not None:
+            # The last token of a text is never an input.
+            inputs = self.ids[: max(self.prompt_length, len(self.ids) - 1)]
+            if (error := inspected.end(inputs, self._facts())) is not None:
+                self.fail(error)
+                return
+            for recording in inspected.recordings:
+                self.live.give(Recorded(recording=recording))
+        self.live.give(event)
+
+    def _facts(self) -> dict[str, object]:
+        """What the file of a capture says of its request."""
+        assert self.inspected is not None
+        steered = self.inspected.interventions
+        return {
+            "prompt_tokens": self.prompt_length,
+            "completion_tokens": len(self.ids) - self.prompt_length,
+            "cached_tokens": self.output.cached_tokens,
+            "interventions": digest(steered) if steered else None,
+        }
+
+    def judged(self, sampled: Sampled) -> Sampled:
+        """The next token, or why an inspected sequence has none."""
+        if self.inspected is None:
+            return sampled
+        if self.inspected.error is not None:
+            return Sampled(-1, error=self.inspected.error)
+        if self.steered and isinstance(sampled.error, NotFinite):
+            return Sampled(-1, error=_not_finite())
+        return sampled
 
     @property
     def final_length(self) -> int:
         """Tokens the sequence may have in the end, the last of which never enters the cache."""
         return self.prompt_length + (self.request.sampling.max_tokens or 1)
+
+
+def _not_finite() -> BadRequest:
+    return BadRequest(
+        "The interventions of this request made the model's logits NaN or infinite; lower their scale.",
+        param="interventions",
+        code="intervention_not_finite",
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -11,6 +11,7 @@ from deployments.core.calls import SamplingParams
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.batching.sequence import Sequence
+from deployments.engine.inside.inspected import Inspected
 from deployments.engine.model.forward import Forward
 from deployments.engine.text.output import ChoiceOutput
 from deployments.engine.text.prompt_logprobs import PromptScorer
@@ -57,7 +58,7 @@ class SequenceBuilder:
         self._tables.stop()
         self._sequences.stop()
 
-    def sequence(self, live: LiveRequest) -> Sequence:
+    def sequence(self, live: LiveRequest, inspected: Inspected | None = None) -> Sequence:
         """The state of a new request."""
         request = live.request
         params, vocabulary = request.sampling, self._vocabulary
@@ -77,6 +78,7 @@ class SequenceBuilder:
             encoded_length=len(request.input_ids) if self._forward.is_encoder_decoder else 0,
             media_end=self._forward.media_end(request.input_ids, request.model_inputs),
             scorer=scorer,
+            inspected=inspected,
         )
 
     def lengths(self, request: EngineRequest) -> tuple[int, int]:

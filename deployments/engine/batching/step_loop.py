@@ -221,10 +221,13 @@ class StepLoop:
         self._sample(batch, logits, draft_tokens)
 
     def _decoded(self, batch: Batch) -> Tensor:
-        """Logits [sequences, 1, vocab] of a decode step. One that is captured or compiled has no adapters."""
-        last, offsets = [s.ids[-1] for s in batch.sequences], [s.offset for s in batch.sequences]
-        decode = self.forward.decode if any(s.request.adapter for s in batch.sequences) else self.decode
-        return decode(last, offsets, batch.cache)[:, None]
+        """Logits [sequences, 1, vocab]. One that is captured or compiled has no adapters, and runs no hooks."""
+        sequences = batch.sequences
+        last, offsets = [s.ids[-1] for s in sequences], [s.offset for s in sequences]
+        plain = not any(s.request.adapter or s.inspected is not None for s in sequences)
+        decode = self.decode if plain else self.forward.decode
+        with self.prefiller.inspecting.forward(sequences, batch.cache.lengths, 1):
+            return decode(last, offsets, batch.cache)[:, None]
 
     def _adapters(self, sequences: abc.Sequence[Sequence]) -> AbstractContextManager[None]:
         """What a forward of these sequences runs in: each with its adapter."""
@@ -261,6 +264,7 @@ class StepLoop:
 
     def _take(self, sequence: Sequence, sampled: Sampled) -> Leaving | None:
         """Give a token to the sequence; how it leaves, if it does."""
+        sampled = sequence.judged(sampled)
         if sequence.request.sampling.max_tokens == 0 and sampled.error is None:
             sequence.finish("length")
             return _FINISHED
@@ -311,14 +315,14 @@ class StepLoop:
         """Remove a sequence that runs."""
         for prefill in self.scheduler.prefills:
             if sequence in prefill.sequences:
-                self._drop(sequence, prefill, self.scheduler.prefills.remove)
+                self._drop(sequence, prefill, self.scheduler.prefills.remove, blank=sequence.steered)
                 return
         batch = self.batches.batch_of(sequence)
         if batch is None:
             return
         if leaves.keep:
             self._keep(batch, batch.sequences.index(sequence))
-        self._drop(sequence, batch, self.batches.remove, blank=leaves.blank)
+        self._drop(sequence, batch, self.batches.remove, blank=leaves.blank or sequence.steered)
 
     def _drop(self, sequence: Sequence, group: Group, remove: Callable[[Group], None], *, blank: bool = False) -> None:
         """Take a sequence out of a batch or a prefill.

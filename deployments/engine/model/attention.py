@@ -11,6 +11,9 @@ whatever it does not know, it calls the original. Two things are done differentl
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,6 +54,40 @@ class DecodeAttention:
         return known[1]
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """A call of `sdpa` attention.
+
+    Attributes:
+        query: [rows, heads, tokens, dim].
+        key: [rows, key heads, columns, dim].
+        mask: [rows, 1 or heads, tokens, columns], or None.
+        causal: without a mask, a token does not see later ones.
+        extras: other arguments change its weights.
+    """
+
+    module: torch.nn.Module
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float | None
+    causal: bool
+    extras: bool
+
+
+Watcher = Callable[[AttentionCall], None]
+
+
+@contextmanager
+def watched_attention(watcher: Watcher) -> Iterator[None]:
+    """A context in which a function sees every call of this thread's `sdpa` attention."""
+    _local.watcher = watcher
+    try:
+        yield
+    finally:
+        _local.watcher = None
+
+
 def is_decoding() -> bool:
     """Whether this thread is inside a decode step."""
     return getattr(_local, "step", None) is not None
@@ -81,7 +118,12 @@ def _attention(
     Returns:
         [rows, tokens, heads, dim], and no weights.
     """
-    step: DecodeAttention | None = None if torch.compiler.is_compiling() else getattr(_local, "step", None)
+    compiling = torch.compiler.is_compiling()
+    step: DecodeAttention | None = None if compiling else getattr(_local, "step", None)
+    if not compiling and (watcher := getattr(_local, "watcher", None)) is not None:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        extras = bool(dropout) or any(kwargs.get(name) is not None for name in SDPA_EXTRAS)
+        watcher(AttentionCall(module, query, key, attention_mask, scaling, causal, extras))
     if (
         step is None
         or dropout

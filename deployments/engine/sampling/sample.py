@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from deployments.core.calls import SamplingParams
-from deployments.core.errors import BadRequest, ModelError, TroupeError
+from deployments.core.errors import BadRequest, ModelError, NotFinite, TroupeError
 from deployments.core.events import FinishReason
 from deployments.engine.base.failures import as_error
 from deployments.engine.sampling.logprobs import TokenScore, token_scores
@@ -60,7 +60,7 @@ def sample_batch(logits: torch.Tensor, samplers: Sequence[SequenceSampler]) -> l
     peaks, found = torch.stack((tops.double(), best.double())).tolist()
     tokens = [int(token_id) for token_id in found]
     errors: dict[int, TroupeError] = {
-        i: ModelError("The model's logits are not finite numbers (NaN or infinity) for this input.")
+        i: NotFinite("The model's logits are not finite numbers (NaN or infinity) for this input.")
         for i, peak in enumerate(peaks)
         if not float("-inf") < peak < float("inf")
     }

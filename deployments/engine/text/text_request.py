@@ -50,7 +50,7 @@ class TextRequest:
             self.fail(as_error(error))
             return
         if delta is not None:
-            self.live.give(delta)
+            self.give(delta)
 
     def give(self, event: EngineEvent) -> None:
         """Give out an event as it is."""
@@ -61,7 +61,7 @@ class TextRequest:
         if not self.live.active:
             return
         try:
-            self.live.give(self.output.finish(reason))
+            self.give(self.output.finish(reason))
         except Exception as error:
             self.fail(as_error(error))
 

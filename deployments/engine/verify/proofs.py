@@ -110,6 +110,14 @@ DETERMINISTIC = Proof(
     _SAME_BITS,
     (1, 7, 70, 33, 64),
 )
+INSIDE = Proof(
+    "inside",
+    "The slices of what each module gives in a batch are those of each prompt alone; what differs is not offered for "
+    "capture and interventions.",
+    "deployments/engine/inside/measure.py",
+    _LOGITS,
+    (12, 7),
+)
 PARITY = Proof(
     "the answers of generate",
     "Prompts that are batched get the log-probabilities that `generate` gives for each of them alone.",
@@ -152,7 +160,7 @@ EMBEDDING = Proof(
     (40, 17, 5),
 )
 TABLE = (
-    *(HOOKS, ROTARY, FORWARD, PACKED, DETERMINISTIC, PARITY, GENERATE, GENERATE_LENGTHS, RESUMED),
+    *(HOOKS, ROTARY, FORWARD, INSIDE, PACKED, DETERMINISTIC, PARITY, GENERATE, GENERATE_LENGTHS, RESUMED),
     *(FIXED_DECODE, EMBEDDING),
 )
 

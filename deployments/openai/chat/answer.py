@@ -11,13 +11,14 @@ from typing import Any
 from fastapi import Response
 
 from deployments.core.calls import ChatPrompt, GenerateCall, Prompt
-from deployments.core.events import Accepted, Delta, Finished, PromptScores
+from deployments.core.events import Accepted, Captured, Delta, Finished, PromptScores
 from deployments.core.logprobs import TokenLogprob
 from deployments.openai.chat.message import MessageFormat, MessageWriter
 from deployments.openai.chat.plan import chat_plan
 from deployments.openai.chat.schema import ChatBody, ChatChoice, ChatCompletion, ChunkChoice, MessageDelta
 from deployments.openai.chat.unread import note_unread
 from deployments.openai.fields.choices import Choice, Gathered, gather
+from deployments.openai.fields.inside import CaptureHandle, capture_handle, inside_header
 from deployments.openai.fields.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from deployments.openai.fields.sampling import check_stream_options, effective
 from deployments.openai.fields.usage import RunningUsage, usage_object
@@ -34,6 +35,7 @@ async def create_chat_completion(exchange: Exchange) -> Response:
     call, answer_format = await chat_plan(exchange, body, card)
     answer = ChatAnswer(exchange, body, call, answer_format)
     exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(call))
+    exchange.headers.update(inside_header(call.sampling.capture, call.sampling.interventions))
     if body.stream:
         return await sse_answer(exchange, answer.chunks())
     return await json_answer(exchange, answer.completion())
@@ -83,6 +85,7 @@ class ChatAnswer:
         usage = self._body.stream_options.usage(self._exchange.options)
         accepted = _NOTHING
         writers: dict[int, MessageWriter] = {}
+        captures: dict[int, CaptureHandle] = {}
         async with aclosing(self._exchange.generate(self._call)) as events:
             async for event in events:
                 match event:
@@ -92,13 +95,16 @@ class ChatAnswer:
                     case PromptScores():
                         if event.choice == 0:
                             yield await build(partial(self._prompt_chunk, event, usage), large=self._large)
+                    case Captured():
+                        captures[event.choice] = capture_handle(event.handle)
                     case Delta():
                         if event.choice not in writers:
                             writers[event.choice] = self._format.writer(accepted.prompt_texts[0])
                             opening = partial(self._opening_chunk, event.choice, accepted, usage)
                             yield await build(opening, large=self._large)
                         usage.add(event)
-                        chunks = partial(self._delta_chunks, event, writers[event.choice], usage)
+                        capture = captures.get(event.choice)
+                        chunks = partial(self._delta_chunks, event, writers[event.choice], usage, capture)
                         if data := await build(chunks, large=self._large):
                             yield data
                     case Finished():
@@ -109,8 +115,13 @@ class ChatAnswer:
     def _prompt_chunk(self, event: PromptScores, usage: RunningUsage) -> bytes:
         return self._chunk([], usage, prompt_logprobs=prompt_logprobs(event.scores))
 
-    def _delta_chunks(self, event: Delta, writer: MessageWriter, usage: RunningUsage) -> bytes:
-        return b"".join(self._chunk([choice], usage) for choice in self._chunk_choices(event, writer, usage.every))
+    def _delta_chunks(
+        self, event: Delta, writer: MessageWriter, usage: RunningUsage, capture: CaptureHandle | None
+    ) -> bytes:
+        choices = list(self._chunk_choices(event, writer, usage.every))
+        if capture is not None and event.finish_reason is not None:
+            choices[-1]["capture"] = capture
+        return b"".join(self._chunk([choice], usage) for choice in choices)
 
     def _choice(self, index: int, choice: Choice, accepted: Accepted) -> ChatChoice:
         writer = self._format.writer(accepted.prompt_texts[0])
@@ -125,6 +136,8 @@ class ChatAnswer:
         }
         if self._body.return_token_ids:
             shape["token_ids"] = choice.token_ids
+        if choice.capture is not None:
+            shape["capture"] = capture_handle(choice.capture)
         return shape
 
     def _opening_chunk(self, index: int, accepted: Accepted, usage: RunningUsage) -> bytes:

@@ -84,6 +84,7 @@ async def chat_call(
         reasoning=answers.reasoning,
         affinity=affinity,
         stream=body.stream,
+        owner=exchange.owner,
     )
     return call, answers
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import Alternatives, Count, RequestBody
+from deployments.openai.fields.inside import CaptureHandle
 from deployments.openai.fields.logprobs import ChatLogprobs
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import CHAT
@@ -92,6 +93,7 @@ class ChatChoice(TypedDict):
     finish_reason: Literal["stop", "length", "tool_calls"]
     stop_reason: str | int | None
     token_ids: NotRequired[Sequence[int]]
+    capture: NotRequired[CaptureHandle]
 
 
 class ChatCompletion(TypedDict):
@@ -133,6 +135,7 @@ class ChunkChoice(TypedDict):
     finish_reason: Literal["stop", "length", "tool_calls"] | None
     stop_reason: NotRequired[str | int | None]
     token_ids: NotRequired[Sequence[int]]
+    capture: NotRequired[CaptureHandle]
 
 
 class ChatCompletionChunk(TypedDict):

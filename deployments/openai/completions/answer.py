@@ -11,11 +11,12 @@ from typing import Any
 from fastapi import Response
 
 from deployments.core.calls import GenerateCall
-from deployments.core.events import Accepted, Delta, Finished, PromptScores
+from deployments.core.events import Accepted, Captured, Delta, Finished, PromptScores
 from deployments.core.logprobs import Candidate, TokenLogprob
 from deployments.openai.completions.plan import completion_plan
 from deployments.openai.completions.schema import CompletionBody, CompletionChoice, TextCompletion
 from deployments.openai.fields.choices import Choice, gather
+from deployments.openai.fields.inside import CaptureHandle, capture_handle, inside_header
 from deployments.openai.fields.logprobs import CompletionLogprobs, TextOffsets, completion_logprobs, prompt_logprobs
 from deployments.openai.fields.sampling import check_stream_options, effective
 from deployments.openai.fields.usage import RunningUsage, usage_object
@@ -30,6 +31,7 @@ async def create_completion(exchange: Exchange) -> Response:
     call = await exchange.aside(lambda: completion_plan(exchange, body, card))
     completion = CompletionAnswer(exchange, body, call)
     exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(call))
+    exchange.headers.update(inside_header(call.sampling.capture, call.sampling.interventions))
     if body.stream:
         return await sse_answer(exchange, completion.chunks())
     return await json_answer(exchange, completion.completion())
@@ -37,10 +39,11 @@ async def create_completion(exchange: Exchange) -> Response:
 
 @dataclass(slots=True)
 class Streamed:
-    """What a streamed choice remembers: prompt scores not yet sent, and where its next token begins."""
+    """What a streamed choice remembers: prompt scores not yet sent, where its next token begins, and its capture."""
 
     scores: tuple[TokenLogprob | None, ...] = ()
     offsets: TextOffsets = field(default_factory=TextOffsets)
+    capture: CaptureHandle | None = None
 
 
 class CompletionAnswer:
@@ -92,6 +95,8 @@ class CompletionAnswer:
         if self._body.prompt_logprobs is not None and choice.prompt_scores is not None:
             scores = choice.prompt_scores
             shape["prompt_logprobs"] = await build(lambda: prompt_logprobs(scores), large=self._large)
+        if choice.capture is not None:
+            shape["capture"] = capture_handle(choice.capture)
         return shape
 
     def _extras(self, index: int, token_ids: Sequence[int], accepted: Accepted) -> Any:
@@ -133,6 +138,8 @@ class CompletionAnswer:
                         usage.accept(event)
                     case PromptScores():
                         streamed[event.choice].scores = event.scores
+                    case Captured():
+                        streamed[event.choice].capture = capture_handle(event.handle)
                     case Delta():
                         usage.add(event)
                         yield await self._chunks_of(event, streamed[event.choice], accepted, usage)
@@ -150,7 +157,10 @@ class CompletionAnswer:
             choice = await self._chunk_choice(delta, streamed, accepted)
             chunks = await build(lambda: self._chunk([choice], usage), large=self._large)
         if ends:
-            chunks += await build(lambda: self._chunk([self._last_choice(delta, accepted)], usage), large=self._large)
+            last = self._last_choice(delta, accepted)
+            if streamed.capture is not None:
+                last["capture"] = streamed.capture
+            chunks += await build(lambda: self._chunk([last], usage), large=self._large)
         return chunks
 
     def _last_choice(self, delta: Delta, accepted: Accepted) -> CompletionChoice:

@@ -35,6 +35,7 @@ def completion_plan(exchange: Exchange, body: CompletionBody, card: ModelCard) -
         truncate_prompt=body.truncate_prompt_tokens,
         affinity=exchange.affinity(body),
         stream=body.stream,
+        owner=exchange.owner,
     )
 
 

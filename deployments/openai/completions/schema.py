@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SkipValidation
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import Alternatives, Count, TokenId, Whole, is_token_id
+from deployments.openai.fields.inside import CaptureHandle
 from deployments.openai.fields.logprobs import CompletionLogprobs
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import COMPLETIONS
@@ -69,6 +70,7 @@ class CompletionChoice(TypedDict):
     token_ids: NotRequired[Sequence[int]]
     prompt_token_ids: NotRequired[Sequence[int]]
     prompt_logprobs: NotRequired[list[dict[str, Any] | None]]
+    capture: NotRequired[CaptureHandle]
 
 
 class TextCompletion(TypedDict):

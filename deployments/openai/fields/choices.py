@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
-from deployments.core.events import Accepted, Delta, Event, Finished, FinishReason, PromptScores, Usage
+from deployments.core.events import Accepted, Captured, Delta, Event, Finished, FinishReason, PromptScores, Usage
 from deployments.core.logprobs import TokenLogprob
 
 
@@ -20,6 +21,7 @@ class Choice:
     finish_reason: FinishReason = "stop"
     stop_reason: str | int | None = None
     prompt_scores: tuple[TokenLogprob | None, ...] | None = None
+    capture: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -44,6 +46,8 @@ async def gather(events: AsyncGenerator[Event, None], count: int) -> Gathered:
                     accepted = event
                 case PromptScores():
                     choices[event.choice].prompt_scores = event.scores
+                case Captured():
+                    choices[event.choice].capture = event.handle
                 case Delta():
                     texts[event.choice].append(event.text)
                     _add(choices[event.choice], event)

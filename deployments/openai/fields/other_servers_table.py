@@ -44,6 +44,7 @@ def _limit(ours: str) -> dict[str, Row]:
     }
 
 
+_NOT_INSIDE = _refused("capture interventions", [], instead="this route does not look inside the model; leave it out")
 _BOOKKEEPING = _harmless(
     "user metadata store service_tier safety_identifier prompt_cache_retention prompt_cache_options rid"
 )
@@ -268,10 +269,12 @@ GENERATE: Rows = {
     **_refused("prompt_logprobs messages chat_template chat_template_kwargs logprobs n_probs", False, 0, instead=_CHAT),
     **_refused("return_token_ids return_tokens_as_token_ids", False),
     **_refused("stream_options", {}),
+    **_NOT_INSIDE,
 }
 
 EMBEDDINGS: Rows = {
     **_MERGED,
+    **_NOT_INSIDE,
     **_harmless("user request_id rid keep_alive metadata"),
     **_VARIABLES,
     **_same("content inputs prompt", "input"),
@@ -315,6 +318,7 @@ DECISIONS: Rows = {
     **_MERGED,
     **_harmless("safety_identifier prompt_cache_options user metadata request_id rid"),
     **_VARIABLES,
+    **_NOT_INSIDE,
 }
 
 TOKENIZE: Rows = {
@@ -334,6 +338,7 @@ DETOKENIZE: Rows = {
 }
 
 TRANSLATIONS: Rows = {
+    **_NOT_INSIDE,
     **_harmless("user metadata request_id rid audio_duration_s"),
     **_same("max_new_tokens", "max_completion_tokens"),
     **_refused("audio_data", instead="send 'file'"),

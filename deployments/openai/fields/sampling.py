@@ -38,6 +38,7 @@ from deployments.openai.fields.fields import (
     Whole,
     check_count,
 )
+from deployments.openai.fields.inside import CaptureFields, InterventionFields, read_interventions
 from deployments.openai.fields.usage import RunningUsage
 
 _MAX_BIASES = 300_000
@@ -134,6 +135,10 @@ class GenerationBody(RequestBody):
     )
     generate_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments for the loader's own generate hook."
+    )
+    capture: CaptureFields | None = Field(default=None, description="States of the model to capture.")
+    interventions: list[InterventionFields] = Field(
+        default_factory=list, max_length=64, description="Changes of the model's states, applied in this order."
     )
     response_format: ResponseFormat | None = Field(default=None, description="JSON that the answer has to be.")
     structured_outputs: StructuredOutputs | None = Field(
@@ -236,6 +241,8 @@ class GenerationBody(RequestBody):
             length_penalty=self.length_penalty,
             early_stopping=self.early_stopping,
             extra=self.generate_kwargs,
+            capture=None if self.capture is None else self.capture.read(),
+            interventions=read_interventions(self.interventions),
         )
 
     def _beams(self) -> int:
@@ -298,7 +305,7 @@ def check_choices(count: int, options: ApiOptions) -> None:
         )
 
 
-_HIDDEN = ("extra", "grammar", "markers")
+_HIDDEN = ("extra", "grammar", "markers", "capture", "interventions")
 _HEADER_LIMIT = 4096
 
 

@@ -30,6 +30,7 @@ from deployments.core.fingerprint import EXPECT_HEADER, expected_weights
 from deployments.core.model_card import ModelCard
 from deployments.core.one_version import OneVersion
 from deployments.openai.fields.fields import Body, parse_fields
+from deployments.openai.fields.inside import NEVER_LEFT_OUT, check_variant
 from deployments.openai.fields.other_servers import Settled
 from deployments.openai.fields.sampling import GenerationBody
 from deployments.openai.http.api import Api
@@ -66,6 +67,7 @@ class Exchange:
         many_tokens: its answer has so many that it is large.
         answer_id: the id in the answer's body; empty if it has none.
         settled: its keys, translated to fields.
+        owner: digest of the API key, which captures belong to.
         rename: lets an error about messages name what they were made of.
     """
 
@@ -81,12 +83,14 @@ class Exchange:
     settled: Settled = field(default_factory=Settled)
     rename: Callable[[TroupeError], None] | None = None
     client: OneVersion = field(init=False)
+    owner: str = field(init=False)
     _ignored: list[str] = field(default_factory=list)
     _defaults: set[str] = field(default_factory=set)
     _yielded: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.client = OneVersion(self.api.client)
+        self.owner = self.api.keys.owner(self.request.headers)
 
     @property
     def models(self) -> ModelClient:
@@ -182,7 +186,8 @@ class Exchange:
         self.settled = body.settled
         self.ignore(unknown)
         if issubclass(schema, GenerationBody):
-            self._defaults = set(self.defaults(card)) - self.settled.fields.keys()
+            self._defaults = set(self.defaults(card)) - self.settled.fields.keys() - NEVER_LEFT_OUT
+        check_variant(schema, card)
         return body, card
 
     def defaults(self, card: ModelCard) -> dict[str, Any]:
@@ -190,9 +195,7 @@ class Exchange:
         return {key: value for key, value in card.options.default_params.items() if key not in self._yielded}
 
     def without_default(self, error: TroupeError) -> bool:
-        """Whether an error is about a default of the model, which the request's own fields do not go with. The default
-        is not used any more then, and the route may begin again.
-        """
+        """Whether an error is about a default of the model; the route may begin again without this default."""
         name = re.split(r"[.\[]", error.param or "")[0]
         if name not in self._defaults:
             return False

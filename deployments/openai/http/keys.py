@@ -67,6 +67,10 @@ class ApiKeys:
         else:
             self.check(headers)
 
+    def owner(self, headers: Headers) -> str:
+        """The digest of a request's key, which its captures belong to; empty if the server has no keys."""
+        return hashlib.sha256(_given(headers).encode("utf-8", "surrogateescape")).hexdigest() if self._required else ""
+
 
 def is_plain(key: str) -> bool:
     """Whether a key is written as it is sent, and not as its digest."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from deployments.core.calls import Call, GenerateCall
 from deployments.core.errors import TroupeError
-from deployments.core.events import Accepted, Delta, Event, Failed, Finished, PromptScores, Timings, Usage
+from deployments.core.events import Accepted, Captured, Delta, Event, Failed, Finished, PromptScores, Timings, Usage
 from deployments.core.json_text.writer import JsonWriter
 from deployments.core.logprobs import Candidate, TokenLogprob
 from deployments.core.token_ids import TokenIds
 from deployments.core.transcript import TranscriptionStarted, TranscriptSegment
 
 # What does not change an answer.
-_ASIDE = {"request_id", "affinity", "stream", "expect", "spec"}
+_ASIDE = {"request_id", "affinity", "stream", "expect", "spec", "owner"}
 
 
 class RecordLine:
@@ -40,7 +40,8 @@ class RecordLine:
             "model": call.model,
             "call": None,
             **request,
-            "sampling": call.sampling,
+            # Vectors are megabytes, and stand in the request.
+            "sampling": replace(call.sampling, capture=None, interventions=()),
             "fingerprint": None,
             "prompts": [],
             "usage": None,
@@ -60,6 +61,8 @@ class RecordLine:
                 self._add(event)
             case PromptScores() if self._whole:
                 self._choice(event.choice)["prompt_tokens"] = [None if t is None else _written(t) for t in event.scores]
+            case Captured():
+                self._line.setdefault("captures", []).append(event.handle["id"])
             case TranscriptionStarted():
                 self._line["fingerprint"] = event.fingerprint
             case TranscriptSegment():
@@ -96,7 +99,7 @@ class RecordLine:
 
 def is_repeatable(call: Call) -> bool:
     """Whether the same model gives the same answer again: it is greedy, has a seed, or draws nothing."""
-    if not isinstance(call, GenerateCall) or call.sampling.reports_vocabulary:
+    if not isinstance(call, GenerateCall) or call.sampling.reports_vocabulary or call.sampling.capture is not None:
         return False
     sampling = call.sampling
     return sampling.temperature == 0 or sampling.seed is not None or sampling.max_tokens == 0

@@ -11,10 +11,11 @@ from fastapi import Response
 
 from deployments.core.calls import GenerateCall
 from deployments.core.errors import TroupeError
-from deployments.core.events import Accepted, Delta, Finished, Usage
+from deployments.core.events import Accepted, Captured, Delta, Finished, Usage
 from deployments.openai.chat.message import MessageFormat, MessageWriter
 from deployments.openai.chat.unread import note_unread
 from deployments.openai.fields.choices import Gathered, gather
+from deployments.openai.fields.inside import CaptureHandle, capture_handle, inside_header
 from deployments.openai.fields.logprobs import chat_logprobs
 from deployments.openai.fields.sampling import check_stream_options, effective
 from deployments.openai.http.exchange import SAMPLING_HEADER, Exchange
@@ -33,6 +34,7 @@ async def create_response(exchange: Exchange) -> Response:
     call, answer_format = await response_plan(exchange, body, card)
     answer = ResponseAnswer(exchange, body, call, answer_format)
     exchange.headers[SAMPLING_HEADER] = await exchange.aside(lambda: effective(call))
+    exchange.headers.update(inside_header(call.sampling.capture, call.sampling.interventions))
     if body.stream:
         return await sse_answer(exchange, answer.chunks(), on_error=answer.error_events)
     return await json_answer(exchange, answer.response())
@@ -52,6 +54,7 @@ class ResponseAnswer:
         self._id = exchange.answer_id
         self._model = body.model or call.model
         self._stream = ItemStream()
+        self._capture: CaptureHandle | None = None
 
     async def response(self) -> bytes:
         """The whole answer."""
@@ -62,6 +65,7 @@ class ResponseAnswer:
 
     def _whole(self, gathered: Gathered) -> bytes:
         (choice,) = gathered.choices
+        self._capture = None if choice.capture is None else capture_handle(choice.capture)
         writer = self._format.writer(gathered.accepted.prompt_texts[0])
         writer.delta(choice.text, last=True)
         note_unread(self._exchange, writer.unread, self._call.model)
@@ -78,6 +82,8 @@ class ResponseAnswer:
                 match event:
                     case Accepted():
                         writer = self._format.writer(event.prompt_texts[0])
+                    case Captured():
+                        self._capture = capture_handle(event.handle)
                     case Delta():
                         if not begun:
                             begun = True
@@ -120,7 +126,7 @@ class ResponseAnswer:
         usage: ResponseUsage | None,
     ) -> ResponseObject:
         body = self._body
-        return {
+        shape: ResponseObject = {
             "id": self._id,
             "object": "response",
             "created_at": self._created,
@@ -149,6 +155,9 @@ class ResponseAnswer:
             "usage": usage,
             "metadata": self._exchange.given.get("metadata") or {},
         }
+        if self._capture is not None:
+            shape["capture"] = self._capture
+        return shape
 
 
 def _status(finish_reason: str | None) -> Literal["completed", "incomplete"]:

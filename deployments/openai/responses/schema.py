@@ -8,6 +8,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import Alternatives, Count, RequestObject
+from deployments.openai.fields.inside import CaptureHandle
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import REASONING, RESPONSES
 from deployments.openai.fields.sampling import GenerationBody
@@ -161,3 +162,4 @@ class ResponseObject(TypedDict):
     truncation: Literal["disabled"]
     usage: ResponseUsage | None
     metadata: dict[str, Any]
+    capture: NotRequired[CaptureHandle]

@@ -22,6 +22,7 @@ from deployments.core.events import Usage
 from deployments.core.model_card import ModelCard
 from deployments.openai.chat.messages import Media
 from deployments.openai.fields.choices import Choice, gather
+from deployments.openai.fields.inside import capture_handle, inside_header, read_interventions
 from deployments.openai.fields.logprobs import UNLIKELY
 from deployments.openai.fields.usage import usage_object
 from deployments.openai.http.exchange import Exchange
@@ -56,18 +57,28 @@ async def _scores(exchange: Exchange, body: ScoreBody, card: ModelCard, prompt: 
     if not rendered.token_ids:
         raise BadRequest("The prompt is empty: nothing to continue.", param="prompt")
     plain = isinstance(prompt, TextPrompt)
-    sums, usage = await score_continuations(exchange, card, rendered, body.choices, param="choices", plain=plain)
-    probabilities = shares([total for total, _ in sums])
+    sampling = SamplingParams(
+        capture=None if body.capture is None else body.capture.read(),
+        interventions=read_interventions(body.interventions),
+    )
+    exchange.headers.update(inside_header(sampling.capture, sampling.interventions))
+    sums, usage = await score_continuations(
+        exchange, card, rendered, body.choices, param="choices", plain=plain, sampling=sampling
+    )
+    probabilities = shares([total for total, *_ in sums])
     shape: Scores = {
         "object": "list",
         "model": body.model or card.id,
         "best": max(range(len(sums)), key=lambda index: sums[index][0]),
         "data": [
             {"index": index, "choice": choice, "logprob": total, "tokens": count, "probability": probabilities[index]}
-            for index, (choice, (total, count)) in enumerate(zip(body.choices, sums, strict=True))
+            for index, (choice, (total, count, _)) in enumerate(zip(body.choices, sums, strict=True))
         ],
         "usage": usage_object(usage),
     }
+    for scored, (_, _, handle) in zip(shape["data"], sums, strict=True):
+        if handle is not None:
+            scored["capture"] = capture_handle(handle)
     return await written(shape)
 
 
@@ -110,7 +121,7 @@ async def _decision(
         sums, usage = await score_continuations(
             exchange, card, rendered, labels[index], param=f"questions[{index}]", plain=False
         )
-        readings[index] = Reading([total for total, _ in sums], usage)
+        readings[index] = Reading([total for total, *_ in sums], usage)
     ordered = [readings[index] for index in range(len(prompts))]
     answers = [_answer(question, each.logprobs) for question, each in zip(body.questions, ordered, strict=True)]
     usage = Usage(

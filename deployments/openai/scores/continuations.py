@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 from deployments.core.calls import GenerateCall, SamplingParams, TextPrompt, TokensPrompt
@@ -16,16 +18,24 @@ from deployments.openai.fields.logprobs import finite
 from deployments.openai.http.exchange import Exchange
 
 _PART = 4096
-Score = tuple[float, int]
-"""The sum of a continuation's log-probabilities, and how many tokens it has."""
+Score = tuple[float, int, Mapping[str, Any] | None]
+"""The sum of a continuation's log-probabilities, how many tokens it has, and the handle of what was captured."""
 
 
 async def score_continuations(
-    exchange: Exchange, card: ModelCard, rendered: Rendered, texts: Sequence[str], *, param: str, plain: bool
+    exchange: Exchange,
+    card: ModelCard,
+    rendered: Rendered,
+    texts: Sequence[str],
+    *,
+    param: str,
+    plain: bool,
+    sampling: SamplingParams | None = None,
 ) -> tuple[list[Score], Usage]:
     """The scores of texts after a rendered prompt, in their order, and the tokens that took.
 
     Args:
+        sampling: what is captured and changed inside the model.
         param: the request field that holds the texts.
         plain: the prompt is a text of the request, which the model's special tokens belong to.
 
@@ -46,7 +56,8 @@ async def score_continuations(
         request_id=f"score-{uuid4().hex}",
         model=card.id,
         prompts=tuple(prompts),
-        sampling=SamplingParams(max_tokens=0, prompt_logprobs=0),
+        sampling=replace(sampling or SamplingParams(), max_tokens=0, prompt_logprobs=0),
+        owner=exchange.owner,
     )
     gathered = await gather(exchange.generate(call), len(prompts))
     return [_sum(choice, start) for choice, start in zip(gathered.choices, starts, strict=True)], gathered.usage
@@ -71,4 +82,4 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 
 def _sum(choice: Choice, start: int) -> Score:
     scores = [token for token in (choice.prompt_scores or ())[start:] if token is not None]
-    return math.fsum(finite(token.logprob) for token in scores), len(scores)
+    return math.fsum(finite(token.logprob) for token in scores), len(scores), choice.capture

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_validator
 from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import RequestBody
+from deployments.openai.fields.inside import CaptureFields, CaptureHandle, InterventionFields
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import DECISIONS, SCORE
 from deployments.openai.fields.usage import UsageObject
@@ -152,6 +153,12 @@ class ScoreBody(RequestBody):
         default_factory=dict, description="Variables for the chat template, such as enable_thinking."
     )
     continue_final_message: bool = Field(default=False, description="The choices continue the last message.")
+    capture: CaptureFields | None = Field(
+        default=None, description="States to capture; the prompt of each choice is the text with the choice."
+    )
+    interventions: list[InterventionFields] = Field(
+        default_factory=list, max_length=64, description="Changes of the model's states, applied in this order."
+    )
 
 
 class ScoredChoice(TypedDict):
@@ -162,6 +169,7 @@ class ScoredChoice(TypedDict):
     logprob: float
     tokens: int
     probability: float
+    capture: NotRequired[CaptureHandle]
 
 
 class Scores(TypedDict):

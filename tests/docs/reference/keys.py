@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from deployments.config.api import ApiOptions
 from deployments.config.app import AppArgs, Pool
+from deployments.config.captures import CaptureOptions
 from deployments.config.engine import EngineOptions
 from deployments.config.model import AdapterOptions, ModelEntry
 from deployments.config.sources import FolderSource, HubSource
@@ -28,6 +29,7 @@ SECTIONS: dict[str, Any] = {
     "models[].api": ModelOptions,
     "models[].adapters": AdapterOptions,
     "api": ApiOptions,
+    "api.captures": CaptureOptions,
 }
 """The schema of each section, by its heading."""
 

@@ -26,9 +26,16 @@ _BODIES = {
     "/admin/unload": {"model": "demo"},
     "/admin/drain": {"drain": False},
 }
-_PATHS = {"/models/{name:path}": "/models/demo", "/health": "/health?verbose=1"}
-_UNSHOWN = {"POST /admin/models", "DELETE /admin/models/{name:path}", "GET /records", "GET /records/{record}"}
-"""Routes whose example needs a folder of the machine, or a record."""
+_PATHS = {
+    "/models/{name:path}": "/models/demo",
+    "/health": "/health?verbose=1",
+    "/modules": "/modules?match=model.norm",
+}
+_UNSHOWN = {
+    *("POST /admin/models", "DELETE /admin/models/{name:path}", "GET /records", "GET /records/{record}"),
+    *("POST /vectors", "GET /captures/{capture}", "DELETE /captures/{capture}"),
+}
+"""Routes whose example needs a folder of the machine, a record, a capture or a file."""
 COUNTERS = ("GET /admin/replicas", "GET /health")
 """Routes whose numbers depend on what else has happened."""
 # What differs between two answers to one request.

@@ -1,0 +1,290 @@
+"""`capture` and `interventions` over HTTP: handles, files, vectors, variants, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+from openai import OpenAI
+
+from deployments.inside_client import load_capture, pack, upload
+from tests.inside.conftest import KEYS
+from tests.openai.conftest import Serve, Server
+
+MESSAGES = [{"role": "user", "content": "Hello there"}]
+HEADERS = {"authorization": f"Bearer {KEYS[0]}"}
+ALL = {"modules": ["hidden_states"], "positions": "all"}
+
+
+@pytest.fixture
+def client(inside: Server) -> OpenAI:
+    return inside.client(api_key=KEYS[0], _strict_response_validation=False)
+
+
+def post(server: Server, path: str, **body: Any) -> requests.Response:
+    return requests.post(f"{server.url}/v1{path}", json={"model": "tiny", **body}, headers=HEADERS, timeout=60)
+
+
+def complete(server: Server, **body: Any) -> requests.Response:
+    return post(
+        server, "/completions", **{"prompt": "abcdefgh", "max_tokens": 4, "temperature": 0, "ignore_eos": True, **body}
+    )
+
+
+def loaded(server: Server, handle: Any) -> Any:
+    return load_capture(server.url, handle, api_key=KEYS[0])
+
+
+def test_a_chat_has_a_file_for_each_choice(inside: Server, client: OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model="tiny",
+        messages=MESSAGES,
+        max_tokens=5,
+        n=2,
+        extra_body={"capture": ALL, "return_token_ids": True, "ignore_eos": True},
+    )
+    assert raw.headers["x-troupe-inside"] == "captured=1 interventions=0"
+    answer = raw.parse()
+    first, second = (loaded(inside, choice.model_extra["capture"]) for choice in answer.choices)
+    ids = [*answer.model_extra["prompt_token_ids"], *answer.choices[0].model_extra["token_ids"]][:-1]
+    assert first.token_ids.tolist() == ids
+    assert first["hidden_states.2"].shape == (len(ids), 48)
+    # The prompt is computed once, and its states are in the first file.
+    prompt = answer.usage.prompt_tokens
+    assert second.positions.tolist() == list(range(prompt, prompt + 4))
+    assert second.meta["prompt_in"] == answer.choices[0].model_extra["capture"]["id"]
+    assert first.meta["model"] == "tiny"
+    assert (first.meta["prompt_tokens"], first.meta["completion_tokens"]) == (prompt, 5)
+
+
+def test_a_stream_has_the_handle_beside_the_reason_to_end(inside: Server, client: OpenAI) -> None:
+    wanted = {"capture": {"modules": ["model.norm"], "positions": "generated"}, "ignore_eos": True}
+    chats = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=5, n=2, stream=True, extra_body=wanted
+    )
+    texts = client.completions.create(model="tiny", prompt="abc", max_tokens=5, stream=True, extra_body=wanted)
+    for chunks, count in ((list(chats), 2), (list(texts), 1)):
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        with_handle = [choice for choice in choices if "capture" in (choice.model_extra or {})]
+        assert [choice for choice in choices if choice.finish_reason] == with_handle
+        assert len(with_handle) == count
+        assert all(loaded(inside, each.model_extra["capture"])["model.norm"].shape == (4, 48) for each in with_handle)
+
+
+def test_a_response_and_its_stream_have_a_capture(inside: Server) -> None:
+    asked = {"input": "Hello there", "max_output_tokens": 4, "capture": {"modules": ["model.norm"]}}
+    whole = post(inside, "/responses", **asked).json()
+    assert loaded(inside, whole["capture"])["model.norm"].shape == (1, 48)
+    events = post(inside, "/responses", **asked, stream=True).text
+    completed = json.loads(events.strip().splitlines()[-1].removeprefix("data: "))
+    assert loaded(inside, completed["response"]["capture"])["model.norm"].shape == (1, 48)
+
+
+def test_scores_are_captured_and_steered(inside: Server) -> None:
+    asked = {"prompt": "abc", "choices": ["de", "fgh"]}
+    plain = post(inside, "/score", **asked, capture=ALL).json()
+    files = [loaded(inside, each["capture"]) for each in plain["data"]]
+    assert [len(file.positions) for file in files] == [5, 6]
+    steered = post(inside, "/score", **asked, interventions=[{"module": "model.norm", "op": "zero"}]).json()
+    assert [each["logprob"] for each in steered["data"]] == pytest.approx(
+        [-each["tokens"] * torch.log(torch.tensor(261.0)).item() for each in steered["data"]], abs=1e-5
+    )
+
+
+def test_a_small_capture_can_be_in_the_answer(inside: Server) -> None:
+    wanted = {"modules": ["model.norm"], "positions": "all", "return": "inline"}
+    (choice,) = complete(inside, capture=wanted, echo=True, logprobs=0).json()["choices"]
+    assert "url" not in choice["capture"]
+    assert load_capture(choice["capture"])["model.norm"].shape == (11, 48)
+    error = complete(inside, capture={**wanted, "modules": ["**"]}, max_tokens=200).json()["error"]
+    assert (error["code"], error["param"]) == ("capture_too_large", "capture")
+
+
+def test_the_best_of_several_answers_keeps_its_file_alone(inside: Server) -> None:
+    before = listed(inside)
+    answer = complete(inside, n=1, best_of=3, temperature=1, capture=ALL).json()
+    (choice,) = answer["choices"]
+    assert loaded(inside, choice["capture"]).positions.tolist() == list(range(11))
+    assert {each["id"] for each in listed(inside)} - {each["id"] for each in before} == {choice["capture"]["id"]}
+
+
+def listed(server: Server, key: str = KEYS[0]) -> list[dict[str, Any]]:
+    answer = requests.get(f"{server.url}/v1/captures", headers={"authorization": f"Bearer {key}"}, timeout=10)
+    data: list[dict[str, Any]] = answer.json()["data"]
+    return data
+
+
+def test_a_file_in_parts_by_its_key_alone_and_deleted(inside: Server) -> None:
+    handle = complete(inside, capture=ALL).json()["choices"][0]["capture"]
+    url = inside.url + handle["url"]
+    whole = requests.get(url, headers=HEADERS, timeout=10)
+    assert whole.headers["content-type"] == "application/vnd.safetensors"
+    assert len(whole.content) == handle["bytes"] == int(whole.headers["content-length"])
+    for asked, expected in (
+        ("bytes=0-7", slice(0, 8)),
+        ("bytes=100-", slice(100, None)),
+        ("bytes=-5", slice(-5, None)),
+    ):
+        part = requests.get(url, headers={**HEADERS, "range": asked}, timeout=10)
+        assert (part.status_code, part.content) == (206, whole.content[expected])
+    assert requests.get(url, headers={**HEADERS, "range": "bytes=999999-"}, timeout=10).status_code == 416
+    head = requests.head(url, headers=HEADERS, timeout=10)
+    assert (head.headers["content-length"], head.content) == (str(handle["bytes"]), b"")
+    assert head.headers["etag"] == whole.headers["etag"]
+    other = {"authorization": f"Bearer {KEYS[1]}"}
+    assert requests.get(url, headers=other, timeout=10).json()["error"]["code"] == "capture_not_found"
+    assert requests.delete(url, headers=other, timeout=10).status_code == 404
+    assert handle["id"] in [each["id"] for each in listed(inside)]
+    assert listed(inside, KEYS[1]) == []
+    assert requests.delete(url, headers=HEADERS, timeout=10).status_code == 204
+    assert requests.get(url, headers=HEADERS, timeout=10).status_code == 404
+
+
+def test_the_record_names_the_file_and_has_no_numbers(inside: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+    vector = pack(torch.ones(48))
+    change = {"module": "model.layers.0", "op": "add", "vector": vector}
+    answer = complete(inside, capture=ALL, interventions=[change]).json()
+    found = requests.get(f"{inside.url}/records", params={"q": answer["id"]}, headers=HEADERS, timeout=10).json()
+    record = requests.get(f"{inside.url}/records/{found['data'][0]['record']}", headers=HEADERS, timeout=10).json()
+    assert record["captures"] == [answer["choices"][0]["capture"]["id"]]
+    assert record["sampling"]["interventions"] == []
+
+
+def test_a_vector_that_was_uploaded(inside: Server) -> None:
+    numbers = torch.linspace(-9, 9, 48)
+    uploaded = upload(f"{inside.url}/v1", numbers, api_key=KEYS[0])
+    assert upload(inside.url, numbers.tolist(), api_key=KEYS[0]) == uploaded
+    texts = [
+        complete(inside, interventions=[{"module": "model.layers.0", "op": "add", "vector": vector}]).json()["choices"]
+        for vector in (uploaded, pack(numbers), numbers.tolist())
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    unknown = {"module": "model.layers.0", "op": "add", "vector": {"id": "vec-0"}}
+    error = complete(inside, interventions=[unknown]).json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_vector", "interventions[0].vector.id")
+    refused = requests.post(f"{inside.url}/v1/vectors", data=b"{}", headers=HEADERS, timeout=10)
+    assert refused.json()["error"]["code"] == "vector_shape"
+
+
+def test_a_variant_answers_beside_the_plain_name(inside: Server, client: OpenAI) -> None:
+    names = [model.id for model in client.models.list()]
+    assert "tiny+calm" in names
+    plain = complete(inside, logprobs=1, prompt=["abc", "hello"]).json()
+    calm = complete(inside, model="tiny+calm", logprobs=1, prompt=["abc", "hello"]).json()
+    by_hand = complete(
+        inside,
+        logprobs=1,
+        prompt=["abc", "hello"],
+        interventions=[{"module": "model.layers.0", "op": "add", "vector": [3.0] * 48, "scale": 4.0}],
+    ).json()
+    assert calm["model"] == "tiny+calm"
+    texts = [[choice["text"] for choice in answer["choices"]] for answer in (plain, calm, by_hand)]
+    assert texts[1] == texts[2] != texts[0]
+    assert calm["system_fingerprint"] == plain["system_fingerprint"]
+    error = post(inside, "/embeddings", model="tiny+calm", input="abc").json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "model")
+
+
+def test_the_catalogue(inside: Server) -> None:
+    found = requests.get(f"{inside.url}/v1/modules", params={"model": "tiny"}, headers=HEADERS, timeout=30).json()
+    modules = {each["name"]: each for each in found["data"]}
+    assert (modules["model.layers"]["capturable"], modules["model.layers"]["taps"]) == (False, [])
+    assert "not called" in modules["model.layers"]["reason"]
+    block = {tap["tap"]: tap for tap in modules["model.layers.1"]["taps"]}
+    assert (block["output"]["rows"], block["output"]["shape"], block["output"]["calls"]) == ("tokens", [48], 1)
+    assert found["aliases"]["hidden_states.1"] == "model.layers.1:input"
+    assert found["aliases"]["blocks.0.hook_resid_post"] == "model.layers.1:input"
+    some = requests.get(
+        f"{inside.url}/v1/modules", params={"model": "tiny", "match": "**.mlp"}, headers=HEADERS, timeout=30
+    ).json()
+    assert [each["name"] for each in some["data"]] == ["model.layers.0.mlp", "model.layers.1.mlp"]
+
+
+CAPTURE = {"capture": {"modules": ["model.norm"]}}
+HALF = {"data": "AAAA", "shape": [48]}
+QUESTION = {"type": "predicate", "instructions": "It is true."}
+CHANGE = {"interventions": [{"module": "model.norm", "op": "zero"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/completions", {"model": "hooked", "prompt": "abc", **CAPTURE}, "capture"),
+        ("/completions", {"model": "hooked", "prompt": "abc", **CHANGE}, "interventions"),
+        ("/completions", {"model": "own", "prompt": "abc", **CHANGE}, "interventions"),
+        ("/completions", {"model": "shut", "prompt": "abc", **CAPTURE}, "capture"),
+        ("/completions", {"model": "seen", "prompt": "abc", **CHANGE}, "interventions"),
+        ("/completions", {"prompt": "abc", "num_beams": 2, **CAPTURE}, "num_beams"),
+        ("/embeddings", {"input": "abc", **CAPTURE}, "capture"),
+        (
+            "/decisions",
+            {"input": "abc", "questions": [{"type": "predicate", "instructions": "x"}], **CHANGE},
+            "interventions",
+        ),
+    ],
+)
+def test_what_cannot_look_inside_says_so(inside: Server, path: str, body: dict[str, Any], param: str) -> None:
+    answer = post(inside, path, **body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_parameter")
+    assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"capture": {"modules": ["model.norm"], "position": "all"}}, "capture.position"),
+        ({"capture": {"modules": []}}, "capture.modules"),
+        ({"interventions": [{"module": "model.norm", "op": "add"}]}, "interventions[0]"),
+        ({"interventions": [{"module": "model.norm", "op": "zero", "scale": 2}]}, "interventions[0]"),
+        (
+            {"interventions": [{"module": "model.norm", "op": "set", "vector": {"data": "AAAA", "shape": [48]}}]},
+            "interventions[0].vector",
+        ),
+    ],
+)
+def test_a_misspelt_or_half_request_is_refused(inside: Server, body: dict[str, Any], param: str) -> None:
+    error = complete(inside, **body).json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+def test_a_capture_that_is_too_large_is_refused_before_it_is_computed(inside: Server) -> None:
+    asked = {"capture": {"modules": ["**"], "positions": "all"}, "max_tokens": 900}
+    error = complete(inside, **asked).json()["error"]
+    assert error["code"] == "capture_too_large"
+    assert "per_choice_mib" in error["message"]
+
+
+def test_files_expire_and_make_room(serve: Serve, tmp_path: Path) -> None:
+    captures = {"dir": str(tmp_path), "ttl_s": 0.2, "gib": 20_000 / 2**30}
+    server = serve([{"id": "tiny", "loader": "tests.openai.tiny_models:load_model"}], captures=captures)
+    # Each file needs more than half of the room, so that each waits until the one before has expired.
+    handles = [complete(server, capture=ALL, max_tokens=12).json()["choices"][0]["capture"] for _ in range(4)]
+    assert all(handle["bytes"] > 10_000 for handle in handles)
+    assert requests.get(server.url + handles[0]["url"], timeout=10).status_code == 404
+    too_large = complete(server, capture=ALL, max_tokens=40).json()["error"]
+    assert too_large["code"] == "capture_too_large"
+
+
+def test_a_client_that_leaves_and_a_request_that_fails_leave_no_file(inside: Server) -> None:
+    before = {each["id"] for each in listed(inside)}
+    with pytest.raises(requests.exceptions.Timeout):
+        requests.post(
+            f"{inside.url}/v1/completions",
+            json={
+                "model": "tiny",
+                "prompt": "abc",
+                "max_tokens": 900,
+                "ignore_eos": True,
+                "capture": CAPTURE["capture"],
+            },
+            headers=HEADERS,
+            timeout=0.2,
+        )
+    huge = {"module": "lm_head", "op": "scale", "scale": 3e38}
+    failed = complete(inside, capture=ALL, interventions=[huge])
+    assert failed.json()["error"]["code"] == "intervention_not_finite"
+    assert {each["id"] for each in listed(inside)} == before
