@@ -33,8 +33,10 @@ class OpenModel(Protocol):
     entry: ModelEntry
     info: ModelInfo
     engine: Engine
-    fingerprint: str
     captures: CaptureStore
+
+    @property
+    def fingerprint(self) -> str: ...
 
 
 class Capturing:
