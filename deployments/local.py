@@ -230,6 +230,14 @@ class LocalServer:
 _RUNNING: set[LocalServer] = set()
 
 
+def _is_no_cut_answer(record: logging.LogRecord) -> bool:
+    """False for uvicorn's traceback of a request that `stop` has cut off: uvicorn also says so in a line."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+
+
+logging.getLogger("uvicorn.error").addFilter(_is_no_cut_answer)
+
+
 def stop_all() -> None:
     """Stop every server of this program, also one that no variable refers to any more."""
     for server in list(_RUNNING):

@@ -148,9 +148,15 @@ for each in (server, second):
 """
 
 
+STREAMING = """
+endless = {"ignore_eos": True}
+next(iter(client.completions.create(model="second", prompt="a", max_tokens=2000, stream=True, extra_body=endless)))
+"""
+
+
 @pytest.mark.parametrize(
     "end",
-    ["", *(pytest.param(end, marks=pytest.mark.long) for end in ("raise SystemExit(0)", "server.stop()"))],
+    ["", *(pytest.param(end, marks=pytest.mark.long) for end in ("raise SystemExit(0)", "server.stop()", STREAMING))],
 )
 def test_a_program_ends_without_noise_while_it_serves(end: str) -> None:
     ended = subprocess.run(

@@ -122,8 +122,18 @@ def _fast_environment() -> None:
         print(f"export {name}={shlex.quote(value)}")
 
 
+def _open_standard_streams() -> None:
+    """Give a process that was started without a standard stream /dev/null in its place."""
+    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest number that is free
+        os.set_inheritable(lowest, True)
+    os.close(lowest)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. A mistake of the user is one line on stderr, and the exit status 2."""
+    _open_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if given[0] == SCRIPT:
         given = [_command_of_script(given[1:]), *given[1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,13 @@ def test_scripts_serve_takes_the_flags_of_other_servers(
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["http_options"]["port"] == port
     assert ("logging_config" in config) == (arguments[:1] != ["two.yaml"] and port != 8000)
+
+
+def test_a_process_without_standard_streams(folder: Path) -> None:
+    shell = f"{sys.executable} -m deployments.cli.main serve my-model --print-config <&- >&- 2>&-"
+    assert (
+        subprocess.run(["bash", "-c", shell], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+    )
 
 
 def test_the_help_of_the_two(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ function promptOf(text) {
 }
 
 function furtherOf(text) {
-  const fields = parse(text);
+  const fields = readValue({ name: "Further fields", kind: "object" }, text);
   if (typeof fields !== "object" || fields === null || Array.isArray(fields)) throw new Error("Further fields are not a JSON object.");
   return fields;
 }
