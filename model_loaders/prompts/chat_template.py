@@ -8,6 +8,7 @@ import copy
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from jinja2 import TemplateError
@@ -26,7 +27,7 @@ from deployments.core.errors import (
 from model_loaders.contract import Hook, ModelInfo
 from model_loaders.prompts.merging import merged
 from model_loaders.prompts.message_forms import Message, MessageForms
-from model_loaders.prompts.template_coverage import SYSTEM_ROLES, Marked, is_said, pattern_of
+from model_loaders.prompts.template_coverage import SYSTEM_ROLES, Piece, is_said, pattern_of, unseen_piece, unseen_words
 from model_loaders.prompts.text import as_text
 
 _TOOL = "qvztoolzvq"
@@ -103,8 +104,12 @@ class ChatTemplate:
         text = as_text(text, "apply_chat_template", " (pass tokenize=False on)")
         if not self._own and not text.strip():
             raise BrokenHook("Hook apply_chat_template returned an empty text; expected the prompt of the messages.")
-        if known and self._own and not is_said(messages, text):
-            self._check_reach(chat, view, messages, pattern)
+        if self._own and not is_said(messages, text):
+            if known:
+                self._check_reach(chat, view, messages, pattern)
+            shows_system = view.forms.reaches(str(messages[0]["role"]))
+            trial = partial(self._tried, chat)
+            self._refuse(unseen_words(messages, trial, shows_system=shows_system, prompt=text))
         return text
 
     def source(self, given: str | None = None, *, tools: bool = False) -> str | None:
@@ -263,24 +268,18 @@ class ChatTemplate:
         if not messages:
             return
         shows_system = self._own and view.forms.reaches(str(messages[0]["role"]))
-        for kept in ((), ("names",), ("names", "keys")):
-            marked = Marked(messages, strict=self._own, shows_system=shows_system, kept=kept)
-            if not marked.pieces:
-                return
-            text = self._tried(chat, marked.messages)
-            if text is not None:
-                break
-        else:
-            return
-        if (piece := marked.missing(text)) is not None:
+        self._refuse(unseen_piece(messages, partial(self._tried, chat), strict=self._own, shows_system=shows_system))
+        if len(view.proven) >= _REMEMBERED:
+            view.proven.clear()
+        view.proven.add(pattern)
+
+    def _refuse(self, piece: Piece | None) -> None:
+        if piece is not None:
             raise TemplateFailed(
                 f"The chat template of model {self.info.label!r} does not write {piece.what}, so the model would "
                 "not see it. Leave it out of the request, or give the model's loader a chat_template that writes it.",
                 param=piece.place,
             )
-        if len(view.proven) >= _REMEMBERED:
-            view.proven.clear()
-        view.proven.add(pattern)
 
     def _tried(self, chat: ChatPrompt, messages: list[Message]) -> str | None:
         """The text of messages of a trial; None if there is none."""

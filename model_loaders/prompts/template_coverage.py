@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from model_loaders.prompts.message_forms import Message
 
@@ -40,12 +40,21 @@ class Marked:
             templates seldom know. Text beside tool calls and reasoning never have to.
         kept: what of tool calls stays as it is, for templates that look a name up among the tools, or a key among the
             arguments.
+        beside: the marks stand before or after the texts, not in their place; tool calls stay as they are.
+        prompt: of the conversation; texts that are in it as they are have reached it.
         shows_system: the template is known to write a system message that comes first. If there is no other, whether
             it does so in every turn is left to its author: Mistral's does while the user speaks last.
     """
 
     def __init__(
-        self, messages: Sequence[Message], *, strict: bool, shows_system: bool, kept: Sequence[str] = ()
+        self,
+        messages: Sequence[Message],
+        *,
+        strict: bool,
+        shows_system: bool,
+        kept: Sequence[str] = (),
+        beside: Literal["before", "after"] | None = None,
+        prompt: str = "",
     ) -> None:
         self.pieces: list[Piece] = []
         self._count = 0
@@ -53,6 +62,8 @@ class Marked:
         self._ids: dict[str, str] = {}
         self._strict = strict
         self._kept = kept
+        self._beside = beside
+        self._said = _Search(prompt)
         systems = sum(message["role"] in SYSTEM_ROLES for message in messages)
         self._trusted = shows_system and systems == 1 and len(messages) > 1
         self.messages = [self._message(message, index) for index, message in enumerate(messages)]
@@ -78,7 +89,7 @@ class Marked:
     def _message(self, message: Message, index: int) -> Message:
         place = f"messages[{index}]"
         marked = dict(message)
-        if calls := message.get("tool_calls"):
+        if (calls := message.get("tool_calls")) and self._beside is None:
             marked["tool_calls"] = [self._call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(calls)]
         if isinstance(answered := message.get("tool_call_id"), str):
             marked["tool_call_id"] = self._ids.get(answered, answered)
@@ -91,7 +102,8 @@ class Marked:
     def _required(self, message: Message, index: int) -> bool:
         role = message["role"]
         if role == "assistant":
-            return self._strict and not message.get("tool_calls")
+            # Reasoning at the beginning of an earlier turn is often left out on purpose.
+            return self._strict and not message.get("tool_calls") and self._beside != "before"
         if role in SYSTEM_ROLES:
             return self._strict and not (index == 0 and self._trusted)
         return self._strict or role != "user"
@@ -115,9 +127,9 @@ class Marked:
         if not text.strip():
             return text
         mark = self._mark()
-        if required:
+        if required and not self._said.finds(text.strip()):
             self.pieces.append(Piece(mark, place, what))
-        return mark
+        return {None: mark, "before": f"{mark} {text}", "after": f"{text} {mark}"}[self._beside]
 
     def _call(self, call: Mapping[str, Any], place: str) -> Message:
         function = call["function"]
@@ -145,6 +157,31 @@ class Marked:
         if isinstance(arguments, Mapping):
             return {key: value}, [key, value]
         return f'{{"{key}": "{value}"}}', [key, value]
+
+
+Write = Callable[[list[Message]], str | None]
+"""Writes the prompt of a marked conversation; None if the template refuses it."""
+
+
+def unseen_piece(messages: Sequence[Message], write: Write, *, strict: bool, shows_system: bool) -> Piece | None:
+    """The first piece that a template leaves out, whatever it says. The arguments are those of `Marked`."""
+    for kept in ((), ("names",), ("names", "keys")):
+        marked = Marked(messages, strict=strict, shows_system=shows_system, kept=kept)
+        text = write(marked.messages) if marked.pieces else ""
+        if text is not None:
+            return marked.missing(text)
+    return None
+
+
+def unseen_words(messages: Sequence[Message], write: Write, *, shows_system: bool, prompt: str) -> Piece | None:
+    """The first text of which a template leaves out the beginning or the end, because of what it says."""
+    sides: tuple[Literal["before", "after"], ...] = ("after", "before")
+    for side in sides:
+        marked = Marked(messages, strict=True, shows_system=shows_system, beside=side, prompt=prompt)
+        text = write(marked.messages) if marked.pieces else None
+        if text is not None and (piece := marked.missing(text)) is not None:
+            return piece
+    return None
 
 
 def pattern_of(messages: Sequence[Message]) -> Hashable:

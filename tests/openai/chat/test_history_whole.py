@@ -137,6 +137,55 @@ def test_what_does_not_reach_the_prompt_is_named(
     assert ask(server, template, messages, tools=[TOOL] if template == KNOWN_NAMES else None)["param"] == param
 
 
+def turns(content: str) -> str:
+    """A template of turns, with what it writes of a message's content."""
+    return "{% for m in messages %}<{{ m.role }}>" + content + "{% endfor %}"
+
+
+def unless(condition: str) -> str:
+    """A template of the turns of which something does not hold."""
+    return f"{{% for m in messages if not ({condition}) %}}<{{{{ m.role }}}}>{{{{ m.content }}}}{{% endfor %}}"
+
+
+SAYS = {"role": "assistant", "content": "<think>why</think>so"}
+
+
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [
+        (unless("'secret' in m.content"), "the secret is 42"),
+        (unless("m.content | length > 20"), "the secret is 42, and more"),
+        (unless("m.content.startswith('/')"), "/help"),
+        (turns("{{ m.content[:20] }}"), "the secret is 42, and more"),
+        (turns("{{ m.content | truncate(20) }}"), "the secret is 42, and more"),
+        (turns("{{ m.content.split('\\n')[0] }}"), "the secret is\n42"),
+        (turns("{{ m.content.split('</think>')[-1] }}"), "what does </think> mean?"),
+        (turns("{{ m.content.split('#')[0] }}"), "number #2"),
+    ],
+)
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+def test_what_is_left_out_for_its_words_is_named(server: Server, template: str, word: str, role: str) -> None:
+    message = {"role": role, "content": word, **({"tool_call_id": "call_one1"} if role == "tool" else {})}
+    assert "go" in ask(server, template, [USER, {**message, "content": "a"}, USER])
+    for talk in ([USER], [USER, {"role": "assistant", "content": "<think>a</think>b"}, USER]):
+        for content in (word, [{"type": "text", "text": word}]):
+            error = ask(server, template, [*talk, {**message, "content": content}, USER])
+            assert error["param"] == f"messages[{len(talk)}].content"
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        ("{{ m.content.split('</think>')[-1] }}", "<user>go<assistant>so<user>a < b"),
+        ("{{ m.content | upper }}", "<user>GO<assistant><THINK>WHY</THINK>SO<user>A < B"),
+        ("{{ m.content | e }}", "<user>go<assistant>&lt;think&gt;why&lt;/think&gt;so<user>a &lt; b"),
+        ("{{ m.content | replace('why', '') }}", "<user>go<assistant><think></think>so<user>a < b"),
+    ],
+)
+def test_what_a_template_makes_of_words_is_its_own(server: Server, content: str, written: str) -> None:
+    assert ask(server, turns(content), [USER, SAYS, {"role": "user", "content": "a < b"}]) == written
+
+
 def test_a_conversation_of_a_known_pattern_is_looked_through(server: Server) -> None:
     """The first has the pattern of the second, and all of it is written."""
     assert ask(server, LAST_FOUR, [USER] * 4) == "<user>go" * 4
