@@ -32,10 +32,8 @@ from deployments.host.inside.captures import CaptureStore
 from deployments.host.prompt_limits import PromptLimits, is_long
 from deployments.host.template_processes import TemplateProcesses
 from deployments.host.worker import Worker
-from deployments.media.audio import AUDIO_PARTS, audio_source
-from deployments.media.images import IMAGE_PARTS, image_source
-from deployments.media.parts import Kind, MediaLimits, MediaSource, Read, split_media
-from deployments.media.request_media import RequestMedia
+from deployments.media.parts import MediaLimits, split_media
+from deployments.media.request_media import READERS, RequestMedia, ShownChat, WrittenChat
 from deployments.media.whisper.format import WhisperFormat
 from deployments.media.whisper.transcriber import Transcriber
 from deployments.media.whisper.word_times import WordAligner
@@ -50,10 +48,6 @@ T = TypeVar("T")
 P = TypeVar("P", bound=Prompt)
 
 CLOSE_LIMIT_S = 30.0
-_MEDIA: dict[str, tuple[Kind, Read]] = {
-    **dict.fromkeys(IMAGE_PARTS, ("image", image_source)),
-    **dict.fromkeys(AUDIO_PARTS, ("audio", audio_source)),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,30 +56,6 @@ class EncodedPrompt:
 
     text: str | None
     encoded: Encoded
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShownChat:
-    """A conversation with placeholders for its media.
-
-    Attributes:
-        chat: tokens of media in its texts are marked as text.
-        images, recordings: in the order of the conversation.
-        marked: the request field with the first such token; None if there is none.
-    """
-
-    chat: ChatPrompt
-    images: Sequence[MediaSource]
-    recordings: Sequence[MediaSource]
-    marked: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenChat(ChatPrompt):
-    """A conversation that its template has written as `text`."""
-
-    shown: ShownChat
-    text: str
 
 
 Written = TokensPrompt | TextPrompt | WrittenChat
@@ -399,7 +369,7 @@ class LoadedModel:
     def _shown(self, prompt: ChatPrompt, fits: bool = False) -> ShownChat:
         """A conversation as its template is to see it, and the media that stand aside."""
         self._limits.check_chat(prompt, fits=fits)
-        chat, sources = split_media(prompt, _MEDIA)
+        chat, sources = split_media(prompt, READERS)
         images, recordings = sources["image"], sources["audio"]
         if images:
             self.hooks.check_images(images[0].param)

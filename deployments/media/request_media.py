@@ -4,13 +4,45 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL.Image import Image
 
+from deployments.core.calls import ChatPrompt
 from deployments.core.errors import BadRequest
-from deployments.media.audio import AudioBudget, Samples, check_headers, decode_source
-from deployments.media.images import decode_image, open_images
-from deployments.media.parts import MediaLimits, MediaSource
+from deployments.media.audio import AUDIO_PARTS, AudioBudget, Samples, audio_source, check_headers, decode_source
+from deployments.media.images import IMAGE_PARTS, decode_image, image_source, open_images
+from deployments.media.parts import Kind, MediaLimits, MediaSource, Read
+
+READERS: dict[str, tuple[Kind, Read]] = {
+    **dict.fromkeys(IMAGE_PARTS, ("image", image_source)),
+    **dict.fromkeys(AUDIO_PARTS, ("audio", audio_source)),
+}
+"""What reads each type of part, and which limits count it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownChat:
+    """A conversation with placeholders for its media.
+
+    Attributes:
+        chat: tokens of media in its texts are marked as text.
+        images, recordings: in the order of the conversation.
+        marked: the request field with the first such token; None if there is none.
+    """
+
+    chat: ChatPrompt
+    images: Sequence[MediaSource]
+    recordings: Sequence[MediaSource]
+    marked: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenChat(ChatPrompt):
+    """A conversation that its template has written as `text`."""
+
+    shown: ShownChat
+    text: str
 
 
 class RequestMedia:
