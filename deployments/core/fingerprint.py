@@ -21,15 +21,15 @@ def fingerprint(weights: str, setup: str) -> str:
     return f"troupe-w{weights[:_DIGITS]}-s{setup[:_DIGITS]}"
 
 
-def combined(base: str, weights: str, setup: str) -> str:
-    """The fingerprint of an adapter over a base.
+def combined(base: str, weights: str, setup: str) -> tuple[str, str]:
+    """The two digests, in hex, of the fingerprint of an adapter over a base.
 
     Args:
         base: fingerprint of the base.
         weights, setup: digests of the adapter's files, and of how it is served.
     """
     base_weights, _, base_setup = base.removeprefix("troupe-").partition("-")
-    return fingerprint(_digest(base_weights, weights), _digest(base_setup, setup))
+    return _digest(base_weights, weights), _digest(base_setup, setup)
 
 
 def _digest(*parts: str) -> str:

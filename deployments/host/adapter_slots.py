@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,16 +17,15 @@ from deployments.adapters.lora_file import read_lora
 from deployments.adapters.refused import AdapterRefused
 from deployments.config.model import ModelEntry
 from deployments.core.errors import TroupeError, Unavailable, last_line
-from deployments.core.fingerprint import combined
 from deployments.engine.base.failures import free_memory, is_out_of_memory
 from deployments.engine.base.protocol import AdapterEngine, Engine
 from deployments.engine.no_text import NoTextEngine
 from deployments.host.adapted.engine import AdaptedEngine
 from deployments.host.adapted.text_side import adapted_info, further_terminators
+from deployments.host.fingerprint import adapter_fingerprint
 from deployments.host.leases import Leases
 from deployments.host.loaded_model import LoadedModel
 from deployments.registry.catalogue import Catalogue
-from deployments.registry.digest import json_digest
 from deployments.registry.version import Rewritten, Version
 from model_loaders.local_folder import found
 from model_loaders.prompts.hooks import Hooks
@@ -136,8 +135,7 @@ class AdapterSlots:
         table = base.engine.adapters
         view = copy.copy(base)
         view.entry = entry
-        own = json_digest([version.digest, asdict(entry.api), entry.adapters.dtype])
-        view.fingerprint = combined(base.fingerprint, version.digest, own)
+        view.named = adapter_fingerprint(base.named, entry, version)
         view.computing = lambda: table.applied([key])
         if hooks is not None:
             view.use_text_side(hooks)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deployments.config.model import ModelEntry
-from deployments.core.fingerprint import fingerprint
+from deployments.core.fingerprint import combined, fingerprint
 from deployments.core.installed import DISTRIBUTION, installed_version
 from deployments.registry.digest import file_digests, files_digest, json_digest, weights_arguments
 from deployments.registry.files import folder_files, model_files, without_paths
@@ -57,6 +57,22 @@ def model_fingerprint(entry: ModelEntry, version: Version, info: ModelInfo) -> M
         name=fingerprint(weights["digest"], digest),
         weights=weights,
         setup={"digest": digest, **_shown(setup)},
+    )
+
+
+def adapter_fingerprint(base: ModelFingerprint, entry: ModelEntry, version: Version) -> ModelFingerprint:
+    """The fingerprint of an adapter over a base.
+
+    Args:
+        version: of the adapter's files.
+    """
+    served = {"api": asdict(entry.api), "dtype": entry.adapters.dtype}
+    own = json_digest([version.digest, *served.values()])
+    weights, setup = combined(base.name, version.digest, own)
+    return ModelFingerprint(
+        name=fingerprint(weights, setup),
+        weights={"digest": weights, "of": "adapter", "adapter": version.digest, "base": base.weights},
+        setup={"digest": setup, "adapter": served, "base": base.setup},
     )
 
 

@@ -96,7 +96,6 @@ class LoadedModel:
         named: the model's fingerprint.
 
     Attributes:
-        fingerprint: the same, for answers.
         submitting: the thread that queues requests: the engine looks at each of their token ids.
         computing: the context of what is computed beside the engine.
     """
@@ -113,7 +112,6 @@ class LoadedModel:
         self.entry = entry
         self._templates = templates or TemplateProcesses()
         self.named = named or ModelFingerprint()
-        self.fingerprint = self.named.name
         self._media = media or MediaLimits()
         self.info = info
         proofs = Proofs()
@@ -140,6 +138,11 @@ class LoadedModel:
             with proofs.of(EMBEDDING) as note:
                 note.found = self._embedder.probe()
         proofs.log(entry.id, getattr(info.model, "dtype", torch.float32))
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of the model's fingerprint, for answers."""
+        return self.named.name
 
     async def encode(self, prompts: Sequence[Prompt], *, fits: bool = False) -> list[EncodedPrompt]:
         """Render and encode prompts off the event loop; long ones one at a time, in a thread that no other waits for.

@@ -51,14 +51,20 @@ def record(server: Server, folder: Path, tmp_path_factory: pytest.TempPathFactor
     """A copy of the record of `CALLS`."""
     for path, body in CALLS:
         requests.post(server.url + path, json={"model": "tiny", **body}, timeout=30).raise_for_status()
-    (file,) = folder.glob("calls-*.jsonl")
-    begun = time.monotonic()
-    while len(lines := file.read_text().splitlines()) < len(CALLS):
-        assert time.monotonic() - begun < 10
-        time.sleep(0.01)
+    lines = wait_for_lines(folder, len(CALLS))
     copy = tmp_path_factory.mktemp("copy") / "calls-copy.jsonl"
     copy.write_text("".join(line + "\n" for line in lines))
     return copy
+
+
+def wait_for_lines(folder: Path, count: int) -> list[str]:
+    """The lines of the server's record, once there are so many."""
+    (file,) = folder.glob("calls-*.jsonl")
+    begun = time.monotonic()
+    while len(lines := file.read_text().splitlines()) < count:
+        assert time.monotonic() - begun < 10
+        time.sleep(0.01)
+    return lines
 
 
 def run(*arguments: str) -> int:
@@ -86,6 +92,11 @@ def test_the_same_server_gives_the_same_answers(server: Server, record: Path, fo
     assert "Not replayed: 1 of a route that is not replayed.\n" in out
     assert sum(file.stat().st_size for file in folder.iterdir()) > before[1]  # computed, not taken from the record
     assert run(str(record.parent), "--url", f"{server.url}/v1/") == 0
+    capsys.readouterr()
+    # What is recorded of the replay itself, in the same folder, is not replayed in turn.
+    wait_for_lines(folder, len(CALLS) + 2 * REPLAYED)
+    assert run(str(folder), "--url", server.url, "--concurrency", "1") == 0
+    assert f"{3 * REPLAYED} replayed: {3 * REPLAYED} equal" in capsys.readouterr().out
 
 
 def test_a_model_of_this_process(record: Path, capsys: Capture) -> None:

@@ -127,6 +127,31 @@ def test_adapters_of_the_configuration(place: Path, start: Start, expected: dict
         ("adapter", "base"),
     ]
     assert rows["a1"]["replicas"] == [{"replica": "local", "fingerprint": models[2]["fingerprint"]}]
+    parts = [
+        requests.get(f"{server.url}/v1/fingerprint?model={name}", headers=CLIENT, timeout=10).json()
+        for name in ("base", "a0", "a1")
+    ]
+    assert [each["fingerprint"] for each in parts] == [model["fingerprint"] for model in models[:3]]
+    for each in parts:
+        assert each["fingerprint"][8:20] == each["weights"]["digest"][:12]
+        assert each["fingerprint"].endswith(each["setup"]["digest"][:12])
+    assert parts[1]["weights"]["base"] == parts[0]["weights"]
+
+
+def test_the_record_answers_for_the_adapter_that_was_asked(
+    place: Path, start: Start, expected: dict[str, str], tmp_path: Path
+) -> None:
+    api = {"record_dir": str(tmp_path), "resume": True}
+    server = start(entry(place, "a0"), entry(place, "a1"), api=api)
+    names = ("base", "a0", "a1")
+    assert {name: text(server, name) for name in names} == {name: expected[name] for name in names}
+    again = start(entry(place, "a0"), entry(place, "a1"), api=api, state_dir=str(tmp_path / "state"))
+    until(lambda: sum(len(file.read_text().splitlines()) for file in tmp_path.glob("*.jsonl")) == 3)
+    answers = {name: complete(again, name, prompt=PROMPT, max_tokens=8, ignore_eos=True) for name in names}
+    assert [name for name in names if "x-troupe-resumed" not in answers[name].headers] == []
+    assert {name: answer.json()["choices"][0]["text"] for name, answer in answers.items()} == {
+        name: expected[name] for name in names
+    }
 
 
 def test_prefixes_belong_to_one_adapter(place: Path, start: Start, expected: dict[str, str]) -> None:

@@ -69,27 +69,38 @@ def _parts(content: Any) -> Sequence[Any]:
 
 
 def recorded_calls(places: Sequence[Path]) -> Iterator[RecordedCall]:
-    """The calls of files, and of the record files of folders, in their order.
+    """The calls of files, and of the record files of folders, in their order. What is written meanwhile is left out: a
+    server that is asked may record into the same folder.
 
     Raises:
         ConfigError: a file is not there, or a line in it is not a recorded call.
     """
-    for place in places:
-        for path in sorted(place.glob("calls-*.jsonl")) if place.is_dir() else [place]:
-            yield from _calls(path)
+    paths = [each for place in places for each in (sorted(place.glob("calls-*.jsonl")) if place.is_dir() else [place])]
+    for path, end in [(path, _size(path)) for path in paths]:
+        yield from _calls(path, end)
 
 
-def _calls(path: Path) -> Iterator[RecordedCall]:
+def _size(path: Path) -> int:
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield RecordedCall(f"{path.name}:{number}", _line(text, path, number))
+        return path.stat().st_size
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _line(text: str, path: Path, number: int) -> Mapping[str, Any]:
+def _calls(path: Path, end: int) -> Iterator[RecordedCall]:
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    yield RecordedCall(f"{path.name}:{number}", _line(text, path, number))
+                end -= len(text)
+                if end <= 0:
+                    return
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _line(text: bytes, path: Path, number: int) -> Mapping[str, Any]:
     try:
         line = json.loads(text)
         missing = {"model", "path", "request", "sampling", "prompts", "choices", "usage", "error"} - line.keys()

@@ -67,15 +67,15 @@ class Answered:
 
     def _find(self, call: GenerateCall, fingerprint: str) -> RecordedAnswer | None:
         digest = bytes.fromhex(call_digest(call, fingerprint))
-        with self._lock:
-            if digest not in self._places:
-                self._look()
-            place = self._places.get(digest)
-        if place is None:
-            return None
         try:
+            with self._lock:
+                if digest not in self._places:
+                    self._look()
+                place = self._places.get(digest)
+            if place is None:
+                return None
             line = self._line(*place)
-        except (OSError, ValueError):  # The file was removed or changed since.
+        except (OSError, ValueError):  # A file was removed or changed meanwhile.
             return None
         found = events(line, call) if line.get("call") == digest.hex() else None
         return None if found is None else RecordedAnswer(f"{place[0]}:{place[1]}", found)

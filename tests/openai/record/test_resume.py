@@ -194,3 +194,15 @@ def test_what_was_not_answered_is_computed(serve: Serve, tmp_path: Path) -> None
     answer = post(again, TEXT, **body, prompt="abc")
     assert "x-troupe-resumed" not in answer.headers
     assert answer.json()["choices"][0]["text"] == "abc"
+
+
+def test_a_file_that_was_removed_is_not_missed(serve: Serve, tmp_path: Path) -> None:
+    server = serve(record_dir=str(tmp_path), resume=True)
+    body = {"model": "org/scripted", "temperature": 0, "prompt": "abc"}
+    recorded(server, tmp_path, TEXT, **body)
+    assert post(server, TEXT, **body).headers["x-troupe-resumed"]
+    (file,) = tmp_path.glob("*.jsonl")
+    file.unlink()
+    answer = post(server, TEXT, **body)
+    assert "x-troupe-resumed" not in answer.headers
+    assert answer.json()["choices"][0]["text"] == "abc"
