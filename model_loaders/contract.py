@@ -162,7 +162,7 @@ def _check(info: ModelInfo, loader: str) -> None:
             )
     for name, (is_right, expected) in _KINDS.items():
         value = getattr(info, name)
-        if value is not None and not is_right(value):
+        if (value is not None or name in _KWARGS) and not is_right(value):
             raise ModelLoadFailed(f"Loader {loader} returned {name}={_kind(value)}; expected {expected}.")
     for name, hook in info.hooks.items():
         if not callable(hook):
