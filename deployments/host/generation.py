@@ -83,6 +83,8 @@ class Generation:
         self._prompts = prompts
         self._inspection = inspection
         self._capturing = capturing
+        if inspection is not None and capturing is not None:
+            inspection.captured = capturing.seen
         self._per_prompt = max(call.n, call.best_of or 0)
         self._ranked = self._per_prompt > call.n
         self._streams = call.stream and not self._ranked

@@ -14,13 +14,14 @@ answer.
     output          LongTensor[new], the generated token ids
     response        their text, as the client gets it
     finish_reason   "stop", "length" or "tool_calls"
+    capture         the states that `inspect` of the loader names, as tensors by name; empty without it
     model_info      the model's `ModelInfo`
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,12 +43,16 @@ class Inspection:
 
     Args:
         prompts: the prompts of the call, encoded.
+
+    Attributes:
+        captured: the states of each choice for the callback.
     """
 
     def __init__(self, info: ModelInfo, call: GenerateCall, prompts: list[EncodedPrompt]) -> None:
         self._info = info
         self._call = call
         self._prompts = prompts
+        self.captured: Mapping[int, Mapping[str, torch.Tensor]] = {}
         self._texts: dict[int, str] = {}
         self._token_ids: dict[int, list[int]] = {}
 
@@ -71,6 +76,7 @@ class Inspection:
             "output": torch.tensor(self._token_ids[last.choice], dtype=torch.long),
             "response": self._texts[last.choice],
             "finish_reason": last.finish_reason,
+            "capture": dict(self.captured.get(last.choice, {})),
             "model_info": self._info,
         }
         try:

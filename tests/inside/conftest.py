@@ -16,6 +16,7 @@ MODELS = [
     },
     {"id": "seen", "loader": "tests.openai.tiny_models:load_model", "inside": "capture"},
     {"id": "hooked", "loader": "tests.openai.tiny_models:load_model", "engine": {"kind": "generate"}},
+    {"id": "inspected", "loader": "tests.inside.loaders:with_inspect"},
     {"id": "own", "loader": "tests.openai.scripted:load_model"},
 ]
 KEYS = ["first", "second"]

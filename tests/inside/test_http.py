@@ -13,6 +13,7 @@ from openai import OpenAI
 
 from deployments.inside_client import load_capture, pack, upload
 from tests.inside.conftest import KEYS
+from tests.inside.loaders import SEEN
 from tests.openai.conftest import Serve, Server
 
 MESSAGES = [{"role": "user", "content": "Hello there"}]
@@ -288,3 +289,14 @@ def test_a_client_that_leaves_and_a_request_that_fails_leave_no_file(inside: Ser
     failed = complete(inside, capture=ALL, interventions=[huge])
     assert failed.json()["error"]["code"] == "intervention_not_finite"
     assert {each["id"] for each in listed(inside)} == before
+
+
+def test_the_callback_of_a_loader_is_shown_states(inside: Server) -> None:
+    SEEN.clear()
+    asked = complete(inside, model="inspected", n=2, capture={"modules": ["model.norm"], "positions": "generated"})
+    assert all("capture" in choice for choice in asked.json()["choices"])
+    assert [{name: tuple(each.shape) for name, each in seen.items()} for seen in SEEN] == 2 * [
+        {"model.layers.1": (3, 48), "lm_head": (3, 261)}
+    ]
+    # Ordinary tensors, for autograd: those of the engine were made in its inference mode.
+    assert not any(each.is_inference() for seen in SEEN for each in seen.values())

@@ -372,6 +372,7 @@ def step_loop(
         chunks=capabilities.chunks,
         pads=capabilities.pads and deterministic is None,
     )
+    prefiller.separates_inspected = limits.separates_inspected
     store = PrefixStore(min(share, budget) if keeps else 0)
     decode = None if fixed is None else fixed.decode
     lookup = prompt_lookup(

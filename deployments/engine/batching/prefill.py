@@ -75,6 +75,10 @@ class Prefiller:
         vocab_size: width of the logits.
         chunks: a prompt may be computed in several forwards.
         pads: prompts of different lengths may be padded together.
+
+    Attributes:
+        inspecting: surrounds every forward.
+        separates_inspected: see `Limits.separates_inspected`.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Prefiller:
     ) -> None:
         self.forward = forward
         self.inspecting = Inspecting()
+        self.separates_inspected = False
         self.chunk = max(1, chunk)
         self.group = _GROUP_CHUNKS * self.chunk
         self.chunks = chunks
@@ -122,7 +127,7 @@ class Prefiller:
                 and sequence.group == first.group
                 and (other is None) == (source is None)
                 and (other is None or other.logits is None)
-                and (sequence.inspected is None) == (first.inspected is None)
+                and not (self.separates_inspected and (sequence.inspected is None) != (first.inspected is None))
                 and (len(taken) + 1) * longest_now <= limit
                 and 2 * min(to_go, longest) >= longest_now
             ):

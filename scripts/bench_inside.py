@@ -1,0 +1,117 @@
+"""What capture and interventions cost a decode step, in processor time of one thread.
+
+    python scripts/bench_inside.py [--tokens 24] [--runs 3]
+
+Every case decodes the same 16 sequences: on a random Llama of 12 layers of 768 (88 M parameters without its embeddings)
+and on the demo model. The cases take turns, and the median of the runs counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from deployments.config.engine import EngineOptions
+from deployments.core.calls import Capture, Intervention, SamplingParams, Vector
+from deployments.core.events import EngineEvent, Failed, is_last
+from deployments.engine.base.protocol import EngineRequest
+from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.text.vocabulary import Vocabulary
+from model_loaders.contract import ModelInfo
+from model_loaders.demo import load_model
+from model_loaders.prompts.hooks import Hooks
+
+_ROWS = 16
+_PROMPT = 24
+
+Case = Callable[[int], Mapping[str, Any]]
+"""What each of the sequences asks for, by its number."""
+
+
+def large() -> ModelInfo:
+    """Random weights: the arithmetic is that of any weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=12,
+    )
+    return ModelInfo(model=LlamaForCausalLM(config).eval(), tokenizer=load_model().tokenizer)
+
+
+def cases(width: int) -> dict[str, Case]:
+    """The cases by name; the first one is what the others are compared with."""
+    numbers = torch.full((width,), 1e-3).numpy().tobytes()
+    steering = Intervention(module="**.layers.*", op="add", vector=Vector(data=numbers, shape=(width,)))
+    one = Capture(modules=("model.layers.1",), positions="generated")
+    every = Capture(modules=("hidden_states",), positions="generated")
+    return {
+        "nobody": lambda row: {},
+        "1 of 16, one module": lambda row: {"capture": one} if row == 0 else {},
+        "16 of 16, all hidden states": lambda row: {"capture": every},
+        "1 of 16 steered at all layers": lambda row: {"interventions": (steering,)} if row == 0 else {},
+    }
+
+
+def decode(engine: BatchingEngine, case: Case, tokens: int) -> float:
+    """Milliseconds of processor time of a step."""
+    events: queue.Queue[EngineEvent] = queue.Queue()
+    before, begun = engine.stats().steps, time.process_time()
+    for row in range(_ROWS):
+        ids = [3 + (7 * row + 11 * place) % 200 for place in range(_PROMPT)]
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, **case(row))
+        request = EngineRequest(request_id=f"{begun}-{row}", input_ids=ids, sampling=sampling)
+        engine.submit(request, events.put)
+    ended = 0
+    while ended < _ROWS:
+        event = events.get(timeout=600)
+        if isinstance(event, Failed):
+            raise event.error
+        ended += is_last(event)
+    return 1000 * (time.process_time() - begun) / max(1, engine.stats().steps - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| model | case | ms a step | more |\n|---|---|---|---|")
+    for name, info, tokens in (
+        ("12 layers of 768", large(), options.tokens),
+        ("the demo model, 4 layers of 192", load_model(), 4 * options.tokens),
+    ):
+        found = measured(info, tokens, options.runs)
+        first = next(iter(found.values()))
+        for case, cost in found.items():
+            print(f"| {name} | {case} | {cost:.2f} | {100 * (cost / first - 1):+.1f} % |", flush=True)
+
+
+def measured(info: ModelInfo, tokens: int, runs: int) -> dict[str, float]:
+    """The median cost of each case, the cases taking turns."""
+    engine = BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(prefix_cache=False, memory_gib=1.0, threads=1))
+    every = cases(info.model.config.hidden_size)
+    costs: dict[str, list[float]] = {case: [] for case in every}
+    try:
+        decode(engine, every["nobody"], 4)
+        for _ in range(runs):
+            for case, asked in every.items():
+                costs[case].append(decode(engine, asked, tokens))
+    finally:
+        engine.close()
+    return {case: statistics.median(each) for case, each in costs.items()}
+
+
+if __name__ == "__main__":
+    main()
