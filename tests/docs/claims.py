@@ -27,6 +27,9 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/clients.md", "import litellm"): "tests/clients/test_litellm.py",
     ("docs/clients.md", 'pip install "aiperf'): "tests/clients/test_aiperf.py",
     ("docs/reference/cli.md", "python -m deployments.local"): "tests/seeds/test_troapis.py",
+    ("docs/reference/parsers.md", "{%- for m in"): (
+        "tests/openai/parsing/test_formats.py::test_the_template_that_the_page_teaches"
+    ),
     ("docs/scaling.md", "troupe serve --fast"): "tests/e2e/test_fast.py",
     ("docs/scaling.md", 'eval "$(troupe fast-environment)"'): "tests/e2e/test_cluster.py",
     ("docs/scaling.md", "# on the first node"): "tests/e2e/test_cluster.py::test_two_nodes_and_the_loss_of_one",

@@ -13,6 +13,7 @@ import pytest
 
 from deployments.openai.parsing import AnswerFormat, answer_format
 from deployments.openai.parsing.parts import Call, Content, Reasoning
+from tests.docs.pages import DOCS, blocks
 
 FOLDER = os.environ.get("ANSWER_FORMATS", "")
 FAMILIES = sorted(path.stem for path in Path(FOLDER).glob("*.jsonl")) if FOLDER else []
@@ -114,6 +115,16 @@ def test_a_form_is_found_and_proved(name: str) -> None:
     for pieces in cuts(text[: text.index("depth")]):
         content, _, calls = read(answers, pieces, TOOLS, "<|assistant|>")
         assert (calls, "Ilm" in content) == ([], True)
+
+
+def test_the_template_that_the_page_teaches() -> None:
+    (template,) = (block.text for block in blocks(DOCS / "reference" / "parsers.md") if block.language == "jinja")
+    answers = answer_format(template)
+    assert (answers.source, answers.is_proved) == ("template", True)
+    for pieces in cuts('Now.<call>measure {"place": "Ilm", "depth": 4}</call><call>rest {}</call><|end|>'):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == (
+            "Now.", "", [("measure", {"place": "Ilm", "depth": 4}), ("rest", {})],
+        )  # fmt: skip
 
 
 def test_reasoning_is_found() -> None:
