@@ -24,12 +24,27 @@ class Grammar:
     """A constraint on the generated text, compiled by the engine's grammar library.
 
     Attributes:
+        kind: `calls` is a Lark grammar as JSON, whose `parts` the engine writes: it knows which texts are tokens. `any`
+            constrains nothing.
         param: the request field it comes from, for error messages; two constraints are equal without it.
     """
 
-    kind: Literal["json_schema", "json_object", "regex", "choice", "lark"]
+    kind: Literal["json_schema", "json_object", "regex", "choice", "lark", "calls", "any"]
     source: str
     param: str = field(default="response_format", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingBudget:
+    """How long a model may reason.
+
+    Attributes:
+        tokens: the largest number of them, the markers included.
+        message: what is written before the reasoning's forced end.
+    """
+
+    tokens: int
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +73,7 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         markers: texts that the reader of the answer looks for; special tokens in them are never left out.
         grammar: a constraint on the text.
+        thinking: how long the model may reason; None leaves it to the model.
         num_beams: number of beams of a beam search; 1 is off.
         beam_rank: which of the texts that the search finds, 0 for the best one.
         length_penalty: of beam search; a text's score is its log-probability / length ** length_penalty.
@@ -90,6 +106,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     markers: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    thinking: ThinkingBudget | None = None
     num_beams: int = 1
     beam_rank: int = 0
     length_penalty: float = 1.0

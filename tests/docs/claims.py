@@ -25,6 +25,9 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/clients.md", 'pip install "litellm'): "tests/clients/test_litellm.py",
     ("docs/clients.md", "import litellm"): "tests/clients/test_litellm.py",
     ("docs/clients.md", 'pip install "aiperf'): "tests/clients/test_aiperf.py",
+    ("docs/reference/parsers.md", "{%- for m in messages"): (
+        "tests/openai/parsing/test_formats.py::test_the_template_of_the_documentation_is_proved"
+    ),
     ("docs/reference/cli.md", "python -m deployments.local"): "tests/seeds/test_troapis.py",
     ("docs/scaling.md", "scripts/serve --fast"): "tests/e2e/test_fast.py",
     ("docs/scaling.md", 'eval "$(troupe fast-environment)"'): "tests/e2e/test_cluster.py",

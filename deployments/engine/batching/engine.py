@@ -225,7 +225,10 @@ class BatchingEngine(ThreadedEngine):
         sequence.group = self.adapters.group(live.request.adapter)
         if compiled is not None:
             sequence.sampler.mask = compiled.result().mask(
-                params.max_tokens or 1, reasoning=live.request.reasoning, opened=live.request.reasoning_opened
+                params.max_tokens or 1,
+                reasoning=live.request.reasoning,
+                opened=live.request.reasoning_opened,
+                budget=params.thinking,
             )
         return lambda: self._loop.add(sequence)
 

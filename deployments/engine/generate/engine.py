@@ -282,7 +282,12 @@ class _StockRunner(_Runner):
         request, params = job.request, job.request.sampling
         mask = None
         if grammar is not None:
-            mask = grammar.mask(params.max_tokens or 1, reasoning=request.reasoning, opened=request.reasoning_opened)
+            mask = grammar.mask(
+                params.max_tokens or 1,
+                reasoning=request.reasoning,
+                opened=request.reasoning_opened,
+                budget=params.thinking,
+            )
         job.sampler = self._vocabulary.sampler(
             params,
             self._generate.prompt_ids(job.request),

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from deployments.core.calls import ThinkingBudget
 from deployments.core.errors import BadRequest
 from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
@@ -26,9 +27,14 @@ class AnswerMask(TokenMask, Protocol):
 
 
 class AnswerGrammar(Protocol):
-    """What constrains the answer."""
+    """What constrains the answer.
+
+    Attributes:
+        free: nothing does.
+    """
 
     ending: list[int] | None
+    free: bool
 
     def answer(self, max_tokens: int, begun: Sequence[int] = ()) -> AnswerMask | None:
         """The constraint on a text of at most `max_tokens` tokens after `begun`; None if it cannot begin so."""
@@ -53,6 +59,21 @@ class MarkerTokens(Protocol):
         """The tokens that begin this text, or begin with it."""
 
 
+class FreeMask:
+    """An answer that nothing constrains; implements `AnswerMask`."""
+
+    ends: FinishReason | None = None
+
+    def mask(self, scores: torch.Tensor) -> None:
+        """Every token may come next."""
+
+    def accepts(self, token_id: int) -> bool:
+        return True
+
+    def advance(self, token_id: int) -> int:
+        return token_id
+
+
 class AfterReasoning:
     """Implements `TokenMask` of `sampling/state.py`.
 
@@ -62,6 +83,8 @@ class AfterReasoning:
         markers: how the model marks its reasoning.
         opened: the prompt has opened it.
         max_tokens: the budget of reasoning and answer together.
+        budget: how many tokens the reasoning may have, its markers included, and what is written before its forced end;
+            None leaves it to the model.
     """
 
     def __init__(
@@ -72,6 +95,7 @@ class AfterReasoning:
         *,
         opened: bool,
         max_tokens: int,
+        budget: ThinkingBudget | None = None,
     ) -> None:
         self._grammar = grammar
         self._tokens = tokens
@@ -80,6 +104,11 @@ class AfterReasoning:
         self._end = markers.end.encode()
         # What is left of the end of a reasoning that the model did not end.
         self._owed = b""
+        self._budget = budget
+        # Tokens of the reasoning so far, and how many its forced end takes.
+        self._count = 0
+        self._cost = 0 if budget is None else self._tokens_of(budget.message.encode() + self._end)
+        self._last = b""
         self._left = max_tokens
         self._inside = opened
         self._undecided = not opened
@@ -102,9 +131,11 @@ class AfterReasoning:
     def advance(self, token_id: int) -> int:
         self._left -= 1
         if self._inside:
+            self._spend(token_id)
             ends = self._owed or token_id in self._tokens.eos_ids
             return self._reason(self._ending(token_id) if ends else token_id)
         if self._undecided:
+            self._count += 1
             return self._begin(token_id)
         assert self._answer is not None
         if self._newlines and token_id in self._free():
@@ -140,6 +171,24 @@ class AfterReasoning:
         self._text = text
         return token_id
 
+    def _spend(self, token_id: int) -> None:
+        """Begin the end of a reasoning that has used its budget, once the text is whole characters."""
+        self._count += 1
+        if self._budget is None or self._owed or self._count + self._cost <= self._budget.tokens:
+            self._last = (self._last + self._tokens.text_of(token_id))[-4:]
+        elif _is_whole(self._last):
+            self._owed = self._budget.message.encode() + self._end
+        else:
+            self._last = (self._last + self._tokens.text_of(token_id))[-4:]
+
+    def _tokens_of(self, text: bytes) -> int:
+        """How many tokens a text is, each the longest one."""
+        count = 0
+        while text:
+            size = next((size for size in range(len(text), 0, -1) if self._tokens.exact(text[:size]) is not None), 1)
+            text, count = text[size:], count + 1
+        return count
+
     def _ending(self, token_id: int) -> int:
         """The next token of the end of the reasoning; the given one if no token begins it."""
         owed = self._owed or self._end
@@ -167,6 +216,9 @@ class AfterReasoning:
 
     def _close(self, rest: bytes) -> bool:
         """Begin the answer with what the last token of the reasoning has of it; whether it can begin so."""
+        if self._grammar.free:
+            self._inside, self._answer = False, self._grammar.answer(self._left)
+            return True
         begun = [token_id for byte in rest if (token_id := self._tokens.exact(bytes([byte]))) is not None]
         answer = self._grammar.answer(self._left, begun) if len(begun) == len(rest) else None
         if answer is None:
@@ -184,3 +236,13 @@ class AfterReasoning:
                     self._close(b"")
                 return token_id
         raise BadRequest("No token of this model ends its reasoning at the beginning of a constrained answer.")
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether bytes end with a whole character of UTF-8."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        # The beginning may be cut off; an end that is has too few bytes.
+        return error.reason != "unexpected end of data"
+    return True

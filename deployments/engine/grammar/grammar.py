@@ -12,18 +12,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import llguidance
 import numpy as np
 import torch
 
-from deployments.core.calls import Grammar
+from deployments.core.calls import Grammar, ThinkingBudget
 from deployments.core.errors import BadRequest, ModelError, Unavailable
 from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.engine.grammar.after_reasoning import AfterReasoning
-from deployments.engine.grammar.grammar_ending import GrammarEnding, shortest_ending
+from deployments.engine.grammar.after_reasoning import AfterReasoning, FreeMask
+from deployments.engine.grammar.call_parts import closers_of, with_parts
+from deployments.engine.grammar.grammar_ending import Closers, GrammarEnding, shortest_ending
 from deployments.engine.grammar.regex import without_boundaries
 from deployments.engine.text.vocabulary import Vocabulary
 
@@ -38,35 +40,63 @@ class CompiledGrammar:
     """A compiled grammar; every sequence that uses it gets its own `mask`.
 
     Attributes:
+        free: it constrains nothing.
         ending: the fewest tokens found that make a complete text; None if none was found.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens) -> None:
+    free = False
+
+    def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, closers: Closers = ()) -> None:
         self._matcher = matcher
         self._tokens = tokens
-        self.ending = shortest_ending(matcher, tokens)
+        self._closers = closers
+        self.ending = shortest_ending(matcher, tokens, None, closers)
 
     def mask(
-        self, max_tokens: int, *, reasoning: ReasoningMarkers | None = None, opened: bool = False
-    ) -> GrammarMask | AfterReasoning:
+        self,
+        max_tokens: int,
+        *,
+        reasoning: ReasoningMarkers | None = None,
+        opened: bool = False,
+        budget: ThinkingBudget | None = None,
+    ) -> GrammarMask | AfterReasoning | FreeMask:
         """The constraint on one sequence of at most `max_tokens` tokens.
 
         Args:
             reasoning: how the model marks its reasoning, after which the constraint begins.
             opened: the prompt has opened it.
+            budget: how long it may be.
         """
         if reasoning is not None:
-            return AfterReasoning(self, self._tokens, reasoning, opened=opened, max_tokens=max_tokens)
-        return GrammarMask(self._matcher.deep_copy(), self._tokens, GrammarEnding(self.ending, max_tokens))
+            return AfterReasoning(self, self._tokens, reasoning, opened=opened, max_tokens=max_tokens, budget=budget)
+        if self.free:
+            return FreeMask()
+        return GrammarMask(self._matcher.deep_copy(), self._tokens, self._to_end(self.ending, max_tokens))
 
-    def answer(self, max_tokens: int, begun: Sequence[int] = ()) -> GrammarMask | None:
+    def _to_end(self, ending: list[int] | None, max_tokens: int) -> GrammarEnding:
+        return GrammarEnding(ending, max_tokens, self._closers)
+
+    def answer(self, max_tokens: int, begun: Sequence[int] = ()) -> GrammarMask | FreeMask | None:
         """The constraint on a text of at most `max_tokens` tokens after `begun`; None if it cannot begin so."""
         matcher, ending = self._matcher.deep_copy(), self.ending
         if begun:
             if matcher.try_consume_tokens(list(begun)) < len(begun):
                 return None
-            ending = shortest_ending(matcher, self._tokens)
-        return GrammarMask(matcher, self._tokens, GrammarEnding(ending, max_tokens))
+            ending = shortest_ending(matcher, self._tokens, None, self._closers)
+        return GrammarMask(matcher, self._tokens, self._to_end(ending, max_tokens))
+
+
+class FreeGrammar(CompiledGrammar):
+    """No constraint on the answer, so that a budget of the reasoning is all that there is."""
+
+    free = True
+
+    def __init__(self, tokens: GrammarTokens) -> None:
+        self._tokens = tokens
+        self.ending = None
+
+    def answer(self, max_tokens: int, begun: Sequence[int] = ()) -> FreeMask:
+        return FreeMask()
 
 
 class GrammarMask:
@@ -224,7 +254,8 @@ class GrammarCompiler:
         if outcome.done():
             return
         try:
-            compiled = CompiledGrammar(self._matcher(grammar), self._known_tokens())
+            tokens = self._known_tokens()
+            compiled = self._compiled(grammar, tokens)
             with self._lock:
                 self._cache[grammar] = compiled
                 while len(self._cache) > _CACHED:
@@ -237,8 +268,17 @@ class GrammarCompiler:
         finally:
             done()
 
+    def _compiled(self, grammar: Grammar, tokens: GrammarTokens) -> CompiledGrammar:
+        if grammar.kind == "any":
+            return FreeGrammar(tokens)
+        closers = closers_of(grammar.source, tokens, self._vocabulary) if grammar.kind == "calls" else ()
+        return CompiledGrammar(self._matcher(grammar), tokens, closers)
+
     def _matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
         tokenizer = self._known_tokens().tokenizer
+        if grammar.kind == "calls":
+            source = with_parts(grammar.source, self._vocabulary.special_contents)
+            grammar = replace(grammar, kind="lark", source=source)
         matcher = llguidance.LLMatcher(tokenizer, _as_llguidance(grammar), log_level=0)
         if matcher.is_error() and grammar.kind == "regex":
             again = llguidance.LLMatcher(tokenizer, _without_boundaries(grammar), log_level=0)
@@ -262,6 +302,8 @@ _NOUNS = {
     "regex": "regular expression",
     "choice": "list of choices",
     "lark": "Lark grammar",
+    "calls": "schema of a tool",
+    "any": "constraint",
 }
 
 

@@ -7,6 +7,7 @@ tokens would not suffice after the model's choice, the ending is used instead; t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import llguidance
@@ -25,6 +26,9 @@ def _order(first: bytes) -> list[int]:
 _OUTSIDE, _INSIDE = _order(b'}]",:0'), _order(b'"')
 
 
+Closers = Sequence[Sequence[int]]
+
+
 class EndingTokens(Protocol):
     """The interface of a vocabulary for the search.
 
@@ -40,12 +44,13 @@ class EndingTokens(Protocol):
 
 
 def shortest_ending(
-    matcher: llguidance.LLMatcher, tokens: EndingTokens, known: list[int] | None = None
+    matcher: llguidance.LLMatcher, tokens: EndingTokens, known: list[int] | None = None, closers: Closers = ()
 ) -> list[int] | None:
     """A short list of tokens that completes the text from the matcher's state, found greedily.
 
     Args:
         known: an ending of the text before its last token; often it still is one, or its last part is.
+        closers: tokens that end a bare value of the grammar.
 
     Returns:
         The tokens, a terminator included if it is needed; None if none were found within a bounded search.
@@ -56,7 +61,7 @@ def shortest_ending(
         if known and _completes(matcher, tokens, known):
             path += known
             return path if len(path) <= _LONGEST else None
-        step = _step(matcher, tokens)
+        step = _step(matcher, tokens, closers)
         if not step or not matcher.consume_tokens(step):
             return None
         path += step
@@ -70,22 +75,40 @@ def _completes(matcher: llguidance.LLMatcher, tokens: EndingTokens, ending: list
     return matcher.validate_tokens(whole) == len(whole)
 
 
-def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list[int]:
+def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens, closers: Closers) -> list[int]:
     """The next tokens towards the end; none if the matcher is stuck."""
     if matcher.is_accepting():
         return [min(tokens.eos_ids)]
+    allowed = _allowed(matcher, tokens)
+    inside = _is_inside(allowed, tokens)
+    for closer in closers:
+        after = matcher.deep_copy()
+        if after.try_consume_tokens(list(closer)) < len(closer):
+            continue
+        # Inside a string of JSON the same text would end nothing.
+        if not inside or after.is_stopped() or not _is_inside(_allowed(after, tokens), tokens):
+            return list(closer)
     forced = matcher.compute_ff_tokens()
     if forced:
         return forced
-    bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-    allowed = np.unpackbits(bits, bitorder="little", count=tokens.width)
-    inside = tokens.single.get(ord("#"))
-    for byte in _INSIDE if inside is not None and allowed[inside] else _OUTSIDE:
+    for byte in _INSIDE if inside else _OUTSIDE:
         token_id = tokens.single.get(byte)
         if token_id is not None and allowed[token_id]:
             return [token_id]
     found = allowed.nonzero()[0]
     return [int(found[0])] if len(found) else []
+
+
+def _allowed(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> np.ndarray:
+    """Which tokens may come next."""
+    bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    return np.unpackbits(bits, bitorder="little", count=tokens.width)
+
+
+def _is_inside(allowed: np.ndarray, tokens: EndingTokens) -> bool:
+    """Whether any text may stand here, as in a string."""
+    place = tokens.single.get(ord("#"))
+    return place is not None and bool(allowed[place])
 
 
 class GrammarEnding:
@@ -97,13 +120,15 @@ class GrammarEnding:
     Args:
         ending: a way to complete the empty text; None leaves the sequence to itself.
         max_tokens: the budget.
+        closers: tokens that end a bare value of the grammar.
 
     Attributes:
         forced: whether the model's choice was ever replaced.
     """
 
-    def __init__(self, ending: list[int] | None, max_tokens: int) -> None:
+    def __init__(self, ending: list[int] | None, max_tokens: int, closers: Closers = ()) -> None:
         self.forced = False
+        self._closers = closers
         self._ending = list(ending) if ending is not None and len(ending) <= max_tokens else None
         self._left = max_tokens
         self._due = _LONGEST
@@ -118,7 +143,7 @@ class GrammarEnding:
             self._fresh = False
             return token_id
         if not self._fresh:
-            self._ending = shortest_ending(matcher, tokens)
+            self._ending = shortest_ending(matcher, tokens, None, self._closers)
             self._fresh = self._ending is not None
             if self._ending is None or len(self._ending) > self._left + 1:
                 self._postpone()
@@ -142,7 +167,8 @@ class GrammarEnding:
         after = matcher.deep_copy()
         if not after.consume_token(token_id):
             return None
-        return shortest_ending(after, tokens, known) or shortest_ending(after, tokens)
+        found = shortest_ending(after, tokens, known, self._closers)
+        return found or shortest_ending(after, tokens, None, self._closers)
 
     def _postpone(self) -> None:
         """An ending that was not found may be there: look again later, as long as there is plenty left."""

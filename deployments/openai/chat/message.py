@@ -12,10 +12,11 @@ from typing import Any
 from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.chat.schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
-from deployments.openai.chat.tools import ForcedCalls, ToolSet
+from deployments.openai.chat.tools import CallsAlone, ForcedCalls, ToolSet
 from deployments.openai.parsing import AnswerFormat
 from deployments.openai.parsing.parts import Call, Content, ContentSplitter, Part, Plain, Reasoning, Splitter
 from deployments.openai.parsing.response_template import TemplateSplitter
+from deployments.openai.parsing.syntax import CallSyntax
 
 _MARKER_OF_CALLS = re.compile(
     r"<[^<>\s]{0,40}(?:tool|func|invoke|call|action)[^<>\s]{0,40}>|\[[A-Z_/]*(?:TOOL|CALL)[A-Z_]*\]", re.IGNORECASE
@@ -50,7 +51,16 @@ class MessageFormat:
         """The texts that the reader looks for, which must not be left out of the answer as special tokens."""
         if self.answers is None:
             return ()
-        return self.answers.syntax.markers(calls=self.tools is not None and not self.tools.forced)
+        forced = self.tools is not None and self.tools.forced and self.call_syntax is None
+        return self.answers.syntax.markers(calls=self.tools is not None and not forced)
+
+    @property
+    def call_syntax(self) -> CallSyntax | None:
+        """The form in which calls can be forced; None if it was not proved."""
+        answers = self.answers
+        if answers is None or not answers.is_proved or not answers.syntax.calls:
+            return None
+        return answers.syntax.calls[0]
 
     @property
     def short_ids(self) -> bool:
@@ -66,6 +76,8 @@ class MessageFormat:
         return MessageWriter(self, self._splitter(prompt))
 
     def _splitter(self, prompt: str | None) -> Splitter:
+        if self.tools is not None and self.tools.forced and self.call_syntax is not None and self.answers is not None:
+            return CallsAlone(self.answers.splitter(self.tools.schemas, prompt, continued=self.continued))
         forced = ForcedCalls(self.tools) if self.tools is not None and self.tools.forced else None
         read: Splitter = Plain()
         if self.template is not None:
@@ -102,11 +114,11 @@ class MessageWriter:
         content = opening + "".join(self._content)
         message: AssistantMessage = {
             "role": "assistant",
-            "content": content if content or not self.calls else None,
+            "content": content if content or not (self.calls or self._reasoning) else None,
             "refusal": None,
         }
         if self._reasoning:
-            message["reasoning_content"] = "".join(self._reasoning)
+            message["reasoning_content"] = message["reasoning"] = "".join(self._reasoning)
         if self.calls:
             message["tool_calls"] = self.calls
         return message
@@ -141,7 +153,7 @@ class MessageWriter:
         self._content += content
         self._reasoning += reasoning
         if reasoning:
-            delta["reasoning_content"] = "".join(reasoning)
+            delta["reasoning_content"] = delta["reasoning"] = "".join(reasoning)
         if content:
             delta["content"] = "".join(content)
         if calls:

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from deployments.config.api import ApiOptions
-from deployments.core.calls import GenerateCall, SamplingParams
+from deployments.core.calls import GenerateCall, Grammar, SamplingParams
 from deployments.core.errors import BadRequest, ModelError, UnsupportedParameter
 from deployments.core.model_card import ModelCard
+from deployments.openai.chat.call_grammar import call_grammar
 from deployments.openai.chat.message import MessageFormat
 from deployments.openai.chat.prompt import ChatInput, check_objects, read_chat, used_template
 from deployments.openai.chat.schema import ChatBody, TemplateFields
@@ -22,7 +23,7 @@ from deployments.openai.fields.sampling import GenerationBody, check_choices, ch
 from deployments.openai.http.cancel import until_disconnect
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.parsing import response_template
-from deployments.openai.parsing.syntax import MARKERS
+from deployments.openai.parsing.syntax import MARKERS, CallSyntax
 
 # A conversation's key: the number of values, and of a long text the number of samples and their length.
 _KEYED = 200
@@ -37,7 +38,7 @@ async def chat_plan(exchange: Exchange, body: ChatBody, card: ModelCard) -> tupl
     """
     check_choices(body.n, exchange.options)
     chat = await chat_input(exchange, body, body.messages, card)
-    sampling = await exchange.aside(lambda: _sampling(body, exchange.options, chat.tools))
+    sampling = await exchange.aside(lambda: _sampling(body, exchange.options))
     return await chat_call(exchange, card, body, chat, sampling, include_reasoning=body.include_reasoning)
 
 
@@ -65,6 +66,7 @@ async def chat_call(
     """What the model is asked to make of a conversation, and how its text is read."""
     prompt = await read_chat(exchange, chat, card)
     found = await _message_format(exchange, card, chat.tools, chat.chat_template)
+    sampling = await exchange.aside(lambda: constrained(sampling, chat.tools, found))
     answers = replace(
         found,
         include_reasoning=include_reasoning,
@@ -88,29 +90,42 @@ async def chat_call(
     return call, answers
 
 
-def _sampling(body: ChatBody, options: ApiOptions, tools: ToolSet | None) -> SamplingParams:
+def _sampling(body: ChatBody, options: ApiOptions) -> SamplingParams:
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("Invalid 'top_logprobs': it needs logprobs to be true.", param="top_logprobs")
     check_logprobs("top_logprobs", body.top_logprobs, options)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return with_tools(body.sampling(options, max_tokens=body.limit, logprobs=logprobs), tools)
+    return body.sampling(options, max_tokens=body.limit, logprobs=logprobs)
 
 
-def with_tools(sampling: SamplingParams, tools: ToolSet | None) -> SamplingParams:
-    """Parameters of an answer that may, or must, call tools.
+def constrained(sampling: SamplingParams, tools: ToolSet | None, answers: MessageFormat) -> SamplingParams:
+    """Parameters of an answer that may, or must, call tools, and of a reasoning that is limited.
 
     Raises:
-        UnsupportedParameter: another constraint excludes calls.
+        UnsupportedParameter: another constraint excludes calls, or the model's reasoning has no markers.
     """
-    if tools is None:
-        return sampling
-    if sampling.grammar is not None:
+    if sampling.thinking is not None and answers.reasoning is None:
+        raise UnsupportedParameter(
+            "The reasoning of this model has no known markers; leave thinking_token_budget out.",
+            param="thinking_token_budget",
+        )
+    if tools is not None:
+        sampling = _with_tools(sampling, tools, answers.call_syntax)
+    if sampling.thinking is not None and sampling.grammar is None:
+        return replace(sampling, grammar=Grammar(kind="any", source="", param="thinking_token_budget"))
+    return sampling
+
+
+def _with_tools(sampling: SamplingParams, tools: ToolSet, syntax: CallSyntax | None) -> SamplingParams:
+    """Parameters of an answer with calls in the model's own format; in JSON if that format was not proved."""
+    other = sampling.grammar
+    if other is not None and (tools.forced or syntax is None or other.kind == "lark"):
         raise UnsupportedParameter(
             "A text that follows response_format cannot hold tool calls; leave out one of them, or set tool_choice "
             "to none.",
             param="response_format",
         )
-    return replace(sampling, grammar=tools.grammar())
+    return replace(sampling, grammar=tools.grammar() if syntax is None else call_grammar(syntax, tools, other))
 
 
 async def _message_format(

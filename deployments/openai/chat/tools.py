@@ -12,7 +12,7 @@ from deployments.core.errors import BadRequest, UnsupportedParameter, shown
 from deployments.openai.fields.constraint import schema_grammar, unfollowable
 from deployments.openai.fields.schema_keywords import DATA, NAMED
 from deployments.openai.parsing.calls import json_calls
-from deployments.openai.parsing.parts import Part
+from deployments.openai.parsing.parts import Content, Part, Splitter
 
 Mode = Literal["auto", "required", "named"]
 _MAX_TOOLS = 512
@@ -45,9 +45,9 @@ class ToolSet:
         """The JSON that a forced answer consists of: the arguments of the named tool, or a list of calls."""
         if self.mode == "auto":
             return None
-        definitions = {name: _rebased(self.schemas[name], f"#/$defs/{_escaped(name)}") for name in self.callable}
+        definitions = {name: rebased(self.schemas[name], f"#/$defs/{escaped(name)}") for name in self.callable}
         if self.mode == "named":
-            root: dict[str, Any] = {"$ref": f"#/$defs/{_escaped(self.callable[0])}"}
+            root: dict[str, Any] = {"$ref": f"#/$defs/{escaped(self.callable[0])}"}
         else:
             root = {"type": "array", "minItems": 1, "items": {"anyOf": [_call_schema(name) for name in self.callable]}}
             if not self.parallel:
@@ -182,29 +182,29 @@ def _known(name: object, names: tuple[str, ...]) -> str:
 def _call_schema(name: str) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{_escaped(name)}"}},
+        "properties": {"name": {"const": name}, "arguments": {"$ref": f"#/$defs/{escaped(name)}"}},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
     """A key as a step of a JSON pointer (RFC 6901)."""
     return name.replace("~", "~0").replace("/", "~1")
 
 
-def _rebased(schema: Any, base: str) -> Any:
+def rebased(schema: Any, base: str) -> Any:
     """A schema whose references to itself are right where the schema stands at `base`."""
     if isinstance(schema, list):
-        return [_rebased(item, base) for item in schema]
+        return [rebased(item, base) for item in schema]
     if not isinstance(schema, Mapping):
         return schema
     # A document of its own no longer: what names it would change what references mean.
-    rebased = {key: _keyword(key, value, base) for key, value in schema.items() if key not in ("$schema", "$id")}
-    reference = rebased.get("$ref")
+    moved = {key: _keyword(key, value, base) for key, value in schema.items() if key not in ("$schema", "$id")}
+    reference = moved.get("$ref")
     if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-        rebased["$ref"] = base + reference[1:]
-    return rebased
+        moved["$ref"] = base + reference[1:]
+    return moved
 
 
 def _keyword(key: str, value: Any, base: str) -> Any:
@@ -212,8 +212,21 @@ def _keyword(key: str, value: Any, base: str) -> Any:
     if key in DATA:
         return value
     if key in NAMED and isinstance(value, Mapping):
-        return {name: _rebased(each, base) for name, each in value.items()}
-    return _rebased(value, base)
+        return {name: rebased(each, base) for name, each in value.items()}
+    return rebased(value, base)
+
+
+class CallsAlone:
+    """Reads an answer that has to be calls in the model's own format: the beginning of one is not text for a reader."""
+
+    def __init__(self, reader: Splitter) -> None:
+        self._reader = reader
+
+    def feed(self, text: str) -> list[Part]:
+        return [part for part in self._reader.feed(text) if not isinstance(part, Content)]
+
+    def finish(self) -> list[Part]:
+        return [part for part in self._reader.finish() if not isinstance(part, Content)]
 
 
 class ForcedCalls:

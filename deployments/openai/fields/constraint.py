@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from pydantic import BeforeValidator, Field
 
 from deployments.core.calls import Grammar
@@ -56,14 +57,14 @@ Choices = Annotated[list[str], Field(fail_fast=True), BeforeValidator(_few)]
 
 
 class StructuredOutputs(RequestObject):
-    """One constraint on the text, in vLLM's names; `grammar` is a Lark grammar."""
+    """One constraint on the text, in vLLM's names; `grammar` is Lark or GBNF."""
 
     foreign: ClassVar[Rows] = STRUCTURED_OUTPUTS
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json", description="A JSON schema, or its text.")
     regex: str | None = Field(default=None, description="An expression that matches the whole text.")
     choice: Choices | None = Field(default=None, description="Texts, one of which is the answer.")
-    grammar: str | None = Field(default=None, description="A Lark grammar.")
+    grammar: str | None = Field(default=None, description="A grammar in Lark or GBNF.")
     json_object: bool | None = Field(default=None, description="The text is a JSON object.")
 
 
@@ -231,7 +232,15 @@ def _read(param: str, value: Any) -> Grammar:
         return Grammar(kind="json_object", source="", param=param)
     if len(value) > _MAX_SOURCE:
         raise _too_long(param)
-    return Grammar(kind="regex" if kind == "regex" else "lark", source=value, param=param)
+    return Grammar(kind="regex", source=value, param=param) if kind == "regex" else _written_grammar(value, param)
+
+
+def _written_grammar(text: str, param: str) -> Grammar:
+    """A Lark grammar; one in GBNF (llama.cpp, `root ::= …`) is translated."""
+    try:
+        return Grammar(kind="lark", source=any_to_lark(text), param=param)
+    except (GbnfToLarkError, RecursionError) as error:
+        raise BadRequest(f"Invalid {param!r}: the GBNF grammar cannot be read: {error}", param=param) from None
 
 
 def only_one(found: list[Grammar]) -> Grammar | None:

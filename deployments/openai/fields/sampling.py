@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidatorFunctionWrapHandler, field_validator
 
 from deployments.config.api import ApiOptions
-from deployments.core.calls import GenerateCall, Grammar, SamplingParams
+from deployments.core.calls import GenerateCall, Grammar, SamplingParams, ThinkingBudget
 from deployments.core.errors import BadRequest
 from deployments.core.token_ids import TokenIds
 from deployments.openai.fields.constraint import (
@@ -143,6 +143,13 @@ class GenerationBody(RequestBody):
     guided_regex: str | None = Field(default=None, description="structured_outputs.regex")
     guided_choice: Choices | None = Field(default=None, description="structured_outputs.choice")
     guided_grammar: str | None = Field(default=None, description="structured_outputs.grammar")
+    thinking_token_budget: Annotated[Whole, Field(ge=-1, le=MAX_WHOLE)] | None = Field(
+        default=None,
+        description="Tokens of the reasoning, its markers included; it is closed then. -1 does not limit it.",
+    )
+    thinking_budget_message: Annotated[str, Field(max_length=1000)] = Field(
+        default="", description="Text before the end of a reasoning that `thinking_token_budget` closes."
+    )
     request_id: RequestId | None = Field(
         default=None,
         description="Id of the answer, after the prefix of its kind; the header x-request-id overrides it.",
@@ -232,11 +239,17 @@ class GenerationBody(RequestBody):
             prompt_logprobs=self.prompt_logprobs,
             skip_special_tokens=self.skip_special_tokens,
             grammar=self.grammar(),
+            thinking=self._thinking(),
             num_beams=beams,
             length_penalty=self.length_penalty,
             early_stopping=self.early_stopping,
             extra=self.generate_kwargs,
         )
+
+    def _thinking(self) -> ThinkingBudget | None:
+        if self.thinking_token_budget is None or self.thinking_token_budget < 0:
+            return None
+        return ThinkingBudget(self.thinking_token_budget, self.thinking_budget_message)
 
     def _beams(self) -> int:
         """The width of the beam search; 1 without one.
@@ -309,6 +322,7 @@ def effective(call: GenerateCall) -> str:
     for each in fields(params):
         value = getattr(params, each.name)
         if each.name not in _HIDDEN and value is not None and value != {} and value != () and not _is_long(value):
+            value = asdict(value) if isinstance(value, ThinkingBudget) else value
             values[each.name] = list(value) if isinstance(value, TokenIds) else value
     while len(line := json.dumps(values, separators=(",", ":"))) > _HEADER_LIMIT:
         del values[max(values, key=lambda name: len(json.dumps(values[name])))]

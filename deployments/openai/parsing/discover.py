@@ -282,27 +282,32 @@ def _python_syntax(one: str, two: str | None) -> CallSyntax | None:
     end = one.rfind(")")
     if found is None or end < 0:
         return None
-    rest = one[end + 1 :].lstrip()
-    rest = rest.removeprefix("]") if found[0].startswith("[") else rest
-    return CallSyntax(shape="python", open=one[: found.start()].strip(), close=rest.strip())
+    rest = one[end + 1 :]
+    rest = rest.lstrip().removeprefix("]") if found[0].startswith("[") else rest
+    return CallSyntax(
+        shape="python", open=one[: found.start()].lstrip(), close=rest.rstrip(), listed=found[0].startswith("[")
+    )
 
 
 def _around(syntax: CallSyntax, before: str, after: str, between: str | None) -> CallSyntax:
     """With the markers around a call: what stands between two calls tells them from those around all."""
-    before, after = _without_ids(before).strip(), _without_ids(after).strip()
+    before, after = _without_ids(before).lstrip(), _without_ids(after).rstrip()
     if syntax.several or between is None:
         return _split(replace(syntax, open=before, close=after))
-    between = _without_ids(between).strip()
-    if not between.strip(",;"):
+    between = _without_ids(between)
+    if not between.strip(" \n,;"):
+        syntax = replace(syntax, separator=between)
         if syntax.shape == "json":
             return replace(syntax, open=before, close=after)
         return replace(syntax, section=before, section_end=after)
     opening = _from_token(_suffix(before, between))
-    closing = common_prefix(after, between[: len(between) - len(opening)].rstrip())
-    closing = closing[: boundary(between, len(closing))].strip()
+    closing = common_prefix(after, between[: len(between) - len(opening)])
+    closing = closing[: boundary(between, len(closing))].rstrip()
     opening = opening or between[len(closing) :].strip(" \n,;")
     section, end = before[: len(before) - len(opening)] if before.endswith(opening) else "", after[len(closing) :]
-    found = replace(syntax, section=section.strip(), section_end=end.strip(), open=opening, close=closing)
+    separator = between[len(closing) : len(between) - len(opening)]
+    section = section if section.strip() else ""
+    found = replace(syntax, section=section, section_end=end, open=opening, close=closing, separator=separator)
     return found if found.section else _split(found)
 
 
@@ -310,8 +315,9 @@ def _split(syntax: CallSyntax) -> CallSyntax:
     """With a pair of tags around what has a name of its own as a section, which a model may leave out."""
     outer, _, inner = syntax.open.rpartition("\n")
     close, _, end = syntax.close.rpartition("\n")
-    if syntax.shape == "tagged" and outer and close and end == outer.replace("<", "</", 1):
-        return replace(syntax, section=outer, open=inner, close=close, section_end=end, each=True)
+    if syntax.shape == "tagged" and outer and close and end.strip() == outer.strip().replace("<", "</", 1):
+        pair = {"section": f"{outer}\n", "section_end": f"\n{end}"}
+        return replace(syntax, open=inner, close=close, each=True, **pair)  # type: ignore[arg-type]
     return syntax
 
 

@@ -40,7 +40,7 @@ class AnswerFormat:
     Attributes:
         syntax: how it writes.
         source: how that was found: `tool_parser`, `template` (rendered), `instruction`, `vocabulary`, or `default`.
-        proved, tried: of so many rendered answers, so many were read back exactly.
+        proved, tried: the number of rendered answers that were read back exactly, and of those rendered.
     """
 
     syntax: AnswerSyntax

@@ -26,6 +26,8 @@ class CallSyntax:
         name, arguments: the keys of JSON. An empty `name`: the name is itself the key of the arguments.
         several: one value is a list of calls.
         each: `section` stands around every call.
+        separator: what stands between two calls.
+        listed: Python calls are in a list.
     """
 
     shape: Shape
@@ -41,6 +43,8 @@ class CallSyntax:
     arguments: str = "arguments"
     several: bool = False
     each: bool = False
+    separator: str = ""
+    listed: bool = True
 
     @property
     def begins(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from deployments.core.calls import GenerateCall, SamplingParams
 from deployments.core.errors import BadRequest, UnsupportedParameter, shown
 from deployments.core.model_card import ModelCard
 from deployments.openai.chat.message import MessageFormat
-from deployments.openai.chat.plan import chat_call, with_tools
+from deployments.openai.chat.plan import chat_call
 from deployments.openai.chat.prompt import ChatInput, check_objects
 from deployments.openai.chat.schema import AnswerFields
 from deployments.openai.chat.tools import ToolSet, read_tools
@@ -34,7 +34,7 @@ async def response_plan(exchange: Exchange, body: ResponsesBody, card: ModelCard
     fields = _answer_fields(exchange, body, card)
     await check_objects(exchange, card, fields.chat_template)
     chat = await exchange.aside(lambda: ChatInput.from_fields(fields, _messages(body), _tools(body)))
-    sampling = await exchange.aside(lambda: _sampling(exchange, body, fields, chat.tools))
+    sampling = await exchange.aside(lambda: _sampling(exchange, body, fields))
     return await chat_call(exchange, card, body, chat, sampling, include_reasoning=fields.include_reasoning)
 
 
@@ -60,11 +60,11 @@ def _note_sent(exchange: Exchange, ours: str, field: str) -> None:
         sent.setdefault(ours, sent.get(field, field))
 
 
-def _sampling(exchange: Exchange, body: ResponsesBody, fields: AnswerFields, tools: ToolSet | None) -> SamplingParams:
+def _sampling(exchange: Exchange, body: ResponsesBody, fields: AnswerFields) -> SamplingParams:
     check_logprobs("top_logprobs", body.top_logprobs, exchange.options)
     logprobs = (body.top_logprobs or 0) if wants_logprobs(body) else None
     constrained = _constrained(exchange, body)
-    return with_tools(constrained.sampling(exchange.options, max_tokens=fields.limit, logprobs=logprobs), tools)
+    return constrained.sampling(exchange.options, max_tokens=fields.limit, logprobs=logprobs)
 
 
 def _constrained(exchange: Exchange, body: ResponsesBody) -> ResponsesBody:

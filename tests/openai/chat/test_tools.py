@@ -254,7 +254,7 @@ def test_reasoning_that_the_prompt_opened(thinker: Server) -> None:
 
 def test_a_budget_spent_on_reasoning(thinker: Server) -> None:
     choice = ask(thinker.client(), "<think>on and on", model="thinks", max_tokens=12).choices[0]
-    assert (choice.message.reasoning_content, choice.message.content) == ("on an", "")
+    assert (choice.message.reasoning_content, choice.message.content) == ("on an", None)
     assert choice.finish_reason == "length"
 
 

@@ -116,6 +116,13 @@ def test_a_form_is_found_and_proved(name: str) -> None:
         assert (calls, "Ilm" in content) == ([], True)
 
 
+def test_the_template_of_the_documentation_is_proved() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "parsers.md").read_text("utf-8")
+    answers = answer_format(page.partition("```jinja\n")[2].partition("```")[0])
+    assert answers.is_proved
+    assert read(answers, ["<call>rest {}</call>"], TOOLS, "<|assistant|>") == ("", "", [("rest", {})])
+
+
 def test_reasoning_is_found() -> None:
     template = HEAD.replace(
         "{{ m.content", "{% if m.thinking %}<|muse|>{{ m.thinking }}<|mused|>{% endif %}{{ m.content"

@@ -1,0 +1,157 @@
+"""Calls forced in the model's own format, limited reasoning, and constraints beside both, through the real engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from openai import BadRequestError, OpenAI
+
+from tests.openai.conftest import Serve
+from tests.openai.saying import say
+
+EACH = "{% for c in m.tool_calls or [] %}"
+ARGUMENT = "{% for k, v in c.function.arguments.items() %}"
+FORMS = {
+    "tags": EACH + "<do>{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}</do>{% endfor %}",
+    "arguments": EACH
+    + "<run={{ c.function.name }}>\n"
+    + ARGUMENT
+    + "<arg={{ k }}>\n{{ v }}\n</arg>\n{% endfor %}</run>\n"
+    "{% endfor %}",
+    "python": "{% if m.tool_calls %}<|py|>[" + EACH + "{{ c.function.name }}(" + ARGUMENT + "{{ k }}={{ v | tojson }}"
+    "{% if not loop.last %}, {% endif %}{% endfor %}){% if not loop.last %}, {% endif %}{% endfor %}]<|/py|>"
+    "{% endif %}",
+}
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}, "kind": {"enum": ["x", "y"]}},
+                "required": ["a", "kind"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {"name": "rest", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}},
+    },
+]
+STRICT = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}]
+NAMED: Any = {"type": "function", "function": {"name": "get"}}
+THOUGHTS = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+
+
+def template(calls: str, thoughts: str = THOUGHTS) -> str:
+    return (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        + thoughts
+        + "{{ m.content or '' }}"
+        + calls
+        + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+@pytest.fixture(scope="module")
+def client(serve: Serve) -> OpenAI:
+    loader, engine = "tests.openai.saying:load_model", {"pack_linears": False}
+    models = [
+        {
+            "id": name,
+            "loader": loader,
+            "engine": engine,
+            "kwargs": {"template": template(calls), "special": ["<|py|>", "<|/py|>"]},
+        }
+        for name, calls in FORMS.items()
+    ]
+    models.append({"id": "plain", "loader": loader, "engine": engine, "kwargs": {"template": template("", "")}})
+    return serve(models).client(timeout=60, _strict_response_validation=False)
+
+
+def ask(client: OpenAI, model: str, text: str, **fields: Any) -> Any:
+    fields = {"temperature": 1, "seed": 3, "max_tokens": 200, **fields}
+    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": say(text)}], **fields)
+
+
+def arguments_of(message: Any) -> list[tuple[str, Any]]:
+    return [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or ()]
+
+
+@pytest.mark.parametrize("model", FORMS)
+def test_calls_are_forced_in_the_models_own_format(client: OpenAI, model: str) -> None:
+    shown = client.models.retrieve(model) if ask(client, model, "hi") else None
+    assert shown is not None
+    assert shown.model_extra["answers"]["proved"] is True
+    for seed in range(3):
+        (choice,) = ask(client, model, "No.", tools=TOOLS, tool_choice="required", seed=seed).choices
+        calls = arguments_of(choice.message)
+        assert calls
+        assert choice.message.content is None
+        for name, arguments in calls:
+            assert (
+                arguments == {} if name == "rest" else (type(arguments["a"]), arguments["kind"] in "xy") == (int, True)
+            )
+    (choice,) = ask(client, model, "<think>hm</think>No.", tools=TOOLS, tool_choice=NAMED).choices
+    assert choice.message.reasoning_content == choice.message.reasoning == "hm"
+    assert [name for name, _ in arguments_of(choice.message)] == ["get"]
+    (choice,) = ask(client, model, "No.", tools=TOOLS, tool_choice="required", max_tokens=2).choices
+    assert (choice.message.tool_calls, choice.message.content or "", choice.finish_reason) == (None, "", "length")
+
+
+def test_a_text_or_calls_or_a_schema(client: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"b": {"type": "integer"}}, "required": ["b"]}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "b", "schema": schema}}
+    call = '<do>{"name": "rest", "arguments": {}}</do>'
+    message = ask(client, "tags", call, tools=TOOLS, response_format=wanted).choices[0].message
+    assert (arguments_of(message), message.content) == ([("rest", {})], None)
+    message = ask(client, "tags", '{"b": 4}', tools=TOOLS, response_format=wanted).choices[0].message
+    assert (message.tool_calls, json.loads(message.content)) == (None, {"b": 4})
+    with pytest.raises(BadRequestError, match="response_format"):
+        ask(client, "plain", "hi", tools=TOOLS, response_format=wanted)
+    assert ask(client, "tags", "Just text.", tools=STRICT).choices[0].message.content == "Just text."
+    text = 'So <do>{"name": "get", "arguments": {"a": "one", "kind": "x"}}</do>'
+    message = ask(client, "tags", text, tools=STRICT).choices[0].message
+    assert [type(arguments["a"]) for _, arguments in arguments_of(message)] == [int]
+
+
+def test_a_reasoning_has_a_budget(client: OpenAI) -> None:
+    text = "<think>" + "on and " * 20 + "</think>Yes."
+    for budget in (20, 30, 60):
+        answer = ask(client, "tags", text, extra_body={"thinking_token_budget": budget})
+        assert answer.usage.completion_tokens_details.reasoning_tokens == budget
+        assert answer.choices[0].message.reasoning_content.startswith("on")
+        assert answer.choices[0].message.content
+    fields = {"thinking_token_budget": 40, "thinking_budget_message": " Enough."}
+    message = ask(client, "tags", text, extra_body=fields).choices[0].message
+    assert message.reasoning_content.endswith(" Enough.")
+    assert "Enough" not in message.content
+    answer = ask(client, "tags", text, extra_body={"thinking_token_budget": -1})
+    assert answer.choices[0].message.content == "Yes."
+    forced = ask(client, "tags", text, tools=TOOLS, tool_choice=NAMED, extra_body={"thinking_token_budget": 20})
+    assert arguments_of(forced.choices[0].message)
+    with pytest.raises(BadRequestError, match="thinking_token_budget"):
+        ask(client, "plain", "hi", extra_body={"thinking_token_budget": 5})
+
+
+def test_an_answer_that_ends_while_it_reasons_has_no_content(client: OpenAI) -> None:
+    (choice,) = ask(client, "tags", "<think>on and on", max_tokens=12).choices
+    assert (choice.message.reasoning_content, choice.message.content, choice.finish_reason) == ("on an", None, "length")
+
+
+def test_a_grammar_may_be_gbnf(client: OpenAI) -> None:
+    grammar = 'root ::= "yes" | "no" [0-9]\n'
+    message = ask(client, "plain", "no7", extra_body={"guided_grammar": grammar}).choices[0].message
+    assert message.content == "no7"
+    with pytest.raises(BadRequestError, match="GBNF"):
+        ask(client, "plain", "no7", extra_body={"guided_grammar": 'root ::= ("yes"'})
+
+
+def test_a_call_that_cannot_be_read_is_told(client: OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": say("<tool_call>none</tool_call>")}]
+    raw = client.chat.completions.with_raw_response.create(model="tags", messages=messages, tools=TOOLS, temperature=0)
+    assert raw.headers["x-troupe-unread"] == "%3Ctool_call%3E"
