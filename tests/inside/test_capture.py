@@ -171,9 +171,9 @@ def test_capturing_computes_nothing_twice() -> None:
     for asked in ({}, {"capture": capture("hidden_states", positions="generated")}):
         engine = engine_of(tiny.llama())
         texts = [ask(engine, ids, 5, **asked).token_ids for ids in prompts]
+        engine.close()
         stats = engine.stats()
         found.append((texts, stats.steps, stats.prompt_tokens, stats.generated_tokens))
-        engine.close()
     assert found[0] == found[1]
 
 
