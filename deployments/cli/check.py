@@ -53,6 +53,9 @@ def check(
         list[str] | None,
         typer.Option(metavar="STEP", help="Leave out a step; can be given several times.", show_default=False),
     ] = None,
+    modules: Annotated[
+        bool, typer.Option("--modules", help="List what requests can capture and change inside the model.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
     show_traceback: Annotated[
         bool, typer.Option("--traceback", help="Print the traceback of what failed, on stderr.")
@@ -70,7 +73,9 @@ def check(
 
     _refuse_unknown(skip or (), [step for step in STEPS if step not in NEEDED])
     files = [None if file is None else file.absolute() for file in (image, audio)]
-    trial = Trial(message=message, max_tokens=max_tokens, image=files[0], audio=files[1], device=device)
+    trial = Trial(
+        message=message, max_tokens=max_tokens, image=files[0], audio=files[1], modules=modules, device=device
+    )
     enter_folder(args.folder)
     checkup = Checkup(args, entry, trial, skip or ())
     raise typer.Exit(asyncio.run(_run(checkup, loader, as_json=as_json, show_traceback=show_traceback)))

@@ -32,6 +32,7 @@ def build_engine(
     *,
     turn_limit_s: float = TURN_LIMIT_S,
     proofs: Proofs | None = None,
+    inside: bool = True,
 ) -> Engine:
     """The engine of a loaded model.
 
@@ -44,6 +45,7 @@ def build_engine(
         text_side: of the model.
         turn_limit_s: seconds that a generate hook may keep the random state while others wait.
         proofs: notes what is proved of the model.
+        inside: requests may capture states of the model, and change them.
 
     Raises:
         ModelLoadFailed: the engine that was asked for cannot run the model.
@@ -63,8 +65,8 @@ def build_engine(
     name = info.label or type(info.model).__name__
     try:
         if options.kind == "continuous_batching":
-            return _batching_engine(info, vocabulary, options, proofs)
-        return _proven(info, vocabulary, options, proofs)
+            return _batching_engine(info, vocabulary, options, proofs, inside=inside)
+        return _proven(info, vocabulary, options, proofs, inside=inside)
     except Refused as reason:
         if options.kind == "continuous_batching":
             raise ModelLoadFailed(
@@ -88,7 +90,9 @@ def _with_generate(info: ModelInfo) -> ModelInfo:
     return replace(info, generate=own)
 
 
-def _batching_engine(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, proofs: Proofs) -> BatchingEngine:
+def _batching_engine(
+    info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, proofs: Proofs, *, inside: bool
+) -> BatchingEngine:
     """Continuous batching, not compared with `generate`.
 
     Raises:
@@ -98,18 +102,20 @@ def _batching_engine(info: ModelInfo, vocabulary: Vocabulary, options: EngineOpt
         raise Refused("its loader has a generate hook, which only the generate engine calls")
     check_batchable(info.model)
     try:
-        return BatchingEngine(info, vocabulary, options, proofs)
+        return BatchingEngine(info, vocabulary, options, proofs, inside=inside)
     except Exception as error:
         raise Refused(f"continuous batching cannot run it: {type(error).__name__}: {error}") from error
 
 
-def _proven(info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, proofs: Proofs) -> BatchingEngine:
+def _proven(
+    info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, proofs: Proofs, *, inside: bool
+) -> BatchingEngine:
     """Continuous batching whose answers agree with those of `generate`.
 
     Raises:
         Refused: it cannot run the model, or they do not agree.
     """
-    engine = _batching_engine(info, vocabulary, options, proofs)
+    engine = _batching_engine(info, vocabulary, options, proofs, inside=inside)
     if not callable(getattr(info.model, "generate", None)):
         return engine
     try:

@@ -104,7 +104,12 @@ class LoadedModel:
         self.answers = answers_of(entry.id, entry.api, template, tokens_of(info.tokenizer), described)
         self._vocabulary: Vocabulary | None = None
         self.engine: Engine = build_engine(
-            info, entry.engine, self.hooks, turn_limit_s=entry.hook_timeout_s, proofs=proofs
+            info,
+            entry.engine,
+            self.hooks,
+            turn_limit_s=entry.hook_timeout_s,
+            proofs=proofs,
+            inside=entry.inside != "off" or bool(info.inspect),
         )
         self.speech = WhisperFormat.from_info(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.from_info(info, self.speech)

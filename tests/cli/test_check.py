@@ -224,7 +224,7 @@ def test_a_prompt_with_its_special_tokens(capsys: Capture) -> None:
     assert r"'<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'" in said
     assert r"259 <|im_start|>   84 'u'   82 's'" in said
     assert "Answers end with: <|eos|> (257), <|im_end|> (260)." in said
-    assert re.search(r"^34 steps: \d+ ok, \d+ skipped\. Exit status 0\.$", said, re.MULTILINE)
+    assert re.search(r"^35 steps: \d+ ok, \d+ skipped\. Exit status 0\.$", said, re.MULTILINE)
 
 
 def test_markers_that_the_tokenizer_does_not_know(capsys: Capture) -> None:
@@ -345,6 +345,26 @@ def test_a_sign_of_life_while_a_loader_takes_long(
     )
     assert run(f"{file}:load_model", *(part for step in STEPS if step not in NEEDED for part in ("--skip", step))) == 0
     assert re.search(r"… loader: \d+ s, at slow\.py, line [67] in load_model", signs.getvalue())
+
+
+def test_the_modules_that_can_be_captured_and_changed(tmp_path: Path, capsys: Capture) -> None:
+    made = step_of(report(capsys, HOOKS + "sound", "--modules", keep="modules"), "modules")
+    listed = {module["name"]: module for module in made["figures"]["modules"]}
+    assert set(listed) == {name for name, _ in llama().named_modules() if name}
+    counts = [sum(module[key] for module in listed.values()) for key in ("capturable", "steerable")]
+    assert counts == [made["figures"]["capturable"], made["figures"]["steerable"]]
+    assert made["finding"] == f"Of {len(listed)} modules, requests can capture {counts[0]} and change {counts[1]}."
+    width = llama().config.hidden_size
+    for line in (
+        f"model.norm (LlamaRMSNorm): input [{width}] float32: capture, change; output [{width}] float32: capture, ",
+        "model.embed_tokens (Embedding): input [] int64: capture alone (its numbers are not floating-point numbers); ",
+        "model.layers (ModuleList): it is not called by the model's forward",
+    ):
+        assert any(detail.startswith(line) for detail in made["details"]), made["details"]
+    closed = configuration(tmp_path, "sound", inside="off")
+    made = step_of(report(capsys, closed, "--model", "it", "--modules", keep="modules"), "modules")
+    assert (made["status"], made["details"]) == ("skipped", [])
+    assert "models[].inside is off" in made["finding"]
 
 
 def test_the_real_command(tmp_path: Path) -> None:

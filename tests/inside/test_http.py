@@ -205,6 +205,17 @@ def test_the_catalogue(inside: Server) -> None:
     assert [each["name"] for each in some["data"]] == ["model.layers.0.mlp", "model.layers.1.mlp"]
 
 
+def test_nothing_is_measured_in_a_model_that_is_closed(caplog: pytest.LogCaptureFixture, serve: Serve) -> None:
+    measured = []
+    for inside in ("off", "capture"):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            server = serve([{"id": "it", "loader": "tests.openai.tiny_models:load_model", "inside": inside}])
+            assert complete(server, model="it").status_code == 200
+            measured.append(any("inside (" in record.getMessage() for record in caplog.records))
+    assert measured == [False, True]
+
+
 CAPTURE = {"capture": {"modules": ["model.norm"]}}
 HALF = {"data": "AAAA", "shape": [48]}
 QUESTION = {"type": "predicate", "instructions": "It is true."}

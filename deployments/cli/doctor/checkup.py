@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from deployments.cli.doctor import adapters, answers, conversations, engine, generation, media, prompt, speed
+from deployments.cli.doctor import adapters, answers, conversations, engine, generation, media, modules, prompt, speed
 from deployments.cli.doctor.finding import NOT_LOADED, Finding, NotApplicable, Step, fault, fine
 from deployments.cli.doctor.subject import LoadLog, Subject, Trial, refusal
 from deployments.config.app import AppArgs
@@ -59,6 +59,7 @@ CHECKS: dict[str, Check] = {
     "images": media.images,
     "audio": media.audio,
     "embeddings": media.embeddings,
+    "modules": modules.modules,
     "adapters": adapters.adapters,
     "speed": speed.speed,
 }

@@ -38,6 +38,7 @@ class Trial:
         message: of the user.
         max_tokens: of an answer.
         image, audio: files of the user in place of the test image and the test tone.
+        modules: list what can be captured and changed inside the model.
         device: where the model is loaded; None takes the first GPU, else the CPU.
     """
 
@@ -45,6 +46,7 @@ class Trial:
     max_tokens: int = 32
     image: Path | None = None
     audio: Path | None = None
+    modules: bool = False
     device: str | None = None
 
 

@@ -32,6 +32,7 @@ from deployments.engine.batching.running_batches import Limits
 from deployments.engine.batching.sequence_builder import SequenceBuilder
 from deployments.engine.batching.step_loop import StepLoop
 from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
+from deployments.engine.inside.catalogue import Catalogue
 from deployments.engine.inside.inspected import Inspected
 from deployments.engine.inside.measure import measure
 from deployments.engine.inside.resolve import Resolver
@@ -63,6 +64,7 @@ class BatchingEngine(ThreadedEngine):
         vocabulary: of the model.
         options: see `EngineOptions`.
         proofs: notes what is proved of the model.
+        inside: requests may capture states of the model, and change them.
 
     Raises:
         UnknownLayer: the model's cache is none that sequences can hold.
@@ -72,7 +74,13 @@ class BatchingEngine(ThreadedEngine):
     last_step_s = 30.0
 
     def __init__(
-        self, info: ModelInfo, vocabulary: Vocabulary, options: EngineOptions, proofs: Proofs | None = None
+        self,
+        info: ModelInfo,
+        vocabulary: Vocabulary,
+        options: EngineOptions,
+        proofs: Proofs | None = None,
+        *,
+        inside: bool = True,
     ) -> None:
         super().__init__()
         proofs = proofs or Proofs()
@@ -83,13 +91,16 @@ class BatchingEngine(ThreadedEngine):
         self._context = context_length(info, options)
         # A search computes with other shapes than the fixed ones of the deterministic mode.
         self.supports = (ALL_PARAMS | INSIDE_PARAMS) - ({"num_beams"} if options.deterministic else set())
+        self.supports -= set() if inside else INSIDE_PARAMS
         self._needs = encoder_needs(info.model)
         self._vocabulary = vocabulary
         self._forward = _forward(info.model, self._context, vocabulary.text_side, proofs)
         with torch.inference_mode(), proofs.of(FORWARD) as note:
             self.capabilities = Capabilities.measure(self._forward, self._context)
             note.found = str(self.capabilities)
-        self.inside = _inside(self._forward, self.capabilities, info, vocabulary.text_side, proofs)
+        self.inside = Resolver(Catalogue([], {}), {}, {}, self._forward.device)
+        if inside:
+            self.inside = _inside(self._forward, self.capabilities, info, vocabulary.text_side, proofs)
         self._logits_width = self.capabilities.logits_width
         self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
         if options.static_cache:
