@@ -51,11 +51,13 @@ class CaptureStore:
         self.options = options
         self.vectors = VectorStore(options.vectors_ttl_s)
         self._place = place or uuid4().hex[:8]
+        self._parent = Path(options.dir or tempfile.gettempdir())
         self._folder: Path | None = None
         self._files: dict[str, _File] = {}
         self._reserved = 0
         self._freed = asyncio.Condition()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="captures")
+        _remove_left(self._parent)
 
     def new_id(self) -> str:
         """An id that nobody can guess."""
@@ -197,10 +199,8 @@ class CaptureStore:
 
     def _private_folder(self) -> Path:
         if self._folder is None:
-            parent = Path(self.options.dir or tempfile.gettempdir())
-            parent.mkdir(parents=True, exist_ok=True)
-            _remove_left(parent)
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+            self._parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=self._parent))
         return self._folder
 
 
