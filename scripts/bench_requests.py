@@ -82,9 +82,10 @@ class Engine:
         new: int,
         inputs: Mapping[str, torch.Tensor] | None = None,
         adapter: str = "",
+        client: Any = None,
         **sampling: Any,
-    ) -> Client:
-        client = Client()
+    ) -> Any:
+        client = client or Client()
         self._count += 1
         params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, "max_tokens": new, **sampling})
         # A version without adapters has no such field.

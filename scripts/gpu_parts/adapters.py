@@ -1,4 +1,4 @@
-"""Parts of features that a version may lack: batches of several adapters, and capture inside the model."""
+"""Part `adapters`: batches of several adapters, which a version may lack."""
 
 from __future__ import annotations
 
@@ -65,10 +65,3 @@ def lora(model: Any, folder: Path, seed: int) -> None:
     config = {"peft_type": "LORA", "r": _RANK, "lora_alpha": 2 * _RANK, "target_modules": ["q_proj", "v_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors")
-
-
-def inside(setting: Setting) -> Measured:
-    """A step whose states are captured, against one whose are not."""
-    if importlib.util.find_spec("deployments.engine.inside") is None:
-        raise Skipped("this version has no capture inside the model")
-    raise Skipped("this script does not measure it yet")

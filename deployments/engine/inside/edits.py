@@ -64,7 +64,9 @@ class Edit:
         """The vector of each position, in a shape that goes with the states."""
         if self.vector is None or self.vector.dim() == 1:
             return self.vector
-        rows = self.vector[[self.places[position] for position in positions]]
+        places = torch.tensor([self.places[position] for position in positions])
+        # A list would make a GPU wait.
+        rows = self.vector[places.to(self.vector.device, non_blocking=True)]
         return rows.view(len(positions), *[1] * (states.dim() - 2), rows.shape[-1])
 
     def _changed(self, states: Tensor, vector: Tensor | None) -> Tensor:

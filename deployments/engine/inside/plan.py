@@ -94,9 +94,9 @@ class Plan:
         if changed is None:
             changed = value.clone()
             view = tap.layout.view(changed, span.row, self.rows, span.count)
-        rows = [position - first for position in positions]
+        places = _places(positions, first, view)
         try:
-            view[rows] = edit.apply(view[rows], positions)
+            view[places] = edit.apply(view[places], positions)
         except Exception as error:
             inspected.error = ModelError(
                 f"The hook {edit.asked.name!r} of the loader failed at {edit.module!r}: {type(error).__name__}: {error}"
@@ -123,11 +123,9 @@ class Plan:
             self.staged.append((view.clone(), [(taken, None)]))
             return
         first = span.start + span.count - view.shape[0]
-        rows = [position - first for position in self._positions(taken, view.shape[0])]
-        if rows:
-            whole = len(rows) == view.shape[0]
-            states = view.clone() if whole else view.index_select(0, _index(rows, view))
-            self.staged.append((states, [(taken, None)]))
+        positions = self._positions(taken, view.shape[0])
+        if positions:
+            self.staged.append((view[_places(positions, first, view)].clone(), [(taken, None)]))
 
     @staticmethod
     def _positions(taken: Taken, count: int) -> Sequence[int]:
@@ -143,8 +141,7 @@ class Plan:
                 positions = self._positions(taken, span.count)
                 if positions:
                     weights = attention_weights(call, span.row, span.count, span.start + span.count)
-                    rows = [position - span.start for position in positions]
-                    self.staged.append((weights[rows], [(taken, None)]))
+                    self.staged.append((weights[_places(positions, span.start, weights)], [(taken, None)]))
 
     def commit(self, copies: Copies) -> None:
         """Give the recordings what the forward has captured."""
@@ -159,7 +156,15 @@ class Plan:
                 recording.commit(span.start, recording.chosen.within(span.start, span.count), found)
 
 
+def _places(positions: Sequence[int], first: int, value: Tensor) -> slice | Tensor:
+    """Where positions are in states that begin with position `first`."""
+    if positions[-1] - positions[0] == len(positions) - 1:
+        return slice(positions[0] - first, positions[-1] - first + 1)
+    return _index([position - first for position in positions], value)
+
+
 def _index(rows: Sequence[int], value: Tensor) -> Tensor:
+    """An index for which nothing waits on a GPU, as it would for a list."""
     return torch.tensor(rows).to(value.device, non_blocking=True)
 
 
