@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 import torch
 from openai import OpenAI
 
 from deployments.inside_client import load_capture, pack, upload
+from tests.inside.asking import far
 from tests.inside.conftest import KEYS
 from tests.inside.loaders import SEEN
 from tests.openai.conftest import Serve, Server
@@ -300,6 +304,68 @@ def test_a_client_that_leaves_and_a_request_that_fails_leave_no_file(inside: Ser
     failed = complete(inside, capture=ALL, interventions=[huge])
     assert failed.json()["error"]["code"] == "intervention_not_finite"
     assert {each["id"] for each in listed(inside)} == before
+
+
+def test_embeddings_beside_a_capture_are_those_without(inside: Server) -> None:
+    """Both run forwards over the same modules, in threads of their own."""
+    texts = [f"text {number}" for number in range(6)]
+
+    def embedded(text: str) -> Any:
+        return post(inside, "/embeddings", input=text).json()["data"][0]["embedding"]
+
+    def captured(text: str) -> tuple[list[int], torch.Tensor]:
+        answer = complete(inside, prompt=text, max_tokens=24, capture={**ALL, "return": "inline"})
+        found = load_capture(answer.json()["choices"][0]["capture"])
+        return found.token_ids.tolist(), torch.cat([found[f"hidden_states.{layer}"] for layer in range(3)])
+
+    vectors, states = [embedded(text) for text in texts], [captured(text) for text in texts]
+    with ThreadPoolExecutor(12) as pool:
+        beside = [pool.submit(embedded, text) for text in texts], [pool.submit(captured, text) for text in texts]
+        assert [each.result() for each in beside[0]] == vectors
+        for (ids, state), each in zip(states, beside[1], strict=True):
+            found = each.result()
+            assert found[0] == ids
+            assert far(found[1], state) <= 1e-5
+
+
+@pytest.mark.long
+def test_memory_is_flat_over_hundreds_of_captures(serve: Serve, tmp_path: Path) -> None:
+    captures = {"dir": str(tmp_path), "ttl_s": 0.5}
+    server = serve([{"id": "tiny", "loader": "tests.openai.tiny_models:load_model"}], captures=captures)
+
+    def several(count: int) -> int:
+        with ThreadPoolExecutor(8) as pool:
+            for answer in pool.map(
+                lambda number: complete(server, prompt=f"{number} " * 60, capture=ALL), range(count)
+            ):
+                assert answer.status_code == 200
+        return psutil.Process().memory_info().rss
+
+    several(150)
+    assert several(500) <= 1.02 * several(50) + (8 << 20)
+    # The last files are gone with their time.
+    end = time.monotonic() + 30
+    while list(tmp_path.glob("*/cap-*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert list(tmp_path.glob("*/cap-*")) == []
+    assert listed(server) == []
+
+
+def test_a_file_has_the_same_bytes_after_a_restart(serve: Serve) -> None:
+    model = {"id": "tiny", "loader": "tests.openai.tiny_models:load_model", "engine": {"deterministic": True}}
+    prompts = ["abcdefgh", "some other text", *(f"number {number}" for number in range(6))]
+
+    def files(together: bool) -> dict[str, bytes]:
+        server = serve([model])
+        with ThreadPoolExecutor(len(prompts) if together else 1) as pool:
+            answers = pool.map(lambda prompt: complete(server, prompt=prompt, capture=ALL).json(), prompts)
+            handles = [answer["choices"][0]["capture"] for answer in answers]
+        whole = [requests.get(server.url + handle["url"], headers=HEADERS, timeout=10).content for handle in handles]
+        # The numbers of all tensors follow the header, which names the file and its time.
+        numbers = [data[8 + int.from_bytes(data[:8], "little") :] for data in whole]
+        return dict(zip(prompts, numbers, strict=True))
+
+    assert files(together=False) == files(together=True)
 
 
 def test_the_callback_of_a_loader_is_shown_states(inside: Server) -> None:
