@@ -5,6 +5,12 @@ python -m deployments.local --loader my_loader.py:load_model
 
 from __future__ import annotations
 
+import signal
+import sys
+
+if __name__ == "__main__":  # the imports below take seconds
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("troupe: interrupted."))
+
 import argparse
 import asyncio
 import atexit
@@ -12,7 +18,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import fields
@@ -303,6 +308,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     named = {"id": given.id} if given.id else {}
     try:
         run_app(
@@ -315,6 +321,8 @@ def main() -> None:
         )
     except (ConfigError, TroupeError, yaml.YAMLError) as error:
         sys.exit(f"troupe: {error}")
+    except KeyboardInterrupt:
+        sys.exit("troupe: interrupted.")
 
 
 if __name__ == "__main__":

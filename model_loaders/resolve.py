@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError, last_line
 from model_loaders.contract import ModelInfo, as_model_info
+from model_loaders.loader_imports import imports_of
 from model_loaders.loader_name import is_file, new_place, parts
 from model_loaders.local_folder import check_folders, unreadable_weights
 from model_loaders.weights.adapter_folder import note_adapter
@@ -103,9 +104,7 @@ def _module_from_file(path: str) -> ModuleType:
         raise ModelLoadFailed(f"Loader file {path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # So that a loader finds the modules beside it; a package's own modules must not pass for top-level ones.
-    if str(file.parent) not in sys.path and not (file.parent / "__init__.py").exists():
-        sys.path.append(str(file.parent))
+    imports_of(file.parent).enter(module)
     spec.loader.exec_module(module)
     return module
 

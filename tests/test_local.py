@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -128,6 +129,24 @@ def test_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with start("model_loaders.demo:load_model") as server, pytest.raises(ConfigError, match="pip install openai"):
         server.client()
+
+
+def test_a_stop_id_that_the_model_does_not_have_is_named() -> None:
+    with start(**given(stop_token_ids=[2, 10**6])) as server:
+        answer = requests.post(f"{server.url}/v1/completions", json={"model": "model", "prompt": "abc"}, timeout=20)
+    assert answer.status_code >= 500
+    assert "stop_token_ids with 1000000, which does not exist; this model has ids 0 to 260." in answer.text
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line(tmp_path: Path) -> None:
+    """The module that is imported first sends it."""
+    (tmp_path / "uvicorn.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.local"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "troupe: interrupted.\n")
 
 
 PROGRAM = """

@@ -130,6 +130,7 @@ async def _run(checkup: Checkup, loader: str, *, as_json: bool, show_traceback: 
     """Make the checks, print the report, and return the exit status."""
     from deployments.cli.doctor.display import Display
     from deployments.cli.doctor.finding import exit_status, report
+    from deployments.cli.doctor.process_end import named_end
 
     out, steps = sys.stdout, []
     display = Display(out, sys.stderr, checkup.thread_name)
@@ -139,10 +140,11 @@ async def _run(checkup: Checkup, loader: str, *, as_json: bool, show_traceback: 
         if not as_json:
             print(f"Model {checkup.entry.id} of {checkup.entry.loader} on {checkup.device}\n", file=out, flush=True)
         async with display.signs_of_life():
-            async for step in checkup.steps(display.begin):
-                steps.append(step)
-                if not as_json:
-                    display.show(step)
+            with named_end(lambda: display.step):
+                async for step in checkup.steps(display.begin):
+                    steps.append(step)
+                    if not as_json:
+                        display.show(step)
     if as_json:
         print(json.dumps(report(steps, **about), indent=2, ensure_ascii=False), file=out)
     else:

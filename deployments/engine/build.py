@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelLoadFailed
+from deployments.core.token_ids import vocab_size
 from deployments.engine.base.protocol import Engine
 from deployments.engine.base.text_side import TextSide
 from deployments.engine.batching.engine import BatchingEngine
@@ -48,7 +49,7 @@ def build_engine(
         inside: requests may capture states of the model, and change them.
 
     Raises:
-        ModelLoadFailed: the engine that was asked for cannot run the model.
+        ModelLoadFailed: the engine that was asked for cannot run the model, or it has no such `stop_token_ids`.
     """
     if info.engine is not None:
         engine: Engine = info.engine(info, options)
@@ -58,6 +59,7 @@ def build_engine(
     accept_old_fields(info.model)
     info = _with_generate(info)
     vocabulary = Vocabulary(text_side)
+    _check_stop_ids(info, max(len(vocabulary), vocab_size(info.model) or 0))
     hooked = info.generate is not None and not is_stock(info)
     proofs = proofs or Proofs()
     if options.kind == "generate" or (options.kind == "auto" and hooked):
@@ -74,6 +76,15 @@ def build_engine(
             ) from reason
         logger.warning("Model %s runs in the generate engine, which batches little: %s.", name, reason)
     return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s, proofs=proofs)
+
+
+def _check_stop_ids(info: ModelInfo, count: int) -> None:
+    """Refuse a loader's stop ids that a model of `count` tokens does not have; 0 if the number is not known."""
+    if count and (wrong := [token for token in info.stop_token_ids if token >= count]):
+        raise ModelLoadFailed(
+            f"The loader of model {info.label!r} returned stop_token_ids with {wrong[0]}, which does not exist; this "
+            f"model has ids 0 to {count - 1}."
+        )
 
 
 def _with_generate(info: ModelInfo) -> ModelInfo:

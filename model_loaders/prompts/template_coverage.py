@@ -11,11 +11,15 @@ from typing import Any, Literal, NamedTuple
 from model_loaders.prompts.message_forms import Message
 
 SYSTEM_ROLES = ("system", "developer")
-_MARK = re.compile(r"qvz\d+zvq")
+_MARK = re.compile(r"qvz\d+zvq|9021\d{9}1209")
+_NUMBER = re.compile(r"[\s.,:/+-]*\d[\s\d.,:/+-]*")
 _WORD = re.compile(r"[\w-]+")
 # Characters that a search may read beside a few passes over the prompt.
 _READ_FREELY = 1 << 24
 _PASSES = 8
+
+
+Side = Literal["before", "after", "alike"]
 
 
 class Piece(NamedTuple):
@@ -40,7 +44,8 @@ class Marked:
             templates seldom know. Text beside tool calls and reasoning never have to.
         kept: what of tool calls stays as it is, for templates that look a name up among the tools, or a key among the
             arguments.
-        beside: the marks stand before or after the texts, not in their place; tool calls stay as they are.
+        side: the marks stand before or after the texts, not in their place, or only in place of numbers and of texts in
+            capitals, as a number or in capitals; tool calls stay as they are.
         prompt: of the conversation; texts that are in it as they are have reached it.
         shows_system: the template is known to write a system message that comes first. If there is no other, whether
             it does so in every turn is left to its author: Mistral's does while the user speaks last.
@@ -53,7 +58,7 @@ class Marked:
         strict: bool,
         shows_system: bool,
         kept: Sequence[str] = (),
-        beside: Literal["before", "after"] | None = None,
+        side: Side | None = None,
         prompt: str = "",
     ) -> None:
         self.pieces: list[Piece] = []
@@ -62,7 +67,7 @@ class Marked:
         self._ids: dict[str, str] = {}
         self._strict = strict
         self._kept = kept
-        self._beside = beside
+        self._side = side
         self._said = _Search(prompt)
         systems = sum(message["role"] in SYSTEM_ROLES for message in messages)
         self._trusted = shows_system and systems == 1 and len(messages) > 1
@@ -89,7 +94,7 @@ class Marked:
     def _message(self, message: Message, index: int) -> Message:
         place = f"messages[{index}]"
         marked = dict(message)
-        if (calls := message.get("tool_calls")) and self._beside is None:
+        if (calls := message.get("tool_calls")) and self._side is None:
             marked["tool_calls"] = [self._call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(calls)]
         if isinstance(answered := message.get("tool_call_id"), str):
             marked["tool_call_id"] = self._ids.get(answered, answered)
@@ -103,7 +108,7 @@ class Marked:
         role = message["role"]
         if role == "assistant":
             # Reasoning at the beginning of an earlier turn is often left out on purpose.
-            return self._strict and not message.get("tool_calls") and self._beside != "before"
+            return self._strict and not message.get("tool_calls") and self._side != "before"
         if role in SYSTEM_ROLES:
             return self._strict and not (index == 0 and self._trusted)
         return self._strict or role != "user"
@@ -127,9 +132,16 @@ class Marked:
         if not text.strip():
             return text
         mark = self._mark()
+        if self._side == "alike":
+            match _form(text):
+                case "number":
+                    mark = f"9021{self._count:09}1209"
+                case "words":
+                    return text
         if required and not self._said.finds(text.strip()):
             self.pieces.append(Piece(mark, place, what))
-        return {None: mark, "before": f"{mark} {text}", "after": f"{text} {mark}"}[self._beside]
+        marked = {None: mark, "before": f"{mark} {text}", "after": f"{text} {mark}", "alike": mark}[self._side]
+        return marked.upper() if self._side == "alike" else marked
 
     def _call(self, call: Mapping[str, Any], place: str) -> Message:
         function = call["function"]
@@ -164,20 +176,27 @@ Write = Callable[[list[Message]], str | None]
 
 
 def unseen_piece(messages: Sequence[Message], write: Write, *, strict: bool, shows_system: bool) -> Piece | None:
-    """The first piece that a template leaves out, whatever it says. The arguments are those of `Marked`."""
+    """The first piece that a template leaves out, whatever it says, or because it is a number or in capitals.
+
+    The arguments are those of `Marked`.
+    """
     for kept in ((), ("names",), ("names", "keys")):
         marked = Marked(messages, strict=strict, shows_system=shows_system, kept=kept)
         text = write(marked.messages) if marked.pieces else ""
         if text is not None:
-            return marked.missing(text)
-    return None
+            if (piece := marked.missing(text)) is not None:
+                return piece
+            break
+    marked = Marked(messages, strict=strict, shows_system=shows_system, side="alike")
+    text = write(marked.messages) if marked.pieces else None
+    return None if text is None else marked.missing(text)
 
 
 def unseen_words(messages: Sequence[Message], write: Write, *, shows_system: bool, prompt: str) -> Piece | None:
     """The first text of which a template leaves out the beginning or the end, because of what it says."""
-    sides: tuple[Literal["before", "after"], ...] = ("after", "before")
+    sides: tuple[Side, ...] = ("after", "before")
     for side in sides:
-        marked = Marked(messages, strict=True, shows_system=shows_system, beside=side, prompt=prompt)
+        marked = Marked(messages, strict=True, shows_system=shows_system, side=side, prompt=prompt)
         text = write(marked.messages) if marked.pieces else None
         if text is not None and (piece := marked.missing(text)) is not None:
             return piece
@@ -240,13 +259,21 @@ def _texts(content: Any) -> list[str]:
     return [part["text"].strip() for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
 
 
+def _form(text: str) -> Literal["", "number", "capitals", "words"]:
+    if not text.strip():
+        return ""
+    if _NUMBER.fullmatch(text):
+        return "number"
+    return "capitals" if text.isupper() else "words"
+
+
 def _kind(message: Message) -> Hashable:
     content = message.get("content")
     form: Hashable = None
     if isinstance(content, str):
-        form = bool(content.strip())
+        form = _form(content)
     elif isinstance(content, list):
-        form = tuple((p.get("type"), bool(str(p.get("text", "")).strip())) for p in content if isinstance(p, Mapping))
+        form = tuple((p.get("type"), _form(str(p.get("text", "")))) for p in content if isinstance(p, Mapping))
     calls = message.get("tool_calls") or ()
     called = tuple(type(call["function"]["arguments"]) if call["function"]["arguments"] else None for call in calls)
     return message["role"], form, called, tuple(message)

@@ -77,13 +77,17 @@ def use_adapter(model: Any, adapter: Adapter) -> Any:
     """The model with an adapter applied.
 
     Raises:
-        ModelLoadFailed: weights of the adapter are missing.
+        ModelLoadFailed: weights of the adapter are missing, or transformers skips them.
     """
     kwargs = {} if adapter.revision is None else {"adapter_kwargs": {"revision": adapter.revision}}
     found = model.load_adapter(adapter.name, **kwargs)
     missing = sorted(getattr(found, "missing_keys", ()) or ())
     if missing:
-        raise ModelLoadFailed(f"The adapter in {adapter.name} lacks {len(missing)} weights, the first {missing[0]}.")
+        raise ModelLoadFailed(
+            f"transformers has not loaded {len(missing)} weights of the adapter in {adapter.name}, the first "
+            f"{missing[0]}. Either the adapter lacks them, or transformers does not read its kind, such as DoRA. Serve "
+            "the model with adapter: ignore, and the adapter over it as an entry with the keys base and adapter."
+        )
     return model
 
 

@@ -428,3 +428,13 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(commands) == 3
     for command in commands:
         assert report(capsys, *shlex.split(command), keep="tokens")["exit_status"] == 0
+
+
+def test_a_loader_that_ends_the_process_is_named(tmp_path: Path) -> None:
+    (tmp_path / "quits.py").write_text("import os\n\n\ndef load_model():\n    os._exit(9)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli.main", "check", "quits.py:load_model", "--device", "cpu"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "ended in step 'loader': os._exit(9) was called at quits.py, line 5 in load_model." in done.stderr

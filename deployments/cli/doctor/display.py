@@ -28,6 +28,9 @@ class Display:
         out: where the report goes.
         signs: where the signs of life go.
         loading: name of the thread that calls the loader.
+
+    Attributes:
+        step: name of the step that is being made.
     """
 
     def __init__(self, out: TextIO, signs: TextIO, loading: str) -> None:
@@ -35,11 +38,11 @@ class Display:
         self._signs = signs
         self._loading = loading
         self._colors = out.isatty() and not os.environ.get("NO_COLOR")
-        self._step, self._since = "", 0.0
+        self.step, self._since = "", 0.0
 
     def begin(self, name: str) -> None:
         """A step is being made."""
-        self._step, self._since = name, time.monotonic()
+        self.step, self._since = name, time.monotonic()
 
     def show(self, step: Step) -> None:
         """Print a step that has been made; one that was left out is for the summary."""
@@ -91,11 +94,11 @@ class Display:
             if seconds < FIRST_SIGN_S:
                 continue
             begin, end = (_CLEAR, "") if self._signs.isatty() else ("", "\n")
-            print(f"{begin}… {self._step}: {seconds:.0f} s{self._place()}", end=end, file=self._signs, flush=True)
+            print(f"{begin}… {self.step}: {seconds:.0f} s{self._place()}", end=end, file=self._signs, flush=True)
 
     def _place(self) -> str:
         """Where the loader is; the thread that builds the engine only waits for it."""
-        if self._step != "loader":
+        if self.step != "loader":
             return ""
         threads = [thread for thread in threading.enumerate() if thread.name == self._loading]
         return f", at {position(threads[-1])}" if threads else ""

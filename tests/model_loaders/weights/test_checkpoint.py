@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from deployments.core.errors import ModelLoadFailed
 from model_loaders.contract import ModelInfo
 from model_loaders.resolve import load_model_info
+from model_loaders.weights.adapter_folder import Adapter, use_adapter
 from tests.seeds.vision import save_fuyu, save_paligemma
 from tests.tiny import byte_tokenizer, llama
 
@@ -299,6 +301,13 @@ def test_an_adapter_beside_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "peft" else found(name))
     with pytest.raises(ModelLoadFailed, match="needs the peft package"):
         load(folder, adapter="use")
+
+
+def test_an_adapter_that_transformers_reads_in_part_can_be_served_over_its_base() -> None:
+    """transformers names a DoRA adapter's magnitudes as missing, which it skips."""
+    model = SimpleNamespace(load_adapter=lambda name: SimpleNamespace(missing_keys=["q.lora_magnitude_vector"]))
+    with pytest.raises(ModelLoadFailed, match=r"such as DoRA.* adapter: ignore, and .* the keys base and adapter"):
+        use_adapter(model, Adapter(name="folder", revision=None))
 
 
 def test_an_adapter_alone_names_its_base(tmp_path: Path) -> None:

@@ -173,6 +173,16 @@ def test_what_is_left_out_for_its_words_is_named(server: Server, template: str, 
             assert error["param"] == f"messages[{len(talk)}].content"
 
 
+@pytest.mark.parametrize(("condition", "word"), [("m.content.strip().isdigit()", "1"), ("m.content.isupper()", "NO")])
+def test_what_is_left_out_for_its_kind_is_named_also_if_the_prompt_has_it_elsewhere(
+    server: Server, condition: str, word: str
+) -> None:
+    talk = [USER, {"role": "assistant", "content": "is it 1?"}]
+    assert "is it" in ask(server, unless(condition), [*talk, USER, {**USER, "content": f"{word} is in it"}])
+    error = ask(server, unless(condition), [*talk, {**USER, "content": word}, {**USER, "content": f"{word} is in it"}])
+    assert error["param"] == "messages[2].content"
+
+
 @pytest.mark.parametrize(
     ("content", "written"),
     [
