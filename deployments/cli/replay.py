@@ -157,4 +157,5 @@ async def _own_model(source: str) -> AsyncIterator[tuple[AsyncClient, str | None
     async with served.router.lifespan_context(served):
         transport = ASGITransport(app=served, raise_app_exceptions=False)
         async with AsyncClient(base_url="http://troupe/v1", transport=transport, timeout=None) as client:
-            yield client, args.models[0].id if len(args.models) == 1 else None
+            alone = len(args.models) == 1 and not args.models[0].variants
+            yield client, args.models[0].id if alone else None

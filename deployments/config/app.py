@@ -168,7 +168,7 @@ def _adapter(entry: ModelEntry, known: Mapping[str, ModelEntry], place: str) -> 
 
 def unknown_model(name: str, args: AppArgs) -> ModelNotFound:
     """The error for a name that is not a model."""
-    known = ", ".join(entry.id for entry in args.models)
+    known = ", ".join(known for entry in args.models for known in (entry.id, *entry.variants))
     error = ModelNotFound(f"The model {name!r} does not exist. Configured: {known}.", param="model")
     error.model = name
     return error

@@ -45,8 +45,13 @@ def read_faults(error: ValidationError) -> Iterator[Fault]:
     return map(_fault, error.errors(include_url=False, include_context=False))
 
 
+_OBJECTS = {"dict_type", "model_type", "model_attributes_type", "dataclass_type"}
+
+
 def _fault(found: Any) -> Fault:
-    reason = found["msg"].removeprefix("Value error, ")
+    reason = found["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    if found["type"] in _OBJECTS:  # pydantic names its own classes here.
+        reason = "input should be an object, with keys and values"
     return Fault(
         path=found["loc"],
         place=_place(found["loc"]),

@@ -29,6 +29,7 @@ class TokenizeBody(TemplateFields):
     """A text, or the messages of a chat with the fields that shape its prompt."""
 
     foreign: ClassVar[Rows] = TOKENIZE
+    computes: ClassVar[bool] = False
 
     prompt: str | None = Field(default=None, description="Text to tokenize.")
     messages: list[Any] | None = Field(default=None, description="A conversation in place of prompt.")
@@ -47,6 +48,7 @@ class DetokenizeBody(RequestBody):
     """Token ids."""
 
     foreign: ClassVar[Rows] = DETOKENIZE
+    computes: ClassVar[bool] = False
 
     tokens: IdList = Field(description="Token ids.")
     return_pieces: bool = Field(

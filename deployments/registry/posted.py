@@ -79,11 +79,17 @@ def _adapter(
     if base is None or base.base is not None:
         fault = f"no model has the name {body['base']!r}" if base is None else f"{base.id!r} is an adapter itself"
         raise BadRequest(f"Invalid 'base': {fault}; name the model that the adapter was trained on.", param="base")
+    if body["base"] in base.variants:
+        raise BadRequest(
+            f"Invalid 'base': {body['base']!r} is a variant, and an adapter does not have its default fields; send "
+            f"{base.id!r}.",
+            param="base",
+        )
     source = _allowed(args, body["adapter"], "adapter")
     made = _written(source)
     spec = adapter_spec(base, parent, name=body["id"], source=source, origin="post", created=made, **fields)
     if (reason := check.reason(spec.entry)) is not None:
-        raise BadRequest(f"Invalid 'adapter': {reason}", param="adapter")
+        raise BadRequest(f"Invalid 'adapter' {body['adapter']!r}: {reason}", param="adapter")
     return spec
 
 

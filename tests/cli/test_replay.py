@@ -16,7 +16,13 @@ from deployments.cli.main import main
 from tests.openai.conftest import Server
 
 LOADER = "tests.openai.tiny_models:load_model"
-TINY = {"id": "tiny", "loader": LOADER, "engine": {"pack_linears": False, "threads": 1}}
+MUTE = {"interventions": [{"module": "model.norm", "op": "zero"}]}
+TINY = {
+    "id": "tiny",
+    "loader": LOADER,
+    "engine": {"pack_linears": False, "threads": 1},
+    "variants": {"tiny+mute": MUTE},
+}
 MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 CALLS: list[tuple[str, dict[str, Any]]] = [
@@ -158,6 +164,46 @@ def test_a_call_that_fails_now(server: Server, record: Path, capsys: Capture) ->
     assert f"{REPLAYED} replayed: 0 equal, 0 different, {REPLAYED} failed." in out
 
 
+@pytest.fixture
+def steered(server: Server, record: Path, folder: Path, tmp_path: Path) -> Path:
+    """A record of a call of the variant, of one with interventions, and of one that has no end."""
+    for body in ({"model": "tiny+mute"}, {"model": "tiny", **MUTE, "capture": {"modules": ["model.norm"]}}):
+        asked = {**body, "prompt": "Hello", "temperature": 0, "max_tokens": 4, "request_id": f"steered-{len(body)}"}
+        answer = requests.post(server.url + TEXT, json=asked, headers={"x-troupe-resume": "false"}, timeout=30)
+        answer.raise_for_status()
+    begun = time.monotonic()
+    (file,) = folder.glob("calls-*.jsonl")
+    while len(lines := [line for line in file.read_text().splitlines() if '"cmpl-steered-' in line]) < 2:
+        assert time.monotonic() - begun < 10
+        time.sleep(0.01)
+    copy = tmp_path / "calls-steered.jsonl"
+    copy.write_text("".join(line + "\n" for line in lines[-2:]) + lines[-1][:200])
+    return copy
+
+
+def test_a_call_of_a_variant_is_that_of_the_variant(server: Server, steered: Path, capsys: Capture) -> None:
+    assert [json.loads(line).get("variant") for line in steered.read_text().splitlines()[:2]] == ["tiny+mute", None]
+    assert run(str(steered), "--url", server.url) == 0
+    out = capsys.readouterr().out
+    assert "2 replayed: 2 equal, 0 different, 0 failed.\n" in out
+    assert "Not replayed: 1 cut short at the end of its file.\n" in out
+    assert run(str(steered), "--url", server.url, "--ask", "tiny") == 0
+    assert "1 of a variant, whose default fields the asked model does not have.\n" in capsys.readouterr().out
+
+
+def test_no_probabilities_of_another_model_beside_a_steered_answer(
+    server: Server, steered: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    def change(line: dict[str, Any]) -> None:
+        line["choices"][0]["token_ids"][0] += 1
+
+    steered.write_text("".join(line + "\n" for line in steered.read_text().splitlines()[:2]))
+    file = changed(steered, tmp_path, 1, change)
+    assert run(str(file), "--url", server.url, "--json") == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[1])
+    assert (found["result"], found["position"], found["recorded_token_now"]) == ("differs", 0, None)
+
+
 def test_mistakes(record: Path, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "other.jsonl").write_text('{"messages": []}\n')
     (tmp_path / "text.jsonl").write_text("text\n")
@@ -165,6 +211,7 @@ def test_mistakes(record: Path, tmp_path: Path, capsys: Capture) -> None:
         ([str(record)], "either --url or --model"),
         ([str(record), "--url", "http://a", "--model", "b"], "either --url or --model"),
         ([str(record), "--url", "http://127.0.0.1:9"], "http://127.0.0.1:9/v1/ does not answer"),
+        ([str(tmp_path), "--url", "http://127.0.0.1:9"], "has no record files"),
         ([str(tmp_path / "none.jsonl"), "--url", "http://127.0.0.1:9"], "none.jsonl cannot be read"),
         ([str(tmp_path / "other.jsonl"), "--url", "http://127.0.0.1:9"], "line 1: a recorded call has 'choices'"),
         ([str(tmp_path / "text.jsonl"), "--url", "http://127.0.0.1:9"], "line 1: it is not a recorded call"),

@@ -224,7 +224,7 @@ def test_a_key_that_ray_serve_would_ignore(tmp_path: Path, more: dict[str, Any],
             {"app": deployment(ray_actor_options={"num_cpus": "x"})},
             "ray_actor_options.num_cpus: input should be a valid",
         ),
-        ({"app": deployment(ray_actor_options=[1])}, "ray_actor_options: input should be a valid dictionary"),
+        ({"app": deployment(ray_actor_options=[1])}, "ray_actor_options: input should be an object"),
         (
             {"app": deployment(autoscaling_config={"min_replicas": "x"})},
             "autoscaling_config.min_replicas: input should",

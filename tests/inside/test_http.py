@@ -192,6 +192,16 @@ def test_a_variant_answers_beside_the_plain_name(inside: Server, client: OpenAI)
     assert calm["system_fingerprint"] == plain["system_fingerprint"]
     error = post(inside, "/embeddings", model="tiny+calm", input="abc").json()["error"]
     assert (error["code"], error["param"]) == ("unsupported_parameter", "model")
+    assert "tiny+calm" in complete(inside, model="tiny+clam").json()["error"]["message"]
+
+
+def test_a_client_tokenizes_under_the_name_of_a_variant(inside: Server) -> None:
+    """lm_eval with `tokenizer_backend=remote` does, below the model's own path."""
+    path = f"{inside.url}/models/tiny+calm/v1"
+    ids = requests.post(f"{path}/tokenize", json={"prompt": "abc"}, headers=HEADERS, timeout=10).json()["tokens"]
+    text = requests.post(f"{path}/detokenize", json={"tokens": ids}, headers=HEADERS, timeout=10).json()["prompt"]
+    assert text.endswith("abc")
+    assert requests.get(f"{path}/tokenizer_info", headers=HEADERS, timeout=10).status_code == 200
 
 
 def test_the_catalogue(inside: Server) -> None:
@@ -254,6 +264,18 @@ def test_what_cannot_look_inside_says_so(inside: Server, path: str, body: dict[s
     [
         ({"capture": {"modules": ["model.norm"], "position": "all"}}, "capture.position"),
         ({"capture": {"modules": []}}, "capture.modules"),
+        ({"capture": {"modules": ["model.norm"], "positions": []}}, "capture.positions"),
+        ({"capture": {"modules": ["model.norm"], "positions": "last"}}, "capture.positions"),
+        ({"capture": {"modules": ["model.norm"], "positions": [0, 1.5]}}, "capture.positions[1]"),
+        ({"capture": {"modules": ["model.norm"], "positions": {"form": 2}}}, "capture.positions.form"),
+        ({"capture": {"modules": ["model.norm"], "positions": 3}}, "capture.positions"),
+        ({"capture": "model.norm"}, "capture"),
+        ({"interventions": [{"module": "model.norm", "op": "add", "vector": "ones"}]}, "interventions[0].vector"),
+        ({"interventions": [{"module": "model.norm", "op": "add", "vector": [1, "a"]}]}, "interventions[0].vector[1]"),
+        (
+            {"interventions": [{"module": "model.norm", "op": "add", "vector": {"shape": [0], "data": ""}}]},
+            "interventions[0].vector.shape[0]",
+        ),
         ({"interventions": [{"module": "model.norm", "op": "add"}]}, "interventions[0]"),
         ({"interventions": [{"module": "model.norm", "op": "zero", "scale": 2}]}, "interventions[0]"),
         (
@@ -265,6 +287,37 @@ def test_what_cannot_look_inside_says_so(inside: Server, path: str, body: dict[s
 def test_a_misspelt_or_half_request_is_refused(inside: Server, body: dict[str, Any], param: str) -> None:
     error = complete(inside, **body).json()["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert "Fields" not in error["message"]
+
+
+def test_a_key_that_is_not_known_is_refused_with_the_nearest(inside: Server) -> None:
+    error = complete(inside, capture={"modules": ["model.norm"], "position": "all"}).json()["error"]
+    assert error["message"] == (
+        "Invalid 'capture.position': there is no such key (did you mean 'positions'?); got 'all'."
+    )
+    assert complete(inside, capture={"modules": ["model.norm"], "positions": None}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("model.layers.{0,9}", "'9'"),
+        ("model.layers.{0-3}.mlp", "'2'"),
+        ("model.layers.{0,1}.{mlp,mpl}:input", "'mpl'"),
+        ("hidden_states.{1,7}", "'7'"),
+        ("model.layers.{0-99999999999}", "'2'"),
+    ],
+)
+def test_what_braces_name_is_there_or_refused(inside: Server, module: str, text: str) -> None:
+    error = complete(inside, capture={"modules": [module]}).json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_module", "capture.modules[0]")
+    assert f"no module fits {text} in the braces" in error["message"]
+
+
+def test_braces_whose_texts_fit_together_in_part(inside: Server) -> None:
+    answer = complete(inside, capture={"modules": ["model.layers.0.{mlp,self_attn}.{gate_proj,q_proj}"]})
+    names = {"model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"}
+    assert answer.json()["choices"][0]["capture"]["tensors"].keys() == names
 
 
 def test_a_capture_that_is_too_large_is_refused_before_it_is_computed(inside: Server) -> None:

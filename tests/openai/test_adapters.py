@@ -257,7 +257,8 @@ def test_a_base_that_was_added(place: Path, start: Start, expected: dict[str, st
 
 
 def test_what_may_be_added(place: Path, start: Start) -> None:
-    server = start(entry(place, "a0"))
+    zero = {"interventions": [{"module": "model.norm", "op": "zero"}]}
+    server = start(entry(place, "a0"), base={"variants": {"base+zero": zero}})
     folder = str(copied(place, "a1", "allowed/mine"))
     whole = write_adapter(llama(), place / "allowed" / "whole", LINEARS, trainable_token_indices=[1])
     good = {"id": "x", "base": "base", "adapter": folder}
@@ -266,6 +267,7 @@ def test_what_may_be_added(place: Path, start: Start) -> None:
         ({**good, "adapter": "org/name"}, 403, "admin_roots"),
         ({**good, "base": "nobody"}, 400, "no model has the name 'nobody'"),
         ({**good, "base": "a0"}, 400, "is an adapter itself"),
+        ({**good, "base": "base+zero"}, 400, "'base+zero' is a variant"),
         ({"id": "x", "base": "base"}, 400, "'adapter'"),
         ({"id": "x"}, 400, "'like'"),
         ({**good, "engine": {"max_batch_size": 2}}, 400, "'engine'"),

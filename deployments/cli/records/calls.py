@@ -12,7 +12,7 @@ from deployments.core.errors import ConfigError
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 # What asks only for another form of the same answer.
-_FORM = ("stream", "stream_options")
+_FORM = ("stream", "stream_options", "capture")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class RecordedCall:
     def skipped(self) -> str | None:
         """Why it is not replayed; None if it is."""
         line = self.line
+        if not line:
+            return "cut short at the end of its file"
         if line["error"] is not None:
             return "failed when recorded"
         if line["usage"] is None:
@@ -47,6 +49,16 @@ class RecordedCall:
         path = str(self.line["path"])
         return next((route for route in (CHAT, COMPLETIONS) if path.endswith(route)), None)
 
+    @property
+    def variant(self) -> str | None:
+        """The name of the model's variant that was asked, whose default fields are not in the request."""
+        return self.line.get("variant")
+
+    @property
+    def steered(self) -> bool:
+        """Whether the model was changed for it."""
+        return self.variant is not None or bool(self.line["request"].get("interventions"))
+
     def body(self, model: str | None) -> dict[str, Any]:
         """The request in the form whose answer can be compared.
 
@@ -54,7 +66,11 @@ class RecordedCall:
             model: asked in place of the recorded one; None keeps it.
         """
         request = {key: value for key, value in self.line["request"].items() if key not in _FORM}
-        return {**request, "model": model or self.line["model"], "return_token_ids": True}
+        return {**request, "model": self.asked(model), "return_token_ids": True}
+
+    def asked(self, model: str | None) -> str:
+        """The name of the model to ask: the given one, else the recorded one with its variant."""
+        return str(model or self.variant or self.line["model"])
 
     @property
     def has_media(self) -> bool:
@@ -75,9 +91,15 @@ def recorded_calls(places: Sequence[Path]) -> Iterator[RecordedCall]:
     Raises:
         ConfigError: a file is not there, or a line in it is not a recorded call.
     """
-    paths = [each for place in places for each in (sorted(place.glob("calls-*.jsonl")) if place.is_dir() else [place])]
+    paths = [path for place in places for path in (_files(place) if place.is_dir() else [place])]
     for path, end in [(path, _size(path)) for path in paths]:
         yield from _calls(path, end)
+
+
+def _files(folder: Path) -> list[Path]:
+    if not (files := sorted(folder.glob("calls-*.jsonl"))):
+        raise ConfigError(f"{folder} has no record files (calls-*.jsonl); name the folder of api.record_dir.")
+    return files
 
 
 def _size(path: Path) -> int:
@@ -103,9 +125,18 @@ def _calls(path: Path, end: int) -> Iterator[RecordedCall]:
 def _line(text: bytes, path: Path, number: int) -> Mapping[str, Any]:
     try:
         line = json.loads(text)
+    except ValueError:
+        if not text.endswith(b"\n"):  # Its server was killed, or is writing it.
+            return {}
+        raise _not_a_call(path, number) from None
+    try:
         missing = {"model", "path", "request", "sampling", "prompts", "choices", "usage", "error"} - line.keys()
-    except (ValueError, AttributeError):
-        raise ConfigError(f"{path}, line {number}: it is not a recorded call (api.record_dir writes them).") from None
+    except AttributeError:
+        raise _not_a_call(path, number) from None
     if missing:
         raise ConfigError(f"{path}, line {number}: a recorded call has {min(missing)!r}; this line has not.")
     return dict(line)
+
+
+def _not_a_call(path: Path, number: int) -> ConfigError:
+    return ConfigError(f"{path}, line {number}: it is not a recorded call (api.record_dir writes them).")

@@ -57,6 +57,9 @@ class Replayer:
     async def _outcome(self, call: RecordedCall) -> Outcome:
         if call.skipped is not None:
             return Outcome(call=call, result="skipped", why=call.skipped)
+        if self._model is not None and call.variant is not None:
+            why = "of a variant, whose default fields the asked model does not have"
+            return Outcome(call=call, result="skipped", why=why)
         response = await self._post(str(call.route), call.body(self._model))
         if response.status_code != 200:
             return Outcome(call=call, result="failed", why=_message(response))
@@ -75,12 +78,13 @@ class Replayer:
         """The difference, with the probabilities of both tokens after what the answers have in common."""
         wanted = [token for token in (found.recorded, found.now) if token is not None]
         prompts = call.line["prompts"]
-        if found.choice is None or call.has_media or not wanted or not prompts:
+        # The positions of interventions count from the end of a prompt, which is another one here.
+        if found.choice is None or call.has_media or call.steered or not wanted or not prompts:
             return found
         per_prompt = max(1, len(call.line["choices"]) // len(prompts))
         tokens = next(each["token_ids"] for each in call.line["choices"] if each["index"] == found.choice)
         body = {
-            "model": self._model or call.line["model"],
+            "model": call.asked(self._model),
             "prompt": [*prompts[found.choice // per_prompt]["token_ids"], *tokens[: found.position]],
             "max_tokens": 1,
             "temperature": 0,

@@ -144,6 +144,13 @@ class Catalogue:
             found = self._found(pattern)
             if not found:
                 raise self._unknown(pattern, param)
+            if (text := self._unmatched(pattern)) is not None:
+                raise BadRequest(
+                    f"Invalid {param!r}: no module fits {text!r} in the braces of {pattern[:200]!r}; leave it out. GET "
+                    "/v1/modules lists the modules.",
+                    param=param,
+                    code="unknown_module",
+                )
             if len(self._known) > 1000:
                 self._known.clear()
             self._known[pattern] = found
@@ -161,12 +168,18 @@ class Catalogue:
         shown = "" if suffix == "output" else f":{suffix}"
         return [self._at(name + shown, name, suffix, call) for name in names]
 
+    def _unmatched(self, pattern: str) -> str | None:
+        """A text in the braces of a pattern for which there is no module."""
+        path = pattern.partition(":")[0].partition("#")[0]
+        names = self._alias_names if self._alias_names.match(_spelled(path)) else self._names
+        return names.unmatched(_spelled(path))
+
     def _at(self, label: str, name: str, suffix: str, call: int | None) -> Found:
         entry = self.entries[name]
         missing = entry.reason or f"it has no {suffix}; it has {', '.join(entry.taps)}"
         tap = entry.taps.get(suffix) or Tap(side="output", reason=missing)
         if call is not None and call >= tap.calls and not tap.reason:
-            tap = Tap(side=tap.side, reason=f"it is called {tap.calls} times in a forward, from #0")
+            tap = Tap(side=tap.side, reason=f"there is no call #{call}; a forward has {tap.calls}, counted from #0")
         return Found(label, entry, tap, call)
 
     def _unknown(self, pattern: str, param: str) -> BadRequest:

@@ -35,26 +35,36 @@ class Names:
     def match(self, pattern: str) -> list[str]:
         """The names that a pattern stands for, in their order; none if there are none, or far too many texts."""
         found: set[str] = set()
-        for plain in itertools.islice(_alternatives(pattern), _MOST):
+        for _, plain in itertools.islice(_alternatives(pattern), _MOST):
             found.update(_walk(self._tree, plain.split("."), ()))
         return sorted(found & self._order.keys(), key=self._order.__getitem__)
+
+    def unmatched(self, pattern: str) -> str | None:
+        """The first text in braces with which the pattern stands for no name; None if each stands for some."""
+        used: dict[tuple[int, str], bool] = {}
+        for texts, plain in itertools.islice(_alternatives(pattern), _MOST):
+            fits = any(name in self._order for name in _walk(self._tree, plain.split("."), ()))
+            for place in enumerate(texts):
+                used[place] = fits or used.get(place, False)
+        return next((text for (_, text), fits in used.items() if not fits), None)
 
     def nearest(self, name: str) -> list[str]:
         """At most three names that are much like this one."""
         return difflib.get_close_matches(name, self.all, n=3, cutoff=0.3)
 
 
-def _alternatives(pattern: str) -> Iterator[str]:
-    """The pattern without braces, once for each combination of what they stand for."""
+def _alternatives(pattern: str, chosen: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each combination of what the braces stand for, and the pattern with these texts in their place."""
     match = _BRACES.search(pattern)
     if match is None:
-        yield pattern
+        yield chosen, pattern
         return
     for part in match[1].split(","):
         span = _RANGE.fullmatch(part.strip())
         texts: Iterable[str] = map(str, range(int(span[1]), int(span[2]) + 1)) if span else [part.strip()]
         for text in texts:
-            yield from _alternatives(pattern[: match.start()] + text + pattern[match.end() :])
+            plain = pattern[: match.start()] + text + pattern[match.end() :]
+            yield from _alternatives(plain, (*chosen, text))
 
 
 def _walk(node: Tree, segments: list[str], path: tuple[str, ...]) -> Iterator[str]:

@@ -185,7 +185,9 @@ def check_inside(model: OpenModel, params: SamplingParams) -> None:
     """
     asked = [name for name in ("interventions", "capture") if getattr(params, name)]
     if asked and not isinstance(model.engine, BatchingEngine):
-        raise UnsupportedParameter(f"This model cannot honor {asked[0]}; leave it out.", param=asked[0])
+        raise UnsupportedParameter(
+            f"Model {model.entry.id!r} cannot honor {asked[0]}: {_closed(model)}; leave it out.", param=asked[0]
+        )
     allowed = model.entry.inside
     if params.interventions and allowed != "intervene":
         raise UnsupportedParameter(
@@ -199,6 +201,13 @@ def check_inside(model: OpenModel, params: SamplingParams) -> None:
         )
 
 
+def _closed(model: OpenModel) -> str:
+    """Why nothing inside of a model can be seen or changed, which its engine decides."""
+    if model.entry.base is not None:
+        return f"it is an adapter, and only its base {model.entry.base!r} can be inspected"
+    return "it does not run with continuous batching"
+
+
 async def modules_of(model: OpenModel, pattern: str) -> dict[str, Any]:
     """What can be captured and changed inside a model, as JSON values.
 
@@ -207,7 +216,7 @@ async def modules_of(model: OpenModel, pattern: str) -> dict[str, Any]:
     """
     engine = model.engine
     if not isinstance(engine, BatchingEngine) or model.entry.inside == "off":
-        reason = "models[].inside is off" if model.entry.inside == "off" else "its engine does not call its modules"
+        reason = "models[].inside is off" if model.entry.inside == "off" else _closed(model)
         raise UnsupportedParameter(
             f"Nothing can be captured or changed inside model {model.entry.id!r}: {reason}.", param="model"
         )

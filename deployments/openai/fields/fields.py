@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -73,6 +74,26 @@ def check_count(values: Sized, most: int) -> None:
         raise ValueError(f"input should have at most {most} items, not {len(values)}")
 
 
+def one_of(kinds: Mapping[type, Any], words: str) -> BeforeValidator:
+    """A check before a union, for errors that name the field and what is wrong in the member that was meant.
+
+    Args:
+        kinds: the member that a value of each JSON type means.
+        words: what the members are, for values of other types.
+    """
+    readers = {kind: TypeAdapter(member) for kind, member in kinds.items()}
+
+    def read(value: object) -> object:
+        if isinstance(value, BaseModel):
+            return value
+        reader = next((reader for kind, reader in readers.items() if isinstance(value, kind)), None)
+        if reader is None:
+            raise ValueError(f"input should be {words}")
+        return reader.validate_python(value)
+
+    return BeforeValidator(read)
+
+
 Real = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False), AfterValidator(_in_float32)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_WHOLE)]
@@ -114,6 +135,9 @@ class RequestObject(BaseModel):
 
 class RequestBody(RequestObject):
     """The fields that all requests have."""
+
+    computes: ClassVar[bool] = True
+    """Whether the model computes states for the answer, or only its tokenizer is asked."""
 
     model: str = Field(
         default="", description="Id or alias of a configured model; optional if there is only one model."

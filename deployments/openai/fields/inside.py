@@ -10,13 +10,15 @@ from array import array
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NotRequired, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import TypedDict
 
+from deployments.config.explain import nearest
 from deployments.core.calls import Capture, Intervention, Positions, Vector, Window
 from deployments.core.errors import BadRequest, UnsupportedParameter
 from deployments.core.model_card import ModelCard
-from deployments.openai.fields.fields import Real, Whole
+from deployments.openai.fields.fields import Real, RequestBody, Whole, one_of
 
 INSIDE_HEADER = "x-troupe-inside"
 MOST_BYTES = 16 << 20
@@ -27,9 +29,28 @@ Index = Annotated[Whole, Field(ge=-(2**31), lt=2**31)]
 Pattern = Annotated[str, Field(min_length=1, max_length=512)]
 
 
+def _unknown_key(key: str, known: list[str]) -> PydanticCustomError:
+    return PydanticCustomError("unknown_key", "there is no such key{meant}", {"meant": nearest(key, known)})
+
+
 class _Strict(BaseModel):
     # A misspelt key must not leave a model unchanged in silence.
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_its_keys(cls, given: Any) -> Any:
+        known = [field.alias or name for name, field in cls.model_fields.items()]
+        if not isinstance(given, dict):
+            return given
+        faults: list[InitErrorDetails] = [
+            {"type": _unknown_key(str(key)[:100], known), "loc": (str(key)[:100],), "input": value}
+            for key, value in given.items()
+            if key not in known
+        ]
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults[:1])
+        return {key: value for key, value in given.items() if value is not None}
 
 
 class PositionWindow(_Strict):
@@ -41,7 +62,14 @@ class PositionWindow(_Strict):
 
 
 Word = Literal["last_prompt", "prompt", "generated", "all"]
-AskedPositions = Word | Annotated[list[Index], Field(min_length=1, max_length=_MOST_POSITIONS)] | PositionWindow
+PositionList = Annotated[list[Index], Field(min_length=1, max_length=_MOST_POSITIONS)]
+AskedPositions = Annotated[
+    Word | PositionList | PositionWindow,
+    one_of(
+        {str: Word, list: PositionList, dict: PositionWindow},
+        "last_prompt, prompt, generated, all, a list of whole numbers, or an object with from, to and of",
+    ),
+]
 
 
 def _positions(asked: AskedPositions) -> Positions:
@@ -115,12 +143,18 @@ Span = Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=2, max_le
 Numbers = Annotated[list[Real], Field(min_length=1, max_length=_MOST_NUMBERS)]
 
 
+AskedVector = Annotated[
+    VectorFields | Numbers,
+    one_of({list: Numbers, dict: VectorFields}, "a list of numbers, or an object with id, name, or shape and data"),
+]
+
+
 class InterventionFields(_Strict):
     """A change of what a module gives, or of what it is given."""
 
     module: Pattern = Field(description="Pattern of module names.", examples=["model.layers.2"])
     op: Literal["add", "scale", "zero", "set", "clamp", "hook"] = Field(description="What is done.")
-    vector: VectorFields | Numbers | None = Field(default=None, description="For add, set and clamp.")
+    vector: AskedVector | None = Field(default=None, description="For add, set and clamp.")
     scale: Real = Field(default=1.0, description="Factor of add and scale.")
     norm_match: bool = Field(default=False, description="Bring the vector of add to the norm of the state first.")
     positions: AskedPositions = Field(default="all", description="The tokens whose states are changed.")
@@ -246,12 +280,14 @@ NEVER_LEFT_OUT = frozenset({"capture", "interventions"})
 """Defaults that a request either has or is refused for."""
 
 
-def check_variant(schema: type[BaseModel], card: ModelCard) -> None:
+def check_variant(schema: type[RequestBody], card: ModelCard) -> None:
     """Refuse a variant on a route that cannot do what makes it one.
 
     Raises:
         UnsupportedParameter: the route has no such field.
     """
+    if not schema.computes:
+        return
     lacking = (NEVER_LEFT_OUT & card.options.default_params.keys()) - schema.model_fields.keys()
     if lacking:
         raise UnsupportedParameter(

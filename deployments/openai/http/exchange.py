@@ -305,8 +305,9 @@ class Exchange:
         if resume and (found := await recorder.answered.find(call, self.client)) is not None:
             self.headers[RESUMED_HEADER] = found.record
             return found.events()
+        named = {"id": self.answer_id, "variant": self.find_model(self.given.get("model")).variant}
         asked = {"request_id": self.request_id, "path": self.request.scope["path"], "request": self.given}
-        asked |= {"id": self.answer_id} if self.answer_id else {}
+        asked |= {key: name for key, name in named.items() if name}
         return recorder.tap(self.client.generate(call), call, asked, whole=resume)
 
     def _resumes(self) -> bool:
