@@ -89,10 +89,10 @@ class MessageForms:
         Args:
             own_roles: leave the messages their roles, but for results.
         """
-        ids: dict[str, str] = {}
+        called: dict[str, tuple[str, str]] = {}
         roles = [str(message.get("role")) for message in messages]
         roles = [role if own_roles and role not in _RESULT_ROLES else self.role(role) for role in roles]
-        return [self._shaped(message, role, ids) for message, role in zip(messages, roles, strict=True)]
+        return [self._shaped(message, role, called) for message, role in zip(messages, roles, strict=True)]
 
     def describe(self) -> dict[str, Any]:
         """What was found, as JSON values."""
@@ -191,7 +191,8 @@ class MessageForms:
         )
         return True, whole, whole and meant, -text.count("None")
 
-    def _shaped(self, message: Mapping[str, Any], role: str, ids: dict[str, str]) -> Message:
+    def _shaped(self, message: Mapping[str, Any], role: str, called: dict[str, tuple[str, str]]) -> Message:
+        """A message in the template's form; `called` are the id and the name of earlier calls, by the client's ids."""
         calls = message.get("tool_calls")
         content = message.get("content")
         if role == "assistant" and _is_empty(content):
@@ -199,9 +200,16 @@ class MessageForms:
         else:
             shaped = {**message, "role": role, "content": self._content(content, role)}
         if calls:
-            shaped["tool_calls"] = [self._call(call, index, ids) for index, call in enumerate(calls)]
-        if (answered := str(message.get("tool_call_id"))) in ids:
-            shaped["tool_call_id"] = ids[answered]
+            shaped["tool_calls"] = [self._call(call, index) for index, call in enumerate(calls)]
+            pairs = zip(calls, shaped["tool_calls"], strict=True)
+            called |= {str(call.get("id")): (each.get("id"), each["function"]["name"]) for call, each in pairs}
+        if (answered := str(message.get("tool_call_id"))) in called:
+            shaped["tool_call_id"], name = called[answered]
+            # OpenAI's results name their call alone; templates that write a function's name have it from here.
+            if self._source is not None:
+                shaped.setdefault("name", name)
+        if role == "assistant" and isinstance(message.get("reasoning_content"), str) and self._thinks_in_parts:
+            shaped = _with_thought(shaped)
         return shaped
 
     def _nothing(self, content: Any, calls: bool) -> Empty:
@@ -219,13 +227,12 @@ class MessageForms:
             return as_parts(content)
         return content
 
-    def _call(self, call: Mapping[str, Any], index: int, ids: dict[str, str]) -> Message:
+    def _call(self, call: Mapping[str, Any], index: int) -> Message:
         function = {**call["function"], "arguments": self._arguments(call["function"].get("arguments"))}
         shaped = {**call, "function": function}
         name = function["name"]
         if self.calls.named_by_id and name not in str(call.get("id")):
             shaped["id"] = f"functions.{name}:{index}"
-            ids[str(call.get("id"))] = shaped["id"]
         return shaped
 
     def _arguments(self, given: Any) -> Any:
@@ -247,6 +254,14 @@ class MessageForms:
     @cached_property
     def _takes_list(self) -> bool:
         return _has(self._called(self.calls.null, [_VALUE]), _VALUE)
+
+    @cached_property
+    def _thinks_in_parts(self) -> bool:
+        """Whether the template writes reasoning that is a part of the content, and not a field of its own."""
+        message = {**_call_message(self.calls.null, _arguments_of(self.calls.arguments)), "reasoning_content": _FIRST}
+        if _has(self._written([self._user, message]), _FIRST):
+            return False
+        return _as_text(self._written([self._user, _with_thought(message)]) or "", _FIRST)
 
     def _find_role(self, role: str) -> str:
         if role in ("user", "assistant") or role not in _ALIASES:
@@ -321,6 +336,13 @@ def _with_content(message: Message, content: Empty) -> Message:
     if isinstance(content, _Absent):
         return {key: value for key, value in message.items() if key != "content"}
     return {**message, "content": as_parts("") if isinstance(content, _EmptyPart) else content}
+
+
+def _with_thought(message: Message) -> Message:
+    """A message whose reasoning is the first part of its content."""
+    thought, content = message["reasoning_content"], message.get("content")
+    parts = as_parts(content) if content else []
+    return {**message, "content": [{"type": "thinking", "thinking": thought}, *parts]}
 
 
 def _is_empty(content: Any) -> bool:

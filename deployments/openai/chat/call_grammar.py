@@ -146,7 +146,7 @@ class _Writer:
     def _marker(self, text: str, kind: str = "marker") -> str:
         """A marker as rules; `…` in it is a short word."""
         parts = [self.part(kind, part) if part else "" for part in text.split(ANY)]
-        return " /[A-Za-z0-9]{9}/ ".join(parts)
+        return " /[A-Za-z0-9]{1,9}/ ".join(parts)
 
     def part(self, kind: str, text: str) -> str:
         known = next((name for name, part in self._parts.items() if part == (kind, text)), None)
