@@ -26,6 +26,7 @@ import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from deployments.core.errors import ModelLoadFailed, last_line
@@ -170,7 +171,8 @@ def _check(info: ModelInfo, loader: str) -> None:
 
 
 def _is_text_side(value: object) -> bool:
-    return callable(value) or callable(getattr(value, "decode", None))
+    """Whether it can be a tokenizer or a processor: with hooks of the loader, it needs none of their methods."""
+    return not isinstance(value, str | bytes | PathLike | int | float | Mapping | Sequence | type)
 
 
 def _are_ids(value: Any) -> bool:

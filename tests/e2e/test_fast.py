@@ -13,13 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 import yaml
 
 from deployments.cli.fast_mode import fast_environment, has_haproxy
-from tests.e2e.test_serve_run import ROOT, kill_ingress, open_ports, running
+from tests.e2e.test_serve_run import ROOT, open_ports, running
 from tests.faults.clients import KEY, ask, replicas, until
 from tests.faults.conftest import Say, say  # noqa: F401
 from tests.faults.paced import model
@@ -234,35 +233,6 @@ def test_ports_of_metrics_and_statistics_stay_on_this_machine_whatever_binary_an
         assert file.read_text() == local
     assert fast_environment({**given, **settings}) == {}
     shutil.rmtree(Path(start).parent)
-
-
-@needs_haproxy
-def test_haproxys_own_503_is_an_error_object(server: tuple[str, subprocess.Popen[bytes]]) -> None:
-    """The ingress is killed while the controller cannot start another."""
-    url, process = server
-
-    def ask() -> requests.Response:
-        message = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-        return requests.post(f"{url}/v1/chat/completions", json=message, headers=AUTHORIZED, timeout=60)
-
-    (controller,) = [
-        each for each in psutil.Process(process.pid).children(recursive=True) if "ServeController" in each.cmdline()[0]
-    ]
-    controller.suspend()
-    try:
-        kill_ingress(process)
-        end = time.monotonic() + 60
-        while (answer := ask()).status_code != 503:
-            assert (answer.status_code, answer.json()["error"]["code"]) == (502, "unavailable")
-            assert time.monotonic() < end
-            time.sleep(0.05)
-    finally:
-        controller.resume()
-    assert (answer.headers["content-type"], answer.headers["retry-after"]) == ("application/json", "2")
-    assert answer.json()["error"]["message"] == "The server has no ingress that answers. Try again."
-    while ask().status_code != 200:
-        assert time.monotonic() < end + 120
-        time.sleep(0.1)
 
 
 @pytest.mark.long

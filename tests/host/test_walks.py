@@ -16,7 +16,7 @@ from deployments.core.events import Event, Finished
 from deployments.host.host import ModelHost
 from tests.tiny import byte_tokenizer, llama
 
-_CONTEXTS = {"lease", "_leased", "_traced"}
+_CONTEXTS = {"lease", "_leased", "traced"}
 
 
 def load_model() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from packaging.version import Version
 from deployments.engine.library import tested_versions
 from deployments.local import make_app
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 INSTALLED = Version(importlib.metadata.version("transformers"))
 TESTED = Version(tested_versions.TRANSFORMERS)
 DEMO = {"models": [{"id": "demo", "loader": "model_loaders.demo:load_model"}]}

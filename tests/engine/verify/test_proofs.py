@@ -44,18 +44,21 @@ def test_the_page_shows_the_table() -> None:
             llama,
             {},
             "forward (logits within 0.001): chunks, pads, mixes, N s; "
+            "inside (logits within 0.001): 31 of 32 modules, N s; "
             "the answers of generate (log-probabilities within 0.0001): 5 prompts, N s",
         ),
         (
             lambda: llama().to(torch.bfloat16),
             {"pack_linears": False, "deterministic": True, "max_batch_size": 4},
-            "forward (logits within 0.2): chunks, pads, mixes, N s; deterministic mode (the same bits): together, N s; "
+            "forward (logits within 0.2): chunks, pads, mixes, N s; inside (logits within 0.2): 31 of 32 modules, N s; "
+            "deterministic mode (the same bits): together, N s; "
             "the answers of generate (log-probabilities within 0.03): 5 prompts, N s",
         ),
         (
             mistral,
             {},
             "forward (logits within 0.001): chunks, pads, mixes beyond 64 tokens, N s; "
+            "inside (logits within 0.001): 31 of 32 modules, N s; "
             "the answers of generate (log-probabilities within 0.0001): 7 prompts, N s",
         ),
         (
@@ -84,9 +87,9 @@ def test_a_load_writes_one_line(
 @pytest.mark.parametrize(
     ("make", "options", "forwards", "tokens"),
     [
-        (llama, {}, 66, 430),
-        (mistral, {}, 100, 1500),
-        (lambda: encoder_decoder("t5"), {}, 63, 135),
+        (llama, {}, 73, 500),
+        (mistral, {}, 107, 1600),
+        (lambda: encoder_decoder("t5"), {}, 68, 180),
         (llama, {"kind": "generate"}, 33, 596),
     ],
     ids=["decoder", "window", "encoder-decoder", "generate"],
