@@ -147,8 +147,13 @@ def test_every_field_is_documented(serve: Serve, tmp_path: Path) -> None:
     documented = {
         name for row in re.findall(r"^\| (.+?) \|", page, re.MULTILINE) for name in re.findall("`(.+?)`", row)
     }
-    server = serve(record_dir=str(tmp_path), resume=True, api_keys=["secret"])
-    answer = post(server, "/v1/completions", prompt="a", logprobs=1, prompt_logprobs=0, temperature=0, echo=True)
+    model = {
+        "id": "tiny",
+        "loader": "tests.openai.tiny_models:load_model",
+        "variants": {"tiny+cold": {"temperature": 0}},
+    }
+    server = serve([model], record_dir=str(tmp_path), resume=True, api_keys=["secret"])
+    answer = post(server, "/v1/completions", model="tiny+cold", prompt="a", logprobs=1, prompt_logprobs=0, echo=True)
     assert answer.status_code == 200, answer.text
     (line,) = lines(tmp_path, 1)
     fields = {*line, *line["choices"][0]}
