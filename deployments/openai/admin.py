@@ -95,8 +95,9 @@ async def list_added(exchange: Exchange) -> Response:
 
 
 async def add_model(exchange: Exchange) -> Response:
-    """Add a model while the server runs: a folder or a model of the Hub, served like one of the configuration, or an
-    adapter over a model.
+    """Add a model while the server runs.
+
+    A folder or a model of the Hub, served like one of the configuration, or an adapter over a model.
     """
     exchange.api.keys.check_admin(exchange.request.headers)
     given = await exchange.read_object()

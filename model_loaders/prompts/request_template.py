@@ -27,7 +27,7 @@ from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from deployments.core.calls import ChatPrompt
-from deployments.core.errors import TemplateFailed, TroupeError
+from deployments.core.errors import BrokenHook, TemplateFailed, TroupeError
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.chat_template import NO_VARIABLES, ChatTemplate
 
@@ -97,16 +97,15 @@ class Renderer:
         """
         try:
             text = self._template(request).render(replace(request.chat, chat_template=None))
+        except BrokenHook:
+            raise _refused("it writes half of a surrogate pair, which is not text") from None
         except TemplateFailed as error:
             if isinstance(error.__cause__, TemplateSyntaxError):
                 raise _refused(f"it is not a Jinja template: {error.__cause__}") from error
             if isinstance(error.__cause__, RecursionError):
                 raise _refused("it is nested too deeply, or calls itself without end") from error
             raise
-        try:
-            written = text.encode()
-        except UnicodeEncodeError:
-            raise _refused("it writes half of a surrogate pair, which is not text") from None
+        written = text.encode()
         if len(written) > request.max_bytes:
             raise _refused(
                 f"the prompt that it writes has {len(written)} bytes; this server takes {request.max_bytes} "

@@ -10,13 +10,12 @@ from functools import cache
 from typing import Any, Protocol
 
 import torch
-from transformers import __version__ as transformers_version
 
 from deployments.config.model import ModelEntry
 from deployments.core.calls import Capture, GenerateCall, Intervention, SamplingParams
 from deployments.core.errors import UnsupportedParameter
 from deployments.core.events import Captured
-from deployments.core.installed import server_version
+from deployments.core.installed import installed_version, server_version
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.inside.recording import Recording
@@ -174,7 +173,11 @@ def capturing(model: OpenModel, call: GenerateCall) -> Capturing | None:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "transformers": transformers_version, "troupe": server_version()}
+    return {
+        "torch": torch.__version__,
+        "transformers": installed_version("transformers") or "",
+        "troupe": server_version(),
+    }
 
 
 def check_inside(model: OpenModel, params: SamplingParams) -> None:

@@ -147,7 +147,9 @@ async def _message_format(
         await asyncio.to_thread(response_template.importable)
         marks = response_template.reasoning_markers(own) or MARKERS.get(options.reasoning_parser or "")
         return MessageFormat(tools=tools, template=own, reasoning=marks)
-    answers = await exchange.api.answer_format(info, used_template(info, template, tools), options)
+    # A template of the request is rendered in a process with limits only; the model writes as its own one shows.
+    own_template = template if template in (info.get("chat_templates") or {}) else None
+    answers = await exchange.api.answer_format(info, used_template(info, own_template, tools), options)
     return MessageFormat(tools=tools, answers=answers, reasoning=answers.syntax.reasoning)
 
 
