@@ -98,12 +98,13 @@ def test_packages_have_an_order() -> None:
 
 
 OF_OTHERS = {
+    "_exit",
     "_add_pending_request_to_indices",
     "_get_pending_request_matching_internal_request_id",
     "_remove_pending_request_from_indices",
     "_request_id",
 }
-"""Names of Ray's that the router overrides, and one of the openai client's answers."""
+"""Names of Ray's that the router overrides, one of the openai client's answers, and one of os."""
 
 
 def private(name: object) -> bool:

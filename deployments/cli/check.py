@@ -130,7 +130,7 @@ async def _run(checkup: Checkup, loader: str, *, as_json: bool, show_traceback: 
     """Make the checks, print the report, and return the exit status."""
     from deployments.cli.doctor.display import Display
     from deployments.cli.doctor.finding import exit_status, report
-    from deployments.cli.doctor.process_end import named_end
+    from deployments.cli.output.process_end import named_end
 
     out, steps = sys.stdout, []
     display = Display(out, sys.stderr, checkup.thread_name)

@@ -179,7 +179,7 @@ class Catalogue:
         missing = entry.reason or f"it has no {suffix}; it has {', '.join(entry.taps)}"
         tap = entry.taps.get(suffix) or Tap(side="output", reason=missing)
         if call is not None and call >= tap.calls and not tap.reason:
-            tap = Tap(side=tap.side, reason=f"there is no call #{call}; a forward has {tap.calls}, counted from #0")
+            tap = Tap(side=tap.side, reason=f"a forward has {tap.calls} calls, counted from #0, and not #{call}")
         return Found(label, entry, tap, call)
 
     def _unknown(self, pattern: str, param: str) -> BadRequest:
