@@ -153,10 +153,11 @@ def submit(
     content_key: str = "",
     adapter: str = "",
     on_delta: Callable[[Answer], None] | None = None,
+    answer: Answer | None = None,
     **sampling: Any,
 ) -> Answer:
-    """Send a greedy request of just as many tokens, or one as `sampling` says."""
-    answer = Answer(name or f"request-{next(_numbers)}", on_delta=on_delta)
+    """Send a greedy request of just as many tokens, or one as `sampling` says; `answer` receives its events."""
+    answer = answer or Answer(name or f"request-{next(_numbers)}", on_delta=on_delta)
     params = SamplingParams(**{"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True, **sampling})
     request = EngineRequest(
         request_id=answer.request_id,

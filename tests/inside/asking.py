@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deployments.core.calls import Capture, Intervention, SamplingParams, Vector
+from deployments.core.calls import Capture, Intervention, Vector
 from deployments.core.events import EngineEvent, Recorded
-from deployments.engine.base.protocol import Engine, EngineRequest
+from deployments.engine.base.protocol import Engine
 from deployments.engine.inside.recording import Recording
-from tests.engine.running import Answer
+from tests.engine.running import Answer, submit
 
+_numbers = itertools.count()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -39,26 +41,10 @@ class Seen(Answer):
         return {name: tensor.tolist() for name, tensor in self.recording.numbered().items()}
 
 
-def start(
-    engine: Engine,
-    ids: Sequence[int],
-    max_tokens: int = 6,
-    *,
-    inputs: Mapping[str, Tensor] | None = None,
-    content_key: str = "",
-    **sampling: Any,
-) -> Seen:
+def start(engine: Engine, ids: Sequence[int], max_tokens: int = 6, **asked: Any) -> Seen:
     """Send a greedy request of just as many tokens."""
-    answer = Seen(f"inside-{id(ids)}-{len(ids)}-{torch.randint(1 << 30, ()).item()}")
-    params = SamplingParams(**{"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True, **sampling})
-    request = EngineRequest(
-        request_id=answer.request_id,
-        input_ids=list(ids),
-        sampling=params,
-        model_inputs=inputs or {},
-        content_key=content_key,
-    )
-    engine.submit(request, answer.emit)
+    answer = Seen(f"inside-{next(_numbers)}")
+    submit(engine, ids, max_tokens, answer=answer, **asked)
     return answer
 
 

@@ -18,13 +18,12 @@ from deployments.core.errors import ConfigError
 from deployments.local import make_app
 from tests.adapters.lora import merged, write_adapter
 from tests.engine.running import greedy
+from tests.openai.added import ADMIN, CLIENT, Start, admin, complete, listed, model, starting, states, until
 from tests.openai.conftest import Server
-from tests.openai.test_added_models import ADMIN, CLIENT, admin, complete, listed, states, until
 from tests.tiny import byte_tokenizer, llama
 
 LINEARS = ("q_proj", "v_proj", "up_proj", "down_proj")
 PROMPT = "One prompt of some forty tokens, as it is."
-Start = Callable[..., Server]
 
 
 @pytest.fixture(scope="module")
@@ -56,30 +55,13 @@ def expected(place: Path) -> dict[str, str]:
 @pytest.fixture
 def start(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setattr("deployments.registry.watch.LOOK_EVERY_S", 0.05)
-    servers: list[Server] = []
+    with starting(place) as begin:
 
-    def begin(*adapters: dict[str, Any], base: dict[str, Any] | None = None, **args: Any) -> Server:
-        model = {
-            "id": "base",
-            "loader": "model_loaders.auto:load_model",
-            "kwargs": {"model_name": str(place / "base")},
-            "engine": {"pack_linears": False, "threads": 1},
-            **(base or {}),
-        }
-        api = {"api_keys": ["client"], "admin_keys": ["admin"], "admin_roots": [str(place / "allowed")]}
-        given = {"state_dir": str(place / "state"), "max_models_per_replica": 1, **args}
-        server = Server({**api, **given.pop("api", {})}, [model, *adapters], **given)
-        server.start()
-        servers.append(server)
-        return server
+        def adapted(*adapters: dict[str, Any], base: dict[str, Any] | None = None, **args: Any) -> Server:
+            models = [model(place / "base", **(base or {})), *adapters]
+            return begin(models, **{"max_models_per_replica": 1, **args})
 
-    yield begin
-    for server in servers:
-        server.stop()
-    shutil.rmtree(place / "state", ignore_errors=True)
-    for folder in (place / "run", place / "allowed"):
-        shutil.rmtree(folder)
-        folder.mkdir()
+        yield adapted
 
 
 def copied(place: Path, name: str, to: str) -> Path:

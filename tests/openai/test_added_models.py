@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.openai.conftest import Server
+from tests.openai.added import CLIENT, Start, admin, complete, listed, model, starting, states, until
 from tests.tiny import byte_tokenizer, llama
-
-ADMIN = {"Authorization": "Bearer admin"}
-CLIENT = {"Authorization": "Bearer client"}
 
 
 def write(folder: Path, seed: int) -> Path:
@@ -36,44 +32,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-Start = Callable[..., Server]
-
-
 @pytest.fixture
 def start(place: Path) -> Iterator[Start]:
-    servers: list[Server] = []
-
-    def begin(**args: Any) -> Server:
-        engine = {"pack_linears": False, "threads": 1}
-        kwargs = {"model_name": str(place / "made" / "seed0")}
-        base = {"id": "base", "loader": "model_loaders.auto:load_model", "kwargs": kwargs, "engine": engine}
-        api = {"api_keys": ["client"], "admin_keys": ["admin"], "admin_roots": [str(place / "allowed")]}
-        given = {"state_dir": str(place / "state"), "max_models_per_replica": 4, **args}
-        server = Server({**api, **given.pop("api", {})}, [base], **given)
-        server.start()
-        servers.append(server)
-        return server
-
-    yield begin
-    for server in servers:
-        server.stop()
-    shutil.rmtree(place / "state", ignore_errors=True)
-    for folder in (place / "run", place / "allowed"):
-        shutil.rmtree(folder)
-        folder.mkdir()
+    with starting(place) as begin:
+        yield lambda **args: begin([model(place / "made" / "seed0")], **{"max_models_per_replica": 4, **args})
 
 
 def copy(place: Path, seed: int, name: str) -> Path:
     return Path(shutil.copytree(place / "made" / f"seed{seed}", place / name))
-
-
-def complete(server: Server, model: str, **fields: Any) -> requests.Response:
-    body = {"model": model, "prompt": "ab", "max_tokens": 4, "temperature": 0, **fields}
-    return requests.post(f"{server.url}/v1/completions", json=body, headers=CLIENT, timeout=60)
-
-
-def admin(server: Server, method: str, path: str = "", body: Any = None, headers: Any = ADMIN) -> requests.Response:
-    return requests.request(method, f"{server.url}/admin/models{path}", json=body, headers=headers, timeout=60)
 
 
 def added(place: Path, seed: int, name: str = "mine", **fields: Any) -> dict[str, Any]:
@@ -81,22 +47,6 @@ def added(place: Path, seed: int, name: str = "mine", **fields: Any) -> dict[str
     if not folder.exists():
         copy(place, seed, f"allowed/{name}")
     return {"id": name, "like": "base", "model_name": str(folder), **fields}
-
-
-def states(server: Server, query: str = "?refresh") -> dict[str, dict[str, Any]]:
-    return {row["model"]: row for row in admin(server, "GET", query).json()["data"]}
-
-
-def listed(server: Server) -> list[str]:
-    return [model["id"] for model in requests.get(f"{server.url}/v1/models", headers=CLIENT, timeout=10).json()["data"]]
-
-
-def until(check: Callable[[], bool]) -> None:
-    """Wait for what a task in the background brings about."""
-    end = time.monotonic() + 30
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_checkpoints_of_a_run(place: Path, start: Start) -> None:
