@@ -105,7 +105,8 @@ def test_scripts_serve_after_a_ray_that_crashed_and_one_that_ended(
         assert "72" in answer(port, process, log)
         check_what_listens(process)
         check_that_a_second_server_is_refused(file, port, crashed_ray)
-        token = check_that_ray_asks_for_a_token(log.read_text(), crashed_ray)
+        settings, token = check_that_ray_asks_for_a_token(log.read_text(), crashed_ray)
+    assert not settings.exists()
     assert not token.parent.exists()
     check_what_is_printed(log.read_text(), port)
 
@@ -157,8 +158,8 @@ def check_that_a_second_server_is_refused(file: Path, port: int, environment: di
     assert f"port {port} is taken by process " in second.stderr
 
 
-def check_that_ray_asks_for_a_token(said: str, environment: dict[str, str]) -> Path:
-    """The file of the token, which `ray.env` in the folder of logs names."""
+def check_that_ray_asks_for_a_token(said: str, environment: dict[str, str]) -> tuple[Path, Path]:
+    """`ray.env` in the folder of logs, and the file of the token that it names."""
     (logs,) = re.findall(r"logs: +(\S+); `source ray.env` there", said)
     settings = Path(logs, "ray.env")
     (token,) = re.findall(r"RAY_AUTH_TOKEN_PATH=(\S+)", settings.read_text())
@@ -168,7 +169,7 @@ def check_that_ray_asks_for_a_token(said: str, environment: dict[str, str]) -> P
         status = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=60)
         assert (status.returncode == 0) == fine, status.stderr
         assert ("status: RUNNING" in status.stdout) == fine
-    return Path(token)
+    return settings, Path(token)
 
 
 TORN = "def load_model():\n    raise OSError('torn')\n"

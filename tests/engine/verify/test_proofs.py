@@ -87,9 +87,9 @@ def test_a_load_writes_one_line(
 @pytest.mark.parametrize(
     ("make", "options", "forwards", "tokens"),
     [
-        (llama, {}, 73, 500),
-        (mistral, {}, 107, 1600),
-        (lambda: encoder_decoder("t5"), {}, 68, 180),
+        (llama, {}, 73, 470),
+        (mistral, {}, 107, 1500),
+        (lambda: encoder_decoder("t5"), {}, 68, 165),
         (llama, {"kind": "generate"}, 33, 596),
     ],
     ids=["decoder", "window", "encoder-decoder", "generate"],
