@@ -131,7 +131,7 @@ def test_our_own_schema(url: str, tmp_path: Path) -> None:
     spec = routes(url)
     found = run(spec, url, tmp_path, examples=12)
     answered = {path for path, status in found if status == 200}
-    # Drawn names are no records or captures, drawn texts no vectors; a model of the configuration is not deleted.
+    # A drawn name is not a record or a capture, a drawn text not a vector; a configured model is not deleted.
     kept = {"/v1/records/{record}", "/v1/captures/{capture}", "/v1/vectors", "/v1/admin/models/{name}"}
     assert {path.replace("{name}", "demo") for path in set(spec["paths"]) - kept} - answered == set(), found
     assert found["/v1/admin/models/demo", 409] > 0, found
