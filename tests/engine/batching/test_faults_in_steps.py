@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from deployments.core.errors import ModelError, OutOfMemory, Unavailable
+from deployments.engine.base.protocol import Engine
 from deployments.engine.batching.recovery import Recovery
 from deployments.engine.batching.scheduler import Scheduler
 from deployments.engine.cache.cache import BatchCache
@@ -172,7 +173,6 @@ def test_a_cancellation_that_fails_does_not_stop_the_engine(llama: Any, monkeypa
     [
         (LlamaForCausalLM, "forward", 0),
         (LlamaForCausalLM, "forward", 20),
-        (KeyValueLayer, "append", 3),
         (PromptScorer, "scores", 0),
     ],
 )
@@ -184,6 +184,29 @@ def test_a_gpu_that_computes_nothing_more_ends_the_engine(
     error = torch.AcceleratorError("CUDA error: device-side assert triggered")
     faults = Faults(monkeypatch, owner, name, error, range(call, 10_000))
     answers = [submit(engine, ids, 40, prompt_logprobs=1 if owner is PromptScorer else None) for ids in PROMPTS]
+    assert_ended(engine, answers)
+    assert faults.raised == 1, "nothing is computed again"
+
+
+def test_a_gpu_that_computes_nothing_more_as_sequences_join_ends_the_engine(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = batching_engine(llama)
+    error = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    faults = Faults(monkeypatch, KeyValueLayer, "append", error, range(1, 10_000))
+    others: list[Answer] = []
+
+    def join(first: Answer) -> None:
+        if not others:
+            others.extend(submit(engine, ids, 40) for ids in PROMPTS[1:])
+
+    first = submit(engine, PROMPTS[0], 40, on_delta=join)
+    assert_ended(engine, [first.end(), *others])
+    assert faults.raised == 1, "nothing is computed again"
+
+
+def assert_ended(engine: Engine, answers: list[Answer]) -> None:
+    """All of them have failed, and so will every other request."""
     for answer in answers:
         with pytest.raises(Unavailable, match="device-side assert"):
             answer.wait()
@@ -191,7 +214,6 @@ def test_a_gpu_that_computes_nothing_more_ends_the_engine(
         engine.check()
     with pytest.raises(Unavailable, match="engine has stopped"):
         submit(engine, PROMPTS[0], 4)
-    assert faults.raised == 1, "nothing is computed again"
     engine.close()
 
 
