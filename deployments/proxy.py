@@ -8,8 +8,9 @@ path itself, with Ray's text.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deployments.core.errors import RouteNotFound, TroupeError, Unavailable
 from deployments.openai.http.errors import error_body, error_headers
 from deployments.openai.http.streaming import sse_error
-from deployments.ray_internals import in_running_proxies, unanswered, wrap_http_proxy
+from deployments.ray_internals import destination, in_running_proxies, wrap_http_proxy
 from deployments.readiness import RETRY_S, Waiting
 
 logger = logging.getLogger("ray.serve")
@@ -28,7 +29,10 @@ _SERVES_OWN = "/-/"
 _NO_APPLICATION = (b"Path '", b"/-/routes")
 _LOST = Unavailable("The server's process that had this request was lost. Try again.", retry_after=2)
 
-Target = Callable[[str], tuple[str, str] | None]
+_PATIENCE_S = 30.0
+"""How long Serve may keep a request that no replica has taken before its controller is asked why."""
+
+Destination = Callable[[str], tuple[str, str, bool] | None]
 
 
 def middlewares() -> list[Middleware]:
@@ -45,7 +49,7 @@ def shape_running_proxies() -> None:
 def shape_errors(proxy: Any = None) -> None:
     """Give the errors of this process's proxy the shape of OpenAI's."""
     waiting = Waiting()
-    wrap_http_proxy(lambda app, proxy: OpenAIErrors(app, lambda path: unanswered(proxy, path), waiting))
+    wrap_http_proxy(lambda app, proxy: OpenAIErrors(app, lambda path: destination(proxy, path), waiting))
 
 
 class OpenAIErrors:
@@ -53,15 +57,20 @@ class OpenAIErrors:
 
     Doubled slashes before the `route_prefix` are ignored, like those after it.
 
+    Serve lets a request wait for a replica for ever. Here it waits for the next one, but no longer than `patience` if
+    the controller knows none then, or does not answer.
+
     Args:
-        target: the application and the deployment that a path goes to, if no replica of it has ever run, for which
-            Serve would let the request wait; "" and "" if there is none; else None.
+        destination: the application and the deployment that a path goes to, and whether a replica of it has ever run;
+            None if there is no application.
+        patience: seconds.
     """
 
-    def __init__(self, app: ASGIApp, target: Target, waiting: Waiting) -> None:
+    def __init__(self, app: ASGIApp, destination: Destination, waiting: Waiting, patience: float = _PATIENCE_S) -> None:
         self._app = app
-        self._target = target
+        self._destination = destination
         self._waiting = waiting
+        self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,19 +79,80 @@ class OpenAIErrors:
         # Serve looks for the application before any application sees the path.
         scope = {**scope, "path": "/" + scope["path"].lstrip("/")}
         answer = _Answer(scope, send)
-        if (error := await self._waits(scope["path"])) is not None:
-            await answer.give(error)
+        if scope["path"].startswith(_SERVES_OWN):
+            await self._run(scope, receive, answer)
             return
+        destination = self._destination(scope["path"])
+        if (error := await self._waits(destination)) is not None:
+            await answer.give(error)
+        elif destination is None:
+            await self._run(scope, receive, answer)
+        else:
+            await self._run_patiently(scope, receive, answer, destination[:2])
+
+    async def _run(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         await self._app(scope, _Receive(receive, answer), answer.send)
         await answer.end()
 
-    async def _waits(self, path: str) -> Unavailable | None:
-        if path.startswith(_SERVES_OWN):
-            return None
-        target = self._target(path)
-        if target is None:
-            return None
-        return await (self._waiting.error(*target) if any(target) else self._waiting.deploying())
+    async def _waits(self, destination: tuple[str, str, bool] | None) -> Unavailable | None:
+        if destination is None:
+            return await self._waiting.deploying()
+        app, deployment, seen = destination
+        return None if seen else await self._waiting.error(app, deployment)
+
+    async def _run_patiently(self, scope: Scope, receive: Receive, answer: _Answer, waits_for: tuple[str, str]) -> None:
+        """Run the request; end it with an error while no replica takes it and Serve has none."""
+        answer.wait = wait = _Wait(lambda: self._waiting.error(*waits_for), self._patience)
+        try:
+            await self._run(scope, receive, answer)
+        except asyncio.CancelledError:
+            if wait.error is None:
+                raise
+            await answer.end()
+        finally:
+            wait.end()
+
+
+class _Wait:
+    """Cancels the task of a request that no replica takes, once it has waited long and there is a reason.
+
+    Args:
+        why: why there is no replica; None if there is one.
+        patience: seconds until that is asked, and between the questions.
+
+    Attributes:
+        error: the reason, if the task was canceled.
+    """
+
+    def __init__(self, why: Callable[[], Awaitable[Unavailable | None]], patience: float) -> None:
+        self.error: Unavailable | None = None
+        self._why = why
+        self._patience = patience
+        self._running = asyncio.current_task()
+        self._asking: asyncio.Task[None] | None = None
+        self._ended = False
+        self._begin()
+
+    def end(self) -> None:
+        """A replica has the request, or it has ended."""
+        self._ended = True
+        self._timer.cancel()
+
+    def _begin(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._patience, self._start_asking)
+
+    def _start_asking(self) -> None:
+        self._asking = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        error = await self._why()
+        if self._ended or self._running is None:
+            return
+        if error is None:
+            self._begin()
+        else:
+            self.error = error
+            self._running.cancel()
 
 
 class _Receive:
@@ -95,6 +165,10 @@ class _Receive:
     async def __call__(self) -> Message:
         return await self._receive()
 
+    def take(self) -> None:
+        """A replica asks for the body: it has the request."""
+        self._answer.take()
+
     def lose(self) -> None:
         """What has come is lost with the process that has taken it: an error answers it."""
         self._answer.lost = True
@@ -105,6 +179,7 @@ class _Answer:
 
     Attributes:
         lost: the request's body was lost; an error that comes of that is not passed on.
+        wait: for a replica; nothing of Serve's is passed on once it has ended with an error.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -113,11 +188,22 @@ class _Answer:
         self._held: Message | None = None
         self._dropped = False
         self.lost = False
+        self.wait: _Wait | None = None
         self._started = self._ended = self._streams = False
+
+    def take(self) -> None:
+        """A replica has the request."""
+        if self.wait is not None:
+            self.wait.end()
+
+    @property
+    def _error(self) -> Unavailable | None:
+        waited = None if self.wait is None else self.wait.error
+        return _LOST if self.lost else waited
 
     async def send(self, message: Message) -> None:
         """Pass a message of Serve's on, in OpenAI's shape if it is an error of Serve's own."""
-        if self.lost and message["type"] == "http.response.start" and message["status"] >= 400:
+        if self._error is not None and message["type"] == "http.response.start" and message["status"] >= 400:
             self._dropped = True
         if self._dropped:
             return
@@ -140,13 +226,14 @@ class _Answer:
     async def end(self) -> None:
         """Say so if the answer has no end: its process was killed."""
         if not self._started:
-            await self.give(_LOST)
+            await self.give(self._error or _LOST)
         elif not self._ended and self._streams:
             await self._send({"type": "http.response.body", "body": sse_error(_LOST)})
 
     async def _pass(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
+            self.take()
             self._streams = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
         elif message["type"] == "http.response.body":
             self._ended = not message.get("more_body", False)

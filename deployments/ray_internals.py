@@ -148,6 +148,7 @@ async def _receive_asgi_messages(proxy: Any, request_metadata: Any) -> list[Any]
         getattr(getattr(queue, "troupe_receive", None), "lose", lambda: None)()
         return [_LEFT]
     queue.troupe_process, queue.troupe_taken = process, getattr(queue, "troupe_taken", False)
+    getattr(getattr(queue, "troupe_receive", None), "take", lambda: None)()
     await queue.wait_for_message()
     if queue.troupe_process != process:
         return [_LEFT]
@@ -163,8 +164,8 @@ async def _proxy_asgi_receive(proxy: Any, receive: Any, queue: Any) -> Any:
 def wrap_http_proxy(wrap: Callable[[Any, Any], Any]) -> None:
     """Put an ASGI middleware around the HTTP proxy of this process; once, whoever asks again.
 
-    If the `receive` that the middleware passes on has a method `lose`, it is called once a request was sent to a second
-    process after the first has taken its body.
+    If the `receive` that the middleware passes on has a method `take`, it is called when a process asks for the body;
+    if it has a method `lose`, once a request was sent to a second process after the first has taken its body.
 
     Args:
         wrap: the middleware around an ASGI application, which is the proxy given second.
@@ -184,17 +185,15 @@ def wrap_http_proxy(wrap: Callable[[Any, Any], Any]) -> None:
     HTTPProxy.proxy_asgi_receive = _proxy_asgi_receive
 
 
-def unanswered(proxy: Any, path: str) -> tuple[str, str] | None:
-    """The application and the deployment that a proxy sends a path to, if it has never seen a replica of it.
+def destination(proxy: Any, path: str) -> tuple[str, str, bool] | None:
+    """The application and the deployment that a proxy sends a path to, and whether it has ever seen a replica of it.
 
-    "" and "" if it knows no application for the path.
+    None if it knows no application for the path.
     """
     found = proxy.proxy_router.match_route(path)
-    if found is None:
-        return "", ""
-    if found[1].running_replicas_populated():
-        return None
-    return found[1].app_name, found[1].deployment_name
+    return (
+        None if found is None else (found[1].app_name, found[1].deployment_name, found[1].running_replicas_populated())
+    )
 
 
 def in_running_proxies(function: Callable[[Any], None]) -> None:

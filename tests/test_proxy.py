@@ -13,12 +13,34 @@ from ray.serve._private.proxy_router import ProxyRouter
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.core.errors import Unavailable
 from deployments.proxy import OpenAIErrors, shape_errors
 from deployments.readiness import Waiting
 
 
+class Controller(Waiting):
+    """Says in turn why there is no replica, the last for ever; None if there is one."""
+
+    def __init__(self, *says: str | None) -> None:
+        super().__init__()
+        self.says = list(says)
+        self.asked = 0
+
+    async def error(self, app: str, deployment: str) -> Unavailable | None:
+        self.asked += 1
+        reason = self.says.pop(0) if len(self.says) > 1 else self.says[0]
+        return None if reason is None else Unavailable(f"{app} {deployment}: {reason}", retry_after=5)
+
+    async def deploying(self) -> Unavailable | None:
+        return None
+
+
 def answer(
-    serve: ASGIApp, target: tuple[str, str] | None = None, path: str = "/v1/models", receive: Receive | None = None
+    serve: ASGIApp,
+    destination: tuple[str, str, bool] | None = None,
+    path: str = "/v1/models",
+    receive: Receive | None = None,
+    controller: Waiting | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
     """What a client gets if Serve answers so."""
     sent: list[Message] = []
@@ -30,7 +52,7 @@ def answer(
         return {"type": "http.disconnect"}
 
     async def ask() -> None:
-        app = OpenAIErrors(serve, lambda path: target, Waiting())
+        app = OpenAIErrors(serve, lambda path: destination, controller or Controller(None), patience=0.01)
         await app({"type": "http", "method": "GET", "path": path, "headers": []}, receive or leave, send)
 
     asyncio.run(ask())
@@ -100,8 +122,70 @@ def test_another_answer_that_breaks_off_stays_broken() -> None:
 
 def test_serves_own_routes_answer_while_no_application_does() -> None:
     ok = PlainTextResponse("success")
-    assert answer(ok, ("troupe", "OpenAIIngress"), "/-/healthz")[::2] == (200, b"success")
+    starting = Controller("it starts")
+    assert answer(ok, ("troupe", "OpenAIIngress", False), "/-/healthz", controller=starting)[::2] == (200, b"success")
+    assert answer(ok, ("troupe", "OpenAIIngress", False), controller=starting)[0] == 503
     assert answer(ok, None)[::2] == (200, b"success")
+
+
+SEEN = ("troupe", "OpenAIIngress", True)
+
+
+async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+    """As Serve does while an application that has run before has no replica."""
+    await asyncio.Event().wait()
+
+
+async def waits_and_says_so(scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        await waits(scope, receive, send)
+    except asyncio.CancelledError:
+        await PlainTextResponse("cancelled", 499)(scope, receive, send)
+
+
+@pytest.mark.parametrize("serve", [waits, waits_and_says_so])
+def test_a_request_that_no_replica_takes_ends_with_the_controllers_reason(serve: ASGIApp) -> None:
+    controller = Controller(None, None, "it does not answer")
+    status, headers, body = answer(serve, SEEN, controller=controller)
+    assert (status, headers["retry-after"]) == (503, "5")
+    assert json.loads(body)["error"]["message"] == "troupe OpenAIIngress: it does not answer"
+    assert controller.asked == 3
+
+
+@pytest.mark.parametrize("has", ["the body", "the answer's start"])
+def test_a_request_that_a_replica_has_may_take_its_time(has: str) -> None:
+    controller = Controller("it does not answer")
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if has == "the body":
+            receive.take()  # type: ignore[attr-defined]  # as the proxy does, once a process asks for the body
+            await asyncio.sleep(0.1)
+            await PlainTextResponse("ok")(scope, receive, send)
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.sleep(0.1)
+            await send({"type": "http.response.body", "body": b"ok"})
+
+    assert answer(serve, SEEN, controller=controller)[::2] == (200, b"ok")
+    assert controller.asked == 0
+
+
+def test_a_client_that_leaves_while_it_waits_is_none_of_the_controllers() -> None:
+    async def leave() -> None:
+        app = OpenAIErrors(waits, lambda path: SEEN, Controller("it does not answer"), patience=30)
+        request = asyncio.create_task(app({"type": "http", "path": "/", "headers": []}, never, send))
+        await asyncio.sleep(0)
+        request.cancel()
+        await request
+
+    async def never() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(leave())
 
 
 def lost_body(takers: list[str]) -> tuple[int, dict[str, str], bytes, list[Message]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 import yaml
@@ -24,6 +26,7 @@ from tests.faults.conftest import Say, say  # noqa: F401
 from tests.faults.paced import model
 from tests.serving import free_port
 
+CONTROLLER, INGRESS, PROXY = "ray::ServeController", "ray::ServeReplica:troupe:OpenAIIngress", "ray::ProxyActor"
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 
 
@@ -233,6 +236,79 @@ def test_ports_of_metrics_and_statistics_stay_on_this_machine_whatever_binary_an
         assert file.read_text() == local
     assert fast_environment({**given, **settings}) == {}
     shutil.rmtree(Path(start).parent)
+
+
+def processes(server: subprocess.Popen[bytes], *names: str) -> list[psutil.Process]:
+    """The server's processes whose command lines begin with these."""
+    found = []
+    for process in psutil.Process(server.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if any(" ".join(process.cmdline()).startswith(name) for name in names):
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def without(server: subprocess.Popen[bytes], *names: str) -> Iterator[None]:
+    """These processes are killed, and no controller replaces them while the block runs."""
+    (controller,) = processes(server, CONTROLLER)
+    controller.suspend()
+    try:
+        for process in processes(server, *names):
+            process.kill()
+        yield
+    finally:
+        controller.resume()
+
+
+def post(url: str) -> requests.Response:
+    body = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    return requests.post(f"{url}/v1/chat/completions", json=body, headers=AUTHORIZED, timeout=90)
+
+
+def reached_nobody(url: str) -> None:
+    """HAProxy notices that its connections to the ingress have ended when it uses them; that request is cut off."""
+    for _ in range(3):
+        with contextlib.suppress(requests.RequestException):
+            requests.get(f"{url}/v1/models", headers=AUTHORIZED, timeout=1)
+
+
+def answers_again(url: str, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(requests.ConnectionError):
+            answer = post(url)
+            if answer.status_code == 200:
+                return
+            assert answer.json()["error"]["code"] == "unavailable"
+        time.sleep(0.2)
+    raise AssertionError("the server has not come back")
+
+
+@pytest.mark.long
+@needs_haproxy
+def test_a_request_does_not_wait_for_ever_for_an_ingress(server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    url, process = server
+    with without(process, INGRESS):
+        reached_nobody(url)
+        answer = post(url)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert "'OpenAIIngress' has no replica" in answer.json()["error"]["message"]
+    answers_again(url)
+
+
+@needs_haproxy
+def test_haproxys_own_answer_when_nobody_is_left(server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """The ingress and Serve's proxy, which takes its place, are both gone."""
+    url, process = server
+    with without(process, INGRESS, PROXY):
+        reached_nobody(url)
+        answers = [post(url) for _ in range(3)]
+    for answer in answers:
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"] == "The server has no ingress that answers. Try again."
+        assert answer.headers["retry-after"] == "2"
+    answers_again(url)
 
 
 @pytest.mark.long
