@@ -1,6 +1,6 @@
 """What capture and interventions cost a decode step, in processor time of one thread.
 
-    python scripts/bench_inside.py [--tokens 24] [--runs 3]
+    python scripts/bench_inside.py [--tokens 48] [--runs 3]
 
 Every case decodes the same 16 sequences: on a random Llama of 12 layers of 768 (88 M parameters without its embeddings)
 and on the demo model. The cases take turns, and the median of the runs counts.
@@ -9,6 +9,7 @@ and on the demo model. The cases take turns, and the median of the runs counts.
 from __future__ import annotations
 
 import argparse
+import functools
 import queue
 import statistics
 import time
@@ -20,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import Capture, Intervention, SamplingParams, Vector
-from deployments.core.events import EngineEvent, Failed, is_last
+from deployments.core.events import Delta, EngineEvent, Failed, is_last
 from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.text.vocabulary import Vocabulary
@@ -30,6 +31,8 @@ from model_loaders.prompts.hooks import Hooks
 
 _ROWS = 16
 _PROMPT = 24
+_SETTLED = 3
+"""Tokens that every sequence has when the clock begins."""
 
 Case = Callable[[int], Mapping[str, Any]]
 """What each of the sequences asks for, by its number."""
@@ -63,34 +66,56 @@ def cases(width: int) -> dict[str, Case]:
     }
 
 
+class Clock:
+    """Processor time of the process while every sequence decodes, read in the engine's thread.
+
+    Prefills, and the steps in which sequences join or leave, do not count.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self._last = tokens - 1
+        self._counts = [0] * _ROWS
+        self._begun: tuple[float, list[int]] | None = None
+        self.ended: queue.Queue[EngineEvent] = queue.Queue()
+        self.step_ms = 0.0
+
+    def emit(self, row: int, event: EngineEvent) -> None:
+        if isinstance(event, Delta):
+            self._counts[row] += len(event.token_ids)
+            if self._begun is None and min(self._counts) >= _SETTLED:
+                self._begun = time.process_time(), self._counts.copy()
+            elif self._begun is not None and not self.step_ms and self._counts[row] >= self._last:
+                since, counts = self._begun
+                self.step_ms = 1000 * (time.process_time() - since) / (self._counts[row] - counts[row])
+        if is_last(event):
+            self.ended.put(event)
+
+
 def decode(engine: BatchingEngine, case: Case, tokens: int) -> float:
-    """Milliseconds of processor time of a step."""
-    events: queue.Queue[EngineEvent] = queue.Queue()
-    before, begun = engine.stats().steps, time.process_time()
+    """Milliseconds of processor time of a step of all sequences."""
+    clock = Clock(tokens)
     for row in range(_ROWS):
         ids = [3 + (7 * row + 11 * place) % 200 for place in range(_PROMPT)]
         sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, **case(row))
-        request = EngineRequest(request_id=f"{begun}-{row}", input_ids=ids, sampling=sampling)
-        engine.submit(request, events.put)
-    ended = 0
-    while ended < _ROWS:
-        event = events.get(timeout=600)
+        request = EngineRequest(request_id=f"{id(clock)}-{row}", input_ids=ids, sampling=sampling)
+        engine.submit(request, functools.partial(clock.emit, row))
+    for _ in range(_ROWS):
+        event = clock.ended.get(timeout=600)
         if isinstance(event, Failed):
             raise event.error
-        ended += is_last(event)
-    return 1000 * (time.process_time() - begun) / max(1, engine.stats().steps - before)
+    return clock.step_ms
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| model | case | ms a step | more |\n|---|---|---|---|")
     for name, info, tokens in (
         ("12 layers of 768", large(), options.tokens),
-        ("the demo model, 4 layers of 192", load_model(), 4 * options.tokens),
+        ("the demo model, 4 layers of 192", load_model(), 8 * options.tokens),
     ):
         found = measured(info, tokens, options.runs)
         first = next(iter(found.values()))
@@ -104,7 +129,7 @@ def measured(info: ModelInfo, tokens: int, runs: int) -> dict[str, float]:
     every = cases(info.model.config.hidden_size)
     costs: dict[str, list[float]] = {case: [] for case in every}
     try:
-        decode(engine, every["nobody"], 4)
+        decode(engine, every["nobody"], 2 * _SETTLED)
         for _ in range(runs):
             for case, asked in every.items():
                 costs[case].append(decode(engine, asked, tokens))

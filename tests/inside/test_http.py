@@ -201,6 +201,8 @@ def test_a_client_tokenizes_under_the_name_of_a_variant(inside: Server) -> None:
     ids = requests.post(f"{path}/tokenize", json={"prompt": "abc"}, headers=HEADERS, timeout=10).json()["tokens"]
     text = requests.post(f"{path}/detokenize", json={"tokens": ids}, headers=HEADERS, timeout=10).json()["prompt"]
     assert text.endswith("abc")
+    said = requests.post(f"{path}/completions", json={"prompt": "abc", "max_tokens": 1}, headers=HEADERS, timeout=30)
+    assert said.json()["model"] == "tiny+calm"
     assert requests.get(f"{path}/tokenizer_info", headers=HEADERS, timeout=10).status_code == 200
 
 

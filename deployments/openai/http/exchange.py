@@ -184,6 +184,7 @@ class Exchange:
         card = self.find_model(given.get("model"))
         body, unknown = parse_fields(schema, given, self.defaults(card))
         self.settled = body.settled
+        body.model = body.model or card.variant or card.id
         self.ignore(unknown)
         if issubclass(schema, GenerationBody):
             self._defaults = set(self.defaults(card)) - self.settled.fields.keys() - NEVER_LEFT_OUT
@@ -196,8 +197,7 @@ class Exchange:
 
     def without_default(self, error: TroupeError) -> bool:
         """Whether an error is about a default of the model; the route may begin again without this default."""
-        name = re.split(r"[.\[]", error.param or "")[0]
-        if name not in self._defaults:
+        if (name := re.split(r"[.\[]", error.param or "")[0]) not in self._defaults:
             return False
         self._defaults.remove(name)
         self._yielded.add(name)
