@@ -11,7 +11,7 @@ from ray.serve.config import RequestRouterConfig
 
 from deployments.args import read_args
 from deployments.config.app import AppArgs, Pool
-from deployments.ingress import OpenAIIngress
+from deployments.ingress import BatchOwner, OpenAIIngress
 from deployments.model_registry import RegistryReplica
 from deployments.openai.http.keys import is_plain
 from deployments.proxy import shape_running_proxies
@@ -57,7 +57,10 @@ def application(args: AppArgs, **replica_options: Any) -> serve.Application:
     date_models(args)
     pools = {name: _replicas(name, pool, args, replica_options) for name, pool in args.all_pools().items()}
     model_registry: Any = RegistryReplica
-    return ingress.bind(args, pools, model_registry.bind(args) if args.has_registry else None)
+    registry = model_registry.bind(args) if args.has_registry else None
+    batch_owner: Any = BatchOwner
+    batches = batch_owner.bind(args, pools, registry) if args.batches_dir is not None else None
+    return ingress.bind(args, pools, registry, batches)
 
 
 def _replicas(name: str, pool: Pool, args: AppArgs, options: dict[str, Any]) -> Any:

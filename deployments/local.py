@@ -29,6 +29,7 @@ import yaml
 from fastapi import FastAPI
 
 from deployments.args import check_adapter_folders, read_args
+from deployments.batches.service import Batches
 from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
 from deployments.config.yaml_text import read_yaml
@@ -36,6 +37,7 @@ from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError
 from deployments.host.host import ModelHost
 from deployments.host.loading import default_device
 from deployments.openai.app import build_api
+from deployments.openai.batches.compute import LineComputer
 from deployments.registry.registry import Registry
 from model_loaders.contract import ModelInfo, as_model_info
 from model_loaders.resolve import load_model_info
@@ -66,19 +68,24 @@ def make_app(
     check_adapter_folders(checked, Path(checked.folder or ""))
     registry = Registry(checked) if checked.has_registry else None
     models = ModelHost(checked, device, given=given, registry=registry)
+    computer = LineComputer()
+    batches = None if checked.batches_dir is None else Batches(checked, models, computer)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        searching = None if registry is None else asyncio.create_task(registry.run())
+        tasks = [asyncio.create_task(registry.run())] if registry is not None else []
         if models.following is not None:
             models.following.start()
         await models.preload()
+        tasks += [asyncio.create_task(batches.run())] if batches is not None else []
         yield
-        if searching is not None:
-            searching.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await models.close()
 
-    app = build_api(models, checked.api, more=add_legacy_routes)
+    app = build_api(models, checked.api, more=add_legacy_routes, batches=None if batches is None else batches.client)
+    computer.app = app
     app.router.lifespan_context = lifespan
     return app
 

@@ -98,15 +98,29 @@ class RegistryHandle:
         return cast(list[dict[str, Any]], await self._ask("states"))
 
     async def _ask(self, method: str, *arguments: Any, wait: float = 0.0) -> Any:
-        answer = self._handle.options(method_name=method).remote(*arguments)
-        try:
-            return await asyncio.wait_for(answer, _LIMIT_S + wait)
-        except TroupeError:
-            raise
-        except (RayActorError, RayServeException, BackPressureError, TimeoutError) as error:
-            answer.cancel()
-            raise Unavailable("The registry of models does not answer; try again.", retry_after=2) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, TroupeError):
-                raise error.cause from None
-            raise
+        return await ask_single(self._handle, "The registry of models", method, *arguments, limit=_LIMIT_S + wait)
+
+
+async def ask_single(handle: Handle, name: str, method: str, *arguments: Any, limit: float) -> Any:
+    """What a deployment of one replica answers.
+
+    Args:
+        name: of the deployment, for the message.
+        limit: seconds.
+
+    Raises:
+        Unavailable: it does not answer.
+        TroupeError: as the deployment raises it.
+    """
+    answer = handle.options(method_name=method).remote(*arguments)
+    try:
+        return await asyncio.wait_for(answer, limit)
+    except TroupeError:
+        raise
+    except (RayActorError, RayServeException, BackPressureError, TimeoutError) as error:
+        answer.cancel()
+        raise Unavailable(f"{name} does not answer; try again.", retry_after=2) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, TroupeError):
+            raise error.cause from None
+        raise

@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from deployments.config.batches import BatchOptions
 from deployments.config.captures import CaptureOptions
 
 
@@ -43,6 +44,7 @@ class ApiOptions(BaseModel):
         record_max_bytes: size at which a new record file is started.
         resume: answer a call that the record has, by the same model, greedy or with a seed, from the record.
         captures: files of captured states, and uploaded vectors.
+        batches: limits of uploaded files and batches.
         body_timeout_s: if no part of a request's body arrives for this many seconds, it is refused with 408.
     """
 
@@ -77,6 +79,7 @@ class ApiOptions(BaseModel):
     record_max_bytes: int = Field(default=256 * 2**20, ge=1024)
     resume: bool = False
     captures: CaptureOptions = Field(default_factory=CaptureOptions)
+    batches: BatchOptions = Field(default_factory=BatchOptions)
     body_timeout_s: float = Field(default=60, gt=0)
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -51,7 +52,9 @@ class AppArgs(Strict):
         default_factory=list, description="Folders that become models while the server runs."
     )
     hub: HubSource | None = Field(default=None, description="Models of the Hub that clients can request by name.")
-    state_dir: str | None = Field(default=None, description="Folder for the models that POST /admin/models adds.")
+    state_dir: str | None = Field(
+        default=None, description="Folder for files and batches, and the models that POST /admin/models adds."
+    )
     api: ApiOptions = Field(default_factory=ApiOptions, description="Options of the HTTP API.")
     folder: str | None = Field(
         default=None, description="Folder that relative paths start from; None is the configuration file's."
@@ -141,6 +144,13 @@ class AppArgs(Strict):
     def has_registry(self) -> bool:
         """Whether models can come while the server runs."""
         return bool(self.folders or self.hub or self.api.admin_keys)
+
+    @property
+    def batches_dir(self) -> Path | None:
+        """The folder of files and batches; None if the server has none."""
+        if self.state_dir is None or not self.api.batches.enabled:
+            return None
+        return Path(self.folder or "", self.state_dir) / "batches"
 
     def by_name(self) -> dict[str, ModelEntry]:
         """Maps every id and alias to its model."""

@@ -10,10 +10,14 @@ TroupeError                     500 server_error
 ├── ModelNotFound               404 model_not_found
 ├── RouteNotFound               404 route_not_found
 ├── CaptureNotFound             404 capture_not_found
+├── FileMissing                 404 file_not_found
+├── BatchNotFound               404 batch_not_found
+├── BatchesOff                  404 batches_off
 ├── MethodNotAllowed            405 method_not_allowed
 ├── BodyTimeout                 408 body_timeout
 ├── VersionMismatch             409 version_mismatch
 ├── NameTaken                   409 name_taken
+├── BatchEnded                  409 batch_ended
 ├── RouteGone                   410 route_gone
 ├── TooLarge                    413 request_too_large
 ├── UnsupportedMediaType        415 unsupported_media_type
@@ -173,6 +177,30 @@ class CaptureNotFound(TroupeError):
     code = "capture_not_found"
 
 
+class FileMissing(TroupeError):
+    """There is no such file of this key, or no longer."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "file_not_found"
+
+
+class BatchNotFound(TroupeError):
+    """There is no such batch of this key."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "batch_not_found"
+
+
+class BatchesOff(TroupeError):
+    """The server keeps no files and batches."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "batches_off"
+
+
 class MethodNotAllowed(TroupeError):
     """The path exists, but not with this method."""
 
@@ -203,6 +231,14 @@ class NameTaken(TroupeError):
     status = 409
     type = "invalid_request_error"
     code = "name_taken"
+
+
+class BatchEnded(TroupeError):
+    """The batch cannot be cancelled: it has ended."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "batch_ended"
 
 
 class RouteGone(TroupeError):

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from deployments.batches.client import BatchClient
 from deployments.config.api import ApiOptions
 from deployments.core.client import ModelClient
 from deployments.core.errors import BadRequest, MethodNotAllowed, RouteNotFound, TroupeError
@@ -42,12 +43,14 @@ def build_api(
     *,
     names_requests: bool = True,
     more: AddRoutes | None = None,
+    batches: BatchClient | None = None,
 ) -> FastAPI:
     """The OpenAI API over the models of `client`.
 
     Args:
         names_requests: see `RequestMiddleware`.
         more: routes beside those of `ROUTES`.
+        batches: files and batches; None if the server has none.
 
     Raises:
         ConfigError: an option names something that cannot be used.
@@ -70,7 +73,7 @@ def build_api(
         )
     app.add_exception_handler(HTTPException, _http_error)
     recorder = None if options.record_dir is None else Recorder(options.record_dir, options.record_max_bytes)
-    api = Api(client, options, keys, recorder)
+    api = Api(client, options, keys, recorder, batches)
     app.add_api_route("/docs", show_docs, methods=methods("GET"), include_in_schema=False)
     for route in ROUTES:
         _add(app, route, api)

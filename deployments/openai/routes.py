@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from deployments.openai import admin, models, tokens
+from deployments.openai.batches import batches, files
+from deployments.openai.batches import schema as batch_schema
 from deployments.openai.chat.answer import create_chat_completion
 from deployments.openai.chat.schema import ChatBody, ChatCompletion, ChatCompletionChunk
 from deployments.openai.completions.answer import create_completion
@@ -27,6 +29,10 @@ from deployments.openai.version import Version, show_version
 Json = dict[str, Any]
 
 _RECORDS = ("model", "q", "limit", "after")
+_FILES = ("purpose", "limit", "after", "order")
+_BATCHES = ("limit", "after")
+_Upload, _File, _Batch = batch_schema.UploadBody, batch_schema.FileObject, batch_schema.BatchObject
+_Files, _Deleted, _Batches = batch_schema.FileList, batch_schema.DeletedFile, batch_schema.BatchList
 
 ROUTES = (
     Route("POST", "/chat/completions", "chat", create_chat_completion, ChatBody, ChatCompletion, ChatCompletionChunk),
@@ -48,6 +54,15 @@ ROUTES = (
     Route("GET", "/captures", "inside", list_captures, None, CaptureList, scoped=False),
     Route("GET", "/captures/{capture}", "inside", retrieve_capture, None, Json, scoped=False),
     Route("DELETE", "/captures/{capture}", "inside", delete_capture, None, Json, scoped=False),
+    Route("FORM", "/files", "batches", files.upload_file, _Upload, _File, scoped=False),
+    Route("GET", "/files", "batches", files.list_files, None, _Files, query=_FILES, scoped=False),
+    Route("GET", "/files/{file_id}", "batches", files.retrieve_file, None, _File, scoped=False),
+    Route("GET", "/files/{file_id}/content", "batches", files.file_content, None, Json, scoped=False),
+    Route("DELETE", "/files/{file_id}", "batches", files.delete_file, None, _Deleted, scoped=False),
+    Route("POST", "/batches", "batches", batches.create_batch, batch_schema.BatchBody, _Batch, scoped=False),
+    Route("GET", "/batches", "batches", batches.list_batches, None, _Batches, query=_BATCHES, scoped=False),
+    Route("GET", "/batches/{batch_id}", "batches", batches.retrieve_batch, None, _Batch, scoped=False),
+    Route("POST", "/batches/{batch_id}/cancel", "batches", batches.cancel_batch, None, _Batch, scoped=False),
     Route("GET", "/health", "models", models.health, None, models.Health, query=("verbose",), scoped=False),
     Route("GET", "/version", "models", show_version, None, Version, scoped=False),
     Route("GET", "/admin/replicas", "admin", admin.list_replicas, None, admin.ReplicaList, scoped=False),

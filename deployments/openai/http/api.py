@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deployments.batches.client import BatchClient
 from deployments.config.api import ApiOptions
 from deployments.core.client import ModelClient
 from deployments.core.model_card import ModelCard, ModelOptions
@@ -22,12 +23,17 @@ _REMEMBERED_FORMATS = 256
 
 @dataclass(slots=True)
 class Api:
-    """The models, the options, and what was learned of the models' tokenizers."""
+    """The models, the options, and what was learned of the models' tokenizers.
+
+    Attributes:
+        batches: files and batches; None if the server has none.
+    """
 
     client: ModelClient
     options: ApiOptions
     keys: ApiKeys
     recorder: Recorder | None = None
+    batches: BatchClient | None = None
     _texts: dict[tuple[str, int], str] = field(default_factory=dict)
     _facts: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
     _formats: dict[tuple[str, str | None, str | None, str | None], AnswerFormat] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -64,26 +64,41 @@ async def read_body(request: Request, options: ApiOptions) -> bytearray:
 
 async def read_bytes(request: Request, options: ApiOptions) -> bytearray:
     """The whole body, refused as soon as it proves too large, or does not come on."""
-    max_bytes, patience = options.max_body_bytes, options.body_timeout_s
+    chunks = bytearray()
+    async for chunk in body_chunks(request, options, options.max_body_bytes):
+        chunks += chunk
+    return chunks
+
+
+async def body_chunks(
+    request: Request, options: ApiOptions, max_bytes: int, key: str = "max_body_bytes"
+) -> AsyncGenerator[bytes, None]:
+    """The body as it comes; see `read_bytes`.
+
+    Args:
+        key: of the configuration, which sets `max_bytes`.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    chunks = bytearray()
+        raise _too_large(max_bytes, key)
+    size = 0
     stream = request.stream()
     while True:
         try:
-            chunks += await asyncio.wait_for(anext(stream), patience)
+            chunk = await asyncio.wait_for(anext(stream), options.body_timeout_s)
         except StopAsyncIteration:
-            return chunks
+            return
         except ClientDisconnect:
             raise Disconnected from None
         except TimeoutError:
             raise BodyTimeout(
-                f"The request's body has stopped after {len(chunks)} bytes; this server waits {patience:g} s for more "
-                "(body_timeout_s)."
+                f"The request's body has stopped after {size} bytes; this server waits {options.body_timeout_s:g} s "
+                "for more (body_timeout_s)."
             ) from None
-        if len(chunks) > max_bytes:
-            raise _too_large(max_bytes)
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes, key)
+        yield chunk
 
 
 def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
@@ -197,8 +212,8 @@ def _finite(digits: str) -> float:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The request body is larger than the {max_bytes} bytes this server reads (max_body_bytes).")
+def _too_large(max_bytes: int, key: str) -> TooLarge:
+    return TooLarge(f"The request body is larger than the {max_bytes} bytes this server reads ({key}).")
 
 
 def _too_deep() -> BadRequest:

@@ -90,7 +90,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self.client = OneVersion(self.api.client)
-        self.owner = self.api.keys.owner(self.request.headers)
+        self.owner = self.request.scope["state"]["owner"]
 
     @property
     def models(self) -> ModelClient:

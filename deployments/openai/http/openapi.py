@@ -125,7 +125,7 @@ def _standard(schema: Any) -> Any:
 
 def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": schemas[route.name, "answer"]}}
-    if route.form:
+    if route.tag == "audio":
         content["text/plain"] = {"schema": {"type": "string"}}
         content["text/vtt"] = {"schema": {"type": "string"}}
     if route.event is not None:

@@ -63,7 +63,7 @@ async def written(value: Any) -> bytes:
 
 async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) -> Response:
     """A response whose body may take a while to compute."""
-    if not exchange.options.heartbeat_seconds:
+    if not exchange.options.heartbeat_seconds or exchange.request.scope["state"].get("in_batch"):
         return await text_answer(exchange, answer, "application/json")
     return await _respond(exchange, _once(answer), "application/json", beat=b"\n", on_error=error_body)
 

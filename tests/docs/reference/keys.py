@@ -12,6 +12,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from deployments.config.api import ApiOptions
 from deployments.config.app import AppArgs, Pool
+from deployments.config.batches import BatchOptions
 from deployments.config.captures import CaptureOptions
 from deployments.config.engine import EngineOptions
 from deployments.config.model import AdapterOptions, ModelEntry
@@ -30,6 +31,7 @@ SECTIONS: dict[str, Any] = {
     "models[].adapters": AdapterOptions,
     "api": ApiOptions,
     "api.captures": CaptureOptions,
+    "api.batches": BatchOptions,
 }
 """The schema of each section, by its heading."""
 

@@ -34,6 +34,7 @@ _PATHS = {
 _UNSHOWN = {
     *("POST /admin/models", "DELETE /admin/models/{name:path}", "GET /records", "GET /records/{record}"),
     *("POST /vectors", "GET /captures/{capture}", "DELETE /captures/{capture}"),
+    *(route.name for route in ROUTES if route.tag == "batches"),
 }
 """Routes whose example needs a folder of the machine, a record, a capture or a file."""
 COUNTERS = ("GET /admin/replicas", "GET /health")

@@ -1,0 +1,52 @@
+"""Parts of lists, as files and batches have them, and who has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import Response
+
+from deployments.batches.client import BatchClient, Page
+from deployments.core.errors import BadRequest, BatchesOff
+from deployments.openai.http.exchange import Exchange
+from deployments.openai.http.streaming import to_json
+
+
+def batches_of(exchange: Exchange) -> BatchClient:
+    """Files and batches.
+
+    Raises:
+        BatchesOff: the server has none.
+    """
+    if exchange.api.batches is None:
+        raise BatchesOff(
+            "This server has no files and batches: set state_dir in its configuration, or start it with --state-dir."
+        )
+    return exchange.api.batches
+
+
+def asked_page(exchange: Exchange, *, default: int, most: int) -> Page:
+    """The part of a list that the query asks for.
+
+    Raises:
+        BadRequest: a parameter cannot be used.
+    """
+    query = exchange.request.query_params
+    limit, order = query.get("limit", str(default)), query.get("order", "desc")
+    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= most:
+        raise BadRequest(f"Invalid 'limit' {limit[:80]!r}: input should be a number from 1 to {most}.", param="limit")
+    if order not in ("asc", "desc"):
+        raise BadRequest(f"Invalid 'order' {order[:80]!r}: input should be asc or desc.", param="order")
+    return Page(limit=int(limit), after=query.get("after"), purpose=query.get("purpose"), newest_first=order == "desc")
+
+
+def list_response(data: Sequence[dict[str, Any]], more: bool) -> Response:
+    """A part of a list."""
+    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return object_response({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
+
+
+def object_response(value: Mapping[str, Any]) -> Response:
+    """A file, a batch, or a list of them."""
+    return Response(to_json(value), media_type="application/json")

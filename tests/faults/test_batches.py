@@ -1,0 +1,151 @@
+"""A batch whose processes are killed: no accepted line is lost, and no finished one is computed again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+import requests
+import yaml
+from openai import OpenAI
+
+from tests.faults.conftest import Say
+from tests.faults.paced import model
+from tests.faults.processes import kill
+from tests.openai.batches.batching import create, ended, request, results
+from tests.serving import free_port, serving
+
+ROOT = Path(__file__).parent.parent.parent
+OWNER = "#BatchOwner#"
+
+
+def lines(count: int) -> list[dict[str, Any]]:
+    return [request(f"r{i}", f"{i}", model="a", max_tokens=2) for i in range(count)]
+
+
+def check_all(client: OpenAI, batch_id: str, count: int) -> None:
+    """Each line has its answer once."""
+    batch = ended(client, batch_id, 300)
+    assert batch.status == "completed"
+    assert batch.request_counts is not None
+    assert batch.request_counts.to_dict() == {"total": count, "completed": count, "failed": 0}
+    found = results(client, batch.output_file_id)
+    answers = {name: line["response"]["body"]["choices"][0]["message"]["content"] for name, line in found.items()}
+    assert answers == {f"r{i}": f"{i} 0 {i} 1 " for i in range(count)}
+
+
+def completed(client: OpenAI, batch_id: str) -> int:
+    batch = client.batches.retrieve(batch_id)
+    assert batch.request_counts is not None
+    return batch.request_counts.completed
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 120) -> None:
+    """Returns when something is true; no answer is not true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(openai.APIError, requests.RequestException):
+            if true():
+                return
+        time.sleep(0.05)
+    pytest.fail(f"not true within {seconds:g} s")
+
+
+def written(state: Path) -> set[bytes]:
+    """The lines of results that are on the disk, without one that is half written."""
+    files = [path.read_bytes().splitlines(keepends=True) for path in (state / "batches" / "files").iterdir()]
+    return {line for lines in files for line in lines if b"batch_req_" in line and line.endswith(b"\n")}
+
+
+def test_the_process_of_batches_is_killed(cluster: str, tmp_path: Path) -> None:
+    args = {"models": [model("a", pace=0.05, engine={"max_batch_size": 8})], "state_dir": str(tmp_path)}
+    with serving(cluster, args) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=8, timeout=60)
+        batch = create(client, lines(60))
+        wait_for(lambda: completed(client, batch.id) >= 9)
+        done = written(tmp_path)
+        kill(OWNER)
+        check_all(client, batch.id, 60)
+        assert done <= written(tmp_path)
+
+
+class Killed:
+    """`troupe serve` of a configuration, which can be killed whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self.client = OpenAI(base_url=f"http://127.0.0.1:{self._port}/v1", api_key="none", max_retries=0, timeout=10)
+        paced = model("a", folder, pace=0.01, engine={"max_batch_size": 16})
+        args = {"models": [paced], "state_dir": "state"}
+        application = {"name": "troupe", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": args}
+        options = {"ModelReplica": {"num_replicas": 2}, "OpenAIIngress": {"num_replicas": 2}}
+        application["deployments"] = [{"name": name, **fields} for name, fields in options.items()]
+        http = {"host": "127.0.0.1", "port": self._port}
+        (folder / "config.yaml").write_text(yaml.safe_dump({"http_options": http, "applications": [application]}))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when the API answers."""
+        command = [sys.executable, "-m", "deployments.cli.main", "serve", str(self._folder / "config.yaml")]
+        with (self._folder / "serve.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "RAY_ADDRESS": ""}
+            )
+        wait_for(lambda: bool(self.client.models.list().data), 180)
+
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """The processes of the server whose command has this in it."""
+        assert self._process is not None
+        return [
+            child
+            for child in psutil.Process(self._process.pid).children(recursive=True)
+            if name in " ".join(child.cmdline())
+        ]
+
+    def kill(self) -> None:
+        """Kill everything."""
+        assert self._process is not None
+        for child in self.processes():
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Iterator[Killed]:
+    server = Killed(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.long
+def test_2000_lines_while_everything_is_killed(killed: Killed, tmp_path: Path, say: Say) -> None:
+    client, began = killed.client, time.monotonic()
+    batch = create(client, lines(2000))
+    state = tmp_path / "state"
+    kept: set[bytes] = set()
+    for least, name in ((200, "ModelReplica"), (500, "OpenAIIngress"), (800, ""), (1100, "BatchOwner"), (1400, "")):
+        wait_for(lambda least=least: len(written(state)) >= least)  # type: ignore[misc]
+        kept |= written(state)
+        if name:
+            killed.processes(name)[0].kill()
+        else:
+            killed.kill()
+            killed.start()
+    check_all(client, batch.id, 2000)
+    assert kept <= written(state)
+    say(f"2000 lines in {time.monotonic() - began:.0f} s, {len(kept)} of them were done before a kill and stayed")
