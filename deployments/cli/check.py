@@ -88,10 +88,10 @@ def _checked(loader: str, kwargs: str | None, model: str | None) -> tuple[AppArg
         ConfigError: it is wrong, or has several models and none is chosen.
     """
     from deployments.args import check_adapter_folders, read_args
-    from deployments.cli.loader_file import check_arguments, check_loader
     from deployments.cli.serve_file import troupe_applications
     from deployments.cli.serve_options import ServeOptions
     from deployments.cli.serve_source import written_config
+    from deployments.config.loader_file import check_arguments, check_loader
 
     written = written_config(ServeOptions(model=loader, kwargs=kwargs))
     applications = [

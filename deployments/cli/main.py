@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from deployments.cli.batch import batch
 from deployments.cli.bench.command import bench
 from deployments.cli.check import check
 from deployments.cli.replay import replay
@@ -109,6 +110,7 @@ def _run(written: ServeConfig, options: ServeOptions) -> None:
 
 
 app.command("check")(check)
+app.command("batch")(batch)
 app.command("replay")(replay)
 app.command("bench")(bench)
 

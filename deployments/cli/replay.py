@@ -68,7 +68,7 @@ class Asked:
     """Who is asked.
 
     Attributes:
-        source: of a model of this process, in place of a URL.
+        source: of a model of this process, if there is no URL; None is what `troupe serve` serves by itself.
         model: asked in place of the recorded one.
     """
 
@@ -85,7 +85,7 @@ async def _replay(places: list[Path], asked: Asked, concurrency: int, as_json: b
     from deployments.cli.records.report import Report
 
     report = Report(sys.stdout, as_json=as_json)
-    async with _client(asked, as_json) as (client, only):
+    async with asked_client(asked, as_json) as (client, only):
         replayer = Replayer(client, model=asked.model or only, at_once=concurrency)
         async with aclosing(replayer.outcomes(recorded_calls(places))) as outcomes:
             async for outcome in outcomes:
@@ -94,15 +94,18 @@ async def _replay(places: list[Path], asked: Asked, concurrency: int, as_json: b
 
 
 @asynccontextmanager
-async def _client(asked: Asked, as_json: bool) -> AsyncIterator[tuple[AsyncClient, str | None]]:
-    """A client of who is asked; and the only model that there is, if that is known."""
-    if asked.source is None:
-        async with _server(str(asked.url), asked.api_key) as client:
+async def asked_client(asked: Asked, quiet: bool) -> AsyncIterator[tuple[AsyncClient, str | None]]:
+    """A client of who is asked; and the only model that there is, if that is known.
+
+    Args:
+        quiet: what a loader prints goes to standard error.
+    """
+    if asked.url is not None:
+        async with _server(asked.url, asked.api_key) as client:
             yield client, None
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # What a loader prints must not get into the JSON.
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
         async with _own_model(asked.source) as (client, only):
             yield client, only
 
@@ -124,7 +127,7 @@ async def _server(url: str, api_key: str | None) -> AsyncIterator[AsyncClient]:
 
 
 @asynccontextmanager
-async def _own_model(source: str) -> AsyncIterator[tuple[AsyncClient, str | None]]:
+async def _own_model(source: str | None) -> AsyncIterator[tuple[AsyncClient, str | None]]:
     """A client of models that this process loads; and the id of the model, if there is one alone.
 
     Args:
@@ -139,17 +142,25 @@ async def _own_model(source: str) -> AsyncIterator[tuple[AsyncClient, str | None
     from deployments.cli.serve_file import troupe_applications
     from deployments.cli.serve_options import ServeOptions
     from deployments.cli.serve_source import written_config
+    from deployments.config.batches import BatchOptions
     from deployments.local import make_app
     from deployments.logs import enter_folder
 
     written = written_config(ServeOptions(model=source))
     (app, *others) = troupe_applications(written.config)
     if others:
-        raise ConfigError(f"{written.name} has {1 + len(others)} applications of Troupe; replay asks one.")
+        raise ConfigError(f"{written.name} has {1 + len(others)} applications of Troupe; name one with --url.")
     args = read_args(app.get("args") or {}, source=f"{written.name}, args")
     # The models are asked here alone: nobody needs a key, and nothing of this is recorded.
     open_api = args.api.model_copy(
-        update={"api_keys": (), "api_keys_file": None, "record_dir": None, "resume": False, "max_logprobs": -1}
+        update={
+            "api_keys": (),
+            "api_keys_file": None,
+            "record_dir": None,
+            "resume": False,
+            "max_logprobs": -1,
+            "batches": BatchOptions(enabled=False),
+        }
     )
     args = args.model_copy(update={"folder": str(written.folder.absolute() / (args.folder or "")), "api": open_api})
     enter_folder(args.folder)

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from deployments.args import check_adapter_folders, read_args
-from deployments.cli.loader_file import check_arguments, check_loader
 from deployments.config.app import IMPORT_PATH, AppArgs
 from deployments.config.explain import nearest
+from deployments.config.loader_file import check_arguments, check_loader
 from deployments.config.yaml_text import read_yaml
 from deployments.core.errors import ConfigError, ModelLoadFailed
 from deployments.openai.http.keys import KeyFile, as_digests

@@ -63,6 +63,9 @@ class ServeOptions:
     record_dir: Annotated[
         str | None, _option("Folder for a record of every request and its answer."), Key("args.api.record_dir")
     ] = None
+    state_dir: Annotated[
+        str | None, _option("Folder for files and batches, and added models."), Key("args.state_dir")
+    ] = None
     resume: Annotated[
         bool,
         _switch("--resume", "Answer calls that the record has from the record."),

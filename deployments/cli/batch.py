@@ -1,0 +1,96 @@
+"""`troupe batch`: sends the requests of a file to a server or a model, and writes the answers to another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deployments.cli.replay import Asked, asked_client
+from deployments.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deployments.cli.batches.sending import Sending
+
+_INTERRUPTED = 130
+
+
+def batch(
+    lines: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests as for /v1/batches.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File for the answers. Default: IN.out.jsonl.", show_default=False),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONFIG.yaml | FOLDER | ORG/NAME | LOADER.py:FUNCTION",
+            help="Models to load in this process in place of a server. Default: those of `troupe serve`.",
+            show_default=False,
+        ),
+    ] = None,
+    ask: Annotated[
+        str | None, typer.Option(metavar="ID", help="Model to ask in place of the lines' own.", show_default=False)
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.", show_default=False)
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 16,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an output file: no line that it has is sent again.")
+    ] = False,
+) -> None:
+    """Send the requests of a file, and write the answers as OpenAI's batches have them.
+
+    The exit status is 0 if all requests were answered, 1 if one failed, and 130 after Ctrl-C.
+    """
+    if url is not None and model is not None:
+        raise ConfigError("Give --url or --model, not both.")
+    source = lines.absolute()
+    place = source.with_suffix(".out.jsonl") if output is None else output.absolute()
+    if place == source:
+        raise ConfigError(f"-o {place} is the input itself; name another file.")
+    if place.exists() and not resume:
+        raise ConfigError(f"{place} exists; continue it with --resume, or name another file with -o.")
+    asked = Asked(url=url, source=model, model=ask, api_key=api_key or os.environ.get("OPENAI_API_KEY"))
+    raise typer.Exit(_send(source, place, asked, concurrency))
+
+
+def _send(source: Path, place: Path, asked: Asked, at_once: int) -> int:
+    """Send all lines and print a summary; the exit status."""
+    from deployments.cli.batches.sending import Sending
+
+    sending = Sending(source, place)
+    before = sending.done
+    try:
+        asyncio.run(_sent(sending, asked, at_once))
+    except KeyboardInterrupt:
+        print(f"Interrupted: {_summary(sending, before, place)} Continue with --resume.", file=sys.stderr)
+        return _INTERRUPTED
+    except ConfigError as error:
+        if not sending.done:
+            raise
+        raise ConfigError(f"{error} {_summary(sending, before, place)} Continue with --resume.") from None
+    print(_summary(sending, before, place))
+    return 1 if sending.failed else 0
+
+
+async def _sent(sending: Sending, asked: Asked, at_once: int) -> None:
+    from deployments.cli.batches.progress import shown_progress
+    from deployments.cli.batches.sending import Server
+
+    async with asked_client(asked, quiet=True) as (client, _):
+        with shown_progress(sending.total, sending.done) as progress:
+            await sending.run(Server(client, asked.model), at_once, progress)
+
+
+def _summary(sending: Sending, before: int, place: Path) -> str:
+    earlier = f", {before} of them before" if before else ""
+    return f"{sending.done} of {sending.total} lines are in {place}{earlier}; {sending.failed} failed now."
