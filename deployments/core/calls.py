@@ -41,10 +41,12 @@ class ThinkingBudget:
     Attributes:
         tokens: the largest number of them, the markers included.
         message: what is written before the reasoning's forced end.
+        calls: what stands around a tool call, which is not cut.
     """
 
     tokens: int
     message: str = ""
+    calls: tuple[tuple[str, str], ...] = ()
 
 
 Word = Literal["last_prompt", "prompt", "generated", "all"]

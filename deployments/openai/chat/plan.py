@@ -110,6 +110,9 @@ def constrained(sampling: SamplingParams, tools: ToolSet | None, answers: Messag
             "The reasoning of this model has no known markers; leave thinking_token_budget out.",
             param="thinking_token_budget",
         )
+    if sampling.thinking is not None and tools is not None and answers.answers is not None:
+        around = tuple(call.around for call in answers.answers.syntax.calls if call.begins)
+        sampling = replace(sampling, thinking=replace(sampling.thinking, calls=around))
     if tools is not None:
         sampling = _with_tools(sampling, tools, answers.call_syntax)
     if sampling.thinking is not None and sampling.grammar is None:

@@ -52,6 +52,11 @@ class CallSyntax:
         return tuple(text for text in (self.section, self.open) if text.strip())
 
     @property
+    def around(self) -> tuple[str, str]:
+        """What begins calls, and what ends them; empty if the answer's end does."""
+        return "".join(self.begins[:1]).strip(), (self.section_end if self.section else self.close).strip()
+
+    @property
     def sketch(self) -> str:
         """A call, as a person would write the form down."""
         match self.shape:

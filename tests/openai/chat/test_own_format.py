@@ -49,6 +49,7 @@ THOUGHTS = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</th
 
 def template(calls: str, thoughts: str = THOUGHTS) -> str:
     return (
+        "{% if reasoning_effort %}Think {{ reasoning_effort }}.{% endif %}"
         "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
         + thoughts
         + "{{ m.content or '' }}"
@@ -136,6 +137,41 @@ def test_a_reasoning_has_a_budget(client: OpenAI) -> None:
     assert arguments_of(forced.choices[0].message)
     with pytest.raises(BadRequestError, match="thinking_token_budget"):
         ask(client, "plain", "hi", extra_body={"thinking_token_budget": 5})
+
+
+def test_a_budget_does_not_cut_a_call(client: OpenAI) -> None:
+    call = '<do>{"name": "get", "arguments": {"a": 12, "kind": "x"}}</do>'
+    fields: Any = {"tools": TOOLS, "extra_body": {"thinking_token_budget": 30}}
+    for text in (f"<think>Well.{call}", f"<think>Well.{call}\n{call}"):
+        (choice,) = ask(client, "tags", text, **fields).choices
+        assert arguments_of(choice.message) == [("get", {"a": 12, "kind": "x"})] * text.count("<do>")
+        assert (choice.message.reasoning_content, choice.finish_reason) == ("Well.", "tool_calls")
+    message = ask(client, "tags", f"<think>Well.{call} or not, and on and on", **fields).choices[0].message
+    assert message.tool_calls is None
+    assert message.reasoning_content == f"Well.{call}"
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.long)])
+def test_a_budget_holds_in_every_run(client: OpenAI, count: int) -> None:
+    for run in range(count):
+        text = "<think>" + "é and on " * (run % 7) + "</think>" * (run % 2) + "Yes."
+        answer = ask(client, "tags", text, seed=run, extra_body={"thinking_token_budget": 16 + run % 23})
+        assert answer.usage.completion_tokens_details.reasoning_tokens <= 16 + run % 23
+        assert answer.choices[0].message.content
+
+
+def test_a_template_knows_the_effort(client: OpenAI) -> None:
+    create = client.chat.completions.with_raw_response.create
+    asked: Any = {"reasoning_effort": "low", "extra_body": {"return_prompt_text": True}, "max_tokens": 4}
+    raw = create(model="tags", messages=[{"role": "user", "content": say("hi")}], **asked)
+    assert "x-troupe-ignored" not in raw.headers
+    assert "Think low." in raw.text
+    answer = client.responses.create(
+        model="tags", input=say("<think>on and on</think>Yes."), reasoning={"effort": "high"}, temperature=1,
+        extra_body={"thinking_token_budget": 20},
+    )  # fmt: skip
+    assert answer.usage.output_tokens_details.reasoning_tokens <= 20
+    assert answer.output_text
 
 
 def test_an_answer_that_ends_while_it_reasons_has_no_content(client: OpenAI) -> None:
