@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from deployments.openai.parsing.cursor import ANY, Cursor, Unreadable
+from deployments.openai.parsing.cursor import ANY, Cursor, Incomplete, Unreadable
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.syntax import BARE, CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, typed
@@ -17,6 +17,8 @@ _NAME = re.compile(r"[\w.\-/]+")
 _BETWEEN = re.compile(r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?")
 _KEY = re.compile(r"[^\s<>\"'=\[\]]+")
 _FENCES = ("```json", "```")
+_HEAD = re.compile(r'\{\s*"(?P<key>\w+)"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?P<held>\w+)"\s*:\s*(?=\{)')
+_KEYED = re.compile(r'\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
 _NAMES = ("name", "function", "tool_name", "tool")
 _ARGUMENTS = ("arguments", "parameters")
 _OF_A_CALL = {*_NAMES, "id", "type", "index", "tool_call_id"}
@@ -45,6 +47,37 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
     if not syntax.begins and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
         raise Unreadable("a tool that is not there")
     return calls
+
+
+def call_start(cursor: Cursor, syntax: CallSyntax, *, again: bool) -> str:
+    """The name of the call at the cursor, which is moved to the object of its arguments.
+
+    Args:
+        again: the cursor is after the arguments of another call of the same list.
+
+    Raises:
+        Incomplete: more text is needed.
+        Unreadable: the arguments are not an object that follows the name.
+    """
+    if again:
+        cursor.expect("}")
+        cursor.expect(",")
+    else:
+        cursor.maybe(syntax.section)
+        cursor.expect(syntax.open)
+    if syntax.shape == "named" and not again:
+        return _start(cursor, syntax, {})
+    if syntax.shape != "json":
+        raise Unreadable(syntax.shape)
+    cursor.maybe("[")
+    cursor.space()
+    found = (_HEAD if syntax.name else _KEYED).match(cursor.text, cursor.place)
+    keys = found.groupdict() if found else {}
+    known = (syntax.name, *_NAMES), (syntax.arguments, *_ARGUMENTS)
+    if found is None or (syntax.name and (keys["key"] not in known[0] or keys["held"] not in known[1])):
+        raise Unreadable("a call")
+    cursor.place = found.end()
+    return str(keys["name"])
 
 
 def json_calls(value: Any, syntax: CallSyntax = BARE, *, bare: bool = False) -> list[Call] | None:
@@ -98,27 +131,36 @@ def _json(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
 
 
 def _named(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    name = _start(cursor, syntax, schemas)
+    return [Call(name, dumps(cursor.value()))]
+
+
+def _start(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> str:
+    """The name before arguments in JSON."""
     name = _name(cursor, schemas)
     if not cursor.maybe(syntax.gap):
         for part in syntax.gap_parts:
             cursor.maybe(part)
     cursor.pass_over(_BETWEEN, "{")
-    return [Call(name, dumps(cursor.value()))]
+    return name
 
 
 def _tagged(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     name = _name(cursor, schemas)
     cursor.expect(syntax.gap)
     values: dict[str, Any] = {}
-    # Only a call that was closed is one: of what was cut off, the arguments so far could be read.
-    while not cursor.maybe(syntax.close):
-        cursor.expect(syntax.key_open)
-        key = cursor.match(_KEY)
-        cursor.expect(syntax.key_close)
-        # Where the end of a value is not always the same, it has the key in it.
-        of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
-        text = _value(cursor, of_key, _others(schemas.get(name), {key, *values}))
-        values[key] = typed(text, name, key, schemas)
+    try:
+        # Only a call that was closed is one: of what was cut off, the arguments so far could be read.
+        while not cursor.maybe(syntax.close):
+            cursor.expect(syntax.key_open)
+            key = cursor.match(_KEY)
+            cursor.expect(syntax.key_close)
+            # Where the end of a value is not always the same, it has the key in it.
+            of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
+            text = _value(cursor, of_key, _others(schemas.get(name), {key, *values}))
+            values[key] = typed(text, name, key, schemas)
+    except Incomplete as more:
+        raise Incomplete(name, values) from more
     if not values and not syntax.gap and name not in schemas:
         raise Unreadable(name)
     return [Call(name, dumps(values))]

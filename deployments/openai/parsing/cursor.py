@@ -25,7 +25,7 @@ _DEEPEST = 64
 
 
 class Incomplete(Exception):
-    """More text decides."""
+    """More text decides. Its arguments: the name of a call and the values that are whole, if each stands by itself."""
 
 
 class Unreadable(Exception):

@@ -16,7 +16,7 @@ from deployments.openai.parsing.cursor import ANY
 from deployments.openai.parsing.described import described_calls, known_calls
 from deployments.openai.parsing.discover_reasoning import described_reasoning, rendered_reasoning
 from deployments.openai.parsing.harmony import HarmonySplitter
-from deployments.openai.parsing.parts import Call, Splitter
+from deployments.openai.parsing.parts import Call, Content, Reasoning, Splitter
 from deployments.openai.parsing.reader import Reader
 from deployments.openai.parsing.syntax import MARKERS, SYNTAXES, AnswerSyntax, CallSyntax
 from deployments.openai.parsing.typed import Schemas
@@ -89,19 +89,26 @@ class AnswerFormat:
         return self.splitter(None if tools is None else schemas_of(tools), prompt_end, continued=continued)
 
     def splitter(
-        self, schemas: Schemas | None, prompt_end: str | None, *, continued: bool = False, constrained: bool = False
+        self,
+        schemas: Schemas | None,
+        prompt_end: str | None,
+        *,
+        continued: bool = False,
+        constrained: bool = False,
+        least: int | None = None,
     ) -> Splitter:
         """`reader`, given the schemas of the tools' arguments by name.
 
         Args:
             constrained: the content follows a grammar.
+            least: of `Reader`.
         """
         if self.syntax.harmony:
             return HarmonySplitter(calls=schemas is not None, only_final=constrained)
         marks = self.syntax.reasoning
         opened = marks is not None and marks.opened_by(prompt_end, continued=continued)
         reasons = marks is not None and not marks.closed_by(prompt_end, continued=continued)
-        return Reader(self.syntax, schemas, opened=opened, reasons=reasons)
+        return Reader(self.syntax, schemas, opened=opened, reasons=reasons, least=least)
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -188,7 +195,7 @@ def _reads_back(syntax: AnswerSyntax, text: str, count: int) -> bool:
     reader = AnswerFormat(syntax=syntax, source="").reader(discover.TOOLS, None)
     parts = [*reader.feed(text), *reader.finish()]
     calls = [(part.name, json.loads(part.arguments)) for part in parts if isinstance(part, Call)]
-    others = "".join(part.text for part in parts if not isinstance(part, Call))
+    others = "".join(part.text for part in parts if isinstance(part, Content | Reasoning))
     return not others.strip() and calls == discover.calls(count)
 
 

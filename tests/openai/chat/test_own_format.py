@@ -160,6 +160,35 @@ def test_a_budget_holds_in_every_run(client: OpenAI, count: int) -> None:
         assert answer.choices[0].message.content
 
 
+@pytest.mark.parametrize("model", [*FORMS, "plain"])
+def test_arguments_are_streamed(client: OpenAI, model: str) -> None:
+    for choice in ("required", NAMED):
+        fields: Any = {"tools": TOOLS, "tool_choice": choice, "seed": 1}
+        whole = [
+            [c.function.name, c.function.arguments]
+            for c in ask(client, model, "No.", **fields).choices[0].message.tool_calls
+        ]
+        calls: list[list[str]] = []
+        count = 0
+        for chunk in ask(client, model, "No.", stream=True, **fields):
+            for call in chunk.choices[0].delta.tool_calls or ():
+                if call.id:
+                    calls.append([call.function.name, ""])
+                calls[call.index][1] += call.function.arguments
+                count += bool(call.function.arguments)
+        assert calls == whole
+        assert model == "python" or "get" not in str(whole) or count > len(whole)
+    fields = {"tools": [{"type": "function", **tool["function"]} for tool in TOOLS], "tool_choice": "required"}
+    with client.responses.stream(
+        model=model, input=say("No."), temperature=1, max_output_tokens=200, **fields
+    ) as events:
+        got = list(events)
+    deltas = [event.delta for event in got if event.type == "response.function_call_arguments.delta"]
+    items = [event.item for event in got if event.type == "response.output_item.done"]
+    assert "".join(deltas) == "".join(item.arguments for item in items if item.type == "function_call")
+    assert deltas
+
+
 def test_a_template_knows_the_effort(client: OpenAI) -> None:
     create = client.chat.completions.with_raw_response.create
     asked: Any = {"reasoning_effort": "low", "extra_body": {"return_prompt_text": True}, "max_tokens": 4}
