@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from deployments.openai.parsing.cursor import ANY, Cursor, Incomplete, Unreadable
+from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Incomplete, Unreadable
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.syntax import BARE, CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, typed
@@ -15,11 +15,13 @@ from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, typ
 _NAME = re.compile(r"[\w.\-/]+")
 # What may stand between a name and its arguments beside what is declared: an id, a fence.
 _BETWEEN = re.compile(r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?")
+_NUMBER = re.compile(r"(?:\d{1,3}[.):]|[-*])\s")
 _KEY = re.compile(r"[^\s<>\"'=\[\]]+")
 _FENCES = ("```json", "```")
 _HEAD = re.compile(r'\{\s*"(?P<key>\w+)"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?P<held>\w+)"\s*:\s*(?=\{)')
 _KEYED = re.compile(r'\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
 _NAMES = ("name", "function", "tool_name", "tool")
+_LISTS = ("tool_calls", "function_calls", "calls")
 _ARGUMENTS = ("arguments", "parameters")
 _OF_A_CALL = {*_NAMES, "id", "type", "index", "tool_call_id"}
 
@@ -33,6 +35,8 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
     """
     if syntax.section:
         cursor.maybe(syntax.section)
+    if syntax.quote:
+        cursor.quotes = (syntax.quote, *QUOTES)
     fenced = not syntax.begins and any(cursor.maybe(fence) for fence in _FENCES)
     cursor.expect(syntax.open)
     try:
@@ -41,12 +45,27 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         raise Unreadable(str(error)) from error
     if syntax.close and syntax.shape != "tagged":
         cursor.maybe(syntax.close)
+    if syntax.section and not syntax.open and syntax.shape in ("json", "named"):
+        calls += _more(cursor, syntax, schemas)
     if fenced:
         cursor.maybe("```")
     # What nothing marks is a call only if its tool is there.
     if not syntax.begins and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
         raise Unreadable("a tool that is not there")
     return calls
+
+
+def _more(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    """The other calls of a section, where nothing marks each of them."""
+    calls: list[Call] = []
+    while True:
+        place = cursor.place
+        cursor.maybe(syntax.separator)
+        try:
+            calls += _READERS[syntax.shape](cursor, syntax, schemas)
+        except (Unreadable, ValueError):
+            cursor.place = place
+            return calls
 
 
 def call_start(cursor: Cursor, syntax: CallSyntax, *, again: bool) -> str:
@@ -87,6 +106,8 @@ def json_calls(value: Any, syntax: CallSyntax = BARE, *, bare: bool = False) -> 
         syntax: says what the keys are called.
         bare: nothing marks the value as calls, so the arguments must be there.
     """
+    if isinstance(value, dict) and (held := [value[key] for key in _LISTS if isinstance(value.get(key), list)]):
+        value = held[0]
     entries = value if isinstance(value, list) else [value]
     calls = [_json_call(entry, syntax, bare) for entry in entries]
     found = [call for call in calls if call is not None]
@@ -167,6 +188,7 @@ def _tagged(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
 
 
 def _name(cursor: Cursor, schemas: Schemas) -> str:
+    cursor.skip(_NUMBER)
     name = cursor.match(_NAME)
     return name if name in schemas else name.removeprefix("functions.")
 

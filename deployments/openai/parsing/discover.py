@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.openai.parsing.cursor import ANY, Cursor, Unreadable
+from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Unreadable
 from deployments.openai.parsing.rendering import BOS, EOS, render
 from deployments.openai.parsing.syntax import CallSyntax
 
@@ -21,7 +21,7 @@ _NAMES = ("zq_look", "zq_find")
 _IDS = ("Aqz7kd0w1", "b4Xyp92Lm")
 _VALUES = ("qvalue", "wvalue")
 _KEYS = ("alpha_zq", "beta_zq")
-TOKEN = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z_/]{2,40}\]|\[\|[^\[\]\s|]{1,40}\|\]")
+TOKEN = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z_/]{2,40}\]|\[unused\d+\]|\[\|[^\[\]\s|]{1,40}\|\]|◁[^◁▷\s]{1,40}▷")
 _EDGE = re.compile(rf"{TOKEN.pattern}|[>#]{{2,}}\w*")
 
 Message = Mapping[str, Any]
@@ -215,6 +215,9 @@ def _keys(entry: Any) -> tuple[str, str] | None:
         return None
     if _NAMES[0] in entry:
         return "", ""
+    listed = next((value for value in entry.values() if isinstance(value, list) and value), None)
+    if listed is not None:
+        return _keys(listed[0])
     name = next((key for key, value in entry.items() if value == _NAMES[0]), None)
     held = next((key for key, value in entry.items() if isinstance(value, dict) and _KEYS[0] in value), None)
     held = held or next((key for key, value in entry.items() if isinstance(value, str) and _KEYS[0] in value), None)
@@ -229,7 +232,8 @@ def _named_syntax(one: str, two: str | None) -> CallSyntax | None:
     key = one.find(_KEYS[0], after)
     if begin < 0 or key < begin:
         return None
-    cursor = Cursor(one, begin)
+    cursor, quote = Cursor(one, begin), _quote(one[key:])
+    cursor.quotes = (quote, *QUOTES) if quote else QUOTES
     try:
         value = cursor.value()
     except Unreadable:
@@ -240,8 +244,15 @@ def _named_syntax(one: str, two: str | None) -> CallSyntax | None:
     if two is not None and (second := two.find(_NAMES[1], cursor.place)) >= 0:
         between = two[cursor.place : second]
         gaps.append(two[second + len(_NAMES[1]) : two.find("{", second)])
-    syntax = CallSyntax(shape="named", gap=_without_ids(_common(gaps)))
+    syntax = CallSyntax(shape="named", quote=quote, gap=_without_ids(_common(gaps)))
     return _around(syntax, one[:place], one[cursor.place :], between)
+
+
+def _quote(text: str) -> str:
+    """The token that stands around a text in arguments; empty if quotes do."""
+    before, _, after = text.partition(_VALUES[0])
+    found = TOKEN.search(before)
+    return found[0] if found and before.endswith(found[0]) and after.startswith(found[0]) else ""
 
 
 def _tagged_syntax(one: str, two: str | None) -> CallSyntax | None:
@@ -291,13 +302,13 @@ def _python_syntax(one: str, two: str | None) -> CallSyntax | None:
 
 def _around(syntax: CallSyntax, before: str, after: str, between: str | None) -> CallSyntax:
     """With the markers around a call: what stands between two calls tells them from those around all."""
-    before, after = _without_ids(before).lstrip(), _without_ids(after).rstrip()
+    before, after = _NUMBER.sub("", _without_ids(before)).lstrip(), _without_ids(after).rstrip()
     if syntax.several or between is None:
         return _split(replace(syntax, open=before, close=after))
-    between = _without_ids(between)
+    between = _NUMBER.sub("", _without_ids(between))
     if not between.strip(" \n,;"):
         syntax = replace(syntax, separator=between)
-        if syntax.shape == "json":
+        if syntax.shape == "json" and not before:
             return replace(syntax, open=before, close=after)
         return replace(syntax, section=before, section_end=after)
     opening = _from_token(_suffix(before, between))
@@ -309,6 +320,9 @@ def _around(syntax: CallSyntax, before: str, after: str, between: str | None) ->
     section = section if section.strip() else ""
     found = replace(syntax, section=section, section_end=end, open=opening, close=closing, separator=separator)
     return found if found.section else _split(found)
+
+
+_NUMBER = re.compile(r"(?:\d{1,3}[.):]|[-*])\s\Z")
 
 
 def _split(syntax: CallSyntax) -> CallSyntax:
@@ -357,6 +371,7 @@ def _without_keys(text: str) -> str:
     return functools.reduce(lambda text, each: text.replace(each, ANY), _KEYS, text)
 
 
+_ANSWER = re.compile(r"</?(?:answer|response|final_answer)>")
 _END = re.compile(r"<\|(?:eo\w+|\w*end\w*)\|>")
 
 
@@ -371,7 +386,13 @@ def markup(template: str, rendered: Rendered | None, reasoning: ReasoningMarkers
     for each in (*end.split(), *(rendered.follows.split() if rendered else ())):
         last = TOKEN.findall(each)
         yield from filter(is_marker, (each, each.removesuffix(last[-1]) if last else "", *last[-1:]))
-    yield from (each for each in dict.fromkeys(_END.findall(template)))
+    yield from dict.fromkeys((*_END.findall(template), *_ANSWER.findall(template)))
+    yield from ends(template)
+
+
+def ends(template: str) -> list[str]:
+    """The tokens that end an answer without calls."""
+    return [each for each in TOKEN.findall((answer_of(template, PLAIN) or "").partition(TEXT)[2]) if is_marker(each)]
 
 
 def tokens_in(text: str) -> list[str]:

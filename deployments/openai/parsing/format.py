@@ -107,7 +107,7 @@ class AnswerFormat:
             return HarmonySplitter(calls=schemas is not None, only_final=constrained)
         marks = self.syntax.reasoning
         opened = marks is not None and marks.opened_by(prompt_end, continued=continued)
-        reasons = marks is not None and not marks.closed_by(prompt_end, continued=continued)
+        reasons = not (marks or MARKERS["think"]).closed_by(prompt_end, continued=continued)
         return Reader(self.syntax, schemas, opened=opened, reasons=reasons, least=least)
 
 
@@ -158,7 +158,9 @@ def _answer_format(
     syntax = AnswerSyntax(calls=calls, reasoning=marks)
     claimed = " ".join(syntax.markers(calls=True))
     markup = (*discover.markup(template, rendered, marks), *sorted(special))
-    dropped = tuple(dict.fromkeys(each for each in markup if each.strip() and each not in claimed))
+    # What ends a call may also end a text, so that it stands there alone.
+    free = {text.strip() for call in calls for text in (call.close, call.section_end)} & {*discover.ends(template)}
+    dropped = tuple(dict.fromkeys(each for each in markup if each.strip() and (each in free or each not in claimed)))
     syntax = replace(syntax, dropped=dropped, short_ids="[TOOL_CALLS]" in claimed)
     proved, tried = (0, 0) if rendered is None else _proof(syntax, rendered)
     return AnswerFormat(syntax=syntax, source=source, proved=0 if source == "instruction" else proved, tried=tried)

@@ -16,7 +16,8 @@ from deployments.openai.parsing.typed import Schemas
 
 # An object that nothing marks, or a list of them: what may be calls, and what is not yet known to be.
 _OBJECT = r'(?:\[\s{0,99}){0,2}\{\s{0,99}["\']'
-_CALLS = _OBJECT + r'(?:name|function|type|id|index|arguments|parameters|tool_name|tool_call_id)["\']\s*:'
+_KEYS = "name|function|type|id|index|arguments|parameters|tool_name|tool_call_id|tool_calls|function_calls|thought"
+_CALLS = rf'{_OBJECT}(?:{_KEYS})["\']\s*:'
 _BEGUN = r'(?:(?:\[\s{0,99}){0,2}\{\s{0,99}(?:["\']\w{0,12}(?:["\']\s*)?)?|(?:\[\s{0,99}){1,2})\Z'
 _PYTHON = r"\[\s{0,99}[^\W\d][\w.\-/]{0,99}\s?\("
 _PYTHON_BEGUN = r"\[\s{0,99}(?:[^\W\d][\w.\-/]{0,99})?\s?\Z"

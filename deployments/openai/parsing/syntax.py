@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.openai.parsing.cursor import QUOTES
 
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 Shape = Literal["json", "named", "tagged", "python"]
@@ -27,6 +26,7 @@ class CallSyntax:
         several: one value is a list of calls.
         each: `section` stands around every call.
         separator: what stands between two calls.
+        quote: what stands around a text in place of quotes.
         listed: Python calls are in a list.
     """
 
@@ -44,6 +44,7 @@ class CallSyntax:
     several: bool = False
     each: bool = False
     separator: str = ""
+    quote: str = ""
     listed: bool = True
 
     @property
@@ -111,7 +112,7 @@ class AnswerSyntax:
             found += [text for call in self.calls for text in call.markers]
         # Without a letter they are parts of any token.
         words = dict.fromkeys(word for text in found for word in text.split() if any(map(str.isalpha, word)))
-        return (*words, *(QUOTES[:1] if calls else ()))
+        return (*words, *(call.quote for call in self.calls if calls and call.quote))
 
 
 def _json(**markers: str) -> CallSyntax:
