@@ -23,6 +23,7 @@ from deployments.openai.fields.sampling import GenerationBody, check_choices, ch
 from deployments.openai.http.cancel import until_disconnect
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.parsing import response_template
+from deployments.openai.parsing.rendering import takes_tools
 from deployments.openai.parsing.syntax import MARKERS, CallSyntax
 
 # A conversation's key: the number of values, and of a long text the number of samples and their length.
@@ -152,7 +153,12 @@ async def _message_format(
         return MessageFormat(tools=tools, template=own, reasoning=marks)
     # A template of the request is rendered in a process with limits only; the model writes as its own one shows.
     own_template = template if template in (info.get("chat_templates") or {}) else None
-    answers = await exchange.api.answer_format(info, used_template(info, own_template, tools), options)
+    source = used_template(info, own_template, tools)
+    if tools is not None and options.tools_without_template and options.tool_parser is None:
+        # As the tools were written: see model_loaders/prompts/written_tools.py.
+        takes = await asyncio.to_thread(takes_tools, source)
+        options = options if takes else replace(options, tool_parser="hermes")
+    answers = await exchange.api.answer_format(info, source, options)
     return MessageFormat(tools=tools, answers=answers, reasoning=answers.syntax.reasoning)
 
 

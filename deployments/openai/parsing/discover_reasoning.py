@@ -8,8 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.openai.parsing.discover import TEXT, TOKEN, TOOLS, USER, Form, Message, boundary, common_prefix
-from deployments.openai.parsing.rendering import render
+from deployments.openai.parsing.rendering import (
+    TEXT,
+    TOKEN,
+    TOOLS,
+    USER,
+    Form,
+    Message,
+    boundary,
+    common_prefix,
+    render,
+)
 
 _THOUGHT = "Zqthoughtzq"
 _THINKING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")

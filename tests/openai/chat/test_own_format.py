@@ -71,6 +71,9 @@ def client(serve: Serve) -> OpenAI:
         for name, calls in FORMS.items()
     ]
     models.append({"id": "plain", "loader": loader, "engine": engine, "kwargs": {"template": template("", "")}})
+    untooled = template("", "").replace("{{ tools | tojson }}", "")
+    models.append({"id": "untooled", "loader": loader, "kwargs": {"template": untooled}})
+    models.append({**models[-1], "id": "told", "api": {"tools_without_template": True}})
     return serve(models).client(timeout=60, _strict_response_validation=False)
 
 
@@ -214,6 +217,29 @@ def test_a_grammar_may_be_gbnf(client: OpenAI) -> None:
     assert message.content == "no7"
     with pytest.raises(BadRequestError, match="GBNF"):
         ask(client, "plain", "no7", extra_body={"guided_grammar": 'root ::= ("yes"'})
+
+
+def test_tools_are_written_for_a_template_without_a_place_for_them(client: OpenAI) -> None:
+    written = '<tool_call>\n{"name": "get", "arguments": {"a": 1, "kind": "x"}}\n</tool_call>'
+    message = ask(client, "told", f"So.\n{written}", tools=TOOLS).choices[0].message
+    assert (message.content, arguments_of(message)) == ("So.", [("get", {"a": 1, "kind": "x"})])
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Go."},
+        {**message.model_dump(exclude_none=True), "content": "So."},
+        {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "41"},
+        {"role": "user", "content": say("Done.")},
+    ]
+    asked = {"model": "told", "messages": messages, "tools": TOOLS}
+    prompt = client.post("/chat/completions/render", body=asked, cast_to=object)["prompt"]
+    assert "<|im_start|>system\nBe brief.\n\nYou can call functions." in prompt
+    assert '{"name": "rest", "parameters": {"type": "object"' in prompt
+    assert f"<|im_start|>assistant\nSo.\n{written}<|im_end|>" in prompt
+    assert "<|im_start|>user\n<tool_response>\n41\n</tool_response><|im_end|>" in prompt
+    assert client.chat.completions.create(**asked).choices[0].message.content
+    assert arguments_of(ask(client, "told", "No.", tools=TOOLS, tool_choice=NAMED).choices[0].message)
+    with pytest.raises(BadRequestError, match="tools_without_template"):
+        ask(client, "untooled", "hi", tools=TOOLS)
 
 
 def test_a_call_that_cannot_be_read_is_told(client: OpenAI) -> None:

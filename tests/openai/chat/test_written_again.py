@@ -17,7 +17,7 @@ from deployments.openai.chat.message import MessageFormat
 from deployments.openai.chat.messages import read_messages
 from deployments.openai.chat.tools import read_tools
 from deployments.openai.parsing import answer_format
-from deployments.openai.parsing.discover import common_prefix
+from deployments.openai.parsing.rendering import common_prefix
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.chat_template import ChatTemplate
 from tests.tiny import byte_tokenizer
