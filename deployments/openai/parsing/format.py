@@ -108,7 +108,15 @@ class AnswerFormat:
         marks = self.syntax.reasoning
         opened = marks is not None and marks.opened_by(prompt_end, continued=continued)
         reasons = not (marks or MARKERS["think"]).closed_by(prompt_end, continued=continued)
-        return Reader(self.syntax, schemas, opened=opened, reasons=reasons, least=least)
+        reader = Reader(self.syntax, schemas, opened=opened, reasons=reasons, least=least)
+        reader.begin(self._begun_by(prompt_end))
+        return reader
+
+    def _begun_by(self, prompt_end: str | None) -> str:
+        """The marker of calls that a prompt ends with, where one stands before texts as well."""
+        openings = (call.open.strip() for call in self.syntax.calls)
+        before_text = [each for each in openings if each and any(text.startswith(each) for text in self.syntax.dropped)]
+        return next((each for each in before_text if (prompt_end or "").rstrip().endswith(each)), "")
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

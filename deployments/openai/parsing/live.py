@@ -150,7 +150,7 @@ class LiveCalls:
     Args:
         syntaxes: the forms of calls.
         schemas: the tools; calls of others are given out when they are whole.
-        least: a call is given out unfinished after so many characters of it.
+        least: a call is given out unfinished from this many characters of it on.
         name: of the call whose arguments the text consists of.
     """
 

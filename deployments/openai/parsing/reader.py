@@ -36,7 +36,7 @@ class Reader:
         schemas: the tools; None reads no calls.
         opened: the prompt ends with the opening marker, so that the text begins with reasoning.
         reasons: reasoning may begin the text.
-        least: after so many characters of its arguments a marked call is given out in pieces; 0 does so at once with
+        least: characters of a marked call after which it is given out in pieces; 0 does so at once with
             every call, None gives whole calls alone.
 
     Attributes:
@@ -66,6 +66,10 @@ class Reader:
         self._own: JsonEnd | None = None
         self._least = least
         self._live: LiveCalls | None = None
+
+    def begin(self, marker: str) -> None:
+        """Read as if the text began with a marker, which the prompt has written."""
+        self._buffer = marker
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain after this text."""
@@ -248,7 +252,9 @@ class _Scan:
         self._texts = (*self.starts, *dropped)
         self.marked = re.compile(_either(self.starts)) if self.starts else None
         bare = {call.shape for call in calls if not call.begins}
-        groups = [f"(?P<marked>{_either(self.starts)})"] if self.starts else []
+        longer = [text for text in dropped if text.startswith(self.starts) and text not in self.starts]
+        but = f"(?!{_either(longer)})" if longer else ""
+        groups = [f"(?P<marked>{but}(?:{_either(self.starts)}))"] if self.starts else []
         groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
         begun: list[str] = []
         if "python" in bare:

@@ -183,6 +183,22 @@ def test_reasoning_is_found() -> None:
         assert read(answers, pieces, TOOLS, "<|assistant|><|muse|>") == ("", "So.", [("rest", {})])
 
 
+def test_a_prompt_may_begin_a_call() -> None:
+    shown = "{% if m.content %}>>>all\n{{ m.content }}{% endif %}" + EACH + ">>>{{ c.function.name }}\n"
+    shown += "{{ c.function.arguments | tojson }}{% endfor %}"
+    answers = answer_format(
+        HEAD.replace("{{ m.content or '' }}", shown) + TAIL.replace("<|assistant|>", "<|assistant|>>>>")
+    )
+    assert answers.is_proved
+    call = 'measure\n{"place": "Ilm"}'
+    for pieces in cuts(f"all\nNow.>>>{call}"):
+        assert read(answers, pieces, TOOLS, "<|assistant|>>>>") == ("Now.", "", [("measure", {"place": "Ilm"})])
+    for pieces in cuts(call):
+        assert read(answers, pieces, TOOLS, "<|assistant|>>>>") == ("", "", [("measure", {"place": "Ilm"})])
+    for pieces in cuts("all\nNow."):
+        assert read(answers, pieces, None, "<|assistant|>>>>") == ("Now.", "", [])
+
+
 def test_reasoning_and_answers_between_tags_that_the_template_names() -> None:
     text = "<think>Is it?</think><answer>Yes.</answer>"
     for told, wanted in (("Write <answer></answer>.", "Yes."), ("", "<answer>Yes.</answer>")):
