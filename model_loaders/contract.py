@@ -48,6 +48,7 @@ class ModelInfo:
         processor: a transformers processor (its `.tokenizer` is used when `tokenizer` is not given).
         apply_chat_template, encode, generate, decode, embed: the hooks, see the module's docstring.
         chat_template: a Jinja chat template that replaces the tokenizer's.
+        response_template: describes the model's answers as that of a transformers tokenizer does, which it replaces.
         apply_chat_template_kwargs, encode_kwargs, generate_kwargs, decode_kwargs: passed at every call of the hook or
             of its default.
         plain_chat: answer chats without a template as `Role: text` lines; off, they are refused.
@@ -80,6 +81,7 @@ class ModelInfo:
     decode_kwargs: dict[str, Any] = field(default_factory=dict)
     embed: Hook | None = None
     chat_template: str | None = None
+    response_template: Mapping[str, Any] | None = None
     plain_chat: bool = False
     max_model_len: int | None = None
     stop_token_ids: Sequence[int] = ()
@@ -97,6 +99,11 @@ class ModelInfo:
     def label(self) -> str:
         """The model's name in messages: its id in the configuration, if it has one."""
         return self.served_as or self.model_name
+
+    @property
+    def described_answers(self) -> Mapping[str, Any] | None:
+        """The `response_template` that is used; None if there is none."""
+        return self.response_template or getattr(self.tokenizer, "response_template", None)
 
     def __post_init__(self) -> None:
         if self.tokenizer is None and self.processor is not None:
@@ -191,7 +198,9 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "processor": (_is_text_side, "a processor, such as AutoProcessor.from_pretrained(…)"),
     **dict.fromkeys(_HOOKS, (callable, "a function")),
     **dict.fromkeys(_KWARGS, (lambda value: isinstance(value, dict), "a dict")),
-    **dict.fromkeys(("hooks", "vectors", "inspect"), (lambda value: isinstance(value, Mapping), "a dict")),
+    **dict.fromkeys(
+        ("hooks", "vectors", "inspect", "response_template"), (lambda value: isinstance(value, Mapping), "a dict")
+    ),
     "chat_template": (lambda value: isinstance(value, str | dict), "a Jinja template"),
     "max_model_len": (lambda value: isinstance(value, int) and value > 0, "a positive number of tokens"),
     "stop_token_ids": (_are_ids, "a list of token ids"),

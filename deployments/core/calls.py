@@ -41,10 +41,12 @@ class ThinkingBudget:
     Attributes:
         tokens: the largest number of them, the markers included.
         message: what is written before the reasoning's forced end.
+        calls: what stands around a tool call, which is not cut.
     """
 
     tokens: int
     message: str = ""
+    calls: tuple[tuple[str, str], ...] = ()
 
 
 Word = Literal["last_prompt", "prompt", "generated", "all"]
@@ -233,6 +235,7 @@ class ChatPrompt:
         continue_final_message: leave the last message open for the model to continue.
         chat_template: replaces the model's template, where the server allows it.
         merge_roles: join neighbors of one role.
+        write_tools: write tools as text if the template has no place for them.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -242,6 +245,7 @@ class ChatPrompt:
     continue_final_message: bool = False
     chat_template: str | None = None
     merge_roles: bool = False
+    write_tools: bool = False
 
 
 Prompt = TextPrompt | TokensPrompt | ChatPrompt

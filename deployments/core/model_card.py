@@ -21,6 +21,8 @@ class ModelOptions:
             sentence-transformers folder; for other models, the last token if attention is causal, else the mean.
         tool_parser: format of the model's tool calls, a key of `deployments.openai.parsing.syntax.SYNTAXES`; None
             finds it in the chat template.
+        tools_without_template: write tools, calls and results as text if the chat template has no place for them. Calls
+            are then read as JSON in `<tool_call>`.
         usage_timings: add time_to_first_token, total_time and tokens_per_second to `usage`.
         reasoning_parser: format of the model's reasoning, a key of `deployments.openai.parsing.syntax.MARKERS`; None
             finds it in the chat template or the vocabulary. Both parsers can be `response_template`, the tokenizer's
@@ -35,6 +37,7 @@ class ModelOptions:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     usage_timings: bool = False
+    tools_without_template: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

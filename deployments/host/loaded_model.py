@@ -99,9 +99,8 @@ class LoadedModel:
             note.found = ", ".join(probe_hooks(info, limit=entry.hook_timeout_s))
         self.hooks = Hooks(info)
         self._card: dict[str, Any] | None = None
-        described = getattr(info.tokenizer, "response_template", None)
         template = self.hooks.template.source(tools=True)
-        self.answers = answers_of(entry.id, entry.api, template, tokens_of(info.tokenizer), described)
+        self.answers = answers_of(entry.id, entry.api, template, tokens_of(info.tokenizer), info.described_answers)
         self._vocabulary: Vocabulary | None = None
         self.engine: Engine = build_engine(
             info,

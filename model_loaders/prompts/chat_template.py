@@ -27,22 +27,19 @@ from deployments.core.errors import (
 from model_loaders.contract import Hook, ModelInfo
 from model_loaders.prompts.merging import merged
 from model_loaders.prompts.message_forms import Message, MessageForms
-from model_loaders.prompts.template_coverage import SYSTEM_ROLES, Piece, is_said, pattern_of, unseen_piece, unseen_words
+from model_loaders.prompts.template_coverage import (
+    SAMPLE_TOOL,
+    TOOL,
+    Piece,
+    begins_with_system,
+    is_said,
+    pattern_of,
+    unseen_piece,
+    unseen_words,
+)
 from model_loaders.prompts.text import as_text
+from model_loaders.prompts.written_tools import with_written_tools
 
-_TOOL = "qvztoolzvq"
-_SAMPLE_TOOL = {
-    "type": "function",
-    "function": {
-        "name": _TOOL,
-        "description": "Looks something up.",
-        "parameters": {
-            "type": "object",
-            "properties": {"about": {"type": "string", "description": "What to look up."}},
-            "required": ["about"],
-        },
-    },
-}
 _USER: Message = {"role": "user", "content": "Go on."}
 _SYSTEM: Message = {"role": "system", "content": "Be brief."}
 _VIEWS, _REMEMBERED = 32, 1024
@@ -74,6 +71,8 @@ class ChatTemplate:
                 "a chat_template string, set plain_chat, or use /v1/completions."
             )
         view = self._view(chat)
+        if chat.tools and chat.write_tools and not self._has_place(chat, view):
+            return self.render(with_written_tools(chat))
         if chat.tools:
             self._check_tools(chat, view)
         messages = view.forms.shape(chat.messages)
@@ -214,18 +213,23 @@ class ChatTemplate:
     def _joined(self, chat: ChatPrompt, messages: list[Message]) -> list[Message]:
         return merged(messages) if chat.merge_roles else messages
 
-    def _check_tools(self, chat: ChatPrompt, view: _View) -> None:
-        system = bool(chat.messages) and chat.messages[0].get("role") in SYSTEM_ROLES
+    def _has_place(self, chat: ChatPrompt, view: _View) -> bool:
+        """Whether the template writes tools in a conversation that begins like this one."""
+        system = begins_with_system(chat.messages)
         if system not in view.shows_tools:
             view.shows_tools[system] = self._shows_tools(chat, view, system)
-        if not view.shows_tools[system]:
+        return view.shows_tools[system]
+
+    def _check_tools(self, chat: ChatPrompt, view: _View) -> None:
+        system = begins_with_system(chat.messages)
+        if not self._has_place(chat, view):
             other = self._shows_tools(chat, view, not system)
             where = "" if not other else " in a conversation that begins with a system message"
             if other and not system:
                 where = " in a conversation that does not begin with a system message"
             raise UnsupportedParameter(
                 f"The chat template of model {self.info.label!r} has no place for tools{where}. Give its loader a "
-                "chat_template that has, or leave tools out.",
+                "chat_template that has, set api.tools_without_template, or leave tools out.",
                 param="tools",
             )
 
@@ -239,7 +243,7 @@ class ChatTemplate:
             text = self._write(_sample(chat), view.forms.shape([_SYSTEM, _USER] if system else [_USER]))
         except RAISED_BY_HOOKS:
             return "tools" in (self.source(chat.chat_template, tools=True) or "tools")
-        return isinstance(text, str) and _TOOL in text.lower()
+        return isinstance(text, str) and TOOL in text.lower()
 
     def _check_parts(self, messages: Sequence[Message], forms: MessageForms) -> None:
         """Refuse parts that the template has no place for."""
@@ -300,7 +304,7 @@ class ChatTemplate:
             return TemplateFailed(refusal, param=place or "messages")
         short = [view.forms.shape(messages) for messages in ([_USER], [_SYSTEM, _USER])]
         if all(self._tried(chat, messages) is None for messages in short):
-            with_tools = None if chat.tools else replace(chat, tools=[_SAMPLE_TOOL])
+            with_tools = None if chat.tools else replace(chat, tools=[SAMPLE_TOOL])
             if with_tools and any(self._tried(with_tools, messages) is not None for messages in short):
                 return TemplateFailed(
                     f"The chat template of model {name!r} cannot write a conversation without tools: {reason}. "
@@ -352,7 +356,7 @@ def _sample(chat: ChatPrompt) -> ChatPrompt:
     return replace(
         chat,
         messages=(),
-        tools=[_SAMPLE_TOOL] if chat.tools else None,
+        tools=[SAMPLE_TOOL] if chat.tools else None,
         add_generation_prompt=False,
         continue_final_message=False,
     )

@@ -23,6 +23,7 @@ _FIRST, _SECOND, _NAME, _KEY, _VALUE, _ROLE = (f"qvz{n}zvq" for n in range(6))
 # Mistral's templates insist on nine letters or digits.
 _ID = "qvz6id7vq"
 _USER: Message = {"role": "user", "content": "Go on."}
+_NO_ID = "\0"
 _RESULT: Message = {"role": "tool", "tool_call_id": _ID, "name": _NAME, "content": "Done."}
 _STANDARD = ("system", "user", "assistant", "tool")
 _RESULT_ROLES = ("tool", "ipython", "tool_response", "function", "observation", "tool_results")
@@ -89,7 +90,7 @@ class MessageForms:
         Args:
             own_roles: leave the messages their roles, but for results.
         """
-        called: dict[str, tuple[str, str]] = {}
+        called: dict[str, tuple[str | None, str]] = {}
         roles = [str(message.get("role")) for message in messages]
         roles = [role if own_roles and role not in _RESULT_ROLES else self.role(role) for role in roles]
         return [self._shaped(message, role, called) for message, role in zip(messages, roles, strict=True)]
@@ -191,7 +192,7 @@ class MessageForms:
         )
         return True, whole, whole and meant, -text.count("None")
 
-    def _shaped(self, message: Mapping[str, Any], role: str, called: dict[str, tuple[str, str]]) -> Message:
+    def _shaped(self, message: Mapping[str, Any], role: str, called: dict[str, tuple[str | None, str]]) -> Message:
         """A message in the template's form; `called` are the id and the name of earlier calls, by the client's ids."""
         calls = message.get("tool_calls")
         content = message.get("content")
@@ -201,10 +202,15 @@ class MessageForms:
             shaped = {**message, "role": role, "content": self._content(content, role)}
         if calls:
             shaped["tool_calls"] = [self._call(call, index) for index, call in enumerate(calls)]
-            pairs = zip(calls, shaped["tool_calls"], strict=True)
-            called |= {str(call.get("id")): (each.get("id"), each["function"]["name"]) for call, each in pairs}
-        if (answered := str(message.get("tool_call_id"))) in called:
-            shaped["tool_call_id"], name = called[answered]
+            for call, each in zip(calls, shaped["tool_calls"], strict=True):
+                # Without ids, results are those of the calls in their order.
+                called[str(call.get("id") or f"{_NO_ID}{id(call)}")] = (each.get("id"), each["function"]["name"])
+        answered = str(message.get("tool_call_id") or "")
+        if not answered and message["role"] == "tool":
+            answered = next((each for each in called if each.startswith(_NO_ID)), "")
+        if answered in called:
+            identity, name = called.pop(answered) if answered.startswith(_NO_ID) else called[answered]
+            shaped |= {} if identity is None else {"tool_call_id": identity}
             # OpenAI's results name their call alone; templates that write a function's name have it from here.
             if self._source is not None:
                 shaped.setdefault("name", name)

@@ -10,6 +10,19 @@ from typing import Any, Literal, NamedTuple
 
 from model_loaders.prompts.message_forms import Message
 
+TOOL = "qvztoolzvq"
+SAMPLE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": TOOL,
+        "description": "Looks something up.",
+        "parameters": {
+            "type": "object",
+            "properties": {"about": {"type": "string", "description": "What to look up."}},
+            "required": ["about"],
+        },
+    },
+}
 SYSTEM_ROLES = ("system", "developer")
 _MARK = re.compile(r"qvz\d+zvq|9021\d{9}1209")
 _NUMBER = re.compile(r"[\s.,:/+-]*\d[\s\d.,:/+-]*")
@@ -173,6 +186,11 @@ class Marked:
 
 Write = Callable[[list[Message]], str | None]
 """Writes the prompt of a marked conversation; None if the template refuses it."""
+
+
+def begins_with_system(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a system message stands first."""
+    return bool(messages) and messages[0].get("role") in SYSTEM_ROLES
 
 
 def unseen_piece(messages: Sequence[Message], write: Write, *, strict: bool, shows_system: bool) -> Piece | None:

@@ -26,7 +26,7 @@ def tokenizer_card(info: ModelInfo, template: ChatTemplate) -> dict[str, Any]:
     card["chat_templates"] = template.choices
     card["chat_template_forms"] = template.describe()
     card["special_tokens"], card["markers"] = marker_tokens(tokenizer)
-    card["response_template"] = getattr(tokenizer, "response_template", None)
+    card["response_template"] = info.described_answers
     return card
 
 

@@ -27,6 +27,9 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/clients.md", "import litellm"): "tests/clients/test_litellm.py",
     ("docs/clients.md", 'pip install "aiperf'): "tests/clients/test_aiperf.py",
     ("docs/reference/cli.md", "python -m deployments.local"): "tests/seeds/test_troapis.py",
+    ("docs/reference/parsers.md", "response_template ="): (
+        "tests/openai/parsing/test_response_template.py::test_the_description_that_the_page_teaches"
+    ),
     ("docs/reference/parsers.md", "{%- for m in"): (
         "tests/openai/parsing/test_formats.py::test_the_template_that_the_page_teaches"
     ),

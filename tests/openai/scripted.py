@@ -183,5 +183,10 @@ class DescribedTokenizer:
     }
 
 
+def describes_answers() -> dict[str, Any]:
+    """A loader that describes the answers in place of a tokenizer."""
+    return {**load_model(), "response_template": DescribedTokenizer.response_template}
+
+
 def with_response_template() -> dict[str, Any]:
     return {**load_model(), "tokenizer": DescribedTokenizer()}

@@ -126,9 +126,8 @@ def _differ(found: AnswerFormat, shown: AnswerFormat) -> bool:
 
 def _described(subject: Subject, chosen: str | None) -> bool:
     """Whether the tokenizer's own description is used."""
-    described = getattr(subject.info.tokenizer, "response_template", None)
     named = (subject.entry.api.tool_parser, subject.entry.api.reasoning_parser)
-    return chosen == response_template.NAME or bool(described and named == (None, None))
+    return chosen == response_template.NAME or bool(subject.info.described_answers and named == (None, None))
 
 
 async def reasoning_format(subject: Subject) -> Finding:

@@ -138,7 +138,8 @@ CODES: dict[str, Kind] = {
     "no-tools": Kind(
         "skipped",
         "The chat template has no place for tools, so requests with tools are refused.",
-        "If the model was trained on tool calls, give the loader a `chat_template` that writes the tools.",
+        "If the model was trained on tool calls, give the loader a `chat_template` that writes the tools. Otherwise "
+        "`api: {tools_without_template: true}` writes them as text.",
     ),
     "tools-refused": Kind(
         "warning",

@@ -7,7 +7,7 @@ token: it begins the opening marker, or a constrained answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -19,6 +19,10 @@ from deployments.engine.sampling.state import TokenMask
 
 _NEWLINES = 2
 """Newlines that may stand between the reasoning and the answer: models are trained to write them, readers drop them."""
+_CHARACTER = 4
+"""Tokens that a character may take: one for each of its bytes."""
+_CALL_TOKENS = 2048
+"""Tokens beyond its budget that a reasoning may have to end a tool call."""
 
 
 class AnswerMask(TokenMask, Protocol):
@@ -74,6 +78,22 @@ class FreeMask:
         return token_id
 
 
+class _NotEmpty(FreeMask):
+    """An answer that nothing constrains, but that the model's turn does not end before it begins."""
+
+    def __init__(self, tokens: MarkerTokens) -> None:
+        self._tokens = tokens
+        self._begun = False
+
+    def mask(self, scores: torch.Tensor) -> None:
+        if not self._begun:
+            scores[[each for each in self._tokens.eos_ids if each < len(scores)]] = float("-inf")
+
+    def advance(self, token_id: int) -> int:
+        self._begun = self._begun or bool(self._tokens.text_of(token_id).strip())
+        return token_id
+
+
 class AfterReasoning:
     """Implements `TokenMask` of `sampling/state.py`.
 
@@ -104,11 +124,13 @@ class AfterReasoning:
         self._end = markers.end.encode()
         # What is left of the end of a reasoning that the model did not end.
         self._owed = b""
+        self._forced = False
         self._budget = budget
         # Tokens of the reasoning so far, and how many its forced end takes.
         self._count = 0
         self._cost = 0 if budget is None else self._tokens_of(budget.message.encode() + self._end)
         self._last = b""
+        self._calls = _Calls(() if budget is None else budget.calls)
         self._left = max_tokens
         self._inside = opened
         self._undecided = not opened
@@ -132,7 +154,8 @@ class AfterReasoning:
         self._left -= 1
         if self._inside:
             self._spend(token_id)
-            ends = self._owed or token_id in self._tokens.eos_ids
+            ends = self._owed or (token_id in self._tokens.eos_ids and not self._is_answered)
+            self._calls.add(self._tokens.text_of(token_id))
             return self._reason(self._ending(token_id) if ends else token_id)
         if self._undecided:
             self._count += 1
@@ -172,14 +195,30 @@ class AfterReasoning:
         return token_id
 
     def _spend(self, token_id: int) -> None:
-        """Begin the end of a reasoning that has used its budget, once the text is whole characters."""
+        """Begin the end of a reasoning that has used its budget, where the text is whole characters."""
         self._count += 1
-        if self._budget is None or self._owed or self._count + self._cost <= self._budget.tokens:
-            self._last = (self._last + self._tokens.text_of(token_id))[-4:]
-        elif _is_whole(self._last):
-            self._owed = self._budget.message.encode() + self._end
-        else:
-            self._last = (self._last + self._tokens.text_of(token_id))[-4:]
+        text = (self._last + self._tokens.text_of(token_id))[-4:]
+        if self._budget is not None and not self._owed:
+            # What begins a character must leave room for the rest of it.
+            used = self._count + self._cost + (0 if _is_whole(text) else _CHARACTER - 1)
+            if used > self._budget.tokens and _is_whole(self._last) and not self._is_calling(token_id):
+                self._owed = self._budget.message.encode() + self._end
+                return
+        self._last = text
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the reasoning ends with a call, which is then the answer."""
+        return self._grammar.free and self._calls.state() == "after"
+
+    def _is_calling(self, token_id: int) -> bool:
+        """Whether the end of the reasoning would cut a call, or make one that ended a part of the reasoning."""
+        assert self._budget is not None
+        if self._count > self._budget.tokens + _CALL_TOKENS:
+            return False
+        if token_id in self._tokens.eos_ids:
+            return self._is_answered
+        return self._calls.state() is not None and self._calls.state(self._tokens.text_of(token_id)) is not None
 
     def _tokens_of(self, text: bytes) -> int:
         """How many tokens a text is, each the longest one."""
@@ -194,7 +233,7 @@ class AfterReasoning:
         owed = self._owed or self._end
         for size in range(len(owed), 0, -1):
             if (found := self._tokens.exact(owed[:size])) is not None:
-                self._owed = owed[size:]
+                self._owed, self._forced = owed[size:], True
                 return found
         return token_id
 
@@ -217,7 +256,8 @@ class AfterReasoning:
     def _close(self, rest: bytes) -> bool:
         """Begin the answer with what the last token of the reasoning has of it; whether it can begin so."""
         if self._grammar.free:
-            self._inside, self._answer = False, self._grammar.answer(self._left)
+            self._inside = False
+            self._answer = _NotEmpty(self._tokens) if self._forced else self._grammar.answer(self._left)
             return True
         begun = [token_id for byte in rest if (token_id := self._tokens.exact(bytes([byte]))) is not None]
         answer = self._grammar.answer(self._left, begun) if len(begun) == len(rest) else None
@@ -236,6 +276,34 @@ class AfterReasoning:
                     self._close(b"")
                 return token_id
         raise BadRequest("No token of this model ends its reasoning at the beginning of a constrained answer.")
+
+
+class _Calls:
+    """Follows the tool calls of a text.
+
+    Args:
+        markers: what stands around a call; nothing after it if the end of the text ends it.
+    """
+
+    def __init__(self, markers: Sequence[tuple[str, str]]) -> None:
+        self._markers = [(begin.encode(), end.encode()) for begin, end in markers]
+        self._text = b""
+
+    def add(self, text: bytes) -> None:
+        if self._markers:
+            self._text += text
+
+    def state(self, more: bytes = b"") -> Literal["within", "after"] | None:
+        """Whether the text, and `more`, ends within a call, or after one: white space or a part of a marker follows."""
+        text = self._text + more
+        for begin, end in self._markers:
+            if (place := text.rfind(begin)) < 0:
+                continue
+            rest = text[place + len(begin) :]
+            if not end or end not in rest:
+                return "within" if end else "after"
+            return "after" if begin.startswith(rest.rpartition(end)[2].strip()) else None
+        return None
 
 
 def _is_whole(data: bytes) -> bool:

@@ -99,7 +99,7 @@ class ChatAnswer:
                         captures[event.choice] = capture_handle(event.handle)
                     case Delta():
                         if event.choice not in writers:
-                            writers[event.choice] = self._format.writer(accepted.prompt_texts[0])
+                            writers[event.choice] = self._format.writer(accepted.prompt_texts[0], stream=True)
                             opening = partial(self._opening_chunk, event.choice, accepted, usage)
                             yield await build(opening, large=self._large)
                         usage.add(event)

@@ -14,13 +14,25 @@ from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.chat.schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
 from deployments.openai.chat.tools import CallsAlone, ForcedCalls, ToolSet
 from deployments.openai.parsing import AnswerFormat
-from deployments.openai.parsing.parts import Call, Content, ContentSplitter, Part, Plain, Reasoning, Splitter
+from deployments.openai.parsing.parts import (
+    Call,
+    CallBegun,
+    CallPiece,
+    Content,
+    ContentSplitter,
+    Part,
+    Plain,
+    Reasoning,
+    Splitter,
+)
 from deployments.openai.parsing.response_template import TemplateSplitter
 from deployments.openai.parsing.syntax import CallSyntax
 
 _MARKER_OF_CALLS = re.compile(
     r"<[^<>\s]{0,40}(?:tool|func|invoke|call|action)[^<>\s]{0,40}>|\[[A-Z_/]*(?:TOOL|CALL)[A-Z_]*\]", re.IGNORECASE
 )
+_LEAST = 100
+"""Characters of a call after which it is streamed. A shorter one that `max_tokens` cuts off stays text."""
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 
 
@@ -67,24 +79,29 @@ class MessageFormat:
         """Whether ids of calls have nine letters and digits, as the model's template insists."""
         return self.answers is not None and self.answers.syntax.short_ids
 
-    def writer(self, prompt: str | None) -> MessageWriter:
+    def writer(self, prompt: str | None, *, stream: bool = False) -> MessageWriter:
         """What makes a message of the text of one choice.
 
         Args:
             prompt: the rendered prompt, which may have opened the reasoning.
+            stream: give out the arguments of calls while they are written.
         """
-        return MessageWriter(self, self._splitter(prompt))
+        return MessageWriter(self, self._splitter(prompt, stream))
 
-    def _splitter(self, prompt: str | None) -> Splitter:
-        if self.tools is not None and self.tools.forced and self.call_syntax is not None and self.answers is not None:
-            return CallsAlone(self.answers.splitter(self.tools.schemas, prompt, continued=self.continued))
-        forced = ForcedCalls(self.tools) if self.tools is not None and self.tools.forced else None
+    def _splitter(self, prompt: str | None, stream: bool) -> Splitter:
+        is_forced = self.tools is not None and self.tools.forced
+        least = (0 if is_forced else _LEAST) if stream else None
+        if self.tools is not None and is_forced and self.call_syntax is not None and self.answers is not None:
+            return CallsAlone(self.answers.splitter(self.tools.schemas, prompt, continued=self.continued, least=least))
+        forced = ForcedCalls(self.tools, least) if self.tools is not None and is_forced else None
         read: Splitter = Plain()
         if self.template is not None:
             read = TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
         elif self.answers is not None:
             schemas = self.tools.schemas if self.tools is not None and forced is None else None
-            read = self.answers.splitter(schemas, prompt, continued=self.continued, constrained=self.constrained)
+            read = self.answers.splitter(
+                schemas, prompt, continued=self.continued, constrained=self.constrained, least=least
+            )
         return read if forced is None else ContentSplitter(read, forced)
 
 
@@ -101,6 +118,7 @@ class MessageWriter:
         self._splitter = splitter
         self._content: list[str] = []
         self._reasoning: list[str] = []
+        self._left_out = False
 
     def delta(self, text: str, *, last: bool) -> MessageDelta:
         """What the message gains by more text; `last` adds what was held back."""
@@ -146,6 +164,10 @@ class MessageWriter:
                     reasoning.append(part.text)
                 case Call():
                     calls.extend(self._call(part))
+                case CallBegun():
+                    calls.extend(self._call(Call(part.name, "")))
+                case CallPiece():
+                    calls.extend(self._piece(part.text))
         return self._delta(content, reasoning if self._format.include_reasoning else [], calls)
 
     def _delta(self, content: list[str], reasoning: list[str], calls: list[ToolCallDelta]) -> MessageDelta:
@@ -157,12 +179,13 @@ class MessageWriter:
         if content:
             delta["content"] = "".join(content)
         if calls:
-            delta["tool_calls"] = calls
+            delta["tool_calls"] = _merged(calls)
         return delta
 
     def _call(self, call: Call) -> list[ToolCallDelta]:
         tools = self._format.tools
-        if tools is not None and not tools.parallel and self.calls:
+        self._left_out = tools is not None and not tools.parallel and bool(self.calls)
+        if self._left_out:
             return []
         whole: ToolCall = {
             "id": _call_id(self._format.short_ids),
@@ -172,6 +195,24 @@ class MessageWriter:
         self.calls.append(whole)
         function: FunctionDelta = {"name": call.name, "arguments": call.arguments}
         return [{"index": len(self.calls) - 1, "id": whole["id"], "type": "function", "function": function}]
+
+    def _piece(self, text: str) -> list[ToolCallDelta]:
+        """More of the arguments of the last call."""
+        if self._left_out:
+            return []
+        self.calls[-1]["function"]["arguments"] += text
+        return [{"index": len(self.calls) - 1, "function": {"arguments": text}}]
+
+
+def _merged(calls: Sequence[ToolCallDelta]) -> list[ToolCallDelta]:
+    """With one entry for each call."""
+    merged: list[ToolCallDelta] = []
+    for call in calls:
+        if merged and merged[-1]["index"] == call["index"]:
+            merged[-1]["function"]["arguments"] += call["function"]["arguments"]
+        else:
+            merged.append(call)
+    return merged
 
 
 def _call_id(short: bool) -> str:

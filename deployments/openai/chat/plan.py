@@ -23,6 +23,7 @@ from deployments.openai.fields.sampling import GenerationBody, check_choices, ch
 from deployments.openai.http.cancel import until_disconnect
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.parsing import response_template
+from deployments.openai.parsing.rendering import takes_tools
 from deployments.openai.parsing.syntax import MARKERS, CallSyntax
 
 # A conversation's key: the number of values, and of a long text the number of samples and their length.
@@ -110,6 +111,9 @@ def constrained(sampling: SamplingParams, tools: ToolSet | None, answers: Messag
             "The reasoning of this model has no known markers; leave thinking_token_budget out.",
             param="thinking_token_budget",
         )
+    if sampling.thinking is not None and tools is not None and answers.answers is not None:
+        around = tuple(call.around for call in answers.answers.syntax.calls if call.begins)
+        sampling = replace(sampling, thinking=replace(sampling.thinking, calls=around))
     if tools is not None:
         sampling = _with_tools(sampling, tools, answers.call_syntax)
     if sampling.thinking is not None and sampling.grammar is None:
@@ -149,7 +153,12 @@ async def _message_format(
         return MessageFormat(tools=tools, template=own, reasoning=marks)
     # A template of the request is rendered in a process with limits only; the model writes as its own one shows.
     own_template = template if template in (info.get("chat_templates") or {}) else None
-    answers = await exchange.api.answer_format(info, used_template(info, own_template, tools), options)
+    source = used_template(info, own_template, tools)
+    if tools is not None and options.tools_without_template and options.tool_parser is None:
+        # As the tools were written: see model_loaders/prompts/written_tools.py.
+        takes = await asyncio.to_thread(takes_tools, source)
+        options = options if takes else replace(options, tool_parser="hermes")
+    answers = await exchange.api.answer_format(info, source, options)
     return MessageFormat(tools=tools, answers=answers, reasoning=answers.syntax.reasoning)
 
 

@@ -103,6 +103,7 @@ def chat_prompt(chat: ChatInput, card: ModelCard, options: ApiOptions) -> tuple[
         continue_final_message=chat.continue_final_message,
         chat_template=chat.chat_template,
         merge_roles=card.options.merge_consecutive_roles,
+        write_tools=card.options.tools_without_template,
     )
     return prompt, media
 

@@ -12,7 +12,9 @@ from deployments.core.errors import BadRequest, UnsupportedParameter, shown
 from deployments.openai.fields.constraint import schema_grammar, unfollowable
 from deployments.openai.fields.schema_keywords import DATA, NAMED
 from deployments.openai.parsing.calls import json_calls
-from deployments.openai.parsing.parts import Content, Part, Splitter
+from deployments.openai.parsing.live import LiveCalls
+from deployments.openai.parsing.parts import Call, Content, Part, Splitter
+from deployments.openai.parsing.syntax import BARE
 
 Mode = Literal["auto", "required", "named"]
 _MAX_TOOLS = 512
@@ -232,23 +234,34 @@ class CallsAlone:
 class ForcedCalls:
     """Reads an answer that a grammar made tool calls. Of one cut off it gives the calls that are complete, and no more:
     the beginning of a call is not text for a reader.
+
+    Args:
+        least: None gives whole calls alone; else their arguments come while they are written.
     """
 
-    def __init__(self, tools: ToolSet) -> None:
+    def __init__(self, tools: ToolSet, least: int | None) -> None:
         self._tools = tools
         self._text = ""
+        listed = tools.mode != "named"
+        self._live = (
+            None if least is None else LiveCalls((BARE,), tools.schemas, name="" if listed else tools.callable[0])
+        )
 
     def feed(self, text: str) -> list[Part]:
         self._text += text
-        return []
+        return [] if self._live is None else self._live.more(self._text)
 
     def finish(self) -> list[Part]:
+        calls = self._calls()
+        return [*calls] if self._live is None else self._live.rest(calls, self._text)
+
+    def _calls(self) -> list[Call]:
         if self._tools.mode == "named":
             value = _loads(self._text)
             calls = None if value is None else json_calls({"name": self._tools.callable[0], "arguments": value})
         else:
             calls = json_calls(_complete_items(self._text))
-        return [*calls] if calls else []
+        return calls or []
 
 
 def _loads(text: str) -> Any:

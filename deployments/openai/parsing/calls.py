@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from deployments.openai.parsing.cursor import ANY, Cursor, Unreadable
+from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Incomplete, Unreadable
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.syntax import BARE, CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, typed
@@ -15,9 +15,13 @@ from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, typ
 _NAME = re.compile(r"[\w.\-/]+")
 # What may stand between a name and its arguments beside what is declared: an id, a fence.
 _BETWEEN = re.compile(r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?")
+_NUMBER = re.compile(r"(?:\d{1,3}[.):]|[-*])\s")
 _KEY = re.compile(r"[^\s<>\"'=\[\]]+")
 _FENCES = ("```json", "```")
+_HEAD = re.compile(r'\{\s*"(?P<key>\w+)"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?P<held>\w+)"\s*:\s*(?=\{)')
+_KEYED = re.compile(r'\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
 _NAMES = ("name", "function", "tool_name", "tool")
+_LISTS = ("tool_calls", "function_calls", "calls")
 _ARGUMENTS = ("arguments", "parameters")
 _OF_A_CALL = {*_NAMES, "id", "type", "index", "tool_call_id"}
 
@@ -31,6 +35,8 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
     """
     if syntax.section:
         cursor.maybe(syntax.section)
+    if syntax.quote:
+        cursor.quotes = (syntax.quote, *QUOTES)
     fenced = not syntax.begins and any(cursor.maybe(fence) for fence in _FENCES)
     cursor.expect(syntax.open)
     try:
@@ -39,12 +45,58 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         raise Unreadable(str(error)) from error
     if syntax.close and syntax.shape != "tagged":
         cursor.maybe(syntax.close)
+    if syntax.section and not syntax.open and syntax.shape in ("json", "named"):
+        calls += _more(cursor, syntax, schemas)
     if fenced:
         cursor.maybe("```")
     # What nothing marks is a call only if its tool is there.
     if not syntax.begins and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
         raise Unreadable("a tool that is not there")
     return calls
+
+
+def _more(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    """The other calls of a section, where nothing marks each of them."""
+    calls: list[Call] = []
+    while True:
+        place = cursor.place
+        cursor.maybe(syntax.separator)
+        try:
+            calls += _READERS[syntax.shape](cursor, syntax, schemas)
+        except (Unreadable, ValueError):
+            cursor.place = place
+            return calls
+
+
+def call_start(cursor: Cursor, syntax: CallSyntax, *, again: bool) -> str:
+    """The name of the call at the cursor, which is moved to the object of its arguments.
+
+    Args:
+        again: the cursor is after the arguments of another call of the same list.
+
+    Raises:
+        Incomplete: more text is needed.
+        Unreadable: the arguments are not an object that follows the name.
+    """
+    if again:
+        cursor.expect("}")
+        cursor.expect(",")
+    else:
+        cursor.maybe(syntax.section)
+        cursor.expect(syntax.open)
+    if syntax.shape == "named" and not again:
+        return _start(cursor, syntax, {})
+    if syntax.shape != "json":
+        raise Unreadable(syntax.shape)
+    cursor.maybe("[")
+    cursor.space()
+    found = (_HEAD if syntax.name else _KEYED).match(cursor.text, cursor.place)
+    keys = found.groupdict() if found else {}
+    known = (syntax.name, *_NAMES), (syntax.arguments, *_ARGUMENTS)
+    if found is None or (syntax.name and (keys["key"] not in known[0] or keys["held"] not in known[1])):
+        raise Unreadable("a call")
+    cursor.place = found.end()
+    return str(keys["name"])
 
 
 def json_calls(value: Any, syntax: CallSyntax = BARE, *, bare: bool = False) -> list[Call] | None:
@@ -54,6 +106,8 @@ def json_calls(value: Any, syntax: CallSyntax = BARE, *, bare: bool = False) -> 
         syntax: says what the keys are called.
         bare: nothing marks the value as calls, so the arguments must be there.
     """
+    if isinstance(value, dict) and (held := [value[key] for key in _LISTS if isinstance(value.get(key), list)]):
+        value = held[0]
     entries = value if isinstance(value, list) else [value]
     calls = [_json_call(entry, syntax, bare) for entry in entries]
     found = [call for call in calls if call is not None]
@@ -98,33 +152,43 @@ def _json(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
 
 
 def _named(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    name = _start(cursor, syntax, schemas)
+    return [Call(name, dumps(cursor.value()))]
+
+
+def _start(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> str:
+    """The name before arguments in JSON."""
     name = _name(cursor, schemas)
     if not cursor.maybe(syntax.gap):
         for part in syntax.gap_parts:
             cursor.maybe(part)
     cursor.pass_over(_BETWEEN, "{")
-    return [Call(name, dumps(cursor.value()))]
+    return name
 
 
 def _tagged(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     name = _name(cursor, schemas)
     cursor.expect(syntax.gap)
     values: dict[str, Any] = {}
-    # Only a call that was closed is one: of what was cut off, the arguments so far could be read.
-    while not cursor.maybe(syntax.close):
-        cursor.expect(syntax.key_open)
-        key = cursor.match(_KEY)
-        cursor.expect(syntax.key_close)
-        # Where the end of a value is not always the same, it has the key in it.
-        of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
-        text = _value(cursor, of_key, _others(schemas.get(name), {key, *values}))
-        values[key] = typed(text, name, key, schemas)
+    try:
+        # Only a call that was closed is one: of what was cut off, the arguments so far could be read.
+        while not cursor.maybe(syntax.close):
+            cursor.expect(syntax.key_open)
+            key = cursor.match(_KEY)
+            cursor.expect(syntax.key_close)
+            # Where the end of a value is not always the same, it has the key in it.
+            of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
+            text = _value(cursor, of_key, _others(schemas.get(name), {key, *values}))
+            values[key] = typed(text, name, key, schemas)
+    except Incomplete as more:
+        raise Incomplete(name, values) from more
     if not values and not syntax.gap and name not in schemas:
         raise Unreadable(name)
     return [Call(name, dumps(values))]
 
 
 def _name(cursor: Cursor, schemas: Schemas) -> str:
+    cursor.skip(_NUMBER)
     name = cursor.match(_NAME)
     return name if name in schemas else name.removeprefix("functions.")
 

@@ -11,7 +11,7 @@ from typing import Any
 ANY = "…"
 """In a marker: any short text on one line."""
 _FAR = 80
-QUOTES = ('<|"|>', '"', "'")
+QUOTES = ('"', "'")
 _LITERALS: dict[str, Any] = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 _LITERALS |= {"NaN": math.nan, "Infinity": math.inf}
 _NUMBER = re.compile(r"[-+.\w]+")
@@ -25,7 +25,7 @@ _DEEPEST = 64
 
 
 class Incomplete(Exception):
-    """More text decides."""
+    """More text decides. Its arguments: the name of a call and the values that are whole, if each stands by itself."""
 
 
 class Unreadable(Exception):
@@ -37,9 +37,13 @@ class Cursor:
 
     Args:
         final: no more text follows; what would be `Incomplete` is `Unreadable`.
+
+    Attributes:
+        quotes: what may stand around a string.
     """
 
     def __init__(self, text: str, place: int = 0, *, final: bool = True) -> None:
+        self.quotes: tuple[str, ...] = QUOTES
         self.text = text
         self.place = place
         self.final = final
@@ -99,6 +103,12 @@ class Cursor:
             raise self.more()
         self.place = found
 
+    def skip(self, pattern: re.Pattern[str]) -> None:
+        """Take what matches, if anything does."""
+        self.space()
+        found = pattern.match(self.text, self.place)
+        self.place = found.end() if found else self.place
+
     def space(self) -> None:
         found = _SPACE.match(self.text, self.place)
         self.place = found.end() if found else self.place
@@ -115,7 +125,7 @@ class Cursor:
             raise self.more()
         if depth > _DEEPEST:
             raise Unreadable("nested too deep")
-        for quote in QUOTES:
+        for quote in self.quotes:
             if start == quote[0] and self.maybe(quote):
                 return self._string(quote)
         if start in "{[(":
@@ -147,7 +157,7 @@ class Cursor:
         return found
 
     def _key(self) -> str:
-        quote = next((quote for quote in QUOTES if self.maybe(quote)), None)
+        quote = next((quote for quote in self.quotes if self.maybe(quote)), None)
         return self.match(_WORD) if quote is None else self._string(quote)
 
     def _list(self, end: str, depth: int) -> list[Any]:

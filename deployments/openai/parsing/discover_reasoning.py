@@ -8,8 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.openai.parsing.discover import TEXT, TOKEN, TOOLS, USER, Form, Message, boundary, common_prefix
-from deployments.openai.parsing.rendering import render
+from deployments.openai.parsing.rendering import (
+    TEXT,
+    TOKEN,
+    TOOLS,
+    USER,
+    Form,
+    Message,
+    boundary,
+    common_prefix,
+    render,
+)
 
 _THOUGHT = "Zqthoughtzq"
 _THINKING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
@@ -50,7 +59,7 @@ def _rendered(template: str, messages: Sequence[Message], **more: Any) -> str | 
 
 def _close(ends: Sequence[str]) -> str:
     shared = functools.reduce(common_prefix, ends).strip()
-    found = re.match(r"(?:(?:<[^<>\s]+>|\[[^\[\]\s]+\])[\w.]*)+", shared)
+    found = re.match(r"(?:(?:<[^<>\s]+>|\[[^\[\]\s]+\]|◁[^◁▷\s]+▷)[\w.]*)+", shared)
     text = found[0] if found else ""
     token = TOKEN.match(text)
     # One token is enough, if it says what it ends.
@@ -66,8 +75,11 @@ def _opening(template: str, before: str, close: str) -> str:
     prompt = (_rendered(template, [USER], add_generation_prompt=True) or "").rstrip()
     shared = common_prefix(prompt, text)
     if len(shared) < len(text):
-        return text[boundary(text, len(shared)) :].strip()
-    found = re.search(r"(?:<[^<>\s]+>|\[[A-Z_]+\])[\w.]*\Z|(?:<[^<>\s]+>)\w+(?:<[^<>\s]+>)\Z", text)
+        opening = text[boundary(text, len(shared)) :].strip()
+        token = TOKEN.search(opening)
+        # A role that the prompt calls otherwise stands before it.
+        return opening[token.start() :] if token and opening.endswith(token[0]) else opening
+    found = re.search(r"(?:<[^<>\s]+>|\[[A-Z_]+\]|◁[^◁▷\s]+▷)[\w.]*\Z|(?:<[^<>\s]+>)\w+(?:<[^<>\s]+>)\Z", text)
     return found[0] if found else ""
 
 

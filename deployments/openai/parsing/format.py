@@ -11,12 +11,12 @@ from typing import Any
 
 from deployments.core.model_card import ModelOptions
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.openai.parsing import discover, response_template
+from deployments.openai.parsing import rendering, response_template
 from deployments.openai.parsing.cursor import ANY
-from deployments.openai.parsing.described import described_calls, known_calls
+from deployments.openai.parsing.discover import described_calls, known_calls, syntax_of
 from deployments.openai.parsing.discover_reasoning import described_reasoning, rendered_reasoning
 from deployments.openai.parsing.harmony import HarmonySplitter
-from deployments.openai.parsing.parts import Call, Splitter
+from deployments.openai.parsing.parts import Call, Content, Reasoning, Splitter
 from deployments.openai.parsing.reader import Reader
 from deployments.openai.parsing.syntax import MARKERS, SYNTAXES, AnswerSyntax, CallSyntax
 from deployments.openai.parsing.typed import Schemas
@@ -89,19 +89,34 @@ class AnswerFormat:
         return self.splitter(None if tools is None else schemas_of(tools), prompt_end, continued=continued)
 
     def splitter(
-        self, schemas: Schemas | None, prompt_end: str | None, *, continued: bool = False, constrained: bool = False
+        self,
+        schemas: Schemas | None,
+        prompt_end: str | None,
+        *,
+        continued: bool = False,
+        constrained: bool = False,
+        least: int | None = None,
     ) -> Splitter:
         """`reader`, given the schemas of the tools' arguments by name.
 
         Args:
             constrained: the content follows a grammar.
+            least: of `Reader`.
         """
         if self.syntax.harmony:
             return HarmonySplitter(calls=schemas is not None, only_final=constrained)
         marks = self.syntax.reasoning
         opened = marks is not None and marks.opened_by(prompt_end, continued=continued)
-        reasons = marks is not None and not marks.closed_by(prompt_end, continued=continued)
-        return Reader(self.syntax, schemas, opened=opened, reasons=reasons)
+        reasons = not (marks or MARKERS["think"]).closed_by(prompt_end, continued=continued)
+        reader = Reader(self.syntax, schemas, opened=opened, reasons=reasons, least=least)
+        reader.begin(self._begun_by(prompt_end))
+        return reader
+
+    def _begun_by(self, prompt_end: str | None) -> str:
+        """The marker of calls that a prompt ends with, where one stands before texts as well."""
+        openings = (call.open.strip() for call in self.syntax.calls)
+        before_text = [each for each in openings if each and any(text.startswith(each) for text in self.syntax.dropped)]
+        return next((each for each in before_text if (prompt_end or "").rstrip().endswith(each)), "")
 
 
 def schemas_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -125,7 +140,7 @@ def answer_format(
         vocabulary: texts of its tokens.
         tool_parser, reasoning_parser: names of declarations, which win over what is found.
     """
-    known = frozenset(filter(discover.is_marker, vocabulary or ()))
+    known = frozenset(filter(rendering.is_marker, vocabulary or ()))
     return _answer_format(template or "", frozenset(special_tokens), known, tool_parser, reasoning_parser)
 
 
@@ -137,7 +152,7 @@ def _answer_format(
     tool_parser: str | None,
     reasoning_parser: str | None,
 ) -> AnswerFormat:
-    rendered = discover.rendered_calls(template)
+    rendered = rendering.rendered_calls(template)
     if "harmony" in (tool_parser, reasoning_parser) or (tool_parser is None and all(s in template for s in _HARMONY)):
         syntax = replace(SYNTAXES["harmony"], reasoning=MARKERS["harmony"])
         proved, tried = (0, 0) if rendered is None else _proof(syntax, rendered)
@@ -150,8 +165,10 @@ def _answer_format(
     source, calls = _calls(template, special | known, rendered, marks, tool_parser)
     syntax = AnswerSyntax(calls=calls, reasoning=marks)
     claimed = " ".join(syntax.markers(calls=True))
-    markup = (*discover.markup(template, rendered, marks), *sorted(special))
-    dropped = tuple(dict.fromkeys(each for each in markup if each.strip() and each not in claimed))
+    markup = (*rendering.markup(template, rendered, marks), *sorted(special))
+    # What ends a call may also end a text, so that it stands there alone.
+    free = {text.strip() for call in calls for text in (call.close, call.section_end)} & {*rendering.ends(template)}
+    dropped = tuple(dict.fromkeys(each for each in markup if each.strip() and (each in free or each not in claimed)))
     syntax = replace(syntax, dropped=dropped, short_ids="[TOOL_CALLS]" in claimed)
     proved, tried = (0, 0) if rendered is None else _proof(syntax, rendered)
     return AnswerFormat(syntax=syntax, source=source, proved=0 if source == "instruction" else proved, tried=tried)
@@ -160,24 +177,24 @@ def _answer_format(
 def _calls(
     template: str,
     tokens: frozenset[str],
-    rendered: discover.Rendered | None,
+    rendered: rendering.Rendered | None,
     marks: ReasoningMarkers | None,
     tool_parser: str | None,
 ) -> tuple[str, tuple[CallSyntax, ...]]:
     """The forms of calls, and how they were found."""
     if tool_parser is not None:
         return "tool_parser", SYNTAXES[tool_parser].calls
-    found = None if rendered is None else discover.syntax_of(rendered, marks)
+    found = None if rendered is None else syntax_of(rendered, marks)
     told = described_calls(template)
     if found is not None and (found.begins or told is None or not told.begins):
         return "template", (found,)
     if told is not None:
         return "instruction", (told, *((found,) if found is not None else ()))
-    known = tuple(known_calls({*tokens, *discover.tokens_in(template)}))
+    known = tuple(known_calls({*tokens, *rendering.tokens_in(template)}))
     return ("vocabulary", known) if known else ("default", SYNTAXES["hermes"].calls)
 
 
-def _proof(syntax: AnswerSyntax, rendered: discover.Rendered) -> tuple[int, int]:
+def _proof(syntax: AnswerSyntax, rendered: rendering.Rendered) -> tuple[int, int]:
     """How many of the rendered answers are read back exactly, and how many there are."""
     answers = [(1, rendered.one), *([(2, rendered.two)] if rendered.two is not None else [])]
     right = sum(_reads_back(syntax, text, count) for count, text in answers)
@@ -185,11 +202,11 @@ def _proof(syntax: AnswerSyntax, rendered: discover.Rendered) -> tuple[int, int]
 
 
 def _reads_back(syntax: AnswerSyntax, text: str, count: int) -> bool:
-    reader = AnswerFormat(syntax=syntax, source="").reader(discover.TOOLS, None)
+    reader = AnswerFormat(syntax=syntax, source="").reader(rendering.TOOLS, None)
     parts = [*reader.feed(text), *reader.finish()]
     calls = [(part.name, json.loads(part.arguments)) for part in parts if isinstance(part, Call)]
-    others = "".join(part.text for part in parts if not isinstance(part, Call))
-    return not others.strip() and calls == discover.calls(count)
+    others = "".join(part.text for part in parts if isinstance(part, Content | Reasoning))
+    return not others.strip() and calls == rendering.calls(count)
 
 
 def format_of(options: ModelOptions, template: str | None, tokens: Collection[str]) -> AnswerFormat:

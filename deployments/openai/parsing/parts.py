@@ -28,7 +28,21 @@ class Call:
     arguments: str
 
 
-Part = Content | Reasoning | Call
+@dataclass(frozen=True, slots=True)
+class CallBegun:
+    """A tool call whose arguments follow in pieces."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallPiece:
+    """More of the arguments of the call that has begun."""
+
+    text: str
+
+
+Part = Content | Reasoning | Call | CallBegun | CallPiece
 
 
 class Splitter(Protocol):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from deployments.openai.parsing.calls import read_calls
 from deployments.openai.parsing.cursor import Cursor, Incomplete, JsonEnd, Unreadable, first_word
+from deployments.openai.parsing.live import LiveCalls
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning, held_back
 from deployments.openai.parsing.syntax import MARKERS, AnswerSyntax, CallSyntax
 from deployments.openai.parsing.typed import Schemas
 
 # An object that nothing marks, or a list of them: what may be calls, and what is not yet known to be.
 _OBJECT = r'(?:\[\s{0,99}){0,2}\{\s{0,99}["\']'
-_CALLS = _OBJECT + r'(?:name|function|type|id|index|arguments|parameters|tool_name|tool_call_id)["\']\s*:'
+_KEYS = "name|function|type|id|index|arguments|parameters|tool_name|tool_call_id|tool_calls|function_calls|thought"
+_CALLS = rf'{_OBJECT}(?:{_KEYS})["\']\s*:'
 _BEGUN = r'(?:(?:\[\s{0,99}){0,2}\{\s{0,99}(?:["\']\w{0,12}(?:["\']\s*)?)?|(?:\[\s{0,99}){1,2})\Z'
 _PYTHON = r"\[\s{0,99}[^\W\d][\w.\-/]{0,99}\s?\("
 _PYTHON_BEGUN = r"\[\s{0,99}(?:[^\W\d][\w.\-/]{0,99})?\s?\Z"
@@ -33,12 +36,16 @@ class Reader:
         schemas: the tools; None reads no calls.
         opened: the prompt ends with the opening marker, so that the text begins with reasoning.
         reasons: reasoning may begin the text.
+        least: characters of a marked call after which it is given out in pieces; 0 does so at once with
+            every call, None gives whole calls alone.
 
     Attributes:
         unread: markers of a call were given out as content.
     """
 
-    def __init__(self, syntax: AnswerSyntax, schemas: Schemas | None, *, opened: bool, reasons: bool) -> None:
+    def __init__(
+        self, syntax: AnswerSyntax, schemas: Schemas | None, *, opened: bool, reasons: bool, least: int | None = None
+    ) -> None:
         self.unread = False
         self._syntax = syntax
         self._reasoning = syntax.reasoning or MARKERS["think"]
@@ -57,6 +64,12 @@ class Reader:
         self._given = False
         self._tried = 0
         self._own: JsonEnd | None = None
+        self._least = least
+        self._live: LiveCalls | None = None
+
+    def begin(self, marker: str) -> None:
+        """Read as if the text began with a marker, which the prompt has written."""
+        self._buffer = marker
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain after this text."""
@@ -99,7 +112,9 @@ class Reader:
         """Whether a text consists of calls."""
         reader = Reader(self._syntax, self._schemas, opened=False, reasons=False)
         read = [*reader.feed(text), *reader.finish()]
-        return bool(read) and all(isinstance(part, Call) or not part.text.strip() for part in read)
+        return bool(read) and all(
+            isinstance(part, Call) or (isinstance(part, Content) and not part.text.strip()) for part in read
+        )
 
     def _read(self, parts: list[Part]) -> bool:
         """Give out what is not a call; return whether to go on."""
@@ -124,10 +139,16 @@ class Reader:
         if found.lastgroup != "own":
             try:
                 calls, end = self._try()
-            except Incomplete:
+            except Incomplete as more:
+                self._begin(parts, found, more.args)
+                return False
+            live, self._live = self._live, None
+            if live is not None and not calls and (begun := live.broken(self._buffer)):
+                parts += begun
+                self._buffer, self._tried = "", 0
                 return False
             if calls:
-                parts += calls
+                parts += calls if live is None else live.rest(calls, self._buffer)
                 self._buffer, self._after_call, self._space, self._tried = self._buffer[end:], True, "", 0
                 return True
         if self._after_call:
@@ -138,6 +159,13 @@ class Reader:
             self.unread = self.unread or found.lastgroup == "marked"
             self._content(parts, len(found[0]))
         return True
+
+    def _begin(self, parts: list[Part], found: re.Match[str], known: tuple[Any, ...]) -> None:
+        """Give out what is certain of calls that are not whole yet."""
+        if self._least is None or (self._least and found.lastgroup != "marked"):
+            return
+        self._live = self._live or LiveCalls(self._calls, self._schemas, self._least)
+        parts += self._live.more(self._buffer, known)
 
     def _try(self) -> tuple[list[Call], int]:
         """The calls at the beginning of the buffer and where they end; none if there are none."""
@@ -224,7 +252,9 @@ class _Scan:
         self._texts = (*self.starts, *dropped)
         self.marked = re.compile(_either(self.starts)) if self.starts else None
         bare = {call.shape for call in calls if not call.begins}
-        groups = [f"(?P<marked>{_either(self.starts)})"] if self.starts else []
+        longer = [text for text in dropped if text.startswith(self.starts) and text not in self.starts]
+        but = f"(?!{_either(longer)})" if longer else ""
+        groups = [f"(?P<marked>{but}(?:{_either(self.starts)}))"] if self.starts else []
         groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
         begun: list[str] = []
         if "python" in bare:

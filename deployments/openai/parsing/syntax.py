@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.openai.parsing.cursor import QUOTES
 
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 Shape = Literal["json", "named", "tagged", "python"]
@@ -27,6 +26,7 @@ class CallSyntax:
         several: one value is a list of calls.
         each: `section` stands around every call.
         separator: what stands between two calls.
+        quote: what stands around a text in place of quotes.
         listed: Python calls are in a list.
     """
 
@@ -44,12 +44,18 @@ class CallSyntax:
     several: bool = False
     each: bool = False
     separator: str = ""
+    quote: str = ""
     listed: bool = True
 
     @property
     def begins(self) -> tuple[str, ...]:
         """The texts that begin a call; empty if nothing marks one."""
         return tuple(text for text in (self.section, self.open) if text.strip())
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What begins calls, and what ends them; empty if the answer's end does."""
+        return "".join(self.begins[:1]).strip(), (self.section_end if self.section else self.close).strip()
 
     @property
     def sketch(self) -> str:
@@ -106,7 +112,7 @@ class AnswerSyntax:
             found += [text for call in self.calls for text in call.markers]
         # Without a letter they are parts of any token.
         words = dict.fromkeys(word for text in found for word in text.split() if any(map(str.isalpha, word)))
-        return (*words, *(QUOTES[:1] if calls else ()))
+        return (*words, *(call.quote for call in self.calls if calls and call.quote))
 
 
 def _json(**markers: str) -> CallSyntax:

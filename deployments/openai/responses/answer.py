@@ -81,7 +81,7 @@ class ResponseAnswer:
             async for event in events:
                 match event:
                     case Accepted():
-                        writer = self._format.writer(event.prompt_texts[0])
+                        writer = self._format.writer(event.prompt_texts[0], stream=True)
                     case Captured():
                         self._capture = capture_handle(event.handle)
                     case Delta():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
-from deployments.openai.chat.schema import AssistantMessage, MessageDelta
+from deployments.openai.chat.schema import AssistantMessage, MessageDelta, ToolCallDelta
 from deployments.openai.http.streaming import sse
 from deployments.openai.responses.schema import FunctionCallItem, Item, MessageItem, OutputText, ReasoningItem, Status
 
@@ -79,9 +79,7 @@ class ItemStream:
         if content := delta.get("content"):
             yield from self._grow("message", content, logprobs)
         for call in delta.get("tool_calls", []):
-            yield from self.close("completed")
-            function = call["function"]
-            yield from self._call(call_item(call["id"], function["name"], function["arguments"]))
+            yield from self._call(call)
 
     def finish(self, status: Status) -> Iterator[bytes]:
         """The last events of the items; an answer that had neither text nor calls gets an empty text."""
@@ -96,6 +94,14 @@ class ItemStream:
         item, text = self._open, "".join(self._text)
         at = {**self._place(), "content_index": 0}
         item["status"] = status
+        if item["type"] == "function_call":
+            item["arguments"] = text
+            yield self.event(
+                "response.function_call_arguments.done", **self._place(), name=item["name"], arguments=text
+            )
+            yield from self._done(item)
+            self._open = None
+            return
         if item["type"] == "message":
             item["content"] = [output_text(text, self._logprobs)]
             yield self.event("response.output_text.done", **at, text=text, logprobs=self._logprobs)
@@ -126,16 +132,17 @@ class ItemStream:
         yield self.event("response.output_item.added", output_index=len(self.items), item=self._open)
         yield self.event("response.content_part.added", **self._place(), content_index=0, part=part)
 
-    def _call(self, item: FunctionCallItem) -> Iterator[bytes]:
-        self._open = item
-        begun = {**item, "status": "in_progress", "arguments": ""}
-        yield self.event("response.output_item.added", output_index=len(self.items), item=begun)
-        at = self._place()
-        yield self.event("response.function_call_arguments.delta", **at, delta=item["arguments"])
-        done = {"name": item["name"], "arguments": item["arguments"]}
-        yield self.event("response.function_call_arguments.done", **at, **done)
-        yield from self._done(item)
-        self._open = None
+    def _call(self, call: ToolCallDelta) -> Iterator[bytes]:
+        """A call begins, or its arguments go on."""
+        function = call["function"]
+        if "id" in call:
+            yield from self.close("completed")
+            item = {**call_item(call["id"], function["name"], ""), "status": "in_progress"}
+            self._open, self._text, self._logprobs = item, [], []
+            yield self.event("response.output_item.added", output_index=len(self.items), item=item)
+        if text := function["arguments"]:
+            self._text.append(text)
+            yield self.event("response.function_call_arguments.delta", **self._place(), delta=text)
 
     def _done(self, item: Any) -> Iterator[bytes]:
         yield self.event("response.output_item.done", output_index=len(self.items), item=item)

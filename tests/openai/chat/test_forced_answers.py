@@ -18,8 +18,8 @@ from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
 from deployments.openai.chat.call_grammar import call_grammar
 from deployments.openai.chat.tools import read_tools
 from deployments.openai.parsing import AnswerFormat, answer_format
-from deployments.openai.parsing.discover import answer_of
 from deployments.openai.parsing.parts import Call
+from deployments.openai.parsing.rendering import answer_of
 from tests.openai.parsing.test_formats import HEAD, NOT_SHOWN, SHOWN, TAIL
 from tests.tiny import Words, byte_tokenizer
 

@@ -49,6 +49,7 @@ THOUGHTS = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</th
 
 def template(calls: str, thoughts: str = THOUGHTS) -> str:
     return (
+        "{% if reasoning_effort %}Think {{ reasoning_effort }}.{% endif %}"
         "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
         + thoughts
         + "{{ m.content or '' }}"
@@ -70,6 +71,9 @@ def client(serve: Serve) -> OpenAI:
         for name, calls in FORMS.items()
     ]
     models.append({"id": "plain", "loader": loader, "engine": engine, "kwargs": {"template": template("", "")}})
+    untooled = template("", "").replace("{{ tools | tojson }}", "")
+    models.append({"id": "untooled", "loader": loader, "kwargs": {"template": untooled}})
+    models.append({**models[-1], "id": "told", "api": {"tools_without_template": True}})
     return serve(models).client(timeout=60, _strict_response_validation=False)
 
 
@@ -138,6 +142,70 @@ def test_a_reasoning_has_a_budget(client: OpenAI) -> None:
         ask(client, "plain", "hi", extra_body={"thinking_token_budget": 5})
 
 
+def test_a_budget_does_not_cut_a_call(client: OpenAI) -> None:
+    call = '<do>{"name": "get", "arguments": {"a": 12, "kind": "x"}}</do>'
+    fields: Any = {"tools": TOOLS, "extra_body": {"thinking_token_budget": 30}}
+    for text in (f"<think>Well.{call}", f"<think>Well.{call}\n{call}"):
+        (choice,) = ask(client, "tags", text, **fields).choices
+        assert arguments_of(choice.message) == [("get", {"a": 12, "kind": "x"})] * text.count("<do>")
+        assert (choice.message.reasoning_content, choice.finish_reason) == ("Well.", "tool_calls")
+    message = ask(client, "tags", f"<think>Well.{call} or not, and on and on", **fields).choices[0].message
+    assert message.tool_calls is None
+    assert message.reasoning_content == f"Well.{call}"
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.long)])
+def test_a_budget_holds_in_every_run(client: OpenAI, count: int) -> None:
+    for run in range(count):
+        text = "<think>" + "é and on " * (run % 7) + "</think>" * (run % 2) + "Yes."
+        answer = ask(client, "tags", text, seed=run, extra_body={"thinking_token_budget": 16 + run % 23})
+        assert answer.usage.completion_tokens_details.reasoning_tokens <= 16 + run % 23
+        assert answer.choices[0].message.content
+
+
+@pytest.mark.parametrize("model", [*FORMS, "plain"])
+def test_arguments_are_streamed(client: OpenAI, model: str) -> None:
+    for choice in ("required", NAMED):
+        fields: Any = {"tools": TOOLS, "tool_choice": choice, "seed": 1}
+        whole = [
+            [c.function.name, c.function.arguments]
+            for c in ask(client, model, "No.", **fields).choices[0].message.tool_calls
+        ]
+        calls: list[list[str]] = []
+        count = 0
+        for chunk in ask(client, model, "No.", stream=True, **fields):
+            for call in chunk.choices[0].delta.tool_calls or ():
+                if call.id:
+                    calls.append([call.function.name, ""])
+                calls[call.index][1] += call.function.arguments
+                count += bool(call.function.arguments)
+        assert calls == whole
+        assert model == "python" or "get" not in str(whole) or count > len(whole)
+    fields = {"tools": [{"type": "function", **tool["function"]} for tool in TOOLS], "tool_choice": "required"}
+    with client.responses.stream(
+        model=model, input=say("No."), temperature=1, max_output_tokens=200, **fields
+    ) as events:
+        got = list(events)
+    deltas = [event.delta for event in got if event.type == "response.function_call_arguments.delta"]
+    items = [event.item for event in got if event.type == "response.output_item.done"]
+    assert "".join(deltas) == "".join(item.arguments for item in items if item.type == "function_call")
+    assert deltas
+
+
+def test_a_template_knows_the_effort(client: OpenAI) -> None:
+    create = client.chat.completions.with_raw_response.create
+    asked: Any = {"reasoning_effort": "low", "extra_body": {"return_prompt_text": True}, "max_tokens": 4}
+    raw = create(model="tags", messages=[{"role": "user", "content": say("hi")}], **asked)
+    assert "x-troupe-ignored" not in raw.headers
+    assert "Think low." in raw.text
+    answer = client.responses.create(
+        model="tags", input=say("<think>on and on</think>Yes."), reasoning={"effort": "high"}, temperature=1,
+        extra_body={"thinking_token_budget": 20},
+    )  # fmt: skip
+    assert answer.usage.output_tokens_details.reasoning_tokens <= 20
+    assert answer.output_text
+
+
 def test_an_answer_that_ends_while_it_reasons_has_no_content(client: OpenAI) -> None:
     (choice,) = ask(client, "tags", "<think>on and on", max_tokens=12).choices
     assert (choice.message.reasoning_content, choice.message.content, choice.finish_reason) == ("on an", None, "length")
@@ -149,6 +217,29 @@ def test_a_grammar_may_be_gbnf(client: OpenAI) -> None:
     assert message.content == "no7"
     with pytest.raises(BadRequestError, match="GBNF"):
         ask(client, "plain", "no7", extra_body={"guided_grammar": 'root ::= ("yes"'})
+
+
+def test_tools_are_written_for_a_template_without_a_place_for_them(client: OpenAI) -> None:
+    written = '<tool_call>\n{"name": "get", "arguments": {"a": 1, "kind": "x"}}\n</tool_call>'
+    message = ask(client, "told", f"So.\n{written}", tools=TOOLS).choices[0].message
+    assert (message.content, arguments_of(message)) == ("So.", [("get", {"a": 1, "kind": "x"})])
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Go."},
+        {**message.model_dump(exclude_none=True), "content": "So."},
+        {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "41"},
+        {"role": "user", "content": say("Done.")},
+    ]
+    asked = {"model": "told", "messages": messages, "tools": TOOLS}
+    prompt = client.post("/chat/completions/render", body=asked, cast_to=object)["prompt"]
+    assert "<|im_start|>system\nBe brief.\n\nYou can call functions." in prompt
+    assert '{"name": "rest", "parameters": {"type": "object"' in prompt
+    assert f"<|im_start|>assistant\nSo.\n{written}<|im_end|>" in prompt
+    assert "<|im_start|>user\n<tool_response>\n41\n</tool_response><|im_end|>" in prompt
+    assert client.chat.completions.create(**asked).choices[0].message.content
+    assert arguments_of(ask(client, "told", "No.", tools=TOOLS, tool_choice=NAMED).choices[0].message)
+    with pytest.raises(BadRequestError, match="tools_without_template"):
+        ask(client, "untooled", "hi", tools=TOOLS)
 
 
 def test_a_call_that_cannot_be_read_is_told(client: OpenAI) -> None:

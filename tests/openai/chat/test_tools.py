@@ -281,8 +281,9 @@ def test_harmony(serve: Serve) -> None:
     assert streamed(served, called)[1][0]["name"] == "bash"
 
 
-def test_a_tokenizers_own_description_is_followed(serve: Serve) -> None:
-    described = serve([{"id": "org/scripted", "loader": "tests.openai.scripted:with_response_template"}]).client()
+@pytest.mark.parametrize("loader", ["with_response_template", "describes_answers"])
+def test_a_description_of_the_answers_is_followed(serve: Serve, loader: str) -> None:
+    described = serve([{"id": "org/scripted", "loader": f"tests.openai.scripted:{loader}"}]).client()
     choice = ask(described, 'So.<call>{"name": "bash", "arguments": {"command": "ls"}}</call>').choices[0]
     assert (choice.message.content, choice.finish_reason) == ("So.", "tool_calls")
     assert choice.message.tool_calls[0].function.name == "bash"

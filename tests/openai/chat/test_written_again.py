@@ -17,7 +17,7 @@ from deployments.openai.chat.message import MessageFormat
 from deployments.openai.chat.messages import read_messages
 from deployments.openai.chat.tools import read_tools
 from deployments.openai.parsing import answer_format
-from deployments.openai.parsing.discover import common_prefix
+from deployments.openai.parsing.rendering import common_prefix
 from model_loaders.contract import ModelInfo
 from model_loaders.prompts.chat_template import ChatTemplate
 from tests.tiny import byte_tokenizer
@@ -154,3 +154,16 @@ def test_a_familys_answers_are_written_again(family: str) -> None:
         names = {name for name, _ in calls}
         tools = [tool for tool in line["tools"] if tool["function"]["name"] in names] or line["tools"][:1]
         check(template, line["raw"], calls, tools, line["special"] or (), line["prompt_end"])
+
+
+def test_calls_and_results_without_ids_belong_together_in_their_order() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = HEAD + OWN["names of results"][0] + END
+    calls = [{"type": "function", "function": {"name": name, "arguments": "{}"}} for name in ("measure", "find")]
+    results = [{"role": "tool", "content": content} for content in ("41", "42")]
+    messages: list[Any] = [USER, {"role": "assistant", "content": None, "tool_calls": calls}, *results, USER]
+    tools = [*TOOLS, {**TOOLS[0], "function": {**TOOLS[0]["function"], "name": "find"}}]
+    prompt = ChatTemplate(ModelInfo(model=None, tokenizer=tokenizer)).render(ChatPrompt(messages=messages, tools=tools))
+    assert "<|tool|>measure of : 41" in prompt
+    assert "<|tool|>find of : 42" in prompt
+    assert "<|user|>Hello.<|done|><|assistant|>" in prompt

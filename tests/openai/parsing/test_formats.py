@@ -78,6 +78,50 @@ SHOWN = {
     ),
 }
 
+MORE = {
+    "lines": (
+        "{% if m.tool_calls %}<calls>\n"
+        + EACH
+        + "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
+        "\n{% endfor %}</calls>{% endif %}",
+        '<calls>\n{"name": "measure", "arguments": {"place": "Ilm \\"}]</call>", "depth": 4}}\n'
+        '{"name": "rest", "arguments": {}}\n</calls>',
+    ),
+    "quotes": (
+        EACH + "<|do|>call:{{ c.function.name }}{ {%- " + ARGUMENT[3:] + "{{ k }}:{% if v is string %}<|q|>{{ v }}<|q|>"
+        "{% else %}{{ v }}{% endif %}{% if not loop.last %},{% endif %}{% endfor %}}<|did|>{% endfor %}",
+        '<|do|>call:measure{place:<|q|>Ilm "}]</call><|q|>,depth:4}<|did|><|do|>call:rest{}<|did|>',
+    ),
+    "numbers": (
+        "{% if m.tool_calls %}<|calls|>" + EACH + "\n{{ loop.index }}. {{ c.function.name }} "
+        "{{ c.function.arguments | tojson }}{% endfor %}\n<|called|>{% endif %}",
+        '<|calls|>\n1. measure {"place": "Ilm \\"}]</call>", "depth": 4}\n2. rest {}\n<|called|>',
+    ),
+    "wrapped": (
+        "{% if m.tool_calls %}"
+        + '{"tool_calls": ['
+        + EACH
+        + "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
+        "{% if not loop.last %}, {% endif %}{% endfor %}]}{% endif %}",
+        '{"tool_calls": [{"name": "measure", "arguments": {"place": "Ilm \\"}]</call>", "depth": 4}}, '
+        '{"name": "rest", "arguments": {}}]}',
+    ),
+    "separated": (
+        EACH + "<|done|>tool call<|then|>{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
+        "{% endfor %}",
+        '<|done|>tool call<|then|>{"name": "measure", "arguments": {"place": "Ilm \\"}]</call>", "depth": 4}}'
+        '<|done|>tool call<|then|>{"name": "rest", "arguments": {}}',
+    ),
+    "unused": (
+        "{% if m.tool_calls %}[unused11]["
+        + EACH
+        + "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
+        "{% if not loop.last %}, {% endif %}{% endfor %}][unused12]{% endif %}",
+        '[unused11][{"name": "measure", "arguments": {"place": "Ilm \\"}]</call>", "depth": 4}}, '
+        '{"name": "rest", "arguments": {}}][unused12]',
+    ),
+}
+
 
 def cuts(text: str) -> Iterator[list[str]]:
     """A text whole, in characters, and in pieces of six kinds."""
@@ -105,9 +149,9 @@ def read(
     return " ".join(content.split()), " ".join(reasoning.split()), calls
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("name", [*SHOWN, *MORE])
 def test_a_form_is_found_and_proved(name: str) -> None:
-    shown, text = SHOWN[name]
+    shown, text = (SHOWN | MORE)[name]
     answers = answer_format(HEAD + shown + TAIL)
     assert (answers.source, answers.is_proved, answers.tried) == ("template", True, 2)
     for pieces in cuts(f"Now.\n{text}<|done|>"):
@@ -137,6 +181,35 @@ def test_reasoning_is_found() -> None:
         assert read(answers, pieces, TOOLS, "<|assistant|>") == ("Yes.", f"Is {call} it?", [("rest", {})])
     for pieces in cuts(f"So.{call}"):
         assert read(answers, pieces, TOOLS, "<|assistant|><|muse|>") == ("", "So.", [("rest", {})])
+
+
+def test_a_prompt_may_begin_a_call() -> None:
+    shown = "{% if m.content %}>>>all\n{{ m.content }}{% endif %}" + EACH + ">>>{{ c.function.name }}\n"
+    shown += "{{ c.function.arguments | tojson }}{% endfor %}"
+    answers = answer_format(
+        HEAD.replace("{{ m.content or '' }}", shown) + TAIL.replace("<|assistant|>", "<|assistant|>>>>")
+    )
+    assert answers.is_proved
+    call = 'measure\n{"place": "Ilm"}'
+    for pieces in cuts(f"all\nNow.>>>{call}"):
+        assert read(answers, pieces, TOOLS, "<|assistant|>>>>") == ("Now.", "", [("measure", {"place": "Ilm"})])
+    for pieces in cuts(call):
+        assert read(answers, pieces, TOOLS, "<|assistant|>>>>") == ("", "", [("measure", {"place": "Ilm"})])
+    for pieces in cuts("all\nNow."):
+        assert read(answers, pieces, None, "<|assistant|>>>>") == ("Now.", "", [])
+
+
+def test_reasoning_and_answers_between_tags_that_the_template_names() -> None:
+    text = "<think>Is it?</think><answer>Yes.</answer>"
+    for told, wanted in (("Write <answer></answer>.", "Yes."), ("", "<answer>Yes.</answer>")):
+        answers = answer_format(told + HEAD + TAIL)
+        for pieces in cuts(text):
+            assert read(answers, pieces, TOOLS, "<|assistant|>") == (wanted, "Is it?", [])
+    answers = answer_format(
+        HEAD.replace("{{ m.c", "{% if m.reasoning %}◁muse▷{{ m.reasoning }}◁/muse▷{% endif %}{{ m.c") + TAIL
+    )
+    for pieces in cuts("◁muse▷Is it?◁/muse▷Yes."):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == ("Yes.", "Is it?", [])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
 from deployments.openai.parsing.response_template import TemplateSplitter, reasoning_markers
+from tests.docs.pages import DOCS, blocks
 
 TEMPLATE = {
     "defaults": {"role": "assistant"},
@@ -75,3 +76,15 @@ def test_the_markers_of_its_reasoning(field: dict[str, str], markers: tuple[str,
     found = reasoning_markers({"fields": {"content": {}, "thinking": field}})
     assert (None if found is None else (found.opening, found.closing)) == markers
     assert reasoning_markers({"fields": {"content": {}}}) is None
+
+
+def test_the_description_that_the_page_teaches() -> None:
+    (block,) = (block.text for block in blocks(DOCS / "reference" / "parsers.md") if block.language == "python")
+    described: dict[str, Any] = {}
+    exec(block, described)
+    splitter = TemplateSplitter(described["response_template"], "hi<|assistant|>", TOOLS)
+    parts = [
+        *splitter.feed('<muse>So.</muse>Now.<call>{"name": "f", "arguments": {"a": 1}}</call>'),
+        *splitter.finish(),
+    ]
+    assert told(parts) == ("So.", "Now.", [("f", {"a": 1})])
