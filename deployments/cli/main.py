@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from deployments.cli.agentbench.command import agentbench
 from deployments.cli.bench.command import bench
 from deployments.cli.check import check
 from deployments.cli.replay import replay
 from deployments.cli.serve_options import ServeOptions, signature
+from deployments.cli.sweep.command import evaluate
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.core.installed import server_version
 
@@ -111,6 +113,8 @@ def _run(written: ServeConfig, options: ServeOptions) -> None:
 app.command("check")(check)
 app.command("replay")(replay)
 app.command("bench")(bench)
+app.command("agentbench")(agentbench)
+app.command("eval")(evaluate)
 
 
 @app.command("fast-environment")
