@@ -17,7 +17,7 @@ from typing import Any
 from deployments.cli.agentbench.assignment import Assignment
 from deployments.cli.agentbench.interpreter import ENVIRONMENT, Interpreter
 from deployments.cli.agentbench.scores import Progress
-from deployments.cli.endpoint.processes import end_of, interrupt, running
+from deployments.cli.endpoint.processes import ask_to_end, end_of, running
 from deployments.core.errors import ConfigError
 
 _START_S = 300.0
@@ -66,7 +66,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         for part in self._parts:  # at once; then each is waited for
-            interrupt(part.process)
+            ask_to_end(part.process)
         self._stack.close()
 
     def start(self) -> dict[str, int]:

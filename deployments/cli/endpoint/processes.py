@@ -64,18 +64,18 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a program and all that it has started; kill what has not ended after 30 s."""
-    interrupt(process)
+    """End a program and all that it has started; kill what has not ended after 30 s."""
+    ask_to_end(process)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_S)
     _signal(process, signal.SIGKILL)  # and what is left of its session
     process.wait()
 
 
-def interrupt(process: subprocess.Popen[bytes]) -> None:
+def ask_to_end(process: subprocess.Popen[bytes]) -> None:
     """Ask a program and all that it has started to end."""
     if process.poll() is None:
-        _signal(process, signal.SIGINT)
+        _signal(process, signal.SIGTERM)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
