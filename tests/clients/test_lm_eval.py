@@ -231,7 +231,7 @@ def test_chats(folder_model: str, python: Path, tasks: Path) -> None:
 
 
 def test_log_likelihoods_of_chats(folder_model: str, python: Path, tasks: Path) -> None:
-    changes = {"max_length=1026": f"max_length={WINDOW + 2}"}
+    changes = {"max_length=1026": f"max_length={WINDOW + 2}", "path/to/my-checkpoint": str(WEIGHTS)}
     ours = evaluate(python, tasks, documented(2, folder_model, tasks, changes))
     theirs = evaluate(python, tasks, hugging_face(tasks, "chosen", "--apply_chat_template"))
     assert largest_gap(ours, theirs) < 1e-4

@@ -28,6 +28,9 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/clients.md", 'pip install "inspect_ai'): "tests/clients/test_inspect_ai.py",
     ("docs/clients.md", 'pip install "litellm'): "tests/clients/test_litellm.py",
     ("docs/clients.md", "import litellm"): "tests/clients/test_litellm.py",
+    ("docs/clients.md", 'pip install "mini_swe_agent'): "tests/clients/test_mini_swe_agent.py",
+    ("docs/clients.md", "from minisweagent"): "tests/clients/test_mini_swe_agent.py",
+    ("docs/clients.md", 'pip install "evalplus'): "tests/clients/test_evalplus.py",
     ("docs/clients.md", 'pip install "aiperf'): "tests/clients/test_aiperf.py",
     ("docs/reference/cli.md", "python -m deployments.local"): "tests/seeds/test_troapis.py",
     ("docs/reference/parsers.md", "{%- for m in"): (
