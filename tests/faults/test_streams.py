@@ -12,7 +12,7 @@ import pytest
 import ray
 import requests
 
-from tests.faults.clients import API, Reply, ask, p, read_stream, replicas, until
+from tests.faults.clients import API, KEY, Reply, ask, p, read_stream, replicas, until
 from tests.faults.conftest import Say
 from tests.faults.paced import model
 from tests.faults.processes import INGRESS, PROXY, REPLICA, memory
@@ -181,7 +181,8 @@ def test_prometheus_sees_it(url: str, say: Say) -> None:
 
         def missing() -> set[str]:
             places = (f"http://127.0.0.1:{port}", url)
-            texts = [requests.get(f"{place}/metrics", timeout=5).text for place in places]
+            key = {"Authorization": f"Bearer {KEY}"}
+            texts = [requests.get(f"{place}/metrics", headers=key, timeout=5).text for place in places]
             return {name for name in wanted if any(name not in text for text in texts)}
 
         await until(lambda: not missing(), 40)
