@@ -29,6 +29,7 @@ from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavail
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
 from deployments.large_messages import Packed, packed, unpacked
+from deployments.metrics import exported
 from deployments.model_registry import RegistryHandle
 from deployments.openai.inside.all_captures import AllCaptures
 from deployments.readiness import Waiting
@@ -204,6 +205,10 @@ class HandleClient:
     async def fingerprint_parts(self, model: str, *, expect: str = "") -> dict[str, Any]:
         """The model's `fingerprint` and what it is made of, as JSON values."""
         return cast(dict[str, Any], await self._ask("fingerprint_parts", model, expect=expect))
+
+    async def metrics(self) -> str:
+        """The metrics of all replicas, which Ray exports some seconds after they have changed."""
+        return await exported(ray.serve.get_replica_context().app_name)
 
     async def status(self) -> list[dict[str, Any]]:
         """One entry for every replica that answers within `STATUS_LIMIT_S` seconds."""

@@ -34,8 +34,8 @@ from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
 from deployments.config.yaml_text import read_yaml
 from deployments.core.errors import ConfigError, ModelLoadFailed, TroupeError
-from deployments.host.host import ModelHost
 from deployments.host.loading import default_device
+from deployments.host.metrics.observed_host import ObservedHost
 from deployments.openai.app import build_api
 from deployments.openai.batches.compute import LineComputer
 from deployments.registry.registry import Registry
@@ -67,7 +67,7 @@ def make_app(
     checked = read_args(args)
     check_adapter_folders(checked, Path(checked.folder or ""))
     registry = Registry(checked) if checked.has_registry else None
-    models = ModelHost(checked, device, given=given, registry=registry)
+    models = ObservedHost(checked, device, given=given, registry=registry)
     computer = LineComputer()
     batches = None if checked.batches_dir is None else Batches(checked, models, computer)
 

@@ -1,162 +1,83 @@
-"""What Prometheus sees of a replica, through Ray's metrics; docs/grafana.json draws it.
+"""The metrics of the replicas, through Ray's: every node of a cluster exports them with the prefix `ray_`.
 
-Every metric has Serve's tags `deployment`, `replica` and `application` besides its own. Ray exports them on every node
-under the port given to `ray start --metrics-export-port`, with the prefix `ray_`.
+Every metric has Serve's tags `deployment`, `replica` and `application` besides its own. The port of a node is the one
+given to `ray start --metrics-export-port`, or a free one.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import Counter as Tally
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
 
+import ray
+from httpx2 import AsyncClient, HTTPError
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from deployments.core.calls import Call
-from deployments.core.events import Delta, Event, Failed, Finished, Usage
+from deployments.core.errors import Unavailable
+from deployments.host.metrics.meters import PREFIX, CounterMeter, GaugeMeter, HistogramMeter
 
-logger = logging.getLogger("troupe.requests")
-
-_SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 180, 600]
-_GAUGES = {
-    "sequences": ("troupe_rows", "Choices being computed."),
-    "waiting": ("troupe_waiting", "Choices that wait for a place in the batch."),
-    "cache_bytes": ("troupe_cache_bytes", "Bytes of KV caches and states of running sequences."),
-    "prefix_bytes": ("troupe_prefix_bytes", "Bytes of the prefix cache."),
-    "budget_bytes": ("troupe_budget_bytes", "Bytes that caches may use."),
-}
-"""By figure of a model in a snapshot: the metric, and what it says."""
+_PATIENCE_S = 5.0
+_OURS = f"{PREFIX}_troupe_"
 
 
-class Observation:
-    """What has been seen of a call.
+class RayMeters:
+    """Meters that Ray exports."""
 
-    Args:
-        on_first: called with the seconds until the first token.
+    def counter(self, name: str, text: str, tags: Sequence[str]) -> CounterMeter:
+        """A new counter."""
+        made: CounterMeter = Counter(name, description=text, tag_keys=tuple(tags))
+        return made
 
-    Attributes:
-        began, first: by `time.monotonic()`, the call and its first token; 0 is none yet.
-        tokens: generated ones.
-        outcome: "cancelled" until another end is seen.
-        usage: of a call that has finished.
+    def gauge(self, name: str, text: str, tags: Sequence[str]) -> GaugeMeter:
+        """A new gauge."""
+        made: GaugeMeter = Gauge(name, description=text, tag_keys=tuple(tags))
+        return made
+
+    def histogram(self, name: str, text: str, tags: Sequence[str], boundaries: Sequence[float]) -> HistogramMeter:
+        """A new histogram."""
+        made: HistogramMeter = Histogram(name, description=text, boundaries=list(boundaries), tag_keys=tuple(tags))
+        return made
+
+
+async def exported(application: str) -> str:
+    """The metrics of an application as all nodes of the cluster export them, in Prometheus' text format.
+
+    Raises:
+        Unavailable: no node answers.
     """
-
-    def __init__(self, on_first: Callable[[float], None]) -> None:
-        self._on_first = on_first
-        self.began = time.monotonic()
-        self.first = 0.0
-        self.tokens = 0
-        self.outcome = "cancelled"
-        self.usage: Usage | None = None
-
-    def add(self, event: Event) -> None:
-        """Take note of an event."""
-        if isinstance(event, Delta) and event.token_ids:
-            self.tokens += len(event.token_ids)
-            if not self.first:
-                self.first = time.monotonic()
-                self._on_first(self.first - self.began)
-        elif isinstance(event, Finished):
-            self.outcome, self.usage = "ok", event.usage
-        elif isinstance(event, Failed):
-            self.outcome = event.error.code or "error"
+    nodes = [node for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
+    async with AsyncClient(timeout=_PATIENCE_S, trust_env=False) as client:
+        texts = await asyncio.gather(*(_exported(client, node) for node in nodes))
+    found = [text for text in texts if text is not None]
+    if not found:
+        raise Unavailable("No node of the cluster exports metrics at this moment.", retry_after=5)
+    return merged(found, application)
 
 
-class ReplicaMetrics:
-    """The metrics of one replica."""
-
-    def __init__(self) -> None:
-        by_model = ("model",)
-        self._requests = Counter(
-            "troupe_requests", description="Requests by outcome: ok, cancelled, or an error's code.",
-            tag_keys=("model", "outcome"),
-        )  # fmt: skip
-        self._prompt = Counter("troupe_prompt_tokens", description="Prompt tokens.", tag_keys=by_model)
-        self._cached = Counter(
-            "troupe_cached_tokens", description="Prompt tokens taken from the prefix cache.", tag_keys=by_model
-        )
-        self._generated = Counter("troupe_generated_tokens", description="Generated tokens.", tag_keys=by_model)
-        self._first = Histogram(
-            "troupe_time_to_first_token_seconds", description="From a streaming request to its first token.",
-            boundaries=_SECONDS, tag_keys=by_model,
-        )  # fmt: skip
-        self._between = Histogram(
-            "troupe_inter_token_seconds", description="Seconds per token after the first, of streams.",
-            boundaries=[0.001, 0.002, *_SECONDS], tag_keys=by_model,
-        )  # fmt: skip
-        self._total = Histogram(
-            "troupe_request_seconds", description="From a request to its end.", boundaries=_SECONDS, tag_keys=by_model
-        )
-        self._gauges = {
-            figure: Gauge(metric, description=text, tag_keys=by_model) for figure, (metric, text) in _GAUGES.items()
-        }
-        self._loaded = Gauge("troupe_model_loaded", description="1 while a model is loaded.", tag_keys=by_model)
-        self._queue = Gauge("troupe_waiting_for_model", description="Requests whose model is not loaded yet.")
-        self._counters = {
-            "loads": Counter("troupe_model_loads", description="Loads begun."),
-            "load_failures": Counter("troupe_model_load_failures", description="Loads that failed."),
-            "evictions": Counter("troupe_model_evictions", description="Models unloaded."),
-        }
-        self._seen: Tally[str] = Tally()
-        self._models: set[str] = set()
-
-    @contextmanager
-    def observed(self, call: Call) -> Iterator[Observation]:
-        """A call while it runs, to be shown its events; counted, and a line in the log, when it ends."""
-        tags = {"model": call.model}
-        seen = Observation(lambda seconds: self._first.observe(seconds, tags))
-        try:
-            yield seen
-        finally:
-            now = time.monotonic()
-            self._requests.inc(tags={**tags, "outcome": seen.outcome})
-            self._total.observe(now - seen.began, tags)
-            if seen.tokens > 1 and now > seen.first:
-                self._between.observe((now - seen.first) / (seen.tokens - 1), tags)
-            if seen.usage is not None:
-                self._count(seen.usage, tags)
-            _log(call, seen, now)
-
-    def report(self, snapshot: dict[str, Any]) -> None:
-        """Bring gauges and counters up to a host's snapshot."""
-        models = {model["id"]: model for model in snapshot["models"]}
-        for gone in self._models - set(models):
-            self._loaded.set(0, {"model": gone})
-            for gauge in self._gauges.values():
-                gauge.set(0, {"model": gone})
-        self._models = set(models)
-        for key, model in models.items():
-            self._loaded.set(1, {"model": key})
-            for figure, gauge in self._gauges.items():
-                gauge.set(model[figure], {"model": key})
-        self._queue.set(snapshot["waiting"])
-        for name, counter in self._counters.items():
-            if (new := snapshot[name] - self._seen[name]) > 0:
-                counter.inc(new)
-                self._seen[name] = snapshot[name]
-
-    def _count(self, usage: Usage, tags: dict[str, str]) -> None:
-        for counter, tokens in (
-            (self._prompt, usage.prompt_tokens),
-            (self._cached, usage.cached_tokens),
-            (self._generated, usage.completion_tokens),
-        ):
-            if tokens:
-                counter.inc(tokens, tags)
+async def _exported(client: AsyncClient, node: Mapping[str, object]) -> str | None:
+    host = str(node["NodeManagerAddress"])
+    try:
+        answer = await client.get(f"http://{f'[{host}]' if ':' in host else host}:{node['MetricsExportPort']}/metrics")
+    except HTTPError:
+        return None
+    return answer.text if answer.status_code == 200 else None
 
 
-def _log(call: Call, seen: Observation, now: float) -> None:
-    """One line for a call, its figures also as fields of their own for logs in JSON."""
-    figures = {
-        "call": call.request_id,
-        "model": call.model,
-        "outcome": seen.outcome,
-        "tokens": seen.tokens,
-        "seconds": round(now - seen.began, 4),
-    }
-    if seen.first:
-        figures["first_token"] = round(seen.first - seen.began, 4)
-    logger.info(" ".join(f"{name}=%s" for name in figures), *figures.values(), extra=figures)
+def merged(texts: Iterable[str], application: str) -> str:
+    """Troupe's metrics of one application in texts of several nodes: each family once, as the format wants it."""
+    families: dict[str, list[str]] = {}
+    tag = f'application="{application}"'
+    for text in texts:
+        family: list[str] = []
+        for line in text.splitlines():
+            if line.startswith("# HELP "):
+                head = line.split(" ", 3)[2]
+                family = families.setdefault(head, []) if head.startswith(_OURS) else []
+                if not family:
+                    family.append(line)
+            elif line.startswith("# TYPE "):
+                if len(family) == 1:
+                    family.append(line)
+            elif line.startswith(_OURS) and tag in line:
+                family.append(line)
+    return "".join(f"{line}\n" for family in families.values() if len(family) > 2 for line in family)

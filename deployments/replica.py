@@ -61,7 +61,8 @@ class ModelReplica:
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         from deployments.host.host import ModelHost
-        from deployments.metrics import ReplicaMetrics
+        from deployments.host.metrics.metrics import HostMetrics
+        from deployments.metrics import RayMeters
 
         log_like_serve()
         enter_folder(args.folder)
@@ -69,7 +70,7 @@ class ModelReplica:
         _share_cores()
         place = serve.get_replica_context().replica_id.unique_id
         self._host = ModelHost(args, on_gone=self._withdraw, place=place)
-        self._metrics = ReplicaMetrics()
+        self._metrics = HostMetrics(RayMeters())
         self._tasks = [asyncio.create_task(self._preload(args)), asyncio.create_task(self._report())]
 
     async def _preload(self, args: AppArgs) -> None:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from deployments.cli.agentbench.command import agentbench
 from deployments.cli.batch import batch
 from deployments.cli.bench.command import bench
 from deployments.cli.check import check
 from deployments.cli.replay import replay
 from deployments.cli.serve_options import ServeOptions, signature
+from deployments.cli.sweep.command import evaluate
 from deployments.core.errors import ConfigError, TroupeError
 from deployments.core.installed import server_version
 
@@ -113,6 +115,8 @@ app.command("check")(check)
 app.command("batch")(batch)
 app.command("replay")(replay)
 app.command("bench")(bench)
+app.command("agentbench")(agentbench)
+app.command("eval")(evaluate)
 
 
 @app.command("fast-environment")

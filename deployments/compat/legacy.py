@@ -8,7 +8,6 @@ Every answer has a `Deprecation` header (RFC 9745) and a `Link` to the route tha
     POST /generate, /batch_generate                          fastapi_tritonserver
     GET  /                                                   transformers-openai-api
     POST /v1/edits                                           OpenAI before 2024, simpleAI: 410
-    GET  /v1/metrics                                         transformers-openai-api (jquesnelle): 410
 """
 
 from __future__ import annotations
@@ -62,7 +61,6 @@ def add_legacy_routes(app: FastAPI, api: Api, routes: Sequence[Route]) -> None:
     _add(app, api, "GET", "/", root, "/models")
     for path in ("/v1/edits", "/edits"):
         _add(app, api, "POST", path, edits, "/chat/completions")
-    _add(app, api, "GET", "/v1/metrics", metrics, "/models")
     for path, handler in (("/v1/load_lora_adapter", load_adapter), ("/v1/unload_lora_adapter", unload_adapter)):
         _add(app, api, "POST", path, handler, "/admin/models")
 
@@ -112,14 +110,6 @@ async def edits(exchange: Exchange) -> Response:
     raise RouteGone(
         "/v1/edits is gone, as at OpenAI. Send instruction and input in a message to /v1/chat/completions: "
         '{"role": "user", "content": "<instruction>\\n\\n<input>"}; or have them in the model\'s chat template.'
-    )
-
-
-async def metrics(exchange: Exchange) -> Response:
-    """Not supported: each process of the API would have its own counts."""
-    raise RouteGone(
-        "/v1/metrics is gone. Requests and tokens of all models and processes are Prometheus metrics, which Ray "
-        "exports on its metrics port; the counts of one request are its answer's usage."
     )
 
 

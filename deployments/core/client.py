@@ -188,6 +188,9 @@ class ModelClient(Protocol):
     async def ready(self) -> None:
         """Raise TroupeError if no request can be answered now."""
 
+    async def metrics(self) -> str:
+        """The metrics of all models and replicas, in Prometheus' text format."""
+
     async def status(self) -> list[dict[str, Any]]:
         """The state of each replica, as JSON values."""
 

@@ -37,12 +37,12 @@ class ModelList(TypedDict):
 
 
 async def list_models(exchange: Exchange) -> Response:
-    """Every model, then every alias; under a model's own path that model alone."""
+    """Every model, then every alias and variant; under a model's own path that model alone."""
     client = exchange.models
     scoped = exchange.request.path_params.get("model_id")
     cards = client.models() if scoped is None else [client.resolve(scoped)]
     data = [_model_object(card.id, card) for card in cards]
-    data += [_model_object(alias, card) for card in cards for alias in card.aliases]
+    data += [_model_object(alias, client.resolve(alias)) for card in cards for alias in card.aliases]
     return json_response({"object": "list", "data": data})
 
 
@@ -73,7 +73,7 @@ def _model_object(name: str, card: ModelCard) -> ModelObject:
         "created": card.created,
         "owned_by": "troupe",
         "root": card.id,
-        "parent": card.parent,
+        "parent": card.id if card.variant else card.parent,
     }
     if card.fingerprint:
         shape["fingerprint"] = card.fingerprint

@@ -16,6 +16,7 @@ from deployments.openai.fingerprint import Fingerprint, show_fingerprint
 from deployments.openai.http.route import Route
 from deployments.openai.inside.captures import CaptureList, delete_capture, list_captures, retrieve_capture
 from deployments.openai.inside.modules import ModuleList, UploadedVector, create_vector, list_modules
+from deployments.openai.metrics import show_metrics
 from deployments.openai.page.records import RecordList, list_records, retrieve_record
 from deployments.openai.responses.answer import create_response
 from deployments.openai.responses.schema import ResponseObject, ResponsesBody
@@ -64,6 +65,7 @@ ROUTES = (
     Route("GET", "/batches/{batch_id}", "batches", batches.retrieve_batch, None, _Batch, scoped=False),
     Route("POST", "/batches/{batch_id}/cancel", "batches", batches.cancel_batch, None, _Batch, scoped=False),
     Route("GET", "/health", "models", models.health, None, models.Health, query=("verbose",), scoped=False),
+    Route("GET", "/metrics", "models", show_metrics, None, str, scoped=False),
     Route("GET", "/version", "models", show_version, None, Version, scoped=False),
     Route("GET", "/admin/replicas", "admin", admin.list_replicas, None, admin.ReplicaList, scoped=False),
     Route("GET", "/admin/models", "admin", admin.list_added, None, admin.ModelStates, query=("refresh",), scoped=False),

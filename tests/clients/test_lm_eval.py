@@ -55,6 +55,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for first in range(0, 24, 2)
         ],
         "chatted": [{"q": task.messages[-1]["content"]} for task in make_tasks(12, 8)],
+        "chosen": [
+            {"q": task.messages[-1]["content"], "choices": [task.answer, asked[i - 1].answer, task.answer[::-1] + "9"]}
+            for i, task in enumerate(asked)
+        ],
     }
     until: dict[str, Any] = {"until": ["\n", "<|im_end|>"], "max_gen_toks": 24, "temperature": 0, "do_sample": False}
     generation = {
@@ -64,15 +68,17 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "generation_kwargs": until,
         "metric_list": [{"metric": "exact_match"}],
     }
+    choice: dict[str, Any] = {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": 0,
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
     kinds: dict[str, dict[str, Any]] = {
-        "choices": {
-            "output_type": "multiple_choice",
-            "doc_to_text": "{{q}}",
-            "doc_to_choice": "choices",
-            "doc_to_target": 0,
-            "target_delimiter": "",
-            "metric_list": [{"metric": "acc"}],
-        },
+        "choices": choice,
+        "chosen": choice,
         "generated": generation,
         "chatted": generation,
         "rolling": {
@@ -113,8 +119,8 @@ def hugging_face(tasks: Path, names: str, more: str = "") -> str:
 
 def documented(number: int, url: str, tasks: Path, changes: dict[str, str]) -> str:
     """A command of docs/clients.md, for this server and these tasks."""
-    names = " ".join(TASKS) if number == 0 else "chatted"
-    theirs = "hellaswag wikitext gsm8k" if number == 0 else "gsm8k"
+    names = (" ".join(TASKS), "chatted", "chosen")[number]
+    theirs = ("hellaswag wikitext gsm8k", "gsm8k", "arc_easy")[number]
     return block(
         "lm_eval",
         "bash",
@@ -222,3 +228,12 @@ def test_chats(folder_model: str, python: Path, tasks: Path) -> None:
     ours = evaluate(python, tasks, documented(1, folder_model, tasks, {}))
     theirs = evaluate(python, tasks, hugging_face(tasks, "chatted", "--apply_chat_template"))
     assert largest_gap(ours, theirs) == 0.0
+
+
+def test_log_likelihoods_of_chats(folder_model: str, python: Path, tasks: Path) -> None:
+    changes = {"max_length=1026": f"max_length={WINDOW + 2}", "path/to/my-checkpoint": str(WEIGHTS)}
+    ours = evaluate(python, tasks, documented(2, folder_model, tasks, changes))
+    theirs = evaluate(python, tasks, hugging_face(tasks, "chosen", "--apply_chat_template"))
+    assert largest_gap(ours, theirs) < 1e-4
+    accuracy = sum(row["acc"] for row in ours["chosen"]) / len(ours["chosen"])
+    assert accuracy >= 0.9, "the model knows the answers if it is asked as it was trained"

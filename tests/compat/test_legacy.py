@@ -211,7 +211,6 @@ def test_the_root_says_what_is_served(demo: Server) -> None:
     [
         ("POST", "/v1/edits", "/chat/completions", "/v1/chat/completions"),
         ("POST", "/edits", "/chat/completions", "/v1/chat/completions"),
-        ("GET", "/v1/metrics", "/models", "Prometheus"),
         ("POST", "/v1/load_lora_adapter", "/admin/models", "POST /admin/models"),
         ("POST", "/v1/unload_lora_adapter", "/admin/models", "POST /admin/models"),
     ],

@@ -12,7 +12,7 @@ import pytest
 import ray
 import requests
 
-from tests.faults.clients import API, Reply, ask, p, read_stream, replicas, until
+from tests.faults.clients import API, KEY, Reply, ask, p, read_stream, replicas, until
 from tests.faults.conftest import Say
 from tests.faults.paced import model
 from tests.faults.processes import INGRESS, PROXY, REPLICA, memory
@@ -180,8 +180,10 @@ def test_prometheus_sees_it(url: str, say: Say) -> None:
         wanted -= {"ray_troupe_cached_tokens_total"}
 
         def missing() -> set[str]:
-            text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
-            return {name for name in wanted if name not in text}
+            places = (f"http://127.0.0.1:{port}", url)
+            key = {"Authorization": f"Bearer {KEY}"}
+            texts = [requests.get(f"{place}/metrics", headers=key, timeout=5).text for place in places]
+            return {name for name in wanted if any(name not in text for text in texts)}
 
         await until(lambda: not missing(), 40)
         assert missing() == set()

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
+from deployments.cli.output.drawing import COLORS, label, opening
+
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 300, 220, 52, 56, 12, 34
-_COLORS = ("#3d5bd9", "#d9783d", "#2f9e6e", "#a04bc0", "#7a7f8c", "#c03d55", "#1f8aa8")
 _PANELS = (
     ("tokens_per_s", "tokens/s"),
     ("first_p50_ms", "first token, median, ms"),
     ("gap_p99_ms", "gap between pieces, p99, ms"),
 )
-_STYLE = """
-  text { font: 11px system-ui, sans-serif; fill: #1f2430 } .title { font-weight: 600; font-size: 13px }
-  .axis { stroke: #9aa1ad; fill: none } .line { fill: none; stroke-width: 2 }
-  @media (prefers-color-scheme: dark) { text { fill: #e6e9f0 } }
-"""
-
 Result = Mapping[str, Any]
 
 
@@ -27,14 +21,11 @@ def svg(results: Sequence[Result]) -> str:
     workloads = list(dict.fromkeys(each["workload"] for each in results))
     targets = list(dict.fromkeys(each["target"] for each in results))
     width, height = _WIDTH * len(_PANELS), 30 + _HEIGHT * len(workloads)
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="troupe bench">',
-        f"<style>{_STYLE}</style>",
-    ]
+    lines = opening(width, height, "troupe bench")
     for number, name in enumerate(targets):
         x = 16 + 150 * number
-        lines.append(f'<rect x="{x}" y="10" width="10" height="10" fill="{_COLORS[number % len(_COLORS)]}"/>')
-        lines.append(_text(x + 15, 19, name))
+        lines.append(f'<rect x="{x}" y="10" width="10" height="10" fill="{COLORS[number % len(COLORS)]}"/>')
+        lines.append(label(x + 15, 19, name))
     for row, workload in enumerate(workloads):
         some = [each for each in results if each["workload"] == workload]
         for column, (figure, title) in enumerate(_PANELS):
@@ -50,22 +41,18 @@ def _panel(
     most = max(each[figure] for each in results) or 1.0
     left, top = at[0] + _LEFT, at[1] + _TOP - 20
     wide, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM + 20
-    yield _text(at[0] + 8, at[1] + 22, title, "title")
+    yield label(at[0] + 8, at[1] + 22, title, "title")
     yield f'<path class="axis" d="M{left} {top}V{top + high}H{left + wide}"/>'
-    yield _text(at[0] + 8, top + 8, f"{most:.4g}")
-    yield _text(at[0] + 8, top + high, "0")
+    yield label(at[0] + 8, top + 8, f"{most:.4g}")
+    yield label(at[0] + 8, top + high, "0")
     places = {step: left + wide * (i + 0.5) / len(steps) for i, step in enumerate(steps)}
     for step, x in places.items():
-        yield _text(x - 4, top + high + 14, str(step))
+        yield label(x - 4, top + high + 14, str(step))
     for number, name in enumerate(targets):
-        color = _COLORS[number % len(_COLORS)]
+        color = COLORS[number % len(COLORS)]
         mine = sorted((each for each in results if each["target"] == name), key=lambda each: each["concurrency"])
         points = [(places[each["concurrency"]], top + high * (1 - each[figure] / most)) for each in mine]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         yield f'<path class="line" stroke="{color}" d="M{path}"/>'
         for x, y in points:
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>'
-
-
-def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}"{f" class={chr(34)}{kind}{chr(34)}" if kind else ""}>{escape(text)}</text>'

@@ -5,21 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments.cli.endpoint.processes import answers, end_of, free_port, running
 from deployments.core.errors import ConfigError
-
-_STOP_S = 30.0
 
 _TROUPE = (sys.executable, "-m", "deployments.cli.main", "serve")
 
@@ -114,41 +107,10 @@ def running_peer(
     Raises:
         ConfigError: see `peer_command`; or it ends, or does not answer in time: the message has the end of its output.
     """
-    port = _free_port()
+    port = free_port()
     command = peer_command(name, model, port, extra or {}, options)
-    with tempfile.TemporaryFile("w+") as output:
-        # A session of its own: everything that it has started can be ended with it.
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    with tempfile.TemporaryDirectory() as folder, running(command, log := Path(folder) / "output.log") as process:
         url = f"http://127.0.0.1:{port}/v1"
-        try:
-            if not _answers(f"{url}/models", process, start_s):
-                output.seek(0)
-                raise ConfigError(f"--peer {name} does not answer: {output.read()[-1500:]}")
-            yield Target(name, url, model if name in _BY_FOLDER else name, " ".join(command))
-        finally:
-            _stop(process)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(url: str, process: subprocess.Popen[bytes], limit_s: float) -> bool:
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(url, timeout=5) as answer:
-            if answer.status == 200:
-                return True
-        time.sleep(0.2)
-    return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGINT, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_S)
-            return
+        if not answers(f"{url}/models", process, start_s):
+            raise ConfigError(f"--peer {name} does not answer: {end_of(log)}")
+        yield Target(name, url, model if name in _BY_FOLDER else name, " ".join(command))

@@ -124,7 +124,8 @@ def _standard(schema: Any) -> Any:
 
 
 def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": schemas[route.name, "answer"]}}
+    kind = "text/plain" if route.answer is str else "application/json"
+    content: dict[str, Any] = {kind: {"schema": schemas[route.name, "answer"]}}
     if route.tag == "audio":
         content["text/plain"] = {"schema": {"type": "string"}}
         content["text/vtt"] = {"schema": {"type": "string"}}

@@ -22,7 +22,7 @@ class Route:
         verb: GET, POST, or FORM for a POST of a form with a file, not of JSON.
         tag: the family, for the page at /docs.
         body: the schema of the request's JSON.
-        answer: the type of the response's JSON.
+        answer: the type of the response's JSON; str for a text.
         event: the type of a stream's events.
         query: names of query parameters.
         scoped: also served under /models/{id}.

@@ -33,10 +33,11 @@ _PATHS = {
 }
 _UNSHOWN = {
     *("POST /admin/models", "DELETE /admin/models/{name:path}", "GET /records", "GET /records/{record}"),
+    "GET /metrics",
     *("POST /vectors", "GET /captures/{capture}", "DELETE /captures/{capture}"),
     *(route.name for route in ROUTES if route.tag == "batches"),
 }
-"""Routes whose example needs a folder of the machine, a record, a capture or a file."""
+"""Routes whose example needs a folder of the machine, a record, a capture or a file, or whose answer is not JSON."""
 COUNTERS = ("GET /admin/replicas", "GET /health")
 """Routes whose numbers depend on what else has happened."""
 # What differs between two answers to one request.

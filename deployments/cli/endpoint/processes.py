@@ -1,0 +1,114 @@
+"""Programs that a command starts beside itself, and stops."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+_STOP_S = 30.0
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    log: Path,
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    descriptors: Sequence[int] = (),
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program, until the block ends.
+
+    Its standard input is a pipe that closes when this process ends, however it ends.
+
+    Args:
+        log: file for what it prints.
+        environment: variables beside those of this process.
+        descriptors: open files that it gets.
+    """
+    with log.open("ab") as output:
+        # A session of its own: all that it has started can be ended with it, and Ctrl-C reaches this process alone.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+            pass_fds=descriptors,
+        )
+    try:
+        yield process
+    finally:
+        stop(process)
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a program and all that it has started; kill what has not ended after 30 s."""
+    ask_to_end(process)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_S)
+    _signal(process, signal.SIGKILL)  # and what is left of its session
+    process.wait()
+
+
+def ask_to_end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a program and all that it has started to end."""
+    if process.poll() is None:
+        _signal(process, signal.SIGTERM)
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def answers(url: str, process: subprocess.Popen[bytes], limit_s: float) -> bool:
+    """Wait until a URL answers with status 200; False if the program ends before, or after `limit_s`."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return True
+        time.sleep(0.2)
+    return False
+
+
+def end_of(log: Path, characters: int = 1500) -> str:
+    """The last lines of a log."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return text[-characters:].strip()
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """While the block runs, SIGTERM ends this process as Ctrl-C does: what it has started is stopped."""
+
+    def leave(*_: object) -> NoReturn:
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,153 @@
+"""`troupe eval`: one benchmark over several models of a server."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deployments.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deployments.cli.endpoint.server import Endpoint
+    from deployments.cli.sweep.results import Result, ResultFile, Score
+
+    Benchmark = Callable[[Endpoint, str], list[Score]]
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Option(
+            metavar="ID | GLOB",
+            help="Models to measure, such as 'run7@*'; can be given several times.",
+            show_default=False,
+        ),
+    ],
+    task: Annotated[
+        str, typer.Option(metavar="agent:worlds | lm_eval:TASK[,TASK]", help="Benchmark.")
+    ] = "agent:worlds",
+    url: Annotated[
+        str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.", show_default=False)
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONFIG.yaml | FOLDER | ORG/NAME | LOADER.py:FUNCTION",
+            help="What to serve for the sweep.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the results. A sweep with the same folder goes on.")] = Path(
+        "eval-results"
+    ),
+    episodes: Annotated[int, typer.Option(min=1, help="Worlds of agent:worlds.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the worlds.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 16,
+    lm_eval: Annotated[
+        str, typer.Option("--lm-eval", help="Further options of lm_eval, as one text.", show_default=False)
+    ] = "",
+    python: Annotated[Path | None, typer.Option(help="Python that has lm_eval.", show_default=False)] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.", show_default=False)
+    ] = None,
+) -> None:
+    """Run one benchmark over several models of a server: checkpoints, variants, adapters.
+
+    \b
+    troupe eval --models 'run7@*' --task lm_eval:hellaswag --url http://127.0.0.1:8000 --python lm-eval-env/bin/python
+    troupe eval --models '*' --task agent:worlds --config my.yaml
+
+    The folder of the results gets results.json, results.md and results.svg. Models that have a result are not measured
+    again. The exit status is 1 if a model has no score.
+    """
+    from deployments.cli.endpoint.processes import ended_by_sigterm
+    from deployments.cli.endpoint.server import endpoint
+    from deployments.cli.sweep.models import matching
+    from deployments.cli.sweep.results import ResultFile
+
+    output = output.absolute()
+    options = shlex.split(lm_eval)
+    settings: dict[str, Any] = {"task": task}
+    settings |= {"episodes": episodes, "seed": seed} if task == "agent:worlds" else {"lm_eval": options}
+    benchmark = _benchmark(task, episodes, seed, workers, options, python, output)
+    output.mkdir(parents=True, exist_ok=True)
+    file = ResultFile(output / "results.json", settings)
+    key = api_key or os.environ.get("OPENAI_API_KEY", "")
+    with ended_by_sigterm(), endpoint(url, config, key, output / "server.log") as server:
+        results = [_measured(server, model, benchmark, file) for model in matching(server, models)]
+    _write(results, output)
+    raise typer.Exit(1 if any(result.error for result in results) else 0)
+
+
+def _benchmark(
+    task: str, episodes: int, seed: int, workers: int, options: list[str], python: Path | None, output: Path
+) -> Benchmark:
+    """What gives the scores of a model."""
+    from deployments.cli.sweep import lm_eval, worlds
+
+    if task == worlds.NAME:
+        return lambda server, model: worlds.play(
+            server, model, episodes=episodes, workers=workers, seed=seed, show=_shown(model, episodes)
+        )
+    names = task.removeprefix(lm_eval.PREFIX)
+    if names == task or not names:
+        raise ConfigError(f"--task {task!r}: there are agent:worlds and lm_eval:TASK, such as lm_eval:hellaswag.")
+    program = lm_eval.default_python() if python is None else python.absolute()
+    lm_eval.check(program)
+    return lambda server, model: lm_eval.evaluate(
+        server, model, names, python=program, workers=workers, options=options, folder=output / _folder(model)
+    )
+
+
+def _folder(model: str) -> str:
+    return "".join(each if each.isalnum() or each in "-._+@" else "_" for each in model)
+
+
+def _shown(model: str, episodes: int) -> Callable[[int], None]:
+    """Shows how many episodes have ended, at every tenth of them."""
+    step = max(1, episodes // 10)
+
+    def show(ended: int) -> None:
+        if ended % step == 0:
+            print(f"{model}: {ended} of {episodes}", file=sys.stderr)
+
+    return show
+
+
+def _measured(server: Endpoint, model: str, benchmark: Benchmark, file: ResultFile) -> Result:
+    """The result of a model: the one that the file has, or a new one."""
+    from deployments.cli.sweep.models import fingerprint
+    from deployments.cli.sweep.results import Result
+
+    began, found = time.monotonic(), None
+    try:
+        found = fingerprint(server, model)
+        mark = None if found is None else str(found["fingerprint"])
+        if (finished := file.finished(model, mark)) is not None:
+            print(f"{model}: has a result", file=sys.stderr)
+            return finished
+        print(f"{model}: measuring", file=sys.stderr)
+        scores = benchmark(server, model)
+        result = Result(model=model, fingerprint=found, scores=scores, seconds=round(time.monotonic() - began, 3))
+    except ConfigError as error:
+        print(f"{model}: failed: {error}", file=sys.stderr)
+        result = Result(model=model, fingerprint=found, error=str(error))
+    file.add(result)
+    return result
+
+
+def _write(results: list[Result], output: Path) -> None:
+    """Print the table, and write it and the drawing."""
+    from deployments.cli.sweep.report import markdown, svg, table
+
+    (output / "results.md").write_text(markdown(results), encoding="utf-8")
+    (output / "results.svg").write_text(svg(results), encoding="utf-8")
+    print(table(results))
+    print(f"results.json, results.md and results.svg are in {output}", file=sys.stderr)
