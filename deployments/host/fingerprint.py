@@ -140,7 +140,7 @@ def _vocabulary(tokenizer: Any) -> Any:
 
 def _setup(entry: ModelEntry, info: ModelInfo) -> dict[str, Any]:
     return {
-        "loader": [entry.loader.rpartition(":")[2], _source(entry.loader)],
+        "loader": [entry.loader.rpartition(":")[2], loader_source(entry.loader)],
         "kwargs": without_paths(entry.kwargs),
         "engine": asdict(entry.engine),
         "api": asdict(entry.api),
@@ -158,7 +158,7 @@ def _shown(setup: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(plain, default=str)))
 
 
-def _source(loader: str) -> str | None:
+def loader_source(loader: str) -> str | None:
     """The digest of the file that a loader's function is in."""
     place, _ = parts(loader)
     if not is_file(place):

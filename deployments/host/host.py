@@ -28,7 +28,7 @@ from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import TokenIds, check_known
 from deployments.core.transcript import TranscriptionStarted
 from deployments.engine.library.tested_versions import warn_of_untested_transformers
-from deployments.host.adapters import Adapters
+from deployments.host.adapted.adapters import Adapters
 from deployments.host.generation import Generation
 from deployments.host.inside.captures import CaptureStore
 from deployments.host.inside.capturing import modules_of
@@ -36,6 +36,7 @@ from deployments.host.leases import Leases
 from deployments.host.loaded_model import CLOSE_LIMIT_S, LoadedModel
 from deployments.host.loading import Loading, default_device
 from deployments.host.profiling import Trace, traced
+from deployments.host.served_versions import ServedVersions
 from deployments.registry.catalogue import Catalogue, date_models
 from deployments.registry.following import Following, followed
 from deployments.registry.registry import ModelRegistry
@@ -80,12 +81,13 @@ class ModelHost:
         self._on_gone = on_gone
         self.device = device or default_device()
         self.captures = CaptureStore(args.api.captures, place)
-        self._loading = Loading(self.device, api=args.api, given=given, captures=self.captures)
+        self._loading = Loading(
+            self.device, api=args.api, given=given, captures=self.captures, host_memory_gib=args.host_memory_gib
+        )
         date_models(args)
         self._catalogue = Catalogue(args, given or {})
         self.following = None if registry is None else Following(self._catalogue, registry)
-        self._versions: dict[str, Version] = {}
-        self._newest: dict[str, Version] = {}
+        self._versions = ServedVersions()
         self._admitted: dict[str, str] = {}
         self._adapters = Adapters(self._catalogue)
         self._draining = False
@@ -152,15 +154,12 @@ class ModelHost:
             "device": self.device,
             "draining": self._draining,
             "models": models,
-            "loading": [self._versions[key].model for key in stats.loading],
+            "loading": self._versions.models(stats.loading),
             "loaded_parts": loaded_parts(),
-            "failed": {
-                version.model: stats.failed[version.key].message
-                for version in self._newest.values()
-                if version.key in stats.failed and version.key not in stats.loading
-            },
+            "failed": self._versions.failures(stats),
             "refused": self._adapters.refused,
             **stats.counters,
+            **self._loading.copies.stats(),
             **self.captures.stats(),
         }
 
@@ -293,6 +292,7 @@ class ModelHost:
         """End what runs, unload every model."""
         if self.following is not None:
             await self.following.close()
+        await asyncio.to_thread(self._loading.copies.close)
         await self.leases.close(CLOSE_LIMIT_S)
         await asyncio.to_thread(self._loading.close)
         await asyncio.to_thread(self.captures.close)
@@ -345,27 +345,30 @@ class ModelHost:
         return self.leases if self.place_of(model) == model else self._adapters
 
     async def _evict(self, model: str) -> bool:
+        """Unload a model, also from host memory; False if it is not loaded."""
         self._catalogue.expire(model)
-        return model in self._newest and await self._held(model).evict(self._newest[model].key)
+        newest = self._versions.newest(model)
+        if newest is None:
+            return False
+        with self._loading.copies.freed(newest.key):
+            return await self._held(model).evict(newest.key)
 
     def _follow(self, version: Version) -> None:
         """Let the older version of a model end what it computes; new requests wait for this one."""
-        older = self._newest.get(version.model)
-        self._newest[version.model] = version
         held = self._held(version.model)
-        if held is self.leases:
-            self._versions[version.key] = version
-            if self._entry(version.key).pinned:
-                self.leases.pin(version.key)
-        if older is not None and older.key != version.key:
+        older = self._versions.follow(version, place=held is self.leases)
+        if held is self.leases and self._entry(version.key).pinned:
+            self.leases.pin(version.key)
+        if older is not None:
             held.retire(older.key)
+            asyncio.get_running_loop().run_in_executor(None, self._loading.copies.drop, older.key)
 
     def _entry(self, key: str) -> ModelEntry:
         return self._catalogue.entry_of(self._versions[key].model)
 
     def _say_if_gone(self, model: str) -> None:
         stats = self.leases.stats()
-        if all(self._versions[key].model != model for key in (*stats.loaded, *stats.loading)):
+        if model not in self._versions.models((*stats.loaded, *stats.loading)):
             self._on_gone(model)
 
     async def _load(self, key: str) -> LoadedModel:
@@ -387,10 +390,10 @@ class ModelHost:
 
     def _unload(self, key: str, model: LoadedModel) -> Awaitable[None]:
         logger.info("unloading %s", key)
-        if self._newest[model.entry.id].key == key:
+        if newest := self._versions.is_newest(key, model.entry.id):
             self._on_gone(model.entry.id)
         else:
-            del self._versions[key]
+            self._versions.forget(key)
         self._adapters.drop(model)
         # Not awaited here, where `model` would keep it alive.
-        return self._loading.unload(key, model)
+        return self._loading.unload(key, model, keep=newest)

@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments.adapters.refused import AdapterRefused
 from deployments.config.model import ModelEntry
-from deployments.host.adapter_slots import AdapterSlots
+from deployments.host.adapted.slots import AdapterSlots
 from deployments.host.loaded_model import LoadedModel
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.version import Version
