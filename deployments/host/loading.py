@@ -10,11 +10,13 @@ from functools import partial
 
 import torch
 
+from deployments.adapters.refused import AdapterRefused
 from deployments.config.api import ApiOptions
 from deployments.config.model import ModelEntry
 from deployments.core.errors import RAISED_BY_HOOKS, LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.engine.base.failures import free_memory, is_out_of_memory
 from deployments.engine.model.random_state import RANDOM_STATE
+from deployments.host.adapted.merged import merged_info
 from deployments.host.fingerprint import ModelFingerprint, model_fingerprint
 from deployments.host.inside.captures import CaptureStore
 from deployments.host.loaded_model import LoadedModel
@@ -24,6 +26,7 @@ from deployments.host.worker import Worker, position
 from deployments.media.parts import MediaLimits
 from deployments.registry.version import Version
 from model_loaders.contract import ModelInfo
+from model_loaders.local_folder import found
 from model_loaders.resolve import load_model_info
 from model_loaders.weights.mapped_weights import read_mapped_weights
 from model_loaders.weights.progress import counted_weights
@@ -167,11 +170,22 @@ class Loading:
 
     def _loaded(self, entry: ModelEntry, version: Version) -> LoadedModel:
         with RANDOM_STATE.shared(entry.hook_timeout_s), counted_weights(entry.id):
-            info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
+            info = self._given.get(entry.id) or self._called(entry)
         info.model_name = info.model_name or entry.id
         info.served_as = entry.id
         read_mapped_weights(info.model)
         return self._model(entry, info, model_fingerprint(entry, version, info))
+
+    def _called(self, entry: ModelEntry) -> ModelInfo:
+        """What the loader of a model gives; with the adapter that is to be merged into it."""
+        if entry.adapter is None:
+            return load_model_info(entry.loader, entry.kwargs, self.device)
+        try:
+            if not entry.loader:
+                raise AdapterRefused("its base was given as a model in memory; nothing is merged into that.")
+            return merged_info(load_model_info(entry.loader, entry.kwargs, self.device), found(entry.adapter))
+        except AdapterRefused as refused:
+            raise refused.named(entry.id) from refused.__cause__
 
     def _restored(self, entry: ModelEntry, version: Version) -> LoadedModel | None:
         """A model that was kept in host memory; None if there is none, or it gives other bits than before."""

@@ -18,7 +18,6 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/tutorial.md", "lm-eval-env/bin/lm_eval"): "tests/clients/test_tutorial.py::test_the_score",
     ("docs/loaders.md", "from deployments.local import start"): "tests/test_local.py",
     ("docs/check.md", "troupe check"): "tests/cli/test_check.py",
-    ("docs/cookbook.md", "from peft import"): "tests/clients/test_lora.py::test_an_adapter_is_merged",
     ("docs/cookbook.md", "rm -f troupe-url.txt"): "tests/docs/test_pages.py::test_waiting_for_the_slurm_job",
     ("docs/cookbook.md", "docker build"): "tests/test_dockerfile.py",
     ("docs/clients.md", 'pip install "lm_eval'): "tests/clients/test_lm_eval.py",

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from deployments.adapters.refused import AdapterRefused
+from deployments.adapters.refused import AdapterRefused, NeedsMerge
 from deployments.config.model import ModelEntry
 from deployments.host.adapted.slots import AdapterSlots
 from deployments.host.loaded_model import LoadedModel
@@ -40,11 +40,17 @@ class Adapters:
             async with slots.lease(entry, version) as adapted:
                 self._refused.pop(entry.id, None)
                 yield adapted
-        except AdapterRefused as refused:
-            if self._refused.get(entry.id, ("",))[0] != version.key:
-                logger.warning("%s", refused)
-                self._refused[entry.id] = (version.key, refused)
+        except NeedsMerge:
             raise
+        except AdapterRefused as refused:
+            self.refuse(version, refused)
+            raise
+
+    def refuse(self, version: Version, refused: AdapterRefused) -> None:
+        """Remember that an adapter is refused, and say so once for each version."""
+        if self._refused.get(version.model, ("",))[0] != version.key:
+            logger.warning("%s", refused)
+            self._refused[version.model] = (version.key, refused)
 
     def retire(self, key: str) -> None:
         """Drop a version that nobody asks for any more, once nobody leases it."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from deployments.adapters.lora_file import read_lora
-from deployments.adapters.refused import AdapterRefused
+from deployments.adapters.refused import AdapterRefused, NeedsMerge, needs_peft, peft_is_installed
 from deployments.config.model import ModelEntry
 from deployments.core.errors import TroupeError, Unavailable, last_line
 from deployments.engine.adapters.table import PlacedAdapter
@@ -66,6 +66,7 @@ class AdapterSlots:
         """The base with an adapter, kept until the block ends.
 
         Raises:
+            NeedsMerge: it can be served as a merged copy of the base.
             AdapterRefused: it cannot be served.
             TroupeError: it cannot be placed now.
         """
@@ -171,6 +172,8 @@ class AdapterSlots:
 
 def _as_refusal(error: Exception, adapter: str) -> Exception:
     """What a failure to place an adapter means for its requests. It never fails the base."""
+    if isinstance(error, NeedsMerge):
+        return error if peft_is_installed() else needs_peft(error.message).named(adapter)
     if isinstance(error, AdapterRefused):
         return error.named(adapter)
     if isinstance(error, TroupeError):

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +84,8 @@ class HostCopies:
     """
 
     def __init__(self, gib: float = 0.0) -> None:
-        self._limit = int(gib * _GIB)
+        self._gib = gib
+        self._wanted: Counter[str] = Counter()
         self._copies: OrderedDict[str, HostCopy] = OrderedDict()
         self._kinds: OrderedDict[Hashable, dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()
@@ -111,7 +112,7 @@ class HostCopies:
             key: its version.
         """
         copy = HostCopy(model=model.entry.id, info=model.info, named=model.named, sample=_sample(model))
-        keeps = bool(self._limit) and key not in self._unwanted and _can_be_kept(model)
+        keeps = self._gib > 0 and key not in self._unwanted and _can_be_kept(model)
         keeps = model.stop() and keeps
         del model
         if not (keeps and self._keep(key, copy)):
@@ -152,6 +153,17 @@ class HostCopies:
         return True
 
     @contextlib.contextmanager
+    def wanted(self, key: str) -> Iterator[None]:
+        """Within the block a version is not freed to make room: requests wait for it."""
+        self._wanted[key] += 1
+        try:
+            yield
+        finally:
+            self._wanted[key] -= 1
+            if not self._wanted[key]:
+                del self._wanted[key]
+
+    @contextlib.contextmanager
     def freed(self, key: str) -> Iterator[None]:
         """Within the block a version is not kept; at its end nothing is kept of it."""
         self._unwanted.add(key)
@@ -163,7 +175,7 @@ class HostCopies:
 
     def close(self) -> None:
         """Free everything, and keep nothing from now on."""
-        self._limit = 0
+        self._gib = 0.0
         for key in list(self._copies):
             self.drop(key)
 
@@ -201,20 +213,20 @@ class HostCopies:
         Raises:
             Unmovable: it does not fit alone.
         """
-        spare = total_bytes() * _SPARE_SHARE
+        limit, spare = self._gib * _GIB, total_bytes() * _SPARE_SHARE
+        if needed > limit:
+            raise Unmovable(f"it has {needed / _GIB:.3g} GiB, host_memory_gib is {self._gib:.3g}")
         while True:
             with self._lock:
-                held = sum(copy.nbytes for copy in self._copies.values())
-                oldest = next(iter(self._copies), None)
+                # What is wanted leaves at once where nothing has to be moved.
+                held = sum(copy.nbytes for key, copy in self._copies.items() if more or key not in self._wanted)
+                oldest = next((key for key in self._copies if key not in self._wanted), None)
             is_short = free_bytes() - more < spare
-            if held + needed <= self._limit and not is_short:
+            if held + needed <= limit and not is_short:
                 return
-            if oldest is None or needed > self._limit:
-                raise Unmovable(
-                    "less than a fifth of the host's memory would be left"
-                    if needed <= self._limit
-                    else f"it has {needed / _GIB:.3g} GiB, host_memory_gib is {self._limit / _GIB:.3g}"
-                )
+            if oldest is None:
+                short = "less than a fifth of the host's memory would be left"
+                raise Unmovable(short if is_short else "requests wait for the other models that are kept")
             self.drop(oldest)
 
 
