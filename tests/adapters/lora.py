@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,28 @@ def merged(model: Any, folder: Path, scale: Callable[[str], float]) -> Any:
                 own = torch.zeros_like(bias) if module.bias is None else module.bias
                 module.bias = nn.Parameter(own + bias * scale(name))
     return model
+
+
+@contextlib.contextmanager
+def unmerged(base: Any, folder: Path | None) -> Iterator[Any]:
+    """A base with an adapter as PEFT computes it: the delta in float32, added and rounded once."""
+    tensors = {} if folder is None else load_file(folder / "adapter_model.safetensors")
+    handles = []
+    for key, first in tensors.items():
+        if not key.endswith("lora_A.weight"):
+            continue
+        second = tensors[key.replace("lora_A", "lora_B")]
+
+        def add(module: Any, args: Any, output: Any, first: Any = first, second: Any = second) -> Any:
+            return (output + 2.0 * (args[0].float() @ first.T @ second.T)).to(output.dtype)
+
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        handles.append(base.get_submodule(name).register_forward_hook(add))
+    try:
+        yield base
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def untied(module: Any) -> None:

@@ -11,14 +11,18 @@ import pytest
 import torch
 from torch import nn
 
+from deployments.config.model import ModelEntry
 from deployments.core.calls import GenerateCall
 from deployments.core.events import Delta, Finished
-from deployments.engine.verify import capabilities, parity
+from deployments.engine.verify import capabilities
+from deployments.engine.verify.generate_probe import GenerateProbe
 from deployments.engine.verify.proofs import FORWARD, Proofs
 from deployments.engine.verify.refused import Different, Refused
 from deployments.host.host import ModelHost
 from deployments.host.memory import host_copies
+from deployments.host.memory.kind import model_kind
 from deployments.host.memory.storages import Storages, Unmovable
+from model_loaders.contract import as_model_info
 from tests.host.test_host import LOADED, call, entry, events_of, host_of, load_model, run
 from tests.tiny import byte_tokenizer, gpt2, llama
 
@@ -61,8 +65,8 @@ def test_a_second_visit_calls_no_loader_and_proves_nothing(
             await text(host, call("b"))
             assert kept(host) == ["a"]
             assert len(LOADED) == 2
-            for module, name in ((capabilities.Capabilities, "measure"), (parity, "_alone")):
-                monkeypatch.setattr(module, name, None)
+            monkeypatch.setattr(capabilities.Capabilities, "measure", None)
+            monkeypatch.setattr("deployments.engine.build.compare_with_generate", None)
             caplog.clear()
             assert await text(host, call("a")) == first
             assert host.resolve("a").fingerprint == fingerprint
@@ -80,16 +84,43 @@ def test_another_model_of_the_kind_is_not_proved_again(monkeypatch: pytest.Monke
     """Also without host memory: the next checkpoint of a run, and the same model after a whole load."""
 
     async def main() -> None:
-        async with host_of(entry("a", **BATCHING), entry("b", kwargs={"seed": 1}, **BATCHING)) as host:
+        async with host_of(entry("a", **BATCHING), entry("b", **BATCHING)) as host:
             first = await text(host, call("a"))
-            for kwargs, expected in (({"seed": 1}, None), ({}, first)):
-                with monkeypatch.context() as patched:
-                    if expected is not None:
-                        patched.setattr(capabilities.Capabilities, "measure", None)
-                    found = await text(host, call("a" if expected else "b"))
-                assert expected in (None, found), kwargs
+            monkeypatch.setattr(capabilities.Capabilities, "measure", None)
+            assert [await text(host, call(name)) for name in "ba"] == [first, first]
             assert kept(host) == []
             assert len(LOADED) == 3
+
+    run(main())
+
+
+def test_other_arguments_are_another_kind() -> None:
+    """They may change what the loader makes of the model."""
+    kinds = [
+        model_kind(
+            ModelEntry.model_validate(entry("a", kwargs=kwargs, **more)), as_model_info(load_model(seed), "load_model")
+        )
+        for seed, kwargs, more in ((0, {}, {}), (1, {}, {}), (0, {"a": 1}, {}), (0, {}, BATCHING))
+    ]
+    assert [kind == kinds[0] for kind in kinds] == [True, True, False, False]
+    half = as_model_info({**load_model(), "model": llama().bfloat16()}, "load_model")
+    assert model_kind(ModelEntry.model_validate(entry("a")), half) != kinds[0]
+
+
+def test_the_generate_engine_proves_nothing_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "troupe.engine")
+
+    async def main() -> None:
+        async with host_of(entry("a"), entry("b")) as host:
+            await text(host, call("a"))
+            monkeypatch.setattr(GenerateProbe, "batches", None)
+            monkeypatch.setattr(GenerateProbe, "resumable", None)
+            caplog.clear()
+            await text(host, call("b"))
+            (line,) = [record.message for record in caplog.records if "was checked at load" in record.message]
+            assert [name in line for name in ("together, as before", "yes, as before")] == [True, True], line
 
     run(main())
 
@@ -120,6 +151,7 @@ def test_the_least_recently_used_copy_goes_and_its_loader_is_told() -> None:
 
 
 def test_a_rewritten_folder_is_never_served_from_its_old_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.registry.watch.LOOK_EVERY_S", 0.0)
     folder = tmp_path / "run"
     for i in range(2):
         llama(seed=i).save_pretrained(tmp_path / f"made{i}")
@@ -137,7 +169,6 @@ def test_a_rewritten_folder_is_never_served_from_its_old_copy(tmp_path: Path, mo
             shutil.copytree(tmp_path / "made1", folder, dirs_exist_ok=True)
             for file in folder.iterdir():
                 file.touch()
-            host._catalogue.expire("a")
             new = await text(host, call("a"))
             assert new != old
             assert host.snapshot()["restored"] == 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ from typing import Any
 import pytest
 import requests
 import torch
-from safetensors.torch import load_file
 
-from tests.adapters.lora import merged, write_adapter
+from tests.adapters.lora import merged, unmerged, write_adapter
 from tests.engine.running import Alone, generate_alone
 from tests.openai.added import model
 from tests.openai.conftest import Serve
@@ -85,25 +82,3 @@ def test_loglikelihoods_are_those_of_the_adapter(dtype: torch.dtype, most: float
             expected = logits.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
             scores = torch.tensor(answer["logprobs"]["token_logprobs"][1 : len(ids)])
             assert float((scores - expected).abs().max()) < most, name
-
-
-@contextlib.contextmanager
-def unmerged(base: Any, folder: Path | None) -> Iterator[Any]:
-    """A base with an adapter as PEFT computes it: the delta in float32, added and rounded once."""
-    tensors = {} if folder is None else load_file(folder / "adapter_model.safetensors")
-    handles = []
-    for key, first in tensors.items():
-        if not key.endswith("lora_A.weight"):
-            continue
-        second = tensors[key.replace("lora_A", "lora_B")]
-
-        def add(module: Any, args: Any, output: Any, first: Any = first, second: Any = second) -> Any:
-            return (output + 2.0 * (args[0].float() @ first.T @ second.T)).to(output.dtype)
-
-        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        handles.append(base.get_submodule(name).register_forward_hook(add))
-    try:
-        yield base
-    finally:
-        for handle in handles:
-            handle.remove()

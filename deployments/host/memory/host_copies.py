@@ -13,7 +13,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,8 @@ from deployments.config.model import ModelEntry
 from deployments.core.cgroup import free_bytes, total_bytes
 from deployments.core.errors import TroupeError
 from deployments.engine.base.failures import free_memory
+from deployments.engine.base.protocol import Engine
 from deployments.engine.batching.engine import BatchingEngine
-from deployments.host.fingerprint import ModelFingerprint
-from deployments.host.loaded_model import LoadedModel
 from deployments.host.memory.kind import model_kind
 from deployments.host.memory.storages import Storages, Unmovable
 from model_loaders.contract import ModelInfo
@@ -36,18 +35,34 @@ _SPARE_SHARE = 0.2
 _KINDS = 64
 
 
+class Model(Protocol):
+    """What is read of a loaded model."""
+
+    entry: ModelEntry
+    info: ModelInfo
+    named: Any
+    engine: Engine
+
+    def check(self) -> None:
+        """Raise TroupeError if something has failed that may have changed it."""
+
+    def stop(self) -> bool:
+        """End its threads; False if one computes on."""
+
+
 @dataclass(slots=True, kw_only=True)
 class HostCopy:
     """A model without a place.
 
     Attributes:
+        named: its fingerprint.
         sample: logits that it gave, see `Capabilities.sample`; None if it is not batched.
         storages: of its tensors; None until it is kept.
     """
 
     model: str
     info: ModelInfo
-    named: ModelFingerprint
+    named: Any
     sample: Tensor | None
     storages: Storages | None = None
 
@@ -55,7 +70,7 @@ class HostCopy:
     def nbytes(self) -> int:
         return 0 if self.storages is None else self.storages.nbytes
 
-    def is_like(self, model: LoadedModel) -> bool:
+    def is_like(self, model: Model) -> bool:
         """Whether a model that was made of this copy gives the same bits."""
         now = _sample(model)
         if self.sample is None or now is None:
@@ -105,7 +120,7 @@ class HostCopies:
                 self._kinds.popitem(last=False)
         return known
 
-    def close_model(self, key: str, model: LoadedModel) -> None:
+    def close_model(self, key: str, model: Model) -> None:
         """Close a model, and keep it if that is possible.
 
         Args:
@@ -230,7 +245,7 @@ class HostCopies:
             self.drop(oldest)
 
 
-def _can_be_kept(model: LoadedModel) -> bool:
+def _can_be_kept(model: Model) -> bool:
     """Whether the model is a module that our own engine computes, and nothing has failed that may have changed it."""
     if not isinstance(model.info.model, nn.Module) or model.info.engine is not None:
         return False
@@ -242,5 +257,5 @@ def _can_be_kept(model: LoadedModel) -> bool:
     return True
 
 
-def _sample(model: LoadedModel) -> Tensor | None:
+def _sample(model: Model) -> Tensor | None:
     return model.engine.capabilities.sample if isinstance(model.engine, BatchingEngine) else None

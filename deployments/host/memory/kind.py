@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deployments.config.model import ModelEntry
-from deployments.host.fingerprint import loader_source
+from deployments.registry.digest import loader_source
 from deployments.registry.files import without_paths
 from model_loaders.contract import ModelInfo
 

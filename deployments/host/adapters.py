@@ -1,4 +1,4 @@
-"""The adapters over one loaded model: placed on demand, leased to requests, least recently used first to go."""
+"""The adapters over the loaded models: placed on demand, leased to requests, least recently used first to go."""
 
 from __future__ import annotations
 
@@ -168,6 +168,65 @@ class AdapterSlots:
         assert isinstance(engine, AdapterEngine)
         del slot
         await asyncio.to_thread(engine.remove_adapter, key)
+
+
+class Adapters:
+    """Leases adapters over loaded models, and remembers which were refused.
+
+    Args:
+        catalogue: of this process.
+    """
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._slots: dict[LoadedModel, AdapterSlots] = {}
+        self._refused: dict[str, tuple[str, AdapterRefused]] = {}
+
+    @asynccontextmanager
+    async def lease(self, base: LoadedModel, entry: ModelEntry, version: Version) -> AsyncIterator[LoadedModel]:
+        """The base with an adapter, kept until the block ends; see `AdapterSlots.lease` for the errors."""
+        slots = self._slots.get(base)
+        if slots is None:
+            slots = self._slots[base] = AdapterSlots(base, self._catalogue)
+        self._catalogue.check_present(entry.id)
+        try:
+            async with slots.lease(entry, version) as adapted:
+                self._refused.pop(entry.id, None)
+                yield adapted
+        except NeedsMerge:
+            raise
+        except AdapterRefused as refused:
+            self.refuse(version, refused)
+            raise
+
+    def refuse(self, version: Version, refused: AdapterRefused) -> None:
+        """Remember that an adapter is refused, and say so once for each version."""
+        if self._refused.get(version.model, ("",))[0] != version.key:
+            logger.warning("%s", refused)
+            self._refused[version.model] = (version.key, refused)
+
+    def retire(self, key: str) -> None:
+        """Drop a version that nobody asks for any more, once nobody leases it."""
+        for slots in self._slots.values():
+            slots.retire(key)
+
+    async def evict(self, key: str) -> bool:
+        """Drop a version once nobody leases it; False if it is placed nowhere."""
+        return any([await slots.evict(key) for slots in list(self._slots.values())])
+
+    def drop(self, base: LoadedModel) -> None:
+        """Forget the adapters over a model that is unloaded."""
+        self._slots.pop(base, None)
+
+    def over(self, base: LoadedModel) -> list[dict[str, Any]]:
+        """The adapters that are placed over a model, as JSON values."""
+        slots = self._slots.get(base)
+        return [] if slots is None else slots.snapshot()
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why adapters were refused, by their ids."""
+        return {model: refused.message for model, (_, refused) in self._refused.items()}
 
 
 def _as_refusal(error: Exception, adapter: str) -> Exception:
