@@ -187,6 +187,7 @@ def test_an_adapter_that_is_rewritten_under_load(place: Path, start: Start, expe
     with ThreadPoolExecutor(4) as pool:
         workers = [pool.submit(work) for _ in range(4)]
         try:
+            until(lambda: bool(seen) or any(each.done() for each in workers))
             for count, name in enumerate(("a1", "a2"), 2):
                 weights = (place / "made" / name / "adapter_model.safetensors").read_bytes()
                 (folder / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -272,7 +273,7 @@ def test_what_may_be_added(place: Path, start: Start) -> None:
     zero = {"interventions": [{"module": "model.norm", "op": "zero"}]}
     server = start(entry(place, "a0"), base={"variants": {"base+zero": zero}})
     folder = str(copied(place, "a1", "allowed/mine"))
-    whole = write_adapter(llama(), place / "allowed" / "whole", LINEARS, trainable_token_indices=[1])
+    whole = write_adapter(llama(), place / "allowed" / "whole", LINEARS, init_lora_weights="pissa")
     good = {"id": "x", "base": "base", "adapter": folder}
     for given, status, word in [
         ({**good, "adapter": str(place / "made" / "a1")}, 403, "admin_roots"),
@@ -284,7 +285,7 @@ def test_what_may_be_added(place: Path, start: Start) -> None:
         ({"id": "x"}, 400, "'like'"),
         ({**good, "engine": {"max_batch_size": 2}}, 400, "'engine'"),
         ({"id": "x", "like": "a0", "model_name": folder}, 400, "'like'"),
-        ({**good, "adapter": str(whole)}, 400, "trainable_token_indices"),
+        ({**good, "adapter": str(whole)}, 400, "init_lora_weights: pissa"),
     ]:
         answer = admin(server, "POST", body=given)
         assert answer.status_code == status, (given, answer.text)

@@ -65,10 +65,12 @@ def test_every_answer_is_that_of_the_merged_adapter(count: int, serve: Serve, tm
         for (name, ids), answer in zip(requests_, answers, strict=True):
             alone: Alone = generate_alone(rig.models[name], ids, 16)
             assert answer["token_ids"] == alone.token_ids, name
-            assert answer["logprobs"]["token_logprobs"] == pytest.approx(alone.logprobs, abs=2e-5)
+            with torch.inference_mode():
+                largest = float(rig.models[name](torch.tensor([ids])).logits.abs().max())
+            assert answer["logprobs"]["token_logprobs"] == pytest.approx(alone.logprobs, abs=1e-5 * largest)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_loglikelihoods_are_those_of_the_adapter(dtype: torch.dtype, most: float, serve: Serve, tmp_path: Path) -> None:
     """As lm_eval asks for them: the log-probabilities of a prompt's own tokens, against the adapter by itself."""
     rig = Rig(tmp_path, dtype)
@@ -81,4 +83,5 @@ def test_loglikelihoods_are_those_of_the_adapter(dtype: torch.dtype, most: float
                 logits = alone(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
             expected = logits.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0]
             scores = torch.tensor(answer["logprobs"]["token_logprobs"][1 : len(ids)])
-            assert float((scores - expected).abs().max()) < most, name
+            # Rounding grows with the numbers: a logit of 20 has steps of an eighth in bfloat16.
+            assert float((scores - expected).abs().max()) < most * float(logits.abs().max()), name
