@@ -65,9 +65,7 @@ def test_every_answer_is_that_of_the_merged_adapter(count: int, serve: Serve, tm
         for (name, ids), answer in zip(requests_, answers, strict=True):
             alone: Alone = generate_alone(rig.models[name], ids, 16)
             assert answer["token_ids"] == alone.token_ids, name
-            with torch.inference_mode():
-                largest = float(rig.models[name](torch.tensor([ids])).logits.abs().max())
-            assert answer["logprobs"]["token_logprobs"] == pytest.approx(alone.logprobs, abs=1e-5 * largest)
+            assert answer["logprobs"]["token_logprobs"] == pytest.approx(alone.logprobs, abs=5e-4)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
