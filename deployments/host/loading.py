@@ -192,7 +192,11 @@ class Loading:
         copy = self.copies.restore(version.key)
         if copy is None:
             return None
-        model = self._model(entry, copy.info, copy.named)
+        try:
+            model = self._model(entry, copy.info, copy.named)
+        except BaseException:
+            copy.end()
+            raise
         if copy.is_like(model):
             return model
         logger.error("%s gives other logits than before it was kept in host memory; it is loaded again", entry.id)
