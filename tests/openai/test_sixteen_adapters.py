@@ -57,7 +57,7 @@ def asked(url: str, name: str, ids: list[int], **fields: Any) -> Any:
 @pytest.mark.parametrize("count", [2, pytest.param(30, marks=pytest.mark.long)])
 def test_every_answer_is_that_of_the_merged_adapter(count: int, serve: Serve, tmp_path: Path) -> None:
     rig = Rig(tmp_path, torch.float32)
-    server = serve({}, rig.entries())
+    server = serve(rig.entries())
     requests_ = [(name, ids) for name, ids in itertools.product(["base", *NAMES], prompts(count))]
     random.Random(3).shuffle(requests_)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -72,7 +72,7 @@ def test_every_answer_is_that_of_the_merged_adapter(count: int, serve: Serve, tm
 def test_loglikelihoods_are_those_of_the_adapter(dtype: torch.dtype, most: float, serve: Serve, tmp_path: Path) -> None:
     """As lm_eval asks for them: the log-probabilities of a prompt's own tokens, against the adapter by itself."""
     rig = Rig(tmp_path, dtype)
-    server = serve({}, rig.entries())
+    server = serve(rig.entries())
     pairs = list(itertools.product(["base", *NAMES], prompts(2)))
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda each: asked(server.url, *each, max_tokens=1, echo=True), pairs)
