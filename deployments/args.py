@@ -12,6 +12,7 @@ from deployments.config.explain import config_error, nearest
 from deployments.core.errors import ConfigError
 from deployments.openai.default_params import default_faults
 from deployments.openai.parsing.names import parser_faults
+from deployments.registry.adapter_check import AdapterCheck
 from model_loaders.local_folder import found, missing
 
 
@@ -27,6 +28,22 @@ def check_adapter_folders(args: AppArgs, base: Path) -> None:
     for index, entry in enumerate(args.models):
         if entry.adapter is not None and not found(entry.adapter, base).is_dir():
             raise ConfigError(f"models[{index}].adapter: {entry.adapter}: {missing(entry.adapter, base)}")
+
+
+def refused_adapters(args: AppArgs, base: Path) -> list[str]:
+    """What the log says of adapters of the configuration that their own files refuse. Blocks: it reads them.
+
+    Args:
+        base: the folder that relative paths start from.
+    """
+    check = AdapterCheck()
+    reasons = [(entry.id, check.reason(entry, base)) for entry in args.models]
+    return [
+        f"The adapter {name!r} cannot be served: {reason} The server starts without it, and answers requests for it "
+        "with 404."
+        for name, reason in reasons
+        if reason is not None
+    ]
 
 
 def read_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArgs:

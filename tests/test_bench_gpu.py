@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "bench_gpu"
-QUICK = ["facts", "attention", "steps", "capture", "sampling", "adapters", "inside"]
+QUICK = ["facts", "attention", "steps", "capture", "sampling", "adapters", "swap", "inside"]
 LONG = ["right", "engine", "others", "compiled"]
 
 

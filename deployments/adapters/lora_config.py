@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deployments.adapters.refused import AdapterRefused
+from deployments.adapters.refused import AdapterRefused, NeedsMerge
 
 CONFIG_FILE = "adapter_config.json"
 _MERGE = "merge it with PEFT (merge_and_unload) and serve the merged folder"
@@ -23,20 +23,22 @@ _ANY_VALUE = frozenset(
         *("exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform"),
         *("lora_alpha", "lora_bias", "lora_dropout", "megatron_core", "peft_type", "peft_version", "r", "rank_pattern"),
         *("alpha_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora", "loftq_config"),
-        *("init_lora_weights", "qalora_group_size", "bias", "use_dora", "modules_to_save"),
+        *("init_lora_weights", "qalora_group_size", "bias", "use_dora", "modules_to_save", "trainable_token_indices"),
     }
 )
 """Keys that are read, or that change nothing once an adapter is trained."""
 _NAMED = {
-    "ensure_weight_tying": "it ties what it changes (ensure_weight_tying)",
-    "trainable_token_indices": "it replaces rows of the embedding (trainable_token_indices)",
-    "target_parameters": "it changes parameters that are not of a module, such as fused experts (target_parameters)",
     "layer_replication": "it repeats layers of its base (layer_replication)",
     "alora_invocation_tokens": "it starts in the middle of a prompt (alora_invocation_tokens)",
     "arrow_config": "it routes between adapters (arrow_config)",
     "use_qalora": "it uses QALoRA (use_qalora)",
     "megatron_config": "it is for Megatron's layers (megatron_config)",
 }
+_MERGED = {
+    "ensure_weight_tying": "it ties what it changes (ensure_weight_tying)",
+    "target_parameters": "it changes parameters that are not of a module, such as fused experts (target_parameters)",
+}
+"""Options that batches cannot hold, and PEFT can merge."""
 _UNMERGED = ("layer_replication", "alora_invocation_tokens", "arrow_config", "megatron_config")
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "true", "false")
 _TASKS = (None, "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
@@ -58,6 +60,8 @@ class LoraConfig:
         exclude: names of modules, or a regular expression, that are left out of the targets.
         layers: numbers of the layers whose modules are targets; None for all.
         layers_pattern: names of the lists that have the layers.
+        tokens: token ids whose vectors were trained, by endings of the names of their modules; an empty name is the
+            input embedding.
     """
 
     base: str | None = None
@@ -73,6 +77,7 @@ class LoraConfig:
     layers_pattern: tuple[str, ...] = ()
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def rank_of(self, module: str) -> int:
         """The rank of a module's matrices."""
@@ -118,7 +123,8 @@ def read_lora_config(folder: Path) -> LoraConfig:
     """The configuration of the adapter in a folder.
 
     Raises:
-        AdapterRefused: it is not a LoRA that can be served without changing its base; the reason names the option.
+        NeedsMerge: it has to be merged into a copy of its base; the reason names the option.
+        AdapterRefused: it cannot be served; the same.
     """
     try:
         given = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -138,6 +144,8 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 def _check_kind(given: Mapping[str, Any]) -> None:
     kind, task = given.get("peft_type"), given.get("task_type")
+    if kind == "ADALORA":
+        raise NeedsMerge("its type is ADALORA")
     if kind != "LORA":
         named = f"its type is {kind}" if kind else f"{CONFIG_FILE} has no peft_type"
         raise AdapterRefused(f"{named}; LORA is the type that is served. If PEFT can merge it, {_MERGE}.")
@@ -146,19 +154,22 @@ def _check_kind(given: Mapping[str, Any]) -> None:
 
 
 def _check_options(given: Mapping[str, Any]) -> None:
+    for key, named in _MERGED.items():
+        if given.get(key):
+            raise NeedsMerge(named)
     for key, named in _NAMED.items():
         if given.get(key):
             fix = "it needs the library that it was trained with" if key in _UNMERGED else _MERGE
             raise AdapterRefused(f"{named}; {fix}.")
     if given.get("bias", "none") != "none":
-        raise AdapterRefused(f"it changes the biases of its base (bias: {given['bias']}); {_MERGE}.")
+        raise NeedsMerge(f"it changes the biases of its base (bias: {given['bias']})")
     start = given.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         raise AdapterRefused(
             f"its start changed the weights of its base (init_lora_weights: {start}); convert it with PEFT "
             "(save_pretrained with path_initial_model_for_weight_conversion)."
         )
-    unknown = sorted(key for key, value in given.items() if key not in {*_ANY_VALUE, *_NAMED} and value)
+    unknown = sorted(key for key, value in given.items() if key not in {*_ANY_VALUE, *_NAMED, *_MERGED} and value)
     if unknown:
         raise AdapterRefused(f"{CONFIG_FILE} has the option {unknown[0]}, which is unknown here; {_MERGE}.")
 
@@ -178,6 +189,7 @@ def _config(given: Mapping[str, Any]) -> LoraConfig:
         layers=None if layers is None else tuple([layers] if isinstance(layers, int) else layers),
         layers_pattern=tuple([pattern] if isinstance(pattern := given.get("layers_pattern"), str) else pattern or ()),
         rank_pattern={str(key): int(rank) for key, rank in (given.get("rank_pattern") or {}).items()},
+        tokens=_tokens(given.get("trainable_token_indices")),
         alpha_pattern={str(key): float(alpha) for key, alpha in (given.get("alpha_pattern") or {}).items()},
     )
     if config.dora and config.bias:
@@ -189,6 +201,11 @@ def _config(given: Mapping[str, Any]) -> LoraConfig:
     config.is_target("x")  # Its regular expressions can be read.
     config.scale_of("x")
     return config
+
+
+def _tokens(given: Any) -> dict[str, tuple[int, ...]]:
+    named = given if isinstance(given, dict) else {"": given} if given else {}
+    return {str(name): tuple(map(int, ids)) for name, ids in named.items()}
 
 
 def _names(value: Any) -> str | tuple[str, ...]:

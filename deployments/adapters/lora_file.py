@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deployments.adapters.lora_config import CONFIG_FILE, LoraConfig, read_lora_config
-from deployments.adapters.refused import AdapterRefused
+from deployments.adapters.refused import AdapterRefused, NeedsMerge
 from deployments.adapters.safetensors_file import read_tensors
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _KEY = re.compile(
     r"lora_(?P<part>A\.weight|B\.weight|B\.bias|embedding_A|embedding_B|magnitude_vector(\.weight)?)"
 )
 _WHOLE = re.compile(r"base_model\.model\.(?P<module>.+?)(\.base_layer)?\.(?P<part>weight|bias)")
+_TOKENS = re.compile(r"base_model\.model\.(?P<module>.+)\.token_adapter\.trainable_tokens_delta")
 _PARTS = {
     "A.weight": "a",
     "B.weight": "b",
@@ -63,12 +64,14 @@ class LoraFile:
         modules: its matrices, by the names of their modules.
         saved: parameters of modules that were trained whole, by the names of modules and parameters.
         kept: parameters that PEFT has written though they are the base's, in the same way.
+        tokens: ids of tokens and their vectors [ids, dimensions], by the names of embeddings and heads.
     """
 
     config: LoraConfig
     modules: Mapping[str, LoraArrays]
     saved: Parameters = field(default_factory=dict)
     kept: Parameters = field(default_factory=dict)
+    tokens: Mapping[str, tuple[tuple[int, ...], ndarray[Any, Any]]] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -83,19 +86,18 @@ def read_lora(folder: Path, max_rank: int | None = None) -> LoraFile:
         AdapterRefused: it is none, or a part of it is missing, superfluous, not finite or without effect.
     """
     config = read_lora_config(folder)
-    if not (folder / WEIGHTS_FILE).is_file():
-        if (folder / _PICKLE).is_file():
-            raise AdapterRefused(f"its weights are a pickle ({_PICKLE}), which can run code; save {WEIGHTS_FILE}.")
-        raise AdapterRefused(f"its folder has no {WEIGHTS_FILE}.")
-    tensors = read_tensors(folder / WEIGHTS_FILE)
+    tensors = read_tensors(check_weights_file(folder))
     found: dict[str, dict[str, Any]] = {}
     saved: Parameters = {}
     kept: Parameters = {}
+    rows: dict[str, Any] = {}
     for key, tensor in tensors.items():
         if match := _KEY.fullmatch(key):
             parts = found.setdefault(match["module"], {"embedding": False})
             parts["embedding"] |= "embedding" in match["part"]
             parts[_PARTS[match["part"]]] = tensor
+        elif match := _TOKENS.fullmatch(key):
+            rows[match["module"]] = tensor
         elif match := _WHOLE.fullmatch(key):
             whole = saved if match["module"].endswith(config.saved) else kept
             whole.setdefault(match["module"], {})[match["part"]] = tensor
@@ -104,11 +106,46 @@ def read_lora(folder: Path, max_rank: int | None = None) -> LoraFile:
     if not found:
         raise AdapterRefused(f"{WEIGHTS_FILE} is empty.")
     modules = {module: _checked(module, parts, config) for module, parts in found.items()}
-    file = LoraFile(config=config, modules=modules, saved=saved, kept=kept)
+    file = LoraFile(config=config, modules=modules, saved=saved, kept=kept, tokens=_with_ids(rows, config))
     _check_whole(file)
     if max_rank is not None and file.rank > max_rank:
         raise AdapterRefused(f"its rank is {file.rank}; adapters.max_rank of its base is {max_rank}.")
     return file
+
+
+def _with_ids(rows: Mapping[str, Any], config: LoraConfig) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """The vectors of tokens with the ids that the configuration gives them."""
+    import numpy as np
+
+    found = {}
+    for name, ids in config.tokens.items():
+        module = next((known for known in rows if known not in found and known.endswith(name)), None)
+        if module is None:
+            of = f" of {name}" if name else ""
+            raise AdapterRefused(f"{WEIGHTS_FILE} lacks the vectors of trainable_token_indices{of}.")
+        vectors = rows[module]
+        if vectors.ndim != 2 or len(vectors) != len(ids) or not np.isfinite(vectors).all():
+            raise AdapterRefused(
+                f"{WEIGHTS_FILE} has vectors of the shape {list(vectors.shape)} for the tokens of {module}; "
+                f"trainable_token_indices has {len(ids)}, and they must be finite."
+            )
+        found[module] = (ids, vectors)
+    for module in sorted(rows.keys() - found.keys()):
+        raise AdapterRefused(f"{WEIGHTS_FILE} has vectors of tokens of {module}, which {CONFIG_FILE} does not name.")
+    return found
+
+
+def check_weights_file(folder: Path) -> Path:
+    """The file with the tensors of an adapter.
+
+    Raises:
+        AdapterRefused: there is none.
+    """
+    if not (folder / WEIGHTS_FILE).is_file():
+        if (folder / _PICKLE).is_file():
+            raise AdapterRefused(f"its weights are a pickle ({_PICKLE}), which can run code; save {WEIGHTS_FILE}.")
+        raise AdapterRefused(f"its folder has no {WEIGHTS_FILE}.")
+    return folder / WEIGHTS_FILE
 
 
 def _checked(module: str, parts: Mapping[str, Any], config: LoraConfig) -> LoraArrays:
@@ -120,7 +157,7 @@ def _checked(module: str, parts: Mapping[str, Any], config: LoraConfig) -> LoraA
     arrays = LoraArrays(**parts)
     rank = config.rank_of(module)
     if arrays.a.ndim != 2 or arrays.b.ndim != 2:
-        raise AdapterRefused(f"the matrices of {module} have {arrays.a.ndim} dimensions: LoRA is served on linears.")
+        raise NeedsMerge(f"the matrices of {module} have {arrays.a.ndim} dimensions")
     if not arrays.a.shape[0] == arrays.b.shape[1] == rank:
         raise AdapterRefused(
             f"the matrices of {module} have the ranks {arrays.a.shape[0]} and {arrays.b.shape[1]}; the configuration "

@@ -100,11 +100,15 @@ def _serve_compat(
 
 def _run(written: ServeConfig, options: ServeOptions) -> None:
     if options.check or options.print_config:
+        from deployments.args import refused_adapters
         from deployments.cli.serve_file import as_yaml, check_config
 
-        check_config(written)
+        _, args = check_config(written)
         if options.print_config:
             print(as_yaml(written), end="")
+        if options.check:
+            for line in refused_adapters(args, written.folder / (args.folder or "")):
+                print(line, file=sys.stderr)
         return
     from deployments.cli.launch import serve
 

@@ -36,6 +36,11 @@ class AppArgs(Strict):
     stream_interval_ms: float = Field(
         default=20.0, ge=0, description="Minimum time between two chunks of a stream, after the first token."
     )
+    host_memory_gib: float = Field(
+        default=0.0,
+        ge=0,
+        description="Host memory of a replica for the weights of unloaded models, which makes their next load quick.",
+    )
     swap_patience_s: float = Field(
         default=2.0, ge=0, description="Seconds that a request waits before a model in use is unloaded for it."
     )

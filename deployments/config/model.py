@@ -122,6 +122,11 @@ class ModelEntry(Strict):
         kept.date(self._created)
         return kept
 
+    def merged(self, base: ModelEntry) -> ModelEntry:
+        """This adapter as a model of its own, which is loaded as its base is and has the adapter merged into it."""
+        own = {name: getattr(self, name) for name in ("id", "aliases", "variants", "api", "adapter")}
+        return base.model_copy(update={**own, "pinned": False, "preload": False, "profile_dir": None})
+
     @property
     def names(self) -> list[str]:
         return [self.id, *self.aliases, *self.variants]

@@ -29,6 +29,15 @@ def free_bytes(root: Path = ROOT) -> int:
     return max(0, min(free))
 
 
+def total_bytes(root: Path = ROOT) -> int:
+    """Memory of the machine or the limit of a group, whichever is least."""
+    most = [_meminfo(root, "MemTotal")]
+    for group in _groups(root, "memory"):
+        limits = (_number(group / name) for name in ("memory.max", "memory.limit_in_bytes"))
+        most += [limit for limit in limits if limit is not None]
+    return min(most)
+
+
 def cores(root: Path = ROOT) -> int:
     """Cores that this process may use: by its affinity, and by the processor time of its groups, rounded up."""
     here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)

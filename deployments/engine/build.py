@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelLoadFailed
@@ -131,8 +132,7 @@ def _proven(
         return engine
     try:
         with proofs.of(PARITY) as note:
-            alone = StockGenerate(info.model, vocabulary).alone
-            count = compare_with_generate(info.model, vocabulary, engine, alone, engine.capabilities.crossed)
+            count = proofs.recall(PARITY, partial(_compared, info, vocabulary, engine))
             note.found = f"{count} prompts"
     except Exception as error:
         engine.close(timeout=0.0)
@@ -142,3 +142,8 @@ def _proven(
             f"continuous batching could not be compared with generate: {type(error).__name__}: {error}"
         ) from error
     return engine
+
+
+def _compared(info: ModelInfo, vocabulary: Vocabulary, engine: BatchingEngine) -> int:
+    alone = StockGenerate(info.model, vocabulary).alone
+    return compare_with_generate(info.model, vocabulary, engine, alone, engine.capabilities.crossed)

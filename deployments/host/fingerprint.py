@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,11 +16,10 @@ from torch import Tensor
 from deployments.config.model import ModelEntry
 from deployments.core.fingerprint import combined, fingerprint
 from deployments.core.installed import DISTRIBUTION, installed_version
-from deployments.registry.digest import file_digests, files_digest, json_digest, weights_arguments
+from deployments.registry.digest import file_digests, files_digest, json_digest, loader_source, weights_arguments
 from deployments.registry.files import folder_files, model_files, without_paths
 from deployments.registry.version import Version
 from model_loaders.contract import ModelInfo
-from model_loaders.loader_name import is_file, parts
 
 _PACKAGES = (DISTRIBUTION, "torch", "transformers", "tokenizers", "peft")
 _SAMPLE = 4096
@@ -140,7 +138,7 @@ def _vocabulary(tokenizer: Any) -> Any:
 
 def _setup(entry: ModelEntry, info: ModelInfo) -> dict[str, Any]:
     return {
-        "loader": [entry.loader.rpartition(":")[2], _source(entry.loader)],
+        "loader": [entry.loader.rpartition(":")[2], loader_source(entry.loader)],
         "kwargs": without_paths(entry.kwargs),
         "engine": asdict(entry.engine),
         "api": asdict(entry.api),
@@ -156,19 +154,6 @@ def _shown(setup: Mapping[str, Any]) -> dict[str, Any]:
     kwargs = {key: _HIDDEN if _SECRET.search(key) else value for key, value in setup["kwargs"].items()}
     plain = {**setup, "loader": {"function": function, "source": source}, "kwargs": kwargs}
     return dict(json.loads(json.dumps(plain, default=str)))
-
-
-def _source(loader: str) -> str | None:
-    """The digest of the file that a loader's function is in."""
-    place, _ = parts(loader)
-    if not is_file(place):
-        try:
-            spec = importlib.util.find_spec(place)
-        except (ImportError, ValueError):
-            return None
-        place = (spec and spec.origin) or ""
-    file = Path(place).expanduser()
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _device(model: Any) -> str:

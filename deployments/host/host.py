@@ -10,14 +10,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from deployments.adapters.refused import AdapterRefused
 from deployments.config.app import AppArgs
-from deployments.config.model import ModelEntry
 from deployments.config.sources import Spec
 from deployments.core.calls import Call, ChatPrompt, Prompt, TranscribeCall
 from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
@@ -28,18 +27,17 @@ from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import TokenIds, check_known
 from deployments.core.transcript import TranscriptionStarted
 from deployments.engine.library.tested_versions import warn_of_untested_transformers
-from deployments.host.adapters import Adapters
 from deployments.host.generation import Generation
 from deployments.host.inside.captures import CaptureStore
 from deployments.host.inside.capturing import modules_of
-from deployments.host.leases import Leases
 from deployments.host.loaded_model import CLOSE_LIMIT_S, LoadedModel
 from deployments.host.loading import Loading, default_device
+from deployments.host.places import Places
 from deployments.host.profiling import Trace, traced
 from deployments.registry.catalogue import Catalogue, date_models
 from deployments.registry.following import Following, followed
 from deployments.registry.registry import ModelRegistry
-from deployments.registry.version import Rewritten, Version
+from deployments.registry.version import Rewritten
 from model_loaders.contract import ModelInfo
 from model_loaders.weights.progress import loaded_parts
 
@@ -77,29 +75,21 @@ class ModelHost:
     ) -> None:
         warn_of_untested_transformers()
         self.args = args
-        self._on_gone = on_gone
         self.device = device or default_device()
         self.captures = CaptureStore(args.api.captures, place)
-        self._loading = Loading(self.device, api=args.api, given=given, captures=self.captures)
+        self._loading = Loading(
+            self.device, api=args.api, given=given, captures=self.captures, host_memory_gib=args.host_memory_gib
+        )
         date_models(args)
         self._catalogue = Catalogue(args, given or {})
         self.following = None if registry is None else Following(self._catalogue, registry)
-        self._versions: dict[str, Version] = {}
-        self._newest: dict[str, Version] = {}
         self._admitted: dict[str, str] = {}
-        self._adapters = Adapters(self._catalogue)
+        self._places = Places(args, self._catalogue, self._loading, on_gone)
+        self.leases = self._places.leases
         self._draining = False
         self._traces = {
             entry.id: Trace(entry.profile_dir, entry.id) for entry in args.models if entry.profile_dir is not None
         }
-        self.leases: Leases[LoadedModel] = Leases(
-            self._load,
-            self._unload,
-            capacity=args.max_models_per_replica,
-            patience=args.swap_patience_s,
-            retry_after=lambda key: self._entry(key).load_retry_s,
-            idle_limit=lambda key: self._entry(key).idle_unload_s,
-        )
 
     def models(self) -> Sequence[ModelCard]:
         """Every configured model; its limits and fingerprint once it was loaded."""
@@ -128,7 +118,7 @@ class ModelHost:
 
     async def unload(self, model: str) -> bool:
         """Unload a model once nobody uses it; False if it is not loaded. A later request loads it again."""
-        return await self._evict(self.resolve(model).id)
+        return await self._places.evict(self.resolve(model).id)
 
     async def drain(self, on: bool = True) -> None:
         """Refuse new calls and end those that run; or take calls again."""
@@ -140,27 +130,12 @@ class ModelHost:
 
     def snapshot(self) -> dict[str, Any]:
         """What this process holds and does at this moment, as JSON values."""
-        stats = self.leases.stats()
-        models = [
-            {"id": model.entry.id, "fingerprint": model.fingerprint, "weight_bytes": model.weight_bytes}
-            | {"in_use": stats.in_use.get(key, 0), "adapters": self._adapters.over(model)}
-            | asdict(model.engine.stats())
-            for key, model in self.leases.values().items()
-        ]
         return {
             "pid": os.getpid(),
             "device": self.device,
             "draining": self._draining,
-            "models": models,
-            "loading": [self._versions[key].model for key in stats.loading],
             "loaded_parts": loaded_parts(),
-            "failed": {
-                version.model: stats.failed[version.key].message
-                for version in self._newest.values()
-                if version.key in stats.failed and version.key not in stats.loading
-            },
-            "refused": self._adapters.refused,
-            **stats.counters,
+            **self._places.snapshot(),
             **self.captures.stats(),
         }
 
@@ -187,7 +162,7 @@ class ModelHost:
                         for event in await generation.take():
                             yield event
         except TroupeError as error:
-            self._say_if_gone(self.place_of(call.model))
+            self._places.say_if_gone(self.place_of(call.model))
             yield Failed(error)
         except Exception as error:
             logger.exception("request %s failed", call.request_id)
@@ -259,7 +234,7 @@ class ModelHost:
 
     async def remove_model(self, name: str) -> int:
         """Remove a model that was added; 1 if it was loaded."""
-        return int(await self._evict((await followed(self.following).remove(name)).entry.id))
+        return int(await self._places.evict((await followed(self.following).remove(name)).entry.id))
 
     async def model_states(self, *, refresh: bool = False) -> list[dict[str, Any]]:
         """Every model and every folder that is not one, with its state, as JSON values."""
@@ -293,6 +268,7 @@ class ModelHost:
         """End what runs, unload every model."""
         if self.following is not None:
             await self.following.close()
+        await asyncio.to_thread(self._loading.copies.close)
         await self.leases.close(CLOSE_LIMIT_S)
         await asyncio.to_thread(self._loading.close)
         await asyncio.to_thread(self.captures.close)
@@ -314,7 +290,7 @@ class ModelHost:
         looked = False
         for _ in range(_LOADS):
             with contextlib.suppress(Rewritten):
-                async with self._leased(model) as loaded:
+                async with self._places.lease(model) as loaded:
                     if looked or expect in ("", weights_of(loaded.fingerprint)):
                         check_expected(model, loaded.fingerprint, expect)
                         yield loaded
@@ -324,73 +300,6 @@ class ModelHost:
             self._catalogue.expire(model)
         raise Unavailable(f"The files of model {model!r} change while they are loaded; try again.", retry_after=5)
 
-    @asynccontextmanager
-    async def _leased(self, model: str) -> AsyncIterator[LoadedModel]:
-        """The newest version of a model, or of an adapter within a lease of its base."""
-        version = await self._catalogue.version(model)
-        self._follow(version)
-        if (base := self.place_of(model)) == model:
-            async with self.leases.lease(version.key) as loaded:
-                yield loaded
-            return
-        entry = self._catalogue.entry_of(model)
-        async with self._leased(base) as loaded, self._adapters.lease(loaded, entry, version) as adapted:
-            yield adapted
-
     def place_of(self, model: str) -> str:
         """The id of the model that is loaded for this one: of an adapter, that of its base."""
         return self._catalogue.place_of(model)
-
-    def _held(self, model: str) -> Leases[LoadedModel] | Adapters:
-        return self.leases if self.place_of(model) == model else self._adapters
-
-    async def _evict(self, model: str) -> bool:
-        self._catalogue.expire(model)
-        return model in self._newest and await self._held(model).evict(self._newest[model].key)
-
-    def _follow(self, version: Version) -> None:
-        """Let the older version of a model end what it computes; new requests wait for this one."""
-        older = self._newest.get(version.model)
-        self._newest[version.model] = version
-        held = self._held(version.model)
-        if held is self.leases:
-            self._versions[version.key] = version
-            if self._entry(version.key).pinned:
-                self.leases.pin(version.key)
-        if older is not None and older.key != version.key:
-            held.retire(older.key)
-
-    def _entry(self, key: str) -> ModelEntry:
-        return self._catalogue.entry_of(self._versions[key].model)
-
-    def _say_if_gone(self, model: str) -> None:
-        stats = self.leases.stats()
-        if all(self._versions[key].model != model for key in (*stats.loaded, *stats.loading)):
-            self._on_gone(model)
-
-    async def _load(self, key: str) -> LoadedModel:
-        version = self._versions[key]
-        self._catalogue.check_present(version.model)
-        try:
-            model = await self._loading.load(self._entry(key), version)
-        except BaseException as error:
-            self._on_gone(version.model)
-            if isinstance(error, TroupeError) and not await self._catalogue.is_current(version):
-                raise Rewritten(f"The files of {key} changed while they were loaded: {error}") from error
-            raise
-        if not await self._catalogue.is_current(version):
-            logger.warning("the files of %s changed while they were loaded; what was read of them is dropped", key)
-            await self._loading.unload(key, model)
-            raise Rewritten(f"The files of {key} changed while they were loaded.")
-        self._catalogue.learn(version.model, model.engine.max_model_len, model.fingerprint, model.answers)
-        return model
-
-    def _unload(self, key: str, model: LoadedModel) -> Awaitable[None]:
-        logger.info("unloading %s", key)
-        if self._newest[model.entry.id].key == key:
-            self._on_gone(model.entry.id)
-        else:
-            del self._versions[key]
-        self._adapters.drop(model)
-        # Not awaited here, where `model` would keep it alive.
-        return self._loading.unload(key, model)

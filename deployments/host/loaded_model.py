@@ -18,6 +18,7 @@ from deployments.core.errors import ModelError, UnsupportedParameter
 from deployments.core.events import Event
 from deployments.engine.base.admission import check_supported
 from deployments.engine.base.protocol import Engine
+from deployments.engine.base.threaded import ThreadedEngine
 from deployments.engine.batching.memory import weight_bytes
 from deployments.engine.build import build_engine
 from deployments.engine.no_text import NoTextEngine
@@ -69,6 +70,7 @@ class LoadedModel:
         templates: render chat templates of requests.
         named: the model's fingerprint.
         captures: of its requests.
+        known: what was proved of models of the same kind, see `Proofs`.
 
     Attributes:
         answers: how it writes tool calls and reasoning, and how that was found; None if it holds no conversations.
@@ -86,6 +88,7 @@ class LoadedModel:
         templates: TemplateProcesses | None = None,
         named: ModelFingerprint | None = None,
         captures: CaptureStore | None = None,
+        known: dict[str, Any] | None = None,
     ) -> None:
         self.captures = captures or CaptureStore(CaptureOptions())
         self.entry = entry
@@ -94,7 +97,7 @@ class LoadedModel:
         self._media = media or MediaLimits()
         self.info = info
         self.weight_bytes = weight_bytes(info.model)
-        proofs = Proofs()
+        proofs = Proofs(known)
         with proofs.of(HOOKS) as note:
             note.found = ", ".join(probe_hooks(info, limit=entry.hook_timeout_s))
         self.hooks = Hooks(info)
@@ -120,7 +123,9 @@ class LoadedModel:
         self.submitting = Worker(f"submit-{entry.id}")
         sentence_format = format_of(info)
         self._texts = EmbeddingTexts(info, self._encode_plainly, sentence_format, limit=self.engine.max_model_len)
-        self._embedder = Embedder(info, sentence_format, pooling=entry.api.pooling, alone=entry.engine.deterministic)
+        self._embedder = Embedder(
+            info, sentence_format, pooling=entry.api.pooling, alone=entry.engine.deterministic, proofs=proofs
+        )
         if isinstance(self.engine, NoTextEngine):
             with proofs.of(EMBEDDING) as note:
                 note.found = self._embedder.probe()
@@ -266,15 +271,20 @@ class LoadedModel:
         self._embedder.check()
 
     def close(self) -> None:
-        """End the engine, run the loader's `close`, free memory. Blocks."""
+        """End the engine and run the loader's `close`. Blocks."""
+        self.stop()
+        if self.info.close is not None:
+            self.info.close()
+
+    def stop(self) -> bool:
+        """End the engine and the threads; False if the engine still computes. Blocks."""
         self.engine.close(CLOSE_LIMIT_S)
         self._codec.stop()
         if self._long_codec is not None:
             self._long_codec.stop()
         self._embedding.stop()
         self.submitting.stop()
-        if self.info.close is not None:
-            self.info.close()
+        return not isinstance(self.engine, ThreadedEngine) or self.engine.ended
 
     def use_text_side(self, hooks: Hooks) -> None:
         """Read and write texts with other hooks, over the same vocabulary."""

@@ -6,22 +6,27 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
+from deployments.adapters.refused import AdapterRefused
 from deployments.config.api import ApiOptions
 from deployments.config.model import ModelEntry
 from deployments.core.errors import RAISED_BY_HOOKS, LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.engine.base.failures import free_memory, is_out_of_memory
 from deployments.engine.model.random_state import RANDOM_STATE
-from deployments.host.fingerprint import model_fingerprint
+from deployments.host.adapted.merged import merged_info
+from deployments.host.fingerprint import ModelFingerprint, model_fingerprint
 from deployments.host.inside.captures import CaptureStore
 from deployments.host.loaded_model import LoadedModel
+from deployments.host.memory.host_copies import HostCopies
 from deployments.host.template_processes import RenderLimits, TemplateProcesses
 from deployments.host.worker import Worker, position
 from deployments.media.parts import MediaLimits
 from deployments.registry.version import Version
 from model_loaders.contract import ModelInfo
+from model_loaders.local_folder import found
 from model_loaders.resolve import load_model_info
 from model_loaders.weights.mapped_weights import read_mapped_weights
 from model_loaders.weights.progress import counted_weights
@@ -44,6 +49,10 @@ class Loading:
         api: limits on what the models' requests may bring.
         given: models that need no loader, by id.
         captures: of the models' requests.
+        host_memory_gib: for models that lose their place; see `HostCopies`.
+
+    Attributes:
+        copies: of models that lost their place.
     """
 
     def __init__(
@@ -53,8 +62,10 @@ class Loading:
         api: ApiOptions | None = None,
         given: Mapping[str, ModelInfo] | None = None,
         captures: CaptureStore | None = None,
+        host_memory_gib: float = 0.0,
     ) -> None:
         self._captures = captures
+        self.copies = HostCopies(host_memory_gib)
         self.device = device
         api = api or ApiOptions()
         self._templates = TemplateProcesses(
@@ -98,10 +109,15 @@ class Loading:
             free_memory()
             raise
 
-    async def unload(self, key: str, model: LoadedModel) -> None:
-        """Close a model and free its memory; one that does not close in time is given up."""
+    async def unload(self, key: str, model: LoadedModel, *, keep: bool = False) -> None:
+        """Close a model and free its memory; one that does not close in time is given up.
+
+        Args:
+            keep: its weights may stay in host memory.
+        """
         worker = Worker(f"close-{key}")
-        close = model.close
+        keep = keep and model.entry.id not in self._given
+        close = partial(self.copies.close_model, key, model) if keep else model.close
         del model
         try:
             await worker.run(close, LEAVE_LIMIT_S)
@@ -139,20 +155,7 @@ class Loading:
     def _load_now(self, entry: ModelEntry, version: Version) -> LoadedModel:
         started = time.monotonic()
         try:
-            with RANDOM_STATE.shared(entry.hook_timeout_s), counted_weights(entry.id):
-                info = self._given.get(entry.id) or load_model_info(entry.loader, entry.kwargs, self.device)
-            info.model_name = info.model_name or entry.id
-            info.served_as = entry.id
-            read_mapped_weights(info.model)
-            named = model_fingerprint(entry, version, info)
-            model = LoadedModel(
-                entry,
-                info,
-                media=self._media,
-                templates=self._templates,
-                named=named,
-                captures=self._captures,
-            )
+            model = self._restored(entry, version) or self._loaded(entry, version)
         except RAISED_BY_HOOKS as error:
             if _caused_by_memory(error):
                 raise OutOfMemory(f"Model {entry.id!r} does not fit on {self.device}: {last_line(error)}") from error
@@ -164,6 +167,52 @@ class Loading:
             raise ModelLoadFailed(f"Model {entry.id!r} of loader {entry.loader}: {last_line(error)}") from error
         logger.info("model %s is ready after %.1f s", entry.id, time.monotonic() - started)
         return model
+
+    def _loaded(self, entry: ModelEntry, version: Version) -> LoadedModel:
+        with RANDOM_STATE.shared(entry.hook_timeout_s), counted_weights(entry.id):
+            info = self._given.get(entry.id) or self._called(entry)
+        info.model_name = info.model_name or entry.id
+        info.served_as = entry.id
+        read_mapped_weights(info.model)
+        return self._model(entry, info, model_fingerprint(entry, version, info))
+
+    def _called(self, entry: ModelEntry) -> ModelInfo:
+        """What the loader of a model gives; with the adapter that is to be merged into it."""
+        if entry.adapter is None:
+            return load_model_info(entry.loader, entry.kwargs, self.device)
+        try:
+            if not entry.loader:
+                raise AdapterRefused("its base was given as a model in memory; nothing is merged into that.")
+            return merged_info(load_model_info(entry.loader, entry.kwargs, self.device), found(entry.adapter))
+        except AdapterRefused as refused:
+            raise refused.named(entry.id) from refused.__cause__
+
+    def _restored(self, entry: ModelEntry, version: Version) -> LoadedModel | None:
+        """A model that was kept in host memory; None if there is none, or it gives other bits than before."""
+        copy = self.copies.restore(version.key)
+        if copy is None:
+            return None
+        try:
+            model = self._model(entry, copy.info, copy.named)
+        except BaseException:
+            copy.end()
+            raise
+        if copy.is_like(model):
+            return model
+        logger.error("%s gives other logits than before it was kept in host memory; it is loaded again", entry.id)
+        model.close()
+        return None
+
+    def _model(self, entry: ModelEntry, info: ModelInfo, named: ModelFingerprint) -> LoadedModel:
+        return LoadedModel(
+            entry,
+            info,
+            media=self._media,
+            templates=self._templates,
+            named=named,
+            captures=self._captures,
+            known=self.copies.proofs_of_kind(entry, info),
+        )
 
 
 def _timeout(entry: ModelEntry, seconds: float, place: str) -> LoadTimeout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deployments.adapters.lora_file import read_lora
-from deployments.adapters.refused import AdapterRefused
+from deployments.adapters.refused import AdapterRefused, NeedsMerge, needs_peft, peft_is_installed
 from deployments.config.model import ModelEntry
 from deployments.registry.files import folder_files
 from deployments.registry.stamp import Stamp
@@ -18,11 +18,15 @@ class AdapterCheck:
     def __init__(self) -> None:
         self._known: dict[str, tuple[Stamp, str | None]] = {}
 
-    def reason(self, entry: ModelEntry) -> str | None:
-        """Why an adapter is refused; None if it is not, or if the entry is a model. Blocks."""
+    def reason(self, entry: ModelEntry, base: Path = Path()) -> str | None:
+        """Why an adapter is refused; None if it is not, or if the entry is a model. Blocks.
+
+        Args:
+            base: the folder that relative paths start from.
+        """
         if entry.adapter is None:
             return None
-        folder = found(entry.adapter)
+        folder = found(entry.adapter, base)
         stamp = Stamp.of_files(folder_files(folder))
         known = self._known.get(entry.adapter)
         if known is None or not known[0].same(stamp):
@@ -33,6 +37,8 @@ class AdapterCheck:
 def _reason(folder: Path, entry: ModelEntry) -> str | None:
     try:
         read_lora(folder, entry.adapters.max_rank)
+    except NeedsMerge as reason:
+        return None if peft_is_installed() else needs_peft(reason.message).reason
     except AdapterRefused as refused:
         return refused.reason
     except OSError as error:

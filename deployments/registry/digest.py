@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.registry.files import ModelFile
+from model_loaders.loader_name import is_file, parts
 
 _BLOB = re.compile(r"/models--[^/]+/blobs/([0-9a-f]{64})$")
 _OF_THE_MODEL = ("chat_template", "adapter")
@@ -78,3 +80,16 @@ def _file_digest(path: Path) -> str:
                 _known.clear()
             _known[key] = digest.hexdigest()
     return digest.hexdigest()
+
+
+def loader_source(loader: str) -> str | None:
+    """The digest of the file that a loader's function is in."""
+    place, _ = parts(loader)
+    if not is_file(place):
+        try:
+            spec = importlib.util.find_spec(place)
+        except (ImportError, ValueError):
+            return None
+        place = (spec and spec.origin) or ""
+    file = Path(place).expanduser()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from deployments.config.sources import Spec
@@ -86,14 +86,7 @@ class Following:
             await self.registry.refresh()
         rows = await self.registry.states()
         for row in rows:
-            loaded = [
-                (str(replica.get("replica", "local")), held["fingerprint"])
-                for replica in replicas
-                for model in replica["models"]
-                for held in (model, *model["adapters"])
-                if held["id"] == row["model"]
-            ]
-            row["replicas"] = [{"replica": replica, "fingerprint": found} for replica, found in loaded]
+            row["replicas"] = [held for replica in replicas for held in _held(replica, row["model"])]
             reason = next((found for each in replicas if (found := each["refused"].get(row["model"]))), None)
             if reason is not None and row["state"] == "ready":
                 row.update(state="refused", reason=reason)
@@ -110,6 +103,16 @@ class Following:
             else:
                 self._catalogue.follow(specs)
                 self._unknown.clear()
+
+
+def _held(replica: Mapping[str, Any], model: str) -> Iterator[dict[str, str]]:
+    """What a replica has of a model: on its device, or in the memory of its host."""
+    loaded = [held for each in replica["models"] for held in (each, *each["adapters"])]
+    for tier, found in (("device", loaded), ("host", replica["host_copies"])):
+        for held in found:
+            if held["id"] == model:
+                name = str(replica.get("replica", "local"))
+                yield {"replica": name, "tier": tier, "fingerprint": held["fingerprint"]}
 
 
 def followed(following: Following | None) -> Following:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,9 @@ def write_adapter(
             for part, parameter in module.named_parameters(recurse=False):
                 moved = parameter.detach() + size * torch.randn(parameter.shape, generator=generator)
                 tensors[f"base_model.model.{name}.{part}"] = moved
+    for name, ids in _tokens(model, options.get("trainable_token_indices")).items():
+        vectors = torch.randn((len(ids), model.get_submodule(name).weight.shape[1]), generator=generator)
+        tensors[f"base_model.model.{name}.token_adapter.trainable_tokens_delta"] = vectors
     if change is not None:
         change(tensors, options)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +78,17 @@ def write_adapter(
     )
     (folder / "adapter_config.json").write_text(json.dumps(options))
     return folder
+
+
+def _tokens(model: Any, given: Any) -> dict[str, list[int]]:
+    """Trained tokens by the names of their modules; a list is for the input embedding."""
+    named = given if isinstance(given, dict) else {"": given} if given else {}
+    modules = dict(model.named_modules())
+    of = {name: module for name, module in modules.items() if module is model.get_input_embeddings()}
+    return {
+        next(name for name in (of if not ending else modules) if name.endswith(ending)): ids
+        for ending, ids in named.items()
+    }
 
 
 def sizes(module: nn.Module) -> tuple[int, int]:
@@ -91,8 +106,12 @@ def merged(model: Any, folder: Path, scale: Callable[[str], float]) -> Any:
         scale: of each module's product, by its name.
     """
     tensors = load_file(folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
     model = copy.deepcopy(model)
     with torch.no_grad():
+        for name, ids in _tokens(model, config.get("trainable_token_indices")).items():
+            key = f"base_model.model.{name}.token_adapter.trainable_tokens_delta"
+            model.get_submodule(name).weight[ids] = tensors.pop(key).to(model.dtype)
         for key, first in tensors.items():
             name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
             if not name and ".base_layer." not in key:
@@ -114,6 +133,28 @@ def merged(model: Any, folder: Path, scale: Callable[[str], float]) -> Any:
                 own = torch.zeros_like(bias) if module.bias is None else module.bias
                 module.bias = nn.Parameter(own + bias * scale(name))
     return model
+
+
+@contextlib.contextmanager
+def unmerged(base: Any, folder: Path | None) -> Iterator[Any]:
+    """A base with an adapter as PEFT computes it: the delta in float32, added and rounded once."""
+    tensors = {} if folder is None else load_file(folder / "adapter_model.safetensors")
+    handles = []
+    for key, first in tensors.items():
+        if not key.endswith("lora_A.weight"):
+            continue
+        second = tensors[key.replace("lora_A", "lora_B")]
+
+        def add(module: Any, args: Any, output: Any, first: Any = first, second: Any = second) -> Any:
+            return (output + 2.0 * (args[0].float() @ first.T @ second.T)).to(output.dtype)
+
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        handles.append(base.get_submodule(name).register_forward_hook(add))
+    try:
+        yield base
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def untied(module: Any) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from deployments.cli.main import main
 from deployments.cli.serve_file import base_url, read_config, troupe_applications
 from deployments.core.errors import ConfigError
+from tests.adapters.lora import write_adapter
+from tests.tiny import llama
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = {"id": "a", "loader": "model_loaders.demo:load_model"}
@@ -382,3 +385,16 @@ def test_the_check_alone_starts_nothing(tmp_path: Path) -> None:
     wrong = subprocess.run([*command, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2
     assert wrong.stderr == f"troupe: {file}: http_options.prot: unknown key (did you mean 'port'?)\n"
+
+
+def test_an_adapter_that_is_torn_is_named_and_does_not_stop_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = write_adapter(llama(), tmp_path / "mine", ["q_proj"]) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    models = [DEMO, {"id": "mine", "base": "a", "adapter": "mine"}]
+    file = write(tmp_path, app={"args": {"models": models}})
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(file), "--check"])
+    assert not ended.value.code
+    assert "The adapter 'mine' cannot be served: " in capsys.readouterr().err

@@ -20,7 +20,6 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/inside.md", "task: choices"): "tests/clients/test_inside.py::test_a_benchmark_under_steering",
     ("docs/inside.md", "for model in demo"): "tests/clients/test_inside.py::test_a_benchmark_under_steering",
     ("docs/check.md", "troupe check"): "tests/cli/test_check.py",
-    ("docs/cookbook.md", "from peft import"): "tests/clients/test_lora.py::test_an_adapter_is_merged",
     ("docs/cookbook.md", "rm -f troupe-url.txt"): "tests/docs/test_pages.py::test_waiting_for_the_slurm_job",
     ("docs/cookbook.md", "docker build"): "tests/test_dockerfile.py",
     ("docs/clients.md", "git clone --branch v0.2"): "tests/clients/test_agentbench.py",

@@ -17,6 +17,7 @@ import requests
 from ray.exceptions import RayError
 
 from deployments.ingress import OpenAIIngress
+from tests.adapters.lora import write_adapter
 from tests.faults.processes import INGRESS, REPLICA, pids
 from tests.serving import serving
 from tests.tiny import byte_tokenizer, llama
@@ -49,6 +50,7 @@ def args(place: Path) -> dict[str, Any]:
 def place(tmp_path: Path) -> Path:
     write(tmp_path / "base", 0)
     write(tmp_path / "allowed" / "mine", 1)
+    write_adapter(llama(), tmp_path / "allowed" / "poet", ["q_proj", "v_proj"], seed=1)
     return tmp_path
 
 
@@ -65,6 +67,11 @@ def fingerprint(url: str, model: str) -> str:
 
 def add(url: str, place: Path, name: str) -> requests.Response:
     body = {"id": name, "like": "base", "model_name": str(place / "allowed" / "mine")}
+    return requests.post(f"{url}/admin/models", json=body, headers=ADMIN, timeout=60)
+
+
+def add_adapter(url: str, place: Path) -> requests.Response:
+    body = {"id": "poet", "base": "base", "adapter": str(place / "allowed" / "poet")}
     return requests.post(f"{url}/admin/models", json=body, headers=ADMIN, timeout=60)
 
 
@@ -104,14 +111,19 @@ def test_every_ingress_knows_a_model_at_once_and_follows_its_versions(
     with serving(cluster, args(place), num_replicas=2) as url:
         assert complete(url, "mine").status_code == 404
         assert add(url, place, "mine").status_code == 201
-        assert statuses(url, "mine", 100) == {200}
+        assert add_adapter(url, place).status_code == 201
+        assert statuses(url, "mine", 100) | statuses(url, "poet", 100) == {200}
+        poet = fingerprint(url, "poet")
         old = fingerprint(url, "mine")
         write(place / "allowed" / "mine", 2)
         until(lambda: fingerprint(url, "mine") != old)
         refused = complete(url, "mine", **{"x-troupe-expect": old})
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_mismatch")
         listed = requests.get(f"{url}/v1/models", timeout=10).json()["data"]
-        assert [(model["id"], model["parent"]) for model in listed] == [("base", None), ("mine", None)]
+        parents = {model["id"]: model["parent"] for model in listed}
+        assert parents == {"base": None, "mine": None, "poet": "base"}
+        write_adapter(llama(), place / "allowed" / "poet", ["q_proj", "v_proj"], seed=2)
+        until(lambda: fingerprint(url, "poet") != poet)
         assert requests.delete(f"{url}/admin/models/mine", headers=ADMIN, timeout=60).json()["deleted"] is True
         until(lambda: statuses(url, "mine", 20) == {404})
 
@@ -121,14 +133,15 @@ def test_nobodys_death_loses_a_model(cluster: str, place: Path, monkeypatch: pyt
     monkeypatch.setattr("deployments.app.OpenAIIngress", OpenAIIngress.options(num_replicas=2))
     with serving(cluster, args(place)) as url:
         assert add(url, place, "mine").status_code == 201
-        assert statuses(url, "mine", 1000) == {200}
-        weights = fingerprint(url, "mine")
+        assert add_adapter(url, place).status_code == 201
+        assert statuses(url, "mine", 1000) | statuses(url, "poet", 1000) == {200}
+        weights, adapted = fingerprint(url, "mine"), fingerprint(url, "poet")
         shutil.copytree(place / "allowed" / "mine", place / "run" / "checkpoint-1")
         until(lambda: complete(url, "checkpoint-1").status_code == 200)
         for kind in (REPLICA, REGISTRY, INGRESS):
             kill(kind)
             until(lambda: complete(url, "mine").status_code == 200)
-            assert fingerprint(url, "mine") == weights
+            assert (fingerprint(url, "mine"), fingerprint(url, "poet")) == (weights, adapted)
             until(lambda: complete(url, "nobody").status_code == 404)
             assert statuses(url, "checkpoint-1", 50) == {200}
         assert add(url, place, "second").status_code == 201
@@ -136,6 +149,7 @@ def test_nobodys_death_loses_a_model(cluster: str, place: Path, monkeypatch: pyt
         assert [(row["model"], row["origin"]) for row in rows] == [
             ("base", "yaml"),
             ("mine", "post"),
+            ("poet", "post"),
             ("second", "post"),
             ("checkpoint-1", "folder"),
         ]

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from deployments.engine.model.rotary import UnknownRotary
-from deployments.engine.verify.length_probe import Unfaithful
+from deployments.engine.verify.refused import Unfaithful
 
 INSTALLED = version("transformers")
 _COMPLETE = (5, 23)

@@ -12,8 +12,7 @@ import torch
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.cache.cache import UnknownLayer
 from deployments.engine.verify.capabilities import check_batchable
-from deployments.engine.verify.length_probe import Unfaithful
-from deployments.engine.verify.refused import Refused
+from deployments.engine.verify.refused import Refused, Unfaithful
 from tests.engine.architectures import DECODERS, ENCODER_DECODERS, NOT_HELD, VISION, decoder, encoder_decoder, whisper
 from tests.engine.lacking import unless_it_lacks
 from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit

@@ -73,7 +73,7 @@ def embedding_on_a_lost_gpu() -> dict[str, Any]:
 
 
 def entry(name: str, loader: Callable[..., Any] = load_model, **fields: Any) -> dict[str, Any]:
-    return {"id": name, "loader": f"{__name__}:{loader.__name__}", "engine": {"kind": "generate"}, **fields}
+    return {"id": name, "loader": f"{loader.__module__}:{loader.__name__}", "engine": {"kind": "generate"}, **fields}
 
 
 @contextlib.asynccontextmanager

@@ -108,7 +108,7 @@ def test_adapters_of_the_configuration(place: Path, start: Start, expected: dict
         ("model", None),
         ("adapter", "base"),
     ]
-    assert rows["a1"]["replicas"] == [{"replica": "local", "fingerprint": models[2]["fingerprint"]}]
+    assert rows["a1"]["replicas"] == [{"replica": "local", "tier": "device", "fingerprint": models[2]["fingerprint"]}]
     parts = [
         requests.get(f"{server.url}/v1/fingerprint?model={name}", headers=CLIENT, timeout=10).json()
         for name in ("base", "a0", "a1")
@@ -169,6 +169,37 @@ def test_an_adapter_that_is_rewritten(place: Path, start: Start, expected: dict[
         timeout=60,
     )
     assert (stale.status_code, stale.json()["error"]["code"]) == (409, "version_mismatch")
+
+
+def test_an_adapter_that_is_rewritten_under_load(place: Path, start: Start, expected: dict[str, str]) -> None:
+    """Every answer belongs whole to one version, whatever is read while the file is written."""
+    folder = copied(place, "a0", "run/mine")
+    server = start({"id": "mine", "base": "base", "adapter": str(folder)}, settle_s=0.05)
+    stop = threading.Event()
+    seen: set[tuple[str, str]] = set()
+
+    def work() -> None:
+        while not stop.is_set():
+            answer = complete(server, "mine", prompt=PROMPT, max_tokens=8, ignore_eos=True)
+            assert answer.status_code == 200, answer.text
+            seen.add((answer.headers["x-troupe-fingerprint"], answer.json()["choices"][0]["text"]))
+
+    with ThreadPoolExecutor(4) as pool:
+        workers = [pool.submit(work) for _ in range(4)]
+        try:
+            until(lambda: bool(seen) or any(each.done() for each in workers))
+            for count, name in enumerate(("a1", "a2"), 2):
+                weights = (place / "made" / name / "adapter_model.safetensors").read_bytes()
+                (folder / "adapter_model.safetensors").write_bytes(weights[: len(weights) // 2])
+                shutil.copy(place / "made" / name / "adapter_config.json", folder)
+                (folder / "adapter_model.safetensors").write_bytes(weights)
+                until(lambda count=count: len(seen) >= count or any(each.done() for each in workers))  # type: ignore[misc]
+        finally:
+            stop.set()
+        for each in workers:
+            each.result()
+    assert sorted(text for _, text in seen) == sorted(expected[name] for name in ("a0", "a1", "a2"))
+    assert len({name for name, _ in seen}) == 3
 
 
 def server_models(server: Server) -> list[dict[str, Any]]:
@@ -242,7 +273,7 @@ def test_what_may_be_added(place: Path, start: Start) -> None:
     zero = {"interventions": [{"module": "model.norm", "op": "zero"}]}
     server = start(entry(place, "a0"), base={"variants": {"base+zero": zero}})
     folder = str(copied(place, "a1", "allowed/mine"))
-    whole = write_adapter(llama(), place / "allowed" / "whole", LINEARS, trainable_token_indices=[1])
+    whole = write_adapter(llama(), place / "allowed" / "whole", LINEARS, init_lora_weights="pissa")
     good = {"id": "x", "base": "base", "adapter": folder}
     for given, status, word in [
         ({**good, "adapter": str(place / "made" / "a1")}, 403, "admin_roots"),
@@ -254,7 +285,7 @@ def test_what_may_be_added(place: Path, start: Start) -> None:
         ({"id": "x"}, 400, "'like'"),
         ({**good, "engine": {"max_batch_size": 2}}, 400, "'engine'"),
         ({"id": "x", "like": "a0", "model_name": folder}, 400, "'like'"),
-        ({**good, "adapter": str(whole)}, 400, "trainable_token_indices"),
+        ({**good, "adapter": str(whole)}, 400, "init_lora_weights: pissa"),
     ]:
         answer = admin(server, "POST", body=given)
         assert answer.status_code == status, (given, answer.text)
@@ -333,6 +364,7 @@ def drop_name(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     config["target_modules"] = [*config["target_modules"], "gate_proj"]
 
 
+NO_PEFT = ", so that it needs a merged copy of its base, which the peft package makes: pip install peft."
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "zero": ("all its matrices B are zero", {"change": zeros}),
     "names": ("its base has no module model.blocks.0", {"change": rename}),
@@ -351,9 +383,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("has no magnitude vector", {"change": drop("0.mlp.up_proj.lora_magnitude"), "use_dora": True}),
     "pissa": ("init_lora_weights: pissa", {"init_lora_weights": "pissa"}),
     "saved": ("has no weights of score, which is among modules_to_save", {"modules_to_save": ["score"]}),
-    "tokens of the embedding": ("(trainable_token_indices)", {"trainable_token_indices": [1]}),
-    "experts": ("(target_parameters)", {"target_parameters": ["experts.down_proj"]}),
-    "bias": ("changes the biases of its base", {"bias": "all"}),
+    "tokens of the embedding": (
+        "lacks the vectors of trainable_token_indices",
+        {"trainable_token_indices": [1], "change": drop("token_adapter")},
+    ),
+    "experts": (f"(target_parameters){NO_PEFT}", {"target_parameters": ["experts.down_proj"]}),
+    "bias": (f"changes the biases of its base (bias: all){NO_PEFT}", {"bias": "all"}),
+    "adalora": (f"its type is ADALORA{NO_PEFT}", {"peft_type": "ADALORA"}),
     "head": ("its task is SEQ_CLS", {"task_type": "SEQ_CLS"}),
     "prompt": ("its type is PROMPT_TUNING", {"peft_type": "PROMPT_TUNING"}),
     "unknown": ("has the option use_magic, which is unknown here", {"use_magic": True}),
@@ -361,9 +397,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def test_what_cannot_be_served_is_refused_by_name(
-    place: Path, start: Start, expected: dict[str, str], caplog: pytest.LogCaptureFixture
+    place: Path,
+    start: Start,
+    expected: dict[str, str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The start goes on, the list says why, and the base is never served under the adapter's name."""
+    monkeypatch.setattr("deployments.adapters.refused.find_spec", lambda name: None)
     for name, (_, options) in CASES.items():
         write_adapter(llama(), place / "run" / name, LINEARS, **options)
     pickle = write_adapter(llama(), place / "run" / "pickle", LINEARS)
@@ -429,7 +470,8 @@ def test_adapters_leave_when_memory_is_short(place: Path, start: Start, expected
     assert "adapters.memory_gib of its base is 1e-06" in error(small, "a0")[2]
 
 
-def test_running_requests_keep_their_adapter(place: Path, start: Start, expected: dict[str, str]) -> None:
+@pytest.mark.parametrize(("workers", "count"), [(3, 8), pytest.param(16, 50, marks=pytest.mark.long)])
+def test_running_requests_keep_their_adapter(workers: int, count: int, place: Path, start: Start) -> None:
     """While others are added, rewritten and removed."""
     server = start(entry(place, "a0"), entry(place, "a1"))
     long = {
@@ -445,9 +487,9 @@ def test_running_requests_keep_their_adapter(place: Path, start: Start, expected
             if found["choices"] != long[name]["choices"]:
                 wrong.append(name)
 
-    with ThreadPoolExecutor(3) as pool:
-        done = [pool.submit(work, name) for name in long]
-        for i in range(8):
+    with ThreadPoolExecutor(workers) as pool:
+        done = [pool.submit(work, list(long)[i % len(long)]) for i in range(workers)]
+        for i in range(count):
             folder = write_adapter(llama(), place / "allowed" / f"x{i}", LINEARS, seed=50 + i, rank=2 + i)
             body = {"id": f"x{i}", "base": "base", "adapter": str(folder), "load": True}
             assert admin(server, "POST", body=body).status_code == 201

@@ -123,7 +123,7 @@ def test_a_model_that_is_added_replaced_and_removed(place: Path, start: Start) -
     assert (new.status_code, new.json()["state"], new.json()["origin"]) == (201, "ready", "post")
     assert admin(server, "POST", body=body).status_code == 200
     first = complete(server, "latest").json()["system_fingerprint"]
-    assert states(server)["mine"]["replicas"] == [{"replica": "local", "fingerprint": first}]
+    assert states(server)["mine"]["replicas"] == [{"replica": "local", "tier": "device", "fingerprint": first}]
     other = {**body, "model_name": added(place, 2, "other")["model_name"]}
     taken = admin(server, "POST", body=other)
     assert (taken.status_code, taken.json()["error"]["code"]) == (409, "name_taken")

@@ -23,6 +23,7 @@ from torch.nn import functional
 from deployments.engine.adapters.gathered import Gathered, gather
 from deployments.engine.adapters.lora import Lora
 from deployments.engine.adapters.step import Keys, current_step
+from deployments.engine.adapters.token_rows import TokenRows
 
 
 class AdaptedModule:
@@ -35,6 +36,7 @@ class AdaptedModule:
     Attributes:
         loras: by the adapter's version.
         saved: modules that replace this one, in the same way.
+        tokens: vectors of single tokens, in the same way.
         is_embedding: its inputs are token ids.
     """
 
@@ -42,6 +44,7 @@ class AdaptedModule:
         self.module = module
         self.loras: dict[str, Lora] = {}
         self.saved: dict[str, nn.Module] = {}
+        self.tokens: dict[str, TokenRows] = {}
         self.is_embedding = isinstance(module, nn.Embedding)
         self._forward: Callable[..., Tensor] = module.forward
         self._row_by_row = row_by_row
@@ -56,6 +59,8 @@ class AdaptedModule:
         step.used = True
         if self.saved:
             output = self._replaced(step.keys, output, (input, *args), kwargs)
+        if self.tokens:
+            output = self._with_tokens(step.keys, input, output)
         if self._row_by_row and len(step.keys) > 1:
             return self._each(step.keys, input, output)
         if step.shared is None:
@@ -67,6 +72,7 @@ class AdaptedModule:
         """Drop the matrices of an adapter."""
         self.loras.pop(key, None)
         self.saved.pop(key, None)
+        self.tokens.pop(key, None)
         self._gathered = None
 
     def _replaced(self, keys: Keys, output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -82,6 +88,19 @@ class AdaptedModule:
             for chosen in [[i] for i in rows] if self._row_by_row else [rows]:
                 own = [value[chosen] if isinstance(value, Tensor) else value for value in args]
                 output[chosen] = module.forward(*own, **kwargs).to(output.dtype)
+        return output
+
+    def _with_tokens(self, keys: Keys, input: Tensor, output: Tensor) -> Tensor:
+        """The output, with the vectors that adapters have for single tokens."""
+        for key in dict.fromkeys(keys):
+            tokens = self.tokens.get(key)
+            if tokens is None:
+                continue
+            if len(set(keys)) == 1 and not (self._row_by_row and len(keys) > 1):
+                return tokens.applied(input, output)
+            rows = [i for i, own in enumerate(keys) if own == key]
+            for chosen in [[i] for i in rows] if self._row_by_row else [rows]:
+                output[chosen] = tokens.applied(input[chosen], output[chosen])
         return output
 
     def _rows(self, keys: Keys, input: Tensor, output: Tensor) -> Tensor:

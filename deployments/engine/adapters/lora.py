@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from deployments.adapters.lora_file import WEIGHTS_FILE, LoraArrays, LoraFile
-from deployments.adapters.refused import AdapterRefused
+from deployments.adapters.refused import AdapterRefused, NeedsMerge
 from deployments.engine.adapters.saved import Saved, fit_saved
+from deployments.engine.adapters.token_rows import TokenRows, fit_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +48,23 @@ class Fitted:
     Attributes:
         loras: the matrices, by the names of their modules.
         saved: modules that replace the base's, by name.
+        tokens: vectors of single tokens, by the names of embeddings and heads.
     """
 
     loras: Mapping[str, Lora]
     saved: Saved
+    tokens: Mapping[str, TokenRows]
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """The names of the modules that it changes."""
+        return frozenset({*self.loras, *self.saved, *self.tokens})
 
     @property
     def nbytes(self) -> int:
         whole = sum(parameter.nbytes for module in self.saved.values() for parameter in module.parameters())
-        return whole + sum(lora.nbytes for lora in self.loras.values())
+        tokens = sum(rows.nbytes for rows in self.tokens.values())
+        return whole + tokens + sum(lora.nbytes for lora in self.loras.values())
 
 
 def fit_lora(model: nn.Module, file: LoraFile, dtype: torch.dtype = torch.float32) -> Fitted:
@@ -73,7 +82,7 @@ def fit_lora(model: nn.Module, file: LoraFile, dtype: torch.dtype = torch.float3
         raise AdapterRefused(f"its base has no module {name}; it was trained on another model, or on another class.")
     _check_targets(model, known, file)
     loras = {name: _fit(name, known[name], arrays, file, dtype) for name, arrays in file.modules.items()}
-    return Fitted(loras, fit_saved(known, file))
+    return Fitted(loras, fit_saved(known, file), fit_tokens(model, known, file))
 
 
 def _check_targets(model: nn.Module, known: Mapping[str, nn.Module], file: LoraFile) -> None:
@@ -125,7 +134,7 @@ def _shape(name: str, module: nn.Module, arrays: LoraArrays) -> tuple[int, int, 
     if isinstance(module, nn.Embedding) and arrays.embedding:
         return module.num_embeddings, module.embedding_dim, weight
     if arrays.embedding or not isinstance(module, nn.Linear | Conv1D):
-        raise AdapterRefused(f"{name} is a {type(module).__name__}: LoRA is served on linears and embeddings.")
+        raise NeedsMerge(f"{name} is a {type(module).__name__}, not a linear or an embedding")
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features, weight
     return weight.shape[0], weight.shape[1], weight
@@ -139,8 +148,9 @@ def _dora_gain(name: str, module: nn.Module, arrays: LoraArrays, scale: float) -
     """
     weight: Any = module.weight
     if isinstance(module, nn.Embedding) or not weight.dtype.is_floating_point:
-        kind = "an embedding" if isinstance(module, nn.Embedding) else f"quantized ({weight.dtype})"
-        raise AdapterRefused(f"it uses DoRA, and {name} is {kind}; merge it with PEFT and serve the merged folder.")
+        if isinstance(module, nn.Embedding):
+            raise NeedsMerge(f"it uses DoRA on {name}, an embedding")
+        raise AdapterRefused(f"it uses DoRA, and {name} is quantized ({weight.dtype}); serve an unquantized base.")
     dense = (weight.to_dense() if weight.is_mkldnn else weight).detach().float()
     rows = dense.T if isinstance(module, Conv1D) else dense
     product = torch.from_numpy(arrays.b).to(rows) @ torch.from_numpy(arrays.a).to(rows)

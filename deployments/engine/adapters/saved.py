@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from deployments.adapters.lora_file import WEIGHTS_FILE, LoraFile
-from deployments.adapters.refused import AdapterRefused
+from deployments.adapters.refused import AdapterRefused, NeedsMerge
 
 Saved = dict[str, nn.Module]
 """The modules of an adapter by their names in the base."""
@@ -35,9 +35,7 @@ def _fit(name: str, module: nn.Module | None, parameters: Mapping[str, Any]) -> 
     if module is None:
         raise AdapterRefused(f"its base has no module {name}; it was trained on another model, or on another class.")
     if not isinstance(module, nn.Linear | Conv1D | nn.Embedding) and "Norm" not in type(module).__name__:
-        raise AdapterRefused(
-            f"it replaces {name}, a {type(module).__name__} (modules_to_save): linears, embeddings and norms can be."
-        )
+        raise NeedsMerge(f"it replaces {name}, a {type(module).__name__} (modules_to_save)")
     own = {key: parameter for key, parameter in module._parameters.items() if parameter is not None}
     if own.keys() != parameters.keys():
         raise AdapterRefused(f"{WEIGHTS_FILE} has {sorted(parameters)} of {name}; its base has {sorted(own)}.")

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from deployments.adapters.lora_file import LoraFile
-from deployments.adapters.refused import AdapterRefused
+from deployments.adapters.refused import NeedsMerge
 from deployments.engine.adapters.adapted_module import AdaptedModule
 from deployments.engine.adapters.lora import Fitted, fit_lora
 from deployments.engine.adapters.step import AdapterStep, current_step, set_step
@@ -103,21 +103,23 @@ class AdapterTable:
             fitted: see `fit`.
 
         Raises:
-            AdapterRefused: a module that it changes is never called.
+            NeedsMerge: a module that it changes is never called.
         """
         with self._idle:
             if self._watch is not None:  # It gives modules forwards of its own.
                 self._idle.wait_for(lambda: not self._under_way)
             adapter = PlacedAdapter(
-                modules=frozenset({*fitted.loras, *fitted.saved}),
+                modules=fitted.modules,
                 nbytes=fitted.nbytes,
                 rank=max(lora.rank for lora in fitted.loras.values()),
-                apart=self._apart({*fitted.loras, *fitted.saved}),
+                apart=self._apart(fitted.modules),
             )
             for name, lora in fitted.loras.items():
                 self._adapted(name).loras[key] = lora
             for name, module in fitted.saved.items():
                 self._adapted(name).saved[key] = module
+            for name, rows in fitted.tokens.items():
+                self._adapted(name).tokens[key] = rows
             self._adapters[key] = adapter
         return adapter
 
@@ -187,9 +189,6 @@ class AdapterTable:
             self._mixing.update({name: name in watched.mixing for name in new})
             self._bypassed |= watched.bypassed
         for name in sorted(self._bypassed.intersection(names)):
-            raise AdapterRefused(
-                f"its base reads the weight of {name} without calling the module, so it would have no effect there; "
-                "merge it with PEFT (merge_and_unload) and serve the merged folder."
-            )
+            raise NeedsMerge(f"its base reads the weight of {name} without calling the module")
         others = sorted(name for name in names if not self._mixing[name])
         return f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''} do not see the batch" if others else ""

@@ -79,6 +79,11 @@ class ThreadedEngine:
             thread.join(self.last_step_s)
         self._release()
 
+    @property
+    def ended(self) -> bool:
+        """Whether no thread of it computes any more."""
+        return not any(thread.is_alive() for thread in self._threads)
+
     def _start(self, *names: str) -> None:
         """Start a thread of each name, which does `_work`."""
         self._threads = [threading.Thread(target=self._run_thread, name=name, daemon=True) for name in names]

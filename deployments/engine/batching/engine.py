@@ -32,13 +32,13 @@ from deployments.engine.batching.running_batches import Limits
 from deployments.engine.batching.sequence_builder import SequenceBuilder
 from deployments.engine.batching.step_loop import StepLoop
 from deployments.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
-from deployments.engine.inside.catalogue import Catalogue
+from deployments.engine.inside.catalogue import Catalogue, Portable
 from deployments.engine.inside.inspected import Inspected
 from deployments.engine.inside.measure import measure
 from deployments.engine.inside.resolve import Resolver
 from deployments.engine.model.forward import Forward
 from deployments.engine.model.patches import Patches
-from deployments.engine.speedups.deterministic import Strategy, make_deterministic
+from deployments.engine.speedups.deterministic import Steady, Strategy, make_deterministic
 from deployments.engine.speedups.fixed_decode import FixedDecode, fixed_decode
 from deployments.engine.speedups.packed_linear import pack_linears
 from deployments.engine.text.vocabulary import Vocabulary
@@ -96,7 +96,7 @@ class BatchingEngine(ThreadedEngine):
         self._vocabulary = vocabulary
         self._forward = _forward(info.model, self._context, vocabulary.text_side, proofs)
         with torch.inference_mode(), proofs.of(FORWARD) as note:
-            self.capabilities = Capabilities.measure(self._forward, self._context)
+            self.capabilities = Capabilities.known(self._forward, self._context, proofs)
             note.found = str(self.capabilities)
         self.inside = Resolver(Catalogue([], {}), {}, {}, self._forward.device)
         if inside:
@@ -126,12 +126,14 @@ class BatchingEngine(ThreadedEngine):
         # torch.compile cannot read a packed weight.
         wanted = False if fixed is not None else options.pack_linears
         with proofs.of(PACKED) as note:
-            packed = pack_linears(forward.model, self._patches, wanted)
+            packed = pack_linears(forward.model, self._patches, wanted, recall=partial(proofs.recall, PACKED))
             note.found = f"{packed} modules" if packed else ""
         deterministic = None
         if options.deterministic:
             with proofs.of(DETERMINISTIC) as note:
-                note.found = deterministic = make_deterministic(forward, options.max_batch_size, self._patches)
+                steady = proofs.recall(DETERMINISTIC, Steady)
+                deterministic = make_deterministic(forward, options.max_batch_size, self._patches, steady)
+                note.found = deterministic
         self.adapters = forward.adapters = self._adapter_table(deterministic)
         return step_loop(forward, self.capabilities, options, deterministic, fixed)
 
@@ -335,7 +337,12 @@ def _inside(
 ) -> Resolver:
     """What requests may capture and change inside the model."""
     with torch.inference_mode(), proofs.of(INSIDE) as note:
-        catalogue = measure(forward, pads=capabilities.pads, mixes=capabilities.mixes, text_side=text_side)
+
+        def prove() -> Portable:
+            found = measure(forward, pads=capabilities.pads, mixes=capabilities.mixes, text_side=text_side)
+            return found.portable()
+
+        catalogue = Catalogue.of_model(forward.model, proofs.recall(INSIDE, prove))
         offered = sum(entry.capturable for entry in catalogue.entries.values())
         note.found = f"{offered} of {len(catalogue.entries)} modules"
     return Resolver(catalogue, info.hooks, info.vectors, forward.device)

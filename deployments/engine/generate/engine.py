@@ -251,13 +251,15 @@ class _StockRunner(_Runner):
         alone = alone or options.deterministic or options.max_batch_size == 1
         with proofs.of(GENERATE) as note:
             self._generate = StockGenerate(info.model, vocabulary, static_cache=options.static_cache, longest=limit)
-            self._batches = not alone and self._generate.batches
+            self._batches = not alone and proofs.recall(GENERATE, lambda: self._generate.batches)
             note.found = "together" if self._batches else "one at a time"
         if self._batches:
             with proofs.of(GENERATE_LENGTHS) as note:
-                self._batches = alike_beyond_lengths(info.model, limit)
+                self._batches = proofs.recall(GENERATE_LENGTHS, lambda: alike_beyond_lengths(info.model, limit))
                 note.found = "together" if self._batches else "one at a time"
         with proofs.of(RESUMED) as note:
+            if self._batches:
+                self._generate.resumable_to = proofs.recall(RESUMED, lambda: self._generate.resumable_to)
             self._resumes = self._batches and self._generate.resumes
             note.found = "yes" if self._resumes else ""
         self._beams = BeamSearch(self._generate.call, vocabulary)

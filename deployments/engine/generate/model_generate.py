@@ -79,15 +79,16 @@ class StockGenerate:
 
     def resumable(self, job: Job) -> bool:
         """Whether a job can go on from its text so far as if it had not been stopped, as a probe finds."""
-        return len(job.request.input_ids) + len(_sampler(job).generated) < self._resumable
+        return len(job.request.input_ids) + len(_sampler(job).generated) < self.resumable_to
 
     @property
     def resumes(self) -> bool:
         """Whether any job can."""
-        return self._resumable > 0
+        return self.resumable_to > 0
 
     @cached_property
-    def _resumable(self) -> float:
+    def resumable_to(self) -> float:
+        """How many tokens a text may have, prompt included, when it goes on."""
         return self._probe.resumable()
 
     def run(self, jobs: Sequence[Job], regroup: Callable[[int], bool]) -> None:

@@ -48,6 +48,14 @@ class Tap:
 
 
 @dataclass(frozen=True, slots=True)
+class Portable:
+    """A catalogue without the modules of its model: taps or the reason for none, by the names of the modules."""
+
+    modules: Mapping[str, tuple[Mapping[str, Tap], str]]
+    aliases: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A module of a model, with its taps by their suffixes; `reason` if it has none."""
 
@@ -116,6 +124,17 @@ class Catalogue:
         self._names = Names(self.entries)
         self._alias_names = Names(self.aliases)
         self._known: dict[str, list[Found]] = {}
+
+    @classmethod
+    def of_model(cls, model: nn.Module, found: Portable) -> Catalogue:
+        """What was found with a model of the same kind, for the modules of this one."""
+        known = dict(model.named_modules(remove_duplicate=False))
+        entries = [Entry(name, known[name], taps, reason) for name, (taps, reason) in found.modules.items()]
+        return cls(entries, found.aliases)
+
+    def portable(self) -> Portable:
+        """This catalogue, for other models of the same kind."""
+        return Portable({name: (entry.taps, entry.reason) for name, entry in self.entries.items()}, self.aliases)
 
     def as_json(self, pattern: str = "") -> dict[str, Any]:
         """The answer to GET /v1/modules.

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -47,38 +48,64 @@ Product = Callable[[Linear, Tensor], Tensor]
 """What a linear gives for rows [rows, inputs], computed with the same bits whoever else is there."""
 
 
-def make_deterministic(forward: Forward, max_batch_size: int, patches: Patches) -> Strategy:
+@dataclass(slots=True)
+class Steady:
+    """What was found for a model, which holds for others of its kind.
+
+    Attributes:
+        products: of linears, by their kind; None for a kind that has none.
+        strategy: None until it is found.
+    """
+
+    products: dict[Any, Product | None] = field(default_factory=dict)
+    strategy: Strategy | None = None
+
+
+def make_deterministic(
+    forward: Forward, max_batch_size: int, patches: Patches, steady: Steady | None = None
+) -> Strategy:
     """Let decode steps of one model give a sequence the same bits in a batch of any size.
 
     Args:
         forward: the model's forward passes; its sequences attend by themselves if they decode together.
         max_batch_size: sequences computed together at most.
         patches: give the model its forwards back.
+        steady: of models of the same kind; what is found is added.
 
     Returns:
         How sequences decode: `together`, or each `isolated`; in that case nothing is changed.
     """
-    if forward.is_encoder_decoder or max_batch_size == 1 or not _only_linears(forward.model):
+    steady = Steady() if steady is None else steady
+    isolated = forward.is_encoder_decoder or max_batch_size == 1 or not _only_linears(forward.model)
+    if isolated or steady.strategy == "isolated":
         return "isolated"
     with Patches() as mine, torch.inference_mode():
         forward.decode_attention.per_sequence = True
         mine.callback(setattr, forward.decode_attention, "per_sequence", False)
-        if steady_linears(forward.model, max_batch_size, mine) and _same_bits(forward, max_batch_size):
+        linears = steady_linears(forward.model, max_batch_size, mine, steady.products)
+        if linears and (steady.strategy == "together" or _same_bits(forward, max_batch_size)):
             patches.push(mine.pop_all())
+            steady.strategy = "together"
             return "together"
+        steady.strategy = "isolated"
     logger.warning(
         "Deterministic mode: this model decodes one sequence at a time, as the bits of one depend on others."
     )
     return "isolated"
 
 
-def steady_linears(model: nn.Module, max_batch_size: int, patches: Patches) -> bool:
+def steady_linears(
+    model: nn.Module, max_batch_size: int, patches: Patches, known: dict[Any, Product | None] | None = None
+) -> bool:
     """Let linears of a model give a row the same bits among any number of rows, in decode steps.
+
+    Args:
+        known: products that were found before, by the kind of linear; those found now are added.
 
     Returns:
         Whether that could be had for all of them.
     """
-    known: dict[Any, Product | None] = {}
+    known = {} if known is None else known
     for module in model.modules():
         if not isinstance(module, nn.Linear | Conv1D):
             continue

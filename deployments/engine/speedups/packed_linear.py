@@ -32,9 +32,16 @@ _TIED_SHARE = 1 / 3
 _REPEATS = 9
 _SLOWER = 1.1
 _Shape = tuple[int, int]
+Recall = Callable[[Callable[[], frozenset[_Shape]]], frozenset[_Shape]]
 
 
-def pack_linears(model: nn.Module, patches: Patches, wanted: bool | None = None) -> int:
+def _measured_now(measure: Callable[[], frozenset[_Shape]]) -> frozenset[_Shape]:
+    return measure()
+
+
+def pack_linears(
+    model: nn.Module, patches: Patches, wanted: bool | None = None, *, recall: Recall = _measured_now
+) -> int:
     """Pack a model's linear weights in place.
 
     Only weights in bfloat16 or float16 on the CPU, of plain `nn.Linear` modules whose forward nobody has replaced;
@@ -48,22 +55,28 @@ def pack_linears(model: nn.Module, patches: Patches, wanted: bool | None = None)
         wanted: False packs nothing; True packs what keeps its bits; None packs it unless a quick measurement says
             that it is slower on this machine. What this processor has no such kernel for stays plain, and the log
             says so.
+        recall: gives the shapes that were found for another model of the same kind; else it measures them.
 
     Returns:
         How many modules are packed.
     """
     groups = {} if wanted is False else _packable(model)
     with _writable():
-        shapes = {_shape(modules[0]) for modules in groups.values()}
-        good = {shape for shape in shapes if torch._C._has_mkldnn and _same_bits(groups, shape)}
-        if good != shapes:
-            _say_what_stays_plain(len(shapes - good), len(shapes), asked=wanted is True)
+        good = recall(lambda: _shapes(groups, wanted)) if groups else frozenset()
         groups = {key: modules for key, modules in groups.items() if _shape(modules[0]) in good}
-        if not groups or not (wanted or not _slower([modules[0] for modules in groups.values()])):
-            return 0
         for modules in groups.values():
             _pack(modules, patches, tied=_tied(model, modules[0].weight))
     return sum(map(len, groups.values()))
+
+
+def _shapes(groups: dict[int, list[nn.Linear]], wanted: bool | None) -> frozenset[_Shape]:
+    """The shapes of the weights that are to be packed."""
+    shapes = {_shape(modules[0]) for modules in groups.values()}
+    good = {shape for shape in shapes if torch._C._has_mkldnn and _same_bits(groups, shape)}
+    if good != shapes:
+        _say_what_stays_plain(len(shapes - good), len(shapes), asked=wanted is True)
+    kept = [modules[0] for modules in groups.values() if _shape(modules[0]) in good]
+    return frozenset(good if kept and (wanted or not _slower(kept)) else ())
 
 
 @contextmanager

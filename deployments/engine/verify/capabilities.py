@@ -5,18 +5,21 @@ A few tokens show most; beyond every length that the config names, all of it is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from deployments.engine.cache.cache import UnknownLayer, new_cache
 from deployments.engine.cache.sequence_bytes import SequenceBytes
 from deployments.engine.library.transformers_internals import brings_its_own_cache
 from deployments.engine.model.cache_argument import cache_argument
 from deployments.engine.model.forward import Forward
-from deployments.engine.verify.length_probe import Claims, LengthProbe, Unfaithful
+from deployments.engine.verify.length_probe import Claims, LengthProbe
 from deployments.engine.verify.named_lengths import lengths_in_time
-from deployments.engine.verify.proofs import FORWARD
-from deployments.engine.verify.refused import Refused
+from deployments.engine.verify.proofs import FORWARD, Proofs
+from deployments.engine.verify.refused import Refused, Unfaithful
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,7 @@ class Capabilities:
         pads: prompts of different lengths may be computed together, and decode together.
         mixes: sequences of different lengths may decode together.
         crossed: the lengths that the model's config names and that this was tried beyond.
+        sample: logits [2, vocab] after two fixed prompts, on the CPU.
     """
 
     sequence_bytes: SequenceBytes
@@ -38,6 +42,7 @@ class Capabilities:
     pads: bool
     mixes: bool
     crossed: tuple[int, ...] = ()
+    sample: Tensor = field(default_factory=lambda: torch.empty(0), compare=False, repr=False)
 
     def __str__(self) -> str:
         """What holds, in words."""
@@ -70,6 +75,28 @@ class Capabilities:
         return cls._measured(forward, limit)
 
     @classmethod
+    def known(cls, forward: Forward, limit: int, proofs: Proofs) -> Capabilities:
+        """Those of another model of the same kind, if there was one and the sample shows nothing else; else measured.
+
+        Raises:
+            Exception: see `measure`.
+        """
+
+        def prove() -> tuple[Capabilities, bool]:
+            return cls.measure(forward, limit), forward.sends_unnamed
+
+        found, forward.sends_unnamed = proofs.recall(FORWARD, prove)
+        if not proofs.recalls(FORWARD):
+            return found
+        sample = _sample(LengthProbe(forward, *FORWARD.lengths))
+        forward.fresh.reset()
+        if sample.shape[-1] == found.logits_width and not bool(sample.isnan().any()):
+            return replace(found, sample=sample)
+        proofs.forget(FORWARD)
+        found, forward.sends_unnamed = proofs.recall(FORWARD, prove)
+        return found
+
+    @classmethod
     def _measured(cls, forward: Forward, limit: int) -> Capabilities:
         probe = LengthProbe(forward, *FORWARD.lengths)
         cache, logits = probe.alone(probe.long)
@@ -88,7 +115,12 @@ class Capabilities:
             pads=mixes and all(each.pads for each in found),
             mixes=mixes,
             crossed=tuple(beyond),
+            sample=_sample(probe),
         )
+
+
+def _sample(probe: LengthProbe) -> Tensor:
+    return torch.stack(probe.wholes).clone().cpu()
 
 
 def _beyond(forward: Forward, limit: int) -> dict[int, Claims]:

@@ -17,12 +17,9 @@ from deployments.engine.cache.cache import AnyCache, EncoderBatchCache, new_cach
 from deployments.engine.model.forward import NO_OFFSET, Forward
 from deployments.engine.verify.prompts import ordinary_ids
 from deployments.engine.verify.proofs import close
+from deployments.engine.verify.refused import Unfaithful
 
 _PIECE = 2
-
-
-class Unfaithful(RuntimeError):
-    """A model computes something else in a batch than it does for a prompt by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +60,7 @@ class LengthProbe:
 
     def decodes_like_a_prompt(self) -> bool:
         """Whether a forward with a cache gives what the one without gives."""
-        return close(self._expected[0], self._wholes[0])
+        return close(self._expected[0], self.wholes[0])
 
     def alone(self, ids: Sequence[int]) -> tuple[AnyCache, Tensor]:
         """The cache and the last logits [vocab] of one forward over a prompt."""
@@ -77,7 +74,7 @@ class LengthProbe:
         return cache, chunk.logits[0, -1]
 
     @cached_property
-    def _wholes(self) -> list[Tensor]:
+    def wholes(self) -> list[Tensor]:
         """The logits after each prompt in one forward, on fresh modules."""
         found = []
         for ids in (self.long, self.short):
@@ -100,7 +97,7 @@ class LengthProbe:
         self.alone(self.short)
         logits = self._decoded(cache, [self.long])
         _, after = self.alone(self.short)
-        return close(logits[0], self._expected[0]) and close(after, self._wholes[1])
+        return close(logits[0], self._expected[0]) and close(after, self.wholes[1])
 
     def _chunks(self) -> bool:
         cache, done = new_cache(self.forward.model), 0
@@ -114,7 +111,7 @@ class LengthProbe:
             if end > done:
                 chunk = self.forward.prefill([self.long[done:end]], cache, wholes=[whole])
                 logits, done = chunk.logits[0, -1], end
-        return logits is not None and close(logits, self._wholes[0])
+        return logits is not None and close(logits, self.wholes[0])
 
     def _pads(self) -> bool:
         cache = new_cache(self.forward.model)

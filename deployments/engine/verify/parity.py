@@ -25,7 +25,7 @@ from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.encoder_inputs import encoder_inputs, shorter
 from deployments.engine.verify.prompts import drawn_ids, in_turn
 from deployments.engine.verify.proofs import PARITY
-from deployments.engine.verify.refused import Refused
+from deployments.engine.verify.refused import Different, Refused
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def _compare(alone: Sequence[tuple[EngineRequest, Answer]], together: Sequence[A
     if not compared:
         raise Refused("nothing could be compared: generate gave no log-probabilities")
     if (compared - off) / compared < PARITY.tolerance.share(dtype):
-        raise Refused(f"{off} of {compared} log-probabilities differ from generate's, by {worst:.3g} at {place}")
+        raise Different(f"{off} of {compared} log-probabilities differ from generate's, by {worst:.3g} at {place}")
 
 
 def _best(entry: TokenLogprob) -> float:

@@ -8,13 +8,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from deployments.engine.verify.refused import Different, Unfaithful
+
 logger = logging.getLogger("troupe.engine")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +177,46 @@ class Note:
 
 
 class Proofs:
-    """The proofs of one model while it loads."""
+    """The proofs of one model while it loads.
 
-    def __init__(self) -> None:
+    Args:
+        known: what was proved of another model of the same kind, by the names of proofs; what is proved now is added.
+    """
+
+    def __init__(self, known: dict[str, Any] | None = None) -> None:
         self._made: list[tuple[Proof, str, float]] = []
+        self._known: dict[str, Any] = {} if known is None else known
+        self._recalled: set[str] = set()
+
+    def recall(self, proof: Proof, prove: Callable[[], T]) -> T:
+        """What a proof found for a model of the same kind; else what `prove` finds now.
+
+        Raises:
+            Exception: of `prove`. That the model's results differ is remembered and raised again; what may pass, such
+                as a lack of memory, is not.
+        """
+        if proof.name not in self._known:
+            try:
+                self._known[proof.name] = prove()
+            except (Different, Unfaithful) as error:
+                self._known[proof.name] = type(error)(str(error))  # Without its traceback, which holds the model.
+                raise
+        else:
+            self._recalled.add(proof.name)
+        found = self._known[proof.name]
+        if isinstance(found, Different | Unfaithful):
+            raise type(found)(str(found))
+        value: T = found
+        return value
+
+    def recalls(self, proof: Proof) -> bool:
+        """Whether what holds for this model was found with another one of its kind."""
+        return proof.name in self._recalled
+
+    def forget(self, proof: Proof) -> None:
+        """Prove it again, for this model and later ones."""
+        self._known.pop(proof.name, None)
+        self._recalled.discard(proof.name)
 
     @contextlib.contextmanager
     def of(self, proof: Proof) -> Iterator[Note]:
@@ -188,6 +229,7 @@ class Proofs:
             raise
         finally:
             if note.found:
+                note.found += ", as before" if self.recalls(proof) else ""
                 self._made.append((proof, note.found, time.monotonic() - begun))
 
     def log(self, model: str, dtype: torch.dtype) -> None:

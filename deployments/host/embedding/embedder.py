@@ -26,6 +26,7 @@ from deployments.core.errors import (
     last_line,
 )
 from deployments.engine.base.failures import is_device_lost, is_out_of_memory
+from deployments.engine.verify.proofs import EMBEDDING, Proofs
 from deployments.host.embedding.hook import hooked
 from deployments.host.embedding.padding import is_causal, padding_is_neutral
 from deployments.host.embedding.pooling import pool
@@ -57,8 +58,15 @@ class Embedder:
     """
 
     def __init__(
-        self, info: ModelInfo, sentence_format: SentenceFormat | None, *, pooling: str | None, alone: bool = False
+        self,
+        info: ModelInfo,
+        sentence_format: SentenceFormat | None,
+        *,
+        pooling: str | None,
+        alone: bool = False,
+        proofs: Proofs | None = None,
     ) -> None:
+        self._proofs = proofs or Proofs()
         self._info = info
         self._alone = alone
         self._lost: Exception | None = None
@@ -189,7 +197,10 @@ class Embedder:
     @cached_property
     def _pads(self) -> bool:
         with torch.inference_mode():
-            return padding_is_neutral(self._info.model, self._states_of, size=_vocabulary(self._info.model) or 1)
+            size = _vocabulary(self._info.model) or 1
+            return self._proofs.recall(
+                EMBEDDING, lambda: padding_is_neutral(self._info.model, self._states_of, size=size)
+            )
 
     def _states_of(self, rows: Sequence[Sequence[int]]) -> Tensor:
         device = next(self._inner.parameters()).device

@@ -130,10 +130,11 @@ def test_families(family: str, tmp_path: Path) -> None:
         {"lora_bias": True},
         {"use_dora": True},
         {"modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+        {"trainable_token_indices": {"embed_tokens": [*range(9, 60)], "lm_head": [1, 99, 100]}},
         {"rank_pattern": {"v_proj": 7}, "alpha_pattern": {"q_proj": 3}},
         {"alpha_pattern": {r"model\.layers\.1\.mlp\.up_proj": 30}},
     ],
-    ids=["rslora", "bias", "dora", "saved", "patterns", "pattern of a path"],
+    ids=["rslora", "bias", "dora", "saved", "tokens", "patterns", "pattern of a path"],
 )
 def test_configurations(config: dict[str, Any], tmp_path: Path) -> None:
     model = llama()
@@ -173,6 +174,19 @@ def test_a_head(tmp_path: Path) -> None:
     engine = batching_engine(llama(tie_word_embeddings=True))
     try:
         check_mixed(Rig(model, adapters(model, tmp_path, ("q_proj", "lm_head")), engine))
+    finally:
+        engine.close()
+
+
+def test_tokens_of_a_tied_embedding(tmp_path: Path) -> None:
+    """The head has the new vectors too; the embedding scales them, as it does its own."""
+
+    def build() -> Any:
+        return decoder("gemma3_text", tie_word_embeddings=True)
+
+    engine = batching_engine(build())
+    try:
+        check_mixed(Rig(build(), adapters(build(), tmp_path, LINEARS, trainable_token_indices=[*range(9, 60)]), engine))
     finally:
         engine.close()
 
