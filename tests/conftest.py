@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
-# Ray gives its workers little of a processor that somebody else uses: here, the tests in the other process.
+# Ray gives its workers little of a processor that somebody else uses: here, the tests in the other processes.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 os.environ.setdefault("TROUPE_LOGS", str(Path(tempfile.gettempdir()) / "troupe-test-logs"))
@@ -27,26 +27,28 @@ os.environ.setdefault("TROUPE_LOGS", str(Path(tempfile.gettempdir()) / "troupe-t
 use_own_ray()  # before anything imports Ray
 
 
-COMMANDS = (
-    *("e2e/test_fast.py", "e2e/test_serve_run.py", "faults/test_drain.py"),
-    *("test_dockerfile.py", "test_package.py"),
-)
-"""Files whose tests start servers by their commands; two of these at once would time each other."""
-CLUSTER = ("e2e/", "faults/", "test_readme.py", "test_scale.py")
-"""Files and folders whose tests share the cluster of this session."""
-ORDER = ("commands", "cluster", "tests/engine/")
-"""What begins first: the longest, so that no process is left with it at the end."""
+SERVERS = {
+    "commands": (
+        *("e2e/test_fast.py", "e2e/test_serve_run.py", "faults/test_drain.py"),
+        *("test_dockerfile.py", "test_package.py"),
+    ),
+    "faults": ("faults/", "e2e/test_large.py"),
+    "cluster": ("e2e/", "test_readme.py", "test_scale.py"),
+}
+"""Files and folders whose tests start servers: by commands, or on one cluster for each of the other two groups."""
+ORDER = ("faults", "cluster", "tests/engine/", "commands")
+"""What begins first: the longest; of three processes two wait for servers while one computes."""
 
 
 def scope_of(nodeid: str) -> str:
     """What a test stays on one process with."""
     file = nodeid.split("::")[0]
     name = file.removeprefix("tests/")
-    return "commands" if name in COMMANDS else "cluster" if name.startswith(CLUSTER) else file
+    return next((group for group, names in SERVERS.items() if name.startswith(names)), file)
 
 
 class OneAtATime(LoadScopeScheduling):
-    """How pytest-xdist shares out tests: a file stays on one process, and so do all that start servers in one way."""
+    """How pytest-xdist shares out tests: a file stays on one process, and so does a group of `SERVERS`."""
 
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)
