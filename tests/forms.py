@@ -32,7 +32,7 @@ def covering(*axes: tuple[str, Iterable[Any]], meet: int = 2) -> pytest.MarkDeco
 
     Args:
         axes: the name and the values of each parameter.
-        meet: values of so many parameters meet in the part in every combination; 1 has each value once.
+        meet: of how many parameters the values meet in every combination; 1 has each value once.
     """
     names, values = zip(*((name, list(given)) for name, given in axes), strict=True)
     product = list(itertools.product(*(range(len(given)) for given in values)))
