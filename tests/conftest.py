@@ -47,7 +47,7 @@ def scope_of(nodeid: str) -> str:
     return next((group for group, names in SERVERS.items() if name.startswith(names)), file)
 
 
-class OneAtATime(LoadScopeScheduling):
+class ByGroup(LoadScopeScheduling):
     """How pytest-xdist shares out tests: a file stays on one process, and so does a group of `SERVERS`."""
 
     def _split_scope(self, nodeid: str) -> str:
@@ -62,9 +62,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneAtATime:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
     config.option.loadscopereorder = False  # the order of the items, in the place of that of their number
-    return OneAtATime(config, log)
+    return ByGroup(config, log)
 
 
 _IMPORTS = 100
@@ -80,6 +80,12 @@ def imports_are_not_walked() -> None:
         gc.collect()
         gc.freeze()
         _frozen = len(sys.modules)
+
+
+@pytest.fixture
+def all_is_walked() -> None:
+    """For tests of what a full collection leaves."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
