@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
-# Ray gives its workers little of a processor that somebody else uses: here, the tests in the other process.
+# Ray gives its workers little of a processor that somebody else uses: here, the tests in the other processes.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 os.environ.setdefault("TROUPE_LOGS", str(Path(tempfile.gettempdir()) / "troupe-test-logs"))
@@ -25,20 +27,65 @@ os.environ.setdefault("TROUPE_LOGS", str(Path(tempfile.gettempdir()) / "troupe-t
 use_own_ray()  # before anything imports Ray
 
 
-REAL_SERVERS = ("e2e", "faults", "seeds", "test_dockerfile.py", "test_package.py", "test_ray_internals.py")
-"""Folders and files of tests that start servers; two of them at once would time each other."""
+SERVERS = {
+    "commands": (
+        *("e2e/test_fast.py", "e2e/test_serve_run.py", "faults/test_drain.py"),
+        *("test_dockerfile.py", "test_package.py"),
+    ),
+    "faults": ("faults/", "e2e/test_large.py"),
+    "cluster": ("e2e/", "test_readme.py", "test_scale.py"),
+}
+"""Files and folders whose tests start servers: by commands, or on one cluster for each of the other two groups."""
+ORDER = ("faults", "cluster", "tests/engine/", "commands")
+"""What begins first: the longest; of three processes two wait for servers while one computes."""
 
 
-class OneAtATime(LoadScopeScheduling):
-    """How pytest-xdist shares out tests: a file stays on one worker, and all that start servers are on the same."""
+def scope_of(nodeid: str) -> str:
+    """What a test stays on one process with."""
+    file = nodeid.split("::")[0]
+    name = file.removeprefix("tests/")
+    return next((group for group, names in SERVERS.items() if name.startswith(names)), file)
+
+
+class ByGroup(LoadScopeScheduling):
+    """How pytest-xdist shares out tests: a file stays on one process, and so does a group of `SERVERS`."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0]
-        return "servers" if file.removeprefix("tests/").split("/")[0] in REAL_SERVERS else file
+        return scope_of(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneAtATime:
-    return OneAtATime(config, log)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        scope = scope_of(item.nodeid)
+        return next((i for i, first in enumerate(ORDER) if scope.startswith(first)), len(ORDER))
+
+    items.sort(key=rank)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    config.option.loadscopereorder = False  # the order of the items, in the place of that of their number
+    return ByGroup(config, log)
+
+
+_IMPORTS = 100
+_frozen = 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_not_walked() -> None:
+    """A full collection, such as that of every model that is unloaded, takes a third of a second for modules alone."""
+    global _frozen
+    if len(sys.modules) > _frozen + _IMPORTS or not gc.get_freeze_count():
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
+
+
+@pytest.fixture
+def all_is_walked() -> None:
+    """For tests of what a full collection leaves."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -64,4 +111,16 @@ def demo(cluster: str) -> Iterator[str]:
     from tests.serving import serving
 
     with serving(cluster, {"models": [DEMO], "max_models_per_replica": 2}) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def two_replicas(cluster: str) -> Iterator[str]:
+    """The base URL of two replicas of a model `a` that takes 20 ms a token."""
+    from tests.faults.clients import API
+    from tests.faults.paced import model
+    from tests.serving import serving
+
+    args = {"models": [model("a", pace=0.02, preload=True)], "api": API}
+    with serving(cluster, args, num_replicas=2, ray_actor_options={"num_gpus": 0, "num_cpus": 0.5}) as url:
         yield url

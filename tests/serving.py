@@ -69,7 +69,7 @@ def serving(
         _wait_for(url)
         yield url
     finally:
-        serve.delete(_name(url))
+        serve.delete(_name(url), _blocking=False)  # its replicas end while the next application starts
 
 
 def deploy(

@@ -17,6 +17,8 @@ from ray.serve.request_router import PendingRequest
 
 from deployments.router import PLAN_LIFETIME_S, ModelAffinityRouter
 
+pytestmark = pytest.mark.usefixtures("all_is_walked")
+
 
 @dataclass(frozen=True)
 class ReplicaName:

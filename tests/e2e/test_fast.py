@@ -20,6 +20,7 @@ import requests
 import yaml
 
 from deployments.cli.fast_mode import fast_environment, has_haproxy
+from tests.e2e.test_openai_sdk import check_one_request_id
 from tests.e2e.test_serve_run import ROOT, open_ports, running
 from tests.faults.clients import KEY, ask, replicas, until
 from tests.faults.conftest import Say, say  # noqa: F401
@@ -173,21 +174,9 @@ def test_its_answers_are_files_in_the_place_of_rays(tmp_path: Path) -> None:
     shutil.rmtree(Path(start).parent)
 
 
-def one_request_id(url: str) -> None:
-    given = requests.get(f"{url}/v1/models", headers={**AUTHORIZED, "x-request-id": "abc"}, timeout=20)
-    made = requests.get(f"{url}/v1/models", timeout=20)
-    assert given.headers["x-request-id"] == "abc"
-    assert made.headers["x-request-id"]
-    assert "," not in made.headers["x-request-id"]
-
-
 @needs_haproxy
 def test_a_response_has_one_request_id(url: str) -> None:
-    one_request_id(url)
-
-
-def test_and_one_behind_serves_own_proxy(demo: str) -> None:
-    one_request_id(demo)
+    check_one_request_id(url, AUTHORIZED)
 
 
 @needs_haproxy

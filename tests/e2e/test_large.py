@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 import requests
 
-from tests.faults.clients import API, KEY, ask
-from tests.faults.paced import model
-from tests.serving import serving
+from tests.faults.clients import KEY, ask
 
 WORD = "x" * 6_000_000
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 
 
-@pytest.fixture(scope="module")
-def url(cluster: str) -> Iterator[str]:
-    with serving(cluster, {"models": [model("a", pace=0.0)], "api": API}) as address:
-        yield address
+@pytest.fixture
+def url(two_replicas: str) -> str:
+    return two_replicas
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -133,3 +133,15 @@ def test_ids_of_requests_behind_serve(demo: str) -> None:
 def test_strings_of_tokens_cross_from_the_replica(demo: str) -> None:
     body = {"model": "demo", "prompt": "ab", "return_token_strs": True}
     assert requests.post(f"{demo}/tokenize", json=body, timeout=30).json()["token_strs"] == ["a", "b"]
+
+
+def check_one_request_id(url: str, headers: dict[str, str]) -> None:
+    given = requests.get(f"{url}/v1/models", headers={**headers, "x-request-id": "abc"}, timeout=20)
+    made = requests.get(f"{url}/v1/models", timeout=20)
+    assert given.headers["x-request-id"] == "abc"
+    assert made.headers["x-request-id"]
+    assert "," not in made.headers["x-request-id"]
+
+
+def test_a_response_has_one_request_id(demo: str) -> None:
+    check_one_request_id(demo, {})

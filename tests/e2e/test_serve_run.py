@@ -103,6 +103,7 @@ def test_scripts_serve_after_a_ray_that_crashed_and_one_that_ended(
     subprocess.run(run, cwd=ROOT, env=crashed_ray, check=True, timeout=120, stdout=subprocess.DEVNULL)
     with running(["scripts/serve", str(file)], crashed_ray, log) as process:
         assert "72" in answer(port, process, log)
+        wait_for_the_banner(process, log)
         check_what_listens(process)
         check_that_a_second_server_is_refused(file, port, crashed_ray)
         settings, token = check_that_ray_asks_for_a_token(log.read_text(), crashed_ray)
@@ -233,7 +234,16 @@ def test_what_cannot_be_served_ends_the_command_with_one_line(
     assert ("/proc/nothing" in line) == ("api" in args)
 
 
-def test_paths_are_relative_to_the_file_and_sigint_stops_what_a_script_has_started(
+def wait_for_the_banner(process: subprocess.Popen[bytes], log: Path) -> None:
+    """A server answers before it has seen that its models are loaded, and says so."""
+    deadline = time.monotonic() + 120
+    while "  stop: " not in log.read_text():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+def test_paths_are_relative_to_the_file_an_ingress_that_dies_is_told_and_sigint_stops_what_a_script_has_started(
     config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path
 ) -> None:
     file, port = config
@@ -250,6 +260,8 @@ def test_paths_are_relative_to_the_file_and_sigint_stops_what_a_script_has_start
     in_background = ["bash", "-c", 'trap "" INT; exec scripts/serve "$0"', str(file)]  # as a script's `scripts/serve &`
     with running(in_background, fresh_home, log) as process:
         assert "72" in answer(port, process, log)
+        wait_for_the_banner(process, log)
+        check_requests_of_an_ingress_that_is_killed(port, process, log)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     said = log.read_text().splitlines()
@@ -291,15 +303,21 @@ def test_what_serve_run_waits_for_is_told_by_http(
         assert requests.get(f"http://127.0.0.1:{port}/-/healthz", timeout=10).status_code == 200
 
 
-@pytest.mark.parametrize("command", [pytest.param(["serve", "run"], marks=pytest.mark.long), ["scripts/serve"]])
+@pytest.mark.long
 def test_requests_of_an_ingress_that_is_killed_end_with_errors(
-    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path, command: list[str]
+    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path
 ) -> None:
+    """Of `serve run`, too."""
     file, port = config
     log = tmp_path / "serve.log"
-    environment = fresh_home if command == ["scripts/serve"] else {**fresh_home, "RAY_ADDRESS": "local"}
-    with running([*command, str(file)], environment, log) as process, ThreadPoolExecutor() as threads:
+    with running(["serve", "run", str(file)], {**fresh_home, "RAY_ADDRESS": "local"}, log) as process:
         assert "72" in answer(port, process, log)
+        check_requests_of_an_ingress_that_is_killed(port, process, log)
+
+
+def check_requests_of_an_ingress_that_is_killed(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """They end with errors, and another ingress answers."""
+    with ThreadPoolExecutor() as threads:
         long = {"max_tokens": 1900, "ignore_eos": True}
         lines = ask(port, **long, stream=True).iter_lines()
         assert next(lines).startswith(b"data: ")

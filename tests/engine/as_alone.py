@@ -20,7 +20,8 @@ from tests.engine.running import Answer, built_engine, generate_alone, model_inf
 from tests.engine.zoo import MEDIA_TOKENS, Specimen
 
 LENGTHS = (5, 40, 63, 64, 65, 130)
-TOKENS = 12
+BRIEF, TOKENS = 7, 12
+"""Tokens of an answer."""
 _PREFIX = 48
 
 
@@ -45,6 +46,7 @@ class AsAlone:
     def __init__(self, specimen: Specimen, *, tolerance: float = 1e-3, **options: Any) -> None:
         self.specimen = specimen
         self._tolerance = tolerance
+        self._tokens = TOKENS
         self._untouched = specimen.build()
         self.model = specimen.build()
         self.engine: Engine = built_engine(model_info(self.model), **options)
@@ -62,7 +64,7 @@ class AsAlone:
         return made
 
     def send(self, asked: Prompt, **sampling: Any) -> Answer:
-        settings = {"max_tokens": TOKENS, "ignore_eos": True, "logprobs": 0, **sampling}
+        settings = {"max_tokens": self._tokens, "ignore_eos": True, "logprobs": 0, **sampling}
         return start(self.engine, asked.ids, inputs=asked.inputs, content_key=asked.content_key, **settings)
 
     def check(self, prompts: Sequence[Prompt], runs: Sequence[Answer]) -> None:
@@ -85,7 +87,7 @@ class AsAlone:
         """Each prompt comes once the one before it has some tokens, or is done."""
         runs: list[Answer] = []
         for i, asked in enumerate(prompts):
-            runs.append(self.send(asked, max_tokens=TOKENS + 3 * i))
+            runs.append(self.send(asked, max_tokens=self._tokens + 3 * i))
             while not runs[-1].ended and len(runs[-1].token_ids) < 3:
                 runs[-1].next()
         self.check(prompts, runs)
@@ -138,8 +140,9 @@ class AsAlone:
 
     def briefly(self) -> None:
         """The parts that show most."""
+        self._tokens = BRIEF
         media = not self.specimen.text
-        self.at_once(self.prompts((12, 9, 65), media=media))
+        self.at_once(self.prompts((9, 65), media=media))
         self.staggered(self.prompts((40, 63, 5), seed=10, media=media))
         self.second_turn(self.prompts((70,), seed=20, media=media)[0])
 

@@ -45,10 +45,15 @@ def model_info(model: Any, **kwargs: Any) -> ModelInfo:
     )
 
 
-def batching_engine(model: Any, **options: Any) -> BatchingEngine:
-    """An engine with room for tests."""
+def batching_engine(model: Any, *, inside: bool = False, **options: Any) -> BatchingEngine:
+    """An engine with room for tests.
+
+    Args:
+        inside: its modules are measured, for requests that capture states.
+    """
     info = model_info(model)
-    return BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(**{"memory_gib": 0.25, **options}))
+    options = {"memory_gib": 0.25, **options}
+    return BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(**options), inside=inside)
 
 
 def built_engine(info: ModelInfo, **options: Any) -> Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,21 +17,36 @@ from deployments.engine.verify.refused import Refused, Unfaithful
 from tests.engine.architectures import DECODERS, ENCODER_DECODERS, NOT_HELD, VISION, decoder, encoder_decoder, whisper
 from tests.engine.lacking import unless_it_lacks
 from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
+from tests.forms import forms
 
-LENGTHS = (40, 1, 7, 3, 170, 25, 2, 60, 5)
-TOKENS = (12, 10, 25, 30, 8, 25, 5, 20, 15)
-CANCELLED = {2: 6, 5: 9}
-"""Which requests are dropped after how many tokens."""
+
+@dataclass(frozen=True)
+class Plan:
+    """Requests: the lengths of their prompts and texts, and which are dropped after how many tokens."""
+
+    lengths: tuple[int, ...]
+    tokens: tuple[int, ...]
+    dropped: Mapping[int, int]
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        return [prompt(i, length) for i, length in enumerate(self.lengths)]
+
+
+SHORT = Plan((40, 1, 7, 70, 25, 3), (9, 7, 14, 6, 8, 6), {2: 6})
+LONG = Plan((40, 1, 7, 3, 170, 25, 2, 60, 5), (12, 10, 25, 30, 8, 25, 5, 20, 15), {2: 6, 5: 9})
+BOTH = forms("plan", SHORT, LONG)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def staggered(
     engine: BatchingEngine,
+    plan: Plan,
     prompts: Sequence[Sequence[int]],
     inputs: Sequence[Mapping[str, torch.Tensor]] | None = None,
 ) -> list[Answer]:
-    """Send a few requests at once and each further one at some token of another; drop two on their way."""
+    """Send a few requests at once and each further one at some token of another; drop some on their way."""
     answers: list[Answer] = []
     sending = threading.Lock()
 
@@ -44,7 +60,7 @@ def staggered(
                 submit(
                     engine,
                     prompts[i],
-                    TOKENS[i],
+                    plan.tokens[i],
                     name=str(i),
                     inputs=inputs[i] if inputs else None,
                     content_key=str(i) if inputs else "",
@@ -55,7 +71,7 @@ def staggered(
 
     def watch(answer: Answer) -> None:
         i = int(answer.request_id)
-        if len(answer.token_ids) == CANCELLED.get(i):
+        if len(answer.token_ids) == plan.dropped.get(i):
             engine.cancel(answer.request_id)
             answer.done.set()
         if len(answer.token_ids) == 3 + i:
@@ -71,53 +87,61 @@ def staggered(
 
 
 def assert_equal_alone(
-    model: Any, prompts: Sequence[Sequence[int]], inputs: Sequence[Mapping[str, torch.Tensor]] | None = None
+    model: Any,
+    plan: Plan,
+    prompts: Sequence[Sequence[int]] = (),
+    inputs: Sequence[Mapping[str, torch.Tensor]] | None = None,
 ) -> None:
-    engine = batching_engine(model, max_batch_size=4, prefill_chunk=32)
+    prompts = prompts or plan.prompts
+    engine = batching_engine(model, inside=plan is LONG, max_batch_size=4, prefill_chunk=32)
     try:
-        answers = staggered(engine, prompts, inputs)
+        answers = staggered(engine, plan, prompts, inputs)
     finally:
         engine.close(5)
     for i, answer in enumerate(answers):
-        alone = generate_alone(model, prompts[i], TOKENS[i], **(inputs[i] if inputs else {}))
+        alone = generate_alone(model, prompts[i], plan.tokens[i], **(inputs[i] if inputs else {}))
         count = len(answer.token_ids)
-        assert count >= CANCELLED.get(i, TOKENS[i])
+        assert count >= plan.dropped.get(i, plan.tokens[i])
         assert answer.token_ids == alone.token_ids[:count], f"request {i}"
         assert answer.logprobs == pytest.approx(alone.logprobs[:count], abs=1e-4), f"request {i}"
 
 
+@BOTH
 @pytest.mark.parametrize("kind", sorted(DECODERS))
-def test_decoder(kind: str) -> None:
+def test_decoder(kind: str, plan: Plan) -> None:
     with unless_it_lacks(kind):
         model = decoder(kind)
         check_batchable(model)
-        assert_equal_alone(model, [prompt(i, length) for i, length in enumerate(LENGTHS)])
+        assert_equal_alone(model, plan)
 
 
+@BOTH
 @pytest.mark.parametrize("kind", ENCODER_DECODERS)
-def test_encoder_decoder(kind: str) -> None:
+def test_encoder_decoder(kind: str, plan: Plan) -> None:
     with unless_it_lacks(kind):
-        assert_equal_alone(encoder_decoder(kind), [prompt(i, length) for i, length in enumerate(LENGTHS)])
+        assert_equal_alone(encoder_decoder(kind), plan)
 
 
-def test_whisper() -> None:
-    features = [torch.randn((1, 8, 60), generator=torch.Generator().manual_seed(i)) for i in range(len(LENGTHS))]
-    prompts = [prompt(i, 1 + i % 4) for i in range(len(LENGTHS))]
-    assert_equal_alone(whisper(), prompts, [{"input_features": spectrogram} for spectrogram in features])
+@BOTH
+def test_whisper(plan: Plan) -> None:
+    count = len(plan.lengths)
+    features = [torch.randn((1, 8, 60), generator=torch.Generator().manual_seed(i)) for i in range(count)]
+    prompts = [prompt(i, 1 + i % 4) for i in range(count)]
+    assert_equal_alone(whisper(), plan, prompts, [{"input_features": spectrogram} for spectrogram in features])
 
 
+@BOTH
 @pytest.mark.parametrize("kind", sorted(VISION))
-def test_vision(kind: str) -> None:
+def test_vision(kind: str, plan: Plan) -> None:
     build, image, media = VISION[kind]
     prompts, inputs = [], []
-    for i, length in enumerate(LENGTHS):
-        ids = prompt(i, length)
+    for i, ids in enumerate(plan.prompts):
         shows = i % 4 != 3
-        at = min(i, length)
+        at = min(i, len(ids))
         ids = [*ids[:at], *image, *ids[at:]] if shows else ids
         prompts.append(ids)
         inputs.append(media(ids, i) if shows else {})
-    assert_equal_alone(build(), prompts, inputs)
+    assert_equal_alone(build(), plan, prompts, inputs)
 
 
 @pytest.mark.parametrize("kind", sorted(NOT_HELD))

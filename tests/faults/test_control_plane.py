@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import pytest
 import ray
 
-from tests.faults.clients import API, Reply, ask, replicas, until
+from tests.faults.clients import Reply, ask, replicas, until
 from tests.faults.conftest import Say
-from tests.faults.paced import model
 from tests.faults.processes import CONTROLLER, INGRESS, PROXY, kill, pids
-from tests.serving import serving
 
 TOKENS = 200
 WHOLE = "".join(f"s {i} " for i in range(TOKENS))
 
 
-@pytest.fixture(scope="module")
-def url(cluster: str) -> Any:
-    with serving(cluster, {"models": [model("a", pace=0.02, preload=True)], "api": API}) as address:
-        yield address
+@pytest.fixture
+def url(two_replicas: str) -> str:
+    return two_replicas
 
 
 async def streaming(url: str, count: int) -> list[asyncio.Task[Reply]]:

@@ -19,12 +19,9 @@ from tests.serving import serving
 TOKENS = 150
 
 
-@pytest.fixture(scope="module")
-def url(cluster: str) -> Any:
-    """Two replicas of a model that takes 20 ms a token."""
-    args = {"models": [model("a", pace=0.02, preload=True)], "api": {"api_keys": [KEY], "admin_keys": [KEY]}}
-    with serving(cluster, args, num_replicas=2, ray_actor_options={"num_gpus": 0, "num_cpus": 0.5}) as address:
-        yield address
+@pytest.fixture
+def url(two_replicas: str) -> str:
+    return two_replicas
 
 
 def healthy(url: str) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,28 +37,48 @@ async def both(request_id: str) -> tuple[list[str], list[str]]:
     return found
 
 
-def test_a_mistake_of_a_client_leaves_no_traceback_in_the_replicas_log(cluster: str) -> None:
+@pytest.fixture(scope="module")
+def text(cluster: str) -> Iterator[str]:
+    """An application whose logs are text; its model `short` takes prompts of one character."""
+    models = [model("a"), model("short", max_prompt_chars=1)]
+    args = {"models": models, "max_models_per_replica": 2}
+    with serving(cluster, args, logging_config={"encoding": "TEXT"}) as url:
+        yield url
+
+
+def test_a_mistake_of_a_client_leaves_no_traceback_in_the_replicas_log(text: str) -> None:
     """Ray logs what a method raises; the errors that a client is told of are returned."""
     asked = {
         "/v1/tokenize": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "/v1/completions/render": {"prompt": "abc"},
         "/v1/chat/completions/render": {"messages": [{"role": "user", "content": "a"}] * 3},
     }
-    with serving(cluster, {"models": [model("a", max_prompt_chars=1)]}) as url:
-        statuses = {}
-        for path, body in asked.items():
-            request_id = f"mistake-{time.time_ns()}"
-            headers = {"x-request-id": request_id}
-            statuses[path] = requests.post(url + path, json=body, headers=headers, timeout=60).status_code
-            assert [line for line in lines("ModelReplica", request_id) if "ERROR" in line or "Traceback" in line] == []
+    statuses = {}
+    for path, body in asked.items():
+        request_id = f"mistake-{time.time_ns()}"
+        headers = {"x-request-id": request_id}
+        body = {"model": "short", **body}
+        statuses[path] = requests.post(text + path, json=body, headers=headers, timeout=60).status_code
+        assert [line for line in lines("ModelReplica", request_id) if "ERROR" in line or "Traceback" in line] == []
     assert set(statuses.values()) == {400}, statuses
 
 
-@pytest.mark.parametrize("encoding", ["TEXT", "JSON"])
-def test_the_request_id_is_in_the_logs_of_ingress_and_replica(cluster: str, encoding: str, say: Say) -> None:
+@pytest.fixture(params=["TEXT", "JSON"])
+def logging(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """An encoding, and an application that logs in it."""
+    if request.param == "TEXT":
+        yield request.param, request.getfixturevalue("text")
+        return
+    cluster = request.getfixturevalue("cluster")
+    with serving(cluster, {"models": [model("a")]}, logging_config={"encoding": request.param}) as url:
+        yield request.param, url
+
+
+def test_the_request_id_is_in_the_logs_of_ingress_and_replica(logging: tuple[str, str], say: Say) -> None:
+    encoding, url = logging
     request_id = f"trace-{encoding}-{time.time_ns()}"
 
-    async def main(url: str) -> None:
+    async def main() -> None:
         reply = await ask(url, "a", max_tokens=3, headers={"x-request-id": request_id})
         assert reply.headers["x-request-id"] == request_id
         call = reply.json["id"]
@@ -79,5 +100,4 @@ def test_the_request_id_is_in_the_logs_of_ingress_and_replica(cluster: str, enco
         assert any("cancelled" in line for line in replica)
         say(f"{len(ingress)} lines of the ingress and {len(replica)} of the replica name the request")
 
-    with serving(cluster, {"models": [model("a")]}, logging_config={"encoding": encoding}) as url:
-        asyncio.run(main(url))
+    asyncio.run(main())

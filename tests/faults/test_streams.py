@@ -16,6 +16,7 @@ from tests.faults.clients import API, KEY, Reply, ask, p, read_stream, replicas,
 from tests.faults.conftest import Say
 from tests.faults.paced import model
 from tests.faults.processes import INGRESS, PROXY, REPLICA, memory
+from tests.forms import forms
 from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent.parent
@@ -214,7 +215,7 @@ def test_overload_queues_without_a_cap(url: str, say: Say, seconds: int) -> None
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.long)])
+@forms("seconds", 3, 60)
 def test_overload_with_a_cap_is_refused_in_time(cluster: str, say: Say, seconds: int) -> None:
     """At 50 ms a token it is the model that is overloaded, not the machine of the test."""
     args = {"models": [model("few", pace=5 * PACE, preload=True)], "max_concurrent_requests": 2 * BATCH}

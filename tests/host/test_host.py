@@ -23,6 +23,8 @@ from deployments.core.events import Delta, Event, Failed, Finished
 from deployments.host.host import ModelHost
 from tests.tiny import byte_tokenizer, llama
 
+pytestmark = pytest.mark.usefixtures("all_is_walked")
+
 LOADED: list[weakref.ref[Any]] = []
 RELEASE = threading.Event()
 ROOM = {"models": 99}

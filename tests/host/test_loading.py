@@ -16,6 +16,8 @@ from deployments.core.errors import OutOfMemory
 from deployments.host.loading import Loading
 from tests.tiny import byte_tokenizer, llama
 
+pytestmark = pytest.mark.usefixtures("all_is_walked")
+
 LOADED: list[weakref.ref[Any]] = []
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from deployments.host.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("all_is_walked")
+
 
 class Thing:
     """Something large that must not outlive its use."""

@@ -29,7 +29,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 def engine_of(model: Any, **options: Any) -> BatchingEngine:
-    return batching_engine(model, **{"prefill_chunk": 16, "max_batch_size": 16, **options})
+    return batching_engine(model, inside=True, **{"prefill_chunk": 16, "max_batch_size": 16, **options})
 
 
 def check(model: Any, ids: list[int], answer: Seen, *, close: float = CLOSE) -> None:

@@ -13,6 +13,8 @@ from deployments.media.audio import decode_audio, decode_source
 from deployments.media.parts import MediaSource
 from tests.whisper import RATE, as_file, recording
 
+pytestmark = pytest.mark.usefixtures("all_is_walked")
+
 SOUND = recording(2)
 
 

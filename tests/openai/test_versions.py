@@ -20,6 +20,8 @@ from transformers import LlamaForCausalLM
 from tests.openai.conftest import Serve, Server
 from tests.tiny import byte_tokenizer, llama
 
+pytestmark = pytest.mark.usefixtures("all_is_walked")
+
 ADMIN = {"Authorization": "Bearer key"}
 BODY = {"model": "run", "prompt": "ab", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
 Ask = Callable[..., requests.Response]

@@ -31,6 +31,7 @@ from tests.engine.running import (
     prompt,
     submit,
 )
+from tests.forms import some
 from tests.tiny import gpt2, llama, mamba, t5
 
 TOKENS = 12
@@ -99,17 +100,15 @@ def adapters(model: Any, folder: Path, targets: tuple[str, ...], count: int = 3,
     ]
 
 
-def check_mixed(rig: Rig, vocab: int = 150) -> None:
-    """Requests of all adapters and of the base at once, in two rounds: the second begins with kept prefixes."""
+def check_mixed(rig: Rig, vocab: int = 150, each: int = 4) -> None:
+    """Some requests of each adapter and of the base at once, in two rounds: the second begins with kept prefixes."""
     for _ in range(2):
-        asked = [(key, prompt(i % 4, 9 + 7 * (i % 4), vocab)) for i in range(8) for key in rig.references]
+        asked = [(key, prompt(i % 4, 9 + 7 * (i % 4), vocab)) for i in range(each) for key in rig.references]
         for (key, ids), answer in [((key, ids), rig.ask(key, ids)) for key, ids in asked]:
             rig.check(key, ids, answer)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in FAMILIES]
-)
+@some("family", FAMILIES, QUICK)
 def test_families(family: str, tmp_path: Path) -> None:
     build, targets = FAMILIES[family]
     model = build()
@@ -164,7 +163,7 @@ def test_many_sequences(tmp_path: Path) -> None:
     model = llama()
     engine = batching_engine(llama(), max_batch_size=32)
     try:
-        check_mixed(Rig(model, adapters(model, tmp_path, LINEARS, lora_bias=True), engine))
+        check_mixed(Rig(model, adapters(model, tmp_path, LINEARS, lora_bias=True), engine), each=8)
     finally:
         engine.close()
 

@@ -15,12 +15,12 @@ from deployments.engine.speedups.draft import Drafter
 from model_loaders.demo import load_model
 from model_loaders.demo.worlds import make_world
 from tests.engine.architectures import decoder
-from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
-from tests.engine.test_parity import CANCELLED, LENGTHS, TOKENS, staggered
+from tests.engine.running import Answer, batching_engine, generate_alone, submit
+from tests.engine.test_parity import LONG, staggered
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROMPTS = [prompt(i, length) for i, length in enumerate(LENGTHS)]
+PROMPTS = LONG.prompts
 
 
 class Oracle(Drafter):
@@ -51,15 +51,15 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> type[Oracle]:
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "deepseek_v3"])
 def test_sequences_give_what_generate_gives(kind: str, oracle: type[Oracle]) -> None:
     model = decoder(kind)
-    alone = [generate_alone(model, ids, count) for ids, count in zip(PROMPTS, TOKENS, strict=True)]
+    alone = [generate_alone(model, ids, count) for ids, count in zip(PROMPTS, LONG.tokens, strict=True)]
     oracle.known += [[*ids, *known.token_ids] for ids, known in zip(PROMPTS, alone, strict=True)]
     engine = batching_engine(model, max_batch_size=prompt_lookup.MOST_SEQUENCES, prefill_chunk=32, prompt_lookup=5)
-    answers = staggered(engine, PROMPTS)
+    answers = staggered(engine, LONG, PROMPTS)
     engine.close(5)
     assert oracle.confirmed > 30
     for i, answer in enumerate(answers):
         count = len(answer.token_ids)
-        assert count >= CANCELLED.get(i, TOKENS[i])
+        assert count >= LONG.dropped.get(i, LONG.tokens[i])
         assert answer.token_ids == alone[i].token_ids[:count], f"request {i}"
         assert answer.logprobs == pytest.approx(alone[i].logprobs[:count], abs=1e-4), f"request {i}"
 

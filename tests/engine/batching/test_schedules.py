@@ -18,9 +18,10 @@ from deployments.engine.base.protocol import EngineRequest
 from tests.engine.architectures import decoder
 from tests.engine.running import prompt
 from tests.engine.stepped import Stepped
+from tests.forms import forms
 
 KINDS = ("llama", "gemma3_text", "falcon_h1", "qwen3_next")
-SHORT, LONG = 15, 100
+SHORT, LONG = 10, 100
 """Schedules of each kind."""
 
 
@@ -141,7 +142,7 @@ def quiet() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("examples", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
+@forms("examples", SHORT, LONG)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_text_is_that_of_a_solo_run(kind: str, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

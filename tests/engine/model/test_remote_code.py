@@ -15,8 +15,8 @@ from deployments.core.errors import ModelLoadFailed
 from deployments.engine.batching.engine import BatchingEngine
 from model_loaders.auto import load_model
 from tests.engine.architectures import randomised
-from tests.engine.running import built_engine, generate_alone, prompt, submit
-from tests.engine.test_parity import LENGTHS, assert_equal_alone
+from tests.engine.running import built_engine, generate_alone, submit
+from tests.engine.test_parity import SHORT, assert_equal_alone
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_sequences_hold_it(folder: Path) -> None:
     model = load_model(str(folder), trust_remote_code=True).model
     assert type(model).__module__.startswith("transformers_modules.")
-    assert_equal_alone(model, [prompt(i, length) for i, length in enumerate(LENGTHS)])
+    assert_equal_alone(model, SHORT)
 
 
 def test_the_probe_at_load_takes_sequences(folder: Path) -> None:

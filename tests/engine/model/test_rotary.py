@@ -27,11 +27,12 @@ from deployments.host.embedding.embedder import Embedder
 from deployments.host.embedding.text import EmbeddingText
 from tests.engine.lacking import unless_it_lacks
 from tests.engine.running import Alone, batching_engine, built_engine, generate_alone, model_info, prompt, submit
+from tests.forms import forms, some
 from tests.tiny import llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-BORDER, CONTEXT, TOKENS = 64, 256, 10
+BORDER, CONTEXT, TOKENS = 64, 256, 7
 LENGTHS = (20, BORDER - 4, BORDER, BORDER + 1, 150, 9, 230)
 """Below this length, across it while decoding, exactly there, and beyond it."""
 LONG: dict[str, Any] = {
@@ -126,17 +127,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "chunks": {"prefill_chunk": 48, "max_batch_size": 3},
     "deterministic": {"deterministic": True, "prefill_chunk": 48},
     "guesses": {"prompt_lookup": 4},
+    "guesses in chunks": {"prefill_chunk": 48, "max_batch_size": 3, "prompt_lookup": 4},
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_neighbors_chunks_and_prefixes(known: tuple[Callable[[], Any], list[Alone]], name: str) -> None:
+@forms("rounds", 1, 2)
+@some("name", OPTIONS, ("defaults", "deterministic", "guesses in chunks"))
+def test_neighbors_chunks_and_prefixes(known: tuple[Callable[[], Any], list[Alone]], name: str, rounds: int) -> None:
     make, right = known
     engine = batching_engine(make(), max_model_len=CONTEXT, **OPTIONS[name])
     try:
-        check(engine, [*PROMPTS, *TURNS], right, together=True)
-        check(engine, [*TURNS, *PROMPTS], [*right[len(PROMPTS) :], *right[: len(PROMPTS)]], together=False)
-        check(engine, [*PROMPTS, *TURNS], right, together=True)
+        for _ in range(rounds):
+            check(engine, [*PROMPTS, *TURNS], right, together=True)
+            check(engine, [*TURNS, *PROMPTS], [*right[len(PROMPTS) :], *right[: len(PROMPTS)]], together=False)
     finally:
         engine.close(5)
 

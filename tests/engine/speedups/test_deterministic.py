@@ -21,6 +21,7 @@ from deployments.engine.model.patches import Patches
 from deployments.engine.speedups.deterministic import make_deterministic, steady_linears
 from deployments.engine.speedups.packed_linear import pack_linears
 from tests.engine.running import Answer, batching_engine, prompt, submit
+from tests.forms import forms
 from tests.tiny import gpt2, llama, mistral
 
 SIZE: dict[str, Any] = {
@@ -104,9 +105,10 @@ def alone(engine: BatchingEngine, asked: list[Request]) -> list[tuple[list[int],
     return [outcome(submit(engine, ids, new, **sampling)) for ids, new, sampling in asked]
 
 
+@forms("count", 18, 40)
 @pytest.mark.parametrize(("make", "dtype"), CASES)
-def test_bits_do_not_depend_on_neighbors(make: Callable[[], Any], dtype: torch.dtype) -> None:
-    asked = requests(40)
+def test_bits_do_not_depend_on_neighbors(make: Callable[[], Any], dtype: torch.dtype, count: int) -> None:
+    asked = requests(count)
     options = {"deterministic": True, "max_batch_size": 16, "prefill_chunk": 32}
     single = batching_engine(built(make, dtype), **options, prefix_cache=False)
     expected = alone(single, asked)
@@ -142,7 +144,7 @@ def test_a_thousand_requests_at_32_sequences(dtype: torch.dtype) -> None:
 
 
 def test_without_it_bits_do_depend_on_neighbors() -> None:
-    asked = requests(40)
+    asked = requests(18)
     engine = batching_engine(built(large, torch.float32), max_batch_size=16, prefill_chunk=32, prefix_cache=False)
     expected, got = alone(engine, asked), together(engine, asked)
     engine.close()

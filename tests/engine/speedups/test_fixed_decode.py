@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,11 +23,11 @@ from deployments.engine.model.forward import Forward
 from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, fixed_decode, uncaptured
 from tests.engine.architectures import VISION, decoder
 from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
-from tests.engine.test_parity import CANCELLED, LENGTHS, TOKENS, staggered
+from tests.engine.test_parity import LONG, staggered
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROMPTS = [prompt(i, length) for i, length in enumerate(LENGTHS)]
+PROMPTS = LONG.prompts
 
 
 class Recording(TorchDispatchMode):
@@ -90,9 +91,9 @@ def running(
 
 def assert_alone(model: Any, answers: Sequence[Answer], prompts: Sequence[list[int]], **inputs: Any) -> None:
     for i, answer in enumerate(answers):
-        alone = generate_alone(model, prompts[i], TOKENS[i], **inputs)
+        alone = generate_alone(model, prompts[i], LONG.tokens[i], **inputs)
         count = len(answer.token_ids)
-        assert count >= CANCELLED.get(i, TOKENS[i])
+        assert count >= LONG.dropped.get(i, LONG.tokens[i])
         assert answer.token_ids == alone.token_ids[:count], f"request {i}"
         assert answer.logprobs == pytest.approx(alone.logprobs[:count], abs=1e-4), f"request {i}"
 
@@ -102,7 +103,7 @@ def test_replays_give_what_generate_gives(kind: str) -> None:
     """While sequences join, leave and grow out of their buffers."""
     model, graphs = decoder(kind), Graphs()
     with running(model, graphs) as (engine, fixed):
-        answers = staggered(engine, PROMPTS)
+        answers = staggered(engine, LONG, PROMPTS)
     assert fixed.reason is None
     assert len(graphs.replayed) == fixed.captured >= 3
     assert sum(graphs.replayed) > 30
@@ -140,10 +141,15 @@ def test_a_capture_that_fails_is_not_tried_again(caplog: pytest.LogCaptureFixtur
 
     model = decoder("llama")
     with caplog.at_level(logging.WARNING), running(model, broken) as (engine, fixed):
-        answers = staggered(engine, PROMPTS)
+        answers = staggered(engine, LONG, PROMPTS)
     assert len(tried) == len(caplog.records) == 1
     assert "not permitted" in str(fixed.reason)
     assert_alone(model, answers, PROMPTS)
+
+
+@cache
+def long_text() -> list[int]:
+    return generate_alone(decoder("llama"), PROMPTS[0], 280).token_ids
 
 
 @pytest.mark.parametrize("where", ["capture", "buffers", "a capture's end"])
@@ -179,14 +185,14 @@ def test_memory_that_runs_out_ends_captures_for_a_while_only(
         monkeypatch.setattr(BatchCache, "reserve", no_room)
     model = decoder("llama")
     with caplog.at_level(logging.WARNING), running(model, capture) as (engine, fixed):
-        answers = staggered(engine, PROMPTS)
+        answers = staggered(engine, LONG, PROMPTS)
         assert_alone(model, answers, PROMPTS)
         assert failed
         assert graphs.replayed == []
         long = submit(engine, PROMPTS[0], 280).wait()
     assert fixed.reason is None
     assert sum(graphs.replayed) > 30
-    assert long.token_ids == generate_alone(model, PROMPTS[0], 280).token_ids
+    assert long.token_ids == long_text()
     assert ["memory ran out" in record.getMessage() for record in caplog.records] == [True]
 
 
@@ -239,7 +245,7 @@ def test_every_shape_is_compared_in_two_steps(caplog: pytest.LogCaptureFixture) 
 
     model = decoder("llama")
     with caplog.at_level(logging.WARNING), running(model, frozen) as (engine, fixed):
-        answers = staggered(engine, PROMPTS)
+        answers = staggered(engine, LONG, PROMPTS)
     assert "not those of an ordinary step" in str(fixed.reason)
     assert_alone(model, answers, PROMPTS)
 
@@ -255,7 +261,7 @@ def test_a_replay_with_other_logits_is_found(caplog: pytest.LogCaptureFixture) -
 
     model = decoder("llama")
     with caplog.at_level(logging.WARNING), running(model, stale) as (engine, fixed):
-        answers = staggered(engine, PROMPTS)
+        answers = staggered(engine, LONG, PROMPTS)
     assert "not those of an ordinary step" in str(fixed.reason)
     assert_alone(model, answers, PROMPTS)
 
@@ -412,7 +418,7 @@ def test_compiled_steps_give_what_generate_gives(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(batching, "fixed_decode", make)
     engine = batching_engine(model, torch_compile="default", max_batch_size=6, prefill_chunk=32)
-    answers = [submit(engine, ids, count, logprobs=0) for ids, count in zip(PROMPTS, TOKENS, strict=True)]
+    answers = [submit(engine, ids, count, logprobs=0) for ids, count in zip(PROMPTS, LONG.tokens, strict=True)]
     for answer in answers:
         answer.wait(600)
     engine.close(5)

@@ -20,6 +20,8 @@ from deployments.engine.model.patches import Patches
 from deployments.engine.speedups.packed_linear import pack_linears
 from tests.tiny import llama
 
+pytestmark = pytest.mark.usefixtures("all_is_walked")
+
 BF16 = torch.bfloat16
 IDS = torch.arange(24).reshape(2, 12)
 

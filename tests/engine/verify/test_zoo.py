@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from deployments.engine.model.forward import Forward
-from deployments.engine.verify.capabilities import Capabilities
-from tests.engine.as_alone import as_alone
+from deployments.engine.batching.engine import BatchingEngine
+from tests.engine.as_alone import AsAlone, as_alone
 from tests.engine.held import BATCHED, GENERATED, INDEXED
 from tests.engine.lacking import INSTALLED, is_older
 from tests.engine.zoo import ZOO
+from tests.forms import some
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -25,26 +24,36 @@ EXAMPLES = (
 """Two types for each cause."""
 
 
+def check_kind(name: str, checks: AsAlone, said: str) -> None:
+    """The engine is the one that documentation names; one that batches nothing says why."""
+    kind = checks.engine.stats().kind
+    if name in GENERATED:
+        assert kind == "generate"
+        assert GENERATED[name] in said
+    elif name in BATCHED:
+        assert kind == "continuous_batching" or is_older(), said
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_some_answers_are_those_of_generate_alone(name: str) -> None:
+def test_some_answers_are_those_of_generate_alone(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with as_alone(ZOO[name]) as checks:
+        check_kind(name, checks, caplog.text)
         checks.briefly()
 
 
-@pytest.mark.parametrize("name", BATCHED)
+@some("name", BATCHED, [name for name in BATCHED if name not in (*EXAMPLES, *INDEXED)])
 def test_types_that_get_sequences(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """In the suite, those that no other test here loads."""
     with as_alone(ZOO[name]) as checks:
-        kind = checks.engine.stats().kind
-        if kind != "continuous_batching" and is_older():
+        if checks.engine.stats().kind != "continuous_batching" and is_older():
             pytest.skip(f"transformers {INSTALLED} does not batch {name}: {caplog.messages[-1]}")
-        assert kind == "continuous_batching"
+        check_kind(name, checks, caplog.text)
 
 
-@pytest.mark.parametrize("name", sorted(GENERATED))
+@some("name", sorted(GENERATED), GENERATED.keys() - set(EXAMPLES))
 def test_types_that_sequences_cannot_hold_and_why(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with as_alone(ZOO[name]) as checks:
-        assert checks.engine.stats().kind == "generate"
-    assert GENERATED[name] in caplog.text
+        check_kind(name, checks, caplog.text)
 
 
 @pytest.mark.long
@@ -62,18 +71,14 @@ def test_requests_that_wait_change_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", INDEXED)
-def test_what_a_sequence_leaves_in_its_place_does_not_count(name: str) -> None:
+def test_what_a_sequence_leaves_in_its_place_does_not_count(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """Some indexers find a sequence's first token by what is in the columns before it."""
     with as_alone(ZOO[name]) as checks:
+        check_kind(name, checks, caplog.text)
+        assert isinstance(checks.engine, BatchingEngine)
+        assert 16 in checks.engine.capabilities.crossed
+        assert checks.engine.capabilities.mixes, "sequences mix although an indexer chooses"
         prompts = checks.prompts([57, 45, 18], media=False)
-        runs = [checks.send(prompts[0], max_tokens=60), checks.send(prompts[1], max_tokens=4)]
+        runs = [checks.send(prompts[0], max_tokens=40), checks.send(prompts[1], max_tokens=4)]
         runs[1].wait()
         checks.check(prompts, [*runs, checks.send(prompts[2])])
-
-
-@pytest.mark.parametrize("name", INDEXED)
-def test_sequences_mix_where_an_indexer_chooses(name: str) -> None:
-    with torch.inference_mode():
-        found = Capabilities.measure(Forward(ZOO[name].build(), 512), 512)
-    assert 16 in found.crossed
-    assert found.mixes

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
+from tests.forms import covering
 from tests.openai.conftest import Serve
 from tests.openai.saying import say
 
@@ -82,9 +83,7 @@ def streamed(chunks: Any) -> tuple[str, str, list[str]]:
     return reasoning, content, reasons
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("opened", OPENED)
-@pytest.mark.parametrize("name", CONSTRAINTS)
+@covering(("name", CONSTRAINTS), ("opened", OPENED), ("engine", ENGINES))
 def test_the_content_follows_the_constraint(client: OpenAI, name: str, opened: str, engine: str) -> None:
     constraint, fits = CONSTRAINTS[name]
     template, thought = OPENED[opened]
@@ -141,8 +140,7 @@ def test_markers_of_any_kind_of_token(client: OpenAI, model: str) -> None:
             assert is_answer(choice.message.content)
 
 
-@pytest.mark.parametrize("model", [*ENGINES, "special", "merged", "spaced"])
-@pytest.mark.parametrize("name", ["json_schema", "choice", "lark"])
+@covering(("name", ["json_schema", "choice", "lark"]), ("model", [*ENGINES, "special", "merged", "spaced"]), meet=1)
 def test_a_turn_that_ends_within_the_reasoning_has_an_answer(client: OpenAI, name: str, model: str) -> None:
     constraint, fits = CONSTRAINTS[name]
     for template, thought in (({"think": True}, THOUGHT), ({}, f"<think> {THOUGHT}")):
@@ -166,9 +164,10 @@ def test_markers_with_the_white_space_around_them(client: OpenAI) -> None:
     assert fits(message.content)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(
-    "fields", [c for c, _ in CONSTRAINTS.values()] + [{"tools": [TOOL], "tool_choice": "required"}]
+@covering(
+    ("fields", [c for c, _ in CONSTRAINTS.values()] + [{"tools": [TOOL], "tool_choice": "required"}]),
+    ("engine", ENGINES),
+    meet=1,
 )
 def test_a_budget_that_ends_within_the_reasoning(client: OpenAI, engine: str, fields: dict[str, Any]) -> None:
     for template, thought in OPENED.values():
@@ -199,8 +198,7 @@ def test_newlines_between_reasoning_and_answer_are_no_stop_strings(client: OpenA
         assert given == (THOUGHT, "four", ["stop"])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "save"}}])
+@covering(("engine", ENGINES), ("choice", ["required", {"type": "function", "function": {"name": "save"}}]), meet=1)
 def test_forced_tools(client: OpenAI, engine: str, choice: Any) -> None:
     for template, thought in OPENED.values():
         fields: dict[str, Any] = {"tools": [TOOL], "tool_choice": choice, "max_tokens": 300}
@@ -212,9 +210,12 @@ def test_forced_tools(client: OpenAI, engine: str, choice: Any) -> None:
         assert [chunk.choices[0].delta.tool_calls for chunk in chunks if chunk.choices[0].delta.tool_calls]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "save"}}])
-@pytest.mark.parametrize("template", [{}, {"think": False}])
+@covering(
+    ("engine", ENGINES),
+    ("choice", ["required", {"type": "function", "function": {"name": "save"}}]),
+    ("template", [{}, {"think": False}]),
+    meet=2,
+)
 def test_a_forced_call_that_is_cut_off_is_no_content(
     client: OpenAI, engine: str, choice: Any, template: dict[str, Any]
 ) -> None:
