@@ -41,10 +41,12 @@ class ThinkingBudget:
     Attributes:
         tokens: the largest number of them, the markers included.
         message: what is written before the reasoning's forced end.
+        optional: a model without reasoning may answer at once.
     """
 
     tokens: int
     message: str = ""
+    optional: bool = False
 
 
 Word = Literal["last_prompt", "prompt", "generated", "all"]

@@ -26,6 +26,7 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/clients.md", 'pip install "litellm'): "tests/clients/test_litellm.py",
     ("docs/clients.md", "import litellm"): "tests/clients/test_litellm.py",
     ("docs/clients.md", 'pip install "aiperf'): "tests/clients/test_aiperf.py",
+    ("docs/clients/messages.md", "npm install"): "tests/clients/test_claude_code.py",
     ("docs/reference/cli.md", "python -m deployments.local"): "tests/seeds/test_troapis.py",
     ("docs/reference/parsers.md", "{%- for m in"): (
         "tests/openai/parsing/test_formats.py::test_the_template_that_the_page_teaches"

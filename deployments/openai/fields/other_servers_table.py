@@ -258,6 +258,34 @@ RESPONSES: Rows = {
     **_refused("n_probs", 0, instead="send top_logprobs"),
 }
 
+_BLOCKS: Rows = {
+    **_harmless("cache_control service_tier inference_geo speed diagnostics user_profile_id workspace_id betas"),
+    **_same("output_format", "output_config.format"),
+    **_same("reasoning_effort", "output_config.effort"),
+    **_refused("container mcp_servers", [], {}),
+}
+MESSAGES: Rows = {
+    **_without(_GENERATION, "metadata", "service_tier", "system"),
+    **_BLOCKS,
+    **_same("enable_thinking", "chat_template_kwargs.enable_thinking"),
+    **_limit("max_tokens"),
+    **_refused("max_completion_tokens max_output_tokens", instead="send max_tokens"),
+    **_refused("reasoning", instead="send thinking"),
+    **_refused("include_reasoning", True, instead='send thinking {"type": "disabled"}'),
+    **_refused("parallel_tool_calls", True, instead="send tool_choice.disable_parallel_tool_use"),
+    **_refused("best_of", 1),
+    **_refused("logprobs top_logprobs prompt_logprobs n_probs", 0, False),
+    **_refused("return_token_ids return_tokens_as_token_ids", False),
+    **_refused("stream_options", {}),
+    **_NOT_INSIDE,
+}
+COUNT_TOKENS: Rows = {
+    **_MERGED,
+    **_BLOCKS,
+    **_harmless("metadata max_tokens stream temperature top_p top_k stop_sequences user priority request_id rid"),
+    **_same("enable_thinking", "chat_template_kwargs.enable_thinking"),
+}
+
 GENERATE: Rows = {
     **_without(_GENERATION, "random_seed", "stop_words"),
     **_NO_TEMPLATE,
@@ -367,17 +395,3 @@ STRUCTURED_OUTPUTS: Rows = {
     **_harmless("_backend _backend_was_auto"),
 }
 REASONING: Rows = {**_refused("enabled exclude max_tokens", instead="send chat_template_kwargs")}
-
-ROUTES: dict[str, Rows] = {
-    "chat completions": CHAT,
-    "completions": COMPLETIONS,
-    "responses": RESPONSES,
-    "/generate": GENERATE,
-    "embeddings": EMBEDDINGS,
-    "score": SCORE,
-    "decisions": DECISIONS,
-    "tokenize": TOKENIZE,
-    "detokenize": DETOKENIZE,
-    "transcriptions": TRANSCRIPTIONS,
-    "translations": TRANSLATIONS,
-}

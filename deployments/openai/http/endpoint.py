@@ -30,12 +30,12 @@ def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Respon
         try:
             response = await _answer(handler, exchange)
         except TroupeError as error:
-            response = error_response(exchange.as_sent(error))
+            response = error_response(exchange.as_sent(error), request.scope)
         except Disconnected:
             response = Response(status_code=_CLIENT_CLOSED)
         except Exception as error:
             logger.exception("Request %s to %s failed", exchange.request_id, request.scope["path"])
-            response = error_response(internal_error(error))
+            response = error_response(internal_error(error), request.scope)
         if exchange.fingerprint:
             exchange.headers[FINGERPRINT_HEADER] = exchange.fingerprint
         for name, value in exchange.headers.items():

@@ -119,7 +119,7 @@ def test_what_waits_begins_by_priority_and_in_turn(held: tuple[Held, str]) -> No
 
 
 def _wait_for(url: str, waiting: int) -> None:
-    """Until one request runs and so many wait."""
+    """Until one request runs and `waiting` others wait."""
     while True:
         (replica,) = requests.get(f"{url}/health?verbose=1", timeout=10).json()["data"]
         if [(each["sequences"], each["waiting"]) for each in replica["models"]] == [(1, waiting)]:
