@@ -18,6 +18,8 @@ _LATER_PREFILLS = 8
 """Of as many steps, one advances the oldest prefill, be it less urgent than others."""
 _KEPT_FREE = 4
 """Sequences that are less urgent than those without a priority leave this part of the memory."""
+_REMEMBERED_STEPS = 512
+"""For so long after a sequence has begun, the prompts of less urgent ones are computed in short chunks."""
 
 
 class Scheduler:
@@ -54,6 +56,8 @@ class Scheduler:
         self._reuse = reuse
         self._store = store
         self._left: list[tuple[Sequence, Exception]] = []
+        self._urgent: tuple[int, int] | None = None
+        self._steps = 0
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -89,6 +93,7 @@ class Scheduler:
         Returns:
             Sequences that could not pause and have left their batches.
         """
+        self._steps += 1
         left, self._left = self._left, []
         left += self.batches.balance(self.limits.budget, self._prefilling)
         self._make_room()
@@ -152,8 +157,19 @@ class Scheduler:
 
     def _begin(self, sequence: Sequence) -> None:
         """Take a sequence from the queue. One whose turn has come by age is as urgent as those that it has passed."""
-        sequence.order = (self._urgency(sequence), sequence.order[1])
+        priority = self._urgency(sequence)
+        sequence.order = (priority, sequence.order[1])
+        sequence.yields = self._yields(priority)
+        if not sequence.yields:
+            self._urgent = priority, self._steps
         self.waiting.begin(sequence)
+
+    def _yields(self, priority: int) -> bool:
+        """Whether more urgent sequences have begun lately, and may come at any moment."""
+        if self._urgent is None or self.limits.prefix_alignment is not None:
+            return False
+        most, step = self._urgent
+        return priority > most and self._steps - step < _REMEMBERED_STEPS
 
     def _urgency(self, sequence: Sequence) -> int:
         """The priority that a waiting sequence has now."""
@@ -183,7 +199,8 @@ class Scheduler:
         tokens = 0
         for sequence in self.waiting:
             priority = self._urgency(sequence)
-            if (sequences and priority != self._urgency(sequences[0])) or tokens >= self._prefiller.group:
+            group = self._prefiller.group_of(yields=self._yields(priority))
+            if (sequences and priority != self._urgency(sequences[0])) or tokens >= group:
                 break
             if self.batches.paused_before(priority) or not self._has_place(priority, places - len(sequences)):
                 break

@@ -32,6 +32,7 @@ class Sequence(TextRequest):
         isolated: it is computed by itself, after a forward that it may have broken.
         attempts: forwards of this sequence that failed since the last decode step that did not.
         order: its priority, and its number in the order of arrival; of those that run, the last one pauses first.
+        yields: its prompt is computed in short chunks, so that more urgent ones begin soon.
         drafter: drafts its next tokens, once that was tried.
         to_go: tokens to be computed of it while it waits, and the version of the prefix store that this follows from.
         awaits: a sequence being prefilled that will have most of what it lacks.
@@ -50,6 +51,7 @@ class Sequence(TextRequest):
     isolated: bool = False
     attempts: int = 0
     order: tuple[int, int] = (0, 0)
+    yields: bool = False
     drafter: Drafter | None = None
     to_go: tuple[int, int] | None = None
     awaits: Sequence | None = None

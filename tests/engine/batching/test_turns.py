@@ -153,6 +153,16 @@ def test_less_urgent_sequences_leave_memory_for_the_others(llama: Any) -> None:
     assert len(turns.ended) == 5
 
 
+def test_prompts_are_computed_in_shorter_chunks_while_more_urgent_requests_come(llama: Any) -> None:
+    turns = Turns(llama, prefill_chunk=64)
+    turns.ask("low0", ids=prompt(0, 128), tokens=1, priority=5)
+    assert turns.run() == 2
+    turns.ask("live", tokens=1)
+    turns.run()
+    turns.ask("low1", ids=prompt(1, 128), tokens=1, priority=5)
+    assert turns.run() == 8
+
+
 def test_a_failed_step_computes_what_has_given_up_its_place_again(llama: Any) -> None:
     turns = Turns(llama, max_batch_size=1)
     ids = turns.ask("low", tokens=12, priority=5)
