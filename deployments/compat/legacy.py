@@ -34,7 +34,8 @@ from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import GENERATE
 from deployments.openai.fields.sampling import GenerationBody, check_choices
 from deployments.openai.http.api import Api
-from deployments.openai.http.exchange import Exchange, Handler, endpoint
+from deployments.openai.http.endpoint import endpoint
+from deployments.openai.http.exchange import Exchange, Handler
 from deployments.openai.http.route import Route, methods
 from deployments.openai.http.streaming import DONE, Chunks, json_answer, sse, sse_answer, written
 from deployments.openai.models import json_response

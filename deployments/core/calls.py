@@ -42,11 +42,13 @@ class ThinkingBudget:
         tokens: the largest number of them, the markers included.
         message: what is written before the reasoning's forced end.
         calls: what stands around a tool call, which is not cut.
+        optional: a model without reasoning may answer at once.
     """
 
     tokens: int
     message: str = ""
     calls: tuple[tuple[str, str], ...] = ()
+    optional: bool = False
 
 
 Word = Literal["last_prompt", "prompt", "generated", "all"]
@@ -252,6 +254,25 @@ Prompt = TextPrompt | TokensPrompt | ChatPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """When a request begins, if it has to wait; the rules are in `deployments/engine/base/turns.py`.
+
+    Attributes:
+        priority: a lower one begins earlier.
+        client: who asks; clients of one priority take turns.
+        group: choices of one group are one turn; empty for a turn of one.
+    """
+
+    priority: int = 0
+    client: str = ""
+    group: str = ""
+
+
+TURN: ContextVar[Turn] = ContextVar("turn", default=Turn())  # noqa: B039  # it is frozen
+"""Of the request that is being answered in this process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateCall:
     """One request for text: every prompt answered `n` times.
 
@@ -269,6 +290,7 @@ class GenerateCall:
         expect: the weights that are to answer, `w<12>`; empty accepts any.
         spec: describes the model to a replica, if it came while the server runs; JSON.
         owner: digest of the API key that may read its captures; empty on a server without keys.
+        turn: when its choices begin.
     """
 
     request_id: str
@@ -285,6 +307,7 @@ class GenerateCall:
     expect: str = ""
     spec: str = ""
     owner: str = ""
+    turn: Turn = field(default_factory=Turn)
 
     @property
     def prompt_param(self) -> str:
@@ -311,6 +334,7 @@ class TranscribeCall:
         stream: pieces are wanted as they come.
         expect: the weights that are to answer, `w<12>`; empty accepts any.
         spec: describes the model to a replica, if it came while the server runs; JSON.
+        turn: when its windows begin.
     """
 
     request_id: str
@@ -329,6 +353,7 @@ class TranscribeCall:
     stream: bool = False
     expect: str = ""
     spec: str = ""
+    turn: Turn = field(default_factory=Turn)
 
 
 Call = GenerateCall | TranscribeCall

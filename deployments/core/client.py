@@ -6,10 +6,10 @@ Implemented by a Ray Serve handle (`deployments.ingress`) and by the models of t
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from deployments.core.calls import Call, ChatPrompt, Prompt
+from deployments.core.calls import Call, ChatPrompt, Prompt, Turn
 from deployments.core.events import Event
 from deployments.core.model_card import ModelCard
 
@@ -59,6 +59,7 @@ class EmbedOptions:
         truncation_side: where tokens are left out, "left" or "right"; None leaves it to the tokenizer.
         prompt_name: which of the model's own prompts goes before every text; None takes its default.
         param: the request field that has the texts.
+        turn: when the texts are encoded and computed.
     """
 
     normalize: bool | None = None
@@ -67,6 +68,7 @@ class EmbedOptions:
     truncation_side: str | None = None
     prompt_name: str | None = None
     param: str = "input"
+    turn: Turn = field(default_factory=Turn)
 
 
 class CaptureClient(Protocol):

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from deployments.core.calls import ChatPrompt, GenerateCall, Prompt, SamplingParams
+from deployments.core.calls import ChatPrompt, GenerateCall, Prompt, SamplingParams, Turn
 from deployments.core.errors import BadRequest, ContextOverflow, UnsupportedParameter
 from deployments.core.events import (
     Accepted,
@@ -184,9 +184,16 @@ class Generation:
                 yield replace(
                     request,
                     request_id=f"{self._call.request_id}#{choice}",
+                    turn=self._turn(choice),
                     sampling=sampling if self._capturing is None else self._capturing.sampling(sampling, choice),
                     inspect=None if self._capturing is None else self._capturing.shown,
                 )
+
+    def _turn(self, choice: int) -> Turn:
+        """When a choice begins: the choices that are queued at once are one turn."""
+        if len(self._prompts) * self._per_prompt == 1:
+            return self._call.turn
+        return replace(self._call.turn, group=f"{self._call.request_id}/{choice // _AT_ONCE}")
 
     def _request(self, asked: Prompt, prompt: EncodedPrompt) -> EngineRequest:
         """What the choices of a prompt have in common."""

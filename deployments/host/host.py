@@ -18,7 +18,7 @@ from typing import Any
 from deployments.adapters.refused import AdapterRefused
 from deployments.config.app import AppArgs
 from deployments.config.sources import Spec
-from deployments.core.calls import Call, ChatPrompt, Prompt, TranscribeCall
+from deployments.core.calls import TURN, Call, ChatPrompt, Prompt, TranscribeCall
 from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import ModelError, TroupeError, Unavailable, last_line
 from deployments.core.events import Event, Failed
@@ -142,6 +142,7 @@ class ModelHost:
     async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation."""
         started, interval = time.monotonic(), self.args.stream_interval_ms / 1000
+        TURN.set(call.turn)
         if call.spec:
             self.admit(call.spec)
         try:
@@ -204,6 +205,7 @@ class ModelHost:
         self, model: str, prompts: Sequence[Prompt], options: EmbedOptions, *, expect: str = ""
     ) -> Embeddings:
         """A vector for each prompt."""
+        TURN.set(options.turn)
         async with self.lease(model, expect) as loaded:
             return await loaded.embed(prompts, options)
 

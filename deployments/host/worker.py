@@ -13,13 +13,46 @@ from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any, TypeVar
 
+from deployments.core.calls import TURN
 from deployments.core.errors import ModelError, last_line
+from deployments.engine.base.turns import TurnQueue
 
 T = TypeVar("T")
 
 
+_Job = tuple[Callable[[], Any], Future[Any]]
+
+
+class _Jobs(queue.Queue[_Job | None]):
+    """Jobs, of which those of different requests take turns; None comes last."""
+
+    def _init(self, maxsize: int) -> None:
+        self._turns: TurnQueue[_Job] = TurnQueue()
+        self._ends = False
+
+    def _qsize(self) -> int:
+        return len(self._turns) + self._ends
+
+    def _put(self, item: _Job | None) -> None:
+        if item is None:
+            self._ends = True
+        else:
+            self._turns.add(item, TURN.get())
+
+    def _get(self) -> _Job | None:
+        job = next(iter(self._turns), None)
+        if job is None:
+            self._ends = False
+        else:
+            self._turns.begin(job)
+        return job
+
+
 class Worker:
-    """One thread that runs functions in order. A function that outlasts its timeout gets the thread to itself."""
+    """One thread that runs functions, those of different requests in turn (see `engine/base/turns.py`).
+
+    A function that outlasts its timeout gets the thread to itself.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -70,7 +103,7 @@ class Worker:
         self._jobs.put(None)
 
     def _start(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._jobs = _Jobs()
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
         self._thread.start()
 
@@ -148,7 +181,7 @@ def position(thread: threading.Thread) -> str:
     return f"{Path(here.filename).name}, line {here.lineno} in {here.name}"
 
 
-def _work(jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> None:
+def _work(jobs: queue.SimpleQueue[_Job | None] | queue.Queue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
         _run(*job)
         # While the thread waits it must not keep alive what the last function was given or returned.

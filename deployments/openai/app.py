@@ -16,8 +16,9 @@ from deployments.core.errors import BadRequest, MethodNotAllowed, RouteNotFound,
 from deployments.core.installed import server_version
 from deployments.openai.fields.inside import INSIDE_HEADER
 from deployments.openai.http.api import Api
+from deployments.openai.http.endpoint import endpoint
 from deployments.openai.http.errors import error_response, internal_error
-from deployments.openai.http.exchange import FINGERPRINT_HEADER, IGNORED_HEADER, SAMPLING_HEADER, endpoint
+from deployments.openai.http.exchange import FINGERPRINT_HEADER, IGNORED_HEADER, SAMPLING_HEADER
 from deployments.openai.http.keys import ApiKeys
 from deployments.openai.http.middleware import RequestMiddleware
 from deployments.openai.http.openapi import openapi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import Response
@@ -17,7 +18,7 @@ from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import TokenIds
 from deployments.openai.chat.prompt import ChatInput, check_objects, check_special_tokens, inlined_prompt
 from deployments.openai.completions.schema import PromptInput, prompt_inputs
-from deployments.openai.fields.fields import MAX_WHOLE, RequestBody, TokenId, Whole
+from deployments.openai.fields.fields import MAX_WHOLE, TokenId, TurnFields, Whole
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import EMBEDDINGS
 from deployments.openai.http.body import LARGE_BYTES
@@ -28,7 +29,7 @@ _MAX_INPUTS = 2048
 _OF_MESSAGES = frozenset({"add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"})
 
 
-class EmbeddingsBody(RequestBody):
+class EmbeddingsBody(TurnFields):
     """Texts, or one conversation, to be turned into vectors."""
 
     foreign: ClassVar[Rows] = EMBEDDINGS
@@ -97,7 +98,7 @@ async def create_embeddings(exchange: Exchange) -> Response:
     """The vectors of texts, or of a conversation."""
     body, card = await exchange.read(EmbeddingsBody)
     prompts = await _prompts(exchange, body, card)
-    options = _options(body)
+    options = replace(_options(body), turn=exchange.turn)
 
     async def answer() -> bytes:
         found = await exchange.client.embed(card.id, prompts, options)

@@ -16,6 +16,8 @@ from deployments.openai.fingerprint import Fingerprint, show_fingerprint
 from deployments.openai.http.route import Route
 from deployments.openai.inside.captures import CaptureList, delete_capture, list_captures, retrieve_capture
 from deployments.openai.inside.modules import ModuleList, UploadedVector, create_vector, list_modules
+from deployments.openai.messages.answer import count_message_tokens, create_message
+from deployments.openai.messages.schema import CountTokensBody, Message, MessagesBody, TokenCount
 from deployments.openai.metrics import show_metrics
 from deployments.openai.page.records import RecordList, list_records, retrieve_record
 from deployments.openai.responses.answer import create_response
@@ -39,6 +41,8 @@ ROUTES = (
     Route("POST", "/chat/completions", "chat", create_chat_completion, ChatBody, ChatCompletion, ChatCompletionChunk),
     Route("POST", "/completions", "completions", create_completion, CompletionBody, TextCompletion, TextCompletion),
     Route("POST", "/responses", "responses", create_response, ResponsesBody, ResponseObject, Json),
+    Route("POST", "/messages", "messages", create_message, MessagesBody, Message, Json),
+    Route("POST", "/messages/count_tokens", "messages", count_message_tokens, CountTokensBody, TokenCount),
     Route("FORM", "/audio/transcriptions", "audio", create_transcription, TranscriptionBody, Transcription, Event),
     Route("FORM", "/audio/translations", "audio", create_translation, TranslationBody, Transcription, Event),
     Route("POST", "/embeddings", "embeddings", create_embeddings, EmbeddingsBody, EmbeddingList),

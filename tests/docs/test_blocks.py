@@ -16,7 +16,13 @@ from tests.docs.claims import CLAIMED, FIGURES, claim
 from tests.docs.pages import ROOT, Block, all_blocks
 
 BLOCKS = list(all_blocks())
-FOLLOWED = ("docs/inside.md", "docs/tutorial.md", "docs/cookbook.md", "docs/write-a-loader.md")
+FOLLOWED = (
+    "docs/clients/messages.md",
+    "docs/inside.md",
+    "docs/tutorial.md",
+    "docs/cookbook.md",
+    "docs/write-a-loader.md",
+)
 """Pages whose blocks tests/docs/test_pages.py runs from top to bottom."""
 GENERATED = "docs/reference/routes.md"
 """A page whose examples tests/docs/test_reference.py asks a server."""

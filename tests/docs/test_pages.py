@@ -38,6 +38,11 @@ def test_a_recipe_of_the_cookbook(reader: Session, checkpoint: Path, heading: st
     follow(reader, COOKBOOK[heading])
 
 
+def test_the_messages_api(reader: Session, checkpoint: Path) -> None:
+    shutil.copytree(checkpoint, reader.folder / "my-checkpoint")
+    follow(reader, blocks(DOCS / "clients" / "messages.md"))
+
+
 def test_inside_the_model(reader: Session) -> None:
     follow(reader, blocks(DOCS / "inside.md"))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from deployments.core.calls import Capture, SamplingParams
+from deployments.core.calls import Capture, SamplingParams, Turn
 from deployments.core.events import EngineEvent
 from deployments.core.reasoning import ReasoningMarkers
 
@@ -43,6 +43,7 @@ class EngineRequest:
             and float32 [1, vocab].
         adapter: the version of the adapter that computes it, which the engine has; empty for the base.
         inspect: what the loader's done_callback wants to see of the model's states.
+        turn: when it begins.
     """
 
     request_id: str
@@ -57,6 +58,7 @@ class EngineRequest:
     processors: Sequence[Any] = ()
     adapter: str = ""
     inspect: Capture | None = None
+    turn: Turn = field(default_factory=Turn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 from deployments.core.calls import SamplingParams
@@ -10,6 +9,7 @@ from deployments.core.errors import UnsupportedParameter
 from deployments.engine.adapters.table import AdapterTable
 from deployments.engine.base.failures import as_error, raise_if_lost
 from deployments.engine.base.live_request import LiveRequest
+from deployments.engine.base.turns import TurnQueue
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
 from deployments.engine.generate.job import Job
 from deployments.engine.generate.model_generate import StockGenerate
@@ -30,7 +30,7 @@ class BeamJobs:
         self._model = model
         self._vocabulary = vocabulary
         self._longest = longest
-        self._waiting: deque[Job] = deque()
+        self._waiting: TurnQueue[Job] = TurnQueue()
         self._generate: StockGenerate | None = None
         self._search: BeamSearch | None = None
 
@@ -50,17 +50,18 @@ class BeamJobs:
 
     def queue(self, job: Job) -> None:
         """Let a job wait for its turn."""
-        self._waiting.append(job)
+        self._waiting.add(job, job.request.turn)
 
     def run_next(self, adapters: AdapterTable) -> None:
-        """Run the search that has waited longest, if there is one, and give out its text. Blocks.
+        """Run the search whose turn it is, if one waits, and give out its text. Blocks.
 
         Args:
             adapters: of the model.
         """
-        if not self._waiting:
+        job = next(iter(self._waiting), None)
+        if job is None:
             return
-        job = self._waiting.popleft()
+        self._waiting.begin(job)
         if not job.active:
             return
         job.live.running = True

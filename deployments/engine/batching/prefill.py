@@ -15,6 +15,8 @@ from deployments.engine.model.forward import Chunk, Forward
 
 LOGITS_BYTES = 256 << 20
 _GROUP_CHUNKS = 2
+_SHORT = 4
+"""The chunks of a sequence that yields to more urgent ones are shorter by this factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +195,16 @@ class Prefiller:
         """Tokens that count as a sequence's prompt: its text too, if `generate` would compute it anew as well."""
         return len(sequence.ids) if self.forward.recomputes else sequence.prompt_length
 
+    def group_of(self, *, yields: bool) -> int:
+        """Tokens of several prompts that one forward computes, at least."""
+        return max(1, self.chunk // _SHORT) if yields else self.group
+
     def _limit(self, sequence: Sequence) -> int:
         """Tokens per forward."""
         if not self.chunks:
             return len(sequence.ids)
-        return self.chunk if sequence.scorer is None else self._scored_chunk
+        chunk = self.chunk if sequence.scorer is None else self._scored_chunk
+        return max(1, chunk // _SHORT) if sequence.yields else chunk
 
     def _groupable(self, sequence: Sequence) -> bool:
         plain = not (sequence.request.model_inputs or sequence.isolated or self.forward.is_encoder_decoder)

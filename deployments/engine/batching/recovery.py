@@ -41,6 +41,8 @@ class Recovery:
         raise_if_lost(error)
         scheduler = self._scheduler
         sequences = sorted((s for s in scheduler.sequences if s.active), key=lambda s: s.order)
+        for sequence in sequences:
+            scheduler.waiting.discard(sequence)
         scheduler.prefills.clear()
         scheduler.batches.clear()
         if not sequences:

@@ -5,6 +5,7 @@ the weights are read twice. Both are bytes, so they are compared.
 
 Few sequences become as long as they may, so they are let in by the bytes they need soon. As they grow, the youngest
 pause, with their caches kept, so that the oldest can always end: nothing is computed twice and no text depends on it.
+A sequence that is less urgent than one that waits gives up its place in the same way.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class RunningBatches:
         self.limits = limits
         self._batches: list[Batch] = []
         self._paused: list[Batch] = []
+        self._displaced: list[Batch] = []
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(tuple(self._batches))
@@ -71,8 +73,8 @@ class RunningBatches:
 
     @property
     def all(self) -> list[Batch]:
-        """Those that decode and those that pause, of one sequence each."""
-        return self._batches + self._paused
+        """Those that decode, and those of one sequence that pause or have given up their place."""
+        return self._batches + self._paused + self._displaced
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -80,14 +82,59 @@ class RunningBatches:
 
     @property
     def paused(self) -> int:
-        """How many sequences pause."""
+        """How many sequences pause for memory."""
         return len(self._paused)
+
+    @property
+    def places(self) -> int:
+        """How many sequences decode, or will as soon as there is memory."""
+        return sum(len(batch.sequences) for batch in self._batches + self._paused)
+
+    @property
+    def displaced(self) -> list[Sequence]:
+        """The sequences that have given up their places."""
+        return [sequence for batch in self._displaced for sequence in batch.sequences]
+
+    def count_after(self, priority: int) -> int:
+        """How many of the sequences that decode are less urgent than `priority`."""
+        return sum(sequence.order[0] > priority for batch in self._batches for sequence in batch.sequences)
+
+    def paused_before(self, priority: int) -> bool:
+        """Whether a sequence pauses for memory that is not less urgent than `priority`."""
+        return any(batch.sequences[0].order[0] <= priority for batch in self._paused)
+
+    def last_after(self, priority: int) -> Sequence | None:
+        """The least urgent sequence that decodes, if it is less urgent than `priority`."""
+        decoding = (sequence for batch in self._batches for sequence in batch.sequences)
+        last = max(decoding, key=lambda sequence: sequence.order, default=None)
+        return last if last is not None and last.order[0] > priority else None
+
+    def displace(self, sequence: Sequence) -> Exception | None:
+        """Let a sequence give up its place, with its cache kept; an error if there is no memory: it has left then."""
+        return self._pause(sequence, self._displaced)
+
+    def resume(self, sequence: Sequence, budget: int, others: abc.Sequence[Sequence]) -> bool:
+        """Let a sequence that has given up its place decode again; False if there is no memory.
+
+        Args:
+            budget: bytes for the sequences of batches and `others`.
+            others: sequences being prefilled.
+        """
+        batch = next(batch for batch in self._displaced if sequence in batch.sequences)
+        self._displaced.remove(batch)
+        self._batches.append(batch)
+        spare = budget - sum(self.bytes_soon([other]) for other in others)
+        if len(self._batches) > 1 and not (self.reserved <= spare and self.all_can_finish(budget, others)):
+            self._batches.remove(batch)
+            self._displaced.append(batch)
+            return False
+        return True
 
     @property
     def reserved(self) -> int:
         """Bytes that the batches have, or need soon."""
         running = sum(self._taken(batch) for batch in self._batches)
-        return running + sum(batch.cache.nbytes for batch in self._paused)
+        return running + sum(batch.cache.nbytes for batch in self._paused + self._displaced)
 
     def bytes_soon(self, sequences: abc.Sequence[Sequence], room: int = 1) -> int:
         """Bytes that some sequences need soon in a batch of `room` sequences."""
@@ -104,7 +151,7 @@ class RunningBatches:
         sequences = sorted((*self.sequences, *others), key=lambda sequence: sequence.order)
         if sum(self.bytes_at_completion([sequence]) for sequence in sequences) <= budget:
             return True
-        paused = {id(batch.sequences[0]) for batch in self._paused}
+        paused = {id(batch.sequences[0]) for batch in self._paused + self._displaced}
         ahead = ((sequence, 0 if id(sequence) in paused else _AHEAD) for sequence in sequences)
         return can_all_finish(
             budget,
@@ -141,7 +188,7 @@ class RunningBatches:
                 (sequence for batch in self._batches for sequence in batch.sequences),
                 key=lambda sequence: sequence.order,
             )
-            if (error := self._pause(youngest)) is not None:
+            if (error := self._pause(youngest, self._paused)) is not None:
                 left.append((youngest, error))
         while self._paused:
             oldest = self._paused.pop(0)
@@ -160,11 +207,12 @@ class RunningBatches:
         self._batches.append(batch)
 
     def remove(self, batch: Batch) -> None:
-        (self._batches if batch in self._batches else self._paused).remove(batch)
+        next(batches for batches in (self._batches, self._paused, self._displaced) if batch in batches).remove(batch)
 
     def clear(self) -> None:
         self._batches.clear()
         self._paused.clear()
+        self._displaced.clear()
 
     def joinable(self, budget: int) -> tuple[Batch, Batch] | None:
         """Two batches, the larger one first, that save reading if they join and fit into a budget of bytes."""
@@ -194,7 +242,7 @@ class RunningBatches:
         separate, sequences = self._taken(a) + self._taken(b), [*a.sequences, *b.sequences]
         return self.reserved - separate + self.bytes_soon(sequences, batch_room(len(sequences))) <= budget
 
-    def _pause(self, sequence: Sequence) -> Exception | None:
+    def _pause(self, sequence: Sequence, paused: list[Batch]) -> Exception | None:
         """Set a sequence aside with its cache, which takes a copy of it; without one the sequence leaves."""
         batch = next(batch for batch in self._batches if sequence in batch.sequences)
         alone: Batch | None = batch
@@ -209,8 +257,8 @@ class RunningBatches:
         else:
             self._batches.remove(batch)
         if alone is not None:
-            self._paused.append(alone)
-            self._paused.sort(key=lambda paused: paused.sequences[0].order)
+            paused.append(alone)
+            paused.sort(key=lambda batch: batch.sequences[0].order)
         return error
 
     def _taken(self, batch: Batch) -> int:

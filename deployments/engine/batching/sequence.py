@@ -31,7 +31,8 @@ class Sequence(TextRequest):
         offset: from a token's index to its position.
         isolated: it is computed by itself, after a forward that it may have broken.
         attempts: forwards of this sequence that failed since the last decode step that did not.
-        order: its place in the order of arrival.
+        order: its priority, and its number in the order of arrival; of those that run, the last one pauses first.
+        yields: its prompt is computed in short chunks, so that more urgent ones begin soon.
         drafter: drafts its next tokens, once that was tried.
         to_go: tokens to be computed of it while it waits, and the version of the prefix store that this follows from.
         awaits: a sequence being prefilled that will have most of what it lacks.
@@ -49,7 +50,8 @@ class Sequence(TextRequest):
     offset: Offset = NO_OFFSET
     isolated: bool = False
     attempts: int = 0
-    order: int = 0
+    order: tuple[int, int] = (0, 0)
+    yields: bool = False
     drafter: Drafter | None = None
     to_go: tuple[int, int] | None = None
     awaits: Sequence | None = None

@@ -100,7 +100,7 @@ class StepLoop:
     def drop(self, live: LiveRequest) -> None:
         """Forget the sequence of a request that has ended, wherever it is."""
         for sequence in [s for s in self.scheduler.waiting if s.live is live]:
-            self.scheduler.waiting.remove(sequence)
+            self.scheduler.waiting.discard(sequence)
         for sequence in [s for s in self.scheduler.sequences if s.live is live]:
             self._leave(sequence)
 
@@ -117,6 +117,7 @@ class StepLoop:
             self.recovery.after_forward([sequence], error)
         while (group := self.scheduler.next_group()) is not None:
             self._begin(*group)
+        self.scheduler.resume()
         if self.scheduler.prefills:
             self._advance(self.scheduler.next_prefill(self._counts["steps"]))
         if self.forward.recomputes:
@@ -134,7 +135,7 @@ class StepLoop:
         return EngineStats(
             kind="continuous_batching",
             sequences=len(self.scheduler.sequences),
-            waiting=len(self.scheduler.waiting),
+            waiting=len(self.scheduler.waiting) - len(self.batches.displaced),
             prefix_entries=len(self.store),
             cache_bytes=sum(cache.nbytes for cache in caches),
             prefix_bytes=self.store.nbytes,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections import deque
 from concurrent.futures import Future
 from typing import Any
 
@@ -28,6 +27,7 @@ from deployments.engine.base.failures import as_error, free_memory, is_out_of_me
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest
 from deployments.engine.base.threaded import ThreadedEngine
+from deployments.engine.base.turns import TurnQueue
 from deployments.engine.generate.beam_search import BeamSearch, check_beams
 from deployments.engine.generate.hook import GenerateHook
 from deployments.engine.generate.job import Job
@@ -89,7 +89,7 @@ class GenerateEngine(ThreadedEngine):
         self.supports = self._runner.supports
         self.adapters = AdapterTable(info.model)
         self._options = options
-        self._waiting: deque[Job] = deque()
+        self._waiting: TurnQueue[Job] = TurnQueue()
         self._running: list[Job] = []
         self._start("generate-engine")
 
@@ -126,12 +126,13 @@ class GenerateEngine(ThreadedEngine):
             job.fail(as_error(error))
         with self._changed:
             if job.active:
-                self._waiting.append(job)
+                self._waiting.add(job, job.request.turn)
                 self._changed.notify()
 
     def _drop(self, live: LiveRequest) -> None:
         with self._changed:
-            self._waiting = deque(job for job in self._waiting if job.live is not live)
+            for job in [job for job in self._waiting if job.live is live]:
+                self._waiting.discard(job)
 
     def _release(self) -> None:
         self._runner.close()
@@ -151,15 +152,15 @@ class GenerateEngine(ThreadedEngine):
                 if self._closing:
                     return None
                 self._changed.wait()
-            first = self._waiting.popleft()
+            first, *others = self._waiting
             jobs = [first]
-            for job in list(self._waiting):
+            for job in others:
                 alike = job.request.adapter == first.request.adapter and self._runner.together(first, job)
                 if len(jobs) < self._options.max_batch_size and alike:
-                    self._waiting.remove(job)
                     jobs.append(job)
             self._running = jobs
             for job in jobs:
+                self._waiting.begin(job)
                 job.live.running = True
             return jobs
 
@@ -198,7 +199,7 @@ class GenerateEngine(ThreadedEngine):
             jobs, self._running = [job for job in self._running if job.active], []
             for job in jobs:
                 job.live.running = False
-            self._waiting.extendleft(reversed(jobs))
+            self._waiting.add_first(jobs)
 
 
 class _Runner:

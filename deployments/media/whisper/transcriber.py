@@ -257,6 +257,7 @@ class Transcriber:
             model_inputs={"input_features": window},
             content_key=request_id,
             processors=rules,
+            turn=self._call.turn,
         )
         return WindowAnswer(self._engine, request, interval=self._interval)
 

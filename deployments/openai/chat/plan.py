@@ -107,6 +107,8 @@ def constrained(sampling: SamplingParams, tools: ToolSet | None, answers: Messag
         UnsupportedParameter: another constraint excludes calls, or the model's reasoning has no markers.
     """
     if sampling.thinking is not None and answers.reasoning is None:
+        if sampling.thinking.optional:
+            return constrained(replace(sampling, thinking=None), tools, answers)
         raise UnsupportedParameter(
             "The reasoning of this model has no known markers; leave thinking_token_budget out.",
             param="thinking_token_budget",

@@ -151,6 +151,17 @@ class RequestBody(RequestObject):
         return self._settled
 
 
+class TurnFields(RequestBody):
+    """Fields that decide when a request begins, if it has to wait; see `deployments/engine/base/turns.py`."""
+
+    priority: Annotated[Whole, Field(ge=-MAX_WHOLE, le=MAX_WHOLE)] = Field(
+        default=0, description="A request with a lower one begins earlier; above 0 it leaves room for the others."
+    )
+    user: str | None = Field(
+        default=None, description="Who asks: users take turns. The header x-session-affinity overrides it."
+    )
+
+
 Body = TypeVar("Body", bound=RequestBody)
 
 

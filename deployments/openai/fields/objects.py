@@ -13,17 +13,22 @@ from typing import Any
 from deployments.openai.fields.other_servers import Given, Scope, Settled, check_unknown
 from deployments.openai.fields.other_servers_objects import (
     ALLOWED,
+    BLOCK,
     CALL,
     CALLED,
     CHOICE,
+    CHOICE_OF_BLOCKS,
     FLAT_TOOL,
     FUNCTION,
     ITEM,
     MEDIUM,
     MESSAGE,
+    MESSAGE_OF_BLOCKS,
     NAMED,
     PART,
+    SOURCE,
     TOOL,
+    TOOL_OF_BLOCKS,
 )
 
 Found = tuple[Given, Scope, str]
@@ -42,6 +47,22 @@ def objects_of(fields: Given) -> list[Found]:
         nested = "function" in tool or "input" not in fields
         found += [(tool, TOOL if nested else FLAT_TOOL, place), *_one(tool, "function", FUNCTION, place)]
     return [*found, *_choice(fields.get("tool_choice"))]
+
+
+def block_objects(fields: Given) -> list[Found]:
+    """The same of the Messages API."""
+    found: list[Found] = list(_blocks(fields.get("system"), "system"))
+    for message, where in _mappings(fields.get("messages"), "messages"):
+        found += [(message, MESSAGE_OF_BLOCKS, where), *_blocks(message.get("content"), f"{where}.content")]
+    found += [(tool, TOOL_OF_BLOCKS, place) for tool, place in _mappings(fields.get("tools"), "tools")]
+    return [*found, *_one(fields, "tool_choice", CHOICE_OF_BLOCKS, "")]
+
+
+def _blocks(content: Any, place: str) -> Iterator[Found]:
+    for block, where in _mappings(content, place):
+        yield block, BLOCK, where
+        yield from _one(block, "source", SOURCE, where)
+        yield from _blocks(block.get("content"), f"{where}.content")
 
 
 def has_odd_keys(found: list[Found]) -> bool:
@@ -95,7 +116,7 @@ def _mappings(values: Any, place: str) -> Iterator[tuple[Given, str]]:
 def _one(holder: Given, key: str, scope: Scope, place: str) -> Iterator[Found]:
     value = holder.get(key)
     if isinstance(value, Mapping):
-        yield value, scope, f"{place}.{key}"
+        yield value, scope, f"{place}.{key}".lstrip(".")
 
 
 def _messages(messages: Any, scope: Scope, place: str) -> Iterator[Found]:

@@ -51,3 +51,16 @@ CHOICE = _scope(
 )
 NAMED = _scope("name", "description parameters strict")
 ALLOWED = _scope("mode tools")
+
+# Of the Messages API.
+MESSAGE_OF_BLOCKS = _scope("role content", "type model usage container stop_reason stop_sequence stop_details")
+BLOCK = _scope(
+    "type text source thinking signature data id name input tool_use_id content is_error title context",
+    "citations caller toolset_name",
+)
+SOURCE = _scope("type media_type data url content")
+TOOL_OF_BLOCKS = _scope(
+    "type name description input_schema strict",
+    "defer_loading eager_input_streaming input_examples allowed_callers",
+)
+CHOICE_OF_BLOCKS = _scope("type name disable_parallel_tool_use")

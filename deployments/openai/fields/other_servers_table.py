@@ -46,7 +46,7 @@ def _limit(ours: str) -> dict[str, Row]:
 
 _NOT_INSIDE = _refused("capture interventions", [], instead="this route does not look inside the model; leave it out")
 _BOOKKEEPING = _harmless(
-    "user metadata store service_tier safety_identifier prompt_cache_retention prompt_cache_options rid"
+    "metadata store service_tier safety_identifier prompt_cache_retention prompt_cache_options rid"
 )
 _CHAT = "send it to /v1/chat/completions"
 _OTHER_MODEL = "configure a model of its own for it"
@@ -176,7 +176,6 @@ _INPUTS: Rows = {
 }
 
 _SCHEDULING: Rows = {
-    **_refused("priority", 0),
     **_refused("cache_salt kv_transfer_params ec_transfer_params vllm_xargs session_params", {}),
     **_refused("bootstrap_host bootstrap_port bootstrap_room bootstrap_pair_key decode_tp_size"),
     **_harmless("stream_interval extra_key custom_labels data_parallel_rank routed_dp_rank disagg_prefill_dp_rank"),
@@ -259,6 +258,34 @@ RESPONSES: Rows = {
     **_refused("n_probs", 0, instead="send top_logprobs"),
 }
 
+_BLOCKS: Rows = {
+    **_harmless("cache_control service_tier inference_geo speed diagnostics user_profile_id workspace_id betas"),
+    **_same("output_format", "output_config.format"),
+    **_same("reasoning_effort", "output_config.effort"),
+    **_refused("container mcp_servers", [], {}),
+}
+MESSAGES: Rows = {
+    **_without(_GENERATION, "metadata", "service_tier", "system"),
+    **_BLOCKS,
+    **_same("enable_thinking", "chat_template_kwargs.enable_thinking"),
+    **_limit("max_tokens"),
+    **_refused("max_completion_tokens max_output_tokens", instead="send max_tokens"),
+    **_refused("reasoning", instead="send thinking"),
+    **_refused("include_reasoning", True, instead='send thinking {"type": "disabled"}'),
+    **_refused("parallel_tool_calls", True, instead="send tool_choice.disable_parallel_tool_use"),
+    **_refused("best_of", 1),
+    **_refused("logprobs top_logprobs prompt_logprobs n_probs", 0, False),
+    **_refused("return_token_ids return_tokens_as_token_ids", False),
+    **_refused("stream_options", {}),
+    **_NOT_INSIDE,
+}
+COUNT_TOKENS: Rows = {
+    **_MERGED,
+    **_BLOCKS,
+    **_harmless("metadata max_tokens stream temperature top_p top_k stop_sequences user priority request_id rid"),
+    **_same("enable_thinking", "chat_template_kwargs.enable_thinking"),
+}
+
 GENERATE: Rows = {
     **_without(_GENERATION, "random_seed", "stop_words"),
     **_NO_TEMPLATE,
@@ -274,13 +301,12 @@ GENERATE: Rows = {
 EMBEDDINGS: Rows = {
     **_MERGED,
     **_NOT_INSIDE,
-    **_harmless("user request_id rid keep_alive metadata"),
+    **_harmless("request_id rid keep_alive metadata"),
     **_VARIABLES,
     **_same("content inputs prompt", "input"),
     **_same("truncation_direction", "truncation_side"),
     **_means("truncate", "truncate_prompt_tokens, truncation_side", convert.truncated_embedding),
     **_means("embd_normalize", "normalize", convert.embedding_norm),
-    **_refused("priority", 0),
     **_refused("embed_dtype", "float32"),
     **_refused("endianness", "native", "little"),
     **_refused("padding", "do_not_pad"),
@@ -297,7 +323,7 @@ _SGLANG_SCORE = f"it is a field of SGLang's /v1/score, which scores token ids af
 
 SCORE: Rows = {
     **_MERGED,
-    **_harmless("user metadata request_id rid"),
+    **_harmless("metadata request_id rid"),
     **_VARIABLES,
     **_refused("text_1 text_2 queries documents data_1 data_2 use_activation", instead=_VLLM_SCORE),
     **_refused("instruction max_tokens_per_doc max_tokens_per_query", instead=_VLLM_SCORE),
@@ -307,7 +333,7 @@ SCORE: Rows = {
     **_refused("top_n return_documents instruct"),
     **_refused("return_pooled_hidden_states", False),
     **_refused("truncate_prompt_tokens truncation_side padding cache_salt"),
-    **_refused("priority top_k", 0),
+    **_refused("top_k", 0),
     **_refused("temperature top_p", 1),
     **_refused("mm_processor_kwargs", {}),
     **_refused("add_special_tokens", True),
@@ -315,7 +341,7 @@ SCORE: Rows = {
 
 DECISIONS: Rows = {
     **_MERGED,
-    **_harmless("safety_identifier prompt_cache_options user metadata request_id rid"),
+    **_harmless("safety_identifier prompt_cache_options metadata request_id rid"),
     **_VARIABLES,
     **_NOT_INSIDE,
 }
@@ -338,7 +364,7 @@ DETOKENIZE: Rows = {
 
 TRANSLATIONS: Rows = {
     **_NOT_INSIDE,
-    **_harmless("user metadata request_id rid audio_duration_s"),
+    **_harmless("metadata request_id rid audio_duration_s"),
     **_same("max_new_tokens", "max_completion_tokens"),
     **_refused("audio_data", instead="send 'file'"),
     **_refused("watermarking", False),
@@ -369,17 +395,3 @@ STRUCTURED_OUTPUTS: Rows = {
     **_harmless("_backend _backend_was_auto"),
 }
 REASONING: Rows = {**_refused("enabled exclude max_tokens", instead="send chat_template_kwargs")}
-
-ROUTES: dict[str, Rows] = {
-    "chat completions": CHAT,
-    "completions": COMPLETIONS,
-    "responses": RESPONSES,
-    "/generate": GENERATE,
-    "embeddings": EMBEDDINGS,
-    "score": SCORE,
-    "decisions": DECISIONS,
-    "tokenize": TOKENIZE,
-    "detokenize": DETOKENIZE,
-    "transcriptions": TRANSCRIPTIONS,
-    "translations": TRANSLATIONS,
-}

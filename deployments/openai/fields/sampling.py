@@ -30,11 +30,11 @@ from deployments.openai.fields.fields import (
     Count,
     IdList,
     Real,
-    RequestBody,
     RequestId,
     RequestObject,
     Seed,
     Strings,
+    TurnFields,
     Whole,
     check_count,
 )
@@ -61,7 +61,7 @@ class StreamOptions(RequestObject):
         return RunningUsage(last=wanted, every=bool(self.continuous_usage_stats))
 
 
-class GenerationBody(RequestBody):
+class GenerationBody(TurnFields):
     """What chats and completions have in common. Names and meanings are OpenAI's, then vLLM's, then transformers'.
 
     Attributes:

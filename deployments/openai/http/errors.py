@@ -7,9 +7,22 @@ import math
 import re
 
 from fastapi import Response
+from starlette.types import Scope
 
 from deployments.core.errors import ContextOverflow, TroupeError, VersionMismatch
 
+_MESSAGES = ("/messages", "/messages/count_tokens")
+_OVERLOADED = 529
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_OVERFLOW = re.compile(r"context length is (\d+) tokens.* resulted in (\d+) tokens")
 # AgentBench's client scores a failed call as "context limit reached" when the lower-cased body holds one of these
 # words and one of a list as common as "max", "up" or "over".
 _CONTEXT_WORDS = re.compile(rb"(p)(r)(ompt)|(c)(o)(ntext)|(t)(o)(kens)", re.IGNORECASE)
@@ -42,10 +55,37 @@ def error_headers(error: TroupeError) -> dict[str, str]:
     return headers
 
 
-def error_response(error: TroupeError) -> Response:
-    return Response(
-        error_body(error), status_code=error.status, headers=error_headers(error), media_type="application/json"
-    )
+def error_response(error: TroupeError, scope: Scope | None = None) -> Response:
+    """The response to a request that failed.
+
+    Args:
+        scope: of the request; routes of the Messages API have Anthropic's errors.
+    """
+    status = _OVERLOADED if error.status == 503 and _is_message(scope) else error.status
+    headers = error_headers(error)
+    return Response(error_body_for(scope, error), status_code=status, headers=headers, media_type="application/json")
+
+
+def error_body_for(scope: Scope | None, error: TroupeError) -> bytes:
+    """The error as the clients of the request's route have it."""
+    if scope is not None and _is_message(scope):
+        return messages_error_body(error, scope["state"]["request_id"])
+    return error_body(error)
+
+
+def _is_message(scope: Scope | None) -> bool:
+    return scope is not None and scope["method"] == "POST" and scope["path"].endswith(_MESSAGES)
+
+
+def messages_error_body(error: TroupeError, request_id: str) -> bytes:
+    """The error as Anthropic's JSON object: https://docs.anthropic.com/en/api/errors"""
+    message = error.message
+    if isinstance(error, ContextOverflow) and (counts := _OVERFLOW.search(message)):
+        # The words by which Claude Code knows that it has to shorten the conversation.
+        message = f"prompt is too long: {counts[2]} tokens > {counts[1]} maximum. {message}"
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    fields = {"type": kind, "message": message}
+    return json.dumps({"type": "error", "error": fields, "request_id": request_id}).encode("ascii")
 
 
 def internal_error(error: BaseException) -> TroupeError:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 from uuid import uuid4
@@ -14,29 +14,20 @@ from uuid import uuid4
 from fastapi import Request, Response
 
 from deployments.config.api import ApiOptions
-from deployments.core.calls import LARGE, MANY_TOKENS, Call
+from deployments.core.calls import LARGE, MANY_TOKENS, Call, Turn
 from deployments.core.client import ModelClient
 from deployments.core.collector import large_request
-from deployments.core.errors import (
-    BadRequest,
-    ModelNotFound,
-    TroupeError,
-    Unavailable,
-    UnsupportedParameter,
-    VersionMismatch,
-)
+from deployments.core.errors import BadRequest, TroupeError, Unavailable, UnsupportedParameter
 from deployments.core.events import Accepted, Delta, Event, Failed, Finished
 from deployments.core.fingerprint import EXPECT_HEADER, expected_weights
 from deployments.core.model_card import ModelCard
 from deployments.core.one_version import OneVersion
-from deployments.openai.fields.fields import Body, parse_fields
+from deployments.openai.fields.fields import Body, TurnFields, parse_fields
 from deployments.openai.fields.inside import NEVER_LEFT_OUT, check_variant
 from deployments.openai.fields.other_servers import Settled
 from deployments.openai.fields.sampling import GenerationBody
 from deployments.openai.http.api import Api
 from deployments.openai.http.body import LARGE_BYTES, aside, forget, parse_object, read_body
-from deployments.openai.http.cancel import Disconnected
-from deployments.openai.http.errors import error_response, internal_error
 from deployments.openai.http.form import read_form
 from deployments.openai.record.answered import RESUME_HEADER, RESUMED_HEADER, resumes
 
@@ -47,8 +38,7 @@ T = TypeVar("T")
 SAMPLING_HEADER = "x-troupe-sampling"
 IGNORED_HEADER = "x-troupe-ignored"
 FINGERPRINT_HEADER = "x-troupe-fingerprint"
-_CLIENT_CLOSED = 499
-_VERSIONS = 3
+_CLIENT = 256
 # Keys that were logged as unknown: one line each, however many requests have them.
 _LOGGED: set[str] = set()
 _LOGGED_MOST = 1000
@@ -68,6 +58,7 @@ class Exchange:
         answer_id: the id in the answer's body; empty if it has none.
         settled: its keys, translated to fields.
         owner: digest of the API key, which captures belong to.
+        turn: when its calls begin, if they have to wait.
         rename: lets an error about messages name what they were made of.
     """
 
@@ -81,6 +72,7 @@ class Exchange:
     many_tokens: bool = False
     answer_id: str = ""
     settled: Settled = field(default_factory=Settled)
+    turn: Turn = field(default_factory=Turn)
     rename: Callable[[TroupeError], None] | None = None
     client: OneVersion = field(init=False)
     owner: str = field(init=False)
@@ -185,6 +177,8 @@ class Exchange:
         body, unknown = parse_fields(schema, given, self.defaults(card))
         self.settled = body.settled
         body.model = body.model or card.variant or card.id
+        if isinstance(body, TurnFields):
+            self.take_turn(body.priority, body.user)
         self.ignore(unknown)
         if issubclass(schema, GenerationBody):
             self._defaults = set(self.defaults(card)) - self.settled.fields.keys() - NEVER_LEFT_OUT
@@ -271,6 +265,11 @@ class Exchange:
         """The key by which the client says which requests belong together."""
         return self.request.headers.get("x-session-affinity") or body.prompt_cache_key or body.session_id
 
+    def take_turn(self, priority: int, user: str | None) -> None:
+        """Let the calls of this request take turns with those of other clients."""
+        client = self.request.headers.get("x-session-affinity") or user or self.owner
+        self.turn = Turn(priority=priority, client=client[:_CLIENT])
+
     async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call, the last one being `Finished`; recorded if that is wanted.
 
@@ -278,6 +277,7 @@ class Exchange:
             TroupeError: the call failed, or ended without saying how.
         """
         self._defaults.clear()  # The request's own fields go with the defaults: it is the model that cannot do this.
+        call = replace(call, turn=self.turn)
         state = self.request.scope["state"]  # for the access log
         state["model"] = call.model
         events = self.client.generate(call) if self.api.recorder is None else await self._recorded(call)
@@ -341,60 +341,3 @@ def _tokens(event: Event) -> int:
 
 
 Handler = Callable[[Exchange], Awaitable[Response]]
-
-
-def endpoint(handler: Handler, api: Api) -> Callable[[Request], Awaitable[Response]]:
-    """A FastAPI endpoint around a handler, which answers with OpenAI's JSON whatever is raised.
-
-    Caught here and not in exception handlers of the application, because Ray Serve replaces some of those.
-    """
-
-    async def answer(request: Request) -> Response:
-        exchange = Exchange(api, request, request_id_of(request))
-        try:
-            response = await _answer(handler, exchange)
-        except TroupeError as error:
-            response = error_response(exchange.as_sent(error))
-        except Disconnected:
-            response = Response(status_code=_CLIENT_CLOSED)
-        except Exception as error:
-            logger.exception("Request %s to %s failed", exchange.request_id, request.scope["path"])
-            response = error_response(internal_error(error))
-        if exchange.fingerprint:
-            exchange.headers[FINGERPRINT_HEADER] = exchange.fingerprint
-        for name, value in exchange.headers.items():
-            response.headers.setdefault(name, value)
-        return response
-
-    return answer
-
-
-async def _answer(handler: Handler, exchange: Exchange) -> Response:
-    """The answer; a model's default that the request's own fields do not go with is left out.
-
-    A request whose calls would be answered by two versions of its model begins again, and so does one for a model that
-    came while the server runs.
-    """
-    exchange.read_headers()
-    versions = 1
-    discovered = {""}
-    while True:
-        try:
-            return await handler(exchange)
-        except BadRequest as error:
-            if not exchange.without_default(error):
-                raise
-        except ModelNotFound as error:
-            if error.model in discovered or not await exchange.models.discover(error.model):
-                raise
-            discovered.add(error.model)
-        except VersionMismatch:
-            if not exchange.client.begin_again():
-                raise
-            versions += 1
-            if versions > _VERSIONS:
-                raise Unavailable("The model's files change too often; try again.", retry_after=5) from None
-
-
-def request_id_of(request: Request) -> str:
-    return str(request.scope["state"]["request_id"])

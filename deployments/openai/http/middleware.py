@@ -75,7 +75,7 @@ class RequestMiddleware:
             logger.exception("Request %s to %s failed", state["request_id"], scope["path"])
             if status:
                 raise
-            await error_response(internal_error(error))(scope, receive, send_with_id)
+            await error_response(internal_error(error), scope)(scope, receive, send_with_id)
         finally:
             at_end.close()
             if ACCESS.isEnabledFor(logging.INFO):
@@ -90,7 +90,7 @@ class RequestMiddleware:
                 self._keys.check(headers)
             state.setdefault("owner", self._keys.owner(headers))
         except TroupeError as error:
-            response = error_response(error)
+            response = error_response(error, scope)
             if isinstance(error, Unauthorized):
                 # A browser asks for a password, and sends it with every request to this server.
                 page = route_path(scope) in PAGES

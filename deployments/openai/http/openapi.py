@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
@@ -20,6 +20,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/completions": _TEXT,
     "/completions/render": _TEXT,
     "/responses": {"input": "What is 27 + 15?", "temperature": 0},
+    "/messages": {"max_tokens": 64, **_CHAT},
+    "/messages/count_tokens": {"messages": _CHAT["messages"]},
     "/embeddings": {"input": "What is 27 + 15?"},
     "/score": {"prompt": "27 + 15 = ", "choices": ["42", "43"]},
     "/decisions": {
@@ -43,6 +45,19 @@ class ErrorObject(TypedDict):
 
 class ErrorResponse(TypedDict):
     error: ErrorObject
+
+
+class BlockErrorObject(TypedDict):
+    type: str
+    message: str
+
+
+class BlockErrorResponse(TypedDict):
+    """Of the Messages API."""
+
+    type: Literal["error"]
+    error: BlockErrorObject
+    request_id: str
 
 
 _ERRORS = {
@@ -98,7 +113,8 @@ _Key = tuple[str, str]
 def _schemas(routes: Sequence[Route]) -> tuple[dict[_Key, Any], dict[str, Any]]:
     """References to the schemas of all bodies, answers and events, and the schemas themselves."""
     wanted: list[tuple[_Key, JsonSchemaMode, TypeAdapter[Any]]] = [
-        (("", "error"), "serialization", TypeAdapter(ErrorResponse))
+        (("", "error"), "serialization", TypeAdapter(ErrorResponse)),
+        (("messages", "error"), "serialization", TypeAdapter(BlockErrorResponse)),
     ]
     for route in routes:
         wanted.append(((route.name, "answer"), "serialization", TypeAdapter(route.answer)))
@@ -131,7 +147,9 @@ def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
         content["text/vtt"] = {"schema": {"type": "string"}}
     if route.event is not None:
         content["text/event-stream"] = {"schema": schemas[route.name, "event"]}
-    error = {"application/json": {"schema": schemas["", "error"]}}
+    blocks = route.tag == "messages"
+    error = {"application/json": {"schema": schemas["messages" if blocks else "", "error"]}}
+    errors = {"529" if blocks and status == "503" else status: text for status, text in _ERRORS.items()}
     operation: dict[str, Any] = {
         "operationId": route.handler.__name__,
         "summary": route.summary,
@@ -139,7 +157,7 @@ def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
         "parameters": _parameters(route),
         "responses": {
             "200": {"description": "The answer.", "content": content, "headers": _HEADERS},
-            **{status: {"description": text, "content": error} for status, text in _ERRORS.items()},
+            **{status: {"description": text, "content": error} for status, text in errors.items()},
         },
     }
     if route.body is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Response
@@ -15,7 +16,7 @@ from deployments.core.collector import without_collector
 from deployments.core.errors import TroupeError
 from deployments.core.json_text.writer import JsonWriter
 from deployments.openai.http.cancel import Disconnected, until_disconnect
-from deployments.openai.http.errors import error_body, internal_error
+from deployments.openai.http.errors import error_body, error_body_for, internal_error
 from deployments.openai.http.exchange import Exchange
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ async def json_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes]) ->
     """A response whose body may take a while to compute."""
     if not exchange.options.heartbeat_seconds or exchange.request.scope["state"].get("in_batch"):
         return await text_answer(exchange, answer, "application/json")
-    return await _respond(exchange, _once(answer), "application/json", beat=b"\n", on_error=error_body)
+    on_error = partial(error_body_for, exchange.request.scope)
+    return await _respond(exchange, _once(answer), "application/json", beat=b"\n", on_error=on_error)
 
 
 async def text_answer(exchange: Exchange, answer: Coroutine[Any, Any, bytes], media_type: str) -> Response:

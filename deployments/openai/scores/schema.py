@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NotRequired
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, field_validator
 from typing_extensions import TypedDict
 
-from deployments.openai.fields.fields import RequestBody
+from deployments.openai.fields.fields import TurnFields
 from deployments.openai.fields.inside import CaptureFields, CaptureHandle, InterventionFields
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import DECISIONS, SCORE
@@ -76,7 +76,7 @@ class ScoreQuestion(_Strict):
 Question = Annotated[Predicate | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]
 
 
-class DecisionsBody(RequestBody):
+class DecisionsBody(TurnFields):
     """An input, and questions about it that have fixed answers."""
 
     foreign: ClassVar[Rows] = DECISIONS
@@ -139,7 +139,7 @@ class Decision(TypedDict):
     usage: ResponseUsage
 
 
-class ScoreBody(RequestBody):
+class ScoreBody(TurnFields):
     """A text or a conversation, and the continuations to choose from."""
 
     foreign: ClassVar[Rows] = SCORE

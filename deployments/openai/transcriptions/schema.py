@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, NotRequired
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from typing_extensions import TypedDict
 
-from deployments.openai.fields.fields import MAX_WHOLE, Real, RequestBody, Seed, Whole
+from deployments.openai.fields.fields import MAX_WHOLE, Real, Seed, TurnFields, Whole
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import TRANSCRIPTIONS, TRANSLATIONS
 
@@ -22,7 +22,7 @@ def _spoken_language(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() in ("null", "none", "auto") else value
 
 
-class TranslationBody(RequestBody):
+class TranslationBody(TurnFields):
     """A recording, and how it is put into English text. Fields after `temperature` are vLLM's, with its meaning."""
 
     foreign: ClassVar[Rows] = TRANSLATIONS

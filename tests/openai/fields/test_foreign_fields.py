@@ -18,7 +18,7 @@ from deployments.openai.embeddings import EmbeddingsBody
 from deployments.openai.fields.constraint import ResponseFormat, StructuredOutputs
 from deployments.openai.fields.fields import RequestObject
 from deployments.openai.fields.other_servers import Harmless, Means, Refused, Spread, nearest
-from deployments.openai.fields.other_servers_table import ROUTES
+from deployments.openai.messages.schema import CountTokensBody, MessagesBody
 from deployments.openai.responses.schema import ReasoningConfig, ResponsesBody
 from deployments.openai.scores.schema import DecisionsBody, ScoreBody
 from deployments.openai.tokens import DetokenizeBody, TokenizeBody
@@ -31,6 +31,8 @@ SCHEMAS: dict[str, type[RequestObject]] = {
     "chat completions": ChatBody,
     "completions": CompletionBody,
     "responses": ResponsesBody,
+    "messages": MessagesBody,
+    "messages/count_tokens": CountTokensBody,
     "/generate": GenerateBody,
     "embeddings": EmbeddingsBody,
     "score": ScoreBody,
@@ -69,9 +71,8 @@ def test_names_that_are_another_routes_are_seldom_taken_for_misspellings() -> No
     assert {name for name in everywhere - known if nearest(name, known)} == {"text_1", "text_2"}
 
 
-def test_the_table_has_every_route_and_fits_its_schema() -> None:
-    assert {route: schema.foreign for route, schema in SCHEMAS.items()} == ROUTES
-    inherited = {GenerateBody, ResponsesBody}
+def test_the_table_fits_the_schemas() -> None:
+    inherited = {GenerateBody, MessagesBody, ResponsesBody}
     for schema in (*SCHEMAS.values(), ResponseFormat, StructuredOutputs, ReasoningConfig):
         own = {field.alias or name for name, field in schema.model_fields.items()}
         assert schema in inherited or not set(schema.foreign) & own, schema
@@ -306,8 +307,8 @@ def test_what_cannot_be_honored(server: Server, path: str, fields: dict[str, Any
 def table() -> str:
     """The table of docs/reference/foreign_fields.md. `python -m tests.openai.fields.test_foreign_fields` writes it."""
     grouped: dict[tuple[int, str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for route, rows in ROUTES.items():
-        for name, row in rows.items():
+    for route, schema in SCHEMAS.items():
+        for name, row in schema.foreign.items():
             grouped[_described(row)][name].append(route)
     lines: dict[tuple[int, str, str, str], list[str]] = defaultdict(list)
     for described, found in grouped.items():
@@ -319,7 +320,7 @@ def table() -> str:
     )
 
 
-_ALL = "chat completions, completions, responses, /generate"
+_ALL = "chat completions, completions, responses, messages, /generate"
 
 
 def _ordered(lines: dict[Any, list[str]]) -> list[tuple[Any, list[str]]]:
