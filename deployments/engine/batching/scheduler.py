@@ -20,6 +20,8 @@ _KEPT_FREE = 4
 """Sequences that are less urgent than those without a priority leave this part of the memory."""
 _REMEMBERED_STEPS = 512
 """For so long after a sequence has begun, the prompts of less urgent ones are computed in short chunks."""
+_BETWEEN_PREFILLS = 32
+"""Meanwhile less urgent sequences begin in one of 32 steps, if others run: a prefill is the longest step."""
 
 
 class Scheduler:
@@ -57,7 +59,7 @@ class Scheduler:
         self._store = store
         self._left: list[tuple[Sequence, Exception]] = []
         self._urgent: tuple[int, int] | None = None
-        self._steps = 0
+        self._steps = self._yielded = 0
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -160,7 +162,9 @@ class Scheduler:
         priority = self._urgency(sequence)
         sequence.order = (priority, sequence.order[1])
         sequence.yields = self._yields(priority)
-        if not sequence.yields:
+        if sequence.yields:
+            self._yielded = self._steps
+        else:
             self._urgent = priority, self._steps
         self.waiting.begin(sequence)
 
@@ -199,7 +203,10 @@ class Scheduler:
         tokens = 0
         for sequence in self.waiting:
             priority = self._urgency(sequence)
-            group = self._prefiller.group_of(yields=self._yields(priority))
+            yields = self._yields(priority)
+            if yields and not self.nothing_runs and 0 < self._steps - self._yielded < _BETWEEN_PREFILLS:
+                break
+            group = self._prefiller.group_of(yields=yields)
             if (sequences and priority != self._urgency(sequences[0])) or tokens >= group:
                 break
             if self.batches.paused_before(priority) or not self._has_place(priority, places - len(sequences)):
