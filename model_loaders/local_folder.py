@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,9 +79,9 @@ def is_model_key(key: str) -> bool:
 
 
 def found(name: str, base: Path = Path()) -> Path:
-    """The folder of a path, which can contain `~` and Windows separators."""
-    path = base / Path(name).expanduser()
-    return path if path.exists() or "\\" not in name else base / Path(name.replace("\\", "/")).expanduser()
+    """The folder of a path, which can contain `~` and Windows separators; of any other text one that does not exist."""
+    path = base / os.path.expanduser(name)
+    return path if os.path.exists(path) or "\\" not in name else base / os.path.expanduser(name.replace("\\", "/"))
 
 
 def missing(name: str, base: Path = Path()) -> str:

@@ -26,7 +26,6 @@ def model(**more: Any) -> dict[str, Any]:
         ({"stop": 5}, "stop: Invalid 'stop'"),
         ({"n_predict": 5}, "n_predict: another server's field; this server has max_tokens"),
         ({"mirostat": 1}, "mirostat: not supported"),
-        ({"user": "me"}, "user: has no effect"),
         ({"messages": []}, "messages: a request sets this itself"),
         ({"response_format": {"type": "json_object", "shema": {}}}, "response_format: Unknown field"),
         ({"response_format": {"type": "json_object", "mine": {}}}, "response_format: unknown key"),

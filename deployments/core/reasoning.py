@@ -14,6 +14,7 @@ class ReasoningMarkers:
         begins: in a format of channels, the text that begins any message; empty in others.
         answer: in a format of channels, the texts after which, all of them in this order, the answer begins.
         between: in a format of channels, what stands between the end of the reasoning and those.
+        closed: the end of a prompt after which there is no reasoning; by default `last`.
     """
 
     opening: str
@@ -21,6 +22,7 @@ class ReasoningMarkers:
     begins: str = ""
     answer: tuple[str, ...] = ()
     between: str = ""
+    closed: str = ""
 
     @property
     def first(self) -> str:
@@ -56,4 +58,4 @@ class ReasoningMarkers:
         """
         if prompt is None or self.opened_by(prompt, continued=continued):
             return False
-        return continued or prompt.rstrip().endswith("".join(self.last))
+        return continued or prompt.rstrip().endswith(self.closed or "".join(self.last))

@@ -103,7 +103,7 @@ async def create_embeddings(exchange: Exchange) -> Response:
     async def answer() -> bytes:
         found = await exchange.client.embed(card.id, prompts, options)
         large = sum(map(len, found.vectors)) > LARGE_BYTES
-        return await build(lambda: to_json(_list(found, body.model or card.id, body.encoding_format)), large=large)
+        return await build(lambda: to_json(_list(found, body.model, body.encoding_format)), large=large)
 
     return await json_answer(exchange, answer())
 

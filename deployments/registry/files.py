@@ -89,7 +89,8 @@ def _named(kwargs: Mapping[str, Any], hub: bool, base: Path) -> Iterator[tuple[s
         if not isinstance(value, str | Path) or not 0 < len(str(value)) < 4096 or "\n" in str(value):
             continue
         path = found(str(value), base)
-        if path.is_file() or (path.is_dir() and (is_model_key(key) or _is_model(path))):
+        # A text of any kind: os.path has an answer for each, pathlib raises for those that no path can be.
+        if os.path.isfile(path) or (os.path.isdir(path) and (is_model_key(key) or _is_model(path))):
             yield key, path
         elif hub and is_model_key(key) and (snapshot := _cached(str(value), kwargs.get("revision"))) is not None:
             yield key, snapshot

@@ -87,7 +87,9 @@ def test_ctrl_c_and_resume(server: Server, tmp_path: Path, capsys: Capture) -> N
     file.write_bytes(jsonl([request(f"{i}", "[wait 0.02]words") for i in range(40)]))
     command = [sys.executable, "-m", "deployments.cli.main", "batch", str(file), "-o", str(out), "--url", server.url]
     command += ["--concurrency", "2", "--api-key", "key"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env=os.environ, text=True)
+    # A test run in the background ignores the signal, and so would its children.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env=os.environ, text=True, **heard)
     while not out.exists() or len(out.read_text().splitlines()) < 3:
         assert process.poll() is None
         time.sleep(0.02)

@@ -175,7 +175,9 @@ def test_every_code_has_a_planted_fault() -> None:
 
 def test_adapters_of_a_configuration(tmp_path: Path, capsys: Capture) -> None:
     write_adapter(llama(), tmp_path / "good", ["q_proj", "v_proj"])
-    write_adapter(llama(), tmp_path / "whole", ["q_proj"], trainable_token_indices=[1])
+    write_adapter(llama(), tmp_path / "whole", ["q_proj"])
+    weights = tmp_path / "whole" / "adapter_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
     file = Path(configuration(tmp_path, "sound"))
     config = yaml.safe_load(file.read_text())
     over = [{"id": name, "base": "it", "adapter": name} for name in ("good", "whole")]
@@ -188,7 +190,7 @@ def test_adapters_of_a_configuration(tmp_path: Path, capsys: Capture) -> None:
     made = step_of(report(capsys, str(file), "--model", "it", keep="adapters"), "adapters")
     assert (made["code"], made["figures"]["refused"]) == ("adapter-refused", 1)
     assert made["finding"].startswith(
-        "The adapter 'whole' cannot be served: it replaces rows of the embedding (trainable_token_indices)"
+        "The adapter 'whole' cannot be served: its weights are a pickle (adapter_model.bin)"
     )
     assert made["details"][0].startswith("Adapter good: ")
 

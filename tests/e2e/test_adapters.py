@@ -49,7 +49,7 @@ def test_adapters_over_one_base(cluster: str, tmp_path: Path) -> None:
             assert requests.post(f"{url}/admin/models", json=body, headers=ADMIN, timeout=60).status_code == 201
         names = ["base", "a0", "a1", "a2", "a3"]
         until(lambda: requests.get(f"{url}/v1/models/a1", timeout=30).status_code == 200)
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(3) as pool:  # four could keep the base busy, so that a second replica loads it
             texts = list(pool.map(lambda name: text(url, name), names * 4))
         assert texts == texts[:5] * 4
         assert len(set(texts)) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -384,16 +385,21 @@ def test_embeddings_beside_a_capture_are_those_without(inside: Server) -> None:
 
 
 @pytest.mark.long
-def test_memory_is_flat_over_hundreds_of_captures(serve: Serve, tmp_path: Path) -> None:
+def test_memory_is_flat_over_hundreds_of_captures_and_clients_that_leave(serve: Serve, tmp_path: Path) -> None:
     captures = {"dir": str(tmp_path), "ttl_s": 0.5}
     server = serve([{"id": "tiny", "loader": "tests.openai.tiny_models:load_model"}], captures=captures)
 
+    def one(number: int) -> None:
+        body = {"model": "tiny", "prompt": f"{number} " * 60, "max_tokens": 16, "capture": CAPTURE["capture"]}
+        if number % 2:  # half of the clients leave
+            with contextlib.suppress(requests.exceptions.Timeout):
+                requests.post(f"{server.url}/v1/completions", json=body, headers=HEADERS, timeout=0.02)
+        else:
+            assert complete(server, prompt=f"{number} " * 60, capture=ALL).status_code == 200
+
     def several(count: int) -> int:
         with ThreadPoolExecutor(8) as pool:
-            for answer in pool.map(
-                lambda number: complete(server, prompt=f"{number} " * 60, capture=ALL), range(count)
-            ):
-                assert answer.status_code == 200
+            list(pool.map(one, range(count)))
         return psutil.Process().memory_info().rss
 
     several(150)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from deployments.cli.serve_file import read_config
 from deployments.config.app import IMPORT_PATH
 from deployments.core.errors import ConfigError, ModelLoadFailed
 from deployments.host.host import ModelHost
+from deployments.registry.files import model_files
 from model_loaders import auto
-from model_loaders.local_folder import check_folders
+from model_loaders.local_folder import check_folders, found
 from model_loaders.resolve import load_model_info
 
 
@@ -127,3 +129,11 @@ def test_a_repository_in_the_cache_of_the_hub_is_taken_though_a_folder_has_its_o
     check_folders({"model_name": "other/qwen", "tokenizer": "gpt2"})
     with pytest.raises(ModelLoadFailed):
         check_folders({"tokenizer": "checkpoints/other"})
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "{% for m in messages %}" * 20, "~nobody/x", "a\0b", "/proc/1/root/x"])
+def test_a_text_that_can_be_no_path_is_an_argument_like_any_other(home: Path, text: str) -> None:
+    entry = {"id": "m", "loader": "tests.tiny:llama", "kwargs": {"chat_template": text}}
+    assert read_args({"models": [entry]}).models[0].kwargs["chat_template"] == text
+    assert not os.path.exists(found(text))
+    assert model_files({"path": text}) == []

@@ -17,6 +17,8 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 from tests.tiny import byte_tokenizer, llama
 
 SPECIALS = ("<|say|>", "<|said|>")
+CHANNELS_OPENED = "<|end|><|start|>assistant"
+"""The end of a prompt in a format of channels."""
 TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -39,7 +41,8 @@ class Says(LogitsProcessor):  # type: ignore[misc]
         self._say, self._said = (tokenizer.convert_tokens_to_ids(each) for each in SPECIALS)
         self._end = tokenizer.convert_tokens_to_ids("<|im_end|>")
         opened = "<|im_end|>\n<|im_start|>assistant\n"
-        self._tails = [ids(opened + tail) for tail in ("<think>\n\n</think>\n\n", "<think>\n", "")]
+        tails = [opened + tail for tail in ("<think>\n\n</think>\n\n", "<think>\n", "")]
+        self._tails = [ids(tail) for tail in (*tails, CHANNELS_OPENED)]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         ids = input_ids[0].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Hashable
 from dataclasses import asdict, fields
@@ -53,8 +54,10 @@ def _config(config: Any) -> Any:
 
 
 def _text_side(info: ModelInfo) -> list[Any]:
-    tokenizer = info.tokenizer
-    size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+    tokenizer: Any = info.tokenizer
+    size: int | None = None
+    with contextlib.suppress(TypeError):  # a tokenizer of any kind
+        size = len(tokenizer)
     names = [type(part).__qualname__ for part in (tokenizer, info.processor)]
     return [*names, size, getattr(tokenizer, "chat_template", None), getattr(info.processor, "chat_template", None)]
 

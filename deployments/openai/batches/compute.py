@@ -10,11 +10,9 @@ from httpx2 import ASGITransport, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.batches.client import LineAnswer, LineCall
-from deployments.openai.fields.sampling import GenerationBody
 
 PRIORITY = 1_000_000
 """Of lines: a lower number is computed earlier, and 0 is that of live requests."""
-_HAS_PRIORITY = "priority" in GenerationBody.model_fields
 
 
 class LineComputer:
@@ -42,5 +40,4 @@ class LineComputer:
 
 
 def _content(call: LineCall) -> bytes:
-    body = {**call.body, "priority": PRIORITY} if _HAS_PRIORITY else dict(call.body)
-    return json.dumps(body).encode()
+    return json.dumps({**call.body, "priority": PRIORITY}).encode()

@@ -51,7 +51,7 @@ class ChatAnswer:
         self._format = answer_format
         self._created = int(time.time())
         self._id = exchange.answer_id
-        self._model = body.model or call.model
+        self._model = body.model
         self._opening = _final_text(call.prompts[0]) if body.echo and body.continue_final_message else ""
 
     @property

@@ -54,7 +54,7 @@ class _Writer:
         """
         syntax = self._syntax
         section, opening = syntax.section.removeprefix(begun), syntax.open.removeprefix(begun)
-        several = self._tools.parallel and self._tools.mode != "named"
+        several = self._tools.parallel and self._tools.mode != "named" and not syntax.alone
         if syntax.several:
             return f"{self._marker(opening)} {self._list(several)} {self._marker(syntax.close, 'close')}"
         call = self._rule(" | ".join(self._call(name, syntax.open) for name in self._tools.callable))

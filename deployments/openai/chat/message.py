@@ -26,7 +26,7 @@ from deployments.openai.parsing.parts import (
     Splitter,
 )
 from deployments.openai.parsing.response_template import TemplateSplitter
-from deployments.openai.parsing.syntax import CallSyntax
+from deployments.openai.parsing.syntax import HARMONY_BEFORE_CALLS, CallSyntax
 
 _MARKER_OF_CALLS = re.compile(
     r"<[^<>\s]{0,40}(?:tool|func|invoke|call|action)[^<>\s]{0,40}>|\[[A-Z_/]*(?:TOOL|CALL)[A-Z_]*\]", re.IGNORECASE
@@ -63,16 +63,29 @@ class MessageFormat:
         """The texts that the reader looks for, which must not be left out of the answer as special tokens."""
         if self.answers is None:
             return ()
-        forced = self.tools is not None and self.tools.forced and self.call_syntax is None
+        forced = self._is_forced and self.call_syntax is None
         return self.answers.syntax.markers(calls=self.tools is not None and not forced)
 
     @property
     def call_syntax(self) -> CallSyntax | None:
-        """The form in which calls can be forced; None if it was not proved."""
+        """The form in which calls can be forced; None if it was not proved.
+
+        In a format of channels the answer's header decides whether there is a call, so that all answers have to be one.
+        """
         answers = self.answers
         if answers is None or not answers.is_proved or not answers.syntax.calls:
             return None
-        return answers.syntax.calls[0]
+        return None if answers.syntax.harmony and not self._is_forced else answers.syntax.calls[0]
+
+    @property
+    def before_answer(self) -> ReasoningMarkers | None:
+        """The markers of the reasoning, after which a grammar begins."""
+        in_channels = self.answers is not None and self.answers.syntax.harmony
+        return HARMONY_BEFORE_CALLS if in_channels and self.call_syntax is not None else self.reasoning
+
+    @property
+    def _is_forced(self) -> bool:
+        return self.tools is not None and self.tools.forced
 
     @property
     def short_ids(self) -> bool:
@@ -89,11 +102,10 @@ class MessageFormat:
         return MessageWriter(self, self._splitter(prompt, stream))
 
     def _splitter(self, prompt: str | None, stream: bool) -> Splitter:
-        is_forced = self.tools is not None and self.tools.forced
-        least = (0 if is_forced else _LEAST) if stream else None
-        if self.tools is not None and is_forced and self.call_syntax is not None and self.answers is not None:
+        least = (0 if self._is_forced else _LEAST) if stream else None
+        if self.tools is not None and self._is_forced and self.call_syntax is not None and self.answers is not None:
             return CallsAlone(self.answers.splitter(self.tools.schemas, prompt, continued=self.continued, least=least))
-        forced = ForcedCalls(self.tools, least) if self.tools is not None and is_forced else None
+        forced = ForcedCalls(self.tools, least) if self.tools is not None and self._is_forced else None
         read: Splitter = Plain()
         if self.template is not None:
             read = TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)

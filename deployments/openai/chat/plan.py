@@ -84,7 +84,7 @@ async def chat_call(
         sampling=replace(sampling, markers=answers.markers, skip_special_tokens=skips),
         n=body.n,
         truncate_prompt=body.truncate_prompt_tokens,
-        reasoning=answers.reasoning,
+        reasoning=answers.before_answer,
         affinity=affinity,
         stream=body.stream,
         owner=exchange.owner,

@@ -55,7 +55,7 @@ class CompletionAnswer:
         self._call = call
         self._created = int(time.time())
         self._id = exchange.answer_id
-        self._model = body.model or call.model
+        self._model = body.model
         self._count = len(body.prompt) * body.n
 
     @property

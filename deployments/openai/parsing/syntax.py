@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deployments.core.reasoning import ReasoningMarkers
@@ -28,6 +28,7 @@ class CallSyntax:
         separator: what stands between two calls.
         quote: what stands around a text in place of quotes.
         listed: Python calls are in a list.
+        alone: an answer has one call.
     """
 
     shape: Shape
@@ -46,6 +47,7 @@ class CallSyntax:
     separator: str = ""
     quote: str = ""
     listed: bool = True
+    alone: bool = False
 
     @property
     def begins(self) -> tuple[str, ...]:
@@ -189,7 +191,18 @@ SYNTAXES = {
         calls=(CallSyntax(shape="python", open="<|python_start|>", close="<|python_end|>"), BARE_PYTHON)
     ),
     "olmo3": AnswerSyntax(calls=(CallSyntax(shape="python", open="<function_calls>", close="</function_calls>"),)),
-    "harmony": AnswerSyntax(harmony=True),
+    "harmony": AnswerSyntax(
+        harmony=True,
+        calls=(
+            CallSyntax(
+                shape="named",
+                open=" to=functions.",
+                gap="<|channel|>commentary json<|message|>",
+                close="<|call|>",
+                alone=True,
+            ),
+        ),
+    ),
     "json": AnswerSyntax(calls=(BARE,)),
 }
 """What `tool_parser` names."""
@@ -209,3 +222,8 @@ MARKERS = {
     "seed": ReasoningMarkers("<seed:think>", "</seed:think>"),
 }
 """What `reasoning_parser` names."""
+
+HARMONY_BEFORE_CALLS = replace(
+    MARKERS["harmony"], between="", answer=("<|start|>assistant",), closed="<|channel|>final<|message|>"
+)
+"""A call begins where a message does: the header of the answer to a user is not waited for."""

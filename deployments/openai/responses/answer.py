@@ -52,7 +52,7 @@ class ResponseAnswer:
         self._format = answer_format
         self._created = int(time.time())
         self._id = exchange.answer_id
-        self._model = body.model or call.model
+        self._model = body.model
         self._stream = ItemStream()
         self._capture: CaptureHandle | None = None
 

@@ -68,7 +68,7 @@ async def _scores(exchange: Exchange, body: ScoreBody, card: ModelCard, prompt: 
     probabilities = shares([total for total, *_ in sums])
     shape: Scores = {
         "object": "list",
-        "model": body.model or card.id,
+        "model": body.model,
         "best": max(range(len(sums)), key=lambda index: sums[index][0]),
         "data": [
             {"index": index, "choice": choice, "logprob": total, "tokens": count, "probability": probabilities[index]}
@@ -129,7 +129,7 @@ async def _decision(
         completion_tokens=sum(each.usage.completion_tokens for each in ordered),
         cached_tokens=sum(each.usage.cached_tokens for each in ordered),
     )
-    shape: Decision = {"model": body.model or card.id, "answers": answers, "usage": usage_of(usage)}
+    shape: Decision = {"model": body.model, "answers": answers, "usage": usage_of(usage)}
     return await written(shape)
 
 

@@ -190,7 +190,7 @@ def test_a_cancelled_batch_keeps_what_is_done(client: OpenAI) -> None:
 
 def test_a_batch_expires(client: OpenAI) -> None:
     batch = create(
-        client, [request("first", "x"), *(request(f"{i}", "[hold 60]x") for i in range(20))], completion_window="1s"
+        client, [request("first", "x"), *(request(f"{i}", "[hold 60]x") for i in range(20))], completion_window="3s"
     )
     batch = ended(client, batch.id)
     assert (batch.status, batch.expired_at is None) == ("expired", False)
@@ -308,8 +308,8 @@ def test_a_state_dir_belongs_to_one_server(server: Server, state: Path) -> None:
     second = Server({}, MODELS, state_dir=str(state))
     second.start()
     try:
-        with pytest.raises(openai.InternalServerError) as caught:
-            second.client().files.list()
+        with second.client() as client, pytest.raises(openai.InternalServerError) as caught:
+            client.files.list()
         assert (caught.value.status_code, caught.value.code) == (503, "unavailable")
         assert "is used by another server" in caught.value.message
     finally:

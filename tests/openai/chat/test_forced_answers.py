@@ -155,8 +155,6 @@ def test_a_familys_forced_answers_are_read_back(family: str, count: int) -> None
     template = (Path(FOLDER) / "templates" / f"{family}.jinja").read_text("utf-8")
     special = json.loads((Path(FOLDER) / f"{family}.jsonl").read_text("utf-8").partition("\n")[0])["special"] or ()
     answers = answer_format(template, special)
-    if answers.syntax.harmony:
-        return  # Forced as bare JSON.
     forced = Forced(answers, special)
     for seed in range(count):
         check(template, answers, forced, seed, exactly=family not in SPELLED)

@@ -24,6 +24,14 @@ FORMS = {
     "{% if not loop.last %}, {% endif %}{% endfor %}){% if not loop.last %}, {% endif %}{% endfor %}]<|/py|>"
     "{% endif %}",
 }
+CHANNELS = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|start|>{{ m.role }}{% if m.tool_calls %}"
+    "{% set f = m.tool_calls[0].function %} to=functions.{{ f.name }}<|channel|>commentary json<|message|>"
+    "{{ f.arguments | tojson }}<|call|>{% else %}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
+    "{{ m.content or '' }}{% if loop.last and not add_generation_prompt %}<|return|>{% else %}<|end|>{% endif %}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+CHANNEL_TOKENS = ["<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"]
 TOOLS: Any = [
     {
         "type": "function",
@@ -70,6 +78,8 @@ def client(serve: Serve) -> OpenAI:
         }
         for name, calls in FORMS.items()
     ]
+    channels = {"template": CHANNELS, "special": CHANNEL_TOKENS}
+    models.append({"id": "channels", "loader": loader, "engine": engine, "kwargs": channels})
     models.append({"id": "plain", "loader": loader, "engine": engine, "kwargs": {"template": template("", "")}})
     untooled = template("", "").replace("{{ tools | tojson }}", "")
     models.append({"id": "untooled", "loader": loader, "kwargs": {"template": untooled}})
@@ -105,6 +115,29 @@ def test_calls_are_forced_in_the_models_own_format(client: OpenAI, model: str) -
     assert [name for name, _ in arguments_of(choice.message)] == ["get"]
     (choice,) = ask(client, model, "No.", tools=TOOLS, tool_choice="required", max_tokens=2).choices
     assert (choice.message.tool_calls, choice.message.content or "", choice.finish_reason) == (None, "", "length")
+
+
+THOUGHT = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>No.<|return|>"
+
+
+@pytest.mark.parametrize("text", ["No.", FINAL, THOUGHT, THOUGHT + FINAL])
+def test_a_call_is_forced_in_channels(client: OpenAI, text: str) -> None:
+    reasoning = "hm" if "hm" in text else None
+    for choice, names in (("required", {"get", "rest"}), (NAMED, {"get"})):
+        message = ask(client, "channels", text, tools=TOOLS, tool_choice=choice, logprobs=True).choices[0].message
+        assert (message.content, getattr(message, "reasoning", None)) == (None, reasoning)
+        ((name, _),) = arguments_of(message)
+        assert name in names
+    written = ask(client, "channels", text, tools=TOOLS, tool_choice=NAMED, logprobs=True).choices[0].logprobs.content
+    whole = "".join(token.token for token in written)
+    assert " to=functions.get<|channel|>commentary json<|message|>{" in whole
+
+
+def test_without_force_channels_are_free(client: OpenAI) -> None:
+    for tools in (TOOLS, STRICT):
+        message = ask(client, "channels", THOUGHT + FINAL, tools=tools).choices[0].message
+        assert (message.content, message.reasoning, message.tool_calls) == ("No.", "hm", None)
 
 
 def test_a_text_or_calls_or_a_schema(client: OpenAI) -> None:
