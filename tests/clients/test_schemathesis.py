@@ -48,7 +48,8 @@ def url(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         "kwargs": {"model_name": str(save_whisper(tmp_path_factory.mktemp("whisper")))},
     }
     api = {"api_keys": [KEY], "admin_keys": [KEY], "record_dir": str(tmp_path_factory.mktemp("records"))}
-    args = {"models": [DEMO, whisper], "max_models_per_replica": 2, "api": api}
+    args: dict[str, Any] = {"models": [DEMO, whisper], "max_models_per_replica": 2, "api": api}
+    args["state_dir"] = str(tmp_path_factory.mktemp("state"))
     with serving(cluster, args) as address:
         yield address
 
@@ -131,7 +132,8 @@ def test_our_own_schema(url: str, tmp_path: Path) -> None:
     spec = routes(url)
     found = run(spec, url, tmp_path, examples=12)
     answered = {path for path, status in found if status == 200}
-    # A drawn name is not a record or a capture, a drawn text not a vector; a configured model is not deleted.
+    # A drawn name is not a record, a capture, a file or a batch, a drawn text not a vector; a configured model stays.
     kept = {"/v1/records/{record}", "/v1/captures/{capture}", "/v1/vectors", "/v1/admin/models/{name}"}
+    kept |= {path for path in spec["paths"] if path.startswith(("/v1/files/", "/v1/batches/"))}
     assert {path.replace("{name}", "demo") for path in set(spec["paths"]) - kept} - answered == set(), found
     assert found["/v1/admin/models/demo", 409] > 0, found

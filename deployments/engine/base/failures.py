@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Iterator
 
@@ -20,6 +21,9 @@ _NO_MEMORY = ("can't allocate memory", "out of memory")
 
 # torch, ROCm's torch, CTranslate2.
 _DEVICE = re.compile(r"\b(cuda|hip) error\b|\bcuda failed with error\b", re.IGNORECASE)
+
+
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
 class DeviceLost(BaseException):
@@ -108,8 +112,13 @@ def _device_computes() -> bool:
 
 
 def free_memory() -> None:
-    """Give back what nobody refers to any more, that of the device included."""
+    """Give back what nobody refers to any more, that of the device included.
+
+    The C library keeps freed memory for later: after models have come and gone, half as much again as is in use.
+    """
     collect()
+    if _trim is not None:
+        _trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
