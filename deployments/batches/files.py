@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import time
@@ -202,16 +203,16 @@ def new_file_id() -> str:
 def file_object(file_id: str, size: int, new: NewFile) -> Document:
     """A file as OpenAI describes it."""
     now = int(time.time())
+    ends = {} if new.expires_after is None else {"expires_at": now + new.expires_after}
     return {
         "id": file_id,
         "object": "file",
         "bytes": size,
         "created_at": now,
-        "expires_at": None if new.expires_after is None else now + new.expires_after,
+        **ends,
         "filename": new.filename,
         "purpose": new.purpose,
         "status": "processed",
-        "status_details": None,
     }
 
 
@@ -224,7 +225,7 @@ def _too_large(options: BatchOptions) -> TooLarge:
 
 
 def _expired(document: Document) -> bool:
-    return document["expires_at"] is not None and document["expires_at"] <= time.time()
+    return bool(document.get("expires_at", math.inf) <= time.time())
 
 
 def _unwritten(error: OSError | sqlite3.Error) -> Unavailable:

@@ -62,7 +62,7 @@ ROUTES = (
     Route("FORM", "/files", "batches", files.upload_file, _Upload, _File, scoped=False),
     Route("GET", "/files", "batches", files.list_files, None, _Files, query=_FILES, scoped=False),
     Route("GET", "/files/{file_id}", "batches", files.retrieve_file, None, _File, scoped=False),
-    Route("GET", "/files/{file_id}/content", "batches", files.file_content, None, Json, scoped=False),
+    Route("GET", "/files/{file_id}/content", "batches", files.file_content, None, bytes, scoped=False),
     Route("DELETE", "/files/{file_id}", "batches", files.delete_file, None, _Deleted, scoped=False),
     Route("POST", "/batches", "batches", batches.create_batch, batch_schema.BatchBody, _Batch, scoped=False),
     Route("GET", "/batches", "batches", batches.list_batches, None, _Batches, query=_BATCHES, scoped=False),

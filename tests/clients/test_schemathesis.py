@@ -108,6 +108,9 @@ def as_we_read_it(spec: dict[str, Any]) -> dict[str, Any]:
     for path in ("/audio/transcriptions", "/audio/translations"):
         content = spec["paths"][path]["post"]["responses"]["200"]["content"]
         content.update({kind: {"schema": {"type": "string"}} for kind in ("text/plain", "text/vtt")})
+    # Its text has any media type in fact.
+    content = spec["paths"]["/files/{file_id}/content"]["get"]["responses"]["200"]["content"]
+    content["application/octet-stream"] = {"schema": {"type": "string"}}
     vector = spec["components"]["schemas"]["Embedding"]["properties"]
     vector["embedding"] = {"anyOf": [vector["embedding"], {"type": "string"}]}
     return spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from deployments.openai.fields.fields import RequestBody, Whole
 
@@ -49,11 +49,10 @@ class FileObject(TypedDict):
     object: Literal["file"]
     bytes: int
     created_at: int
-    expires_at: int | None
+    expires_at: NotRequired[int]
     filename: str
     purpose: Literal["batch", "batch_output"]
     status: Literal["processed"]
-    status_details: None
 
 
 class FileList(TypedDict):

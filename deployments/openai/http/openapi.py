@@ -126,6 +126,7 @@ def _schemas(routes: Sequence[Route]) -> tuple[dict[_Key, Any], dict[str, Any]]:
     return {key: _standard(schema) for (key, _), schema in references.items()}, _standard(definitions["$defs"])
 
 
+_KINDS = {str: "text/plain", bytes: "application/octet-stream"}
 _STANDARD = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
@@ -140,8 +141,7 @@ def _standard(schema: Any) -> Any:
 
 
 def _operation(route: Route, schemas: dict[_Key, Any]) -> dict[str, Any]:
-    kind = "text/plain" if route.answer is str else "application/json"
-    content: dict[str, Any] = {kind: {"schema": schemas[route.name, "answer"]}}
+    content: dict[str, Any] = {_KINDS.get(route.answer, "application/json"): {"schema": schemas[route.name, "answer"]}}
     if route.tag == "audio":
         content["text/plain"] = {"schema": {"type": "string"}}
         content["text/vtt"] = {"schema": {"type": "string"}}
