@@ -42,8 +42,8 @@ def asked_page(exchange: Exchange, *, default: int, most: int) -> Page:
 
 
 def list_response(data: Sequence[dict[str, Any]], more: bool) -> Response:
-    """A part of a list."""
-    first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    """A part of a list; OpenAI's schema has a text for the ids, also where there are none."""
+    first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
     return object_response({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
 
 

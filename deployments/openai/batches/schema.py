@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import BaseModel, Field, WithJsonSchema
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from deployments.openai.fields.fields import RequestBody, Whole
 
@@ -58,8 +58,8 @@ class FileObject(TypedDict):
 class FileList(TypedDict):
     object: Literal["list"]
     data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
+    first_id: str
+    last_id: str
     has_more: bool
 
 
@@ -115,6 +115,6 @@ class BatchObject(TypedDict):
 class BatchList(TypedDict):
     object: Literal["list"]
     data: list[BatchObject]
-    first_id: str | None
-    last_id: str | None
+    first_id: str
+    last_id: str
     has_more: bool
