@@ -41,7 +41,7 @@ async def visits(host: ModelHost, names: list[str], rounds: int, *, unload: bool
 
 
 def flat(taken: list[int]) -> bool:
-    """Whether the last third of the figures is no higher than the first, but for what the allocator keeps."""
+    """Whether the figures stay: the last third of them against the first, with 2 % for what the allocator keeps."""
     third = max(1, len(taken) // 3)
     return median(taken[-third:]) <= 1.02 * median(taken[:third])
 
