@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 Ask = Callable[..., Awaitable[Any]]
 """Calls a method of `Batches` by its name, wherever it lives."""
@@ -66,6 +67,14 @@ class LineAnswer:
     status: int
     body: bytes
     retry_after: float | None = None
+
+    @classmethod
+    def of(cls, status: int, headers: Mapping[str, str], body: bytes) -> Self:
+        """As a response has it."""
+        retry_after = None
+        with contextlib.suppress(KeyError, ValueError):
+            retry_after = float(headers["retry-after"])
+        return cls(status=status, body=body, retry_after=retry_after)
 
 
 Compute = Callable[[LineCall], Awaitable[LineAnswer]]

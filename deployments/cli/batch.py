@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deployments.cli.endpoint.options import SOURCE, ApiKey, AtOnce, Url
 from deployments.cli.replay import Asked, asked_client
 from deployments.core.errors import ConfigError
 
@@ -25,13 +26,11 @@ def batch(
         Path | None,
         typer.Option("-o", "--output", help="File for the answers. Default: IN.out.jsonl.", show_default=False),
     ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.", show_default=False)
-    ] = None,
+    url: Url = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="CONFIG.yaml | FOLDER | ORG/NAME | LOADER.py:FUNCTION",
+            metavar=SOURCE,
             help="Models to load in this process in place of a server. Default: those of `troupe serve`.",
             show_default=False,
         ),
@@ -39,10 +38,8 @@ def batch(
     ask: Annotated[
         str | None, typer.Option(metavar="ID", help="Model to ask in place of the lines' own.", show_default=False)
     ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.", show_default=False)
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 16,
+    api_key: ApiKey = None,
+    concurrency: AtOnce = 16,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an output file: no line that it has is sent again.")
     ] = False,

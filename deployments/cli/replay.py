@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deployments.cli.endpoint.options import SOURCE, ApiKey, AtOnce, Url
 from deployments.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,13 +31,11 @@ def replay(
             metavar="RECORD.jsonl | FOLDER", help="Files that api.record_dir has, or the folder.", show_default=False
         ),
     ],
-    url: Annotated[
-        str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.", show_default=False)
-    ] = None,
+    url: Url = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="CONFIG.yaml | FOLDER | ORG/NAME | LOADER.py:FUNCTION",
+            metavar=SOURCE,
             help="Model to load in this process in place of a server.",
             show_default=False,
         ),
@@ -44,10 +43,8 @@ def replay(
     ask: Annotated[
         str | None, typer.Option(metavar="ID", help="Model to ask in place of the recorded one.", show_default=False)
     ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.", show_default=False)
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 16,
+    api_key: ApiKey = None,
+    concurrency: AtOnce = 16,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a line of JSON for each call, then a summary.")
     ] = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deployments.cli.endpoint.options import SOURCE, ApiKey, Url
 from deployments.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,14 +23,12 @@ def agentbench(
     config: Annotated[
         str | None,
         typer.Option(
-            metavar="CONFIG.yaml | FOLDER | ORG/NAME | LOADER.py:FUNCTION",
+            metavar=SOURCE,
             help="What to serve for the run.",
             show_default=False,
         ),
     ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.", show_default=False)
-    ] = None,
+    url: Url = None,
     model: Annotated[
         str | None, typer.Option(metavar="ID", help="Model to measure. Default: the only one.", show_default=False)
     ] = None,
@@ -41,9 +40,7 @@ def agentbench(
     python: Annotated[
         Path | None, typer.Option(help="Python that has the requirements of AgentBench.", show_default=False)
     ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.", show_default=False)
-    ] = None,
+    api_key: ApiKey = None,
     fields: Annotated[str, typer.Option("--fields", help="Further fields of each request, as YAML or JSON.")] = "{}",
     retries: Annotated[int, typer.Option(min=0, help="Times that failed samples are run again.")] = 2,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that an answer may take.")] = 600,

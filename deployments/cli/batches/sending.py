@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,10 +38,7 @@ class Server:
         body = {**call.body, "model": self._model} if self._model is not None else call.body
         response = await self._post(call.url.removeprefix("/v1"), body)
         self._answered = True
-        retry_after = None
-        with contextlib.suppress(KeyError, ValueError):
-            retry_after = float(response.headers["retry-after"])
-        return LineAnswer(status=response.status_code, body=response.content, retry_after=retry_after)
+        return LineAnswer.of(response.status_code, response.headers, response.content)
 
     async def _post(self, route: str, body: object) -> httpx2.Response:
         tries = 0

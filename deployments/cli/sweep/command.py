@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deployments.cli.endpoint.options import SOURCE, ApiKey, AtOnce, Url
 from deployments.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,13 +34,11 @@ def evaluate(
     task: Annotated[
         str, typer.Option(metavar="agent:worlds | lm_eval:TASK[,TASK]", help="Benchmark.")
     ] = "agent:worlds",
-    url: Annotated[
-        str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.", show_default=False)
-    ] = None,
+    url: Url = None,
     config: Annotated[
         str | None,
         typer.Option(
-            metavar="CONFIG.yaml | FOLDER | ORG/NAME | LOADER.py:FUNCTION",
+            metavar=SOURCE,
             help="What to serve for the sweep.",
             show_default=False,
         ),
@@ -49,14 +48,12 @@ def evaluate(
     ),
     episodes: Annotated[int, typer.Option(min=1, help="Worlds of agent:worlds.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the worlds.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 16,
+    workers: AtOnce = 16,
     lm_eval: Annotated[
         str, typer.Option("--lm-eval", help="Further options of lm_eval, as one text.", show_default=False)
     ] = "",
     python: Annotated[Path | None, typer.Option(help="Python that has lm_eval.", show_default=False)] = None,
-    api_key: Annotated[
-        str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.", show_default=False)
-    ] = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Run one benchmark over several models of a server: checkpoints, variants, adapters.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 
 from httpx2 import ASGITransport, Request
@@ -33,10 +32,7 @@ class LineComputer:
         content = await asyncio.to_thread(_content, call)  # of megabytes, perhaps
         request = Request("POST", f"http://batch{call.url}", headers=headers, content=content)
         response = await ASGITransport(asked, raise_app_exceptions=False).handle_async_request(request)
-        retry_after = None
-        with contextlib.suppress(KeyError, ValueError):
-            retry_after = float(response.headers["retry-after"])
-        return LineAnswer(status=response.status_code, body=await response.aread(), retry_after=retry_after)
+        return LineAnswer.of(response.status_code, response.headers, await response.aread())
 
 
 def _content(call: LineCall) -> bytes:

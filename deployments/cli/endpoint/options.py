@@ -1,0 +1,18 @@
+"""Options that commands share which ask a server."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+SOURCE = "CONFIG.yaml | FOLDER | ORG/NAME | LOADER.py:FUNCTION"
+"""What `troupe serve` takes."""
+
+Url: TypeAlias = Annotated[
+    str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.", show_default=False)
+]
+ApiKey: TypeAlias = Annotated[
+    str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.", show_default=False)
+]
+AtOnce: TypeAlias = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
