@@ -33,10 +33,12 @@ def banner(config: dict[str, Any], logs: Path) -> list[str]:
 
 def _introduction(url: str, args: AppArgs) -> list[str]:
     """Where an application is, and what it serves."""
-    names = ", ".join(
-        entry.id + (f" (also {', '.join(entry.aliases)})" if entry.aliases else "") for entry in args.models
+    models = ", ".join(
+        first + (f" (also {', '.join(others)})" if others else "") for first, *others in (e.names for e in args.models)
     )
-    return [f"Troupe answers at {url}/v1, its page is {url}/", f"  models:    {names}"]
+    later = [source.glob for source in args.folders] + (args.hub.allow if args.hub else [])
+    joining = [f"  later:     what matches {', '.join(later)}"] if later else []
+    return [f"Troupe answers at {url}/v1, its page is {url}/", f"  models:    {models}", *joining]
 
 
 def _exposure(config: dict[str, Any], applications: list[AppArgs]) -> list[str]:

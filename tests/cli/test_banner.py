@@ -67,6 +67,13 @@ def test_the_banner_has_every_application(port: int, tmp_path: Path) -> None:
     ]
 
 
+def test_the_banner_has_every_name_and_what_can_join(port: int, tmp_path: Path) -> None:
+    steered = {**DEMO, "aliases": ["other"], "variants": {"kind": {"temperature": 0}}}
+    args = {"models": [steered], "folders": [{"glob": "runs/*", "like": "it's"}]}
+    config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [{**app("/"), "args": args}]}
+    assert banner(config, tmp_path)[1:3] == ["  models:    it's (also other, kind)", "  later:     what matches runs/*"]
+
+
 @pytest.mark.parametrize(
     ("api", "line"), [({}, "  WARNING: listens on 0.0.0.0 and does not"), (KEYS, "  network:   listens")]
 )
