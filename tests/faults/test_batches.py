@@ -79,6 +79,33 @@ def test_the_process_of_batches_is_killed(cluster: str, tmp_path: Path) -> None:
         assert done <= written(tmp_path)
 
 
+def load_deadly() -> dict[str, Any]:
+    """A model whose process ends at prompts with an exclamation mark."""
+    from tests.tiny import byte_tokenizer, llama
+
+    tokenizer = byte_tokenizer()
+
+    def generate(input_ids: Any, max_new_tokens: int) -> Any:
+        if "!" in tokenizer.decode(input_ids[0]):
+            os._exit(3)
+        time.sleep(0.2)
+        return input_ids
+
+    return {"model": llama(), "tokenizer": tokenizer, "generate": generate}
+
+
+@pytest.mark.long
+def test_a_line_that_ends_its_replica_is_given_up(cluster: str, tmp_path: Path) -> None:
+    entry = {"id": "a", "loader": f"{__name__}:load_deadly", "engine": {"max_batch_size": 8}}
+    with serving(cluster, {"models": [entry], "state_dir": str(tmp_path)}) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=8, timeout=60)
+        texts = {f"{i}": "die!" if i in (3, 8) else "live" for i in range(12)}
+        batch = ended(client, create(client, [request(i, texts[i], model="a") for i in texts]).id, 300)
+        assert set(results(client, batch.output_file_id)) == {i for i in texts if texts[i] == "live"}
+        errors = results(client, batch.error_file_id)
+        assert {i: line["error"]["code"] for i, line in errors.items()} == {"3": "unavailable", "8": "unavailable"}
+
+
 class Killed:
     """`troupe serve` of a configuration, which can be killed whole."""
 
