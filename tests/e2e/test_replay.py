@@ -32,7 +32,7 @@ Capture = pytest.CaptureFixture[str]
 def bodies() -> list[dict[str, Any]]:
     """Different chats; every way of sampling that gives the same answer again."""
     return [
-        {"model": "demo", "messages": list(task.messages), "max_tokens": 24 + number % 40, **sampling}
+        {"model": "demo", "messages": list(task.messages), "max_tokens": 4 + number % 12, **sampling}
         for number, (task, sampling) in enumerate(zip(make_tasks(CALLS, 3), itertools.cycle(SAMPLING), strict=False))
     ]
 
