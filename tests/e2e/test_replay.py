@@ -18,6 +18,11 @@ from tests.conftest import DEMO
 from tests.serving import serving
 
 CALLS, WORKERS = 640, 32
+TINY = {
+    "id": "tiny",
+    "loader": "tests.openai.tiny_models:load_model",
+    "engine": {"pack_linears": False, "max_batch_size": 16, "threads": 1},
+}
 SAMPLING: list[dict[str, Any]] = [
     {"temperature": 0},
     {"seed": 11, "temperature": 1.0},
@@ -29,10 +34,10 @@ SAMPLING: list[dict[str, Any]] = [
 Capture = pytest.CaptureFixture[str]
 
 
-def bodies() -> list[dict[str, Any]]:
+def bodies(model: str) -> list[dict[str, Any]]:
     """Different chats; every way of sampling that gives the same answer again."""
     return [
-        {"model": "demo", "messages": list(task.messages), "max_tokens": 4 + number % 12, **sampling}
+        {"model": model, "messages": list(task.messages), "max_tokens": 4 + number % 12, **sampling}
         for number, (task, sampling) in enumerate(zip(make_tasks(CALLS, 3), itertools.cycle(SAMPLING), strict=False))
     ]
 
@@ -49,8 +54,11 @@ def replayed(record: Path, url: str, capsys: Capture) -> dict[str, int]:
 
 
 @pytest.mark.long
-def test_640_calls_on_one_and_on_four_replicas(cluster: str, tmp_path: Path, capsys: Capture) -> None:
-    args = {"models": [DEMO], "max_models_per_replica": 2}
+@pytest.mark.parametrize("model", [TINY, DEMO], ids=["random", "demo"])
+def test_640_calls_on_one_and_on_four_replicas(
+    cluster: str, tmp_path: Path, capsys: Capture, model: dict[str, Any]
+) -> None:
+    args = {"models": [model], "max_models_per_replica": 2}
     equal = {"equal": CALLS, "differs": 0, "failed": 0, "skipped": 0}
     with serving(cluster, {**args, "api": {"record_dir": str(tmp_path / "record")}}) as url:
 
@@ -58,7 +66,7 @@ def test_640_calls_on_one_and_on_four_replicas(cluster: str, tmp_path: Path, cap
             return requests.post(f"{url}/v1/chat/completions", json=body, timeout=600).status_code
 
         with ThreadPoolExecutor(WORKERS) as pool:
-            assert set(pool.map(post, bodies())) == {200}
+            assert set(pool.map(post, bodies(model["id"]))) == {200}
     # The folder, without what the replay itself would add.
     with serving(cluster, args) as one:
         assert replayed(tmp_path / "record", one, capsys) == equal
