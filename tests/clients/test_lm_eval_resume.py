@@ -25,7 +25,7 @@ def computed(record: Path) -> list[Line]:
 
 
 def killed_after(calls: int, record: Path, command: str, python: Path, folder: Path) -> None:  # noqa: F811
-    """Run shell lines until so many calls are recorded, then SIGKILL the client."""
+    """Run shell lines until `calls` calls are recorded, then SIGKILL the client."""
     environment = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
     client = subprocess.Popen(["bash", "-c", command], cwd=folder, env=environment, start_new_session=True)
     try:
