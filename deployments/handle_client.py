@@ -268,9 +268,11 @@ class HandleClient:
         return "" if spec is None else spec.model_dump_json()
 
     async def ready(self) -> None:
-        """Raise Unavailable while a deployment of models has never had a replica; it says what is waited for."""
+        """Raise Unavailable before each deployment of models has had a replica and the folders have been searched."""
         for name in self._pools:
             await self._started(name)
+        if self._following is not None:
+            self._following.check()
 
     async def _started(self, name: str) -> Handle:
         """The handle of a pool, to which Serve may send requests now. It lets them wait for ever for a first replica.

@@ -259,7 +259,9 @@ class ModelHost:
         return self._admitted[spec]
 
     async def ready(self) -> None:
-        """Requests can be answered from the start."""
+        """Raise Unavailable until the folders have been searched."""
+        if self.following is not None:
+            self.following.check()
 
     def check(self) -> None:
         """Raise TroupeError if the engine of a loaded model has died, or the GPU computes nothing more."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from deployments.config.sources import Spec
-from deployments.core.errors import TroupeError, UnsupportedParameter
+from deployments.core.errors import TroupeError, Unavailable, UnsupportedParameter
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.registry import ModelRegistry, state_of
 
@@ -32,6 +32,7 @@ class Following:
     def __init__(self, catalogue: Catalogue, registry: ModelRegistry) -> None:
         self._catalogue = catalogue
         self.registry = registry
+        self._has_models = False
         self._task: asyncio.Task[None] | None = None
         self._unknown: dict[str, float] = {}
 
@@ -39,6 +40,11 @@ class Following:
         """Follow from now on; needs a running event loop."""
         if self._task is None:
             self._task = asyncio.create_task(self._follow(), name="follow the registry")
+
+    def check(self) -> None:
+        """Raise Unavailable until the registry has said which models there are."""
+        if not self._has_models:
+            raise Unavailable("The server is searching its folders for models; try again.", retry_after=1)
 
     async def close(self) -> None:
         """Follow no more."""
@@ -103,6 +109,7 @@ class Following:
             else:
                 self._catalogue.follow(specs)
                 self._unknown.clear()
+                self._has_models = True
 
 
 def _held(replica: Mapping[str, Any], model: str) -> Iterator[dict[str, str]]:

@@ -76,6 +76,7 @@ class Registry:
         self._searched = float("-inf")
         self._epoch, self._count = uuid4().hex, 0
         self._changed = asyncio.Event()
+        self._has_searched = asyncio.Event()
         self._writing = asyncio.Lock()
 
     async def run(self) -> None:
@@ -85,6 +86,7 @@ class Registry:
                 await self.refresh()
             except Exception:
                 logger.exception("searching for folders failed")
+            self._has_searched.set()
             await asyncio.sleep(min(source.every_s for source in self._args.folders))
 
     async def find(self, name: str) -> Spec | None:
@@ -103,6 +105,9 @@ class Registry:
         return spec
 
     async def changes(self, seen: str, limit: float) -> Changes:
+        if self._searches and not self._has_searched.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._has_searched.wait(), limit)
         if seen == self._token:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), limit)

@@ -10,10 +10,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from deployments.cli.endpoint.server import Endpoint
 from deployments.cli.main import main
 from deployments.cli.sweep.lm_eval import scores
 from deployments.cli.sweep.results import wilson
+from deployments.cli.sweep.worlds import play
 from tests.conftest import DEMO
+from tests.faults import paced
 from tests.openai.conftest import Server
 
 MUTE = {"demo+mute": {"stop": ["A"]}}
@@ -81,6 +84,26 @@ def test_a_model_that_fails_does_not_end_the_sweep(server: Server, tmp_path: Pat
     assert [line.split()[0] for line in printed.splitlines()] == ["model", "broken", "scripted", "scripted"]
     (broken_result, _) = json.loads((tmp_path / "results.json").read_text())["results"]
     assert "no_such_function" in broken_result["error"]
+
+
+def test_an_interrupted_run_plays_no_episode_to_its_end(tmp_path: Path) -> None:
+    def interrupt(ended: int) -> None:
+        raise KeyboardInterrupt
+
+    running = Server({"record_dir": str(tmp_path)}, [paced.model("slow", pace=0.001)])
+    running.start()
+    try:
+        play(Endpoint(running.url), "slow", episodes=1, workers=1, seed=0)
+        with pytest.raises(KeyboardInterrupt):
+            play(Endpoint(running.url), "slow", episodes=3, workers=1, seed=1, show=interrupt)
+    finally:
+        running.stop()
+    lines = [json.loads(line) for file in tmp_path.glob("calls-*.jsonl") for line in file.read_text().splitlines()]
+    # A call has more messages than the call before it; `Hi` asks whether the server has a record.
+    sizes = [len(line["request"]["messages"]) for line in lines if line["request"]["messages"][-1]["content"] != "Hi"]
+    starts = [number for number, size in enumerate(sizes) if number == 0 or size < sizes[number - 1]]
+    assert starts[:3] == [0, 20, 40][: len(starts)], "a world has 20 steps"
+    assert 40 <= len(sizes) < 50
 
 
 @pytest.mark.parametrize(

@@ -28,23 +28,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.clients)
 
 
-def client_python(name: str, requirements: list[str] | None = None) -> Path:
+def client_python(name: str, requirements: list[str] | None = None, program: str | None = None) -> Path:
     """The interpreter of a client's environment, made at the first call and kept beside the project's own.
 
     Args:
         name: of the client.
         requirements: what to install; None for what docs/clients.md says.
+        program: another Python than the project's, whose packages the environment then does not see.
     """
     folder = ROOT / ".venv" / "clients" / name
     python = folder / "bin" / "python"
     stamp = folder / "requirements.txt"
-    # The pin keeps pip from replacing the project's CPU build of torch.
-    requirements = [*(page.requirements(name) if requirements is None else requirements), "torch~=2.13.0"]
-    wanted = "\n".join([sys.version, *requirements])
+    requirements = page.requirements(name) if requirements is None else requirements
+    if program is None:
+        # The pin keeps pip from replacing the project's CPU build of torch.
+        requirements = [*requirements, "torch~=2.13.0"]
+    wanted = "\n".join([program or sys.version, *requirements])
     if not (stamp.exists() and stamp.read_text() == wanted):
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        site = next((folder / "lib").glob("python*")) / "site-packages"
-        (site / "project.pth").write_text(sysconfig.get_paths()["purelib"])
+        subprocess.run([program or sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        if program is None:
+            site = next((folder / "lib").glob("python*")) / "site-packages"
+            (site / "project.pth").write_text(sysconfig.get_paths()["purelib"])
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         done = subprocess.run([*install, *requirements], capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-4000:]

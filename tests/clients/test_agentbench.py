@@ -1,12 +1,15 @@
-"""AgentBench v0.2 itself, in the folder that AGENTBENCH_REPO names: a lost replica changes no score."""
+"""AgentBench v0.2 itself, in the folder that AGENTBENCH_REPO names: a lost replica changes no score, and right answers
+have every point."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -35,11 +38,16 @@ def python() -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`troupe serve` with two replicas of the demo model."""
+    """`troupe serve` with two replicas of the demo model, and of one that knows the answers of dbbench."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
-    model = {"id": "demo", "loader": "model_loaders.demo:load_model", "preload": True}
+    kwargs = {"benchmark": "dbbench", "data": str(Path(REPO).resolve() / "data" / "dbbench" / "dev.jsonl")}
+    models = [
+        {"id": "demo", "loader": "model_loaders.demo:load_model", "preload": True},
+        {"id": "oracle", "loader": "tests.clients.oracle:load_model", "kwargs": kwargs},
+    ]
     app = {
-        "name": "troupe", "route_prefix": "/", "import_path": "deployments.app:build_app", "args": {"models": [model]},
+        "name": "troupe", "route_prefix": "/", "import_path": "deployments.app:build_app",
+        "args": {"models": models, "max_models_per_replica": 2},
         "deployments": [{"name": "ModelReplica", "num_replicas": 2}],
     }  # fmt: skip
     (folder / "my.yaml").write_text(yaml.safe_dump({"applications": [app]}))
@@ -63,10 +71,11 @@ def answers(url: str) -> bool:
         return False
 
 
-def run(server: str, python: Path, folder: Path, tasks: str, workers: int) -> dict[str, Any]:
+def run(server: str, python: Path, folder: Path, tasks: str, workers: int, model: str = "demo") -> dict[str, Any]:
     """The samples by task and index, after the command of docs/clients.md."""
+    fields = f" --fields '{SHORT}'" if model == "demo" else ""
     changes = {
-        "--config my.yaml": f"--url {server} --fields '{SHORT}' --output {folder}",
+        "--config my.yaml": f"--url {server} --model {model}{fields} --output {folder}",
         "../AgentBench": REPO,
         "agentbench-env/bin/python": str(python),
         "avalon,ltp": tasks,
@@ -77,7 +86,7 @@ def run(server: str, python: Path, folder: Path, tasks: str, workers: int) -> di
         "troupe agentbench": f"{sys.executable} -m deployments.cli.main agentbench",
     }
     printed = run_shell(python, block("AgentBench", "bash", 0, changes), folder, timeout=3600)
-    files = sorted(folder.glob("demo/*/runs.jsonl"))
+    files = sorted(folder.glob(f"{model}/*/runs.jsonl"))
     assert files
     for file in files:
         assert str(file.with_name("overall.json")) in printed
@@ -107,3 +116,17 @@ def test_a_lost_replica_changes_no_sample(server: str, python: Path, tmp_path: P
 
 def test_sixteen_workers(server: str, python: Path, tmp_path: Path) -> None:
     assert len(run(server, python, tmp_path, "avalon", 16)["avalon-dev-single"]) == 20
+
+
+@pytest.mark.skipif(shutil.which("my_print_defaults") is None, reason="MariaDB is not installed")
+def test_right_statements_and_answers_have_every_point(
+    server: str, python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several MariaDBs at once, whose results are those of the MySQL that the answers were computed with."""
+    with tempfile.TemporaryDirectory(prefix="t") as data:  # short: a socket is below it
+        monkeypatch.setenv("TMPDIR", data)
+        samples = run(server, python, tmp_path, "dbbench", 4, model="oracle")["dbbench-dev"]
+        assert list(Path(data).glob("ab-*")) == [], "the data of the servers are removed"
+    assert len(samples) == 60
+    overall = json.loads((tmp_path / "oracle" / "dbbench-dev" / "overall.json").read_text())
+    assert {name: value for name, value in overall["custom"].items() if value != 1.0} == {}

@@ -31,6 +31,9 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/clients.md", "from minisweagent"): "tests/clients/test_mini_swe_agent.py",
     ("docs/clients.md", 'pip install "evalplus'): "tests/clients/test_evalplus.py",
     ("docs/clients.md", 'pip install "aiperf'): "tests/clients/test_aiperf.py",
+    ("docs/clients.md", "from bfcl_eval"): "tests/clients/test_bfcl.py",
+    ("docs/clients.md", "pip install bfcl-eval"): "tests/clients/test_bfcl.py",
+    ("docs/clients.md", "git clone --branch v1.0.1"): "tests/clients/test_tau2_bench.py",
     ("docs/clients/messages.md", "npm install"): "tests/clients/test_claude_code.py",
     ("docs/reference/cli.md", "python -m deployments.local"): "tests/seeds/test_troapis.py",
     ("docs/reference/parsers.md", "response_template ="): (

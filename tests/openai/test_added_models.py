@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,14 @@ def added(place: Path, seed: int, name: str = "mine", **fields: Any) -> dict[str
 def test_checkpoints_of_a_run(place: Path, start: Start) -> None:
     copy(place, 1, "run/checkpoint-1000")
     copy(place, 1, "run/checkpoint-900")
+    time.sleep(0.2)  # longer than settle_s
     server = start(
         folders=[
             {"glob": str(place / "run" / "checkpoint-*"), "id": "{parent}-{step}", "like": "base", "every_s": 0.05}
         ]
     )
-    until(lambda: listed(server) == ["base", "run-900", "run-1000"])
+    until(lambda: requests.get(f"{server.url}/health", timeout=10).status_code == 200)
+    assert listed(server) == ["base", "run-900", "run-1000"], "whoever waits for the server misses none"
     assert complete(server, "run-900").status_code == 200
     copy(place, 2, "run/checkpoint-2000")
     until(lambda: complete(server, "run-2000").status_code == 200)

@@ -80,8 +80,11 @@ async def until(catalogue: Catalogue, expected: list[str]) -> None:
 async def test_models_come_and_go() -> None:
     catalogue, registry = Catalogue(ARGS), Scripted([spec("one", aliases=["1"])])
     following = Following(catalogue, registry)
+    with pytest.raises(Unavailable, match="searching its folders"):
+        following.check()
     following.start()
     await until(catalogue, ["base", "one"])
+    following.check()
     assert catalogue.resolve("1").created == 7
     registry.become([spec("two"), spec("one", aliases=["uno"])])
     await until(catalogue, ["base", "two", "one"])

@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -62,6 +63,9 @@ class Run:
 
     def __enter__(self) -> Run:
         self._logs.mkdir(parents=True, exist_ok=True)
+        # The data of a worker that is killed; the path of a MariaDB's socket must be short.
+        data = tempfile.TemporaryDirectory(prefix="ab-", ignore_cleanup_errors=True)
+        self._environment["TMPDIR"] = self._stack.enter_context(data)
         return self
 
     def __exit__(self, *_: object) -> None:

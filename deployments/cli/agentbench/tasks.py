@@ -159,11 +159,16 @@ def mariadb(tasks: Sequence[Task]) -> dict[str, str]:
     places = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
     server = shutil.which("mariadbd", path=places) or shutil.which("mysqld", path=places)
     install = shutil.which("mariadb-install-db", path=places) or shutil.which("mysql_install_db", path=places)
-    if server is None or install is None:
-        lacking = "mariadbd" if server is None else "mariadb-install-db"
+    needed = {
+        "mariadbd": server,
+        "mariadb-install-db": install,
+        "my_print_defaults": shutil.which("my_print_defaults", path=places),
+    }
+    lacking = [name for name, program in needed.items() if program is None]
+    if server is None or install is None or lacking:
         raise ConfigError(
-            f"dbbench needs a MariaDB of this machine, and {lacking} is not installed (apt-get install "
-            "mariadb-server-core). Leave dbbench out of --tasks to run the others."
+            f"dbbench needs a MariaDB of this machine, and {lacking[0]} is not installed (apt-get install "
+            "mariadb-server-core mariadb-client-core). Leave dbbench out of --tasks to run the others."
         )
     version = subprocess.run([server, "--version"], capture_output=True, text=True, check=False).stdout
     if "MariaDB" not in version:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _STOP_S = 30.0
+_WATCHED = "TROUPE_END_WITH_STDIN"
 
 
 def free_port() -> int:
@@ -36,7 +38,7 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A program, until the block ends.
 
-    Its standard input is a pipe that closes when this process ends, however it ends.
+    Its standard input is a pipe that closes when this process ends, however it ends: see `end_with_parent`.
 
     Args:
         log: file for what it prints.
@@ -51,7 +53,7 @@ def running(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, _WATCHED: "1", **(environment or {})},
             start_new_session=True,
             pass_fds=descriptors,
         )
@@ -61,6 +63,18 @@ def running(
         stop(process)
         if process.stdin is not None:
             process.stdin.close()
+
+
+def end_with_parent() -> None:
+    """If `running` has started this process: end it by SIGTERM when the parent process ends, however that ends."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if os.environ.pop(_WATCHED, None):
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -21,7 +21,8 @@ def batches_of(exchange: Exchange) -> BatchClient:
     """
     if exchange.api.batches is None:
         raise BatchesOff(
-            "This server has no files and batches: set state_dir in its configuration, or start it with --state-dir."
+            "This server keeps no files and batches. Start it with --state-dir FOLDER (args.state_dir in its "
+            "configuration), and without api.batches.enabled: false. `troupe batch` needs neither."
         )
     return exchange.api.batches
 

@@ -254,10 +254,11 @@ def test_a_file_expires(client: OpenAI) -> None:
 
 def test_a_server_without_a_state_dir(serve: Any) -> None:
     client = serve().client()
-    with pytest.raises(openai.NotFoundError) as caught:
-        client.batches.list()
-    assert caught.value.code == "batches_off"
-    assert "state_dir" in caught.value.message
+    for ask in (client.batches.list, lambda: client.files.create(file=("in.jsonl", b"{}\n"), purpose="batch")):
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask()
+        assert caught.value.code == "batches_off"
+        assert "Start it with --state-dir FOLDER (args.state_dir in its configuration)" in caught.value.message
 
 
 @pytest.fixture(scope="module")
