@@ -60,6 +60,7 @@ class ModelReplica:
     """Answers calls for the configured models, loading and unloading them as they are asked for."""
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
+        from deployments.core.collector import leave_imports
         from deployments.host.host import ModelHost
         from deployments.host.metrics.metrics import HostMetrics
         from deployments.metrics import RayMeters
@@ -68,6 +69,7 @@ class ModelReplica:
         enter_folder(args.folder)
         keep_replica_port_local()
         _share_cores()
+        leave_imports()
         place = serve.get_replica_context().replica_id.unique_id
         self._host = ModelHost(args, on_gone=self._withdraw, place=place)
         self._metrics = HostMetrics(RayMeters())

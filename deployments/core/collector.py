@@ -90,6 +90,16 @@ def collect() -> None:
     _COLLECTOR.collect()
 
 
+def leave_imports() -> None:
+    """Leave what there is now out of all collections, until the first large request has ended.
+
+    Modules are most of it: a full collection, as at each unload of a model, walks them for a fifth of a second. For a
+    process of our own, before it has anything that is to be freed.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def let_go(values: list[Any]) -> None:
     """Empty a list of JSON values, in steps: to forget a large one at once holds Python's lock too.
 

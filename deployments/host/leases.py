@@ -5,6 +5,10 @@ place, else the place of the least recently used idle model; where all are busy 
 `patience` seconds the least recently used one takes no new leases until its place has changed hands, so that steady
 traffic for one model cannot starve another. Loads are shared by all who wait and outlive a waiter that gives up. A
 model whose load runs out of memory beside others is loaded again with fewer of them.
+
+Of requests that wait for places the most urgent one is next. It waits for no patience where only less urgent requests
+use a model. A model that more urgent requests use, or have used in the last `patience` seconds, keeps its place; but
+after 32 times the patience a request is as urgent as any, so that nothing waits for ever.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ import asyncio
 import contextlib
 import copy
 import logging
+import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -26,14 +31,56 @@ logger = logging.getLogger("troupe.leases")
 T = TypeVar("T")
 
 
+_AGE = 32
+"""Patiences after which a request that waits is as urgent as any."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A request that waits for a lease."""
+
+    priority: int
+    since: float
+
+    def urgency(self, age: float) -> float:
+        """Its priority, until it has waited for `age` seconds."""
+        return -math.inf if time.monotonic() - self.since >= age else self.priority
+
+
 @dataclass(slots=True)
 class _Place(Generic[T]):
-    """A loaded value and how many requests use it."""
+    """A loaded value and the requests that use it.
+
+    Attributes:
+        users: how many of each priority.
+        used: when one of a priority has last ended, without those that a more urgent one has followed.
+    """
 
     value: T
-    leases: int = 0
+    users: Counter[int] = field(default_factory=Counter)
+    used: dict[int, float] = field(default_factory=dict)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     idle_since: float = field(default_factory=time.monotonic)
+
+    @property
+    def leases(self) -> int:
+        return self.users.total()
+
+    def begin(self, priority: int) -> None:
+        self.users[priority] += 1
+        self.idle.clear()
+
+    def end(self, priority: int) -> None:
+        self.users[priority] -= 1
+        self.users = +self.users
+        self.used = {other: ended for other, ended in self.used.items() if other < priority}
+        self.used[priority] = time.monotonic()
+
+    def kept_until(self, urgency: float, patience: float) -> float:
+        """Until when the place is that of requests that are more urgent."""
+        if any(priority < urgency for priority in self.users):
+            return math.inf
+        return max((ended + patience for priority, ended in self.used.items() if priority < urgency), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +146,28 @@ class Leases(Generic[T]):
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._unloading: set[asyncio.Task[None]] = set()
         self._failed: dict[str, tuple[float, TroupeError]] = {}
-        self._queue: OrderedDict[str, int] = OrderedDict()
+        self._queue: OrderedDict[str, list[_Waiter]] = OrderedDict()
         self._changed = asyncio.Event()
         self._pinned: set[str] = set()
         self._closed = False
         self.loads = self.failures = self.evictions = 0
 
     @contextlib.asynccontextmanager
-    async def lease(self, key: str) -> AsyncIterator[T]:
+    async def lease(self, key: str, priority: int = 0) -> AsyncIterator[T]:
         """The value of a key, loaded if need be, kept until the block ends.
+
+        Args:
+            priority: of the request; a lower one is more urgent.
 
         Raises:
             TroupeError: the load failed, now or less than `retry_after` seconds ago, or the leases are closed.
         """
-        place = await self._acquire(key)
+        place = await self._acquire(key, priority)
         try:
             yield place.value
         finally:
-            place.leases -= 1
-            if place.leases == 0:
+            place.end(priority)
+            if not place.users:
                 self._became_idle(key, place)
 
     def pin(self, key: str) -> None:
@@ -136,7 +186,7 @@ class Leases(Generic[T]):
             loaded=tuple(self._places),
             loading=tuple(self._loading),
             leases=sum(place.leases for place in self._places.values()),
-            waiting=sum(self._queue.values()),
+            waiting=sum(map(len, self._queue.values())),
             loads=self.loads,
             failures=self.failures,
             evictions=self.evictions,
@@ -185,57 +235,86 @@ class Leases(Generic[T]):
             logger.info("%s was not asked for in %g s", key, limit)
             self._start_unload(key)
 
-    async def _acquire(self, key: str) -> _Place[T]:
-        self._queue[key] = self._queue.get(key, 0) + 1
-        since = time.monotonic()
+    async def _acquire(self, key: str, priority: int) -> _Place[T]:
+        waiter = _Waiter(priority, time.monotonic())
+        self._queue.setdefault(key, []).append(waiter)
         try:
-            while (place := self._try(key, since)) is None:
-                patience = since + self._patience - time.monotonic()
-                if patience <= 0:
-                    self._drain_for(key)
+            while (place := self._try(key, waiter)) is None:
+                self._drain_for(key, waiter)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), patience if patience > 0 else None)
+                    await asyncio.wait_for(self._changed.wait(), self._look_again(waiter))
             return place
         finally:
-            self._queue[key] -= 1
+            self._queue[key].remove(waiter)
             if not self._queue[key]:
                 del self._queue[key]
+            if any(self._urgency(other) < priority for other in self._queue):
+                self._wake()  # They may have this place.
 
-    def _try(self, key: str, since: float) -> _Place[T] | None:
+    def _try(self, key: str, waiter: _Waiter) -> _Place[T] | None:
         """A lease now, or None; starts the load, or the eviction it needs, where possible."""
         if self._closed:
             raise Unavailable("The server is shutting down.", retry_after=5)
         place = self._places.get(key)
         if place is not None:
-            place.leases += 1
-            place.idle.clear()
+            place.begin(waiter.priority)
             self._places.move_to_end(key)
             return place
         if key not in self._loading:
-            self._raise_failure(key, since)
-            if self._make_room(key):
+            self._raise_failure(key, waiter.since)
+            if self._make_room(key, waiter):
                 self._loading[key] = asyncio.create_task(self._run_load(key), name=f"load {key}")
+                self._wake()  # Others may have a place that it has not taken.
         return None
 
-    def _make_room(self, key: str) -> bool:
+    def _make_room(self, key: str, waiter: _Waiter) -> bool:
         """Whether a place is free for `key`; starts to evict an idle model where none is."""
         others = len(self._places) + len(self._loading) + len(self._unloading)
         if others < min(self._capacity, self._most_others.get(key, self._capacity - 1) + 1):
-            return True
-        if self._is_next(key) and (idle := [k for k in self._evictable() if not self._places[k].leases]):
+            return self._urgency(key) <= min(map(self._urgency, self._placeless))
+        if self._is_next(key) and (idle := [k for k in self._open_to(waiter) if not self._places[k].users]):
             self._start_unload(idle[0])
         return False
 
-    def _drain_for(self, key: str) -> None:
-        """Let the least recently used busy model end what it computes and take nothing new."""
-        if self._is_next(key) and key not in self._loading and (busy := self._evictable()):
-            logger.info("draining %s to make room for %s", busy[0], key)
-            self._start_unload(busy[0])
+    def _drain_for(self, key: str, waiter: _Waiter) -> None:
+        """Let the least recently used busy model end what it computes and take nothing new, if its time has come."""
+        if not self._is_next(key) or key in self._loading:
+            return
+        is_patient = time.monotonic() - waiter.since < self._patience
+        for busy in self._open_to(waiter):
+            if not is_patient or waiter.urgency(self._age) < min(self._places[busy].users, default=math.inf):
+                logger.info("draining %s to make room for %s", busy, key)
+                self._start_unload(busy)
+                return
+
+    def _look_again(self, waiter: _Waiter) -> float | None:
+        """Seconds until more is open to a request that waits, though nothing else changes; None if never."""
+        now, urgency = time.monotonic(), waiter.urgency(self._age)
+        times = [waiter.since + self._patience, waiter.since + self._age]
+        times += [place.kept_until(urgency, self._patience) for place in self._places.values()]
+        return min((time - now for time in times if now < time < math.inf), default=None)
+
+    @property
+    def _age(self) -> float:
+        return _AGE * self._patience
+
+    def _urgency(self, key: str) -> float:
+        """That of the most urgent request that waits for a key."""
+        return min(waiter.urgency(self._age) for waiter in self._queue[key])
+
+    @property
+    def _placeless(self) -> list[str]:
+        """The keys that wait for a place, in the order of arrival."""
+        return [k for k in self._queue if k not in self._places and k not in self._loading]
 
     def _is_next(self, key: str) -> bool:
-        """Whether `key` has waited longest among those without a place, and no place is being cleared."""
-        waiting = (k for k in self._queue if k not in self._places and k not in self._loading)
-        return not self._unloading and next(waiting, None) == key
+        """Whether no place is being cleared, and `key` is the first of the most urgent ones that wait for a place."""
+        return not self._unloading and min(self._placeless, key=self._urgency, default=None) == key
+
+    def _open_to(self, waiter: _Waiter) -> list[str]:
+        """Those of `_evictable` that are not kept for more urgent requests."""
+        now, urgency = time.monotonic(), waiter.urgency(self._age)
+        return [k for k in self._evictable() if self._places[k].kept_until(urgency, self._patience) <= now]
 
     def _evictable(self) -> list[str]:
         """Loaded keys that may go, least recently used first: not pinned, and nobody is just about to lease them."""

@@ -12,6 +12,7 @@ from typing import Any
 from deployments.adapters.refused import AdapterRefused, NeedsMerge
 from deployments.config.app import AppArgs
 from deployments.config.model import ModelEntry
+from deployments.core.calls import TURN
 from deployments.core.errors import TroupeError
 from deployments.host.adapters import Adapters
 from deployments.host.leases import Leases, LeaseStats
@@ -87,7 +88,7 @@ class Places:
         if self._entry(version.key).pinned:
             self.leases.pin(version.key)
         with self._loading.copies.wanted(version.key):
-            return await stack.enter_async_context(self.leases.lease(version.key))
+            return await stack.enter_async_context(self.leases.lease(version.key, TURN.get().priority))
 
     async def _over_base(self, stack: AsyncExitStack, version: Version) -> LoadedModel | None:
         """An adapter beside its base; None if it has to be merged."""

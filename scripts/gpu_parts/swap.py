@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from deployments.config.app import parse_args
+from deployments.core.collector import leave_imports
 from deployments.host.host import ModelHost
 from deployments.host.memory.storages import Storages
 from gpu_parts.setting import Measured, Setting
@@ -35,7 +35,7 @@ def swap(setting: Setting) -> Measured:
     with tempfile.TemporaryDirectory() as top:
         for name in "ab":
             setting.model(setting.models[0]).save_pretrained(Path(top) / name)
-        gc.collect()
+        leave_imports()
         figures, same = asyncio.run(_visits(setting, Path(top)))
     figures |= _moved(setting)
     share = figures["to the device, GB/s"] / figures["pinned copy, GB/s"] if setting.is_cuda else None

@@ -6,6 +6,7 @@ import itertools
 import json
 import shlex
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import requests
 import yaml
 
 from model_loaders.demo.tasks import Task, make_tasks
-from tests.clients.conftest import WEIGHTS, client_python, run_shell
+from tests.clients import page
+from tests.clients.conftest import ROOT, WEIGHTS, client_python, run_shell
 from tests.clients.page import block
+from tests.serving import serving
 
 TASKS = ("choices", "rolling", "generated")
 WINDOW = 256
+ADAPTER = ROOT / "tests" / "adapters" / "one_more"
 REMOTE = "tokenizer_backend=remote"
 LOCAL = f"tokenizer_backend=huggingface,tokenizer={WEIGHTS}"
 
@@ -107,12 +111,16 @@ def reference(python: Path, tasks: Path) -> Samples:
     return evaluate(python, tasks, hugging_face(tasks, " ".join(TASKS)))
 
 
-def hugging_face(tasks: Path, names: str, more: str = "") -> str:
-    """The command for lm_eval's own backend in float32; it adds log-likelihoods in the dtype of its softmax, and in
-    float32 that alone is an error of 1e-4 in a sum beyond -1000."""
+def hugging_face(tasks: Path, names: str, more: str = "", dtype: str = "float32") -> str:
+    """The command for lm_eval's own backend; it adds log-likelihoods in the dtype of its softmax, and in float32 that
+    alone is an error of 1e-4 in a sum beyond -1000.
+
+    Args:
+        dtype: of the model, and more of its arguments.
+    """
     return (
         f"lm_eval run --model hf --device cpu --batch_size 1 --log_samples --output_path results {more} "
-        f"--model_args pretrained={WEIGHTS},dtype=float32,softmax_dtype=float64,max_length={WINDOW} "
+        f"--model_args pretrained={WEIGHTS},dtype={dtype},softmax_dtype=float64,max_length={WINDOW} "
         f"--include_path {shlex.quote(str(tasks))} --tasks {names}"
     )
 
@@ -237,3 +245,26 @@ def test_log_likelihoods_of_chats(folder_model: str, python: Path, tasks: Path) 
     assert largest_gap(ours, theirs) < 1e-4
     accuracy = sum(row["acc"] for row in ours["chosen"]) / len(ours["chosen"])
     assert accuracy >= 0.9, "the model knows the answers if it is asked as it was trained"
+
+
+@pytest.fixture(scope="module")
+def adapted(cluster: str) -> Iterator[str]:
+    """The demo weights in both dtypes, each with an adapter; the base URL without /v1."""
+    models: list[dict[str, Any]] = []
+    for dtype in ("float32", "bfloat16"):
+        kwargs = {"model_name": str(WEIGHTS), "dtype": dtype}
+        models.append({"id": f"base-{dtype}", "loader": "model_loaders.auto:load_model", "kwargs": kwargs})
+        models.append({"id": dtype, "base": f"base-{dtype}", "adapter": str(ADAPTER)})
+    with serving(cluster, {"models": models, "max_models_per_replica": 2}) as url:
+        yield url
+
+
+@pytest.mark.parametrize(("dtype", "concurrent", "most"), [("float32", 8, 1e-4), ("bfloat16", 1, 0.05)])
+def test_adapters_against_peft(adapted: str, tasks: Path, dtype: str, concurrent: int, most: float) -> None:
+    """In bfloat16 one request at a time: the base alone is rounded in another way in a batch, by up to 0.1."""
+    python = client_python("lm_eval-peft", [*page.requirements("lm_eval"), "peft==0.21.2"])
+    command = completions(adapted, tasks, LOCAL, concurrent=concurrent)
+    command = command.replace("model=folder", f"model={dtype}").replace("/models/folder/", f"/models/{dtype}/")
+    ours = evaluate(python, tasks, command)
+    theirs = evaluate(python, tasks, hugging_face(tasks, " ".join(TASKS), dtype=f"{dtype},peft={ADAPTER}"))
+    assert largest_gap(ours, theirs) < most

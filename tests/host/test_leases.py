@@ -27,6 +27,7 @@ class Garage:
 
     def __init__(self, capacity: int, *, seconds: float = 0.01, broken: tuple[str, ...] = (), **options: Any) -> None:
         self.loads: Counter[str] = Counter()
+        self.uses: Counter[str] = Counter()
         self.faults: list[str] = []
         self.alive = 0
         self.capacity = capacity
@@ -54,9 +55,10 @@ class Garage:
         await asyncio.sleep(self._seconds)
         self.alive -= 1
 
-    async def use(self, key: str, seconds: float = 0.005) -> str:
-        async with self.leases.lease(key) as model:
+    async def use(self, key: str, seconds: float = 0.005, *, priority: int = 0) -> str:
+        async with self.leases.lease(key, priority) as model:
             model.users += 1
+            self.uses[key] += 1
             if model.unloaded:
                 self.faults.append(f"{key} leased after it was unloaded")
             try:
@@ -271,5 +273,81 @@ def test_random_traffic_with_cancellations(seed: int) -> None:
         assert (stats.leases, stats.waiting, stats.loading) == (0, 0, ())
         await garage.leases.close()
         assert garage.alive == 0
+
+    run(main())
+
+
+def test_a_request_for_another_model_at_low_priority_lets_live_ones_keep_the_place() -> None:
+    """One after the other, with pauses in which nobody uses the model."""
+
+    async def main() -> None:
+        garage = Garage(1, patience=0.2)
+        line = None
+        for _ in range(10):
+            await garage.use("live")
+            line = line or asyncio.create_task(garage.use("batch", priority=5))
+            await asyncio.sleep(0.02)
+        assert garage.loads == {"live": 1}
+        assert await asyncio.wait_for(line, 2) == "batch", "after a pause of its patience"
+        assert garage.faults == []
+
+    run(main())
+
+
+def test_what_is_less_urgent_has_its_turn_by_age_and_gives_the_place_back_at_once() -> None:
+    async def main() -> None:
+        garage = Garage(1, patience=0.02)
+        stop = asyncio.Event()
+
+        async def steady() -> None:
+            while not stop.is_set():
+                await garage.use("live")
+
+        live = [asyncio.create_task(steady()) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        begun = asyncio.get_running_loop().time()
+        await asyncio.gather(*(garage.use("batch", priority=5) for _ in range(6)))
+        assert asyncio.get_running_loop().time() - begun >= 32 * 0.02
+        assert garage.loads == {"live": 1, "batch": 1}, "all that wait have one turn"
+        more = asyncio.create_task(garage.use("batch", priority=5))
+        await garage.use("live")
+        assert not more.done()
+        stop.set()
+        await asyncio.gather(*live, more)
+        assert garage.faults == []
+
+    run(main())
+
+
+def test_a_more_urgent_request_does_not_wait_out_its_patience() -> None:
+    async def main() -> None:
+        garage = Garage(1, patience=60)
+        async with garage.leases.lease("batch", 5):
+            live = asyncio.create_task(garage.use("live"))
+            more = asyncio.create_task(garage.use("batch", priority=5))
+            await asyncio.sleep(0.05)
+            assert garage.uses == {}, "the model takes no more requests of the batch"
+        assert await asyncio.wait_for(live, 2) == "live"
+        garage.leases.retire("live")
+        assert await asyncio.wait_for(more, 2) == "batch"
+        assert garage.faults == []
+
+    run(main())
+
+
+def test_the_most_urgent_of_those_that_wait_is_next() -> None:
+    async def main() -> None:
+        garage = Garage(1, patience=0.05)
+        order: list[str] = []
+
+        async def use(key: str, priority: int) -> None:
+            await garage.use(key, priority=priority)
+            order.append(key)
+
+        async with garage.leases.lease("held"):
+            waiting = [asyncio.create_task(use(key, priority)) for key, priority in (("c", 9), ("b", 0), ("a", -9))]
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*waiting)
+        assert order == ["a", "b", "c"]
 
     run(main())

@@ -33,6 +33,10 @@ def experts() -> Any:
     return decoder("mixtral", vocab_size=300)
 
 
+def convolutions() -> Any:
+    return decoder("lfm2", vocab_size=300, layer_types=["conv", "full_attention"] * 2)
+
+
 CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "dora": (dense, lambda: peft.LoraConfig(use_dora=True, target_modules=["embed_tokens"], init_lora_weights=False)),
     "bias": (dense, lambda: peft.LoraConfig(bias="all", target_modules=["q_proj"], init_lora_weights=False)),
@@ -55,7 +59,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     top = tmp_path_factory.mktemp("place")
-    for name, build in (("plain", llama), ("dense", dense), ("experts", experts)):
+    for name, build in (("plain", llama), ("dense", dense), ("experts", experts), ("convolutions", convolutions)):
         build().save_pretrained(top / name)
         byte_tokenizer().save_pretrained(top / name)
     for folder in ("run", "allowed"):
@@ -107,6 +111,17 @@ def test_answers_are_those_of_peft(name: str, place: Path, start: Start) -> None
     (held,), (base_held,) = row["replicas"], states(server)["base"]["replicas"]
     assert (held["tier"], base_held["tier"]) == ("device", "host")
     assert held["fingerprint"] != base_held["fingerprint"]
+
+
+def test_a_convolution_of_groups_is_refused_by_name(place: Path, start: Start) -> None:
+    folder = place / "allowed" / "convolution"
+    config = peft.LoraConfig(r=64, target_modules=r".*conv\.(conv|in_proj)", init_lora_weights=False)
+    peft.get_peft_model(convolutions(), config).save_pretrained(folder)
+    server = start([model(place / "convolutions"), {"id": "mine", "base": "base", "adapter": str(folder)}])
+    answer = complete(server, "mine")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), answer.text
+    reason = "PEFT cannot merge it: NotImplementedError: Merging is not supported for _ConvNd layers with groups > 1."
+    assert reason in answer.json()["error"]["message"]
 
 
 def test_a_rewritten_one_is_merged_anew(place: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

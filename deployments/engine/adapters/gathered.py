@@ -56,8 +56,8 @@ class StackedRows:
         self.dtype = first.a.dtype
         self.rows = _places(keys, loras, first.a.device)
         self._rank = max(lora.rank for lora in self._loras)
-        # Zero beyond the rank of each.
-        self._a = first.a.new_zeros(count, first.a.shape[0], self._rank)
+        # Zero beyond the rank of each. Inputs are summed in the order in which each alone sums them.
+        self._a = first.a.new_zeros(count, self._rank, first.a.shape[0]).transpose(1, 2)
         self._b = first.b.new_zeros(count, self._rank, first.b.shape[1])
         self._bias, self.gain = _vectors(self._loras)
         for place, lora in enumerate(self._loras):

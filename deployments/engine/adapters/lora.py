@@ -111,9 +111,11 @@ def _fit(name: str, module: nn.Module, arrays: LoraArrays, file: LoraFile, dtype
     def placed(tensor: Tensor) -> Tensor:
         return tensor.to(dtype).to(weight.device)
 
-    b = torch.from_numpy(arrays.b.T.copy()).to(weight.device) * (scale if gain is None else scale * gain)
+    # As PEFT multiplies by them: with the numbers in another order, products would be summed in another order.
+    a, b = (torch.from_numpy(matrix.copy()).T for matrix in (arrays.a, arrays.b))
+    b = b.to(weight.device) * (scale if gain is None else scale * gain)
     lora = Lora(
-        a=placed(torch.from_numpy(arrays.a.T.copy())),
+        a=placed(a.contiguous() if isinstance(module, nn.Embedding) else a),
         b=placed(b),
         bias=None if arrays.bias is None else placed(torch.from_numpy(arrays.bias) * scale),
         gain=None if gain is None else placed(gain - 1),

@@ -64,8 +64,9 @@ def pack_linears(
     with _writable():
         good = recall(lambda: _shapes(groups, wanted)) if groups else frozenset()
         groups = {key: modules for key, modules in groups.items() if _shape(modules[0]) in good}
-        for modules in groups.values():
-            _pack(modules, patches, tied=_tied(model, modules[0].weight))
+        tied = _tied(model)
+        for key, modules in groups.items():
+            _pack(modules, patches, tied=key in tied)
     return sum(map(len, groups.values()))
 
 
@@ -126,10 +127,11 @@ def _packable(model: nn.Module) -> dict[int, list[nn.Linear]]:
         if _is_plain(weight):
             groups.setdefault(id(module.weight), []).append(module)
     total = sum(parameter.nbytes for parameter in model.parameters())
+    tied = _tied(model)
     return {
         key: modules
         for key, modules in groups.items()
-        if not _tied(model, modules[0].weight) or modules[0].weight.nbytes < total * _TIED_SHARE
+        if key not in tied or modules[0].weight.nbytes < total * _TIED_SHARE
     }
 
 
@@ -143,13 +145,14 @@ def _is_plain(weight: Any) -> bool:
     )
 
 
-def _tied(model: nn.Module, weight: Tensor) -> bool:
-    """Whether a module other than those that will be packed uses this very weight."""
-    return any(
-        parameter is weight and not (type(owner) is nn.Linear and "forward" not in vars(owner) and name == "weight")
+def _tied(model: nn.Module) -> set[int]:
+    """The parameters that modules use which will not be packed, by id."""
+    return {
+        id(parameter)
         for owner in model.modules()
         for name, parameter in owner._parameters.items()
-    )
+        if not (type(owner) is nn.Linear and "forward" not in vars(owner) and name == "weight")
+    }
 
 
 def _shape(module: nn.Linear) -> _Shape:

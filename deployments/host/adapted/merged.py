@@ -50,7 +50,7 @@ def merged_info(info: ModelInfo, folder: Path) -> ModelInfo:
         except AdapterRefused:
             raise
         except Exception as error:
-            raise AdapterRefused(f"PEFT cannot merge it: {type(error).__name__}: {last_line(error)}.") from error
+            raise AdapterRefused(f"PEFT cannot merge it: {last_line(error).removesuffix('!')}.") from error
     return adapted_info(info, folder) or info
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -271,7 +272,7 @@ def one_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "admin_keys": ["admin"],
         "heartbeat_seconds": 0.05,
     }
-    running = Server(api, models, state_dir=state, max_models_per_replica=1)
+    running = Server(api, models, state_dir=state, max_models_per_replica=1, swap_patience_s=0.5)
     running.start()
     yield running
     running.stop()
@@ -284,8 +285,34 @@ def test_lines_of_a_model_are_computed_together(one_place: Server) -> None:
     assert ended(client, create(client, lines).id).request_counts == openai.types.BatchRequestCounts(
         total=18, completed=18, failed=0
     )
-    (replica,) = requests.get(f"{one_place.url}/health?verbose", timeout=10).json()["data"]
-    assert replica["loads"] == 3
+    assert loads_of(one_place) == 3
+
+
+def test_lines_of_another_model_leave_the_place_to_live_requests(one_place: Server) -> None:
+    client = one_place.client()
+    message: Any = {"role": "user", "content": "x"}
+
+    def live() -> None:
+        client.chat.completions.create(model="a", messages=[message])
+
+    live()
+    loads = loads_of(one_place)
+    batch = create(client, [request(f"{i}", "x", model="b") for i in range(4)])
+    for _ in range(20):
+        live()
+        time.sleep(0.05)
+    assert loads_of(one_place) == loads
+    assert client.batches.retrieve(batch.id).request_counts == openai.types.BatchRequestCounts(
+        total=4, completed=0, failed=0
+    )
+    counts = ended(client, batch.id).request_counts
+    assert counts is not None
+    assert (counts.completed, loads_of(one_place)) == (4, loads + 1)
+
+
+def loads_of(server: Server) -> int:
+    (replica,) = requests.get(f"{server.url}/health?verbose", timeout=10).json()["data"]
+    return int(replica["loads"])
 
 
 def test_a_full_disk_pauses_a_batch(one_place: Server) -> None:

@@ -10,13 +10,14 @@ import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
 
 from deployments.core.calls import Call, GenerateCall
-from deployments.core.collector import let_go
+from deployments.core.collector import leave_imports, let_go
 from deployments.core.events import Accepted, Delta, Event, Finished, PromptScores, Usage
 from deployments.core.json_text.reader import JsonReader
 from deployments.core.json_text.writer import JsonWriter
@@ -397,3 +398,23 @@ def test_what_was_made_of_a_large_request_is_let_go_off_the_loop(
         time.sleep(0.01)
     assert places
     assert threading.main_thread().name not in places
+
+
+def test_a_full_collection_leaves_imports_alone_and_frees_what_comes_later() -> None:
+    gc.unfreeze()
+    everything = len(gc.get_objects())
+    try:
+        leave_imports()
+        assert len(gc.get_objects()) < everything / 100
+
+        class Node:
+            me: Node
+
+        node = Node()
+        node.me = node
+        gone = weakref.ref(node)
+        del node
+        gc.collect()
+        assert gone() is None
+    finally:
+        gc.unfreeze()
