@@ -10,7 +10,7 @@ from typing import Any
 from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Incomplete, Unreadable
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.syntax import BARE, CallSyntax
-from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, typed
+from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, parts_of, takes_text, typed
 
 _NAME = re.compile(r"[\w.\-/]+")
 # What may stand between a name and its arguments beside what is declared: an id, a fence.
@@ -43,8 +43,8 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         calls = _READERS[syntax.shape](cursor, syntax, schemas)
     except ValueError as error:
         raise Unreadable(str(error)) from error
-    if syntax.close and syntax.shape != "tagged":
-        cursor.maybe(syntax.close)
+    if syntax.shape != "tagged":
+        cursor.closing(syntax.close)
     if syntax.section and not syntax.open and syntax.shape in ("json", "named"):
         calls += _more(cursor, syntax, schemas)
     if fenced:
@@ -169,34 +169,45 @@ def _start(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> str:
 def _tagged(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     name = _name(cursor, schemas)
     cursor.expect(syntax.gap)
-    values: dict[str, Any] = {}
+    values = dict(_members(cursor, syntax, name, schemas))
+    if not values and not syntax.gap and name not in schemas:
+        raise Unreadable(name)
+    return [Call(name, dumps(values))]
+
+
+def _members(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schemas) -> list[tuple[str, Any]]:
+    """The arguments up to the end of a call: only one that was closed is a call."""
+    found: list[tuple[str, Any]] = []
+    declared = schemas.get(name, {}).get("properties")
+    # What may follow a value that is not closed; None if nothing says. One that is closed by its key is closed.
+    others = set(declared or ()) if declared or ANY in syntax.value_close else None
     try:
-        # Only a call that was closed is one: of what was cut off, the arguments so far could be read.
         while not cursor.maybe(syntax.close):
             cursor.expect(syntax.key_open)
             key = cursor.match(_KEY)
             cursor.expect(syntax.key_close)
             # Where the end of a value is not always the same, it has the key in it.
             of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
-            text = _value(cursor, of_key, _others(schemas.get(name), {key, *values}))
-            values[key] = typed(text, name, key, schemas)
+            text = _value(cursor, of_key, None if others is None else others - {key, *dict(found)})
+            found.append((key, _argument(text, syntax, name, key, schemas)))
     except Incomplete as more:
-        raise Incomplete(name, values) from more
-    if not values and not syntax.gap and name not in schemas:
-        raise Unreadable(name)
-    return [Call(name, dumps(values))]
+        raise Incomplete(name, dict(found)) from more
+    return found
+
+
+def _argument(text: str, syntax: CallSyntax, name: str, key: str, schemas: Schemas) -> Any:
+    """The value of an argument: bare text, or elements if it has them and is not a text."""
+    parts = None if takes_text(name, key, schemas) else parts_of(name, key, schemas)
+    if parts is not None and ANY in syntax.value_close and Cursor(text).maybe(syntax.key_open):
+        members = _members(Cursor(text + syntax.close), syntax, name, parts)
+        return [value for _, value in members] if {key for key, _ in members} == {"item"} else dict(members)
+    return typed(text, name, key, schemas)
 
 
 def _name(cursor: Cursor, schemas: Schemas) -> str:
     cursor.skip(_NUMBER)
     name = cursor.match(_NAME)
     return name if name in schemas else name.removeprefix("functions.")
-
-
-def _others(schema: Mapping[str, Any] | None, given: set[str]) -> set[str] | None:
-    """The arguments that may follow; None if the schema names none."""
-    declared = (schema or {}).get("properties")
-    return set(declared) - given if declared else None
 
 
 def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:

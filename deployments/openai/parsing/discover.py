@@ -194,8 +194,8 @@ def _suffix(first: str, second: str) -> str:
 def _from_token(text: str) -> str:
     """From the first token of a text on, so that a part of another one before it is left out."""
     whole = text.lstrip()
-    found = re.search(r"[<\[]|(?<=\s)\S", text)
-    if whole and (whole[0] in "<[" or not found):
+    found = re.search(r"\]<\]|[<\[]|(?<=\s)\S", text)
+    if whole and (whole.startswith(("<", "[", "]<]")) or not found):
         return whole
     return text[found.start() :] if found else ""
 

@@ -66,10 +66,11 @@ class Reader:
         self._own: JsonEnd | None = None
         self._least = least
         self._live: LiveCalls | None = None
+        self._begun_with = ""
 
     def begin(self, marker: str) -> None:
         """Read as if the text began with a marker, which the prompt has written."""
-        self._buffer = marker
+        self._buffer = self._begun_with = marker
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain after this text."""
@@ -187,7 +188,7 @@ class Reader:
         rest = self._buffer.lstrip(_BETWEEN)
         cursor = Cursor(rest, final=self._final)
         try:
-            ended = any(each.section_end and cursor.maybe(each.section_end) for each in self._calls)
+            ended = any(cursor.closing(each.section_end) for each in self._calls)
             ended = ended or any(each.shape == "tagged" and cursor.maybe(each.close) for each in self._calls)
         except Incomplete:
             return False
@@ -208,6 +209,9 @@ class Reader:
     def _content(self, parts: list[Part], size: int) -> None:
         """Give out the beginning of the buffer. White space waits: a call may follow, to which it does not belong."""
         text, self._buffer = self._buffer[:size], self._buffer[size:]
+        if text:
+            # The prompt's marker is not the model's text.
+            text, self._begun_with = text.removeprefix(self._begun_with), ""
         kept = text.rstrip() if self._calls else text
         if kept:
             parts.append(Content(self._space + kept))
