@@ -25,9 +25,7 @@ def lines(name: str) -> list[dict[str, Any]]:
 def tasks(category: str) -> list[dict[str, Any]]:
     file = f"BFCL_v4_{category}.json"
     answers = {line["id"]: line["ground_truth"] for line in lines(f"possible_answer/{file}")}
-    return [
-        {"category": category, "function": line["function"], "truth": answers[line["id"]]} for line in lines(file)
-    ]
+    return [{"category": category, "function": line["function"], "truth": answers[line["id"]]} for line in lines(file)]
 
 
 def verdict(answer: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Incomplete, Unreadable
 from deployments.openai.parsing.parts import Call
-from deployments.openai.parsing.syntax import BARE, CallSyntax
+from deployments.openai.parsing.syntax import BARE, UNDECLARED, CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, parts_of, takes_text, typed
 
 _NAME = re.compile(r"[\w.\-/]+")
@@ -20,6 +20,15 @@ _KEY = re.compile(r"[^\s<>\"'=\[\]]+")
 _FENCES = ("```json", "```")
 _HEAD = re.compile(r'\{\s*"(?P<key>\w+)"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?P<held>\w+)"\s*:\s*(?=\{)')
 _KEYED = re.compile(r'\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
+# Markup before a call of no declared form and after it, and what may be the beginning of such markup.
+_MARKUP = re.compile(r"<(?!/)[^<>\n]{1,100}>|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[)")
+_END = re.compile(r"</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<>\n]{0,40}>|```")
+_MARKUP_BEGUN = re.compile(r"<[^<>\n]{0,100}|\[[A-Z_]{0,40}|`{1,2}|[a-z]{0,9}")
+_NAME_IN_TAG = re.compile(r"""=\s*["']?([\w.\-]+)""")
+_NAME_AS_TAG = re.compile(r"<function=[\w.\-]+>")
+_TAG = re.compile(r"<([^\s=>]+)")
+_LIST = re.compile(r"\[\s*(?=\w)")
+_FILLING = re.compile(r"(?:(?!</)[^{}()]){0,120}")
 _NAMES = ("name", "function", "tool_name", "tool")
 _LISTS = ("tool_calls", "function_calls", "calls")
 _ARGUMENTS = ("arguments", "parameters")
@@ -50,7 +59,8 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
     if fenced:
         cursor.maybe("```")
     # What nothing marks is a call only if its tool is there.
-    if not syntax.begins and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
+    bare = not syntax.begins and syntax.shape != "any"
+    if bare and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
         raise Unreadable("a tool that is not there")
     return calls
 
@@ -282,10 +292,95 @@ def _python_call(cursor: Cursor) -> Call:
     return Call(name, dumps(arguments))
 
 
+def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    """Calls in whatever form follows markup."""
+    first = markup = _markup(cursor, _MARKUP)
+    if not first:
+        raise Unreadable("no markup")
+    while markup:
+        named = _NAME_IN_TAG.search(markup)
+        # `<function=NAME>` is no XML that a model may write for another reason.
+        if named and (named[1] in schemas or _NAME_AS_TAG.fullmatch(markup)):
+            tags = replace(_in_tags(cursor, markup, named), section_end=_closing(first))
+            calls = _tagged(cursor, tags, schemas)
+            break
+        markup = _markup(cursor, _MARKUP)
+    else:
+        calls = _after_markup(cursor, first, schemas)
+    while _markup(cursor, _END):
+        pass
+    return calls
+
+
+def _markup(cursor: Cursor, pattern: re.Pattern[str]) -> str:
+    """The markup at the cursor, which is moved after it; empty if there is none."""
+    cursor.space()
+    if not cursor.final and _MARKUP_BEGUN.fullmatch(cursor.text, cursor.place):
+        raise Incomplete
+    found = pattern.match(cursor.text, cursor.place)
+    cursor.place = found.end() if found else cursor.place
+    return found[0] if found else ""
+
+
+def _in_tags(cursor: Cursor, markup: str, named: re.Match[str]) -> CallSyntax:
+    """The form of a call whose name is in a tag, at the name: the first argument shows that of all."""
+    start = cursor.place - len(markup) + named.start(1)
+    key = _NAME_IN_TAG.search(argument := _markup(cursor, _MARKUP))
+    cursor.place = start
+    found = CallSyntax(shape="tagged", gap=markup[named.end(1) :], close=_closing(markup))
+    if key is None:
+        return replace(found, key_open=_closing(markup))
+    # What else the tag says, of a type for example, may differ from one argument to the next.
+    rest, more, _ = argument[key.end(1) :].partition(" ")
+    close = f"{rest}{ANY}>\n" if more else f"{rest}\n"
+    return replace(found, key_open=argument[: key.start(1)], key_close=close, value_close=f"\n{_closing(argument)}")
+
+
+def _closing(tag: str) -> str:
+    """The tag that closes what a tag opens; empty if it is not a tag."""
+    found = _TAG.match(tag)
+    return f"</{found[1]}>" if found else ""
+
+
+def _after_markup(cursor: Cursor, first: str, schemas: Schemas) -> list[Call]:
+    """The calls after their markup: in JSON, in Python, or with the name first."""
+    start = cursor.place
+    try:
+        return _json(cursor, UNDECLARED, schemas)
+    except Unreadable:
+        cursor.place = start
+    # A word after markup is a name only if there is such a tool.
+    cursor.skip(_LIST)
+    name = _name(cursor, schemas)
+    if name not in schemas:
+        raise Unreadable(name)
+    if cursor.text.startswith("(", cursor.place):
+        cursor.place = start
+        return _python(cursor, UNDECLARED, schemas)
+    place = cursor.place
+    key = _markup(cursor, _MARKUP)
+    if "key" in key:
+        cursor.place = start
+        value = key.replace("key", "value")
+        tags = CallSyntax(
+            shape="tagged",
+            key_open=key,
+            key_close=f"{_closing(key)} {value}",
+            value_close=_closing(value),
+            close=_closing(first),
+        )
+        return _tagged(cursor, tags, schemas)
+    cursor.place = place
+    if not key and "call" in first and cursor.maybe(_closing(first)):
+        return [Call(name, "{}")]
+    cursor.pass_over(_FILLING, "{")
+    return [Call(name, dumps(cursor.value()))]
+
+
 def _defines(call: Call, schema: Mapping[str, Any]) -> bool:
     """Whether the arguments are the schema of a tool's arguments: the model repeats which tools there are."""
     arguments, declared = loads(call.arguments), schema.get("properties") or {}
     return isinstance(arguments.get("properties"), dict) and "type" in arguments and "properties" not in declared
 
 
-_READERS = {"json": _json, "named": _named, "tagged": _tagged, "python": _python}
+_READERS = {"json": _json, "named": _named, "tagged": _tagged, "python": _python, "any": _any}

@@ -18,7 +18,7 @@ from deployments.openai.parsing.discover_reasoning import closings, described_re
 from deployments.openai.parsing.harmony import HarmonySplitter
 from deployments.openai.parsing.parts import Call, Content, Reasoning, Splitter
 from deployments.openai.parsing.reader import Reader
-from deployments.openai.parsing.syntax import MARKERS, SYNTAXES, AnswerSyntax, CallSyntax
+from deployments.openai.parsing.syntax import BARE, BARE_PYTHON, MARKERS, SYNTAXES, UNDECLARED, AnswerSyntax, CallSyntax
 from deployments.openai.parsing.typed import Schemas
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ class AnswerFormat:
         """
         if self.syntax.harmony:
             return HarmonySplitter(calls=schemas is not None, only_final=constrained)
-        marks = self.syntax.reasoning
-        opened = marks is not None and marks.opened_by(prompt_end, continued=continued)
-        reasons = not (marks or MARKERS["think"]).closed_by(prompt_end, continued=continued)
+        marks = self.syntax.reasoning or MARKERS["think"]
+        opened = marks.opened_by(prompt_end, continued=continued)
+        reasons = not marks.closed_by(prompt_end, continued=continued)
         reader = Reader(self.syntax, schemas, opened=opened, reasons=reasons, least=least)
         reader.begin(self._begun_by(prompt_end))
         return reader
@@ -197,9 +197,11 @@ def _calls(
     if found is not None and (found.begins or told is None or not told.begins):
         return "template", (found,)
     if told is not None:
-        return "instruction", (told, *((found,) if found is not None else ()))
+        return "instruction", (told, *((found,) if found is not None else ()), UNDECLARED)
     known = tuple(known_calls({*tokens, *rendering.tokens_in(template)}))
-    return ("vocabulary", known) if known else ("default", SYNTAXES["hermes"].calls)
+    if known:
+        return "vocabulary", (*known, UNDECLARED)
+    return "default", (*SYNTAXES["hermes"].calls, BARE, BARE_PYTHON)
 
 
 def _proof(syntax: AnswerSyntax, rendered: rendering.Rendered) -> tuple[int, int]:

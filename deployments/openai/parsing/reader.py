@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.calls import read_calls
 from deployments.openai.parsing.cursor import Cursor, Incomplete, JsonEnd, Unreadable, first_word
 from deployments.openai.parsing.live import LiveCalls
@@ -21,6 +22,12 @@ _CALLS = rf'{_OBJECT}(?:{_KEYS})["\']\s*:'
 _BEGUN = r'(?:(?:\[\s{0,99}){0,2}\{\s{0,99}(?:["\']\w{0,12}(?:["\']\s*)?)?|(?:\[\s{0,99}){1,2})\Z'
 _PYTHON = r"\[\s{0,99}[^\W\d][\w.\-/]{0,99}\s?\("
 _PYTHON_BEGUN = r"\[\s{0,99}(?:[^\W\d][\w.\-/]{0,99})?\s?\Z"
+# Markup that says that a call follows, where no form of calls was found.
+_MARKER = r"<(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>"
+_MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
+_MARKER_BEGUN = r"(?:<(?!/)[^<>\n]{0,100}|\[[A-Z_]{0,60}|\bfunctools)\Z"
+_THOUGHT = re.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
+_THOUGHT_BEGUN = re.compile(r"\s*(?:<[\w.:\-]{0,30})?")
 _BETWEEN = " \t\r\n;,"
 _SHORT, _GROWTH = 256, 8
 
@@ -156,6 +163,8 @@ class Reader:
             self._after_call, self._space = False, "\n" if self._given else ""
         if found.lastgroup in ("own", "value"):
             self._own = JsonEnd()
+        elif found[0] in self._syntax.dropped:
+            self._buffer = self._buffer[len(found[0]) :]
         else:
             self.unread = self.unread or found.lastgroup == "marked"
             self._content(parts, len(found[0]))
@@ -220,6 +229,11 @@ class Reader:
 
     def _opens(self) -> bool:
         """See whether reasoning begins here; False while that is not known, or if it does."""
+        if self._syntax.reasoning is None and self._reasons:
+            if not self._final and _THOUGHT_BEGUN.fullmatch(self._buffer):
+                return False
+            if (found := _THOUGHT.match(self._buffer)) is not None:
+                self._reasoning = ReasoningMarkers(f"<{found[1]}>", f"</{found[1]}>")
         marks, cursor = self._reasoning, Cursor(self._buffer, final=self._final)
         try:
             stray = cursor.maybe(marks.closing)
@@ -259,8 +273,10 @@ class _Scan:
         longer = [text for text in dropped if text.startswith(self.starts) and text not in self.starts]
         but = f"(?!{_either(longer)})" if longer else ""
         groups = [f"(?P<marked>{but}(?:{_either(self.starts)}))"] if self.starts else []
-        groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
         begun: list[str] = []
+        if "any" in bare:
+            groups, begun = [*groups, f"(?P<unknown>{_MARKER})"], [_MARKER_BEGUN]
+        groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
         if "python" in bare:
             groups, begun = [*groups, f"(?P<python>{_PYTHON})"], [*begun, _PYTHON_BEGUN]
         if bare:
