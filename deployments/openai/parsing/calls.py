@@ -24,6 +24,7 @@ _KEYED = re.compile(r'\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
 _MARKUP = re.compile(r"<(?!/)[^<>\n]{1,100}>|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[)")
 _END = re.compile(r"</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<>\n]{0,40}>|```")
 _MARKUP_BEGUN = re.compile(r"<[^<>\n]{0,100}|\[[A-Z_]{0,40}|`{1,2}|[a-z]{0,9}")
+_MOST_MARKUP = 8
 _NAME_IN_TAG = re.compile(r"""=\s*["']?([\w.\-]+)""")
 _NAME_AS_TAG = re.compile(r"<function=[\w.\-]+>")
 _TAG = re.compile(r"<([^\s=>]+)")
@@ -297,9 +298,9 @@ def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     first = markup = _markup(cursor, _MARKUP)
     if not first:
         raise Unreadable("no markup")
-    while markup:
+    for _ in range(_MOST_MARKUP):
         named = _NAME_IN_TAG.search(markup)
-        # `<function=NAME>` is no XML that a model may write for another reason.
+        # XML, which a model may write for another reason, does not have `<function=NAME>`.
         if named and (named[1] in schemas or _NAME_AS_TAG.fullmatch(markup)):
             tags = replace(_in_tags(cursor, markup, named), section_end=_closing(first))
             calls = _tagged(cursor, tags, schemas)

@@ -30,6 +30,7 @@ _THOUGHT = re.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|r
 _THOUGHT_BEGUN = re.compile(r"\s*(?:<[\w.:\-]{0,30})?")
 _BETWEEN = " \t\r\n;,"
 _SHORT, _GROWTH = 256, 8
+_LONGEST_BEGUN = 512
 
 
 class Reader:
@@ -290,7 +291,7 @@ class _Scan:
     def next(self, text: str, final: bool) -> tuple[re.Match[str] | None, int]:
         """The next beginning, if it is certain, and how much of the text's end must wait."""
         found = self._pattern.search(text) if self._pattern else None
-        begun = self._begun.search(text) if self._begun and not final else None
+        begun = self._begun.search(text, max(0, len(text) - _LONGEST_BEGUN)) if self._begun and not final else None
         if found is not None and (begun is None or found.start() < begun.start()):
             return found, 0
         held = 0 if final else held_back(text, self._texts)
