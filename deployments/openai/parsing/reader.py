@@ -25,7 +25,7 @@ _PYTHON_BEGUN = r"\[\s{0,99}(?:[^\W\d][\w.\-/]{0,99})?\s?\Z"
 # Markup that says that a call follows, where no form of calls was found.
 _MARKER = r"<(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>"
 _MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
-_MARKER_BEGUN = r"(?:<(?!/)[^<>\n]{0,100}|\[[A-Z_]{0,60}|\bfunctools)\Z"
+_MARKER_BEGUN = r"(?:<(?!/)[^<>\n]{0,100}|\[[A-Z_]{0,60})\Z"
 _THOUGHT = re.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
 _THOUGHT_BEGUN = re.compile(r"\s*(?:<[\w.:\-]{0,30})?")
 _BETWEEN = " \t\r\n;,"
@@ -277,6 +277,7 @@ class _Scan:
         begun: list[str] = []
         if "any" in bare:
             groups, begun = [*groups, f"(?P<unknown>{_MARKER})"], [_MARKER_BEGUN]
+            self._texts = (*self._texts, "functools[")
         groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
         if "python" in bare:
             groups, begun = [*groups, f"(?P<python>{_PYTHON})"], [*begun, _PYTHON_BEGUN]
