@@ -9,8 +9,8 @@ from typing import Any
 
 from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Incomplete, Unreadable
 from deployments.openai.parsing.parts import Call
-from deployments.openai.parsing.syntax import BARE, CallSyntax
-from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, typed
+from deployments.openai.parsing.syntax import BARE, UNDECLARED, CallSyntax
+from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, parts_of, takes_text, typed
 
 _NAME = re.compile(r"[\w.\-/]+")
 # What may stand between a name and its arguments beside what is declared: an id, a fence.
@@ -20,6 +20,16 @@ _KEY = re.compile(r"[^\s<>\"'=\[\]]+")
 _FENCES = ("```json", "```")
 _HEAD = re.compile(r'\{\s*"(?P<key>\w+)"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?P<held>\w+)"\s*:\s*(?=\{)')
 _KEYED = re.compile(r'\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
+# Markup before a call of no declared form and after it, and what may be the beginning of such markup.
+_MARKUP = re.compile(r"<(?!/)[^<>\n]{1,100}>|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[)")
+_END = re.compile(r"</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<>\n]{0,40}>|```")
+_MARKUP_BEGUN = re.compile(r"<[^<>\n]{0,100}|\[[A-Z_]{0,40}|`{1,2}|[a-z]{0,9}")
+_MOST_MARKUP = 8
+_NAME_IN_TAG = re.compile(r"""=\s*["']?([\w.\-]+)""")
+_NAME_AS_TAG = re.compile(r"<function=[\w.\-]+>")
+_TAG = re.compile(r"<([^\s=>]+)")
+_LIST = re.compile(r"\[\s*(?=\w)")
+_FILLING = re.compile(r"(?:(?!</)[^{}()]){0,120}")
 _NAMES = ("name", "function", "tool_name", "tool")
 _LISTS = ("tool_calls", "function_calls", "calls")
 _ARGUMENTS = ("arguments", "parameters")
@@ -43,14 +53,15 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         calls = _READERS[syntax.shape](cursor, syntax, schemas)
     except ValueError as error:
         raise Unreadable(str(error)) from error
-    if syntax.close and syntax.shape != "tagged":
-        cursor.maybe(syntax.close)
+    if syntax.shape != "tagged":
+        cursor.closing(syntax.close)
     if syntax.section and not syntax.open and syntax.shape in ("json", "named"):
         calls += _more(cursor, syntax, schemas)
     if fenced:
         cursor.maybe("```")
     # What nothing marks is a call only if its tool is there.
-    if not syntax.begins and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
+    bare = not syntax.begins and syntax.shape != "any"
+    if bare and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
         raise Unreadable("a tool that is not there")
     return calls
 
@@ -169,34 +180,45 @@ def _start(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> str:
 def _tagged(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     name = _name(cursor, schemas)
     cursor.expect(syntax.gap)
-    values: dict[str, Any] = {}
+    values = dict(_members(cursor, syntax, name, schemas))
+    if not values and not syntax.gap and name not in schemas:
+        raise Unreadable(name)
+    return [Call(name, dumps(values))]
+
+
+def _members(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schemas) -> list[tuple[str, Any]]:
+    """The arguments up to the end of a call: only one that was closed is a call."""
+    found: list[tuple[str, Any]] = []
+    declared = schemas.get(name, {}).get("properties")
+    # What may follow a value that is not closed; None if nothing says. One that is closed by its key is closed.
+    others = set(declared or ()) if declared or ANY in syntax.value_close else None
     try:
-        # Only a call that was closed is one: of what was cut off, the arguments so far could be read.
         while not cursor.maybe(syntax.close):
             cursor.expect(syntax.key_open)
             key = cursor.match(_KEY)
             cursor.expect(syntax.key_close)
             # Where the end of a value is not always the same, it has the key in it.
             of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
-            text = _value(cursor, of_key, _others(schemas.get(name), {key, *values}))
-            values[key] = typed(text, name, key, schemas)
+            text = _value(cursor, of_key, None if others is None else others - {key, *dict(found)})
+            found.append((key, _argument(text, syntax, name, key, schemas)))
     except Incomplete as more:
-        raise Incomplete(name, values) from more
-    if not values and not syntax.gap and name not in schemas:
-        raise Unreadable(name)
-    return [Call(name, dumps(values))]
+        raise Incomplete(name, dict(found)) from more
+    return found
+
+
+def _argument(text: str, syntax: CallSyntax, name: str, key: str, schemas: Schemas) -> Any:
+    """The value of an argument: bare text, or elements if it has them and is not a text."""
+    parts = None if takes_text(name, key, schemas) else parts_of(name, key, schemas)
+    if parts is not None and ANY in syntax.value_close and Cursor(text).maybe(syntax.key_open):
+        members = _members(Cursor(text + syntax.close), syntax, name, parts)
+        return [value for _, value in members] if {key for key, _ in members} == {"item"} else dict(members)
+    return typed(text, name, key, schemas)
 
 
 def _name(cursor: Cursor, schemas: Schemas) -> str:
     cursor.skip(_NUMBER)
     name = cursor.match(_NAME)
     return name if name in schemas else name.removeprefix("functions.")
-
-
-def _others(schema: Mapping[str, Any] | None, given: set[str]) -> set[str] | None:
-    """The arguments that may follow; None if the schema names none."""
-    declared = (schema or {}).get("properties")
-    return set(declared) - given if declared else None
 
 
 def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
@@ -271,10 +293,95 @@ def _python_call(cursor: Cursor) -> Call:
     return Call(name, dumps(arguments))
 
 
+def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    """Calls in whatever form follows markup."""
+    first = markup = _markup(cursor, _MARKUP)
+    if not first:
+        raise Unreadable("no markup")
+    for _ in range(_MOST_MARKUP):
+        named = _NAME_IN_TAG.search(markup)
+        # XML, which a model may write for another reason, does not have `<function=NAME>`.
+        if named and (named[1] in schemas or _NAME_AS_TAG.fullmatch(markup)):
+            tags = replace(_in_tags(cursor, markup, named), section_end=_closing(first))
+            calls = _tagged(cursor, tags, schemas)
+            break
+        markup = _markup(cursor, _MARKUP)
+    else:
+        calls = _after_markup(cursor, first, schemas)
+    while _markup(cursor, _END):
+        pass
+    return calls
+
+
+def _markup(cursor: Cursor, pattern: re.Pattern[str]) -> str:
+    """The markup at the cursor, which is moved after it; empty if there is none."""
+    cursor.space()
+    if not cursor.final and _MARKUP_BEGUN.fullmatch(cursor.text, cursor.place):
+        raise Incomplete
+    found = pattern.match(cursor.text, cursor.place)
+    cursor.place = found.end() if found else cursor.place
+    return found[0] if found else ""
+
+
+def _in_tags(cursor: Cursor, markup: str, named: re.Match[str]) -> CallSyntax:
+    """The form of a call whose name is in a tag, at the name: the first argument shows that of all."""
+    start = cursor.place - len(markup) + named.start(1)
+    key = _NAME_IN_TAG.search(argument := _markup(cursor, _MARKUP))
+    cursor.place = start
+    found = CallSyntax(shape="tagged", gap=markup[named.end(1) :], close=_closing(markup))
+    if key is None:
+        return replace(found, key_open=_closing(markup))
+    # What else the tag says, of a type for example, may differ from one argument to the next.
+    rest, more, _ = argument[key.end(1) :].partition(" ")
+    close = f"{rest}{ANY}>\n" if more else f"{rest}\n"
+    return replace(found, key_open=argument[: key.start(1)], key_close=close, value_close=f"\n{_closing(argument)}")
+
+
+def _closing(tag: str) -> str:
+    """The tag that closes what a tag opens; empty if it is not a tag."""
+    found = _TAG.match(tag)
+    return f"</{found[1]}>" if found else ""
+
+
+def _after_markup(cursor: Cursor, first: str, schemas: Schemas) -> list[Call]:
+    """The calls after their markup: in JSON, in Python, or with the name first."""
+    start = cursor.place
+    try:
+        return _json(cursor, UNDECLARED, schemas)
+    except Unreadable:
+        cursor.place = start
+    # A word after markup is a name only if there is such a tool.
+    cursor.skip(_LIST)
+    name = _name(cursor, schemas)
+    if name not in schemas:
+        raise Unreadable(name)
+    if cursor.text.startswith("(", cursor.place):
+        cursor.place = start
+        return _python(cursor, UNDECLARED, schemas)
+    place = cursor.place
+    key = _markup(cursor, _MARKUP)
+    if "key" in key:
+        cursor.place = start
+        value = key.replace("key", "value")
+        tags = CallSyntax(
+            shape="tagged",
+            key_open=key,
+            key_close=f"{_closing(key)} {value}",
+            value_close=_closing(value),
+            close=_closing(first),
+        )
+        return _tagged(cursor, tags, schemas)
+    cursor.place = place
+    if not key and "call" in first and cursor.maybe(_closing(first)):
+        return [Call(name, "{}")]
+    cursor.pass_over(_FILLING, "{")
+    return [Call(name, dumps(cursor.value()))]
+
+
 def _defines(call: Call, schema: Mapping[str, Any]) -> bool:
     """Whether the arguments are the schema of a tool's arguments: the model repeats which tools there are."""
     arguments, declared = loads(call.arguments), schema.get("properties") or {}
     return isinstance(arguments.get("properties"), dict) and "type" in arguments and "properties" not in declared
 
 
-_READERS = {"json": _json, "named": _named, "tagged": _tagged, "python": _python}
+_READERS = {"json": _json, "named": _named, "tagged": _tagged, "python": _python, "any": _any}

@@ -20,6 +20,8 @@ _SPACE = re.compile(r"\s*")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _ENDS = {quote: re.compile(rf"((?:[^\\{quote}]|\\.)*){quote}", re.DOTALL) for quote in "\"'"}
+# A token that closes, and another one after it.
+_LAST = re.compile(r"(\s*<[^<>\s]*(?:/|end|END|close|suffix|tool_call\|)[^<>\s]*>)\s*<[^<>\s]+>\s*\Z")
 _DECODER = json.JSONDecoder(strict=False)
 _DEEPEST = 64
 
@@ -63,6 +65,13 @@ class Cursor:
             place = found
         self.place = place
         return True
+
+    def closing(self, marker: str) -> bool:
+        """Take a closing marker, or its beginning without the token that ends the turn."""
+        if not marker.strip() or self.maybe(marker):
+            return bool(marker.strip())
+        found = _LAST.match(marker)
+        return found is not None and self.maybe(found[1])
 
     def expect(self, marker: str) -> None:
         """Take a marker."""

@@ -23,7 +23,9 @@ def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyn
     one, two = (None if text is None else _past(text, reasoning) for text in (rendered.one, rendered.two))
     assert one is not None
     for find in (_json_syntax, _named_syntax, _tagged_syntax, _python_syntax):
-        if (syntax := find(one, two)) is not None:
+        syntax = find(one, two)
+        # Arguments in tags end only with the call.
+        if syntax is not None and (syntax.shape != "tagged" or syntax.close.strip()):
             return syntax
     return None
 
@@ -194,8 +196,8 @@ def _suffix(first: str, second: str) -> str:
 def _from_token(text: str) -> str:
     """From the first token of a text on, so that a part of another one before it is left out."""
     whole = text.lstrip()
-    found = re.search(r"[<\[]|(?<=\s)\S", text)
-    if whole and (whole[0] in "<[" or not found):
+    found = re.search(r"\]<\]|[<\[]|(?<=\s)\S", text)
+    if whole and (whole.startswith(("<", "[", "]<]")) or not found):
         return whole
     return text[found.start() :] if found else ""
 

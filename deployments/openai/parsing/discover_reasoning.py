@@ -45,8 +45,7 @@ def rendered_reasoning(template: str, form: Form | None) -> ReasoningMarkers | N
             continue
         close = _close([text.partition(_THOUGHT)[2].partition(TEXT)[0] for text in shown])
         opening = _opening(template, shown[0].partition(_THOUGHT)[0], close) if close else ""
-        mirrored = (opening.replace(new, old, 1) for old, new in _TURNED if new and new in opening)
-        close = next((text for text in mirrored if close.startswith(text)), close)
+        close = next((text for text in closings(opening) if close.startswith(text)), close)
         if opening:
             return ReasoningMarkers(opening, close)
     return None
@@ -59,7 +58,7 @@ def _rendered(template: str, messages: Sequence[Message], **more: Any) -> str | 
 
 def _close(ends: Sequence[str]) -> str:
     shared = functools.reduce(common_prefix, ends).strip()
-    found = re.match(r"(?:(?:<[^<>\s]+>|\[[^\[\]\s]+\]|◁[^◁▷\s]+▷)[\w.]*)+", shared)
+    found = re.match(r"(?:(?:<[^<>\s]+>|\[[A-Z ]+\]|\[[^\[\]\s]+\]|◁[^◁▷\s]+▷)[\w.]*)+", shared)
     text = found[0] if found else ""
     token = TOKEN.match(text)
     # One token is enough, if it says what it ends.
@@ -79,8 +78,16 @@ def _opening(template: str, before: str, close: str) -> str:
         token = TOKEN.search(opening)
         # A role that the prompt calls otherwise stands before it.
         return opening[token.start() :] if token and opening.endswith(token[0]) else opening
+    # The prompt has words for it, which the model does not repeat.
+    if re.search(_THOUGHT_WORDS, begun := prompt[len(shared) :].strip(), re.IGNORECASE):
+        return begun
     found = re.search(r"(?:<[^<>\s]+>|\[[A-Z_]+\]|◁[^◁▷\s]+▷)[\w.]*\Z|(?:<[^<>\s]+>)\w+(?:<[^<>\s]+>)\Z", text)
     return found[0] if found else ""
+
+
+def closings(opening: str) -> list[str]:
+    """What may end what a marker opens."""
+    return [opening.replace(new, old, 1) for old, new in _TURNED if new and new in opening]
 
 
 def described_reasoning(text: str) -> ReasoningMarkers | None:

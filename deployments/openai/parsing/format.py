@@ -14,11 +14,11 @@ from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing import rendering, response_template
 from deployments.openai.parsing.cursor import ANY
 from deployments.openai.parsing.discover import described_calls, known_calls, syntax_of
-from deployments.openai.parsing.discover_reasoning import described_reasoning, rendered_reasoning
+from deployments.openai.parsing.discover_reasoning import closings, described_reasoning, rendered_reasoning
 from deployments.openai.parsing.harmony import HarmonySplitter
 from deployments.openai.parsing.parts import Call, Content, Reasoning, Splitter
 from deployments.openai.parsing.reader import Reader
-from deployments.openai.parsing.syntax import MARKERS, SYNTAXES, AnswerSyntax, CallSyntax
+from deployments.openai.parsing.syntax import BARE, BARE_PYTHON, MARKERS, SYNTAXES, UNDECLARED, AnswerSyntax, CallSyntax
 from deployments.openai.parsing.typed import Schemas
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ class AnswerFormat:
         """
         if self.syntax.harmony:
             return HarmonySplitter(calls=schemas is not None, only_final=constrained)
-        marks = self.syntax.reasoning
-        opened = marks is not None and marks.opened_by(prompt_end, continued=continued)
-        reasons = not (marks or MARKERS["think"]).closed_by(prompt_end, continued=continued)
+        marks = self.syntax.reasoning or MARKERS["think"]
+        opened = marks.opened_by(prompt_end, continued=continued)
+        reasons = not marks.closed_by(prompt_end, continued=continued)
         reader = Reader(self.syntax, schemas, opened=opened, reasons=reasons, least=least)
         reader.begin(self._begun_by(prompt_end))
         return reader
@@ -168,6 +168,14 @@ def _answer_format(
     markup = (*rendering.markup(template, rendered, marks), *sorted(special))
     # What ends a call may also end a text, so that it stands there alone.
     free = {text.strip() for call in calls for text in (call.close, call.section_end)} & {*rendering.ends(template)}
+    # An answer of several messages has what stands between its reasoning and its text before a call as well.
+    header = rendering.header(template)
+    if marks is not None and header and marks.closing.endswith(header):
+        free |= {header, marks.closing.removesuffix(header)}
+    openings = [text for call in calls for text in rendering.tokens_in(call.section + call.open)]
+    mirrors = [text for each in openings for text in closings(each) if text in template]
+    mirrors += [] if marks is None else closings(marks.closing)
+    markup = (*markup, *free, *mirrors)
     dropped = tuple(dict.fromkeys(each for each in markup if each.strip() and (each in free or each not in claimed)))
     syntax = replace(syntax, dropped=dropped, short_ids="[TOOL_CALLS]" in claimed)
     proved, tried = (0, 0) if rendered is None else _proof(syntax, rendered)
@@ -189,9 +197,11 @@ def _calls(
     if found is not None and (found.begins or told is None or not told.begins):
         return "template", (found,)
     if told is not None:
-        return "instruction", (told, *((found,) if found is not None else ()))
+        return "instruction", (told, *((found,) if found is not None else ()), UNDECLARED)
     known = tuple(known_calls({*tokens, *rendering.tokens_in(template)}))
-    return ("vocabulary", known) if known else ("default", SYNTAXES["hermes"].calls)
+    if known:
+        return "vocabulary", (*known, UNDECLARED)
+    return "default", (*SYNTAXES["hermes"].calls, BARE, BARE_PYTHON)
 
 
 def _proof(syntax: AnswerSyntax, rendered: rendering.Rendered) -> tuple[int, int]:

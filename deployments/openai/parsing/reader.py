@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.calls import read_calls
 from deployments.openai.parsing.cursor import Cursor, Incomplete, JsonEnd, Unreadable, first_word
 from deployments.openai.parsing.live import LiveCalls
@@ -21,8 +22,15 @@ _CALLS = rf'{_OBJECT}(?:{_KEYS})["\']\s*:'
 _BEGUN = r'(?:(?:\[\s{0,99}){0,2}\{\s{0,99}(?:["\']\w{0,12}(?:["\']\s*)?)?|(?:\[\s{0,99}){1,2})\Z'
 _PYTHON = r"\[\s{0,99}[^\W\d][\w.\-/]{0,99}\s?\("
 _PYTHON_BEGUN = r"\[\s{0,99}(?:[^\W\d][\w.\-/]{0,99})?\s?\Z"
+# Markup that says that a call follows, where no form of calls was found.
+_MARKER = r"<(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>"
+_MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
+_MARKER_BEGUN = r"(?:<(?!/)[^<>\n]{0,100}|\[[A-Z_]{0,60})\Z"
+_THOUGHT = re.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
+_THOUGHT_BEGUN = re.compile(r"\s*(?:<[\w.:\-]{0,30})?")
 _BETWEEN = " \t\r\n;,"
 _SHORT, _GROWTH = 256, 8
+_LONGEST_BEGUN = 512
 
 
 class Reader:
@@ -66,10 +74,11 @@ class Reader:
         self._own: JsonEnd | None = None
         self._least = least
         self._live: LiveCalls | None = None
+        self._begun_with = ""
 
     def begin(self, marker: str) -> None:
         """Read as if the text began with a marker, which the prompt has written."""
-        self._buffer = marker
+        self._buffer = self._begun_with = marker
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain after this text."""
@@ -155,6 +164,8 @@ class Reader:
             self._after_call, self._space = False, "\n" if self._given else ""
         if found.lastgroup in ("own", "value"):
             self._own = JsonEnd()
+        elif found[0] in self._syntax.dropped:
+            self._buffer = self._buffer[len(found[0]) :]
         else:
             self.unread = self.unread or found.lastgroup == "marked"
             self._content(parts, len(found[0]))
@@ -187,7 +198,7 @@ class Reader:
         rest = self._buffer.lstrip(_BETWEEN)
         cursor = Cursor(rest, final=self._final)
         try:
-            ended = any(each.section_end and cursor.maybe(each.section_end) for each in self._calls)
+            ended = any(cursor.closing(each.section_end) for each in self._calls)
             ended = ended or any(each.shape == "tagged" and cursor.maybe(each.close) for each in self._calls)
         except Incomplete:
             return False
@@ -208,6 +219,9 @@ class Reader:
     def _content(self, parts: list[Part], size: int) -> None:
         """Give out the beginning of the buffer. White space waits: a call may follow, to which it does not belong."""
         text, self._buffer = self._buffer[:size], self._buffer[size:]
+        if text:
+            # The prompt's marker is not the model's text.
+            text, self._begun_with = text.removeprefix(self._begun_with), ""
         kept = text.rstrip() if self._calls else text
         if kept:
             parts.append(Content(self._space + kept))
@@ -216,6 +230,11 @@ class Reader:
 
     def _opens(self) -> bool:
         """See whether reasoning begins here; False while that is not known, or if it does."""
+        if self._syntax.reasoning is None and self._reasons:
+            if not self._final and _THOUGHT_BEGUN.fullmatch(self._buffer):
+                return False
+            if (found := _THOUGHT.match(self._buffer)) is not None:
+                self._reasoning = ReasoningMarkers(f"<{found[1]}>", f"</{found[1]}>")
         marks, cursor = self._reasoning, Cursor(self._buffer, final=self._final)
         try:
             stray = cursor.maybe(marks.closing)
@@ -255,8 +274,11 @@ class _Scan:
         longer = [text for text in dropped if text.startswith(self.starts) and text not in self.starts]
         but = f"(?!{_either(longer)})" if longer else ""
         groups = [f"(?P<marked>{but}(?:{_either(self.starts)}))"] if self.starts else []
-        groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
         begun: list[str] = []
+        if "any" in bare:
+            groups, begun = [*groups, f"(?P<unknown>{_MARKER})"], [_MARKER_BEGUN]
+            self._texts = (*self._texts, "functools[")
+        groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
         if "python" in bare:
             groups, begun = [*groups, f"(?P<python>{_PYTHON})"], [*begun, _PYTHON_BEGUN]
         if bare:
@@ -270,7 +292,7 @@ class _Scan:
     def next(self, text: str, final: bool) -> tuple[re.Match[str] | None, int]:
         """The next beginning, if it is certain, and how much of the text's end must wait."""
         found = self._pattern.search(text) if self._pattern else None
-        begun = self._begun.search(text) if self._begun and not final else None
+        begun = self._begun.search(text, max(0, len(text) - _LONGEST_BEGUN)) if self._begun and not final else None
         if found is not None and (begun is None or found.start() < begun.start()):
             return found, 0
         held = 0 if final else held_back(text, self._texts)

@@ -157,6 +157,7 @@ def boundary(text: str, place: int) -> int:
 
 def _without_end(text: str, plain: str) -> tuple[str, str]:
     """An answer without what ends the turn, and that; `plain` is an answer that ends in the same way."""
+    text, plain = text.rstrip(), plain.rstrip()
     place = len(text) - len(common_prefix(text[::-1], plain[::-1]))
     token = next((each for each in TOKEN.finditer(text) if each.start() < place < each.end()), None)
     # Tokens that end turns share more than a bracket.
@@ -243,6 +244,12 @@ def markup(template: str, rendered: Rendered | None, reasoning: ReasoningMarkers
 def ends(template: str) -> list[str]:
     """The tokens that end an answer without calls."""
     return [each for each in TOKEN.findall((answer_of(template, PLAIN) or "").partition(TEXT)[2]) if is_marker(each)]
+
+
+def header(template: str) -> str:
+    """What begins the model's message."""
+    prompts = [render(template, [USER], tools=TOOLS, add_generation_prompt=added) or "" for added in (False, True)]
+    return prompts[1][len(common_prefix(*prompts)) :].strip()
 
 
 def tokens_in(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Literal
 from deployments.core.reasoning import ReasoningMarkers
 
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
-Shape = Literal["json", "named", "tagged", "python"]
+Shape = Literal["json", "named", "tagged", "python", "any"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,8 @@ class CallSyntax:
 
     Attributes:
         shape: `json` (an object or a list that has the name as well), `named` (the name, then the arguments as JSON),
-            `tagged` (the name, then every argument between markers of its own), `python` (calls with keywords).
+            `tagged` (the name, then every argument between markers of its own), `python` (calls with keywords),
+            `any` (each of these after any marker that says that it is of a call).
         section, section_end: what stands around all calls of an answer; a model may leave it out.
         open, close: what stands around a call. In `named` and `tagged`, `open` goes up to the name.
         gap: what stands between the name and the arguments.
@@ -73,6 +74,8 @@ class CallSyntax:
                 body = f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}"
             case "python":
                 body = "[NAME(KEY=VALUE)]"
+            case "any":
+                body = "NAME …"
         body = f"[{body}]" if self.several else body
         return "".join(f"{self.section}{self.open}{body}{self.close}{self.section_end}".split())
 
@@ -121,26 +124,6 @@ def _json(**markers: str) -> CallSyntax:
     return CallSyntax(shape="json", **markers)  # type: ignore[arg-type]
 
 
-_TOOL_CALL = ("<tool_call>", "</tool_call>")
-_FUNCTION_TAGS = CallSyntax(
-    shape="tagged",
-    section=_TOOL_CALL[0],
-    section_end=_TOOL_CALL[1],
-    open="<function=",
-    gap=">",
-    key_open="<parameter=",
-    key_close=">\n",
-    value_close="\n</parameter>",
-    close="</function>",
-)
-_ARGUMENT_TAGS = CallSyntax(
-    shape="tagged",
-    open=_TOOL_CALL[0],
-    key_open="<arg_key>",
-    key_close="</arg_key>\n<arg_value>",
-    value_close="</arg_value>",
-    close=_TOOL_CALL[1],
-)
 _DEEPSEEK = {
     "section": "<｜tool▁calls▁begin｜>",
     "section_end": "<｜tool▁calls▁end｜>",
@@ -148,11 +131,10 @@ _DEEPSEEK = {
 }
 BARE = _json()
 BARE_PYTHON = CallSyntax(shape="python")
+UNDECLARED = CallSyntax(shape="any")
 
 SYNTAXES = {
-    "hermes": AnswerSyntax(
-        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), _FUNCTION_TAGS, _ARGUMENT_TAGS),
-    ),
+    "hermes": AnswerSyntax(calls=(_json(open="<tool_call>", close="</tool_call>"), UNDECLARED)),
     "llama3_json": AnswerSyntax(calls=(_json(open="<|python_tag|>"), BARE)),
     "mistral": AnswerSyntax(
         calls=(

@@ -77,6 +77,22 @@ def typed(text: str, name: str, key: str, schemas: Schemas) -> Any:
     return text if value is None and not _is_null(text, kinds) else value
 
 
+def takes_text(name: str, key: str, schemas: Schemas) -> bool:
+    """Whether the schema of an argument says that it may be a text."""
+    root = schemas.get(name, {})
+    kinds = _kinds(_property(root, key, root, 0), root, 0)
+    return "string" in kinds and kinds != _ANY
+
+
+def parts_of(name: str, key: str, schemas: Schemas) -> Schemas:
+    """The same tool as if its arguments were the members of one of them, or its items."""
+    root = schemas.get(name, {})
+    schema = _property(root, key, root, 0)
+    schema = (_resolved(schema, root) or schema) if isinstance(schema, Mapping) else {}
+    definitions = {word: root[word] for word in ("$defs", "definitions") if word in root}
+    return {name: {"additionalProperties": schema.get("items"), **schema, **definitions}}
+
+
 def python_literal(node: ast.expr) -> Any:
     """The value of an expression of literals, JSON's names of constants included.
 

@@ -239,6 +239,107 @@ def test_the_vocabulary_shows_a_format() -> None:
     assert read(answers, [text], TOOLS, "<|assistant|>") == ("", "Hm.", [("rest", {})])
 
 
+CALLED = [("measure", {"place": "Ilm", "depth": 4})]
+JSON = '{"name": "measure", "arguments": {"place": "Ilm", "depth": 4}}'
+TAGS = '<par name="place" kind="text">Ilm</par><par name="depth" kind="number">4</par>'
+UNDECLARED = {
+    "JSON": f"<tool_use>{JSON}</tool_use>",
+    "a list": f"[TOOL_USES][{JSON}]",
+    "Python": "<|my_tool_start|>[measure(place='Ilm', depth=4)]<|my_tool_end|>",
+    "a name": '<|tool_use|><|tool_name|>measure<|tool_args|>{"place": "Ilm", "depth": 4}<|tool_use_end|>',
+    "attributes": f'<my:function_calls>\n<my:invoke name="measure">\n{TAGS}\n</my:invoke>\n</my:function_calls>',
+    "keys and values": "<tool_use>measure\n<my_key>place</my_key>\n<my_value>Ilm</my_value>\n<my_key>depth</my_key>\n"
+    "<my_value>4</my_value>\n</tool_use>",
+    "no markers": JSON,
+}
+
+
+@pytest.mark.parametrize("name", UNDECLARED)
+def test_calls_after_markup_that_nothing_shows(name: str) -> None:
+    answers, text = answer_format(HEAD + TAIL), UNDECLARED[name]
+    assert answers.source == "default"
+    for pieces in cuts(f"<deep_think>Hm.</deep_think>Now. {text}"):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == ("Now.", "Hm.", CALLED)
+    for pieces in cuts(text[: text.index("4")]):
+        assert read(answers, pieces, TOOLS, "<|assistant|>")[2] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<form action="measure.php"><input name="place">Ilm</input></form>',
+        '<function name="main"><param name="x">1</param></function>',
+        'The tool <tool_name>measure</tool_name> takes {"depth": 4}.',
+        '<tool_result>{"name": "Ada", "age": 36}</tool_result>',
+        '{"name": "Ada", "arguments": {"age": 36}}',
+        "std::function<void(int)> f; functools[0]; [x(y)]",
+        "<tool <tool><function= [TOOL_",
+        "<thinking_cap>On.",
+    ],
+)
+def test_what_only_looks_like_markup_stays_content(text: str) -> None:
+    answers = answer_format(HEAD + TAIL)
+    for pieces in cuts(text):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == (text, "", [])
+
+
+def test_a_marker_that_the_prompt_has_written_is_no_content() -> None:
+    shown = EACH + ">>>{{ c.function.name }}\n{{ c.function.arguments | tojson }}{% endfor %}"
+    shown = "{% if m.content %}>>>all\n{{ m.content }}{% endif %}" + shown
+    answers = answer_format(HEAD.replace("{{ m.content or '' }}", shown) + TAIL.replace("t|>", "t|>>>>"))
+    for text, wanted in (("Yes, 2 >>> 1.", ("Yes, 2 >>> 1.", [])), (">>>rest\n{}", ("", [("rest", {})]))):
+        for pieces in cuts(text):
+            content, _, calls = read(answers, pieces, TOOLS, "<|assistant|>>>>")
+            assert (content, calls) == wanted
+
+
+def test_an_answer_of_several_messages() -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        "{% if m.reasoning %}<|begin|>assistant<|think|>{{ m.reasoning }}<|end|>{% endif %}"
+        "{% if m.tool_calls %}<|begin|>assistant<|tools|>" + EACH + "<|one|>{{ c.function.name }}<|with|>"
+        "{{ c.function.arguments | tojson }}<|one_end|>{% endfor %}<|over|>"
+        "{% else %}<|begin|>assistant<|content|>{{ m.content }}<|end|>{% endif %}"
+        "{% else %}<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|begin|>assistant{% endif %}"
+    )
+    answers = answer_format(template)
+    assert answers.is_proved
+    text = "<|think|>Hm.<|end|><|begin|>assistant<|content|>Now.<|end|><|begin|>assistant"
+    for pieces in cuts(text + "<|tools|><|one|>rest<|with|>{}<|one_end|>"):
+        assert read(answers, pieces, TOOLS, "<|begin|>assistant") == ("Now.", "Hm.", [("rest", {})])
+
+
+def test_the_prompt_opens_the_reasoning_in_words() -> None:
+    thought = "{% if m.reasoning %}{{ m.reasoning }}\n[BEGIN ANSWER]\n{% endif %}{{ m.c"
+    answers = answer_format(HEAD.replace("{{ m.c", thought) + TAIL.replace("t|>", "t|>My reasoning:\n"))
+    for pieces in cuts("Hm.\n[BEGIN ANSWER]\nYes.\n[END ANSWER]"):
+        assert read(answers, pieces, TOOLS, "<|assistant|>My reasoning:\n") == ("Yes.", "Hm.", [])
+
+
+def test_elements_are_objects_and_lists_if_the_schema_says_so() -> None:
+    shown = EACH + '<call name="{{ c.function.name }}">' + ARGUMENT + "<{{ k }}>{{ v }}</{{ k }}>{% endfor %}</call>"
+    answers = answer_format(HEAD + shown + "{% endfor %}" + TAIL)
+    whole: dict[str, Any] = {"type": "object", "properties": {"deep": {"type": "integer"}}}
+    properties = {"at": whole, "of": {"type": "array", "items": {"type": "integer"}}, "as": {"type": "string"}}
+    tools = [{"type": "function", "function": {"name": "put", "parameters": {"properties": properties}}}]
+    text = '<call name="put"><at><deep>4</deep></at><of><item>1</item><item>2</item></of><as><b>x</b></as></call>'
+    for pieces in cuts(text):
+        _, _, calls = read(answers, pieces, tools, "<|assistant|>")
+        assert calls == [("put", {"at": {"deep": 4}, "of": [1, 2], "as": "<b>x</b>"})]
+
+
+def test_the_token_that_ends_the_turn_need_not_follow_a_call() -> None:
+    shown = "{% if m.tool_calls %}<calls>" + EACH + "{{ {'name': c.function.name, 'arguments': c.function.arguments} "
+    shown += "| tojson }}{% endfor %}</calls><|over|>{% endif %}"
+    answers = answer_format(
+        HEAD + shown + "{% if not m.tool_calls %}<|done|>{% endif %}" + TAIL.replace("<|done|>", "")
+    )
+    for end in ("", "<|over|>"):
+        for pieces in cuts(f'<calls>{{"name": "rest", "arguments": {{}}}}</calls>{end}'):
+            assert read(answers, pieces, TOOLS, "<|assistant|>") == ("", "", [("rest", {})])
+
+
 @pytest.mark.parametrize(
     "template", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ raise_exception('x') }}", "{%", None]
 )
