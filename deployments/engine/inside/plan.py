@@ -101,7 +101,7 @@ class Plan:
     count: int
     calls: dict[Site, int] = field(default_factory=dict)
     stages: dict[int, list[Stage]] = field(default_factory=dict)
-    own: list[Stage] = field(default_factory=list)
+    own: list[Own] = field(default_factory=list)
 
     def at(self, site: Site, value: Tensor, item: int, call: int) -> Tensor | None:
         """Change and capture a tensor of a place; the changed one, if it was changed."""
@@ -136,8 +136,8 @@ class Plan:
                 for span, recording in stage.takers:
                     weights = attention_weights(call, span.row, span.count, span.start + span.count)
                     positions = recording.chosen.within(span.start, span.count)
-                    own = weights[places(positions, span.start, weights)]
-                    self.own.append(Own(recording, (*site, read.tap.item, read.call), own[None]))
+                    taken = weights[places(positions, span.start, weights)]
+                    self.own.append(Own(recording, (*site, read.tap.item, read.call), taken[None]))
 
     def commit(self, copies: Copies) -> None:
         """Give the recordings what the forward has captured."""
