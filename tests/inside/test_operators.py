@@ -14,7 +14,8 @@ from deployments.engine.base.protocol import EngineRequest
 from tests import tiny
 from tests.engine.running import prompt
 from tests.engine.stepped import Stepped
-from tests.inside.asking import capture, change
+from tests.inside.asking import ask, capture, change, hooked
+from tests.inside.test_capture import engine_of
 
 
 class Operators(TorchDispatchMode):
@@ -30,7 +31,7 @@ class Operators(TorchDispatchMode):
 
 
 def operators(asked: dict[str, Any], inspected: int, sequences: int) -> int:
-    """Of a decode step, the same in several steps, with so many inspected sequences in the batch."""
+    """Operators of a decode step of a batch in which `inspected` sequences ask for something."""
     stepped = Stepped(tiny.llama(), max_batch_size=16, prefix_cache=False)
     events: list[EngineEvent] = []
     for number in range(sequences):
@@ -65,3 +66,17 @@ def test_operators_do_not_follow_the_number_of_sequences(asked: dict[str, Any], 
     added = [operators(asked, inspected, 8) - plain for inspected in (1, 2, 5, 8)]
     assert 0 < max(added) <= most * sites, added
     assert added[0] == added[1] == added[2], added
+
+
+def test_a_forward_in_which_nobody_is_inspected_meets_no_hook() -> None:
+    model = tiny.llama()
+    engine = engine_of(model)
+    met: list[int] = []
+    handle = model.model.norm.register_forward_hook(lambda *call: met.append(len(hooked(model))))
+    ask(engine, prompt(1, 6), 4)
+    assert set(met) == {0}
+    met.clear()
+    ask(engine, prompt(1, 6), 4, **CAPTURED)
+    assert min(met) > 0
+    handle.remove()
+    engine.close()

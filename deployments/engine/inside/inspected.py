@@ -76,6 +76,11 @@ class Inspected:
         firsts = [0 if any(w.whole for w in r.wanted) else r.chosen.first for r in self.recordings]
         return min((first for first in firsts if first is not None), default=None)
 
+    @property
+    def captures_last(self) -> bool:
+        """Whether it captures what a prefill computes for its last token alone, unless it is told otherwise."""
+        return any(wanted.tap.layout.last for recording in self.recordings for wanted in recording.wanted)
+
     def end(self, token_ids: Sequence[int], meta: dict[str, Any]) -> TroupeError | None:
         """Nothing more is computed of the sequence; why it fails after all, if it does."""
         if self.error is not None:
