@@ -53,7 +53,7 @@ class Layout:
 
     def tokens(self, value: Tensor, rows: int) -> Tensor:
         """[rows, tokens, ...], a view of a tensor that has tokens."""
-        return value.unflatten(0, (rows, -1)) if self.axis == 0 else value.movedim(self.axis or 1, 1)
+        return value.view(rows, -1, *value.shape[1:]) if self.axis == 0 else value.movedim(self.axis or 1, 1)
 
 
 WHOLE = Layout(None)

@@ -23,8 +23,8 @@ from deployments.engine.inside.layout import Site, Source, first_argument, items
 from deployments.engine.inside.recording import Piece, Recording
 from deployments.engine.inside.stages import Span, Stage, Takers, places
 from deployments.engine.inside.steering import Steering, Use
-from deployments.engine.inside.weights import attention_weights
 from deployments.engine.model.attention import AttentionCall, watched_attention
+from deployments.engine.model.attention_weights import attention_weights
 
 
 class Sequence_(Protocol):
