@@ -3,7 +3,8 @@
     python scripts/bench_inside.py [--tokens 48] [--runs 3]
 
 Every case decodes the same 16 sequences: on a random Llama of 12 layers of 768 (88 M parameters without its embeddings)
-and on the demo model. The cases take turns, and the median of the runs counts.
+and on the demo model. The cases take turns, and the median of the runs counts. The last case is the first once more:
+it shows the noise.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def cases(width: int) -> dict[str, Case]:
         "1 of 16, one module": lambda row: {"capture": one} if row == 0 else {},
         "16 of 16, all hidden states": lambda row: {"capture": every},
         "1 of 16 steered at all layers": lambda row: {"interventions": (steering,)} if row == 0 else {},
+        "nobody, again": lambda row: {},
     }
 
 
@@ -136,9 +138,10 @@ def measured(info: ModelInfo, tokens: int, runs: int) -> dict[str, float]:
     costs: dict[str, list[float]] = {case: [] for case in every}
     try:
         decode(engine, every["nobody"], 2 * _SETTLED)
-        for _ in range(runs):
-            for case, asked in every.items():
-                costs[case].append(decode(engine, asked, tokens))
+        for run in range(runs):
+            # Forwards and backwards, so that a processor that slows down or speeds up is not taken for a case.
+            for case in list(every)[:: -1 if run % 2 else 1]:
+                costs[case].append(decode(engine, every[case], tokens))
     finally:
         engine.close()
     return {case: statistics.median(each) for case, each in costs.items()}

@@ -165,6 +165,28 @@ def test_a_forward_that_fails_leaves_no_trace(error: Exception, tokens: int) -> 
     engine.close()
 
 
+def test_logits_of_a_text_that_is_computed_again() -> None:
+    """A prefill computes those of its last token alone; without memory, generated tokens are computed by one."""
+    model, failed = tiny.llama(), []
+    engine = engine_of(model)
+
+    def fail_late(module: Any, args: Any, output: torch.Tensor) -> None:
+        failed.append(output.shape[0] > 1 and output.shape[1] == 1)
+        if failed.count(True) == 4 and failed[-1]:
+            raise torch.OutOfMemoryError("none left")
+
+    handle = model.model.norm.register_forward_hook(fail_late)
+    wanted = capture("lm_head", "model.norm", positions=tuple(range(5, 13)))
+    answers = [start(engine, prompt(seed, 6), 8, capture=wanted) for seed in (1, 2)]
+    for answer in answers:
+        answer.wait()
+        assert answer.numbered["positions"] == list(range(5, 13))
+        assert far(answer.tensors["lm_head"], answer.tensors["model.norm"] @ model.lm_head.weight.T) <= CLOSE
+    assert failed.count(True) >= 4
+    handle.remove()
+    engine.close()
+
+
 def test_capturing_computes_nothing_twice() -> None:
     prompts = [prompt(seed, length) for seed, length in enumerate(LENGTHS)]
     found = []

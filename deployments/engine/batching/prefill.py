@@ -117,7 +117,7 @@ class Prefiller:
         first, source = sequences[0], sources[0]
         if len(sequences) == 1 or not self._groupable(first) or (source is not None and source.logits is not None):
             return [source]
-        limit = self.group if first.scorer is None else self._scored_chunk
+        limit = self._scored_chunk if first.scored else self.group
         taken: list[PrefixMatch | None] = [source]
         longest = self._to_go(first, source)
         for sequence, other in zip(sequences[1:], sources[1:], strict=False):
@@ -125,7 +125,7 @@ class Prefiller:
             longest_now = max(longest, to_go)
             if not (
                 self._groupable(sequence)
-                and (sequence.scorer is None) == (first.scorer is None)
+                and sequence.scored == first.scored
                 and sequence.group == first.group
                 and (other is None) == (source is None)
                 and (other is None or other.logits is None)
@@ -155,7 +155,7 @@ class Prefiller:
         if len(prefill.sequences) > 1:
             return self._advance_group(prefill)
         sequence, cache = prefill.sequences[0], prefill.cache
-        scored = sequence.scorer is not None
+        scored = sequence.scored
         if not cache.lengths and isinstance(cache, EncoderBatchCache):
             request = sequence.request
             prompt = sequence.ids[: sequence.prompt_length]
@@ -182,7 +182,7 @@ class Prefiller:
     def _advance_group(self, prefill: Prefill) -> Tensor:
         done = prefill.cache.lengths or [0] * len(prefill.sequences)
         ids = [sequence.ids[n:] for sequence, n in zip(prefill.sequences, done, strict=True)]
-        scored = prefill.sequences[0].scorer is not None
+        scored = prefill.sequences[0].scored
         wholes = [self._whole(sequence) for sequence in prefill.sequences]
         with self.inspecting.forward(prefill.sequences, done, list(map(len, ids))):
             chunk: Chunk = self.forward.prefill(ids, prefill.cache, all_logits=scored, wholes=wholes)
@@ -203,7 +203,7 @@ class Prefiller:
         """Tokens per forward."""
         if not self.chunks:
             return len(sequence.ids)
-        chunk = self.chunk if sequence.scorer is None else self._scored_chunk
+        chunk = self._scored_chunk if sequence.scored else self.chunk
         return max(1, chunk // _SHORT) if sequence.yields else chunk
 
     def _groupable(self, sequence: Sequence) -> bool:

@@ -82,6 +82,13 @@ class Sequence(TextRequest):
         most = None if self.inspected is None else self.inspected.reusable
         return len(self.ids) if most is None else most
 
+    @property
+    def scored(self) -> bool:
+        """Whether its prefill computes the logits of all tokens: to score its prompt, or to capture them once more."""
+        if self.inspected is not None and self.inspected.captures_last and len(self.ids) > self.prompt_length:
+            return True
+        return self.scorer is not None
+
     def give(self, event: EngineEvent) -> None:
         """Give out an event; what was captured comes before the last one."""
         inspected = self.inspected

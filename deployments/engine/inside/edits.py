@@ -40,6 +40,17 @@ class Edit:
     columns: Tensor | None = None
     hook: Hook | None = None
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether the same vector is added to every state."""
+        plain = self.asked.op == "add" and not self.asked.norm_match and self.columns is None
+        return plain and self.vector is not None and self.vector.dim() == 1
+
+    def added(self, dtype: torch.dtype) -> Tensor:
+        """What is added to every state, if it is a sum."""
+        assert self.vector is not None
+        return (self.asked.scale * self.vector).to(dtype)
+
     def apply(self, states: Tensor, positions: Sequence[int]) -> Tensor:
         """The changed states.
 

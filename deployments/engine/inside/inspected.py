@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from deployments.core.calls import Intervention
 from deployments.core.errors import BadRequest, TroupeError
 from deployments.engine.inside.catalogue import Tap
 from deployments.engine.inside.edits import Edit
-from deployments.engine.inside.layout import Side
+from deployments.engine.inside.layout import Site
 from deployments.engine.inside.positions import follows_prompt_end, is_of_generated
-from deployments.engine.inside.recording import Recording
+from deployments.engine.inside.recording import Recording, Wanted
 
 
 @dataclass(slots=True)
@@ -24,17 +22,14 @@ class Asked:
 
     Attributes:
         edits: in order, each with the tap that it changes.
-        takes: (recording, label, tap, call of several) of what is captured.
+        takes: what is captured, each with its recording.
     """
 
     edits: list[tuple[Edit, Tap]] = field(default_factory=list)
-    takes: list[tuple[Recording, str, Tap, int]] = field(default_factory=list)
+    takes: list[tuple[Recording, Wanted]] = field(default_factory=list)
 
 
-Site = tuple[nn.Module, Side]
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class Inspected:
     """What is captured of a sequence, and what is changed in it.
 
@@ -78,8 +73,13 @@ class Inspected:
     @property
     def reusable(self) -> int | None:
         """Tokens that may come from another cache, since nothing is captured of them; None: all."""
-        firsts = [0 if any(w.tap.layout.axis is None for w in r.wanted) else r.chosen.first for r in self.recordings]
+        firsts = [0 if any(w.whole for w in r.wanted) else r.chosen.first for r in self.recordings]
         return min((first for first in firsts if first is not None), default=None)
+
+    @property
+    def captures_last(self) -> bool:
+        """Whether it captures what a prefill computes for its last token alone, unless it is told otherwise."""
+        return any(wanted.tap.layout.last for recording in self.recordings for wanted in recording.wanted)
 
     def end(self, token_ids: Sequence[int], meta: dict[str, Any]) -> TroupeError | None:
         """Nothing more is computed of the sequence; why it fails after all, if it does."""

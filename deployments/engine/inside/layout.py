@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Side = Literal["output", "input", "attention"]
+Site = tuple[nn.Module, Side]
+Source = tuple[nn.Module, Side, int, int]
+"""A module, a side, which of its tensors, and which of its calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,12 @@ class Layout:
         """
         if self.axis is None:
             return value
-        if self.axis == 0:
-            width = value.shape[0] // rows
-            return value[(row + 1) * width - min(count, width) : (row + 1) * width]
-        own = value[row]
-        width = own.shape[self.axis - 1]
-        return own.narrow(self.axis - 1, width - min(count, width), min(count, width)).movedim(self.axis - 1, 0)
+        own = self.tokens(value, rows)[row]
+        return own[max(0, own.shape[0] - count) :]
+
+    def tokens(self, value: Tensor, rows: int) -> Tensor:
+        """[rows, tokens, ...], a view of a tensor that has tokens."""
+        return value.view(rows, -1, *value.shape[1:]) if self.axis == 0 else value.movedim(self.axis or 1, 1)
 
 
 WHOLE = Layout(None)

@@ -12,19 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import ref
 
-import torch
 from torch import Tensor, nn
 
-from deployments.core.errors import ModelError
 from deployments.engine.inside.catalogue import Tap
 from deployments.engine.inside.copies import Copies
-from deployments.engine.inside.edits import Edit
-from deployments.engine.inside.inspected import Asked, Inspected, Site
-from deployments.engine.inside.layout import first_argument, items, replaced, with_argument
+from deployments.engine.inside.inspected import Inspected
+from deployments.engine.inside.layout import Site, Source, first_argument, items, replaced, with_argument
 from deployments.engine.inside.recording import Piece, Recording
-from deployments.engine.inside.weights import attention_weights
+from deployments.engine.inside.stages import Span, Stage, Takers, places
+from deployments.engine.inside.steering import Steering, Use
 from deployments.engine.model.attention import AttentionCall, watched_attention
+from deployments.engine.model.attention_weights import attention_weights
 
 
 class Sequence_(Protocol):
@@ -33,18 +33,56 @@ class Sequence_(Protocol):
     inspected: Inspected | None
 
 
-@dataclass(slots=True, eq=False)
-class Span:
-    """The new tokens of an inspected sequence in a forward: `count` from position `start`, at a row of the batch."""
+class Batch:
+    """What is done in the forwards of the same sequences at the same rows: worked out once for all of them.
 
-    row: int
-    inspected: Inspected
-    start: int
-    count: int
+    Attributes:
+        steering: the edits at each place.
+        reads: what is captured at each place, each with those that take it.
+    """
+
+    def __init__(self, inspected: Sequence[tuple[int, Inspected]], count: int) -> None:
+        # Sequences that have ended, and what was captured of them, are not kept by this.
+        self._of = [(row, ref(each)) for row, each in inspected], count
+        uses: dict[Site, list[Use]] = {}
+        takers: dict[tuple[Site, Tap, int], dict[tuple[int, int], None]] = {}
+        for number, (_, each) in enumerate(inspected):
+            for site, asked in each.sites.items():
+                uses.setdefault(site, []).extend((number, edit, tap) for edit, tap in asked.edits)
+                for recording, wanted in asked.takes:
+                    place = next(i for i, known in enumerate(each.recordings) if known is recording)
+                    takers.setdefault((site, wanted.tap, wanted.call), {})[number, place] = None
+        self.steering = {site: Steering(each) for site, each in uses.items()}
+        self.reads: dict[Site, list[Read]] = {site: [] for site in uses}
+        groups: dict[tuple[tuple[int, int], ...], Takers] = {}
+        for (site, tap, call), found in takers.items():
+            key = tuple(found)
+            self.reads[site].append(Read(tap, call, groups.setdefault(key, Takers(key))))
+
+    def is_of(self, inspected: Sequence[tuple[int, Inspected]], count: int) -> bool:
+        """Whether it is that of these sequences, at their rows of a forward of `count`."""
+        known, rows = self._of
+        same = rows == count and len(known) == len(inspected)
+        return same and all(a == b and one() is other for (a, one), (b, other) in zip(known, inspected, strict=True))
 
 
-Taken = tuple[Span, Recording, str, Tap]
-"""Whom a captured tensor is for, its name, and the tap."""
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A tensor that is captured: its tap, which of several calls, and who takes it."""
+
+    tap: Tap
+    call: int
+    takers: Takers
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A tensor [1, ...] that is captured of one sequence by itself; `whole` if it has no positions."""
+
+    recording: Recording
+    source: Source
+    tensor: Tensor
+    whole: bool = False
 
 
 @dataclass(slots=True)
@@ -52,120 +90,76 @@ class Plan:
     """What is done in one forward.
 
     Attributes:
-        rows: sequences of the forward.
-        users: for each place, the spans that ask for something there.
+        count: sequences of the forward.
         calls: how often each place was called.
-        staged: captured tensors, each with those that it is for and the place of each in it.
+        stages: what those that take the same taps have captured.
+        own: what belongs to one sequence by itself.
     """
 
-    rows: int
+    batch: Batch
     spans: list[Span]
-    users: dict[Site, list[tuple[Span, Asked]]]
+    count: int
     calls: dict[Site, int] = field(default_factory=dict)
-    staged: list[tuple[Tensor, list[tuple[Taken, int | None]]]] = field(default_factory=list)
+    stages: dict[int, list[Stage]] = field(default_factory=dict)
+    own: list[Own] = field(default_factory=list)
 
     def at(self, site: Site, value: Tensor, item: int, call: int) -> Tensor | None:
         """Change and capture a tensor of a place; the changed one, if it was changed."""
-        users = self.users[site]
-        changed: Tensor | None = None
-        for span, asked in users:
-            for edit, tap in asked.edits:
-                if edit.item == item and edit.call in (None, call):
-                    changed = self._edited(span, edit, tap, value, changed)
+        changed = self.batch.steering[site].changed(value, item, call, self.spans, self.count)
         given = value if changed is None else changed
-        takes = [
-            (span, recording, label, tap)
-            for span, asked in users
-            for recording, label, tap, wanted in asked.takes
-            if tap.item == item and wanted == call
-        ]
-        self._take(given, takes)
+        for read in self.batch.reads[site]:
+            if (read.tap.item, read.call) == (item, call):
+                self._take((*site, item, call), given, read)
         return changed
 
-    def _edited(self, span: Span, edit: Edit, tap: Tap, value: Tensor, changed: Tensor | None) -> Tensor | None:
-        """The tensor with the edit; the bits of other sequences stay."""
-        inspected = span.inspected
-        inspected.called.add(id(edit))
-        view = tap.layout.view(value if changed is None else changed, span.row, self.rows, span.count)
-        first = span.start + span.count - view.shape[0] if tap.layout.axis is not None else 0
-        positions = edit.chosen.within(first, view.shape[0])
-        if not len(positions) or inspected.error is not None:
-            return changed
-        if changed is None:
-            changed = value.clone()
-            view = tap.layout.view(changed, span.row, self.rows, span.count)
-        places = _places(positions, first, view)
-        try:
-            view[places] = edit.apply(view[places], positions)
-        except Exception as error:
-            inspected.error = ModelError(
-                f"The hook {edit.asked.name!r} of the loader failed at {edit.module!r}: {type(error).__name__}: {error}"
-            )
-        return changed
-
-    def _take(self, value: Tensor, takes: Sequence[Taken]) -> None:
-        """Copy what is captured of a tensor: all sequences at once in a decode step, else each by itself."""
-        steps = [taken for taken in takes if taken[3].layout.axis == 1 and taken[0].count == 1]
-        wanted = [taken for taken in steps if self._positions(taken, 1)]
-        if len(wanted) > 1:
-            rows = [span.row for span, *_ in wanted]
-            every = rows == list(range(self.rows))
-            states = value[:, -1].clone() if every else value[:, -1].index_select(0, _index(rows, value))
-            self.staged.append((states, [(taken, place) for place, taken in enumerate(wanted)]))
-            takes = [taken for taken in takes if taken not in steps]
-        for taken in takes:
-            self._take_alone(value, taken)
-
-    def _take_alone(self, value: Tensor, taken: Taken) -> None:
-        span, _, _, tap = taken
-        view = tap.layout.view(value, span.row, self.rows, span.count)
-        if tap.layout.axis is None:
-            self.staged.append((view.clone(), [(taken, None)]))
+    def _take(self, source: Source, value: Tensor, read: Read) -> None:
+        if read.tap.layout.axis is None:
+            copy = value.clone()[None]
+            self.own.extend(Own(recording, source, copy, whole=True) for _, recording in read.takers.of(self.spans))
             return
-        first = span.start + span.count - view.shape[0]
-        positions = self._positions(taken, view.shape[0])
-        if positions:
-            self.staged.append((view[_places(positions, first, view)].clone(), [(taken, None)]))
+        stages = self._stages(read.takers)
+        states = read.tap.layout.tokens(value, self.count) if stages else value
+        for stage in stages:
+            stage.take(source, states)
 
-    @staticmethod
-    def _positions(taken: Taken, count: int) -> Sequence[int]:
-        """The positions to capture among the last `count` of a span."""
-        span, recording, _, _ = taken
-        return recording.chosen.within(span.start + span.count - count, count)
+    def _stages(self, takers: Takers) -> list[Stage]:
+        known = self.stages.get(id(takers))
+        if known is None:
+            known = self.stages[id(takers)] = takers.stages(self.spans, self.count)
+        return known
 
     def attended(self, call: AttentionCall) -> None:
         """Capture attention weights."""
-        for span, asked in self.users.get((call.module, "attention"), ()):
-            for recording, label, tap, _ in asked.takes:
-                taken = (span, recording, label, tap)
-                positions = self._positions(taken, span.count)
-                if positions:
+        site: Site = (call.module, "attention")
+        for read in self.batch.reads.get(site, ()):
+            for stage in self._stages(read.takers):
+                for span, recording in stage.takers:
                     weights = attention_weights(call, span.row, span.count, span.start + span.count)
-                    self.staged.append((weights[_places(positions, span.start, weights)], [(taken, None)]))
+                    positions = recording.chosen.within(span.start, span.count)
+                    taken = weights[places(positions, span.start, weights)]
+                    self.own.append(Own(recording, (*site, read.tap.item, read.call), taken[None]))
 
     def commit(self, copies: Copies) -> None:
         """Give the recordings what the forward has captured."""
-        pieces: dict[tuple[int, int], dict[str, Piece]] = {}
-        copied = copies.of([tensor for tensor, _ in self.staged])
-        for copy, (_, takers) in zip(copied, self.staged, strict=True):
-            for (span, recording, label, _), place in takers:
-                pieces.setdefault((id(span), id(recording)), {})[label] = (copy, place)
+        stages = [stage for each in self.stages.values() for stage in each if stage.tensors]
+        tensors = [tensor for stage in stages for tensor in stage.tensors.values()]
+        copied = iter(copies.of([*tensors, *(own.tensor for own in self.own)]))
+        pieces: dict[int, list[Piece]] = {}
+        whole: dict[int, dict[Source, Piece]] = {}
+        for stage in stages:
+            found = {source: next(copied) for source in stage.tensors}
+            for place, (_, recording) in enumerate(stage.takers):
+                pieces.setdefault(id(recording), []).append((found, place))
+        for own in self.own:
+            piece: Piece = ({own.source: next(copied)}, 0)
+            if own.whole:
+                whole.setdefault(id(own.recording), {})[own.source] = piece
+            else:
+                pieces.setdefault(id(own.recording), []).append(piece)
         for span in self.spans:
             for recording in span.inspected.recordings:
-                found = pieces.get((id(span), id(recording)), {})
-                recording.commit(span.start, recording.chosen.within(span.start, span.count), found)
-
-
-def _places(positions: Sequence[int], first: int, value: Tensor) -> slice | Tensor:
-    """Where positions are in states that begin with position `first`."""
-    if positions[-1] - positions[0] == len(positions) - 1:
-        return slice(positions[0] - first, positions[-1] - first + 1)
-    return _index([position - first for position in positions], value)
-
-
-def _index(rows: Sequence[int], value: Tensor) -> Tensor:
-    """An index for which nothing waits on a GPU, as it would for a list."""
-    return torch.tensor(rows).to(value.device, non_blocking=True)
+                key = id(recording)
+                recording.commit(span.start, span.count, pieces.get(key, ()), whole.get(key, {}))
 
 
 _local = threading.local()
@@ -176,6 +170,7 @@ class Inspecting:
 
     def __init__(self) -> None:
         self._copies = Copies()
+        self._batch: Batch | None = None
 
     @contextmanager
     def forward(
@@ -196,11 +191,12 @@ class Inspecting:
         if not spans:
             yield
             return
-        plan = Plan(len(sequences), spans, _users(spans))
+        batch = self._batch_of(spans, len(sequences))
+        plan = Plan(batch, spans, len(sequences))
         with ExitStack() as stack:
-            for site in plan.users:
+            for site in batch.reads:
                 stack.enter_context(_hooked(site))
-            if any(side == "attention" for _, side in plan.users):
+            if any(side == "attention" for _, side in batch.reads):
                 stack.enter_context(watched_attention(plan.attended))
             _local.plan = plan
             try:
@@ -209,13 +205,12 @@ class Inspecting:
                 _local.plan = None
         plan.commit(self._copies)
 
-
-def _users(spans: Sequence[Span]) -> dict[Site, list[tuple[Span, Asked]]]:
-    users: dict[Site, list[tuple[Span, Asked]]] = {}
-    for span in spans:
-        for site, asked in span.inspected.sites.items():
-            users.setdefault(site, []).append((span, asked))
-    return users
+    def _batch_of(self, spans: Sequence[Span], count: int) -> Batch:
+        """What is worked out once for the same sequences: that of the last forward, if it was theirs."""
+        inspected = [(span.row, span.inspected) for span in spans]
+        if self._batch is None or not self._batch.is_of(inspected, count):
+            self._batch = Batch(inspected, count)
+        return self._batch
 
 
 def _hooked(site: Site) -> Any:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deployments.core.calls import Capture
 from deployments.engine.inside.catalogue import Tap
 from deployments.engine.inside.copies import Copied
+from deployments.engine.inside.layout import Source
 from deployments.engine.inside.positions import Chosen
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -20,10 +21,26 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A tensor that is captured: its name in the answer, and the tap that it comes from."""
+    """A tensor that is captured.
+
+    Attributes:
+        label: its name in the answer.
+        call: which of several calls of the module in a forward.
+    """
 
     label: str
     tap: Tap
+    module: nn.Module
+    call: int
+
+    @property
+    def source(self) -> Source:
+        return self.module, self.tap.side, self.tap.item, self.call
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has no positions."""
+        return self.tap.layout.axis is None
 
     def bytes_per_position(self, total: int, capture: Capture) -> int:
         """Bytes of one position, or of the whole tensor if it has none.
@@ -44,17 +61,17 @@ class Wanted:
         return _DTYPES.get(capture.dtype, self.tap.dtype) if floating else self.tap.dtype
 
 
-Piece = tuple[Copied, int | None]
-"""Copied states [positions, ...], or of several sequences and the place of this one: [sequences, ...]."""
+Piece = tuple[Mapping[Source, Copied], int]
+"""Copies of states that several sequences may share, and the place of this one along their first axis."""
 
 
 @dataclass(slots=True)
 class _Part:
-    """What one forward gave: positions in order, and the states of each label."""
+    """What one forward gave: positions in order, and their states."""
 
     start: int
-    positions: list[int]
-    pieces: dict[str, Piece]
+    positions: Sequence[int]
+    pieces: Sequence[Piece]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,23 +92,22 @@ class Recording:
     prompt: int
     callback: bool = False
     _parts: list[_Part] = field(default_factory=list)
-    _whole: dict[str, Piece] = field(default_factory=dict)
+    _whole: dict[Source, Piece] = field(default_factory=dict)
     token_ids: Sequence[int] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def commit(self, start: int, positions: Sequence[int], pieces: Mapping[str, Piece]) -> None:
-        """Add what a forward gave. What was computed from `start` on before is replaced.
+    def commit(self, start: int, count: int, pieces: Sequence[Piece], whole: Mapping[Source, Piece]) -> None:
+        """Add what a forward of `count` tokens gave. What was computed from `start` on before is replaced.
 
         Args:
-            positions: those of `pieces`.
+            pieces: states of the positions that are captured.
+            whole: tensors that have no positions.
         """
         while self._parts and self._parts[-1].start >= start:
             self._parts.pop()
-        whole = {wanted.label for wanted in self.wanted if wanted.tap.layout.axis is None}
-        self._whole.update({label: piece for label, piece in pieces.items() if label in whole})
-        if positions:
-            own = {label: piece for label, piece in pieces.items() if label not in whole}
-            self._parts.append(_Part(start, list(positions), own))
+        self._whole.update(whole)
+        if positions := self.chosen.within(start, count):
+            self._parts.append(_Part(start, positions, pieces))
 
     def end(self, token_ids: Sequence[int], meta: Mapping[str, Any]) -> None:
         """The sequence has these tokens, and nothing more is computed of it."""
@@ -105,9 +121,7 @@ class Recording:
     @property
     def missing(self) -> str | None:
         """The label of a tensor that no forward gave."""
-        given = set(self._whole).union(*(part.pieces for part in self._parts))
-        whole = [wanted.label for wanted in self.wanted if wanted.tap.layout.axis is None]
-        return next((label for label in whole if label not in given), None)
+        return next((each.label for each in self.wanted if each.whole and each.source not in self._whole), None)
 
     def nbytes(self, total: int) -> int:
         """Bytes of the tensors.
@@ -117,8 +131,7 @@ class Recording:
         """
         count = len(self.chosen.within(0, total))
         return 16 * count + sum(
-            wanted.bytes_per_position(total, self.capture) * (1 if wanted.tap.layout.axis is None else count)
-            for wanted in self.wanted
+            wanted.bytes_per_position(total, self.capture) * (1 if wanted.whole else count) for wanted in self.wanted
         )
 
     def shapes(self) -> dict[str, tuple[str, list[int]]]:
@@ -126,7 +139,7 @@ class Recording:
         count, total = len(self.positions), len(self.token_ids)
         found = {}
         for wanted in self.wanted:
-            lead = [] if wanted.tap.layout.axis is None else [count]
+            lead = [] if wanted.whole else [count]
             tail = [total] if wanted.tap.side == "attention" else []
             dtype = str(wanted.dtype(self.capture)).removeprefix("torch.")
             found[wanted.label] = (dtype, [*lead, *wanted.tap.shape, *tail])
@@ -136,13 +149,13 @@ class Recording:
         """The tensors by label, on the CPU; waits for what is still being copied."""
         found = {}
         for wanted in self.wanted:
-            whole = wanted.tap.layout.axis is None
-            pieces = [self._whole[wanted.label]] if whole else [part.pieces[wanted.label] for part in self._parts]
-            tensors = [copied.tensor() if place is None else copied.tensor()[place][None] for copied, place in pieces]
+            source = wanted.source
+            pieces = [self._whole[source]] if wanted.whole else [_piece(part, source) for part in self._parts]
+            tensors = [copied[source].tensor()[place] for copied, place in pieces]
             if wanted.tap.side == "attention":
                 tensors = [_widened(tensor, len(self.token_ids)) for tensor in tensors]
             dtype, shape = wanted.dtype(self.capture), self.shapes()[wanted.label][1]
-            joined = tensors[0] if whole else torch.cat(tensors) if tensors else torch.empty(shape, dtype=dtype)
+            joined = tensors[0] if wanted.whole else torch.cat(tensors) if tensors else torch.empty(shape, dtype=dtype)
             found[wanted.label] = joined.to(dtype).contiguous()
         return found
 
@@ -157,8 +170,13 @@ class Recording:
 
     def described(self) -> str:
         """The metadata of the file, as JSON."""
-        once = [wanted.label for wanted in self.wanted if wanted.tap.layout.axis is None]
+        once = [wanted.label for wanted in self.wanted if wanted.whole]
         return json.dumps({**self.meta, "taps": [wanted.label for wanted in self.wanted], "once": once})
+
+
+def _piece(part: _Part, source: Source) -> Piece:
+    """The piece of a part that has a source."""
+    return next(piece for piece in part.pieces if source in piece[0])
 
 
 def _widened(weights: Tensor, total: int) -> Tensor:

@@ -14,7 +14,8 @@ from deployments.core.calls import Capture, Intervention, SamplingParams, Vector
 from deployments.core.errors import BadRequest
 from deployments.engine.inside.catalogue import Catalogue, Found, is_wide
 from deployments.engine.inside.edits import Edit
-from deployments.engine.inside.inspected import Asked, Inspected, Site
+from deployments.engine.inside.inspected import Asked, Inspected
+from deployments.engine.inside.layout import Site
 from deployments.engine.inside.positions import Chosen, choose
 from deployments.engine.inside.recording import Recording, Wanted
 
@@ -92,9 +93,9 @@ class Resolver:
         for each in found.values():
             for call in range(each.tap.calls) if each.call is None else [each.call]:
                 label = each.label if each.tap.calls == 1 else f"{each.label}#{call}"
-                wanted.append(Wanted(label, each.tap))
+                wanted.append(Wanted(label, each.tap, each.entry.module, call))
                 asked = sites.setdefault((each.entry.module, each.tap.side), Asked())
-                asked.takes.append((recording, label, each.tap, call))
+                asked.takes.append((recording, wanted[-1]))
         if len(wanted) > _MOST_TAPS:
             raise _too_many(len(wanted), "capture.modules")
         return recording
