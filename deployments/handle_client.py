@@ -23,7 +23,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config.app import AppArgs, unknown_model
-from deployments.core.calls import Call, ChatPrompt, Prompt
+from deployments.core.calls import Call, ChatPrompt, GenerateCall, Prompt
 from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
@@ -35,6 +35,7 @@ from deployments.openai.inside.all_captures import AllCaptures
 from deployments.readiness import Waiting
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.following import Following, followed
+from deployments.routing.hint import RoutingHint
 
 logger = logging.getLogger("ray.serve")
 
@@ -292,7 +293,7 @@ class HandleClient:
         handle = pool.options(
             method_name="generate" if call.stream else "answer",
             stream=call.stream,
-            **self._routed(call.model, call.affinity),
+            **self._routed(call.model, call.affinity, call.blocks if isinstance(call, GenerateCall) else ()),
         )
         answer = handle.remote(await packed(call))
         try:
@@ -323,10 +324,11 @@ class HandleClient:
                     raise failure from None
         raise AssertionError("unreachable")
 
-    def _routed(self, model: str, affinity: str | None = None) -> dict[str, str]:
+    def _routed(self, model: str, affinity: str | None = None, blocks: tuple[str, ...] = ()) -> dict[str, str]:
         """What the router goes by: replicas hold the base of an adapter, and an adapter stays on one of them."""
         place = self._catalogue.place_of(model)
-        return {"multiplexed_model_id": place, "session_id": affinity or ("" if place == model else model)}
+        hint = RoutingHint(affinity or ("" if place == model else model), blocks)
+        return {"multiplexed_model_id": place, "session_id": str(hint)}
 
     async def _tell_all(self, method: str, pools: Iterable[str], *arguments: Any, limit: float) -> list[Any]:
         """The answers of all replicas of some pools; replicas that fail to answer are logged and left out."""

@@ -142,7 +142,9 @@ class Prefiller:
 
     def completes(self, prefill: Prefill) -> bool:
         """Whether the next forward is the last one of these prompts."""
-        return len(prefill.sequences) > 1 or prefill.remaining <= self._limit(prefill.sequences[0])
+        if len(prefill.sequences) > 1 or prefill.logits is not None:
+            return True
+        return prefill.remaining <= self._limit(prefill.sequences[0], prefill.cache.width)
 
     def advance(self, prefill: Prefill) -> Tensor | None:
         """Run one forward.
@@ -170,7 +172,7 @@ class Prefiller:
                 )
         else:
             done = cache.width
-            ids = sequence.ids[done : done + self._limit(sequence)]
+            ids = sequence.ids[done : done + self._limit(sequence, done)]
             whole = self._whole(sequence)
             with self.inspecting.forward([sequence], [done], len(ids)):
                 chunk = self.forward.prefill([ids], cache, offset=sequence.offset, all_logits=scored, wholes=[whole])
@@ -199,15 +201,17 @@ class Prefiller:
         """Tokens of several prompts that one forward computes, at least."""
         return max(1, self.chunk // _SHORT) if yields else self.group
 
-    def _limit(self, sequence: Sequence) -> int:
-        """Tokens per forward."""
+    def _limit(self, sequence: Sequence, done: int) -> int:
+        """Tokens of the forward after the first `done`."""
         if not self.chunks:
             return len(sequence.ids)
         chunk = self.chunk if sequence.scorer is None else self._scored_chunk
-        return max(1, chunk // _SHORT) if sequence.yields else chunk
+        chunk = max(1, chunk // _SHORT) if sequence.yields else chunk
+        return min([chunk, *(stop - done for stop in sequence.stops if stop > done)])
 
     def _groupable(self, sequence: Sequence) -> bool:
-        plain = not (sequence.request.model_inputs or sequence.isolated or self.forward.is_encoder_decoder)
+        whole = bool(sequence.request.model_inputs or sequence.isolated or self.forward.is_encoder_decoder)
+        plain = not (whole or sequence.stops)
         return plain and sequence.offset == (0,) and self.pads
 
     @staticmethod

@@ -131,7 +131,11 @@ class BatchCache(DynamicCache):  # type: ignore[misc]
 
     def holds(self, index: int, cut: int) -> bool:
         """Whether sequence `index` can be copied without its last `cut` tokens."""
-        return all(layer.holds(self.lengths[index], cut) for layer in self.held)
+        return self.can_cut(self.lengths[index], cut)
+
+    def can_cut(self, length: int, cut: int) -> bool:
+        """Whether a sequence of `length` tokens can be copied without its last `cut` tokens."""
+        return all(layer.holds(length, cut) for layer in self.held)
 
     def copy_sequence(self, index: int, cut: int = 0, capacity: int | None = None) -> BatchCache:
         """A new cache with sequence `index`, without its last `cut` tokens."""
