@@ -82,6 +82,6 @@ def _texts(value: object) -> Iterator[str]:
         if isinstance(value, str):
             yield value
         elif isinstance(value, Mapping):
-            waiting.extend(part for item in reversed(value.items()) for part in reversed(item))
+            waiting.extend([part for item in value.items() for part in item][::-1])
         elif isinstance(value, list | tuple):
             waiting.extend(value[::-1])

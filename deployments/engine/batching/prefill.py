@@ -100,6 +100,7 @@ class Prefiller:
         longest = max(len(sequence.ids) for sequence in sequences)
         cache = new_cache(self.forward.model, capacity=column_room(longest))
         logits = None
+        cache.expect(len(sequences), max(0 if source is None else source.length for source in sources))
         for sequence, source in zip(sequences, sources, strict=True):
             if source is not None:
                 cache.append(source.cache, source.index, source.cut)

@@ -148,6 +148,7 @@ class Batch:
 
     def absorb(self, other: Batch) -> None:
         """Let all sequences of another batch join."""
+        self.cache.expect(len(self.sequences) + len(other.sequences), max(self.cache.width, other.cache.width))
         for index in range(len(other.sequences)):
             self.cache.append(other.cache, index)
         self.sequences.extend(other.sequences)
