@@ -152,14 +152,15 @@ class SimulatedEngine(ThreadedEngine):
         """How many tokens of a prompt are known from an earlier one, which it replaces if it has all of them."""
         best: tuple[int, ...] = ()
         saved = 0
+        prompt = tuple(ids)
         for known in self._prefixes:
-            if (common := common_prefix(known, ids)) > saved:
+            if (common := common_prefix(known, prompt)) > saved:
                 best, saved = known, common
         if best:
             self._prefixes.move_to_end(best)
         if saved == len(best):
             self._prefixes.pop(best, None)
-        self._prefixes[tuple(ids)] = None
+        self._prefixes[prompt] = None
         while len(self._prefixes) > self._keep:
             self._prefixes.popitem(last=False)
         return min(saved, len(ids) - 1)
