@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from deployments.core.calls import ChatPrompt, TextPrompt, TokensPrompt
 from deployments.core.token_ids import TokenIds
+from deployments.openai.completions.plan import prompt_blocks
 from deployments.routing.hint import RoutingHint, text_blocks, token_blocks
 
 
@@ -48,3 +50,12 @@ def test_their_number_is_bounded(length: int, count: int) -> None:
 def test_texts_are_told_apart_at_their_borders() -> None:
     assert text_blocks("m", ["x" * 1000, "y" * 1000]) != text_blocks("m", ["x" * 1001, "y" * 999])
     assert text_blocks("m", ["\ud800" * 2000])
+
+
+def test_prompts_of_completions() -> None:
+    """Text and token ids have blocks of their own; a list of ids is what `TokenIds` of the same ids are."""
+    text = prompt_blocks("m", TextPrompt(text="x" * 3000))
+    ids = prompt_blocks("m", TokensPrompt(token_ids=TokenIds([7] * 600)))
+    assert (len(text), len(ids)) == (2, 2)
+    assert prompt_blocks("m", TokensPrompt(token_ids=[7] * 512)) == ids
+    assert prompt_blocks("m", ChatPrompt(messages=[])) == ()
