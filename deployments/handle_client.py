@@ -102,6 +102,7 @@ class HandleClient:
         self._pools = {name: handle.options(_by_reference=False) for name, handle in pools.items()}
         self._pool_of = args.pool_of()
         self._gate = Gate(args.max_concurrent_requests)
+        self._several = _several_ingresses()
         self._waiting = Waiting()
         self._answering: set[str] = set()
 
@@ -327,7 +328,8 @@ class HandleClient:
     def _routed(self, model: str, affinity: str | None = None, blocks: tuple[str, ...] = ()) -> dict[str, str]:
         """What the router goes by: replicas hold the base of an adapter, and an adapter stays on one of them."""
         place = self._catalogue.place_of(model)
-        hint = RoutingHint(affinity or ("" if place == model else model), blocks)
+        # Another ingress does not know where this one has sent a conversation: it goes by its key alone.
+        hint = RoutingHint(affinity or ("" if place == model else model), () if affinity and self._several else blocks)
         return {"multiplexed_model_id": place, "session_id": str(hint)}
 
     async def _tell_all(self, method: str, pools: Iterable[str], *arguments: Any, limit: float) -> list[Any]:
@@ -356,6 +358,14 @@ async def _unpacked(events: AsyncIterable[Event | Packed]) -> AsyncGenerator[Eve
 async def _each(events: Sequence[Event]) -> AsyncGenerator[Event, None]:
     for event in events:
         yield event
+
+
+def _several_ingresses() -> bool:
+    """Whether this process is one of several replicas of its deployment."""
+    try:
+        return (ray.serve.get_replica_context().world_size or 1) > 1
+    except ray.serve.exceptions.RayServeException:
+        return False
 
 
 def as_troupe_error(error: Exception) -> TroupeError:

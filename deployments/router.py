@@ -53,7 +53,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         full_at: int = 16,
         max_models: int = 1,
         slack: int = 8,
-        prefix_slack: int = 2,
+        prefix_slack: int = 4,
         patience_s: float = 1.0,
     ) -> None:
         self._full_at = full_at
@@ -178,10 +178,10 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
             return warm
         own = max(warm, key=lambda r: _weight(session, r)) if session else None
         idlest = min(self._load(r) for r in warm)
-        moved = self._moved.longest([session]) if session else set()
+        moved = self._moved.longest([session]) if session else []
         if moved:
             own = next((r for r in warm if r.replica_id in moved), own)
-        elif (found := self._by_prefix(warm, own, blocks, idlest)) is not None:
+        elif (found := self._by_prefix(warm, blocks, idlest)) is not None:
             if session:
                 self._moved.note([session], found.replica_id)
             return [found]
@@ -192,15 +192,17 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         load = self._load(own)
         return [own] if load < self._full_at or load <= idlest + self._slack else warm
 
-    def _by_prefix(
-        self, warm: list[RunningReplica], own: RunningReplica | None, blocks: Sequence[str], idlest: int
-    ) -> RunningReplica | None:
-        """Where prompts with this beginning went, if not to a conversation's own replica and if it is not busier."""
-        places = self._prefixes.longest(blocks) if blocks else set()
-        if own is not None and own.replica_id in places:
+    def _by_prefix(self, warm: list[RunningReplica], blocks: Sequence[str], idlest: int) -> RunningReplica | None:
+        """The first replica that prompts with this beginning went to, of those that are hardly busier than the idlest.
+
+        If they are all too busy, the idlest one is next. A beginning that all replicas have decides nothing.
+        """
+        by_id = {r.replica_id: r for r in warm}
+        places = [by_id[place] for place in self._prefixes.longest(blocks) if place in by_id]
+        if not places or len(places) == len(warm):
             return None
-        fit = [r for r in warm if r.replica_id in places and self._load(r) <= idlest + self._prefix_slack]
-        return min(fit, key=self._load, default=None)
+        fit = (r for r in places if self._load(r) <= idlest + self._prefix_slack)
+        return next(fit, None) or min(warm, key=self._load)
 
     def _models_on(self, replica: RunningReplica) -> int:
         planned = {model for model in list(self._planned) if replica.replica_id in self._plans(model)}

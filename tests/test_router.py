@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import time
 import weakref
 from collections import Counter
@@ -220,6 +221,34 @@ def test_examples_go_to_a_second_replica_if_the_first_is_busier() -> None:
     placed = Counter(send(router, replicas, "a", f"talk {i}", EXAMPLES).replica_id for i in range(200))
     assert len(placed) == 4
     assert max(placed.values()) < 75
+
+
+def test_many_beginnings_are_spread_and_each_is_on_few_replicas() -> None:
+    """57 prompts of examples, and questions after them from 128 clients, before caches that hold 16 of the 57."""
+
+    def missing(routed: bool) -> tuple[int, int]:
+        router, replicas = warm_fleet(8, full_at=32)
+        kept: dict[ReplicaName, dict[int, None]] = {r.replica_id: {} for r in replicas}
+        running: list[ReplicaName] = []
+        chance, count, busiest = random.Random(1), 0, 0
+        for number in range(1500):
+            if len(running) == 128:
+                router.queues[running.pop(chance.randrange(128))] -= 1
+            examples = chance.randrange(57)
+            blocks = (f"{examples}", f"{examples} question {number}") if routed else ()
+            running.append(send(router, replicas, "a", f"talk {number}", blocks).replica_id)
+            has = kept[running[-1]]
+            count += examples not in has
+            has.pop(examples, None)
+            has[examples] = None
+            if len(has) > 16:
+                del has[next(iter(has))]
+            busiest = max(busiest, max(router.queues.values()))
+        return count, busiest
+
+    (without, _), (with_blocks, busiest) = missing(False), missing(True)
+    assert with_blocks < without / 3
+    assert busiest <= 24
 
 
 def test_a_conversation_stays_where_its_beginning_has_brought_it() -> None:

@@ -29,13 +29,17 @@ class PrefixPlaces(Generic[Place]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def longest(self, blocks: Sequence[str]) -> set[Place]:
-        """The places of the longest beginning that is known, of those whose digests are given, the shortest first."""
+    def longest(self, blocks: Sequence[str]) -> list[Place]:
+        """The places of the longest beginning that is known, the first one first.
+
+        Args:
+            blocks: digests of the beginnings of a prompt, the shortest first.
+        """
         oldest = time.monotonic() - self._lifetime_s
         for block in reversed(blocks):
-            if found := {place for place, used in self._places.get(block, {}).items() if used >= oldest}:
+            if found := [place for place, used in self._places.get(block, {}).items() if used >= oldest]:
                 return found
-        return set()
+        return []
 
     def note(self, blocks: Iterable[str], place: Place) -> None:
         """A prompt with these beginnings was sent to a place."""

@@ -13,9 +13,10 @@ def test_the_longest_known_beginning_counts() -> None:
     places: PrefixPlaces[str] = PrefixPlaces()
     places.note(["a", "b"], "r1")
     places.note(["a", "c"], "r2")
-    assert places.longest(["a", "b", "d"]) == {"r1"}
-    assert places.longest(["a", "x"]) == {"r1", "r2"}
-    assert places.longest(["x"]) == places.longest([]) == set()
+    places.note(["a"], "r1")
+    assert places.longest(["a", "b", "d"]) == ["r1"]
+    assert places.longest(["a", "x"]) == ["r1", "r2"]
+    assert places.longest(["x"]) == places.longest([]) == []
 
 
 def test_the_least_recently_used_beginnings_are_forgotten_first() -> None:
@@ -23,8 +24,8 @@ def test_the_least_recently_used_beginnings_are_forgotten_first() -> None:
     for number in range(1000):
         places.note(["examples", str(number)], "r1")
         assert len(places) <= 100
-    assert places.longest(["examples"]) == {"r1"}
-    assert places.longest(["1"]) == set()
+    assert places.longest(["examples"]) == ["r1"]
+    assert places.longest(["1"]) == []
 
 
 def test_places_that_are_gone_are_forgotten() -> None:
@@ -32,7 +33,7 @@ def test_places_that_are_gone_are_forgotten() -> None:
     places.note(["a"], "r1")
     places.note(["a", "b"], "r2")
     places.keep_only({"r1"})
-    assert places.longest(["a", "b"]) == {"r1"}
+    assert places.longest(["a", "b"]) == ["r1"]
     assert len(places) == 1
 
 
@@ -44,4 +45,4 @@ def test_a_place_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> 
     now[0] += 50
     places.note(["a"], "r2")
     now[0] += 20
-    assert places.longest(["a"]) == {"r2"}
+    assert places.longest(["a"]) == ["r2"]
