@@ -23,7 +23,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config.app import AppArgs, unknown_model
-from deployments.core.calls import Call, ChatPrompt, Prompt
+from deployments.core.calls import Call, ChatPrompt, GenerateCall, Prompt
 from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import ModelError, Overloaded, ReplicaLost, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
@@ -35,6 +35,7 @@ from deployments.openai.inside.all_captures import AllCaptures
 from deployments.readiness import Waiting
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.following import Following, followed
+from deployments.routing.hint import RoutingHint
 
 logger = logging.getLogger("ray.serve")
 
@@ -101,6 +102,7 @@ class HandleClient:
         self._pools = {name: handle.options(_by_reference=False) for name, handle in pools.items()}
         self._pool_of = args.pool_of()
         self._gate = Gate(args.max_concurrent_requests)
+        self._several = _several_ingresses()
         self._waiting = Waiting()
         self._answering: set[str] = set()
 
@@ -294,7 +296,7 @@ class HandleClient:
         handle = pool.options(
             method_name="generate" if call.stream else "answer",
             stream=call.stream,
-            **self._routed(call.model, call.affinity),
+            **self._routed(call.model, call.affinity, call.blocks if isinstance(call, GenerateCall) else ()),
         )
         answer = handle.remote(await packed(call))
         try:
@@ -325,10 +327,12 @@ class HandleClient:
                     raise failure from None
         raise AssertionError("unreachable")
 
-    def _routed(self, model: str, affinity: str | None = None) -> dict[str, str]:
+    def _routed(self, model: str, affinity: str | None = None, blocks: tuple[str, ...] = ()) -> dict[str, str]:
         """What the router goes by: replicas hold the base of an adapter, and an adapter stays on one of them."""
         place = self._catalogue.place_of(model)
-        return {"multiplexed_model_id": place, "session_id": affinity or ("" if place == model else model)}
+        # Another ingress does not know where this one has sent a conversation: it goes by its key alone.
+        hint = RoutingHint(affinity or ("" if place == model else model), () if affinity and self._several else blocks)
+        return {"multiplexed_model_id": place, "session_id": str(hint)}
 
     async def _tell_all(self, method: str, pools: Iterable[str], *arguments: Any, limit: float) -> list[Any]:
         """The answers of all replicas of some pools; replicas that fail to answer are logged and left out."""
@@ -356,6 +360,14 @@ async def _unpacked(events: AsyncIterable[Event | Packed]) -> AsyncGenerator[Eve
 async def _each(events: Sequence[Event]) -> AsyncGenerator[Event, None]:
     for event in events:
         yield event
+
+
+def _several_ingresses() -> bool:
+    """Whether this process is one of several replicas of its deployment."""
+    try:
+        return (ray.serve.get_replica_context().world_size or 1) > 1
+    except ray.serve.exceptions.RayServeException:
+        return False
 
 
 def as_troupe_error(error: Exception) -> TroupeError:

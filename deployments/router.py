@@ -9,11 +9,14 @@ import hashlib
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from deployments.ray_internals import RequestMetadata
+from deployments.routing.hint import RoutingHint
+from deployments.routing.prefix_places import PrefixPlaces
 
 logger = logging.getLogger("ray.serve")
 
@@ -25,7 +28,9 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
     """Ranks replicas for a request by model, conversation and load.
 
     1. Replicas that have the model, or were just sent a request for it. With several, the conversation's own
-       (rendezvous hash of the session id), unless it is full and much busier than the idlest.
+       (rendezvous hash of the session id), unless it is full and much busier than the idlest. If other prompts that
+       begin like this one went elsewhere, and a replica there is hardly busier than the idlest, the conversation
+       belongs there instead.
     2. Its next home, where all of these have had much to do for a while, so that a burst does not load a model twice:
        a quarter of what fills them, and a replica with a free place has nothing to do; full, and one with a free place
        has less than half as much; twice full, and one with other models has nothing to do. A model that is in use
@@ -39,11 +44,20 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         full_at: number of unfinished requests at which a replica is full.
         max_models: models a replica holds.
         slack: how many more requests a conversation's replica may have than the idlest one, once it is full.
+        prefix_slack: how many more it may have to get a conversation for the beginning of its prompt.
         patience_s: seconds for which the replicas of a model have much to do before it gets a further one.
     """
 
-    def initialize_state(self, full_at: int = 16, max_models: int = 1, slack: int = 8, patience_s: float = 1.0) -> None:
+    def initialize_state(
+        self,
+        full_at: int = 16,
+        max_models: int = 1,
+        slack: int = 8,
+        prefix_slack: int = 4,
+        patience_s: float = 1.0,
+    ) -> None:
         self._full_at = full_at
+        self._prefix_slack = prefix_slack
         self._max_models = max_models
         self._slack = slack
         self._patience_s = patience_s
@@ -51,6 +65,8 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._planned: dict[str, dict[ReplicaID, float]] = {}
         self._sent: Counter[ReplicaID] = Counter()
         self._pending: dict[int, PendingRequest] = {}
+        self._prefixes: PrefixPlaces[ReplicaID] = PrefixPlaces()
+        self._moved: PrefixPlaces[ReplicaID] = PrefixPlaces()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -63,13 +79,27 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
             waited = time.time() - pending_request.created_at
             if not metadata.multiplexed_model_id or waited > LOST_AFTER_S:
                 return [candidate_replicas]
-            return [self.choose(candidate_replicas, metadata.multiplexed_model_id, metadata.session_id or "")]
+            hint = RoutingHint.from_text(metadata.session_id or "|")
+            return [self.choose(candidate_replicas, metadata.multiplexed_model_id, hint.session, hint.blocks)]
         except Exception:
             logger.exception("routing by model failed; any replica will do")
             return [candidate_replicas]
 
-    def choose(self, replicas: list[RunningReplica], model: str, session: str) -> list[RunningReplica]:
+    def choose(
+        self, replicas: list[RunningReplica], model: str, session: str, blocks: Sequence[str] = ()
+    ) -> list[RunningReplica]:
         """The replicas that may get a request; the least busy of them will."""
+        chosen = self._chosen(replicas, model, session, blocks)
+        if blocks and len(chosen) > 1:
+            least = min(map(self._load, chosen))
+            chosen = [max((r for r in chosen if self._load(r) == least), key=lambda r: _weight(blocks[-1], r))]
+        if len(chosen) == 1:
+            self._prefixes.note(blocks, chosen[0].replica_id)
+        return chosen
+
+    def _chosen(
+        self, replicas: list[RunningReplica], model: str, session: str, blocks: Sequence[str]
+    ) -> list[RunningReplica]:
         warm: list[RunningReplica] = []
         cold: list[RunningReplica] = []
         plans = self._plans(model)
@@ -82,7 +112,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         elif further := self._further(model, warm, cold):
             home = _home(model, further)
         else:
-            return self._by_session(warm, session)
+            return self._by_session(warm, session, blocks)
         self._planned.setdefault(model, {})[home.replica_id] = time.monotonic()
         return [home]
 
@@ -140,14 +170,39 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         for known in tables:
             for replica_id in [r for r in known if r not in alive]:
                 del known[replica_id]
+        self._prefixes.keep_only(alive)
+        self._moved.keep_only(alive)
 
-    def _by_session(self, warm: list[RunningReplica], session: str) -> list[RunningReplica]:
-        if not session or len(warm) == 1:
+    def _by_session(self, warm: list[RunningReplica], session: str, blocks: Sequence[str]) -> list[RunningReplica]:
+        if len(warm) == 1:
             return warm
-        own = max(warm, key=lambda r: _weight(session, r))
+        own = max(warm, key=lambda r: _weight(session, r)) if session else None
         idlest = min(self._load(r) for r in warm)
+        moved = self._moved.longest([session]) if session else []
+        if moved:
+            own = next((r for r in warm if r.replica_id in moved), own)
+        elif (found := self._by_prefix(warm, blocks, idlest)) is not None:
+            if session:
+                self._moved.note([session], found.replica_id)
+            return [found]
+        if own is None:
+            return warm
+        if moved:
+            self._moved.note([session], own.replica_id)
         load = self._load(own)
         return [own] if load < self._full_at or load <= idlest + self._slack else warm
+
+    def _by_prefix(self, warm: list[RunningReplica], blocks: Sequence[str], idlest: int) -> RunningReplica | None:
+        """The first replica that prompts with this beginning went to, of those that are hardly busier than the idlest.
+
+        If they are all too busy, the idlest one is next. A beginning that all replicas have decides nothing.
+        """
+        by_id = {r.replica_id: r for r in warm}
+        places = [by_id[place] for place in self._prefixes.longest(blocks) if place in by_id]
+        if not places or len(places) == len(warm):
+            return None
+        fit = (r for r in places if self._load(r) <= idlest + self._prefix_slack)
+        return next(fit, None) or min(warm, key=self._load)
 
     def _models_on(self, replica: RunningReplica) -> int:
         planned = {model for model in list(self._planned) if replica.replica_id in self._plans(model)}

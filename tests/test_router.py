@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import time
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -50,9 +52,9 @@ def fleet(count: int, **options: Any) -> tuple[Router, list[Replica]]:
     return Router({r.replica_id: 0 for r in replicas}, **options), replicas
 
 
-def send(router: Router, replicas: list[Replica], model: str, session: str = "") -> Replica:
+def send(router: Router, replicas: list[Replica], model: str, session: str = "", blocks: Sequence[str] = ()) -> Replica:
     """Route a request as Serve does: to the least busy of the choice."""
-    chosen = min(router.choose(replicas, model, session), key=lambda r: router.queues[r.replica_id])
+    chosen = min(router.choose(replicas, model, session, blocks), key=lambda r: router.queues[r.replica_id])
     router.queues[chosen.replica_id] += 1
     return chosen
 
@@ -187,6 +189,99 @@ def test_a_conversation_moves_only_when_its_replica_is_gone() -> None:
     left = replicas[1:]
     moved = [s for s in sessions if send(router, left, "a", s).replica_id != before[s]]
     assert all(before[s] == replicas[0].replica_id for s in moved)
+
+
+EXAMPLES = ("e1", "e2", "e3")
+"""How a prompt begins that has a question after many examples."""
+
+
+def test_questions_after_the_same_examples_go_to_one_replica() -> None:
+    router, replicas = warm_fleet(8)
+    own = [send(*warm_fleet(8), "a", f"talk {i}").replica_id for i in range(40)]
+    assert len(set(own[:20])) > 4
+    placed = set()
+    for i in range(20):
+        chosen = send(router, replicas, "a", f"talk {i}", EXAMPLES)
+        placed.add(chosen.replica_id)
+        router.queues[chosen.replica_id] -= 1
+    assert len(placed) == 1
+    elsewhere = next(i for i in range(20, 40) if own[i] not in placed)
+    assert send(router, replicas, "a", f"talk {elsewhere}", ("x",)).replica_id == own[elsewhere]
+
+
+def test_prompts_without_a_conversation_go_where_their_beginning_is() -> None:
+    router, replicas = warm_fleet(4)
+    first = send(router, replicas, "a", "", EXAMPLES)
+    assert send(router, replicas, "a", "", (*EXAMPLES, "e4")) is first
+    assert send(router, replicas, "a", "", ("x",)) is not first
+
+
+def test_examples_go_to_a_second_replica_if_the_first_is_busier() -> None:
+    router, replicas = warm_fleet(4, full_at=100, prefix_slack=2)
+    placed = Counter(send(router, replicas, "a", f"talk {i}", EXAMPLES).replica_id for i in range(200))
+    assert len(placed) == 4
+    assert max(placed.values()) < 75
+
+
+def test_many_beginnings_are_spread_and_each_is_on_few_replicas() -> None:
+    """57 prompts of examples, and questions after them from 128 clients, before caches that hold 16 of the 57."""
+
+    def missing(routed: bool) -> tuple[int, int]:
+        router, replicas = warm_fleet(8, full_at=32)
+        kept: dict[ReplicaName, dict[int, None]] = {r.replica_id: {} for r in replicas}
+        running: list[ReplicaName] = []
+        chance, count, busiest = random.Random(1), 0, 0
+        for number in range(1500):
+            if len(running) == 128:
+                router.queues[running.pop(chance.randrange(128))] -= 1
+            examples = chance.randrange(57)
+            blocks = (f"{examples}", f"{examples} question {number}") if routed else ()
+            running.append(send(router, replicas, "a", f"talk {number}", blocks).replica_id)
+            has = kept[running[-1]]
+            count += examples not in has
+            has.pop(examples, None)
+            has[examples] = None
+            if len(has) > 16:
+                del has[next(iter(has))]
+            busiest = max(busiest, max(router.queues.values()))
+        return count, busiest
+
+    (without, _), (with_blocks, busiest) = missing(False), missing(True)
+    assert with_blocks < without / 3
+    assert busiest <= 24
+
+
+def test_a_conversation_stays_where_its_beginning_has_brought_it() -> None:
+    router, replicas = warm_fleet(8)
+    home = send(router, replicas, "a", "first", EXAMPLES)
+    talk = next(t for t in map(str, range(99)) if send(*warm_fleet(8), "a", t).replica_id != home.replica_id)
+    router.queues[home.replica_id] = 0
+    assert send(router, replicas, "a", talk, EXAMPLES) is home
+    router.queues[home.replica_id] = 10  # busier than the others, but not full
+    for i in range(20):  # others bring the examples to further replicas
+        send(router, replicas, "a", f"other {i}", EXAMPLES)
+    assert send(router, replicas, "a", talk, (*EXAMPLES, "turn 2")) is home
+
+
+def test_a_beginning_is_not_looked_for_on_a_replica_that_is_gone() -> None:
+    router, replicas = warm_fleet(4)
+    home = send(router, replicas, "a", "first", EXAMPLES)
+    left = [replica for replica in replicas if replica is not home]
+    for i in range(20):
+        talk = f"talk {i}"
+        alone, others = warm_fleet(4)
+        own = send(alone, [r for r in others if r.replica_id != home.replica_id], "a", talk)
+        if i == 0:
+            assert send(router, left, "a", talk, EXAMPLES).replica_id == own.replica_id
+        assert send(router, left, "a", talk, EXAMPLES) in left
+
+
+def warm_fleet(count: int, **options: Any) -> tuple[Router, list[Replica]]:
+    """Replicas that have the model `a`."""
+    router, replicas = fleet(count, **{"full_at": 1000, **options})
+    for replica in replicas:
+        replica.multiplexed_model_ids.add("a")
+    return router, replicas
 
 
 def test_a_choice_costs_in_proportion_to_the_replicas() -> None:

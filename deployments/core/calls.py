@@ -286,6 +286,7 @@ class GenerateCall:
         truncate_prompt: number of tokens to keep at the end of each prompt; -1 keeps as many as fit, None all.
         reasoning: how the model marks its reasoning, whose tokens are counted apart and in which no stop string counts.
         affinity: conversations with the same key go to the same replica where possible.
+        blocks: digests of how the prompt begins: it goes where such a prompt went, if that replica is not busier.
         stream: deltas are wanted as they come; off, each choice may come as one delta at the end.
         expect: the weights that are to answer, `w<12>`; empty accepts any.
         spec: describes the model to a replica, if it came while the server runs; JSON.
@@ -303,6 +304,7 @@ class GenerateCall:
     truncate_prompt: int | None = None
     reasoning: ReasoningMarkers | None = None
     affinity: str | None = None
+    blocks: tuple[str, ...] = ()
     stream: bool = False
     expect: str = ""
     spec: str = ""

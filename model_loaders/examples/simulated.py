@@ -19,6 +19,7 @@ from deployments.core.events import Delta
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
 from deployments.engine.base.threaded import ThreadedEngine
+from deployments.engine.batching.sequence import common_prefix
 from model_loaders.contract import ModelInfo
 
 
@@ -148,17 +149,21 @@ class SimulatedEngine(ThreadedEngine):
         self._rows = [row for row in self._rows if row.live.active]
 
     def _reuse(self, ids: list[int]) -> int:
-        """How many tokens of a prompt are known from an earlier one, which it then replaces."""
+        """How many tokens of a prompt are known from an earlier one, which it replaces if it has all of them."""
         best: tuple[int, ...] = ()
+        saved = 0
+        prompt = tuple(ids)
         for known in self._prefixes:
-            if len(known) > len(best) and tuple(ids[: len(known)]) == known:
-                best = known
+            if (common := common_prefix(known, prompt)) > saved:
+                best, saved = known, common
         if best:
-            del self._prefixes[best]
-        self._prefixes[tuple(ids)] = None
+            self._prefixes.move_to_end(best)
+        if saved == len(best):
+            self._prefixes.pop(best, None)
+        self._prefixes[prompt] = None
         while len(self._prefixes) > self._keep:
             self._prefixes.popitem(last=False)
-        return min(len(best), len(ids) - 1)
+        return min(saved, len(ids) - 1)
 
 
 def load_model(device: str, load_seconds: float = 5.0, prefixes: int = 64, **roofline: float) -> dict[str, Any]:

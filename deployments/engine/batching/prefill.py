@@ -100,6 +100,7 @@ class Prefiller:
         longest = max(len(sequence.ids) for sequence in sequences)
         cache = new_cache(self.forward.model, capacity=column_room(longest))
         logits = None
+        cache.expect(len(sequences), max(0 if source is None else source.length for source in sources))
         for sequence, source in zip(sequences, sources, strict=True):
             if source is not None:
                 cache.append(source.cache, source.index, source.cut)
@@ -142,7 +143,9 @@ class Prefiller:
 
     def completes(self, prefill: Prefill) -> bool:
         """Whether the next forward is the last one of these prompts."""
-        return len(prefill.sequences) > 1 or prefill.remaining <= self._limit(prefill.sequences[0])
+        if len(prefill.sequences) > 1 or prefill.logits is not None:
+            return True
+        return prefill.remaining <= self._limit(prefill.sequences[0], prefill.cache.width)
 
     def advance(self, prefill: Prefill) -> Tensor | None:
         """Run one forward.
@@ -170,7 +173,7 @@ class Prefiller:
                 )
         else:
             done = cache.width
-            ids = sequence.ids[done : done + self._limit(sequence)]
+            ids = sequence.ids[done : done + self._limit(sequence, done)]
             whole = self._whole(sequence)
             with self.inspecting.forward([sequence], [done], len(ids)):
                 chunk = self.forward.prefill([ids], cache, offset=sequence.offset, all_logits=scored, wholes=[whole])
@@ -199,15 +202,17 @@ class Prefiller:
         """Tokens of several prompts that one forward computes, at least."""
         return max(1, self.chunk // _SHORT) if yields else self.group
 
-    def _limit(self, sequence: Sequence) -> int:
-        """Tokens per forward."""
+    def _limit(self, sequence: Sequence, done: int) -> int:
+        """Tokens of the forward after the first `done`."""
         if not self.chunks:
             return len(sequence.ids)
         chunk = self._scored_chunk if sequence.scored else self.chunk
-        return max(1, chunk // _SHORT) if sequence.yields else chunk
+        chunk = max(1, chunk // _SHORT) if sequence.yields else chunk
+        return min([chunk, *(stop - done for stop in sequence.stops if stop > done)])
 
     def _groupable(self, sequence: Sequence) -> bool:
-        plain = not (sequence.request.model_inputs or sequence.isolated or self.forward.is_encoder_decoder)
+        whole = bool(sequence.request.model_inputs or sequence.isolated or self.forward.is_encoder_decoder)
+        plain = not (whole or sequence.stops)
         return plain and sequence.offset == (0,) and self.pads
 
     @staticmethod

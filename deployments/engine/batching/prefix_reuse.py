@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from deployments.engine.base.failures import is_out_of_memory, raise_if_lost
-from deployments.engine.batching.prefill import PrefixMatch
+from deployments.engine.batching.prefill import Prefill, PrefixMatch
 from deployments.engine.batching.prefix_cache import Prefix, PrefixStore
+from deployments.engine.batching.prefix_stops import PrefixStops
 from deployments.engine.batching.sequence import Batch, Sequence, common_prefix
-from deployments.engine.cache.cache import AnyCache, BatchCache
+from deployments.engine.cache.cache import AnyCache, BatchCache, new_cache
 from deployments.engine.cache.sequence_bytes import SequenceBytes
 from deployments.engine.model.forward import Forward
 
@@ -39,10 +40,12 @@ class PrefixReuse:
         self._store = store
         self._sequence_bytes = sequence_bytes
         self._prefix_alignment = prefix_alignment
+        self._stops = PrefixStops(new_cache(forward.model))
 
     def source(self, sequence: Sequence, batches: Iterable[Batch]) -> PrefixMatch | None:
-        """The best beginning of a sequence among kept prefixes and running sequences; sets its offset."""
+        """The best beginning of a sequence among kept prefixes and running sequences; sets its offset and stops."""
         prefix_alignment = self._prefix_alignment
+        sequence.stops = ()
         if not self._shares(sequence) or (prefix_alignment is not None and sequence.request.model_inputs):
             return None
         entry, saved = self._store.find(sequence.ids, sequence.content_key, prefix_alignment, sequence.reusable)
@@ -62,27 +65,42 @@ class PrefixReuse:
                 cut = batch.cache.lengths[index] - usable
                 if other.content_key == sequence.content_key and usable > saved and batch.cache.holds(index, cut):
                     source, saved, offset = PrefixMatch(batch.cache, index, cut), usable, other.offset
+        if prefix_alignment is None:
+            kept = (entry.ids for entry in self._store if entry.content_key == sequence.content_key)
+            sequence.stops = self._stops.find(sequence, saved, kept)
         if source is None or saved < max(_WORTH_REUSING, sequence.media_end):
             return None
         sequence.offset = offset
         return source
 
     def soon_served(
-        self, sequence: Sequence, source: PrefixMatch | None, others: abc.Sequence[Sequence]
+        self,
+        sequence: Sequence,
+        source: PrefixMatch | None,
+        prefills: abc.Sequence[Prefill],
+        begun: abc.Sequence[Sequence],
     ) -> Sequence | None:
-        """One of `others`, computed before a sequence, that has most of what it lacks, so that waiting saves work."""
+        """A sequence computed before this one that has most of what it lacks, so that waiting saves work."""
         if not self._shares(sequence):
             return None
         have = 0 if source is None else source.length
         enough = have + max(_WORTH_REUSING, (len(sequence.ids) - have) // 2)
-        for other in others:
+        computed = [(other, _computed(prefill)) for prefill in prefills for other in prefill.sequences]
+        for other, done in [*computed, *((other, 0) for other in begun)]:
             begins_alike = (
                 other.content_key == sequence.content_key
                 and other.ids[:_WORTH_REUSING] == sequence.ids[:_WORTH_REUSING]
             )
-            if begins_alike and min(common_prefix(other.ids, sequence.ids), other.shared, sequence.reusable) >= enough:
+            if not begins_alike:
+                continue
+            common = min(common_prefix(other.ids, sequence.ids), other.shared, sequence.reusable)
+            if common >= enough and self._will_serve(other, common, done):
                 return other
         return None
+
+    def _will_serve(self, other: Sequence, common: int, computed: int) -> bool:
+        """Whether a sequence being computed will be one that others can begin with."""
+        return self._prefix_alignment is not None or self._stops.serves(other, common, computed)
 
     def keep(self, batch: Batch, index: int, room: int, logits: Tensor | None = None) -> None:
         """Put a copy of a sequence's cache into the store, unless it is too short to be worth it or cannot be copied.
@@ -136,6 +154,11 @@ class PrefixReuse:
         """Tokens of a sequence that were computed as those of any prompt are; 0 outside of deterministic mode."""
         scored = sequence.request.sampling.prompt_logprobs is not None
         return 0 if scored or self._prefix_alignment is None else sequence.prompt_length
+
+
+def _computed(prefill: Prefill) -> int:
+    """Tokens after which a sequence can no longer stop: those in its cache, or all of them if it is not alone."""
+    return prefill.cache.width if len(prefill.sequences) == 1 else max(len(s.ids) for s in prefill.sequences)
 
 
 def _is_finite(cache: AnyCache) -> bool:

@@ -227,7 +227,7 @@ class Scheduler:
             source = self._reuse.source(sequence, self.batches)
             to_go = len(sequence.ids) - (0 if source is None else source.length)
             sequence.to_go = (to_go, self._store.version)
-            sequence.awaits = self._reuse.soon_served(sequence, source, [*prefilling, *sequences])
+            sequence.awaits = self._reuse.soon_served(sequence, source, self.prefills, sequences)
             if sequence.awaits is not None or (short_only and to_go > self._prefiller.chunk):
                 continue
             spare -= need

@@ -36,6 +36,7 @@ class Sequence(TextRequest):
         drafter: drafts its next tokens, once that was tried.
         to_go: tokens to be computed of it while it waits, and the version of the prefix store that this follows from.
         awaits: a sequence being prefilled that will have most of what it lacks.
+        stops: lengths at which its cache is kept while its prompt is computed.
         group: only sequences of the same group are computed in one forward; see `AdapterTable.group`.
         inspected: what is captured or changed inside the model; None for most sequences.
     """
@@ -55,6 +56,7 @@ class Sequence(TextRequest):
     drafter: Drafter | None = None
     to_go: tuple[int, int] | None = None
     awaits: Sequence | None = None
+    stops: tuple[int, ...] = ()
     group: str = ""
     inspected: Inspected | None = None
 
@@ -153,6 +155,7 @@ class Batch:
 
     def absorb(self, other: Batch) -> None:
         """Let all sequences of another batch join."""
+        self.cache.expect(len(self.sequences) + len(other.sequences), max(self.cache.width, other.cache.width))
         for index in range(len(other.sequences)):
             self.cache.append(other.cache, index)
         self.sequences.extend(other.sequences)

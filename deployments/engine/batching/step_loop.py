@@ -21,6 +21,7 @@ from deployments.engine.base.protocol import EngineStats
 from deployments.engine.batching.prefill import Prefill, Prefiller, PrefixMatch
 from deployments.engine.batching.prefix_cache import PrefixStore
 from deployments.engine.batching.prefix_reuse import PrefixReuse
+from deployments.engine.batching.prefix_stops import before_tail
 from deployments.engine.batching.prompt_lookup import PromptLookup
 from deployments.engine.batching.recovery import Recovery
 from deployments.engine.batching.running_batches import Limits
@@ -165,10 +166,12 @@ class StepLoop:
             self.scheduler.prefills.remove(prefill)
             self.recovery.after_forward(prefill.sequences, error)
             return
+        batch = Batch(prefill.cache, prefill.sequences)
         if logits is None:
+            if prefill.cache.width in prefill.sequences[0].stops:
+                self._keep(batch, 0)
             return
         self.scheduler.prefills.remove(prefill)
-        batch = Batch(prefill.cache, prefill.sequences)
         self.batches.add(batch)
         for sequence in batch.sequences:
             self._count_prompt(sequence)
@@ -202,7 +205,8 @@ class StepLoop:
     def _keep_prompts(self, batch: Batch, logits: Tensor) -> None:
         """Keep prompts that no crop of the finished sequences could bring back."""
         for index, sequence in enumerate(batch.sequences):
-            if not batch.cache.holds(index, 1) and sequence.output.cached_tokens < sequence.prompt_length:
+            known = sequence.output.cached_tokens == sequence.prompt_length or before_tail(sequence)
+            if not batch.cache.holds(index, 1) and not known:
                 self._keep(batch, index, logits[index])
 
     # Decode.

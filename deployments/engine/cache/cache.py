@@ -90,6 +90,16 @@ class BatchCache(DynamicCache):  # type: ignore[misc]
         for layer in self.held:
             layer.trim(self.lengths, cuts)  # type: ignore[attr-defined]
 
+    def expect(self, rows: int, columns: int) -> None:
+        """Allocate room for this many sequences at once when the next one joins, instead of for two, four and so on.
+
+        Args:
+            columns: tokens of the longest of them.
+        """
+        for layer in self.held:
+            if isinstance(layer, KeyValueLayer):
+                layer.expected = (rows, columns)
+
     def append(self, other: BatchCache, index: int, cut: int = 0) -> None:
         """Copy sequence `index` of `other`, without its last `cut` tokens, below the last sequence."""
         length = other.lengths[index]
@@ -131,7 +141,11 @@ class BatchCache(DynamicCache):  # type: ignore[misc]
 
     def holds(self, index: int, cut: int) -> bool:
         """Whether sequence `index` can be copied without its last `cut` tokens."""
-        return all(layer.holds(self.lengths[index], cut) for layer in self.held)
+        return self.can_cut(self.lengths[index], cut)
+
+    def can_cut(self, length: int, cut: int) -> bool:
+        """Whether a sequence of `length` tokens can be copied without its last `cut` tokens."""
+        return all(layer.holds(length, cut) for layer in self.held)
 
     def copy_sequence(self, index: int, cut: int = 0, capacity: int | None = None) -> BatchCache:
         """A new cache with sequence `index`, without its last `cut` tokens."""
@@ -185,6 +199,11 @@ class EncoderBatchCache(EncoderDecoderCache):  # type: ignore[misc]
         if not self.cross_attention_cache.lengths:
             encoded = next(layer.width for layer in self.cross_attention_cache.held)
             self.cross_attention_cache.added([encoded] * len(lengths))
+
+    def expect(self, rows: int, columns: int) -> None:
+        """See `BatchCache.expect`."""
+        self.self_attention_cache.expect(rows, columns)
+        self.cross_attention_cache.expect(rows, 0)
 
     def append(self, other: EncoderBatchCache, index: int, cut: int = 0) -> None:
         self.self_attention_cache.append(other.self_attention_cache, index, cut)

@@ -78,6 +78,9 @@ class KeyValueLayer(DynamicLayer):  # type: ignore[misc]
     Args:
         sliding_window: tokens a query sees, its own included; None for full attention.
         capacity: columns to allocate at first; None leaves room for what comes.
+
+    Attributes:
+        expected: sequences, and columns of the longest, for which buffers get room at once when one joins.
     """
 
     is_croppable = False
@@ -88,6 +91,7 @@ class KeyValueLayer(DynamicLayer):  # type: ignore[misc]
         self.keep = None if sliding_window is None else sliding_window - 1
         self.capacity = capacity
         self.batch_size = 0
+        self.expected = (1, 0)
         self.width = 0
         self.start = 0
         self.end = 0
@@ -150,11 +154,12 @@ class KeyValueLayer(DynamicLayer):  # type: ignore[misc]
         if not other.is_initialized:
             return
         kept, mine = self._kept(length - cut), self._kept(max(width, self.width))
+        rows, columns = max(self.batch_size + 1, self.expected[0]), max(mine, self._kept(self.expected[1]))
         if not self.is_initialized:
-            self._begin(other.buffers, columns=mine)
-            self.start = self.end = mine
+            self._begin(other.buffers, columns=columns)
+            self.start = self.end = columns
         if self.batch_size == self.buffers[0].shape[0] or self.end < mine:
-            self._lay_out(batch_room(self.batch_size + 1), mine, end=mine)
+            self._lay_out(batch_room(rows), columns, end=columns)
         last = other.end - cut
         for buffer, source in zip(self.buffers, other.buffers, strict=True):
             buffer[self.batch_size, :, self.end - kept : self.end] = source[index, :, last - kept : last]
@@ -223,7 +228,7 @@ class KeyValueLayer(DynamicLayer):  # type: ignore[misc]
 
     def _begin(self, like: Sequence[Tensor], columns: int) -> None:
         """Allocate buffers for at least `columns` columns of tensors like these `[rows, heads, columns, dim]`."""
-        rows = max(self.batch_size, 1)
+        rows = max(self.batch_size, self.expected[0])
         columns = column_room(columns) if self.capacity is None else max(columns, self._kept(self.capacity))
         self.buffers = [t.new_zeros((rows, t.shape[1], columns, t.shape[3])) for t in like]
         self.dtype, self.device = like[0].dtype, like[0].device

@@ -25,6 +25,7 @@ from deployments.openai.http.exchange import Exchange
 from deployments.openai.parsing import response_template
 from deployments.openai.parsing.rendering import takes_tools
 from deployments.openai.parsing.syntax import MARKERS, CallSyntax
+from deployments.routing.hint import text_blocks
 
 # A conversation's key: the number of values, and of a long text the number of samples and their length.
 _KEYED = 200
@@ -76,7 +77,8 @@ async def chat_call(
     )
     # A template's patterns are written for a text with all special tokens.
     skips = sampling.skip_special_tokens and answers.template is None
-    affinity = exchange.affinity(body) or conversation_key(card.id, prompt.messages, exchange.given.get("user"))
+    given = exchange.affinity(body)
+    affinity = given or conversation_key(card.id, prompt.messages, exchange.given.get("user"))
     call = GenerateCall(
         request_id=exchange.name_call(body),
         model=card.id,
@@ -86,6 +88,7 @@ async def chat_call(
         truncate_prompt=body.truncate_prompt_tokens,
         reasoning=answers.before_answer,
         affinity=affinity,
+        blocks=() if given else text_blocks(card.id, [prompt.tools, prompt.messages]),
         stream=body.stream,
         owner=exchange.owner,
     )

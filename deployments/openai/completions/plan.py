@@ -12,6 +12,7 @@ from deployments.core.token_ids import TokenIds
 from deployments.openai.completions.schema import CompletionBody, PromptInput
 from deployments.openai.fields.sampling import check_choices, check_logprobs
 from deployments.openai.http.exchange import Exchange
+from deployments.routing.hint import text_blocks, token_blocks
 
 
 def completion_plan(exchange: Exchange, body: CompletionBody, card: ModelCard) -> GenerateCall:
@@ -24,6 +25,7 @@ def completion_plan(exchange: Exchange, body: CompletionBody, card: ModelCard) -
     check_choices(len(body.prompt) * (best_of or body.n), exchange.options)
     prompts = tuple(completion_prompt(prompt, body) for prompt in body.prompt)
     sampling = _sampling(body, exchange.options)
+    affinity = exchange.affinity(body)
     return GenerateCall(
         request_id=exchange.name_call(body),
         model=card.id,
@@ -33,7 +35,8 @@ def completion_plan(exchange: Exchange, body: CompletionBody, card: ModelCard) -
         best_of=best_of,
         echo=body.echo,
         truncate_prompt=body.truncate_prompt_tokens,
-        affinity=exchange.affinity(body),
+        affinity=affinity,
+        blocks=() if affinity else prompt_blocks(card.id, prompts[0]),
         stream=body.stream,
         owner=exchange.owner,
     )
@@ -44,6 +47,13 @@ def completion_prompt(prompt: PromptInput, body: CompletionBody) -> Prompt:
     if isinstance(prompt, str):
         return TextPrompt(text=prompt, add_special_tokens=body.add_special_tokens)
     return TokensPrompt(token_ids=TokenIds(prompt))
+
+
+def prompt_blocks(model: str, prompt: Prompt) -> tuple[str, ...]:
+    """How a prompt begins, for the router."""
+    if isinstance(prompt, TokensPrompt):
+        return token_blocks(model, prompt.token_ids)
+    return text_blocks(model, prompt.text) if isinstance(prompt, TextPrompt) else ()
 
 
 def _sampling(body: CompletionBody, options: ApiOptions) -> SamplingParams:

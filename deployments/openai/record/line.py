@@ -18,7 +18,7 @@ from deployments.core.token_ids import TokenIds
 from deployments.core.transcript import TranscriptionStarted, TranscriptSegment
 
 # What does not change an answer.
-_ASIDE = {"request_id", "affinity", "stream", "expect", "spec", "owner", "turn"}
+_ASIDE = {"request_id", "affinity", "blocks", "stream", "expect", "spec", "owner", "turn"}
 
 
 class RecordLine:
