@@ -94,6 +94,24 @@ def answers(url: str, process: subprocess.Popen[bytes], limit_s: float) -> bool:
     return False
 
 
+def family(process: int) -> dict[int, float]:
+    """A process and all that it has started, by id, with the seconds of processor time that each has taken."""
+    found: dict[int, tuple[int, int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            found[int(stat.parent.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+    members = {process} & found.keys()
+    while more := {pid for pid, (parent, _) in found.items() if parent in members} - members:
+        members |= more
+    return {pid: found[pid][1] / os.sysconf("SC_CLK_TCK") for pid in members}
+
+
+def processor_seconds(process: int) -> float:
+    """Processor time that a process and all that it has started have taken."""
+    return sum(family(process).values())
+
+
 def end_of(log: Path, characters: int = 1500) -> str:
     """The last lines of a log."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
