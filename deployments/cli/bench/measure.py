@@ -71,10 +71,15 @@ def _result(cell: Cell, name: str, runs: Mapping[str, Sequence[Mapping[str, floa
 
 
 def measured_run(cell: Cell, target: Target, number: int) -> Run:
-    """What the client has measured in a run with the prompts of a number, and the `processor_seconds` of the server."""
+    """What the client has measured in a run with the prompts of a number, and the `processor_seconds` of the server.
+
+    What the server takes while nobody asks is not among them.
+    """
     before = processor_seconds(target.process) if target.process else 0.0
     found = run_client(_job(cell, target, number, cell.conversations))
-    found["processor_seconds"] = processor_seconds(target.process) - before if target.process else 0.0
+    if target.process:
+        idle = target.idle_cores * found["seconds"]
+        found["processor_seconds"] = max(0.0, processor_seconds(target.process) - before - idle)
     return found
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import signal
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,9 @@ from deployments.cli.bench.flame import drawn
 from deployments.cli.bench.measure import Cell, Run, measured_run
 from deployments.cli.bench.report import figures
 from deployments.cli.bench.targets import Target
-from deployments.cli.endpoint.processes import family
+from deployments.cli.endpoint.processes import family, thread_seconds
 from deployments.core.errors import ConfigError
 
-_RATE = 100
 _PROCESSES = 4
 _BUSY = 0.02
 _ATTACH_S = 3.0
@@ -37,8 +37,12 @@ PHASES = (
 )
 """What a sample is part of: the first frame from its end on that lies in one of these files."""
 
-Stacks = Mapping[tuple[str, ...], int]
-"""Samples of a process by stack, from the outermost frame in."""
+Stacks = Mapping[tuple[str, ...], float]
+"""Seconds of processor time by stack, from the outermost frame in."""
+
+# Where Python is not on the processor, although py-spy may not see it.
+_WAITS = ("wait (", "get (", "select (", "_worker (", "_work (", "main_loop (", "event_loop (", "run_forever (")
+_THREAD = re.compile(r"thread \((\d+|0x[0-9a-fA-F]+)\)")
 
 
 def profiled(cell: Cell, target: Target, folder: Path) -> str:
@@ -57,15 +61,17 @@ def profiled(cell: Cell, target: Target, folder: Path) -> str:
     busiest = sorted((pid for pid in taken if taken[pid] > _BUSY), key=lambda pid: -taken[pid])[:_PROCESSES]
     longer = replace(cell, conversations=3 * cell.conversations)
     with _recorded(program, busiest, folder) as files:
+        idle = {pid: thread_seconds(pid) for pid in files}
         run = measured_run(longer, target, cell.rounds + 2)
-    stacks = [_stacks(file) for file in files if file.exists()]
+        busy = {pid: _less(thread_seconds(pid), idle[pid]) for pid in files}
+    stacks = [_stacks(file, busy[pid]) for pid, file in files.items() if file.exists()]
     if not any(stacks):
         raise ConfigError(
             "py-spy has recorded nothing: it may need the right to trace processes (root, or ptrace_scope)."
         )
     name = f"{target.name}-{cell.workload}-{cell.concurrency}"
     for found in stacks:
-        engine = {stack: count for stack, count in found.items() if any(_ENGINE in frame for frame in stack)}
+        engine = {stack: seconds for stack, seconds in found.items() if any(_ENGINE in frame for frame in stack)}
         if engine:
             (folder / f"{name}.svg").write_text(drawn(engine, f"{name}: the engine's thread"), encoding="utf-8")
             break
@@ -76,11 +82,11 @@ def profiled(cell: Cell, target: Target, folder: Path) -> str:
 
 def phases(found: Sequence[Stacks]) -> dict[str, float]:
     """Seconds of processor time by phase, in all processes."""
-    samples: Counter[str] = Counter()
+    taken: dict[str, float] = defaultdict(float)
     for stacks in found:
-        for stack, count in stacks.items():
-            samples[_phase(stack)] += count
-    return {name: samples[name] / _RATE for name in (*(name for name, _ in PHASES), "other") if samples[name]}
+        for stack, seconds in stacks.items():
+            taken[_phase(stack)] += seconds
+    return {name: taken[name] for name in (*(name for name, _ in PHASES), "other") if name in taken}
 
 
 def timeline(name: str, run: Run, seconds: Mapping[str, float]) -> str:
@@ -103,15 +109,15 @@ def _phase(stack: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _recorded(program: str, processes: Sequence[int], folder: Path) -> Iterator[list[Path]]:
-    """While the block runs, py-spy records processes; the files are written when it ends."""
-    files = [folder / f"{pid}.txt" for pid in processes]
-    command = (program, "record", "--format", "raw", "--full-filenames", "--rate", str(_RATE), "--duration", "3600")
+def _recorded(program: str, processes: Sequence[int], folder: Path) -> Iterator[dict[int, Path]]:
+    """While the block runs, py-spy records processes; their files are written when it ends."""
+    files = {pid: folder / f"{pid}.txt" for pid in processes}
+    command = (*(program, "record", "--threads", "--format", "raw", "--full-filenames"), "--duration", "3600")
     recorders = [
         subprocess.Popen(
             [*command, "--output", str(file), "--pid", str(pid)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        for pid, file in zip(processes, files, strict=True)
+        for pid, file in files.items()
     ]
     time.sleep(_ATTACH_S)
     try:
@@ -123,9 +129,22 @@ def _recorded(program: str, processes: Sequence[int], folder: Path) -> Iterator[
             recorder.wait()
 
 
-def _stacks(file: Path) -> Stacks:
-    found: Counter[tuple[str, ...]] = Counter()
+def _stacks(file: Path, seconds: Mapping[int, float]) -> Stacks:
+    """The processor time of each thread, divided among its samples: py-spy also samples threads that wait."""
+    samples: dict[int, Counter[tuple[str, ...]]] = defaultdict(Counter)
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        frames, _, count = line.rpartition(" ")
-        found[tuple(frames.split(";"))] += int(count)
-    return found
+        stack, _, count = line.rpartition(" ")
+        thread, *frames = stack.split(";")
+        found = _THREAD.match(thread)
+        if found and frames and not any(wait in frames[-1] for wait in _WAITS):
+            samples[int(found[1], 0)][tuple(frames)] += int(count)
+    taken: dict[tuple[str, ...], float] = defaultdict(float)
+    for thread_id, stacks in samples.items():
+        each = seconds.get(thread_id, 0.0) / stacks.total()
+        for frames_, count_ in stacks.items():
+            taken[frames_] += each * count_
+    return {stack: value for stack, value in taken.items() if value}
+
+
+def _less(after: Mapping[int, float], before: Mapping[int, float]) -> dict[int, float]:
+    return {thread: seconds - before.get(thread, 0.0) for thread, seconds in after.items()}

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,13 @@ def run(wish: Wish) -> dict[str, Any]:
     Raises:
         ConfigError: what is asked for cannot be measured.
     """
-    with _running(wish) as targets:
-        document = started(targets)
+    with _running(wish) as servers:
+        targets = rested(servers)
+        document: dict[str, Any] = {
+            "conditions": conditions(),
+            "targets": [asdict(target) for target in targets],
+            "results": [],
+        }
         for cell in cells(wish):
             print(f"{cell.workload}, {cell.concurrency} at a time", file=sys.stderr)
             document["results"] += measured(cell, targets)
@@ -64,17 +69,14 @@ def run(wish: Wish) -> dict[str, Any]:
     return document
 
 
-def started(targets: Sequence[Target]) -> dict[str, Any]:
-    """A document without results: conditions, and the servers with the cores that each uses while nobody asks."""
-    before = [processor_seconds(target.process) if target.process else 0.0 for target in targets]
-    begun = time.perf_counter()
+def rested(targets: Sequence[Target]) -> list[Target]:
+    """The same servers, with what each of them takes while nobody asks."""
+    before = [processor_seconds(target.process) for target in targets]
     time.sleep(_IDLE_S if any(target.process for target in targets) else 0.0)
-    seconds = max(time.perf_counter() - begun, 1e-3)
-    servers = []
-    for target, was in zip(targets, before, strict=True):
-        idle = (processor_seconds(target.process) - was) / seconds if target.process else None
-        servers.append({**asdict(target), "idle_cores": None if idle is None else round(idle, 3)})
-    return {"conditions": conditions(), "targets": servers, "results": []}
+    return [
+        replace(target, idle_cores=(processor_seconds(target.process) - was) / _IDLE_S if target.process else 0.0)
+        for target, was in zip(targets, before, strict=True)
+    ]
 
 
 def cells(wish: Wish) -> Iterator[Cell]:

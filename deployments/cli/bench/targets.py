@@ -28,6 +28,7 @@ class Target:
         command: how it was started; empty for one that ran already.
         version: what its program says of itself.
         process: id of the process that it was started as.
+        idle_cores: processor time that it takes in a second while nobody asks.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Target:
     command: str = ""
     version: str = ""
     process: int = 0
+    idle_cores: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

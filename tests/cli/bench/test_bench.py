@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from base64 import b64decode
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from urllib.request import Request, urlopen
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deployments import local
 from deployments.cli import main as command
@@ -25,6 +28,8 @@ from deployments.cli.bench.profile import phases
 from deployments.cli.bench.report import FIGURES, figures
 from deployments.cli.bench.workloads import WORKLOADS, messages, picture
 from model_loaders import demo
+
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +171,20 @@ def test_a_bare_forward_scores_what_the_server_scores() -> None:
         assert numbers[1:] == pytest.approx(other["logprobs"]["token_logprobs"][1 : len(numbers)], abs=0.5)
 
 
+def test_the_model_of_a_bench_never_ends_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(sys, "argv", ["bench_model", str(tmp_path / "tiny"), "--size", "tiny"])
+    runpy.run_path(str(SCRIPTS / "bench_model"), run_name="__main__")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype="float32")
+    text = next(messages(WORKLOADS["short"], 1))
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
+    assert len(ids) == WORKLOADS["short"].words + 3, "a word is a token"
+    assert tokenizer.decode(ids) == f"<|user|>{text}<|end|><|assistant|>"
+    logits = model(torch.tensor([ids])).logits[0]
+    assert (logits[:, model.config.eos_token_id] < logits.max(-1).values).all()
+
+
 def test_conversations_take_turns_through_several_models(url: str, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     asked = ["--workload", "churn", "--concurrency", "1", "--rounds", "1", "--conversations", "4", "--json", str(file)]
@@ -208,10 +227,10 @@ def test_a_profile_says_where_time_goes() -> None:
     engine = ("run (deployments/engine/base/threaded.py:9)", "step (deployments/engine/batching/step_loop.py:5)")
     stacks = [
         {
-            (*engine, "forward (torch/nn/module.py:1)"): 30,
-            (*engine, "one (deployments/engine/sampling/sample.py:2)"): 10,
+            (*engine, "forward (torch/nn/module.py:1)"): 0.3,
+            (*engine, "one (deployments/engine/sampling/sample.py:2)"): 0.1,
         },
-        {("run (uvicorn/server.py:1)",): 10, ("main (elsewhere.py:1)",): 1},
+        {("run (uvicorn/server.py:1)",): 0.1, ("main (elsewhere.py:1)",): 0.01},
     ]
     found = phases(stacks)
     assert found == {"choose tokens": 0.1, "steps": 0.3, "transport": 0.1, "other": 0.01}
