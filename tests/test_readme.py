@@ -11,8 +11,6 @@ from pathlib import Path
 import yaml
 from transformers import AutoModelForCausalLM
 
-from deployments.cli.bench.plot import svg
-from deployments.cli.bench.report import matrix
 from model_loaders.resolve import load_model_info
 from tests.tiny import byte_tokenizer, llama
 
@@ -67,13 +65,15 @@ def test_it_is_short() -> None:
 
 
 def test_the_figure_shows_what_was_measured() -> None:
-    """The drawing and the table in docs/performance.md are those of the measurements in docs/bench/."""
-    performance = (ROOT / "docs/performance.md").read_text()
-    files = [file for file in sorted((ROOT / "docs/bench").glob("*.json")) if file.name != "ci.json"]
-    for file in files:
-        results = json.loads(file.read_text())["results"]
-        assert matrix(results) in performance, f"troupe bench --from docs/bench/{file.name} prints the table"
-        assert svg(results) == file.with_suffix(".svg").read_text(), (
-            f"troupe bench --from docs/bench/{file.name} --svg docs/bench/{file.with_suffix('.svg').name} draws it anew"
-        )
-    assert "docs/bench/avx512-bf16.svg" in README
+    """The bars are the ratios of the table in docs/performance.md."""
+    data = json.loads((ROOT / "docs/images/throughput.json").read_text())
+    table = (ROOT / "docs/performance.md").read_text().split("## Measured")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+ x \d+) \| .+ \| ([\d.]+) \| ([\d.]+) \|$", table, re.MULTILINE)
+    assert [(row["prompts"], row["loop"], row["batching"]) for row in data["rows"]] == [
+        (prompts, float(loop), float(batching)) for prompts, loop, batching in rows
+    ]
+    before = (ROOT / "docs/images/throughput.svg").read_text()
+    subprocess.run([sys.executable, "scripts/plot_throughput.py"], cwd=ROOT, check=True)
+    assert (ROOT / "docs/images/throughput.svg").read_text() == before, (
+        "python scripts/plot_throughput.py draws it anew"
+    )
