@@ -20,6 +20,10 @@ CLAIMED: dict[tuple[str, str], str] = {
     ("docs/inside.md", "task: choices"): "tests/clients/test_inside.py::test_a_benchmark_under_steering",
     ("docs/inside.md", "for model in demo"): "tests/clients/test_inside.py::test_a_benchmark_under_steering",
     ("docs/check.md", "troupe check"): "tests/cli/test_check.py",
+    (
+        "docs/performance.md",
+        "scripts/bench_model",
+    ): "tests/cli/bench/test_bench.py::test_a_peer_is_started_measured_and_stopped",
     ("docs/cookbook.md", "rm -f troupe-url.txt"): "tests/docs/test_pages.py::test_waiting_for_the_slurm_job",
     ("docs/cookbook.md", "docker build"): "tests/test_dockerfile.py",
     ("docs/clients.md", "git clone --branch v0.2"): "tests/clients/test_agentbench.py",

@@ -3,20 +3,24 @@ stdin and writes what it has measured as JSON to stdout."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from deployments.cli.bench.workloads import WORKLOADS, Workload, long_message, messages
+from deployments.cli.bench.workloads import WORKLOADS, Workload, long_message, messages, picture, texts
 
 _LONG_SEED = 1 << 30
+_SCORED = 2
+"""Tokens of a text at least: the first one has no log-probability."""
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,7 @@ class Job:
 
     Attributes:
         url: of an OpenAI API, with `/v1`.
+        models: the conversations take turns through them.
         concurrency: conversations at a time.
         conversations: how many there are in all.
         seed: of the prompts.
@@ -32,7 +37,7 @@ class Job:
     """
 
     url: str
-    model: str
+    models: Sequence[str]
     workload: str
     concurrency: int
     conversations: int
@@ -46,9 +51,9 @@ class Asked:
     """One request, in seconds.
 
     Attributes:
-        first: until the first piece of text.
+        first: until the first piece of text, or the answer of a request without a stream.
         gaps: between two pieces.
-        tokens: of the answer, as the server counts them, or else its pieces.
+        tokens: of the answer, as the server counts them, or else its pieces; those of the prompts if they are scored.
         long: it is one of the long prompts beside the conversations.
     """
 
@@ -64,33 +69,26 @@ class Asked:
 class Connection:
     """A connection of one conversation, opened again if the server has closed it."""
 
-    def __init__(self, job: Job, workload: Workload) -> None:
+    def __init__(self, job: Job, workload: Workload, number: int = 0) -> None:
         parts = urlsplit(job.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(parts.netloc, timeout=job.timeout_s)
-        self._path = f"{parts.path.rstrip('/')}/chat/completions"
+        self._path = parts.path.rstrip("/")
         self._headers = {"Content-Type": "application/json"}
         if job.key:
             self._headers["Authorization"] = f"Bearer {job.key}"
         if workload.reconnects:
             self._headers["Connection"] = "close"
-        self._model = job.model
+        self._model = job.models[number % len(job.models)]
 
-    def ask(self, history: list[dict[str, str]], tokens: int) -> tuple[Asked, str]:
+    def ask(self, history: Sequence[Message], tokens: int) -> tuple[Asked, str]:
         """Send a streamed chat; what was measured, and its text."""
         asked = Asked()
         pieces: list[str] = []
-        body = {
-            "model": self._model,
-            "messages": history,
-            "max_tokens": tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        begun = last = time.perf_counter()
-        try:
-            for event in self._events(json.dumps(body)):
+        body = {"messages": history, "max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True}}
+        with self._timed(asked) as begun:
+            last = begun
+            for event in self._events(body):
                 now = time.perf_counter()
                 usage = event.get("usage") or {}
                 asked.tokens = usage.get("completion_tokens", asked.tokens)
@@ -104,19 +102,42 @@ class Connection:
                     asked.first = now - begun
                 pieces.append(text)
                 last = now
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            asked.error = f"{type(error).__name__}: {error}"
-            self.close()
-        asked.whole = time.perf_counter() - begun
         asked.tokens = asked.tokens or len(pieces)
         return asked, "".join(pieces)
 
-    def _events(self, body: str) -> Iterator[dict[str, Any]]:
-        self._connection.request("POST", self._path, body, self._headers)
+    def score(self, prompts: Sequence[str]) -> Asked:
+        """Ask for the log-probabilities of texts."""
+        asked = Asked()
+        body = {"prompt": prompts, "max_tokens": 1, "echo": True, "logprobs": 1}
+        with self._timed(asked) as begun:
+            answer = json.loads(self._response("completions", body).read())
+            found = [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]]
+            if len(found) != len(prompts) or min(map(len, found)) < _SCORED:
+                raise ValueError("the answer does not have the log-probabilities of every text")
+            asked.first = time.perf_counter() - begun
+            asked.tokens = asked.prompt_tokens = answer["usage"]["prompt_tokens"]
+        return asked
+
+    @contextlib.contextmanager
+    def _timed(self, asked: Asked) -> Iterator[float]:
+        begun = time.perf_counter()
+        try:
+            yield begun
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+            asked.error = f"{type(error).__name__}: {error}"
+            self.close()
+        asked.whole = time.perf_counter() - begun
+
+    def _response(self, route: str, body: dict[str, Any]) -> http.client.HTTPResponse:
+        text = json.dumps({"model": self._model, "temperature": 0, **body})
+        self._connection.request("POST", f"{self._path}/{route}", text, self._headers)
         response = self._connection.getresponse()
         if response.status != http.client.OK:
             raise ValueError(f"status {response.status}: {response.read(500).decode(errors='replace')}")
-        for line in response:
+        return response
+
+    def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for line in self._response("chat/completions", body):
             data = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or data == b"[DONE]":
                 continue
@@ -136,18 +157,26 @@ def _text(event: dict[str, Any]) -> str:
 
 def _converse(job: Job, workload: Workload, number: int) -> list[Asked]:
     """A conversation, until its last turn or its first error."""
-    connection = Connection(job, workload)
-    history: list[dict[str, str]] = []
-    found: list[Asked] = []
-    for message in messages(workload, job.seed + number):
-        history.append({"role": "user", "content": message})
+    seed = job.seed + number
+    with contextlib.closing(Connection(job, workload, number)) as connection:
+        if workload.scored:
+            return [connection.score(texts(workload, seed))]
+        return list(_turns(connection, workload, seed))
+
+
+def _turns(connection: Connection, workload: Workload, seed: int) -> Iterator[Asked]:
+    history: list[Message] = []
+    for message in messages(workload, seed):
+        content: Any = message
+        if workload.image and not history:
+            shown = {"type": "image_url", "image_url": {"url": picture(workload.image, seed)}}
+            content = [shown, {"type": "text", "text": message}]
+        history.append({"role": "user", "content": content})
         asked, text = connection.ask(history, workload.tokens)
-        found.append(asked)
+        yield asked
         if asked.error:
             break
         history.append({"role": "assistant", "content": text})
-    connection.close()
-    return found
 
 
 def _long_prompts(job: Job, workload: Workload, over: threading.Event) -> list[Asked]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shlex
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +16,8 @@ from deployments.core.errors import ConfigError
 
 SHORT = ("short", "words300", "agent6")
 """Workloads if none is named."""
+AT_ONCE = (1, 16)
+"""Conversations at a time if no number is given."""
 
 
 def bench(
@@ -33,14 +32,20 @@ def bench(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[ OPTIONS]",
+            metavar="[NAME=]PEER[@PROGRAM] [OPTIONS]",
             help="A server to start for --model, with further options of its own; can be given several times.",
             show_default=False,
         ),
     ] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Start every peer that is installed.")] = False,
     model: Annotated[
-        str, typer.Option(help="Name of the model at each URL; folder or name of the weights for peers.")
-    ] = "demo",
+        list[str] | None,
+        typer.Option(
+            help="Name of the model at each URL, several take turns; folder or name of the weights for peers. "
+            "Default: demo.",
+            show_default=False,
+        ),
+    ] = None,
     workload: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,6 +72,21 @@ def bench(
     ] = "OPENAI_API_KEY",
     as_json: Annotated[Path | None, typer.Option("--json", help="File for all figures.", show_default=False)] = None,
     as_svg: Annotated[Path | None, typer.Option("--svg", help="File for a drawing.", show_default=False)] = None,
+    shown: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Show the figures of a --json file again, and measure nothing.", show_default=False
+        ),
+    ] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(help="A --json file: exit status 1 if a ratio is lower than there.", show_default=False),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Share by which a ratio may be lower, at least.")] = 0.1,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a profile of the first server, made with py-spy.", show_default=False),
+    ] = None,
 ) -> None:
     """Measure servers with an OpenAI API, side by side.
 
@@ -76,37 +96,46 @@ def bench(
     \b
     troupe bench --url http://127.0.0.1:8000/v1 --model demo
     troupe bench --peer troupe --peer transformers-cb --model ./my-model --json bench.json --svg bench.svg
+    troupe bench --peers --model ./my-model --gguf my-model.gguf
+    troupe bench --from bench.json --svg bench.svg
     """
-    from deployments.cli.bench.report import table
-    from deployments.cli.bench.targets import running_peer, written_target
+    from deployments.cli.bench.gate import saved, slower
+    from deployments.cli.bench.report import matrix, table
+    from deployments.cli.bench.run import Wish, run
 
-    asked = _checked(workload or SHORT)
-    if not url and not peer:
-        raise ConfigError("Name what is measured: --url of a running server, or --peer for one to start.")
-    with contextlib.ExitStack() as stack:
-        targets = [written_target(each, model) for each in url or ()]
-        for each in peer or ():
-            name, *options = shlex.split(each)
-            extra = {"gguf": gguf, "ct2": ct2}
-            targets.append(stack.enter_context(running_peer(name, model, extra=extra, options=options)))
-            print(f"{name} answers: {targets[-1].command}", file=sys.stderr)
-        names = [target.name for target in targets]
-        if len(set(names)) < len(names):
-            raise ConfigError("Two servers have one name; write --url NAME=URL.")
-        found = _measured(
-            targets, asked, concurrency or (1, 16), rounds, conversations, os.environ.get(key_variable, "")
+    baseline = None if gate is None else saved(gate)["results"]
+    if shown is not None:
+        document = saved(shown)
+    else:
+        wish = Wish(
+            urls=url or (),
+            peers=peer or (),
+            every_peer=peers,
+            models=model or ("demo",),
+            workloads=_checked(workload or SHORT),
+            at_once=concurrency or AT_ONCE,
+            rounds=rounds,
+            conversations=conversations,
+            gguf=gguf,
+            ct2=ct2,
+            key=os.environ.get(key_variable, ""),
+            profile=profile,
         )
-        results = list(found)
-    document = _document(targets, results)
-    if as_json is not None:
-        as_json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        document = run(wish)
+        if as_json is not None:
+            as_json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    results = document["results"]
     if as_svg is not None:
         from deployments.cli.bench.plot import svg
 
         as_svg.write_text(svg(results), encoding="utf-8")
-    print(table(results))
-    if failed := sum(each["errors"] for each in results):
-        print(f"{failed:.0f} requests failed; the first: {_first_error(results)}", file=sys.stderr)
+    print(f"{table(results)}\n\n{matrix(results)}")
+    failed = _failed(results) if shown is None else False
+    if baseline is not None:
+        lines, compared = slower(results, baseline, tolerance)
+        print(f"\n{compared} ratios compared with {gate}; lower by more than noise: {len(lines)}", *lines, sep="\n")
+        failed = failed or bool(lines) or not compared
+    if failed:
         raise typer.Exit(1)
 
 
@@ -117,74 +146,17 @@ def _checked(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _measured(
-    targets: Sequence[Any],
-    workloads: Sequence[str],
-    concurrencies: Sequence[int],
-    rounds: int,
-    conversations: int | None,
-    key: str,
-) -> Iterator[dict[str, Any]]:
-    """A result for each workload, number at a time and target."""
-    from deployments.cli.bench.client import Job
-    from deployments.cli.bench.report import against, figures, summary
-
-    for place, name in enumerate(workloads):
-        for at_once in concurrencies:
-            runs: dict[str, list[dict[str, float]]] = {target.name: [] for target in targets}
-            errors: dict[str, str] = {}
-            for number in range(rounds + 1):
-                seed = 1_000_000 * (place + 1) + 10_000 * number + 100_000_000 * at_once
-                turn = number % len(targets)
-                for target in (*targets[turn:], *targets[:turn]):
-                    count = conversations or max(4, 2 * at_once)
-                    job = Job(
-                        url=target.url,
-                        model=target.model,
-                        workload=name,
-                        concurrency=at_once,
-                        conversations=count if number else 1,
-                        seed=seed,
-                        key=key if not target.command else "",
-                    )
-                    measured = run_client(job)
-                    if number:
-                        runs[target.name].append(figures(measured))
-                    for each in measured["requests"]:
-                        if each["error"]:
-                            errors.setdefault(target.name, each["error"])
-            times = against(runs)
-            for target in targets:
-                yield {
-                    "workload": name,
-                    "concurrency": at_once,
-                    "target": target.name,
-                    **summary(runs[target.name]),
-                    "times": times[target.name],
-                    "rounds": runs[target.name],
-                    "error": errors.get(target.name, ""),
-                }
+def _failed(results: Sequence[Mapping[str, Any]]) -> bool:
+    """Say which servers refuse a workload, and whether requests failed: those of the first server always count."""
+    for each in results:
+        if each.get("refused"):
+            print(f"{each['target']} does not answer {each['workload']}: {each['error']}", file=sys.stderr)
+    broken = [each for each in results if each.get("errors") or (each.get("refused") and _is_first(each, results))]
+    if count := sum(each.get("errors", 0) for each in broken):
+        first = next(each for each in broken if each.get("errors"))
+        print(f"{count:.0f} requests failed; the first: {first['target']}: {first['error']}", file=sys.stderr)
+    return bool(broken)
 
 
-def run_client(job: Any) -> dict[str, Any]:
-    """What the client's process has measured of a job."""
-    from dataclasses import asdict
-
-    command = [sys.executable, "-m", "deployments.cli.bench.client"]
-    done = subprocess.run(command, input=json.dumps(asdict(job)), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ConfigError(f"The client of the bench has failed: {done.stderr[-1500:]}")
-    measured: dict[str, Any] = json.loads(done.stdout)
-    return measured
-
-
-def _document(targets: Sequence[Any], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from deployments.cli.bench.report import conditions
-
-    return {"conditions": conditions(), "targets": [asdict(target) for target in targets], "results": list(results)}
-
-
-def _first_error(results: Sequence[dict[str, Any]]) -> str:
-    return next((f"{each['target']}: {each['error']}" for each in results if each["error"]), "")
+def _is_first(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(result["target"] == results[0]["target"])

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve")
 FIGURES = {
     "tokens_per_s": "tokens/s",
     "first_p50_ms": "first token, ms",
     "first_p99_ms": "p99",
     "gap_p50_ms": "gap, ms",
     "gap_p99_ms": "p99",
+    "processor_ms": "processor, ms",
 }
 
 
-def figures(measured: Mapping[str, Any]) -> dict[str, float]:
+def figures(found: Mapping[str, Any]) -> dict[str, float]:
     """Of one run: tokens per second, milliseconds until the first text and between two pieces, errors and so on.
 
-    Long prompts beside the conversations count for `long_prompts` and `errors` alone.
+    `processor_ms` is the processor time of a request in all processes of the server, 0 if it is not known. Long
+    prompts beside the conversations count for `long_prompts` and `errors` alone.
     """
-    requests = measured["requests"]
+    requests = found["requests"]
     good = [each for each in requests if not each["error"] and not each["long"]]
     firsts = sorted(each["first"] for each in good if each["first"])
     gaps = sorted(gap for each in good for gap in each["gaps"])
     return {
-        "tokens_per_s": sum(each["tokens"] for each in good) / measured["seconds"],
-        "requests_per_s": len(good) / measured["seconds"],
+        "tokens_per_s": sum(each["tokens"] for each in good) / found["seconds"],
+        "requests_per_s": len(good) / found["seconds"],
         "first_p50_ms": 1e3 * quantile(firsts, 0.5),
         "first_p99_ms": 1e3 * quantile(firsts, 0.99),
         "gap_p50_ms": 1e3 * quantile(gaps, 0.5),
         "gap_p99_ms": 1e3 * quantile(gaps, 0.99),
+        "processor_ms": 1e3 * found.get("processor_seconds", 0.0) / len(requests),
         "prompt_tokens": sum(each["prompt_tokens"] for each in good) / max(1, len(good)),
         "long_prompts": float(sum(each["long"] for each in requests)),
         "errors": float(sum(bool(each["error"]) for each in requests)),
@@ -58,65 +54,55 @@ def summary(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return found
 
 
-def against(rounds: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float]:
-    """For each target: the first one's tokens per second divided by its own, the median over the rounds."""
-    first = next(iter(rounds.values()))
-    return {
-        name: median(
-            mine["tokens_per_s"] / other["tokens_per_s"] if other["tokens_per_s"] else 0.0
-            for mine, other in zip(first, others, strict=True)
-        )
-        for name, others in rounds.items()
-    }
+def ratios(first: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> list[float]:
+    """The first server's tokens per second divided by another one's in the same round, in ascending order."""
+    pairs = zip(first, other, strict=True)
+    return sorted(a["tokens_per_s"] / b["tokens_per_s"] if b["tokens_per_s"] else 0.0 for a, b in pairs)
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Every figure, as a table of Markdown."""
+    """Every figure, as a table of Markdown; a server that refuses a workload has a dash."""
     head = ["workload", "at a time", "server", *FIGURES.values(), "spread", "errors", "times"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for each in results:
         cells = [each["workload"], str(each["concurrency"]), each["target"]]
-        cells += [f"{each[name]:.1f}" for name in FIGURES]
-        cells += [f"{100 * each['spread']:.0f} %", f"{each['errors']:.0f}", f"{each['times']:.2f}"]
+        if each.get("refused"):
+            cells += ["–"] * (len(head) - len(cells))
+        else:
+            cells += [_cell(each[name]) for name in FIGURES]
+            cells += [f"{100 * each['spread']:.0f} %", f"{each['errors']:.0f}", _times(each["times"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def conditions() -> dict[str, Any]:
-    """What the figures depend on: processor, memory bandwidth, load, versions."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "copy_gb_s": _copied(),
-        "load": os.getloadavg(),
-        "python": sys.version.split()[0],
-        "versions": {name: _version(name) for name in ("troupe-serve", "torch", "transformers", "ctranslate2")},
-    }
+def matrix(results: Sequence[Mapping[str, Any]]) -> str:
+    """Tokens per second, a line for each server and a column for each workload, as a table of Markdown.
+
+    In brackets: how many times the first server is as quick.
+    """
+    columns = list(dict.fromkeys((each["workload"], each["concurrency"]) for each in results))
+    cells = {(each["target"], each["workload"], each["concurrency"]): each for each in results}
+    names = list(dict.fromkeys(each["target"] for each in results))
+    lines = [f"| | {' | '.join(f'{workload}, {at_once}' for workload, at_once in columns)} |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name in names:
+        found = (cells.get((name, *column)) for column in columns)
+        lines.append(f"| {name} | {' | '.join(_rate(each, name == names[0]) for each in found)} |")
+    return "\n".join(lines)
 
 
-def _processor() -> dict[str, Any]:
-    path = Path("/proc/cpuinfo")
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    found = {name.strip(): value.strip() for name, value in facts.items()}
-    flags = set((found.get("flags") or found.get("Features") or "").split())
-    return {"name": found.get("model name", platform.processor()), "isa": [flag for flag in _FLAGS if flag in flags]}
+def _rate(result: Mapping[str, Any] | None, is_first: bool) -> str:
+    if result is None or result.get("refused"):
+        return "–"
+    rate = f"{result['tokens_per_s']:.0f}"
+    return rate if is_first else f"{rate} ({median(result['times']):.2f})"
 
 
-def _copied(size: int = 1 << 27) -> float:
-    """Gigabytes per second that one core reads and writes, the best of several copies."""
-    source, target = bytes(size), memoryview(bytearray(size))
-    best = float("inf")
-    for _ in range(4):
-        begun = time.perf_counter()
-        target[:] = source
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size / best / 1e9
+def _cell(value: float) -> str:
+    return f"{value:.1f}" if value else "–"
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def _times(found: Sequence[float]) -> str:
+    if found[0] == found[-1]:
+        return f"{found[0]:.2f}"
+    return f"{median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"

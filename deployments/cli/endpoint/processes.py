@@ -108,6 +108,36 @@ def answers(url: str, process: subprocess.Popen[bytes], limit_s: float) -> bool:
     return False
 
 
+def family(process: int) -> dict[int, float]:
+    """A process and all that it has started, by id, with the seconds of processor time that each has taken."""
+    found = _usage(Path("/proc"))
+    members = {process} & found.keys()
+    while more := {pid for pid, (parent, _) in found.items() if parent in members} - members:
+        members |= more
+    return {pid: found[pid][1] for pid in members}
+
+
+def thread_seconds(process: int) -> dict[int, float]:
+    """The seconds of processor time that each thread of a process has taken, by id."""
+    return {thread: seconds for thread, (_, seconds) in _usage(Path(f"/proc/{process}/task")).items()}
+
+
+def _usage(folder: Path) -> dict[int, tuple[int, float]]:
+    """Parent, and seconds of processor time, of every process or thread in a folder of /proc."""
+    found: dict[int, tuple[int, float]] = {}
+    for stat in folder.glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            taken = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            found[int(stat.parent.name)] = int(fields[1]), taken
+    return found
+
+
+def processor_seconds(process: int) -> float:
+    """Processor time that a process and all that it has started have taken."""
+    return sum(family(process).values())
+
+
 def end_of(log: Path, characters: int = 1500) -> str:
     """The last lines of a log."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
