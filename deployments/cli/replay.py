@@ -113,13 +113,23 @@ async def _server(url: str, api_key: str | None) -> AsyncIterator[AsyncClient]:
 
     Args:
         url: with or without /v1 at its end.
+
+    Raises:
+        ConfigError: it does not take the key.
     """
-    from httpx2 import AsyncClient, Limits, Timeout
+    from httpx2 import AsyncClient, HTTPError, Limits, Timeout
 
     base = url.rstrip("/").removesuffix("/v1") + "/v1"
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     limits, timeout = Limits(max_connections=None), Timeout(None, connect=_PATIENCE_S)
     async with AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits) as client:
+        with contextlib.suppress(HTTPError):  # Each call says it then.
+            status = (await client.get("/models", timeout=_PATIENCE_S)).status_code
+            if status in (401, 403):
+                raise ConfigError(
+                    f"{base}/models answers {status}: the server does not take this key. Give another with --api-key "
+                    "or in OPENAI_API_KEY."
+                )
         yield client
 
 
