@@ -97,10 +97,9 @@ class Following:
         rows = await self.registry.states()
         for row in rows:
             row["replicas"] = [held for replica in replicas for held in _held(replica, row["model"])]
-            failures = ({**each["failed"], **each["refused"]} for each in replicas)
-            reason = next((found for each in failures if (found := each.get(row["model"]))), None)
-            if row["state"] == "ready" and row["replicas"]:
-                continue  # A replica has it, whatever happened on another.
+            kinds = ("refused",) if row["replicas"] else ("refused", "failed")  # Another replica may have loaded it.
+            known = (each[kind].get(row["model"]) for each in replicas for kind in kinds)
+            reason = next(filter(None, known), None)
             if reason is not None and row["state"] == "ready":
                 row.update(state="refused", reason=reason)
         return rows

@@ -66,7 +66,7 @@ def posted_spec(
         spec = _adapter(args, body, found, check, fields) if is_adapter else _model(args, body, fields)
     except ValidationError as error:
         fault = next(iter(read_faults(error)))
-        raise _invalid(fault.place, explained(fault, ModelEntry, "the body")) from None
+        raise _invalid(fault.place, explained(fault, ModelEntry, "model")) from None
     for line in faults(spec.entry, args.api):
         raise _invalid(*line.split(": ", 1))
     return spec

@@ -45,31 +45,30 @@ async def try_model(spec: Spec, body: Mapping[str, Any], trials: Trials) -> None
         BadRequest: the model or the adapter cannot be served.
     """
     load, replaces = bool(body.get("load")), bool(body.get("replace"))
-    try:
-        if spec.entry.base is not None:
-            if load or replaces or await _is_loaded(spec.entry.base, trials):
-                await trials.try_adapter(spec)
-        elif load:
-            await _load(spec, trials, replaces=replaces)
-    except AdapterRefused as refused:
-        raise BadRequest(f"Invalid 'adapter' {body['adapter']!r}: {refused.reason}", param="adapter") from None
-    except ModelLoadFailed as failed:
-        raise BadRequest(f"Invalid 'model_name' {body['model_name']!r}: {failed.message}", param="model_name") from None
+    if spec.entry.base is None:
+        if load:
+            await _load(spec, body["model_name"], trials, replaces=replaces)
+    elif load or replaces or await _is_loaded(spec.entry.base, trials):
+        try:
+            await trials.try_adapter(spec)
+        except AdapterRefused as refused:
+            raise BadRequest(f"Invalid 'adapter' {body['adapter']!r}: {refused.reason}", param="adapter") from None
 
 
 async def _is_loaded(model: str, trials: Trials) -> bool:
     return any(held["id"] == model for replica in await trials.status() for held in replica["models"])
 
 
-async def _load(spec: Spec, trials: Trials, *, replaces: bool) -> None:
+async def _load(spec: Spec, source: str, trials: Trials, *, replaces: bool) -> None:
     """Load a model; one that replaces another under a name of its own, as requests use the other until then."""
     spec = spec.model_copy(update={"listed": False})
-    if not replaces:
-        await trials.try_load(spec)
-        return
-    entry = spec.entry.model_copy(update={"id": f"{spec.entry.id} (new)", "aliases": []})
-    spec = spec.model_copy(update={"entry": entry})
+    if replaces:
+        entry = spec.entry.model_copy(update={"id": f"{spec.entry.id} (new)", "aliases": []})
+        spec = spec.model_copy(update={"entry": entry})
     try:
         await trials.try_load(spec)
+    except ModelLoadFailed as failed:
+        raise BadRequest(f"Invalid 'model_name' {source!r}: {failed.message}", param="model_name") from None
     finally:
-        await trials.end_trial(spec)
+        if replaces:
+            await trials.end_trial(spec)

@@ -216,13 +216,13 @@ def test_a_model_that_cannot_be_loaded_replaces_nothing(place: Path, start: Star
         given = {**body, **fields, "aliases": [], "model_name": str(broken), "load": True}
         refused = admin(server, "POST", body=given).json()["error"]
         assert (refused["code"], refused["param"]) == ("invalid_value", "model_name"), refused
-        assert "nothing" in refused["message"]
+        assert refused["message"].startswith(f"Invalid 'model_name' {str(broken)!r}: Model '")
     assert complete(server, "mine").json()["system_fingerprint"] == first
     assert list(states(server)) == ["base", "mine"]
     assert admin(server, "POST", body={**body, "id": "later", "model_name": str(broken)}).status_code == 201
     assert complete(server, "later").status_code == 500
     later = states(server)["later"]
-    assert (later["state"], "nothing" in later["reason"]) == ("refused", True)
+    assert (later["state"], "Model 'later'" in later["reason"]) == ("refused", True)
 
 
 def test_a_model_like_one_with_variants(place: Path) -> None:
