@@ -26,7 +26,7 @@ from deployments.config.app import AppArgs, unknown_model
 from deployments.config.sources import Spec
 from deployments.core.calls import Call, ChatPrompt, Prompt
 from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
-from deployments.core.errors import ModelError, Overloaded, TroupeError, Unavailable, last_line
+from deployments.core.errors import ModelError, Overloaded, ReplicaLost, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
 from deployments.large_messages import Packed, packed, unpacked
@@ -392,7 +392,9 @@ def as_troupe_error(error: Exception) -> TroupeError:
         return cause
     if isinstance(error, BackPressureError):
         return Overloaded("The request queue is full. Try again soon.", retry_after=5)
-    if isinstance(error, ray.exceptions.RayActorError | DeploymentUnavailableError):
-        return Unavailable("The model's replica was lost. Try again.", retry_after=2)
+    if isinstance(error, DeploymentUnavailableError):
+        return Unavailable("The model's replicas are not there now. Try again.", retry_after=2)
+    if isinstance(error, ray.exceptions.RayActorError):
+        return ReplicaLost("The model's replica was lost. Try again.", retry_after=2)
     logger.exception("unexpected failure of a replica call", exc_info=error)
     return ModelError(f"The model's replica failed: {last_line(error)}")

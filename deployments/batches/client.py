@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -62,11 +63,13 @@ class LineAnswer:
     Attributes:
         body: JSON.
         retry_after: seconds, if the answer says so.
+        replica_lost: the process that computed it has ended.
     """
 
     status: int
     body: bytes
     retry_after: float | None = None
+    replica_lost: bool = False
 
     @classmethod
     def of(cls, status: int, headers: Mapping[str, str], body: bytes) -> Self:
@@ -74,7 +77,16 @@ class LineAnswer:
         retry_after = None
         with contextlib.suppress(KeyError, ValueError):
             retry_after = float(headers["retry-after"])
-        return cls(status=status, body=body, retry_after=retry_after)
+        return cls(status=status, body=body, retry_after=retry_after, replica_lost="x-troupe-lost" in headers)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error of the body, as OpenAI writes them; empty if it has none."""
+        try:
+            found = json.loads(self.body)["error"]
+        except (ValueError, KeyError, TypeError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
 
 Compute = Callable[[LineCall], Awaitable[LineAnswer]]

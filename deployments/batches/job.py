@@ -61,7 +61,7 @@ class Job:
         self.document["request_counts"]["total"] = index.total
         done = set[int]()
         for kind, file in self._files.items():
-            numbers = set(file.recover(self.key)) - done
+            numbers = {number for number, _ in file.recover(self.key)} - done
             self._counts[kind] = len(numbers)
             done |= numbers
         index.refused = {number: line for number, line in index.refused.items() if number not in done}

@@ -12,6 +12,7 @@ from pathlib import Path
 from deployments.batches.client import LineAnswer
 from deployments.batches.lines import LineRefused
 
+_ANSWERED = b', "error": null}\n'
 _ID = re.compile(rb'\{"id": "batch_req_([0-9a-f]+)_(\d+)"')
 
 
@@ -45,11 +46,9 @@ def _head(key: str, number: int, custom_id: str | None) -> str:
 
 
 def _error(answer: LineAnswer) -> dict[str, object]:
-    try:
-        error = json.loads(answer.body)["error"]
-        return {"code": error["code"], "message": error["message"]}
-    except (ValueError, KeyError, TypeError):
-        return {"code": "invalid_response", "message": f"The server has answered with status {answer.status}."}
+    if {"code", "message"} <= answer.error.keys():
+        return {"code": answer.error["code"], "message": answer.error["message"]}
+    return {"code": "invalid_response", "message": f"The server has answered with status {answer.status}."}
 
 
 class ResultFile:
@@ -63,8 +62,9 @@ class ResultFile:
         self.path = path
         self._file: int | None = None
 
-    def recover(self, key: str) -> Iterator[int]:
-        """The numbers of the lines that the file has. A line that is cut short is removed. Blocks.
+    def recover(self, key: str) -> Iterator[tuple[int, bool]]:
+        """The numbers of the lines that the file has, and whether each failed. A line that is cut short is removed.
+        Blocks.
 
         Raises:
             OSError: the file cannot be read or written.
@@ -80,10 +80,24 @@ class ResultFile:
                 found = _ID.match(line)
                 if found is None or found[1].decode() != key:
                     raise ValueError(f"{self.path} has lines of another input file")
-                yield int(found[2])
+                yield int(found[2]), not line.endswith(_ANSWERED)
                 end += len(line)
             file.truncate(end)
             os.fsync(file.fileno())
+
+    def leave_out_failed(self) -> None:
+        """Remove the lines that failed. Blocks.
+
+        Raises:
+            OSError: the file cannot be read or written.
+        """
+        kept = self.path.with_name(f"{self.path.name}.kept")
+        with self.path.open("rb") as file, open(kept, "wb", opener=_for_the_owner) as written:
+            written.writelines(line for line in file if line.endswith(_ANSWERED))
+            written.flush()
+            os.fsync(written.fileno())
+        kept.replace(self.path)
+        sync_folder(self.path.parent)
 
     def append(self, lines: Sequence[bytes]) -> None:
         """Write all lines or none; they are on the disk when this returns. Blocks.
@@ -108,6 +122,10 @@ class ResultFile:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _for_the_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: Path) -> None:

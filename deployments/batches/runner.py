@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from deployments.batches.client import Compute, LineAnswer
-from deployments.batches.computing import patient_answer
+from deployments.batches.computing import LineSender
 from deployments.batches.database import BATCHES, FILES, Document
 from deployments.batches.documents import set_errors, set_status
 from deployments.batches.files import reason_of
@@ -47,7 +47,7 @@ class Runner:
         self.jobs: dict[str, Job] = {}
         self._store = store
         self._disk = disk
-        self._compute = compute
+        self._sender = LineSender(compute)
         self._models = models
         self._pace = pace
         self._turns = turns
@@ -220,7 +220,7 @@ class Runner:
         """Whether a line was completed, and its result."""
         custom_id, call = await asyncio.to_thread(job.call, place)
         try:
-            answer = await patient_answer(self._compute, call)
+            answer = await self._sender.answer(call)
         except Exception:
             logger.exception("Line %d of batch %s failed", place.number, job.document["id"])
             answer = LineAnswer(status=500, body=_INTERNAL)

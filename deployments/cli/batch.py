@@ -43,10 +43,13 @@ def batch(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an output file: no line that it has is sent again.")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--retry-failed", help="Go on as with --resume, and send lines again that have an error.")
+    ] = False,
 ) -> None:
     """Send the requests of a file, and write the answers as OpenAI's batches have them.
 
-    The exit status is 0 if all requests were answered, 1 if one failed, and 130 after Ctrl-C.
+    The exit status is 0 if all requests were answered, 1 if the file has an error, and 130 after Ctrl-C.
     """
     if url is not None and model is not None:
         raise ConfigError("Give --url or --model, not both.")
@@ -54,28 +57,31 @@ def batch(
     place = source.with_suffix(".out.jsonl") if output is None else output.absolute()
     if place == source:
         raise ConfigError(f"-o {place} is the input itself; name another file.")
-    if place.exists() and not resume:
+    if place.exists() and not (resume or again):
         raise ConfigError(f"{place} exists; continue it with --resume, or name another file with -o.")
     asked = Asked(url=url, source=model, model=ask, api_key=api_key or os.environ.get("OPENAI_API_KEY"))
-    raise typer.Exit(_send(source, place, asked, concurrency))
-
-
-def _send(source: Path, place: Path, asked: Asked, at_once: int) -> int:
-    """Send all lines and print a summary; the exit status."""
     from deployments.cli.batches.sending import Sending
 
-    sending = Sending(source, place)
+    raise typer.Exit(_send(Sending(source, place, again=again), place, asked, concurrency))
+
+
+def _send(sending: Sending, place: Path, asked: Asked, at_once: int) -> int:
+    """Send all lines and print a summary; the exit status."""
     before = sending.done
     try:
         asyncio.run(_sent(sending, asked, at_once))
     except KeyboardInterrupt:
-        print(f"Interrupted: {_summary(sending, before, place)} Continue with --resume.", file=sys.stderr)
+        done = (
+            f"{_summary(sending, before, place)} Continue with --resume." if sending.done else "no line was answered."
+        )
+        print(f"Interrupted: {done}", file=sys.stderr)
         return _INTERRUPTED
     except ConfigError as error:
         if not sending.done:
             raise
         raise ConfigError(f"{error} {_summary(sending, before, place)} Continue with --resume.") from None
-    print(_summary(sending, before, place))
+    again = " Send these again with --retry-failed." if sending.failed else ""
+    print(f"{_summary(sending, before, place)}{again}")
     return 1 if sending.failed else 0
 
 
@@ -90,4 +96,5 @@ async def _sent(sending: Sending, asked: Asked, at_once: int) -> None:
 
 def _summary(sending: Sending, before: int, place: Path) -> str:
     earlier = f", {before} of them before" if before else ""
-    return f"{sending.done} of {sending.total} lines are in {place}{earlier}; {sending.failed} failed now."
+    failed = "1 has an error" if sending.failed == 1 else f"{sending.failed} have errors"
+    return f"{sending.done} of {sending.total} lines are in {place}{earlier}; {failed}."

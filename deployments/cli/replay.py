@@ -83,11 +83,26 @@ async def _replay(places: list[Path], asked: Asked, concurrency: int, as_json: b
 
     report = Report(sys.stdout, as_json=as_json)
     async with asked_client(asked, as_json) as (client, only):
+        if asked.url is not None:
+            await _check_key(client)
         replayer = Replayer(client, model=asked.model or only, at_once=concurrency)
         async with aclosing(replayer.outcomes(recorded_calls(places))) as outcomes:
             async for outcome in outcomes:
                 report.add(outcome)
     return report.end()
+
+
+async def _check_key(client: AsyncClient) -> None:
+    """Refuse to send recorded calls to a server that takes none of them.
+
+    Raises:
+        ConfigError: it refuses the key.
+    """
+    from httpx2 import HTTPError
+
+    with contextlib.suppress(HTTPError):  # Each call says it then.
+        if (await client.get("/models", timeout=_PATIENCE_S)).status_code in (401, 403):
+            raise ConfigError(f"{client.base_url} refuses the key. Give another with --api-key.")
 
 
 @asynccontextmanager
@@ -113,23 +128,15 @@ async def _server(url: str, api_key: str | None) -> AsyncIterator[AsyncClient]:
 
     Args:
         url: with or without /v1 at its end.
-
-    Raises:
-        ConfigError: it does not take the key.
     """
-    from httpx2 import AsyncClient, HTTPError, Limits, Timeout
+    from httpx2 import AsyncClient, Limits, Timeout
 
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url {url!r} should be a URL such as http://127.0.0.1:8000.")
     base = url.rstrip("/").removesuffix("/v1") + "/v1"
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     limits, timeout = Limits(max_connections=None), Timeout(None, connect=_PATIENCE_S)
     async with AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits) as client:
-        with contextlib.suppress(HTTPError):  # Each call says it then.
-            status = (await client.get("/models", timeout=_PATIENCE_S)).status_code
-            if status in (401, 403):
-                raise ConfigError(
-                    f"{base}/models answers {status}: the server does not take this key. Give another with --api-key "
-                    "or in OPENAI_API_KEY."
-                )
         yield client
 
 

@@ -29,7 +29,8 @@ TroupeError                     500 server_error
 │   └── ModelLoadFailed         500 model_load_failed
 ├── OutOfMemory                 503 out_of_memory
 ├── CapturePending              503 capture_pending       (being written: try again)
-├── Unavailable                 503 unavailable           (shutting down, replica lost: try again)
+├── Unavailable                 503 unavailable           (shutting down: try again)
+│   └── ReplicaLost             503 unavailable           (its process has ended: try again)
 └── LoadTimeout                 504 model_load_timeout
 
 ConfigError is raised while an application is built, before any client can see it.
@@ -311,11 +312,15 @@ class OutOfMemory(TroupeError):
 
 
 class Unavailable(TroupeError):
-    """The server cannot answer now: it is shutting down, or the replica was lost."""
+    """The server cannot answer now, as while it starts or shuts down."""
 
     status = 503
     code = "unavailable"
     retryable = True
+
+
+class ReplicaLost(Unavailable):
+    """The process that computed the answer has ended."""
 
 
 class CapturePending(TroupeError):

@@ -15,6 +15,7 @@ from deployments.config.api import ApiOptions
 from deployments.config.model import ModelEntry
 from deployments.core.errors import RAISED_BY_HOOKS, LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.engine.base.failures import free_memory, is_out_of_memory
+from deployments.engine.library.transformers_internals import make_models_in_turn
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.adapted.merged import merged_info
 from deployments.host.fingerprint import ModelFingerprint, model_fingerprint
@@ -64,6 +65,7 @@ class Loading:
         captures: CaptureStore | None = None,
         host_memory_gib: float = 0.0,
     ) -> None:
+        make_models_in_turn()
         self._captures = captures
         self.copies = HostCopies(host_memory_gib)
         self.device = device
@@ -169,7 +171,7 @@ class Loading:
         return model
 
     def _loaded(self, entry: ModelEntry, version: Version) -> LoadedModel:
-        with RANDOM_STATE.shared(entry.hook_timeout_s), counted_weights(entry.id):
+        with RANDOM_STATE.lasting(entry.hook_timeout_s), counted_weights(entry.id):
             info = self._given.get(entry.id) or self._called(entry)
         info.model_name = info.model_name or entry.id
         info.served_as = entry.id

@@ -58,7 +58,7 @@ def test_every_line_is_answered(server: Server, tmp_path: Path, capsys: Capture)
     file.write_bytes(jsonl([*(request(f"{i}", f"text {i}") for i in range(10)), texts]))
     assert run(str(file), "--url", server.url, "--api-key", "key") == 0
     out = tmp_path / "in.out.jsonl"
-    assert capsys.readouterr().out == f"11 of 11 lines are in {out}; 0 failed now.\n"
+    assert capsys.readouterr().out == f"11 of 11 lines are in {out}; 0 have errors.\n"
     found = answers(out)
     assert found["3"]["response"]["body"]["choices"][0]["message"]["content"] == "text 3"
     assert found["text"]["response"]["body"]["choices"][0]["text"] == "ab"
@@ -78,8 +78,36 @@ def test_bad_lines_and_another_model(server: Server, tmp_path: Path, capsys: Cap
         "bad": "invalid_value",
     }
     capsys.readouterr()
-    assert run(*asked, "--resume") == 0
-    assert f"3 of 3 lines are in {out}, 3 of them before; 0 failed now." in capsys.readouterr().out
+    assert run(*asked, "--resume") == 1
+    summary = f"3 of 3 lines are in {out}, 3 of them before; 2 have errors. Send these again with --retry-failed.\n"
+    assert capsys.readouterr().out == summary
+    assert list(answers(out))[-1] == "None"  # what is not sent comes last
+
+
+def test_failed_lines_are_sent_again(server: Server, tmp_path: Path, capsys: Capture) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_bytes(jsonl([request("a", "x", model="none"), request("b", "y"), request("c", "z", model="none")]))
+    asked = (str(file), "-o", str(out), "--url", server.url, "--api-key", "key")
+    assert run(*asked) == 1
+    first = out.read_text().splitlines()
+    assert run(*asked, "--retry-failed", "--ask", "org/scripted") == 0
+    assert f"3 of 3 lines are in {out}, 1 of them before; 0 have errors." in capsys.readouterr().out
+    assert next(line for line in first if '"b"' in line) == out.read_text().splitlines()[0]
+    assert sorted(answers(out)) == ["a", "b", "c"]
+
+
+def test_what_no_line_can_be_answered_with_ends_the_command(server: Server, tmp_path: Path, capsys: Capture) -> None:
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_bytes(jsonl([request("a", "x"), "{"]))
+    asked = (str(file), "-o", str(out), "--url", server.url)
+    for options, said in (
+        (("--api-key", "other"), "refuses the key. Give another with --api-key. ("),
+        (("--api-key", "key", "--ask", "none"), "--ask none: The model 'none' does not exist."),
+    ):
+        assert run(*asked, *options) == 2
+        assert said in capsys.readouterr().err
+        assert not out.exists()
+    assert run(*asked, "--api-key", "key") == 1
 
 
 def test_ctrl_c_and_resume(server: Server, tmp_path: Path, capsys: Capture) -> None:
@@ -133,6 +161,7 @@ def test_mistakes(server: Server, tmp_path: Path, capsys: Capture) -> None:
             "http://127.0.0.1:9/v1/ does not answer",
         ),
         ([str(file), "--url", "http://a", "--model", "b"], "--url or --model"),
+        ([str(file), "--url", "nohost:1"], "--url 'nohost:1' should be a URL such as http://127.0.0.1:8000."),
     ):
         assert run(*arguments, "--api-key", "key") == 2
         assert said in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_a_server_that_does_not_take_the_key(record: Path, capsys: Capture) -> N
     finally:
         closed.stop()
     said = capsys.readouterr()
-    assert (said.out, "answers 401: the server does not take this key" in said.err) == ("", True)
+    assert (said.out, "refuses the key. Give another with --api-key." in said.err) == ("", True)
 
 
 def test_a_model_of_this_process(record: Path, capsys: Capture) -> None:

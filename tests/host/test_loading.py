@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
+import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from deployments.config.model import ModelEntry
 from deployments.core.errors import OutOfMemory
@@ -60,3 +64,45 @@ def test_a_loader_that_fails_for_want_of_memory_says_so() -> None:
             await Loading("cpu").load(entry(too_large))
 
     asyncio.run(main())
+
+
+BEGUN: list[str] = []
+SECONDS = itertools.cycle((0.2, 0.5))
+
+
+class SlowToMake(LlamaForCausalLM):
+    """The first of two that are made at once is ready first."""
+
+    def __init__(self, config: Any) -> None:
+        time.sleep(next(SECONDS))
+        super().__init__(config)
+
+
+def make_slowly(path: str) -> dict[str, Any]:
+    BEGUN.append("loader")
+    model = SlowToMake.from_pretrained(path, local_files_only=True, dtype=torch.float64)
+    BEGUN.append("end")
+    return {"model": model, "tokenizer": byte_tokenizer()}
+
+
+@pytest.mark.parametrize("turn_s", [60, 0.05])
+def test_two_models_that_load_at_once_are_made_one_after_the_other(tmp_path: Path, turn_s: float) -> None:
+    """While it makes a model, transformers replaces functions of the process and changes torch's default dtype."""
+    tied = llama(tie_word_embeddings=True)
+    tied.save_pretrained(tmp_path)
+    dtype = torch.get_default_dtype()
+    BEGUN.clear()
+
+    async def main() -> None:
+        loading = Loading("cpu")
+        entries = [entry(make_slowly, id=i, kwargs={"path": str(tmp_path)}, hook_timeout_s=turn_s) for i in "ab"]
+        models = await asyncio.gather(*map(loading.load, entries))
+        for model in models:
+            found = model.info.model
+            assert found.get_output_embeddings().weight is found.get_input_embeddings().weight
+        await asyncio.gather(*(loading.unload(entry.id, model) for entry, model in zip(entries, models, strict=True)))
+
+    asyncio.run(main())
+    assert torch.get_default_dtype() == dtype
+    expected = ["loader", "end"] * 2 if turn_s == 60 else ["loader", "loader", "end", "end"]
+    assert expected == BEGUN

@@ -163,7 +163,7 @@ class Checkup:
         return fine(f"It returned {texts}.", f"keys: {', '.join(given)}", keys=given, **classes)
 
     def _call_loader(self) -> ModelInfo:
-        with RANDOM_STATE.shared(self.entry.hook_timeout_s):
+        with RANDOM_STATE.lasting(self.entry.hook_timeout_s):
             return load_model_info(self.entry.loader, self.entry.kwargs, self.device)
 
     def _not_loaded(self, error: Exception) -> Finding:

@@ -7,10 +7,13 @@ is an instance of it. If it lacks a function, the probe at load fails that calls
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -20,7 +23,15 @@ from transformers import AttentionInterface as AttentionInterface
 from transformers import Cache as Cache
 from transformers import DynamicCache as DynamicCache
 from transformers import EncoderDecoderCache as EncoderDecoderCache
-from transformers import GenerationMixin, LlamaConfig, MambaConfig, MistralConfig, cache_utils
+from transformers import (
+    GenerationMixin,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    cache_utils,
+    initialization,
+)
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """Names of a forward's cache, the newest first: of versions from 5.24 on, of those before, of Mamba before."""
@@ -101,6 +112,41 @@ SDPA_EXTRAS = {"softcap", "output_attentions", *inspect.signature(sdpa_attention
     *("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "is_causal", "kwargs")
 }
 """What the installed `sdpa` reads beside query, key, value, mask, dropout, scaling and causality."""
+
+
+# Loading.
+
+
+@cache
+def make_models_in_turn() -> None:
+    """Let threads load models at once: each makes its model alone, and they read weights side by side.
+
+    While `from_pretrained` makes a model, it changes torch's default dtype and replaces functions of the whole process,
+    and then puts back what it has found: of two at once, the second would put back what belongs to the first. That the
+    weights are not tied meanwhile would also hold for a model of another thread, which has its weights already.
+    """
+    making, untied = threading.RLock(), threading.local()
+    contexts, tie_weights = PreTrainedModel.get_init_context.__func__, PreTrainedModel.tie_weights
+
+    def one_at_a_time(kind: type, *args: Any, **kwargs: Any) -> list[Any]:
+        return [making, *contexts(kind, *args, **kwargs)]
+
+    @contextlib.contextmanager
+    def no_tie_weights() -> Iterator[None]:
+        untied.here = True
+        try:
+            yield
+        finally:
+            untied.here = False
+
+    @functools.wraps(tie_weights)
+    def tie(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        if not getattr(untied, "here", False):
+            tie_weights(model, *args, **kwargs)
+
+    PreTrainedModel.get_init_context = classmethod(functools.wraps(contexts)(one_at_a_time))
+    PreTrainedModel.tie_weights = tie
+    initialization.no_tie_weights = no_tie_weights
 
 
 # Generation.

@@ -4,9 +4,11 @@ A loader's functions draw from what the whole process shares: torch's global gen
 functions. So that a seed means the same text whoever else computes, each of them gets a turn, in which that state is
 its own. A turn is passed on between two tokens where the function has a streamer or stopping criteria.
 
-The price: generate hooks of several models in one process compute by turns, and wait while a loader runs. A function
-that keeps its turn for longer than its limit, because it hangs or has no tokens to pass it on at, loses it to whoever
-waits; what it draws from then on counts for nothing.
+The price: generate hooks of several models in one process compute by turns, and wait while a loader runs. Loaders run
+one after the other, too: while they make a model, many of them change more of the process and then put back what they
+have found, such as torch's default dtype or what Accelerate's `init_empty_weights` replaces. A function that keeps its
+turn for longer than its limit, because it hangs or has no tokens to pass it on at, loses it to whoever waits; what it
+draws from then on counts for nothing.
 """
 
 from __future__ import annotations
@@ -67,15 +69,15 @@ class Turn:
 
     Args:
         limit: seconds it may keep the state while others wait.
-        shared: others of this kind may have it at the same time, and what they do to the state stays.
+        lasting: it goes on with the state as it is outside all turns, and what it does to the state stays.
 
     Attributes:
         lost: it has kept the state for longer.
     """
 
-    def __init__(self, state: RandomState, limit: float, *, shared: bool = False) -> None:
+    def __init__(self, state: RandomState, limit: float, *, lasting: bool = False) -> None:
         self.limit = limit
-        self.shared = shared
+        self.lasting = lasting
         self.lost = False
         self.since = 0.0
         self._state = state
@@ -91,7 +93,7 @@ class RandomState:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._line: deque[Turn] = deque()
-        self._holders: list[Turn] = []
+        self._holder: Turn | None = None
         self._outside: _Numbers | None = None
         self._current = threading.local()
 
@@ -99,7 +101,7 @@ class RandomState:
     def seeded(self, seed: int | None, limit: float = TURN_LIMIT_S) -> Iterator[Turn]:
         """A turn that begins with a seed, or with fresh numbers; what was before it is there again after it."""
         within: Turn | None = getattr(self._current, "turn", None)
-        if within is not None and within in self._holders:
+        if within is not None and within is self._holder:
             before = _Numbers.now()
             _seed(seed)
             try:
@@ -111,9 +113,9 @@ class RandomState:
             _seed(seed)
             yield turn
 
-    def shared(self, limit: float = TURN_LIMIT_S) -> contextlib.AbstractContextManager[Turn]:
-        """A turn that goes on with the state as it is outside all turns, together with others that do."""
-        return self._turn(Turn(self, limit, shared=True))
+    def lasting(self, limit: float = TURN_LIMIT_S) -> contextlib.AbstractContextManager[Turn]:
+        """A turn that goes on with the state as it is outside all turns, and leaves it changed: a loader's."""
+        return self._turn(Turn(self, limit, lasting=True))
 
     def draws(self, call: Callable[[], Any], limit: float) -> bool:
         """Whether a function draws from the state, tried once."""
@@ -130,7 +132,7 @@ class RandomState:
         with self._changed:
             if turn.lost:
                 return
-            self._holders.remove(turn)
+            self._holder = None
             self._changed.notify_all()
             self._wait(turn)
         mine.restore()
@@ -141,7 +143,7 @@ class RandomState:
             self._wait(turn)
             if self._outside is None:
                 self._outside = _Numbers.now()
-            elif turn.shared and len(self._holders) == 1:
+            elif turn.lasting:
                 self._outside.restore()
         self._current.turn = turn
         try:
@@ -154,38 +156,33 @@ class RandomState:
         """Until the state is free or overdue, in the order of arrival; the lock is held."""
         arrived = time.monotonic()
         self._line.append(turn)
-        while self._line[0] is not turn or not self._free_for(turn):
+        while self._line[0] is not turn or self._holder is not None:
             left = None
-            if self._line[0] is turn:
-                left = max(max(holder.since, arrived) + holder.limit for holder in self._holders) - time.monotonic()
+            if self._line[0] is turn and self._holder is not None:
+                left = max(self._holder.since, arrived) + self._holder.limit - time.monotonic()
                 if left <= 0:
-                    self._take_over()
+                    self._take_over(self._holder)
                     break
             self._changed.wait(left)
         self._line.popleft()
-        self._holders.append(turn)
+        self._holder = turn
         turn.since = time.monotonic()
         self._changed.notify_all()
 
-    def _free_for(self, turn: Turn) -> bool:
-        return not self._holders or (turn.shared and all(holder.shared for holder in self._holders))
-
-    def _take_over(self) -> None:
-        for holder in self._holders:
-            holder.lost = True
-            logger.warning(
-                "A hook or loader has used the random number generators for %g s; others continue.", holder.limit
-            )
-        self._holders.clear()
+    def _take_over(self, holder: Turn) -> None:
+        holder.lost = True
+        logger.warning(
+            "A hook or loader has used the random number generators for %g s; others continue.", holder.limit
+        )
 
     def _leave(self, turn: Turn) -> None:
         with self._changed:
             if turn.lost:
                 return
-            self._holders.remove(turn)
-            if not self._holders and turn.shared:
+            self._holder = None
+            if turn.lasting:
                 self._outside = _Numbers.now()
-            if not self._holders and not self._line and self._outside is not None:
+            if not self._line and self._outside is not None:
                 self._outside.restore()
                 self._outside = None
             self._changed.notify_all()

@@ -9,7 +9,7 @@ import re
 from fastapi import Response
 from starlette.types import Scope
 
-from deployments.core.errors import ContextOverflow, TroupeError, VersionMismatch
+from deployments.core.errors import ContextOverflow, ReplicaLost, TroupeError, VersionMismatch
 
 _MESSAGES = re.compile(r"/v1/messages(/|$)|/messages(/count_tokens)?$")
 """Paths of Anthropic's API, also below a model's, and also those that this server does not have."""
@@ -53,6 +53,8 @@ def error_headers(error: TroupeError) -> dict[str, str]:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     if (error.status >= 500 or isinstance(error, VersionMismatch)) and not error.retryable:
         headers["x-should-retry"] = "false"
+    if isinstance(error, ReplicaLost):
+        headers["x-troupe-lost"] = "replica"
     return headers
 
 
