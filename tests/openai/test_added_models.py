@@ -230,7 +230,7 @@ def test_a_model_like_one_with_variants(place: Path) -> None:
     with starting(place) as begin:
         server = begin([model(place / "made" / "seed0", variants=zero)])
         assert admin(server, "POST", body=added(place, 1)).status_code == 201
-        assert listed(server) == ["base", "base+zero", "mine"]
+        assert listed(server) == ["base", "mine", "base+zero"]
 
 
 def test_models_of_the_hub(place: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
