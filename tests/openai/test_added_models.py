@@ -205,6 +205,13 @@ def test_added_models_are_checked_as_those_of_the_configuration(place: Path, sta
     assert "it is in the configuration; remove it there" in admin(server, "DELETE", "/base").json()["error"]["message"]
 
 
+def test_a_folder_whose_name_is_not_one_of_a_model(place: Path, start: Start) -> None:
+    copy(place, 1, "run/a\tb")
+    copy(place, 1, "run/c")
+    server = start(folders=[{"glob": str(place / "run" / "*"), "like": "base", "every_s": 0.05}])
+    until(lambda: listed(server) == ["base", "c"])
+
+
 def test_a_model_that_cannot_be_loaded_replaces_nothing(place: Path, start: Start) -> None:
     server = start()
     body = added(place, 1)
