@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from deployments.compat.legacy import GenerateBody
+from deployments.config.api import ApiOptions
 from deployments.config.app import AppArgs, parse_args
 from deployments.config.explain import config_error, nearest
+from deployments.config.model import ModelEntry
 from deployments.core.errors import ConfigError
 from deployments.openai.default_params import default_faults
 from deployments.openai.parsing.names import parser_faults
@@ -46,6 +48,22 @@ def refused_adapters(args: AppArgs, base: Path) -> list[str]:
     ]
 
 
+def entry_faults(entry: ModelEntry, api: ApiOptions) -> list[str]:
+    """What its schema does not see of a model, of the configuration or posted: each fault after its key."""
+    faults = [
+        f"api.{fault}"
+        for fault in (
+            *default_faults(entry.api.default_params, api, more=(GenerateBody,)),
+            *parser_faults(entry.api),
+        )
+    ]
+    return faults + [
+        f"variants.{name}.{fault.removeprefix('default_params.')}"
+        for name in entry.variants
+        for fault in default_faults(entry.defaults(name), api, more=(GenerateBody,))
+    ]
+
+
 def read_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArgs:
     """The arguments, checked as far as one can without loading a model.
 
@@ -57,18 +75,9 @@ def read_args(args: Mapping[str, Any] | AppArgs, source: str = "args") -> AppArg
     """
     checked = parse_args(args, source)
     faults = [
-        f"models[{index}].api.{fault}"
+        f"models[{index}].{fault}"
         for index, entry in enumerate(checked.models)
-        for fault in (
-            *default_faults(entry.api.default_params, checked.api, more=(GenerateBody,)),
-            *parser_faults(entry.api),
-        )
-    ]
-    faults += [
-        f"models[{index}].variants.{name}.{fault.removeprefix('default_params.')}"
-        for index, entry in enumerate(checked.models)
-        for name in entry.variants
-        for fault in default_faults(entry.defaults(name), checked.api, more=(GenerateBody,))
+        for fault in entry_faults(entry, checked.api)
     ]
     default = checked.api.default_model
     if default is not None and default not in checked.by_name():

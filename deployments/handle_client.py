@@ -23,6 +23,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config.app import AppArgs, unknown_model
+from deployments.config.sources import Spec
 from deployments.core.calls import Call, ChatPrompt, GenerateCall, Prompt
 from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
 from deployments.core.errors import ModelError, Overloaded, ReplicaLost, TroupeError, Unavailable, last_line
@@ -239,7 +240,33 @@ class HandleClient:
 
     async def add_model(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """Add the model that a request describes; its state, and whether it is new."""
-        return await followed(self._following).add(body)
+        return await followed(self._following).add(body, self)
+
+    async def try_adapter(self, spec: Spec) -> None:
+        """Compare an adapter with its base on a replica; see `Trials`."""
+        await self._ask_replica(self._pool_of[spec.like], "try_adapter", spec.entry.base or "", spec.model_dump_json())
+
+    async def try_load(self, spec: Spec) -> None:
+        """Load a model that the registry does not have yet; see `Trials`."""
+        await self._ask_replica(self._pool_of[spec.like], "load", spec.entry.id, spec.model_dump_json())
+
+    async def end_trial(self, spec: Spec) -> None:
+        """Unload a model that was only tried."""
+        await self._tell_all("unload", [self._pool_of[spec.like]], spec.model_dump_json(), limit=UNLOAD_LIMIT_S)
+
+    async def _ask_replica(self, pool: str, method: str, place: str, spec: str) -> None:
+        """Ask the replica of a pool that has a model, or can load it, to try one."""
+        handle = (await self._started(pool)).options(method_name=method, multiplexed_model_id=place, session_id="")
+        answer = handle.remote(spec)
+        try:
+            found = await unpacked(await answer)
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+        except Exception as error:
+            raise as_troupe_error(error) from None
+        if isinstance(found, Failed):
+            raise found.error
 
     async def remove_model(self, name: str) -> int:
         """Remove a model that was added; on how many replicas it was loaded."""
@@ -261,7 +288,7 @@ class HandleClient:
         spec = self._catalogue.spec(model)
         pool = self._pool_of.get(model if spec is None else spec.like)
         if pool is None:  # Removed since its name was resolved.
-            raise unknown_model(model, self._args)
+            raise unknown_model(model, self._catalogue.listed())
         return pool
 
     def _spec(self, model: str) -> str:

@@ -28,7 +28,7 @@ import uvicorn
 import yaml
 from fastapi import FastAPI
 
-from deployments.args import check_adapter_folders, read_args
+from deployments.args import check_adapter_folders, entry_faults, read_args
 from deployments.batches.service import Batches
 from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
@@ -66,7 +66,7 @@ def make_app(
     """
     checked = read_args(args)
     check_adapter_folders(checked, Path(checked.folder or ""))
-    registry = Registry(checked) if checked.has_registry else None
+    registry = Registry(checked, entry_faults) if checked.has_registry else None
     models = ObservedHost(checked, device, given=given, registry=registry)
     computer = LineComputer()
     batches = None if checked.batches_dir is None else Batches(checked, models, computer)

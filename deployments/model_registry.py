@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.args import entry_faults
 from deployments.config.app import AppArgs
 from deployments.config.sources import Spec
 from deployments.core.errors import TroupeError, Unavailable
@@ -39,7 +40,7 @@ class RegistryReplica:
         log_like_serve()
         enter_folder(args.folder)
         keep_replica_port_local()
-        self._registry = Registry(args)
+        self._registry = Registry(args, entry_faults)
         self._searching = asyncio.create_task(self._registry.run())
 
     async def find(self, name: str) -> Spec | None:
@@ -49,6 +50,10 @@ class RegistryReplica:
     async def changes(self, seen: str, limit: float) -> Changes:
         """See `ModelRegistry`."""
         return await self._registry.changes(seen, limit)
+
+    async def check(self, body: Mapping[str, Any]) -> Spec | None:
+        """See `ModelRegistry`."""
+        return await self._registry.check(body)
 
     async def add(self, body: Mapping[str, Any]) -> tuple[Spec, bool]:
         """See `ModelRegistry`."""
@@ -80,6 +85,10 @@ class RegistryHandle:
     async def changes(self, seen: str, limit: float) -> Changes:
         """See `ModelRegistry`."""
         return cast(Changes, await self._ask("changes", seen, limit, wait=limit))
+
+    async def check(self, body: Mapping[str, Any]) -> Spec | None:
+        """See `ModelRegistry`."""
+        return cast(Spec | None, await self._ask("check", dict(body)))
 
     async def add(self, body: Mapping[str, Any]) -> tuple[Spec, bool]:
         """See `ModelRegistry`."""

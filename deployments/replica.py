@@ -17,7 +17,7 @@ import ray
 from ray import serve
 
 from deployments.config.app import AppArgs
-from deployments.config.sources import SPEC
+from deployments.config.sources import SPEC, Spec
 from deployments.core.calls import Call, ChatPrompt, Prompt
 from deployments.core.cgroup import cores
 from deployments.core.errors import TroupeError
@@ -202,6 +202,13 @@ class ModelReplica:
         """Load a model now."""
         model = await self._admit(model)
         await self._host.load(model)
+
+    @errors_as_values
+    async def try_adapter(self, spec: str) -> None:
+        """Compare an adapter with its base; `spec` as JSON."""
+        found = Spec.model_validate_json(spec)
+        await self._advertise(found.entry.base or found.entry.id)
+        await self._host.try_adapter(found)
 
     async def unload(self, model: str) -> bool:
         """Unload a model once nobody uses it; False if it is not loaded."""

@@ -107,15 +107,18 @@ class Files:
             self._folder.remove(upload_id + _PART)
             self._folder.remove(upload_id)
 
-    def get(self, file_id: str, owner: str) -> Document:
+    def get(self, file_id: str, owner: str, param: str = "id") -> Document:
         """A file object.
+
+        Args:
+            param: the field or the parameter of the request that names it.
 
         Raises:
             FileMissing: this owner has none.
         """
         found = self._database.get(FILES, file_id, owner)
         if found is None or _expired(found):
-            raise FileMissing(f"No such File object: {file_id[:100]}.", param="id")
+            raise FileMissing(f"No such File object: {file_id[:100]}.", param=param)
         return found
 
     def page(self, owner: str, page: Page) -> tuple[list[Document], bool]:

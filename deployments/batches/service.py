@@ -139,7 +139,7 @@ class Batches:
         document = new_batch(fields)
 
         def keep(store: Store) -> None:
-            store.files.get(document["input_file_id"], owner)
+            store.files.get(document["input_file_id"], owner, "input_file_id")
             store.database.add(BATCHES, owner, document)
 
         await self._kept(keep)

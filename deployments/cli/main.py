@@ -31,6 +31,13 @@ SCRIPT = "scripts/serve"
 """In place of a command: scripts/serve runs this one."""
 
 
+_OF_OTHERS = {
+    "doctor": " Did you mean 'check'?",
+    **dict.fromkeys(("run", "start", "up"), " Did you mean 'serve'?"),
+}
+"""What commands of other programs are called here."""
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"troupe {server_version()}")
@@ -107,8 +114,10 @@ def _run(written: ServeConfig, options: ServeOptions) -> None:
         if options.print_config:
             print(as_yaml(written), end="")
         if options.check:
-            for line in refused_adapters(args, written.folder / (args.folder or "")):
-                print(line, file=sys.stderr)
+            refused = refused_adapters(args, written.folder / (args.folder or ""))
+            for line in refused or [f"{written.name}: no mistake was found."]:
+                # The standard output can be the configuration.
+                print(line, file=sys.stderr if refused or options.print_config else sys.stdout)
         return
     from deployments.cli.launch import serve
 
@@ -150,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = typer.main.get_command(app).main(given, prog_name="troupe", standalone_mode=False)
     except typer.TyperException as error:
-        _refuse(error.format_message())
+        _refuse(error.format_message() + _OF_OTHERS.get(given[0], ""))
     except (ConfigError, TroupeError) as error:
         _refuse(str(error))
     sys.exit(status)

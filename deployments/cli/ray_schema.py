@@ -27,6 +27,8 @@ _ENVIRONMENT = {
 }
 """The keys of a `runtime_env`; plugins add others."""
 
+_TYPE = ": input should be a valid "
+"""How pydantic says that a value has none of the types it may have."""
 _IMPORTED = ("policy", "request_router_class", "deployment_actors", "args")
 
 
@@ -97,8 +99,13 @@ def _refused(value: Mapping[str, Any], schema: type[BaseModel], place: str) -> I
     try:
         schema.model_validate(value)
     except ValidationError as error:
+        lines: dict[str, list[str]] = {}
         for fault in read_faults(error):
-            yield _line(fault, value, place)
+            line = _line(fault, value, place)
+            lines.setdefault(line.partition(":")[0], []).append(line)
+        for found in lines.values():
+            # Of a number or a text, the number's limit is the fault.
+            yield from [line for line in found if _TYPE not in line] or found
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         yield f"{place or 'applications'}: {error}"
 

@@ -83,11 +83,26 @@ async def _replay(places: list[Path], asked: Asked, concurrency: int, as_json: b
 
     report = Report(sys.stdout, as_json=as_json)
     async with asked_client(asked, as_json) as (client, only):
+        if asked.url is not None:
+            await _check_key(client)
         replayer = Replayer(client, model=asked.model or only, at_once=concurrency)
         async with aclosing(replayer.outcomes(recorded_calls(places))) as outcomes:
             async for outcome in outcomes:
                 report.add(outcome)
     return report.end()
+
+
+async def _check_key(client: AsyncClient) -> None:
+    """Refuse to send recorded calls to a server that takes none of them.
+
+    Raises:
+        ConfigError: it refuses the key.
+    """
+    from httpx2 import HTTPError
+
+    with contextlib.suppress(HTTPError):  # Each call says it then.
+        if (await client.get("/models", timeout=_PATIENCE_S)).status_code in (401, 403):
+            raise ConfigError(f"{client.base_url} refuses the key. Give another with --api-key.")
 
 
 @asynccontextmanager

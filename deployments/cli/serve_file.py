@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,16 @@ from deployments.args import check_adapter_folders, read_args
 from deployments.config.app import IMPORT_PATH, AppArgs
 from deployments.config.explain import nearest
 from deployments.config.loader_file import check_arguments, check_loader
+from deployments.config.model import ModelEntry
 from deployments.config.yaml_text import read_yaml
 from deployments.core.errors import ConfigError, ModelLoadFailed
 from deployments.openai.http.keys import KeyFile, as_digests
-from model_loaders.local_folder import check_folders
+from model_loaders.local_folder import check_folders, missing
 
+AUTO = "model_loaders.auto:load_model"
+"""The loader of any checkpoint of transformers."""
+
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
 HOST, PORT = "127.0.0.1", 8000
 _DEFAULT_NAME = "default"
 """Ray Serve's name of an application without one."""
@@ -226,11 +232,16 @@ def _check_application(app: Mapping[str, Any], args: AppArgs, folder: Path) -> N
         check_arguments(entry, base)
         if not remote:
             _check_folders(entry.id, entry.kwargs, base)
+        if entry.loader == AUTO:
+            _check_dtype(entry)
 
 
 def _check_files(args: AppArgs, base: Path) -> None:
     if args.api.api_keys_file is not None:
         KeyFile(base / args.api.api_keys_file)
+    for root in args.api.admin_roots:
+        if not (base / root).is_dir():
+            raise ConfigError(f"api.admin_roots: {root}: {missing(root, base)}")
     folders = [("api.record_dir", args.api.record_dir), ("state_dir", args.state_dir)]
     folders += [(f"model {entry.id!r}, profile_dir", entry.profile_dir) for entry in args.models]
     for place, name in folders:
@@ -239,14 +250,19 @@ def _check_files(args: AppArgs, base: Path) -> None:
 
 
 def _unwritable(folder: Path) -> str | None:
-    """Why a folder cannot be made or written to; None if it can. Nothing is made."""
+    """Why a folder cannot be made or written to; None if it can. Nothing is left there."""
     try:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
         return error.strerror
     if not there.is_dir():
         return f"{str(there)!r} is a file"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{str(there)!r} is not writable"
+    try:
+        # Root may write by the permissions also where the file system, such as /proc, takes nothing.
+        with tempfile.TemporaryFile(dir=there):
+            return None
+    except OSError:
+        return f"{str(there)!r} is not writable"
 
 
 def _check_deployments(deployments: Any, args: AppArgs) -> None:
@@ -259,6 +275,12 @@ def _check_deployments(deployments: Any, args: AppArgs) -> None:
             raise ConfigError(
                 f"deployments: there is none named {deployment['name']!r}{nearest(str(deployment['name']), known)}"
             )
+
+
+def _check_dtype(entry: ModelEntry) -> None:
+    asked = entry.kwargs.get("dtype")
+    if asked is not None and str(asked).removeprefix("torch.") not in _DTYPES:
+        raise ConfigError(f"model {entry.id!r}, kwargs.dtype: there is no {asked!r}{nearest(str(asked), _DTYPES)}.")
 
 
 def _check_folders(model: str, kwargs: Mapping[str, Any], base: Path) -> None:

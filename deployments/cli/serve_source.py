@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import yaml
 
-from deployments.cli.serve_file import HOST, PORT, ServeConfig, load_config, troupe_applications
+from deployments.cli.serve_file import AUTO, HOST, PORT, ServeConfig, load_config, troupe_applications
 from deployments.cli.serve_options import ServeOptions, flag, keys
 from deployments.config.app import IMPORT_PATH
 from deployments.config.yaml_text import RepeatedKey, read_yaml
@@ -19,7 +19,6 @@ from model_loaders.loader_name import parts
 from model_loaders.local_folder import HUB_ID, check_checkpoint, found, hub_instead, is_mistyped, missing
 
 SHIPPED = "serve_config.yaml"
-AUTO = "model_loaders.auto:load_model"
 _DEMO_ENTRY = {
     "id": "demo",
     "loader": "model_loaders.demo:load_model",

@@ -34,7 +34,8 @@ async def load_adapter(exchange: Exchange) -> Response:
     _check_open(exchange)
     body, _ = parse_fields(LoadBody, await exchange.read_object())
     base = body.base_model_name or _only_model(exchange)
-    added = {"id": body.lora_name, "base": base, "adapter": body.lora_path, "replace": body.load_inplace}
+    named = {"id": body.lora_name, "base": base, "adapter": body.lora_path}
+    added = {**named, "replace": body.load_inplace, "load": True}
     try:
         _, new = await exchange.models.add_model(added)
     except NameTaken as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,9 @@ from deployments.core.errors import ModelNotFound
 
 IMPORT_PATH = "deployments.app:build_app"
 """The `import_path` of an application of Troupe."""
+
+_SHOWN = 20
+"""Names that an error lists."""
 
 
 class Pool(Strict):
@@ -74,6 +77,8 @@ class AppArgs(Strict):
                 if name in entry.names[:position]:
                     raise ValueError(f"model {entry.id!r} has the name {name!r} twice")
                 if name in seen:
+                    if seen[name] == entry.id:
+                        raise ValueError(f"two models have the id {name!r}; give one of them another")
                     raise ValueError(f"{name!r} names both model {seen[name]!r} and model {entry.id!r}")
                 seen[name] = entry.id
         return models
@@ -181,10 +186,17 @@ def _adapter(entry: ModelEntry, known: Mapping[str, ModelEntry], place: str) -> 
     return entry.over(base)
 
 
-def unknown_model(name: str, args: AppArgs) -> ModelNotFound:
-    """The error for a name that is not a model."""
-    known = ", ".join(known for entry in args.models for known in (entry.id, *entry.variants))
-    error = ModelNotFound(f"The model {name!r} does not exist. Configured: {known}.", param="model")
+def unknown_model(name: str, known: Iterable[ModelEntry]) -> ModelNotFound:
+    """The error for a name that is not a model.
+
+    Args:
+        known: the models that can be requested.
+    """
+    names = [name for entry in known for name in (entry.id, *entry.variants)]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    error = ModelNotFound(
+        f"The model {name!r} does not exist. This server has: {', '.join(names[:_SHOWN])}{more}.", param="model"
+    )
     error.model = name
     return error
 

@@ -70,30 +70,35 @@ def _place(path: tuple[int | str, ...]) -> str:
 
 def descriptions(error: ValidationError, schema: type) -> list[str]:
     """The faults of a configuration of this schema, each with its place and the fix."""
-    return [_line(fault, schema) for fault in read_faults(error)]
+    return [": ".join(filter(None, (fault.place, explained(fault, schema)))) for fault in read_faults(error)]
+
+
+def explained(fault: Fault, schema: type, root: str = "args") -> str:
+    """What is wrong with a value, and the fix.
+
+    Args:
+        root: what the schema describes, for a key that belongs in another section of it.
+    """
+    if fault.unknown:
+        return f"unknown key{_meant(fault.path, schema, root)}"
+    if fault.missing:
+        return "missing"
+    # The whole configuration may contain keys, and says nothing that the reason does not.
+    return fault.reason + (f" (got {fault.got})" if fault.path and "; got " not in fault.reason else "")
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
     """What an unknown name may mean, in parentheses, for the end of a message."""
     names = list(known)
-    close = [key for key in names if key.startswith(wrong)] or difflib.get_close_matches(wrong, names, n=1)
+    close = sorted((key for key in names if key.startswith(wrong)), key=len)
+    close = close or difflib.get_close_matches(wrong, names, n=1)
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(names)})"
 
 
-def _line(fault: Fault, schema: type) -> str:
-    place = fault.place or "args"
-    if fault.unknown:
-        return f"{place}: unknown key{_meant(fault.path, schema)}"
-    if fault.missing:
-        return f"{place}: missing"
-    # The whole configuration may contain keys, and says nothing that the reason does not.
-    return f"{place}: {fault.reason}" + (f" (got {fault.got})" if fault.path and "; got " not in fault.reason else "")
-
-
-def _meant(path: tuple[int | str, ...], schema: type) -> str:
+def _meant(path: tuple[int | str, ...], schema: type, root: str) -> str:
     """The section that a key belongs in, or the nearest key of its own section."""
     wrong = str(path[-1])
-    homes = list(_homes(schema, wrong, "args"))
+    homes = list(_homes(schema, wrong, root))
     return f" (it belongs in {' or '.join(homes)})" if homes else nearest(wrong, _section(schema, path[:-1]))
 
 

@@ -55,7 +55,9 @@ class ModelEntry(Strict):
     engine: EngineOptions = Field(default_factory=EngineOptions, description="Options of its engine.")
     api: ModelOptions = Field(default_factory=ModelOptions, description="Options of its requests and answers.")
     adapters: AdapterOptions = Field(default_factory=AdapterOptions, description="Options of the adapters over it.")
-    pinned: bool = Field(default=False, description="Load the model at start and never evict it.")
+    pinned: bool = Field(
+        default=False, description="Load the model at start; it is not evicted, only unloaded by /admin/unload."
+    )
     preload: bool = Field(default=False, description="Load the model at start; it can be evicted.")
     variants: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -84,10 +86,12 @@ class ModelEntry(Strict):
 
     @field_validator("id", "aliases", "variants")
     @classmethod
-    def _have_no_blanks_around(cls, names: Any) -> Any:
+    def _can_be_written_in_a_line(cls, names: Any) -> Any:
         for name in [names] if isinstance(names, str) else names:
             if not name or name != name.strip():
                 raise ValueError(f"remove the white space around {name!r}" if name.strip() else "a name is empty")
+            if not name.isprintable():
+                raise ValueError(f"remove the control characters of {name!r}, such as line breaks")
         return names
 
     @field_validator("engine", mode="before")

@@ -98,7 +98,7 @@ def spec_like(
     Raises:
         ValidationError: a key has a value that cannot be used.
     """
-    base = like.model_dump(exclude={"id", "aliases", "pinned", "preload", "profile_dir"})
+    base = like.model_dump(exclude={"id", "aliases", "variants", "pinned", "preload", "profile_dir"})
     base["kwargs"] = {**like.kwargs, key: source}
     entry = ModelEntry.model_validate({**base, **fields, "id": name})
     return Spec(entry=entry, origin=origin, like=like.id, source=source, listed=origin != "hub", created=created)

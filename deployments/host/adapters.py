@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from deployments.adapters.lora_file import read_lora
+from deployments.adapters.lora_file import LoraFile, read_lora
 from deployments.adapters.refused import AdapterRefused, NeedsMerge, needs_peft, peft_is_installed
-from deployments.config.model import ModelEntry
+from deployments.config.model import AdapterOptions, ModelEntry
 from deployments.core.errors import TroupeError, Unavailable, last_line
 from deployments.engine.adapters.table import PlacedAdapter
 from deployments.engine.base.failures import free_memory, is_out_of_memory
@@ -28,6 +28,7 @@ from deployments.host.leases import Leases
 from deployments.host.loaded_model import LoadedModel
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.version import Rewritten, Version
+from model_loaders.contract import ModelInfo
 from model_loaders.local_folder import found
 from model_loaders.prompts.hooks import Hooks
 
@@ -122,17 +123,14 @@ class AdapterSlots:
         """Read an adapter and place it beside the base. Blocks."""
         entry, version = self._asked[key]
         engine, options = self._base.engine, entry.adapters
-        check_engine(engine)
-        folder = found(entry.adapter or "")
-        file = read_lora(folder, options.max_rank)
-        info = adapted_info(self._base.info, folder)
+        file, info = _read(self._base, entry)
         assert isinstance(engine, AdapterEngine)
         placed = engine.add_adapter(key, file, getattr(torch, options.dtype))
-        if placed.nbytes > options.memory_gib * _GIB:
+        try:
+            _check_size(placed.nbytes, options)
+        except AdapterRefused:
             engine.remove_adapter(key)
-            raise AdapterRefused(
-                f"it has {placed.nbytes / _GIB:.3g} GiB; adapters.memory_gib of its base is {options.memory_gib:g}."
-            )
+            raise
         return Slot(self._view(key, entry, version, None if info is None else Hooks(info)), placed)
 
     def _view(self, key: str, entry: ModelEntry, version: Version, hooks: Hooks | None) -> LoadedModel:
@@ -227,6 +225,45 @@ class Adapters:
     def refused(self) -> dict[str, str]:
         """Why adapters were refused, by their ids."""
         return {model: refused.message for model, (_, refused) in self._refused.items()}
+
+
+async def try_adapter(base: LoadedModel, entry: ModelEntry) -> None:
+    """Compare an adapter with its base without placing it. One that needs a merged copy of the base is taken as it is.
+
+    Raises:
+        AdapterRefused: it cannot be served; the message is the reason.
+        TroupeError: it cannot be tried now.
+    """
+
+    def fit() -> None:
+        file, _ = _read(base, entry)
+        engine = base.engine
+        assert isinstance(engine, AdapterEngine)
+        _check_size(engine.adapters.fit(file, getattr(torch, entry.adapters.dtype)).nbytes, entry.adapters)
+
+    try:
+        await asyncio.to_thread(fit)
+    except AdapterRefused as reason:
+        if not isinstance(reason, NeedsMerge):
+            raise
+        if not peft_is_installed():
+            raise needs_peft(reason.message) from None
+    except Exception as error:
+        raise _as_refusal(error, entry.id) from None
+
+
+def _read(base: LoadedModel, entry: ModelEntry) -> tuple[LoraFile, ModelInfo | None]:
+    """The matrices of an adapter, and its text side if that is not its base's."""
+    check_engine(base.engine)
+    folder = found(entry.adapter or "")
+    return read_lora(folder, entry.adapters.max_rank), adapted_info(base.info, folder)
+
+
+def _check_size(nbytes: int, options: AdapterOptions) -> None:
+    if nbytes > options.memory_gib * _GIB:
+        raise AdapterRefused(
+            f"it has {nbytes / _GIB:.3g} GiB; adapters.memory_gib of its base is {options.memory_gib:g}."
+        )
 
 
 def _as_refusal(error: Exception, adapter: str) -> Exception:

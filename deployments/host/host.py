@@ -27,6 +27,7 @@ from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import TokenIds, check_known
 from deployments.core.transcript import TranscriptionStarted
 from deployments.engine.library.tested_versions import warn_of_untested_transformers
+from deployments.host.adapters import try_adapter
 from deployments.host.generation import Generation
 from deployments.host.inside.captures import CaptureStore
 from deployments.host.inside.capturing import modules_of
@@ -232,7 +233,29 @@ class ModelHost:
 
     async def add_model(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """Add the model that a request describes; its state, and whether it is new."""
-        return await followed(self.following).add(body)
+        return await followed(self.following).add(body, self)
+
+    async def try_adapter(self, spec: Spec) -> None:
+        """Compare an adapter with its base, which is loaded for it; see `try_adapter` for its errors."""
+        if spec.parent is not None:
+            self.admit(spec.parent.model_dump_json())
+        async with self.lease(spec.entry.base or "") as base:
+            await try_adapter(base, spec.entry)
+
+    async def try_load(self, spec: Spec) -> None:
+        """Load a model that the registry does not have yet."""
+        self._catalogue.adopt(spec)
+        try:
+            await self.load(spec.entry.id)
+        except BaseException:
+            self._catalogue.drop(spec)
+            raise
+
+    async def end_trial(self, spec: Spec) -> None:
+        """Unload a model that was only tried."""
+        if self._catalogue.spec(spec.entry.id) is not None:
+            await self._places.evict(spec.entry.id)
+            self._catalogue.drop(spec)
 
     async def remove_model(self, name: str) -> int:
         """Remove a model that was added; 1 if it was loaded."""

@@ -8,10 +8,14 @@ from fastapi import Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from deployments.config.explain import nearest
+from deployments.config.model import ModelEntry
 from deployments.core.errors import BadRequest
 from deployments.openai.fields.fields import RequestBody, parse_fields
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.models import json_response
+
+_OF_THE_CONFIGURATION = frozenset({"pinned", "preload", "profile_dir", "variants"})
 
 
 class ModelBody(RequestBody):
@@ -21,7 +25,7 @@ class ModelBody(RequestBody):
 class AddedModel(RequestBody):
     """A model that is added while the server runs: `like` and `model_name`, or an adapter: `base` and `adapter`."""
 
-    id: str = Field(min_length=1, description="The name that clients send as model.")
+    id: str = Field(min_length=1, max_length=512, description="The name that clients send as model.")
     like: str | None = Field(
         default=None, min_length=1, description="Id of the model whose loader and options are used."
     )
@@ -103,13 +107,23 @@ async def add_model(exchange: Exchange) -> Response:
     given = await exchange.read_object()
     body, unknown = parse_fields(AddedModel, given)
     if unknown:
-        raise BadRequest(f"Unknown field {unknown[0][:100]!r}.", param=unknown[0][:100], code="unknown_parameter")
+        raise _unknown_field(unknown[0])
     state, new = await exchange.models.add_model(body.model_dump(exclude_none=True))
     if body.load:
         await exchange.models.load(body.id)
     response = json_response(state)
     response.status_code = 201 if new else 200
     return response
+
+
+def _unknown_field(key: str) -> BadRequest:
+    if key in _OF_THE_CONFIGURATION:
+        why = ": only models of the configuration have it; leave it out"
+    elif key in ModelEntry.model_fields:
+        why = ": an added model has it from the model that like or base names; leave it out"
+    else:
+        why = nearest(key, AddedModel.model_fields)
+    return BadRequest(f"Unknown field {key[:100]!r}{why}.", param=key[:100], code="unknown_parameter")
 
 
 async def remove_model(exchange: Exchange) -> Response:

@@ -109,7 +109,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         problem = BadRequest(str(error.detail))
     else:
         problem = internal_error(error)
-    response = error_response(problem)
+    response = error_response(problem, request.scope)
     if error.headers:
         response.headers.update(error.headers)
     return response

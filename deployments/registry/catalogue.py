@@ -40,9 +40,11 @@ class Catalogue:
         """Every model, in the order of the configuration and then of the registry; its limits and its fingerprint once
         it was loaded.
         """
-        listed = [entry.id for entry in self._args.models]
-        listed += [name for name, spec in self._found.items() if spec.listed]
-        return [self._cards[name] for name in listed]
+        return [self._cards[entry.id] for entry in self.listed()]
+
+    def listed(self) -> list[ModelEntry]:
+        """The entries of `models`."""
+        return [*self._args.models, *(spec.entry for spec in self._found.values() if spec.listed)]
 
     def spec(self, model: str) -> Spec | None:
         """How a model was found while the server runs; None for one of the configuration."""
@@ -91,7 +93,7 @@ class Catalogue:
         """
         entry = named_entry(name, self._by_name)
         if entry is None:
-            raise unknown_model(name, self._args)
+            raise unknown_model(name, self.listed())
         return entry
 
     def place_of(self, model: str) -> str:

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from deployments.adapters.lora_config import CONFIG_FILE
+from deployments.config.explain import read_faults
 from deployments.config.model import ModelEntry
 from deployments.config.sources import FolderSource, Spec, adapter_spec, spec_like
 from deployments.registry.adapter_check import AdapterCheck
@@ -57,14 +60,21 @@ class FolderSearch:
         self._settle_s = settle_s
         self._check = check
         self._found: dict[str, Found] = {}
+        self._nameless: set[str] = set()
 
     def search(self) -> list[Found]:
         """Every folder, those that are gone included, in the order of their paths and numbers. Blocks."""
         paths = [path for path in glob.glob(self._source.glob) if Path(path).is_dir()]
-        for path in paths:
+        for path in set(paths) - self._nameless:
             known = self._found.get(path)
             if known is None or known.state != "ready":
-                looked = self._look(path)
+                try:
+                    looked = self._look(path)
+                except ValidationError as error:
+                    fault = next(read_faults(error))
+                    logger.warning("The folder %r is not a model: %s: %s", path, fault.place, fault.reason)
+                    self._nameless.add(path)
+                    continue
                 if looked is not None:
                     self._found[path] = looked
         for path in set(self._found).difference(paths):

@@ -13,6 +13,7 @@ from deployments.config.sources import Spec
 from deployments.core.errors import TroupeError, Unavailable, UnsupportedParameter
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.registry import ModelRegistry, state_of
+from deployments.registry.trial import Trials, try_model
 
 logger = logging.getLogger("troupe.registry")
 
@@ -70,8 +71,17 @@ class Following:
         self._catalogue.adopt(spec)
         return True
 
-    async def add(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-        """Add a model, and know it here; its state, and whether it is new. See `ModelRegistry.add` for its errors."""
+    async def add(self, body: Mapping[str, Any], trials: Trials) -> tuple[dict[str, Any], bool]:
+        """Add a model, and know it here; its state, and whether it is new.
+
+        An adapter is tried on its base if that is loaded, or is to be loaded; a model is loaded first with `load`.
+
+        Raises:
+            BadRequest: it cannot be served; nothing was added or replaced.
+            TroupeError: as of `ModelRegistry.add`.
+        """
+        if (found := await self.registry.check(body)) is not None:
+            await try_model(found, body, trials)
         spec, new = await self.registry.add(body)
         self._catalogue.adopt(spec)
         return state_of(spec, "ready"), new
@@ -93,7 +103,9 @@ class Following:
         rows = await self.registry.states()
         for row in rows:
             row["replicas"] = [held for replica in replicas for held in _held(replica, row["model"])]
-            reason = next((found for each in replicas if (found := each["refused"].get(row["model"]))), None)
+            kinds = ("refused",) if row["replicas"] else ("refused", "failed")  # Another replica may have loaded it.
+            known = (each[kind].get(row["model"]) for each in replicas for kind in kinds)
+            reason = next(filter(None, known), None)
             if reason is not None and row["state"] == "ready":
                 row.update(state="refused", reason=reason)
         return rows

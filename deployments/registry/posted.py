@@ -7,36 +7,46 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from deployments.config.api import ApiOptions
 from deployments.config.app import AppArgs
-from deployments.config.explain import read_faults
+from deployments.config.booleans import booleans_for_numbers
+from deployments.config.explain import explained, read_faults
+from deployments.config.loader_file import check_arguments
+from deployments.config.model import ModelEntry
 from deployments.config.sources import Spec, adapter_spec, spec_like
-from deployments.core.errors import BadRequest, PathNotAllowed, Unavailable
+from deployments.core.errors import BadRequest, ConfigError, PathNotAllowed, Unavailable
 from deployments.registry.adapter_check import AdapterCheck
 from deployments.registry.files import folder_files
 from deployments.registry.stamp import Stamp
 
 logger = logging.getLogger("troupe.registry")
 
+EntryFaults = Callable[[ModelEntry, ApiOptions], list[str]]
+"""What the schema of a model's entry does not see: each fault after its key."""
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
-def posted_spec(args: AppArgs, body: Mapping[str, Any], found: Mapping[str, Spec], check: AdapterCheck) -> Spec:
+def posted_spec(
+    args: AppArgs, body: Mapping[str, Any], found: Mapping[str, Spec], check: AdapterCheck, faults: EntryFaults
+) -> Spec:
     """The model that a request describes: `id`, and `like` and `model_name`, or `base` and `adapter`; optionally
     `aliases`, `api`, and `engine` for a model. Blocks.
 
     Args:
         found: the models that came while the server runs, by name.
         check: reads adapters.
+        faults: as for an entry of the configuration.
 
     Raises:
-        BadRequest: a field cannot be used, or the adapter cannot be served.
+        BadRequest: a field cannot be used, the adapter cannot be served, or the folder has no model.
         PathNotAllowed: the folder is not below one of `api.admin_roots`, or the Hub's name is not allowed.
     """
     is_adapter = "base" in body or "adapter" in body
@@ -50,13 +60,20 @@ def posted_spec(args: AppArgs, body: Mapping[str, Any], found: Mapping[str, Spec
         if key in body:
             raise BadRequest(f"Invalid {key!r}: an adapter has this of its base; leave it out.", param=key)
     fields = {key: body[key] for key in ("aliases", "engine", "api") if body.get(key) is not None}
+    for line in booleans_for_numbers(fields, ModelEntry):
+        raise _invalid(*line.split(": ", 1))
     try:
-        if is_adapter:
-            return _adapter(args, body, found, check, fields)
-        return _model(args, body, fields)
+        spec = _adapter(args, body, found, check, fields) if is_adapter else _model(args, body, fields)
     except ValidationError as error:
         fault = next(iter(read_faults(error)))
-        raise BadRequest(f"Invalid {fault.place!r}: {fault.reason} (got {fault.got}).", param=fault.place) from None
+        raise _invalid(fault.place, explained(fault, ModelEntry, "model")) from None
+    for line in faults(spec.entry, args.api):
+        raise _invalid(*line.split(": ", 1))
+    return spec
+
+
+def _invalid(place: str, reason: str) -> BadRequest:
+    return BadRequest(f"Invalid {place!r}: {reason}{'' if reason.endswith('.') else '.'}", param=place)
 
 
 def _model(args: AppArgs, body: Mapping[str, Any], fields: Mapping[str, Any]) -> Spec:
@@ -67,8 +84,15 @@ def _model(args: AppArgs, body: Mapping[str, Any], fields: Mapping[str, Any]) ->
             f"Invalid 'like': there is no model {body['like']!r} in the configuration (it has {known}).", param="like"
         )
     source = _allowed(args, body["model_name"], "model_name")
+    if os.path.isdir(source) and not any(file.has_weights for file in folder_files(Path(source))):
+        raise _invalid("model_name", f"{body['model_name']!r} has no weights")
     made = _written(source)
-    return spec_like(like, "model_name", name=body["id"], source=source, origin="post", created=made, **fields)
+    spec = spec_like(like, "model_name", name=body["id"], source=source, origin="post", created=made, **fields)
+    try:
+        check_arguments(spec.entry, Path(args.folder or ""))
+    except ConfigError as error:
+        raise _invalid("like", str(error)) from None
+    return spec
 
 
 def _adapter(
@@ -134,12 +158,20 @@ class PostedFile:
         """The models by id; none, with an error in the log, if the file cannot be read."""
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
-            return {spec.entry.id: spec for spec in map(Spec.model_validate, found["models"])}
+            return {spec.entry.id: spec for spec in self._valid(found["models"])}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.error("%s cannot be read; the models that were added are not there: %s", self._path, error)
             return {}
+
+    def _valid(self, found: Sequence[Any]) -> Iterator[Spec]:
+        for each in found:
+            try:
+                yield Spec.model_validate(each)
+            except ValidationError as error:
+                fault = next(read_faults(error))
+                logger.error("%s: a model is left out: %s: %s", self._path, fault.place, fault.reason)
 
     def write(self, specs: Mapping[str, Spec]) -> None:
         """Replace the file. Blocks.

@@ -21,7 +21,7 @@ from deployments.core.errors import ModelNotFound, NameTaken, Unavailable
 from deployments.registry.adapter_check import AdapterCheck
 from deployments.registry.catalogue import named_entry
 from deployments.registry.folders import FolderSearch, Found
-from deployments.registry.posted import hub_allows, posted_file, posted_spec
+from deployments.registry.posted import EntryFaults, hub_allows, posted_file, posted_spec
 
 logger = logging.getLogger("troupe.registry")
 
@@ -44,6 +44,9 @@ class ModelRegistry(Protocol):
     async def changes(self, seen: str, limit: float) -> Changes:
         """All models and what to pass as `seen` the next time; waits up to `limit` seconds for a change."""
 
+    async def check(self, body: Mapping[str, Any]) -> Spec | None:
+        """The model that `add` would add; None if it is there already. See `add` for its errors."""
+
     async def add(self, body: Mapping[str, Any]) -> tuple[Spec, bool]:
         """Add the model that a request describes, and whether it is new; see `posted_spec` and `NameTaken`."""
 
@@ -62,10 +65,12 @@ class Registry:
 
     Args:
         args: the application's configuration.
+        faults: checks the entries of models that are added.
     """
 
-    def __init__(self, args: AppArgs) -> None:
+    def __init__(self, args: AppArgs, faults: EntryFaults) -> None:
         self._args = args
+        self._faults = faults
         self._configured = args.by_name()
         self._file = posted_file(args)
         self._posted = self._file.read() if args.api.admin_keys else {}
@@ -113,14 +118,20 @@ class Registry:
                 await asyncio.wait_for(self._changed.wait(), limit)
         return self._token, list(self._specs())
 
+    async def check(self, body: Mapping[str, Any]) -> Spec | None:
+        spec = await asyncio.to_thread(posted_spec, self._args, body, self._names(), self._check, self._faults)
+        known = self._posted.get(spec.entry.id)
+        if known is not None and known.same(spec):
+            return None
+        self._refuse_taken(spec, replaces=known is not None and bool(body.get("replace")))
+        self._refuse_base(spec.entry.id)
+        return spec
+
     async def add(self, body: Mapping[str, Any]) -> tuple[Spec, bool]:
-        spec = await asyncio.to_thread(posted_spec, self._args, body, self._names(), self._check)
         async with self._writing:
-            known = self._posted.get(spec.entry.id)
-            if known is not None and known.same(spec):
-                return known, False
-            self._refuse_taken(spec, replaces=known is not None and bool(body.get("replace")))
-            self._refuse_base(spec.entry.id)
+            spec = await self.check(body)
+            if spec is None:
+                return self._posted[body["id"]], False
             await self._keep({**self._posted, spec.entry.id: spec})
         return spec, True
 
@@ -130,9 +141,9 @@ class Registry:
             if spec is None:
                 if name in self._configured or name in self._names():
                     raise NameTaken(
-                        f"The model {name!r} was not added by POST /admin/models: remove it where it is from."
+                        f"The model {name!r} was not added by POST /admin/models: {_removal(self._names().get(name))}."
                     )
-                raise unknown_model(name, self._args)
+                raise unknown_model(name, [*self._args.models, *(spec.entry for spec in self._specs() if spec.listed)])
             self._refuse_base(spec.entry.id)
             await self._keep({key: value for key, value in self._posted.items() if key != spec.entry.id})
         return spec
@@ -204,7 +215,8 @@ class Registry:
         for name in spec.entry.names:
             if name in others or name in self._configured:
                 fix = "send replace: true to replace it" if spec.entry.id in self._posted else "choose another name"
-                raise NameTaken(f"The name {name!r} is that of another model; {fix}.", param="id")
+                param = "id" if name == spec.entry.id else "aliases"
+                raise NameTaken(f"The name {name!r} is that of another model; {fix}.", param=param)
 
     async def _keep(self, posted: dict[str, Spec]) -> None:
         await asyncio.to_thread(self._file.write, posted)
@@ -215,6 +227,15 @@ class Registry:
         self._count += 1
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _removal(spec: Spec | None) -> str:
+    """How a model that was not added is removed."""
+    if spec is None:
+        return "it is in the configuration; remove it there"
+    if spec.origin == "folder":
+        return f"it is served because its folder is watched; move or delete {spec.source}"
+    return "it is on the Hub, and hub.allow in the configuration allows its name"
 
 
 def state_of(spec: Spec, state: str, reason: str | None = None) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def test_what_is_said_at_once_imports_nothing_heavy(arguments: list[str]) -> Non
     ("arguments", "message"),
     [
         (["serv"], "No such command 'serv'. Did you mean 'serve'?"),
+        (["doctor"], "No such command 'doctor'. Did you mean 'check'?"),
         (["serve", "--prt", "1"], "No such option: --prt (Possible options: --port)"),
         (["serve", "--port", "99999"], "Invalid value for '--port': Input should be less than or equal to 65535"),
         (["serve", "./my-modle"], "./my-modle: there is no 'my-modle' in {folder} (did you mean 'my-model'?)."),

@@ -105,6 +105,17 @@ def test_the_same_server_gives_the_same_answers(server: Server, record: Path, fo
     assert f"{3 * REPLAYED} replayed: {3 * REPLAYED} equal" in capsys.readouterr().out
 
 
+def test_a_server_that_does_not_take_the_key(record: Path, capsys: Capture) -> None:
+    closed = Server({"api_keys": ["k"]}, [TINY])
+    closed.start()
+    try:
+        assert run(str(record), "--url", closed.url, "--api-key", "wrong") == 2
+    finally:
+        closed.stop()
+    said = capsys.readouterr()
+    assert (said.out, "refuses the key. Give another with --api-key." in said.err) == ("", True)
+
+
 def test_a_model_of_this_process(record: Path, capsys: Capture) -> None:
     assert run(str(record), "--model", LOADER, "--json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -18,6 +18,7 @@ from tests.tiny import llama
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = {"id": "a", "loader": "model_loaders.demo:load_model"}
+AUTO = {"id": "a", "loader": "model_loaders.auto:load_model"}
 
 
 def write(folder: Path, loader: str = DEMO["loader"], **more: Any) -> Path:
@@ -241,7 +242,7 @@ def test_a_key_that_ray_serve_would_ignore(tmp_path: Path, more: dict[str, Any],
         ),
         ({"app": {"route_prefix": None}}, "route_prefix of application 'default': write a path"),
         ({"app": {"deployments": 3}}, "deployments: "),
-        ({"app": {"args": [1]}}, "args: "),
+        ({"app": {"args": [1]}}, "args:"),
     ],
 )
 def test_a_wrong_value_of_ray_serves_own_options(tmp_path: Path, more: dict[str, Any], said: str) -> None:
@@ -315,6 +316,17 @@ def test_keys_of_every_application_are_hidden_and_its_address_is_told(tmp_path: 
         ({"api": {"api_keys_file": "."}}, "cannot be read: Is a directory"),
         ({"api": {"record_dir": "plain/records"}}, "plain' is a file"),
         ({"api": {"record_dir": "plain"}}, "plain' is a file"),
+        ({"api": {"record_dir": "/proc/x"}}, "'/proc' is not writable"),
+        ({"state_dir": "/proc/x"}, "'/proc' is not writable"),
+        ({"api": {"admin_roots": ["plian"]}}, "api.admin_roots: plian: there is no 'plian'"),
+        (
+            {"models": [{**AUTO, "kwargs": {"model_name": "org/x", "dtype": "flaot16"}}]},
+            "model 'a', kwargs.dtype: there is no 'flaot16' (did you mean 'float16'?)",
+        ),
+        ({"models": [DEMO, DEMO]}, "models: two models have the id 'a'; give one of them another"),
+        ({"folders": [{"lik": "a", "glob": "x"}]}, "folders[0].lik: unknown key (did you mean 'like'?)"),
+        ({"models": [DEMO, {"id": "b", "base": "c", "adapter": "x"}]}, "args:\n  models[1].base: there is no model"),
+        ({"models": [{**DEMO, "id": "a\nb"}]}, "models[0].id: remove the control characters of 'a\\nb'"),
         ({"models": [{**DEMO, "profile_dir": "plain/x"}]}, "model 'a', profile_dir: "),
         ({"folder": "nowhere"}, "args.folder: there is no folder "),
         (
@@ -322,7 +334,7 @@ def test_keys_of_every_application_are_hidden_and_its_address_is_told(tmp_path: 
             "model 'a', kwargs.devcie: loader model_loaders.demo:load",
         ),
         ({"models": [{**DEMO, "kwargs": {"devcie": "cpu"}}]}, "(did you mean 'device'?)"),
-        ({"models": [{"id": "a", "loader": "model_loaders.auto:load_model"}]}, "needs 'model_name'; add it"),
+        ({"models": [AUTO]}, "needs 'model_name'; add it"),
     ],
 )
 def test_a_value_that_cannot_be_right(tmp_path: Path, args: dict[str, Any], said: str) -> None:
@@ -377,10 +389,17 @@ def test_keys_do_not_reach_the_arguments_that_ray_logs(tmp_path: Path) -> None:
     assert args.api.admin_keys == ("secret-admin",)
 
 
+def test_a_number_that_is_too_small_is_one_fault(tmp_path: Path) -> None:
+    said = refused(write(tmp_path, app=deployment(num_replicas=0)))
+    assert "greater than 0 (got 0)" in said
+    assert "valid string" not in said
+
+
 def test_the_check_alone_starts_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deployments.cli.main", "serve", "--check"]
-    fine = subprocess.run([*command, str(write(tmp_path))], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "")
+    file = write(tmp_path)
+    fine = subprocess.run([*command, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (fine.returncode, fine.stdout, fine.stderr) == (0, f"{file}: no mistake was found.\n", "")
     file = write(tmp_path, http_options={"prot": 1})
     wrong = subprocess.run([*command, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2

@@ -51,7 +51,7 @@ def model(**fields: Any) -> dict[str, Any]:
             {"models": [model(engine={"torch_compile": "fast"})]},
             "models[0].engine: torch_compile should be one of default, reduce-overhead",
         ),
-        ({"models": [model(), model()]}, "'a' names both model 'a' and model 'a'"),
+        ({"models": [model(), model()]}, "two models have the id 'a'; give one of them another"),
         ({"models": [model(aliases=["b", "a"])]}, "model 'a' has the name 'a' twice"),
         ({"models": [model(), model(id="b", aliases=["a"])]}, "'a' names both model 'a' and model 'b'"),
         (
@@ -127,4 +127,4 @@ def test_every_fault_is_told_at_once() -> None:
 
 def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
     args: AppArgs = parse_args({"models": [model(), model(id="org/b")]})
-    assert "Configured: a, org/b." in str(unknown_model("c", args))
+    assert "This server has: a, org/b." in str(unknown_model("c", args.models))

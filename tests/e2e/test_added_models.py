@@ -70,6 +70,11 @@ def add(url: str, place: Path, name: str) -> requests.Response:
     return requests.post(f"{url}/admin/models", json=body, headers=ADMIN, timeout=60)
 
 
+def replace(url: str, place: Path, name: str, **fields: Any) -> requests.Response:
+    body = {"id": name, "like": "base", "model_name": str(place / "allowed" / "mine"), "aliases": ["other"]}
+    return requests.post(f"{url}/admin/models", json={**body, "replace": True, **fields}, headers=ADMIN, timeout=60)
+
+
 def add_adapter(url: str, place: Path) -> requests.Response:
     body = {"id": "poet", "base": "base", "adapter": str(place / "allowed" / "poet")}
     return requests.post(f"{url}/admin/models", json=body, headers=ADMIN, timeout=60)
@@ -114,6 +119,12 @@ def test_every_ingress_knows_a_model_at_once_and_follows_its_versions(
         assert add_adapter(url, place).status_code == 201
         assert statuses(url, "mine", 100) | statuses(url, "poet", 100) == {200}
         poet = fingerprint(url, "poet")
+        assert replace(url, place, "mine", load=True).status_code == 201
+        write_adapter(llama(hidden_size=64), place / "allowed" / "wrong", ["q_proj", "v_proj"], seed=1)
+        wrong = {"id": "poet", "base": "base", "adapter": str(place / "allowed" / "wrong"), "replace": True}
+        refused = requests.post(f"{url}/admin/models", json=wrong, headers=ADMIN, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "adapter"), refused.text
+        assert fingerprint(url, "poet") == poet
         old = fingerprint(url, "mine")
         write(place / "allowed" / "mine", 2)
         until(lambda: fingerprint(url, "mine") != old)
@@ -121,7 +132,7 @@ def test_every_ingress_knows_a_model_at_once_and_follows_its_versions(
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_mismatch")
         listed = requests.get(f"{url}/v1/models", timeout=10).json()["data"]
         parents = {model["id"]: model["parent"] for model in listed}
-        assert parents == {"base": None, "mine": None, "poet": "base"}
+        assert parents == {"base": None, "mine": None, "other": None, "poet": "base"}
         write_adapter(llama(), place / "allowed" / "poet", ["q_proj", "v_proj"], seed=2)
         until(lambda: fingerprint(url, "poet") != poet)
         assert requests.delete(f"{url}/admin/models/mine", headers=ADMIN, timeout=60).json()["deleted"] is True

@@ -292,6 +292,29 @@ def test_what_may_be_added(place: Path, start: Start) -> None:
         assert word in answer.json()["error"]["message"]
 
 
+def of_another_shape(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    for key in tensors:
+        if "lora_A" in key:
+            tensors[key] = tensors[key][:, :-1].contiguous()
+
+
+def test_an_adapter_that_does_not_fit_replaces_nothing(place: Path, start: Start, expected: dict[str, str]) -> None:
+    server = start(api={"vllm_lora_routes": True})
+    wrong = str(write_adapter(llama(), place / "allowed" / "wrong", LINEARS, change=of_another_shape))
+    good = {"id": "good", "base": "base", "adapter": str(copied(place, "a0", "allowed/good"))}
+    assert admin(server, "POST", body=good).status_code == 201
+    for fields in ({"id": "good", "replace": True, "load": True}, {"id": "good", "replace": True}, {"id": "new"}):
+        refused = admin(server, "POST", body={**good, **fields, "adapter": wrong}).json()["error"]
+        assert (refused["code"], refused["param"]) == ("invalid_value", "adapter")
+        assert "the adapter's matrices take" in refused["message"]
+    body = {"lora_name": "new", "lora_path": wrong}
+    assert requests.post(f"{server.url}/v1/load_lora_adapter", json=body, headers=ADMIN, timeout=60).status_code == 400
+    assert error(server, "new")[0] == 404
+    assert text(server, "good") == expected["a0"]
+    server.stop()
+    assert text(start(), "good") == expected["a0"]
+
+
 def test_the_routes_of_vllm(place: Path, start: Start, expected: dict[str, str]) -> None:
     server = start(api={"vllm_lora_routes": True})
     folder = str(copied(place, "a0", "allowed/mine"))

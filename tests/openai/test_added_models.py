@@ -183,6 +183,66 @@ def test_what_may_be_added(place: Path, start: Start) -> None:
     assert listed(server) == ["base"]
 
 
+def test_added_models_are_checked_as_those_of_the_configuration(place: Path, start: Start) -> None:
+    server = start()
+    body = added(place, 1, aliases=["latest"])
+    assert admin(server, "POST", body=body).status_code == 201
+    (place / "allowed" / "empty").mkdir()
+    for fields, param, said in (
+        ({"id": "a b\n/../x"}, "id", "remove the control characters of 'a b\\n/../x'"),
+        ({"aliases": ["a\tb"]}, "aliases", "remove the control characters"),
+        ({"id": "new"}, "aliases", "The name 'latest' is that of another model; choose another name."),
+        ({"api": {"tool_parser": "x"}}, "api.tool_parser", "there is no parser 'x'; known: "),
+        ({"api": {"default_params": {"temprature": 1}}}, "api.default_params.temprature", "mean 'temperature'?"),
+        ({"engine": {"max_batch": 2}}, "engine.max_batch", "unknown key (did you mean 'max_batch_size'?)"),
+        ({"engine": {"max_batch_size": True}}, "engine.max_batch_size", "write a number (got true)"),
+        ({"engine": {"max_batch_size": 0}}, "engine", "max_batch_size should be at least 1; got 0"),
+        ({"model_name": str(place / "allowed" / "empty")}, "model_name", "has no weights"),
+        ({"loader": "os:system"}, "loader", "has it from the model that like or base names; leave it out"),
+        ({"pinned": True}, "pinned", "only models of the configuration have it; leave it out"),
+    ):
+        refused = admin(server, "POST", body={**body, "replace": True, "load": True, **fields}).json()["error"]
+        assert (refused["param"], said in refused["message"]) == (param, True), refused
+    assert complete(server, "latest").status_code == 200
+    assert "This server has: base, mine." in complete(server, "nobody").json()["error"]["message"]
+    assert "it is in the configuration; remove it there" in admin(server, "DELETE", "/base").json()["error"]["message"]
+
+
+def test_a_folder_whose_name_is_not_one_of_a_model(place: Path, start: Start) -> None:
+    copy(place, 1, "run/a\tb")
+    copy(place, 1, "run/c")
+    server = start(folders=[{"glob": str(place / "run" / "*"), "like": "base", "every_s": 0.05}])
+    until(lambda: listed(server) == ["base", "c"])
+
+
+def test_a_model_that_cannot_be_loaded_replaces_nothing(place: Path, start: Start) -> None:
+    server = start()
+    body = added(place, 1)
+    assert admin(server, "POST", body=body).status_code == 201
+    first = complete(server, "mine").json()["system_fingerprint"]
+    broken = copy(place, 2, "allowed/broken")
+    (broken / "config.json").write_text('{"model_type": "nothing"}')
+    for fields in ({"replace": True}, {"id": "new"}, {"id": "new"}):
+        given = {**body, **fields, "aliases": [], "model_name": str(broken), "load": True}
+        refused = admin(server, "POST", body=given).json()["error"]
+        assert (refused["code"], refused["param"]) == ("invalid_value", "model_name"), refused
+        assert refused["message"].startswith(f"Invalid 'model_name' {str(broken)!r}: Model '")
+    assert complete(server, "mine").json()["system_fingerprint"] == first
+    assert list(states(server)) == ["base", "mine"]
+    assert admin(server, "POST", body={**body, "id": "later", "model_name": str(broken)}).status_code == 201
+    assert complete(server, "later").status_code == 500
+    later = states(server)["later"]
+    assert (later["state"], "Model 'later'" in later["reason"]) == ("refused", True)
+
+
+def test_a_model_like_one_with_variants(place: Path) -> None:
+    zero = {"base+zero": {"interventions": [{"module": "model.norm", "op": "zero"}]}}
+    with starting(place) as begin:
+        server = begin([model(place / "made" / "seed0", variants=zero)])
+        assert admin(server, "POST", body=added(place, 1)).status_code == 201
+        assert listed(server) == ["base", "mine", "base+zero"]
+
+
 def test_models_of_the_hub(place: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = place / "hub"
     snapshot = cache / "models--org--tiny" / "snapshots" / ("0" * 40)

@@ -51,6 +51,9 @@ class Scripted:
             await self._changed.wait()
         return "token", self._known()
 
+    async def check(self, body: Mapping[str, Any]) -> Spec | None:
+        raise NotImplementedError
+
     async def add(self, body: Mapping[str, Any]) -> tuple[Spec, bool]:
         raise NotImplementedError
 

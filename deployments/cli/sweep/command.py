@@ -78,7 +78,11 @@ def evaluate(
     file = ResultFile(output / "results.json", settings)
     key = api_key or os.environ.get("OPENAI_API_KEY", "")
     with ended_by_sigterm(), endpoint(url, config, key, output / "server.log") as server:
-        results = [_measured(server, model, benchmark, file) for model in matching(server, models)]
+        try:
+            results = [_measured(server, model, benchmark, file) for model in matching(server, models)]
+        except KeyboardInterrupt:
+            print(f"\nInterrupted. The same command goes on with the models that {output} lacks.", file=sys.stderr)
+            raise
     _write(results, output)
     raise typer.Exit(1 if any(result.error for result in results) else 0)
 

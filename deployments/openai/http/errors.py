@@ -11,7 +11,8 @@ from starlette.types import Scope
 
 from deployments.core.errors import ContextOverflow, ReplicaLost, TroupeError, VersionMismatch
 
-_MESSAGES = ("/messages", "/messages/count_tokens")
+_MESSAGES = re.compile(r"/v1/messages(/|$)|/messages(/count_tokens)?$")
+"""Paths of Anthropic's API, also below a model's, and also those that this server does not have."""
 _OVERLOADED = 529
 _TYPES = {
     401: "authentication_error",
@@ -76,7 +77,7 @@ def error_body_for(scope: Scope | None, error: TroupeError) -> bytes:
 
 
 def _is_message(scope: Scope | None) -> bool:
-    return scope is not None and scope["method"] == "POST" and scope["path"].endswith(_MESSAGES)
+    return scope is not None and _MESSAGES.search(scope["path"]) is not None
 
 
 def messages_error_body(error: TroupeError, request_id: str) -> bytes:

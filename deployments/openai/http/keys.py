@@ -89,7 +89,7 @@ def as_digests(keys: Iterable[str]) -> list[str]:
 def _check(headers: Headers, known: Sequence[bytes]) -> None:
     given = _given(headers)
     if not given:
-        raise Unauthorized("No API key; send the header Authorization: Bearer <key>.")
+        raise Unauthorized("No API key; send the header Authorization: Bearer <key>, or x-api-key: <key>.")
     digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
     # Every digest is compared, so that the time reveals nothing of which one was nearly right.
     if not sum(hmac.compare_digest(digest, each) for each in known):

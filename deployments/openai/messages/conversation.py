@@ -67,7 +67,7 @@ class Conversation:
             case "system":
                 self._add("system", content, place, self._system_part)
             case _:
-                raise _bad(f"{place}.role", "input should be user or assistant", role)
+                raise _bad(f"{place}.role", "input should be user, assistant or system", role)
 
     def _user(self, content: Any, place: str) -> None:
         """A message for every result of a tool, and one for what stands between them."""

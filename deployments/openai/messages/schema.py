@@ -35,7 +35,9 @@ class ThinkingConfig(RequestObject):
 class OutputConfig(RequestObject):
     """How the answer is written."""
 
-    effort: str | None = Field(default=None, max_length=32, description="Passed to the chat template.")
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None, description="Passed to the chat template."
+    )
     format: ResponseFormat | None = Field(default=None, description="JSON that the answer has to be.")
 
 

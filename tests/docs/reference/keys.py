@@ -84,5 +84,5 @@ def _default(name: str, value: Any) -> str:
     if isinstance(value, int) and (name.endswith("_bytes") or name.startswith("media_max")) and value >= 2**10:
         unit = 2**20 if value % 2**20 == 0 else 2**10
         word = ("Mi" if unit == 2**20 else "Ki") + ("B" if name.endswith("_bytes") else "")
-        return f"{value // unit} {word}" if value % unit == 0 else f"`{value}`"
+        return f"`{value}` ({value // unit} {word})" if value % unit == 0 else f"`{value}`"
     return f"`{value:g}`" if isinstance(value, int | float) else ""

@@ -201,6 +201,12 @@ def test_a_batch_expires(client: OpenAI) -> None:
     assert {line["error"]["code"] for line in errors.values()} == {"batch_expired"}
 
 
+def test_an_unknown_file_is_named_by_the_field(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as error:
+        client.batches.create(input_file_id="file-none", endpoint=CHAT, completion_window="24h")
+    assert error.value.param == "input_file_id"
+
+
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
 def test_an_empty_file(client: OpenAI, content: bytes) -> None:
     file = client.files.create(file=("in.jsonl", content), purpose="batch")

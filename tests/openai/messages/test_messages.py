@@ -295,6 +295,20 @@ def test_an_error_in_the_chat_names_the_block(place: str, named: str) -> None:
     assert (error.param, error.message) == (named, f"Invalid '{named}': no.")
 
 
+def test_every_path_of_the_api_has_its_errors(server: Server, serve: Serve) -> None:
+    for method, path in (("GET", "/v1/messages/batches"), ("GET", "/v1/messages"), ("POST", "/v1/messages/batches")):
+        answer = requests.request(method, server.url + path, timeout=20)
+        assert (answer.status_code in (404, 405), answer.json()["type"]) == (True, "error"), path
+    closed = serve([{"id": MODEL, "loader": SCRIPTED}], api_keys=["k"])
+    refused = requests.post(f"{closed.url}/v1/messages", json={}, timeout=20)
+    assert (refused.status_code, "x-api-key" in refused.json()["error"]["message"]) == (401, True)
+
+
+def test_wrong_roles_and_efforts(claude: Anthropic) -> None:
+    assert "user, assistant or system" in refusal(claude, [{"role": "tool", "content": "x"}])
+    assert "output_config.effort" in refusal(claude, output_config={"effort": "hi"})
+
+
 def test_unknown_keys_are_listed(claude: Anthropic) -> None:
     content = [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}, "color": "red"}]
     messages: Any = [{"role": "user", "content": content}]
