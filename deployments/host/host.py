@@ -259,7 +259,15 @@ class ModelHost:
         return self._admitted[spec]
 
     async def ready(self) -> None:
-        """Requests can be answered from the start."""
+        """Requests can be answered from the start, as long as no engine has died and no hook of a loader hangs in one.
+
+        Raises:
+            Unavailable: see `check`.
+        """
+        try:
+            self.check()
+        except TroupeError as error:
+            raise Unavailable(error.message) from error
 
     def check(self) -> None:
         """Raise TroupeError if the engine of a loaded model has died, or the GPU computes nothing more."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from deployments.core.errors import ModelError
+from deployments.core.errors import ModelError, hook_failure
 from deployments.engine.inside.catalogue import Tap
 from deployments.engine.inside.copies import Copies
 from deployments.engine.inside.edits import Edit
@@ -99,7 +99,7 @@ class Plan:
             view[places] = edit.apply(view[places], positions)
         except Exception as error:
             inspected.error = ModelError(
-                f"The hook {edit.asked.name!r} of the loader failed at {edit.module!r}: {type(error).__name__}: {error}"
+                f"{hook_failure(repr(edit.asked.name), error, edit.hook)}, at {edit.module!r}."
             )
         return changed
 
