@@ -363,4 +363,6 @@ def _noun(grammar: Grammar) -> str:
 
 
 def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:300] if text.strip() else "unknown error"
+    lines = text.strip().splitlines() or ["unknown error"]
+    # A regular expression's error has its reason in the last line.
+    return (lines[-1].removeprefix("error: ") if lines[0] == "regex parse error:" else lines[0])[:300]

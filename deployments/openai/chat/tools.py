@@ -10,7 +10,7 @@ from typing import Any, Literal
 from deployments.core.calls import Grammar
 from deployments.core.errors import BadRequest, UnsupportedParameter, shown
 from deployments.openai.fields.constraint import schema_grammar, unfollowable
-from deployments.openai.fields.schema_keywords import DATA, NAMED
+from deployments.openai.fields.schema_keywords import DATA, NAMED, TYPES, check_keywords
 from deployments.openai.parsing.calls import json_calls
 from deployments.openai.parsing.live import LiveCalls
 from deployments.openai.parsing.parts import Call, Content, Part, Splitter
@@ -75,11 +75,27 @@ def read_tools(tools: Sequence[object] | None, choice: object, parallel: bool) -
             _check_strict(tool, f"tools[{index}].function.parameters")
     if len(definitions) > _MAX_TOOLS:
         raise BadRequest(f"Invalid 'tools': at most {_MAX_TOOLS}; got {len(definitions)}.", param="tools")
-    schemas = {tool["function"]["name"]: _parameters(tool) for tool in definitions}
+    schemas = _schemas(definitions)
     mode, names = _choice(choice, schemas)
+    for index, name in enumerate(schemas):
+        if mode in ("required", "named") and name in names:
+            check_keywords(schemas[name], f"tools[{index}].function.parameters")
     if mode == "none" or not definitions:
         return None
     return ToolSet(definitions=definitions, schemas=schemas, callable=names, mode=mode, parallel=parallel)
+
+
+def _schemas(definitions: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The schema of each tool, by its name; in the order of the tools."""
+    schemas: dict[str, Mapping[str, Any]] = {}
+    for index, tool in enumerate(definitions):
+        if (name := tool["function"]["name"]) in schemas:
+            raise BadRequest(
+                f"Invalid 'tools[{index}].function.name': another tool is named {shown(name)}; rename one of them.",
+                param=f"tools[{index}].function.name",
+            )
+        schemas[name] = _parameters(tool)
+    return schemas
 
 
 def _definition(tool: object, place: str) -> Mapping[str, Any]:
@@ -102,6 +118,12 @@ def _definition(tool: object, place: str) -> Mapping[str, Any]:
         raise BadRequest(
             f"Invalid '{place}.function.parameters': input should be a JSON schema; got {shown(parameters)}.",
             param=f"{place}.function.parameters",
+        )
+    kind = (parameters or {}).get("type")
+    if isinstance(kind, str) and kind not in TYPES:
+        raise BadRequest(
+            f"Invalid '{place}.function.parameters.type': the arguments of a tool are an object; got {shown(kind)}.",
+            param=f"{place}.function.parameters.type",
         )
     for key, kind_of in (("description", str), ("strict", bool)):
         if not isinstance(function.get(key), kind_of | None):

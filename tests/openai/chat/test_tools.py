@@ -305,7 +305,7 @@ def test_unknown_parsers_are_refused_at_start(api: dict[str, str]) -> None:
         ({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}, "uniqueItems"),
         ({"properties": {"a": {"not": {"type": "string"}}}}, "not"),
         ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "none"),
-        ({"properties": {"a": {"type": "string", "pattern": "(?=a)"}}}, "regex"),
+        ({"properties": {"a": {"type": "string", "pattern": "(?=a)"}}}, "expression"),
         ({"properties": {"a": {"type": "x"}}}, "type"),
     ],
 )
