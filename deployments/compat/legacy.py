@@ -32,7 +32,7 @@ from deployments.openai.fields.choices import gather
 from deployments.openai.fields.fields import Count, Real, RequestBody, Strings, TokenId, Whole, parse_fields
 from deployments.openai.fields.other_servers import Rows
 from deployments.openai.fields.other_servers_table import GENERATE
-from deployments.openai.fields.sampling import GenerationBody, check_choices
+from deployments.openai.fields.sampling import GenerationBody, check_choices, check_no_budget
 from deployments.openai.http.api import Api
 from deployments.openai.http.endpoint import endpoint
 from deployments.openai.http.exchange import Exchange, Handler
@@ -230,6 +230,7 @@ def _call(exchange: Exchange, body: GenerateBody, card: ModelCard) -> GenerateCa
 
 
 def _sampling(exchange: Exchange, body: GenerateBody) -> SamplingParams:
+    check_no_budget(body)
     sampling = body.sampling(exchange.options, max_tokens=body.max_output_len, logprobs=None)
     if not _is_off(body):
         exchange.settled.sent.setdefault("generate_kwargs", "len_penalty")

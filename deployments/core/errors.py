@@ -41,6 +41,9 @@ The shape is OpenAI's: https://platform.openai.com/docs/guides/error-codes
 from __future__ import annotations
 
 import itertools
+import os
+import sysconfig
+import traceback
 from asyncio import CancelledError
 from collections.abc import Iterator
 from typing import Any
@@ -352,6 +355,23 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
+def hook_failure(name: str, error: BaseException, hook: object = None) -> str:
+    """What a loader's function raised, and where: the innermost line of the loader's own code."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    code = getattr(getattr(hook, "__wrapped__", hook), "__code__", None)
+    # A function that does not take what it is given has not run.
+    begins = [] if code is None else [(code.co_filename, code.co_firstlineno)]
+    places = [place for place in frames if not place[0].startswith(_NOT_OF_LOADERS)] or begins
+    where = f" ({os.path.basename(places[-1][0])}, line {places[-1][1]})" if places else ""
+    return f"Hook {name} failed: {last_line(error)}{where}"
+
+
+_HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_NOT_OF_LOADERS = (
+    "<",
+    *(os.path.join(_HERE, each, "") for each in ("deployments", os.path.join("model_loaders", "prompts"))),
+    *(os.path.join(path, "") for path in map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))),
+)
 _SHOWN = 100
 
 

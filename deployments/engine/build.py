@@ -45,7 +45,8 @@ def build_engine(
 
     Args:
         text_side: of the model.
-        turn_limit_s: seconds that a generate hook may keep the random state while others wait.
+        turn_limit_s: seconds that a generate hook may keep the random state while others wait, and that a hook of
+            interventions may take.
         proofs: notes what is proved of the model.
         inside: requests may capture states of the model, and change them.
 
@@ -67,9 +68,10 @@ def build_engine(
         return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s, proofs=proofs)
     name = info.label or type(info.model).__name__
     try:
-        if options.kind == "continuous_batching":
-            return _batching_engine(info, vocabulary, options, proofs, inside=inside)
-        return _proven(info, vocabulary, options, proofs, inside=inside)
+        proven = _batching_engine if options.kind == "continuous_batching" else _proven
+        batching = proven(info, vocabulary, options, proofs, inside=inside)
+        batching.hook_watch.limit = turn_limit_s
+        return batching
     except Refused as reason:
         if options.kind == "continuous_batching":
             raise ModelLoadFailed(

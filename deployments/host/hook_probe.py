@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from deployments.core.calls import ChatPrompt
-from deployments.core.errors import RAISED_BY_HOOKS, BrokenHook, ModelLoadFailed, last_line
+from deployments.core.errors import RAISED_BY_HOOKS, BrokenHook, ModelError, ModelLoadFailed, last_line
 from deployments.engine.model.random_state import RANDOM_STATE, in_turn
 from deployments.host.embedding.hook import hooked
 from model_loaders.contract import ModelInfo
@@ -25,8 +26,9 @@ _TEXT = "Hello"
 def probe_hooks(info: ModelInfo, *, limit: float) -> list[str]:
     """Call template, encode, decode and embed hooks of the loader with one short text.
 
-    `generate` is not called, as it may take long. A hook that raises or hangs here may still serve other texts: its
-    requests will show it. A hook that draws from the process's random state gets a turn of it for every later call.
+    `generate` is not called, as it may take long. A hook that hangs here may still serve other texts, as may a template
+    that refuses this one and an encoder of images: their requests will show it. A hook that draws from the process's
+    random state gets a turn of it for every later call.
 
     Args:
         info: its hooks that draw are replaced.
@@ -36,15 +38,15 @@ def probe_hooks(info: ModelInfo, *, limit: float) -> list[str]:
         The hooks that returned what the contract says.
 
     Raises:
-        ModelLoadFailed: a hook returned something else than the contract says.
+        ModelLoadFailed: a hook raised, or returned something else than the contract says.
     """
-    found: list[BrokenHook] = []
+    found: list[ModelError] = []
     tried = _Tried(info, limit)
 
     def run() -> None:
         try:
             _probe(info, tried)
-        except BrokenHook as broken:
+        except ModelError as broken:
             found.append(broken)
 
     thread = threading.Thread(target=run, name="hook-probe", daemon=True)
@@ -63,11 +65,13 @@ def _probe(info: ModelInfo, tried: _Tried) -> None:
         chat = ChatPrompt(messages=[{"role": "user", "content": _TEXT}])
         text = tried.call("apply_chat_template", lambda: hooks.render(chat)) or text
     if info.encode is not None or info.decode is not None:
-        encoded = tried.call("encode", lambda: hooks.encode(text)) or encoded
+        needs_more = hooks.sees_images or hooks.hears
+        encoded = tried.call("encode", lambda: hooks.encode(text), may_raise=needs_more) or encoded
     if info.decode is not None and encoded.input_ids:
         tried.call("decode", lambda: hooks.decode(encoded.input_ids))
     if (embed := info.embed) is not None:
-        tried.call("embed", lambda: hooked(embed, [_TEXT]))
+        for texts in ([_TEXT], [_TEXT, _TEXT * 2]):
+            tried.call("embed", partial(hooked, embed, texts))
 
 
 class _Tried:
@@ -78,17 +82,25 @@ class _Tried:
         self._limit = limit
         self.right: list[str] = []
 
-    def call(self, name: str, call: Callable[[], T]) -> T | None:
-        """What a hook returned; None if it raised."""
+    def call(self, name: str, call: Callable[[], T], *, may_raise: bool = False) -> T | None:
+        """What a hook returned; None if it raised what it may.
+
+        Raises:
+            ModelError: it raised, or returned something wrong.
+        """
         found: list[T] = []
         try:
             draws = RANDOM_STATE.draws(lambda: found.append(call()), self._limit)
-        except BrokenHook:
-            raise
+        except ModelError as error:
+            if isinstance(error, BrokenHook) or not may_raise:
+                raise
+            logger.info("%s", error.message)
+            return None
         except RAISED_BY_HOOKS as error:
             logger.info("Hook %s raised when it was tried at load: %s", name, last_line(error))
             return None
         if draws and (hook := getattr(self._info, name)) is not None:
             setattr(self._info, name, in_turn(hook, self._limit))
-        self.right.append(name)
+        if name not in self.right:
+            self.right.append(name)
         return found[0]

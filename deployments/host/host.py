@@ -282,9 +282,17 @@ class ModelHost:
         return self._admitted[spec]
 
     async def ready(self) -> None:
-        """Raise Unavailable until the folders have been searched."""
+        """Requests can be answered: folders have been searched, no engine has died, and no hook of a loader hangs in one.
+
+        Raises:
+            Unavailable: see `check`, or the folders are still searched.
+        """
         if self.following is not None:
             self.following.check()
+        try:
+            self.check()
+        except TroupeError as error:
+            raise Unavailable(error.message) from error
 
     def check(self) -> None:
         """Raise TroupeError if the engine of a loaded model has died, or the GPU computes nothing more."""

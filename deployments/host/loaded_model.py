@@ -30,6 +30,7 @@ from deployments.host.embedding.text import EmbeddingTexts
 from deployments.host.fingerprint import ModelFingerprint
 from deployments.host.hook_probe import probe_hooks
 from deployments.host.inside.captures import CaptureStore
+from deployments.host.inside.offered import check_inspected, read_vectors
 from deployments.host.prompt_limits import PromptLimits, is_long
 from deployments.host.template_processes import TemplateProcesses
 from deployments.host.worker import Worker
@@ -100,6 +101,7 @@ class LoadedModel:
         proofs = Proofs(known)
         with proofs.of(HOOKS) as note:
             note.found = ", ".join(probe_hooks(info, limit=entry.hook_timeout_s))
+        info.vectors = read_vectors(info)
         self.hooks = Hooks(info)
         self._card: dict[str, Any] | None = None
         template = self.hooks.template.source(tools=True)
@@ -113,6 +115,7 @@ class LoadedModel:
             proofs=proofs,
             inside=entry.inside != "off" or bool(info.inspect),
         )
+        check_inspected(info, self.engine)
         self.speech = WhisperFormat.from_info(info) if info.engine is None and info.generate is None else None
         self._aligner = None if self.speech is None else WordAligner.from_info(info, self.speech)
         self._codec = Worker(f"codec-{entry.id}")

@@ -15,6 +15,7 @@ from deployments.config.api import ApiOptions
 from deployments.config.model import ModelEntry
 from deployments.core.errors import RAISED_BY_HOOKS, LoadTimeout, ModelLoadFailed, OutOfMemory, TroupeError, last_line
 from deployments.engine.base.failures import free_memory, is_out_of_memory
+from deployments.engine.base.hook_watch import position
 from deployments.engine.library.transformers_internals import make_models_in_turn
 from deployments.engine.model.random_state import RANDOM_STATE
 from deployments.host.adapted.merged import merged_info
@@ -23,7 +24,7 @@ from deployments.host.inside.captures import CaptureStore
 from deployments.host.loaded_model import LoadedModel
 from deployments.host.memory.host_copies import HostCopies
 from deployments.host.template_processes import RenderLimits, TemplateProcesses
-from deployments.host.worker import Worker, position
+from deployments.host.worker import Worker
 from deployments.media.parts import MediaLimits
 from deployments.registry.version import Version
 from model_loaders.contract import ModelInfo

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
-from pathlib import Path
 from typing import Any, TypeVar
 
 from deployments.core.calls import TURN
 from deployments.core.errors import ModelError, last_line
+from deployments.engine.base.hook_watch import position
 from deployments.engine.base.turns import TurnQueue
 
 T = TypeVar("T")
@@ -170,15 +168,6 @@ class LoopThread:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True).start()
             return self._loop
-
-
-def position(thread: threading.Thread) -> str:
-    """Where a thread is now, as `file.py, line 12 in function`."""
-    frame = sys._current_frames().get(thread.ident or 0)
-    if frame is None:
-        return "already ended"
-    here = traceback.extract_stack(frame)[-1]
-    return f"{Path(here.filename).name}, line {here.lineno} in {here.name}"
 
 
 def _work(jobs: queue.SimpleQueue[_Job | None] | queue.Queue[_Job | None]) -> None:

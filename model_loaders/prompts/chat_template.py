@@ -22,6 +22,7 @@ from deployments.core.errors import (
     TemplateFailed,
     TroupeError,
     UnsupportedParameter,
+    hook_failure,
     last_line,
 )
 from model_loaders.contract import Hook, ModelInfo
@@ -298,7 +299,7 @@ class ChatTemplate:
         name, reason = self.info.label, last_line(error)
         if not self._own:
             if not isinstance(error, TemplateError | ValueError):
-                return ModelError(f"Hook apply_chat_template failed: {reason}")
+                return ModelError(hook_failure("apply_chat_template", error, self.info.apply_chat_template))
             place = self._refused(chat, messages, reason)
             refusal = f"Hook apply_chat_template of model {name!r} refuses {place or 'these messages'}: {reason}"
             return TemplateFailed(refusal, param=place or "messages")

@@ -19,7 +19,7 @@ from deployments.core.errors import (
     ModelError,
     TroupeError,
     UnsupportedParameter,
-    last_line,
+    hook_failure,
 )
 from deployments.core.token_ids import vocab_size
 from model_loaders.contract import Hook, ModelInfo
@@ -102,7 +102,7 @@ class Hooks:
         except TroupeError:
             raise
         except RAISED_BY_HOOKS as error:
-            raise ModelError(f"Hook encode failed: {last_line(error)}") from error
+            raise ModelError(hook_failure("encode", error, self.info.encode)) from error
         found = as_encoded(encoded)
         if not found.input_ids and text.strip() and self.info.encode is not None:
             raise BrokenHook(f"Hook encode returned no token ids for a text of {len(text)} characters.")
@@ -184,7 +184,7 @@ class Hooks:
         try:
             text = decoder(ids, **accepted(decoder, kwargs))
         except RAISED_BY_HOOKS as error:
-            raise ModelError(f"Hook decode failed: {last_line(error)}") from error
+            raise ModelError(hook_failure("decode", error, self.info.decode)) from error
         return as_text(text, "decode")
 
     def _adds_special_tokens(self, text: str, asked: bool) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -255,3 +256,95 @@ def test_a_hook_that_raises_or_hangs_at_load_may_still_serve(caplog: pytest.LogC
         leave.set()
         assert "Hook encode failed: ValueError: not yet" in asked(client, "encode").json()["error"]["message"]
         assert asked(client, "encode").status_code == 200
+
+
+def raises_at_once(given: Any) -> Any:
+    return {}["text"]
+
+
+@pytest.mark.parametrize("name", ["apply_chat_template", "encode", "decode", "embed"])
+def test_a_hook_that_raises_for_any_text_is_a_load_error_with_its_line(name: str) -> None:
+    line = raises_at_once.__code__.co_firstlineno
+    for hook, said in (
+        (raises_at_once, f"Hook {name} failed: KeyError: 'text' (test_hook_probe.py, line {line + 1})"),
+        (lambda: None, f"Hook {name} failed: TypeError"),
+    ):
+        with pytest.raises(ModelLoadFailed) as failed:
+            LoadedModel(ModelEntry(id="m", loader="given"), as_model_info(model(**{name: hook}), "given"))
+        assert said in str(failed.value)
+        assert "(test_hook_probe.py, line " in str(failed.value)
+
+
+def test_a_template_that_refuses_the_trial_and_an_encoder_of_images_may_still_serve() -> None:
+    def write(messages: list[Any]) -> str:
+        if len(messages) < 2:
+            raise ValueError("a system message comes first")
+        return "Hi"
+
+    def encode(prompt: str, images: Any = ()) -> Any:
+        return {"input_ids": IDS} if len(images) else {}["image"]
+
+    LoadedModel(ModelEntry(id="m", loader="given"), as_model_info(model(apply_chat_template=write, encode=encode), ""))
+
+
+def test_embed_is_tried_with_two_texts() -> None:
+    info = as_model_info(model(embed=lambda texts: torch.ones(1, 4)), "given")
+    with pytest.raises(ModelLoadFailed, match=r"expected finite floats of shape \[2, dimensions\]"):
+        LoadedModel(ModelEntry(id="m", loader="given"), info)
+
+
+OFFERED: list[tuple[dict[str, Any], str]] = [
+    ({"vectors": {"v": "abc"}}, "vectors['v']: 'abc'; no such file"),
+    ({"vectors": {"v": [1.0, float("nan")]}}, "vectors['v']: numbers that are not finite"),
+    ({"vectors": {"v": object()}}, "vectors['v']: object; expected a tensor"),
+    ({"vectors": {"v": torch.ones(1, 2, 3)}}, "vectors['v']: a tensor of shape [1, 2, 3]"),
+    ({"inspect": {"modules": ["lm_head"]}}, "no done_callback"),
+    ({"inspect": {"module": ["lm_head"]}, "done_callback": print}, "did you mean 'modules'?"),
+    ({"inspect": {"modules": ["lm_head"], "positions": "last"}, "done_callback": print}, "'positions'"),
+    ({"inspect": {"modules": ["nope.x"]}, "done_callback": print}, "the model has no module 'nope.x'"),
+    ({"inspect": {"modules": ["lm_head"]}, "done_callback": print, "generate": print}, "Only continuous batching"),
+]
+
+
+@pytest.mark.parametrize(("offered", "said"), OFFERED, ids=[said for _, said in OFFERED])
+def test_what_a_loader_offers_for_the_inside_is_judged_when_it_loads(offered: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelLoadFailed) as failed:
+        LoadedModel(ModelEntry(id="m", loader="given"), as_model_info(model(**offered), "given"))
+    assert "The loader of model 'm' returned" in str(failed.value)
+    assert said in str(failed.value)
+
+
+def test_an_intervention_hook_that_hangs_does_not_let_others_wait() -> None:
+    leave = threading.Event()
+
+    def stuck(states: torch.Tensor, **_: Any) -> None:
+        leave.wait(30)
+
+    app = model_app(model(hooks={"stuck": stuck}), hook_timeout_s=0.5)
+    with TestClient(app) as client, ThreadPoolExecutor(1) as aside:
+        change = {"module": "model.layers.0", "op": "hook", "name": "stuck"}
+        body = {"model": "m", "prompt": "a text", "max_tokens": 2}
+        try:
+            hung = client.post("/v1/completions", json={**body, "interventions": [change]})
+            other = client.post("/v1/completions", json=body)
+            health = client.get("/health")
+        finally:
+            leave.set()
+        for answer in (hung, other):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "model_error")
+            said = answer.json()["error"]["message"]
+            assert "Hook 'stuck' of the loader has not returned for 0.5 s (at " in said
+        assert "stuck" in health.text
+        answers = [aside.submit(client.post, "/v1/completions", json=body).result().status_code for _ in range(20)]
+        assert answers[-1] == 200
+
+
+def test_an_error_of_a_hook_that_names_cuda_is_the_hooks_on_a_machine_without_a_gpu() -> None:
+    def generate(input_ids: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: fake")
+
+    with TestClient(model_app(model(generate=generate))) as client:
+        for _ in range(2):
+            answer = client.post("/v1/completions", json={"model": "m", "prompt": "a text", "max_tokens": 2})
+            assert answer.status_code == (503 if torch.cuda.device_count() else 500)
+            assert "Hook generate failed: RuntimeError: CUDA error: fake (test_hook_probe.py" in answer.text

@@ -280,6 +280,7 @@ def test_what_cannot_look_inside_says_so(inside: Server, path: str, body: dict[s
             "interventions[0].vector.shape[0]",
         ),
         ({"interventions": [{"module": "model.norm", "op": "add"}]}, "interventions[0]"),
+        ({"interventions": [{"module": "model.norm", "op": "scale"}]}, "interventions[0]"),
         ({"interventions": [{"module": "model.norm", "op": "zero", "scale": 2}]}, "interventions[0]"),
         (
             {"interventions": [{"module": "model.norm", "op": "set", "vector": {"data": "AAAA", "shape": [48]}}]},
@@ -315,6 +316,19 @@ def test_what_braces_name_is_there_or_refused(inside: Server, module: str, text:
     error = complete(inside, capture={"modules": [module]}).json()["error"]
     assert (error["code"], error["param"]) == ("unknown_module", "capture.modules[0]")
     assert f"no module fits {text} in the braces" in error["message"]
+
+
+def test_the_nearest_names_are_of_the_same_kind(inside: Server) -> None:
+    error = complete(inside, capture={"modules": ["hidden_states.9"]}).json()["error"]
+    assert "The nearest are hidden_states.2, hidden_states.1, hidden_states.0." in error["message"]
+
+
+def test_a_query_of_the_catalogue_is_read_or_named(inside: Server) -> None:
+    path = f"{inside.url}/v1/modules"
+    broken = requests.get(path, params={"model": "tiny", "match": "model.layers.{0"}, headers=HEADERS, timeout=30)
+    assert (broken.status_code, broken.json()["error"]["param"]) == (400, "match")
+    other = requests.get(path, params={"model": "tiny", "mtach": "x"}, headers=HEADERS, timeout=30)
+    assert other.headers["x-troupe-ignored"] == "mtach"
 
 
 def test_braces_whose_texts_fit_together_in_part(inside: Server) -> None:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TextIO
 
 from deployments.cli.doctor.finding import NOT_LOADED, Status, Step, exit_status
-from deployments.host.worker import position
+from deployments.engine.base.hook_watch import position
 
 _COLORS: dict[Status, str] = {"ok": "32", "warning": "33", "error": "31", "skipped": "2"}
 _NAME_WIDTH, _WIDTH = 19, 90

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import re
 from collections.abc import Iterator
 
@@ -35,13 +36,14 @@ class DeviceLost(BaseException):
 
 
 def as_error(
-    error: BaseException, *, alone: bool = False, failed: str = "The model failed on this request"
+    error: BaseException, *, alone: bool = False, failed: str = "The model failed on this request", message: str = ""
 ) -> TroupeError:
     """The error of one request, whether the client, the device or the model is at fault.
 
     Args:
         alone: nothing else was computed with it.
         failed: what raised, if nothing more is known.
+        message: all that is said then.
     """
     if isinstance(error, TroupeError):
         return error
@@ -56,7 +58,7 @@ def as_error(
             f"and no placeholder tokens in texts ({last_line(error)}).",
             param="prompt",
         )
-    return ModelError(f"{failed}: {type(error).__name__}: {error}")
+    return ModelError(message or f"{failed}: {type(error).__name__}: {error}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -102,6 +104,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def _device_computes() -> bool:
     """Whether every GPU that this process uses still computes."""
+    if not _has_gpu():
+        return True
     used = [i for i in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(i)]
     try:
         for index in used:
@@ -109,6 +113,11 @@ def _device_computes() -> bool:
     except RuntimeError:
         return False
     return bool(used)
+
+
+def _has_gpu() -> bool:
+    """Whether the machine has one; CTranslate2 computes on it without torch."""
+    return torch.cuda.device_count() > 0 or any(glob.glob(pattern) for pattern in ("/dev/nvidia[0-9]*", "/dev/kfd"))
 
 
 def free_memory() -> None:

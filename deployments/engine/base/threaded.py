@@ -7,8 +7,9 @@ import threading
 from collections import Counter
 from typing import ClassVar
 
-from deployments.core.errors import BadRequest, ModelError, Unavailable
+from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavailable
 from deployments.engine.base.failures import unloading
+from deployments.engine.base.hook_watch import HookWatch
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
 
@@ -24,6 +25,7 @@ class ThreadedEngine:
 
     Attributes:
         kind: name of the engine, for `stats`.
+        hook_watch: of the loader's functions that its thread calls.
     """
 
     kind: ClassVar[str]
@@ -42,6 +44,7 @@ class ThreadedEngine:
         self._closing = False
         self._death: BaseException | None = None
         self._threads: list[threading.Thread] = []
+        self.hook_watch = HookWatch(self._hang)
 
     def cancel(self, request_id: str) -> None:
         """See `protocol.Engine`."""
@@ -61,6 +64,8 @@ class ThreadedEngine:
         """See `protocol.Engine`."""
         if self._death is not None or not (self._closing or all(thread.is_alive() for thread in self._threads)):
             raise ModelError(f"The engine's thread has died: {self._death}")
+        if (late := self.hook_watch.error) is not None:
+            raise late
 
     def close(self, timeout: float = 30.0) -> None:
         """See `protocol.Engine`."""
@@ -74,6 +79,7 @@ class ThreadedEngine:
             self._changed.wait_for(lambda: not self._live, timeout)
             live = list(self._live.values())
         self._fail(live)
+        self.hook_watch.close()
         self._stop()
         for thread in self._threads:
             thread.join(self.last_step_s)
@@ -99,7 +105,10 @@ class ThreadedEngine:
         Raises:
             Unavailable: the engine closes, or its thread has died.
             BadRequest: a request with this id is live.
+            ModelError: the thread does not come back from a hook.
         """
+        if (late := self.hook_watch.error) is not None:
+            raise late
         live = LiveRequest(request, emit, self._counts if counted else None, self._forget)
         with self._changed:
             if self._closing:
@@ -126,9 +135,14 @@ class ThreadedEngine:
     def _release(self) -> None:
         """Free what belongs to the model; the threads have ended, or do not end in time."""
 
-    def _fail(self, requests: list[LiveRequest]) -> None:
+    def _hang(self, error: ModelError) -> None:
+        with self._changed:
+            live = list(self._live.values())
+        self._fail(live, error)
+
+    def _fail(self, requests: list[LiveRequest], error: TroupeError | None = None) -> None:
         for live in requests:
-            live.fail(unloading())
+            live.fail(error or unloading())
             self._drop(live)
 
     def _forget(self, live: LiveRequest) -> None:

@@ -100,13 +100,14 @@ class BatchingEngine(ThreadedEngine):
             note.found = str(self.capabilities)
         self.inside = Resolver(Catalogue([], {}), {}, {}, self._forward.device)
         if inside:
-            self.inside = _inside(self._forward, self.capabilities, info, vocabulary.text_side, proofs)
-        self._logits_width = self.capabilities.logits_width
-        self._grammars = GrammarCompiler(self._vocabulary, self._logits_width)
+            catalogue = _inside(self._forward, self.capabilities, vocabulary.text_side, proofs)
+            hooks = self.hook_watch.watched(info.hooks)
+            self.inside = Resolver(catalogue, hooks, info.vectors, self._forward.device)
+        self._grammars = GrammarCompiler(self._vocabulary, self.capabilities.logits_width)
         if options.static_cache:
             logger.warning("Engine option static_cache=True has no effect on sequences: their caches grow.")
         self._beams = BeamJobs(info.model, self._vocabulary, self._context)
-        self._builder = SequenceBuilder(self._forward, self._vocabulary, self._logits_width)
+        self._builder = SequenceBuilder(self._forward, self._vocabulary, self.capabilities.logits_width)
         self._commands: deque[Callable[[], None]] = deque()
         self._patches = Patches()
         try:
@@ -332,9 +333,7 @@ def _forward(model: Any, limit: int, text_side: TextSide, proofs: Proofs) -> For
     return forward
 
 
-def _inside(
-    forward: Forward, capabilities: Capabilities, info: ModelInfo, text_side: TextSide, proofs: Proofs
-) -> Resolver:
+def _inside(forward: Forward, capabilities: Capabilities, text_side: TextSide, proofs: Proofs) -> Catalogue:
     """What requests may capture and change inside the model."""
     with torch.inference_mode(), proofs.of(INSIDE) as note:
 
@@ -345,7 +344,7 @@ def _inside(
         catalogue = Catalogue.of_model(forward.model, proofs.recall(INSIDE, prove))
         offered = sum(entry.capturable for entry in catalogue.entries.values())
         note.found = f"{offered} of {len(catalogue.entries)} modules"
-    return Resolver(catalogue, info.hooks, info.vectors, forward.device)
+    return catalogue
 
 
 def _held_length(length: int, loop: StepLoop) -> int:

@@ -19,7 +19,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from deployments.core.calls import SamplingParams
-from deployments.core.errors import RAISED_BY_HOOKS, ModelError
+from deployments.core.errors import RAISED_BY_HOOKS, ModelError, hook_failure
 from deployments.core.token_ids import vocab_size
 from deployments.engine.adapters.step import AdapterStep, current_step
 from deployments.engine.base.failures import as_error
@@ -94,7 +94,7 @@ class GenerateHook:
             except _Ended:
                 return
             except RAISED_BY_HOOKS as error:
-                raise as_error(error, failed="Hook generate failed") from error
+                raise as_error(error, message=hook_failure("generate", error, self._hook)) from error
         _check_kept(turn, seed)
         _check_adapted(step)
         tokens = contract.new_tokens(returned)

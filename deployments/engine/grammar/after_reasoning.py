@@ -129,6 +129,12 @@ class AfterReasoning:
         # Tokens of the reasoning so far, and how many its forced end takes.
         self._count = 0
         self._cost = 0 if budget is None else self._tokens_of(budget.message.encode() + self._end)
+        if budget is not None and budget.message and self._cost > budget.tokens:
+            raise BadRequest(
+                f"Invalid 'thinking_budget_message': it takes {self._cost} tokens with the end of the reasoning, more "
+                f"than thinking_token_budget, {budget.tokens}; shorten it or raise the budget.",
+                param="thinking_budget_message",
+            )
         self._last = b""
         self._calls = _Calls(() if budget is None else budget.calls)
         self._left = max_tokens
@@ -154,7 +160,8 @@ class AfterReasoning:
         self._left -= 1
         if self._inside:
             self._spend(token_id)
-            ends = self._owed or (token_id in self._tokens.eos_ids and not self._is_answered)
+            # The end of the model's turn is its answer, but a constraint has to have one.
+            ends = self._owed or (token_id in self._tokens.eos_ids and not self._grammar.free)
             self._calls.add(self._tokens.text_of(token_id))
             return self._reason(self._ending(token_id) if ends else token_id)
         if self._undecided:
@@ -197,14 +204,35 @@ class AfterReasoning:
     def _spend(self, token_id: int) -> None:
         """Begin the end of a reasoning that has used its budget, where the text is whole characters."""
         self._count += 1
+        if self._is_over(token_id):
+            return
         text = (self._last + self._tokens.text_of(token_id))[-4:]
         if self._budget is not None and not self._owed:
             # What begins a character must leave room for the rest of it.
             used = self._count + self._cost + (0 if _is_whole(text) else _CHARACTER - 1)
             if used > self._budget.tokens and _is_whole(self._last) and not self._is_calling(token_id):
-                self._owed = self._budget.message.encode() + self._end
-                return
+                begun = self._begun_end()
+                if not self._ends_itself(token_id, self._end[begun:]):
+                    self._owed = self._end[begun:] if begun else self._budget.message.encode() + self._end
+                    return
         self._last = text
+
+    def _begun_end(self) -> int:
+        """How many bytes of the end of the reasoning the model has written."""
+        sizes = range(min(len(self._text), len(self._end) - 1), 0, -1)
+        return next((size for size in sizes if self._text.endswith(self._end[:size])), 0)
+
+    def _ends_itself(self, token_id: int, rest: bytes) -> bool:
+        """Whether a token is a part of the model's own end of the reasoning, which fits into the budget."""
+        assert self._budget is not None
+        text = self._tokens.text_of(token_id)
+        left = self._tokens_of(rest[len(text) :])
+        return bool(text) and rest.startswith(text) and self._count + left <= self._budget.tokens
+
+    def _is_over(self, token_id: int) -> bool:
+        """Whether the model ends its turn within the budget."""
+        within = self._budget is None or self._count <= self._budget.tokens
+        return within and self._grammar.free and token_id in self._tokens.eos_ids
 
     @property
     def _is_answered(self) -> bool:

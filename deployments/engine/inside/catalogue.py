@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -203,7 +204,8 @@ class Catalogue:
 
     def _unknown(self, pattern: str, param: str) -> BadRequest:
         path = pattern.partition(":")[0]
-        near = [*self._names.nearest(path), *self._alias_names.nearest(path)][:3]
+        near = [*self._alias_names.nearest(path), *self._names.nearest(path)]
+        near = sorted(near, key=lambda name: -difflib.SequenceMatcher(None, name, path).ratio())[:3]
         meant = f" The nearest are {', '.join(near)}." if near else ""
         return BadRequest(
             f"Invalid {param!r}: the model has no module {pattern[:200]!r}.{meant} GET /v1/modules lists them.",

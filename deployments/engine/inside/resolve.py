@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from deployments.core.calls import Capture, Intervention, SamplingParams, Vector, Word
-from deployments.core.errors import BadRequest
+from deployments.core.errors import BadRequest, ModelError
 from deployments.engine.inside.catalogue import Catalogue, Found, is_wide
 from deployments.engine.inside.edits import Edit
 from deployments.engine.inside.inspected import Asked, Inspected
@@ -36,12 +34,12 @@ class Resolver:
         self,
         catalogue: Catalogue,
         hooks: Mapping[str, Callable[..., Any]],
-        vectors: Mapping[str, Any],
+        vectors: Mapping[str, Tensor],
         device: torch.device,
     ) -> None:
         self.catalogue = catalogue
         self._hooks = dict(hooks)
-        self._vectors = {name: _loaded(vector) for name, vector in vectors.items()}
+        self._vectors = dict(vectors)
         self._device = device
 
     def inspected(self, params: SamplingParams, prompt: int, callback: Capture | None = None) -> Inspected | None:
@@ -54,17 +52,20 @@ class Resolver:
 
         Raises:
             BadRequest: something of it cannot be captured or changed.
+            ModelError: that is so of what the callback is to see.
         """
         if params.capture is None and not params.interventions and callback is None:
             return None
         total = prompt + max(params.max_tokens or 1, 1) - 1
         sites: dict[Site, Asked] = {}
-        asked = [(params.capture, False), (callback, True)]
-        recordings = [
-            self._recording(capture, prompt, total, sites, callback=of_callback)
-            for capture, of_callback in asked
-            if capture is not None
-        ]
+        recordings: list[Recording] = []
+        if params.capture is not None:
+            recordings.append(self._recording(params.capture, prompt, total, sites, callback=False))
+        if callback is not None:
+            try:
+                recordings.append(self._recording(callback, prompt, total, sites, callback=True))
+            except BadRequest as error:
+                raise ModelError(f"The loader's inspect does not fit this request: {error.message}") from error
         for index, intervention in enumerate(params.interventions):
             self._intervene(intervention, f"interventions[{index}]", prompt, total, sites)
         hooks = [self._hooks[each.name] for each in params.interventions if each.op == "hook"]
@@ -79,12 +80,13 @@ class Resolver:
     def _recording(
         self, capture: Capture, prompt: int, total: int, sites: dict[Site, Asked], *, callback: bool
     ) -> Recording:
-        chosen = choose(capture.positions, prompt, total, "capture.positions")
+        field = "inspect" if callback else "capture"
+        chosen = choose(capture.positions, prompt, total, f"{field}.positions")
         if capture.prompt_in:
             chosen = chosen.after(prompt)
         found: dict[str, Found] = {}
         for index, pattern in enumerate(capture.modules):
-            place = f"capture.modules[{index}]"
+            place = f"{field}.modules[{index}]"
             for each in self._capturable(pattern, place):
                 _check_last(each, chosen, prompt, place)
                 found.setdefault(each.label, each)
@@ -97,7 +99,7 @@ class Resolver:
                 asked = sites.setdefault((each.entry.module, each.tap.side), Asked())
                 asked.takes.append((recording, wanted[-1]))
         if len(wanted) > _MOST_TAPS:
-            raise _too_many(len(wanted), "capture.modules")
+            raise _too_many(len(wanted), f"{field}.modules")
         return recording
 
     def _capturable(self, pattern: str, place: str) -> list[Found]:
@@ -162,13 +164,6 @@ class Resolver:
         if not bool(torch.isfinite(numbers).all()):
             raise BadRequest(f"Invalid {place!r}: all its numbers should be finite.", param=place, code="vector_shape")
         return numbers
-
-
-def _loaded(vector: Any) -> Tensor:
-    """A vector of the loader: a tensor, numbers, or the path of a safetensors file with one tensor."""
-    if isinstance(vector, str | PathLike):
-        (vector,) = load_file(vector).values()
-    return torch.as_tensor(vector).detach().float().cpu()
 
 
 def _check_last(found: Found, chosen: Chosen, prompt: int, place: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deployments.core.errors import ModelError
+from deployments.core.errors import ModelError, hook_failure
 from deployments.engine.inside.catalogue import Tap
 from deployments.engine.inside.edits import Edit
 from deployments.engine.inside.stages import Rows, Span, places
@@ -90,7 +90,5 @@ def _edited(value: Tensor, changed: Tensor | None, span: Span, edit: Edit, tap: 
     try:
         view[where] = edit.apply(view[where], positions)
     except Exception as error:
-        inspected.error = ModelError(
-            f"The hook {edit.asked.name!r} of the loader failed at {edit.module!r}: {type(error).__name__}: {error}"
-        )
+        inspected.error = ModelError(f"{hook_failure(repr(edit.asked.name), error, edit.hook)}, at {edit.module!r}.")
     return changed

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deployments.core.errors import RAISED_BY_HOOKS, BrokenHook, ModelError, last_line
+from deployments.core.errors import RAISED_BY_HOOKS, BrokenHook, ModelError, hook_failure
 from model_loaders.contract import Hook
 
 
@@ -23,7 +23,7 @@ def hooked(embed: Hook, texts: Sequence[str]) -> torch.Tensor:
     except torch.OutOfMemoryError:
         raise
     except RAISED_BY_HOOKS as error:
-        raise ModelError(f"Hook embed failed: {last_line(error)}") from error
+        raise ModelError(hook_failure("embed", error, embed)) from error
     try:
         vectors = torch.as_tensor(returned).detach().cpu()
     except (TypeError, ValueError, RuntimeError):

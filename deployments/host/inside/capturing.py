@@ -21,6 +21,7 @@ from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.inside.recording import Recording
 from deployments.host.inside.captures import CaptureStore, too_large
 from deployments.host.inside.files import data_bytes, header, numbers
+from deployments.host.inside.offered import inspected_states
 from model_loaders.contract import ModelInfo
 
 Aside = Callable[[Callable[[], list[int]]], Awaitable[list[int]]]
@@ -248,15 +249,7 @@ def _with_vector(asked: Intervention, index: int, store: CaptureStore) -> Interv
 
 def shown_to_callback(model: OpenModel) -> Capture | None:
     """What the loader's done_callback is shown of the model's states."""
-    wanted: Mapping[str, Any] = model.info.inspect
-    if not wanted or model.info.done_callback is None:
-        return None
-    positions = wanted.get("positions", "last_prompt")
-    return Capture(
-        modules=tuple(wanted["modules"]),
-        positions=tuple(positions) if isinstance(positions, list) else positions,
-        dtype=wanted.get("dtype", "native"),
-    )
+    return inspected_states(model.info)
 
 
 def _size(engine: Any, request: EngineRequest) -> int:

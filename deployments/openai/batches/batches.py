@@ -23,8 +23,9 @@ async def create_batch(exchange: Exchange) -> Response:
 
 async def list_batches(exchange: Exchange) -> Response:
     """The batches of this API key, the newest first."""
-    page = asked_page(exchange, default=20, most=100)
-    return list_response(*await batches_of(exchange).batches(exchange.owner, page))
+    batches = batches_of(exchange)
+    page = await asked_page(exchange, batches.batch, default=20, most=100)
+    return list_response(*await batches.batches(exchange.owner, page))
 
 
 async def retrieve_batch(exchange: Exchange) -> Response:

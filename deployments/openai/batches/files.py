@@ -63,8 +63,9 @@ async def _kept(batches: BatchClient, owner: str, file: UploadFile, new: NewFile
 
 async def list_files(exchange: Exchange) -> Response:
     """The files of this API key."""
-    page = asked_page(exchange, default=10_000, most=10_000)
-    return list_response(*await batches_of(exchange).files(exchange.owner, page))
+    batches = batches_of(exchange)
+    page = await asked_page(exchange, batches.file, default=10_000, most=10_000, keys=("purpose",))
+    return list_response(*await batches.files(exchange.owner, page))
 
 
 async def retrieve_file(exchange: Exchange) -> Response:

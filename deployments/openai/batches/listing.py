@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Response
 
 from deployments.batches.client import BatchClient, Page
-from deployments.core.errors import BadRequest, BatchesOff
+from deployments.core.errors import BadRequest, BatchesOff, BatchNotFound, FileMissing
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.http.streaming import to_json
 
@@ -27,19 +27,39 @@ def batches_of(exchange: Exchange) -> BatchClient:
     return exchange.api.batches
 
 
-def asked_page(exchange: Exchange, *, default: int, most: int) -> Page:
+Find = Callable[[str, str], Awaitable[Mapping[str, Any]]]
+_KEYS = ("limit", "after", "order")
+_PURPOSES = ("batch", "batch_output")
+
+
+async def asked_page(exchange: Exchange, find: Find, *, default: int, most: int, keys: tuple[str, ...] = ()) -> Page:
     """The part of a list that the query asks for.
+
+    Args:
+        find: one of the list, by its id and owner.
+        keys: further parameters that the route has.
 
     Raises:
         BadRequest: a parameter cannot be used.
     """
     query = exchange.request.query_params
+    exchange.ignore([key for key in query if key not in (*_KEYS, *keys)])
     limit, order = query.get("limit", str(default)), query.get("order", "desc")
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= most:
         raise BadRequest(f"Invalid 'limit' {limit[:80]!r}: input should be a number from 1 to {most}.", param="limit")
     if order not in ("asc", "desc"):
         raise BadRequest(f"Invalid 'order' {order[:80]!r}: input should be asc or desc.", param="order")
-    return Page(limit=int(limit), after=query.get("after"), purpose=query.get("purpose"), newest_first=order == "desc")
+    if query.get("purpose") is not None and query["purpose"] not in _PURPOSES:
+        purposes = " or ".join(_PURPOSES)
+        raise BadRequest(
+            f"Invalid 'purpose' {query['purpose'][:80]!r}: files have the purpose {purposes}.", param="purpose"
+        )
+    if (after := query.get("after")) is not None:
+        try:
+            await find(after, exchange.owner)
+        except (FileMissing, BatchNotFound) as error:
+            raise BadRequest(f"Invalid 'after': {error.message}", param="after") from error
+    return Page(limit=int(limit), after=after, purpose=query.get("purpose"), newest_first=order == "desc")
 
 
 def list_response(data: Sequence[dict[str, Any]], more: bool) -> Response:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from deployments.core.calls import Grammar
 from deployments.core.errors import BadRequest, UnsupportedParameter, shown
 from deployments.openai.fields.constraint import schema_grammar, unfollowable
-from deployments.openai.fields.schema_keywords import DATA, NAMED
+from deployments.openai.fields.schema_keywords import DATA, NAMED, TYPES, check_keywords
 from deployments.openai.parsing.calls import json_calls
 from deployments.openai.parsing.live import LiveCalls
 from deployments.openai.parsing.parts import Call, Content, Part, Splitter
@@ -54,7 +54,7 @@ class ToolSet:
             root = {"type": "array", "minItems": 1, "items": {"anyOf": [_call_schema(name) for name in self.callable]}}
             if not self.parallel:
                 root["maxItems"] = 1
-        return schema_grammar({**root, "$defs": definitions}, "tools")
+        return replace(schema_grammar({**root, "$defs": definitions}, "tools"), calls_begin="")
 
 
 def read_tools(tools: Sequence[object] | None, choice: object, parallel: bool) -> ToolSet | None:
@@ -75,11 +75,27 @@ def read_tools(tools: Sequence[object] | None, choice: object, parallel: bool) -
             _check_strict(tool, f"tools[{index}].function.parameters")
     if len(definitions) > _MAX_TOOLS:
         raise BadRequest(f"Invalid 'tools': at most {_MAX_TOOLS}; got {len(definitions)}.", param="tools")
-    schemas = {tool["function"]["name"]: _parameters(tool) for tool in definitions}
+    schemas = _schemas(definitions)
     mode, names = _choice(choice, schemas)
+    for index, name in enumerate(schemas):
+        if mode in ("required", "named") and name in names:
+            check_keywords(schemas[name], f"tools[{index}].function.parameters")
     if mode == "none" or not definitions:
         return None
     return ToolSet(definitions=definitions, schemas=schemas, callable=names, mode=mode, parallel=parallel)
+
+
+def _schemas(definitions: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The schema of each tool, by its name; in the order of the tools."""
+    schemas: dict[str, Mapping[str, Any]] = {}
+    for index, tool in enumerate(definitions):
+        if (name := tool["function"]["name"]) in schemas:
+            raise BadRequest(
+                f"Invalid 'tools[{index}].function.name': another tool is named {shown(name)}; rename one of them.",
+                param=f"tools[{index}].function.name",
+            )
+        schemas[name] = _parameters(tool)
+    return schemas
 
 
 def _definition(tool: object, place: str) -> Mapping[str, Any]:
@@ -102,6 +118,12 @@ def _definition(tool: object, place: str) -> Mapping[str, Any]:
         raise BadRequest(
             f"Invalid '{place}.function.parameters': input should be a JSON schema; got {shown(parameters)}.",
             param=f"{place}.function.parameters",
+        )
+    kind = (parameters or {}).get("type")
+    if isinstance(kind, str) and kind not in TYPES:
+        raise BadRequest(
+            f"Invalid '{place}.function.parameters.type': the arguments of a tool are an object; got {shown(kind)}.",
+            param=f"{place}.function.parameters.type",
         )
     for key, kind_of in (("description", str), ("strict", bool)):
         if not isinstance(function.get(key), kind_of | None):
@@ -218,22 +240,29 @@ def _keyword(key: str, value: Any, base: str) -> Any:
     return rebased(value, base)
 
 
-class CallsAlone:
-    """Reads an answer that has to be calls in the model's own format: the beginning of one is not text for a reader."""
+class CallOrText:
+    """Reads an answer in channels that has to be a call: its other text counts only if the call was cut off."""
 
     def __init__(self, reader: Splitter) -> None:
         self._reader = reader
+        self._text: list[Part] = []
+        self._called = False
 
     def feed(self, text: str) -> list[Part]:
-        return [part for part in self._reader.feed(text) if not isinstance(part, Content)]
+        return self._split(self._reader.feed(text))
 
     def finish(self) -> list[Part]:
-        return [part for part in self._reader.finish() if not isinstance(part, Content)]
+        parts = self._split(self._reader.finish())
+        return parts if self._called else [*parts, *self._text]
+
+    def _split(self, parts: list[Part]) -> list[Part]:
+        self._text += [part for part in parts if isinstance(part, Content)]
+        self._called = self._called or any(isinstance(part, Call) for part in parts)
+        return [part for part in parts if not isinstance(part, Content)]
 
 
 class ForcedCalls:
-    """Reads an answer that a grammar made tool calls. Of one cut off it gives the calls that are complete, and no more:
-    the beginning of a call is not text for a reader.
+    """Reads an answer that a grammar made tool calls in bare JSON. What `max_tokens` cut off stays text.
 
     Args:
         least: None gives whole calls alone; else their arguments come while they are written.
@@ -252,27 +281,28 @@ class ForcedCalls:
         return [] if self._live is None else self._live.more(self._text)
 
     def finish(self) -> list[Part]:
-        calls = self._calls()
-        return [*calls] if self._live is None else self._live.rest(calls, self._text)
+        calls, rest = self._calls()
+        if self._live is not None and self._live.begun > len(calls):
+            # What was streamed cannot be taken back: the call has the rest of the text as arguments.
+            return self._live.broken(self._text)
+        parts: list[Part] = [*calls] if self._live is None else self._live.rest(calls, self._text)
+        return [*parts, Content(rest)] if rest else parts
 
-    def _calls(self) -> list[Call]:
-        if self._tools.mode == "named":
-            value = _loads(self._text)
-            calls = None if value is None else json_calls({"name": self._tools.callable[0], "arguments": value})
-        else:
-            calls = json_calls(_complete_items(self._text))
-        return calls or []
+    def _calls(self) -> tuple[list[Call], str]:
+        """The complete calls, and the text of one that is not."""
+        if self._tools.mode != "named":
+            items, rest = _complete_items(self._text)
+            calls = json_calls(items)
+            return (calls, rest) if calls else ([], self._text)
+        try:
+            value = json.loads(self._text)
+        except (ValueError, RecursionError):
+            return [], self._text
+        return json_calls({"name": self._tools.callable[0], "arguments": value}) or [], ""
 
 
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _complete_items(text: str) -> list[Any]:
-    """The items of a JSON array that are complete, though the array may be cut off."""
+def _complete_items(text: str) -> tuple[list[Any], str]:
+    """The items of a JSON array that are complete, though the array may be cut off, and the text of the next one."""
     decoder, items = json.JSONDecoder(), []
     rest = text.lstrip().removeprefix("[").lstrip()
     while rest.startswith("{"):
@@ -282,4 +312,4 @@ def _complete_items(text: str) -> list[Any]:
             break
         items.append(item)
         rest = rest[end:].lstrip().removeprefix(",").lstrip()
-    return items
+    return items, rest.removeprefix("]")

@@ -10,7 +10,7 @@ from deployments.core.errors import BadRequest
 from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import TokenIds
 from deployments.openai.completions.schema import CompletionBody, PromptInput
-from deployments.openai.fields.sampling import check_choices, check_logprobs
+from deployments.openai.fields.sampling import check_choices, check_logprobs, check_no_budget
 from deployments.openai.http.exchange import Exchange
 from deployments.routing.hint import text_blocks, token_blocks
 
@@ -58,6 +58,7 @@ def prompt_blocks(model: str, prompt: Prompt) -> tuple[str, ...]:
 
 def _sampling(body: CompletionBody, options: ApiOptions) -> SamplingParams:
     check_logprobs("logprobs", body.logprobs, options)
+    check_no_budget(body)
     sampling = body.sampling(options, max_tokens=body.max_tokens, logprobs=body.logprobs)
     if not body.echo or body.logprobs is None:
         return sampling

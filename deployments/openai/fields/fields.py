@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -19,7 +20,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from deployments.config.explain import read_faults
+from deployments.config.explain import Fault, read_faults
 from deployments.core.errors import BadRequest
 from deployments.openai.fields.other_servers import Rows, Scope, Settled
 
@@ -253,10 +254,26 @@ def _objects(annotation: Any) -> Iterator[type[RequestObject]]:
         yield from _objects(argument)
 
 
+def _of_any_member(faults: list[Fault]) -> Fault:
+    """The first fault; that of a value which is none of several types says all of them, under the field's own name."""
+    first = faults[0]
+    if len(first.path) < 2 or not _is_type(first.path[-1]):
+        return first
+    members = [fault for fault in faults if fault.path[:-1] == first.path[:-1] and _is_type(fault.path[-1])]
+    wanted = dict.fromkeys(fault.reason.removeprefix("input should be ") for fault in members)
+    reason = "input should be " + " or ".join(wanted) if len(wanted) > 1 else first.reason
+    return replace(first, path=first.path[:-1], place=first.place.rpartition(".")[0], reason=reason)
+
+
+def _is_type(step: int | str) -> bool:
+    """Whether a step of a place is pydantic's name of a type that the value could have had."""
+    return isinstance(step, str) and (step in ("str", "int", "float", "bool") or step.startswith(("list[", "dict[")))
+
+
 def bad_field(error: ValidationError, field: str | None = None) -> BadRequest:
     """The first fault of a validation, or the first of a field, for the client."""
-    faults = read_faults(error)
-    first = next(fault for fault in faults if field is None or fault.path[:1] == (field,))
+    faults = [fault for fault in read_faults(error) if field is None or fault.path[:1] == (field,)]
+    first = _of_any_member(faults)
     param = first.place
     if first.missing:
         return BadRequest(f"Missing required field {param!r}; add it.", param=param, code="missing_required_parameter")

@@ -169,8 +169,8 @@ class InterventionFields(_Strict):
 
     @model_validator(mode="after")
     def _fits_its_op(self) -> Self:
-        needs = {"add": "vector", "set": "vector", "hook": "name"}.get(self.op)
-        if needs is not None and getattr(self, needs) is None:
+        needs = {"add": "vector", "set": "vector", "hook": "name", "scale": "scale"}.get(self.op)
+        if needs is not None and (needs not in self.model_fields_set or getattr(self, needs) is None):
             raise ValueError(f"op {self.op} needs {needs}")
         if self.op == "clamp" and self.value is None and self.min is None and self.max is None:
             raise ValueError("op clamp needs value, min or max")

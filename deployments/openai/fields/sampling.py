@@ -12,7 +12,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, field_validator
 
 from deployments.config.api import ApiOptions
 from deployments.core.calls import GenerateCall, Grammar, SamplingParams, ThinkingBudget
-from deployments.core.errors import BadRequest
+from deployments.core.errors import BadRequest, UnsupportedParameter
 from deployments.core.token_ids import TokenIds
 from deployments.openai.fields.constraint import (
     Choices,
@@ -254,6 +254,11 @@ class GenerationBody(TurnFields):
         )
 
     def _thinking(self) -> ThinkingBudget | None:
+        if self.thinking_token_budget is None and self.thinking_budget_message:
+            raise BadRequest(
+                "Invalid 'thinking_budget_message': it needs thinking_token_budget; add it, or leave this out.",
+                param="thinking_budget_message",
+            )
         if self.thinking_token_budget is None or self.thinking_token_budget < 0:
             return None
         return ThinkingBudget(self.thinking_token_budget, self.thinking_budget_message)
@@ -291,6 +296,15 @@ def check_logprobs(name: str, asked: int | None, options: ApiOptions) -> None:
         f"{', which would have to be -1' if asked == -1 else ''}); got {asked}.",
         param=name,
     )
+
+
+def check_no_budget(body: GenerationBody) -> None:
+    """Refuse a budget of the reasoning on a route that does not read reasoning."""
+    if body.thinking_token_budget is not None and body.thinking_token_budget >= 0:
+        raise UnsupportedParameter(
+            "This route does not tell reasoning from other text; leave thinking_token_budget out, or send a chat.",
+            param="thinking_token_budget",
+        )
 
 
 def check_stream_options(given: Mapping[str, Any]) -> None:

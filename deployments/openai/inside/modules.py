@@ -55,10 +55,16 @@ class UploadedVector(TypedDict):
 async def list_modules(exchange: Exchange) -> Response:
     """What can be captured and changed inside a model, and why not."""
     asked = exchange.request.query_params
+    exchange.ignore([key for key in asked if key not in ("model", "match")])
+    pattern = asked.get("match", "")
+    if pattern.count("{") != pattern.count("}"):
+        raise BadRequest(
+            f"Invalid 'match': a brace of {pattern[:200]!r} is not closed, or not opened; patterns look like "
+            "model.layers.{0,3}.mlp.",
+            param="match",
+        )
     card = exchange.find_model(asked.get("model"))
-    found: dict[str, Any] = await until_disconnect(
-        exchange.request.receive, exchange.models.modules(card.id, asked.get("match", ""))
-    )
+    found: dict[str, Any] = await until_disconnect(exchange.request.receive, exchange.models.modules(card.id, pattern))
     return Response(to_json(found), media_type="application/json")
 
 

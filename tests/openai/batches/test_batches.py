@@ -140,6 +140,15 @@ def test_lists_and_pages(client: OpenAI) -> None:
         assert caught.value.param == "limit"
 
 
+def test_what_a_list_cannot_be_asked_is_refused_or_named(client: OpenAI) -> None:
+    for wrong in ({"purpose": "xx"}, {"after": "nope"}):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.files.list(**wrong)  # type: ignore[arg-type]
+        assert [error.value.param] == list(wrong)
+    raw = client.files.with_raw_response.list(extra_query={"foo": "asc"})
+    assert raw.headers["x-troupe-ignored"] == "foo"
+
+
 def test_a_key_sees_only_its_own(client: OpenAI, server: Server) -> None:
     batch = ended(client, create(client, [request("a", "x")]).id)
     other = server.client(api_key="two")
@@ -158,7 +167,9 @@ def test_a_key_sees_only_its_own(client: OpenAI, server: Server) -> None:
         with pytest.raises(openai.NotFoundError) as caught:
             asked(batch.id)
         assert caught.value.code == "batch_not_found"
-    assert other.batches.list(after=batch.id).data == []
+    with pytest.raises(openai.BadRequestError) as error:
+        other.batches.list(after=batch.id)
+    assert error.value.param == "after"
 
 
 def test_a_deleted_input_is_still_computed(client: OpenAI, state: Path) -> None:

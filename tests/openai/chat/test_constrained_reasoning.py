@@ -165,7 +165,11 @@ def test_markers_with_the_white_space_around_them(client: OpenAI) -> None:
 
 
 @covering(
-    ("fields", [c for c, _ in CONSTRAINTS.values()] + [{"tools": [TOOL], "tool_choice": "required"}]),
+    (
+        "fields",
+        [c for c, _ in CONSTRAINTS.values()]
+        + [{"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}],
+    ),
     ("engine", ENGINES),
     meet=1,
 )
@@ -202,6 +206,7 @@ def test_newlines_between_reasoning_and_answer_are_no_stop_strings(client: OpenA
 def test_forced_tools(client: OpenAI, engine: str, choice: Any) -> None:
     for template, thought in OPENED.values():
         fields: dict[str, Any] = {"tools": [TOOL], "tool_choice": choice, "max_tokens": 300}
+        fields["parallel_tool_calls"] = False  # The model may write calls for ever.
         message = ask(client, engine, f"{thought}I will.", template, **fields).choices[0].message
         assert (message.reasoning_content, message.content) == (THOUGHT, None)
         assert [is_answer(call.function.arguments) for call in message.tool_calls] == [True] * len(message.tool_calls)
@@ -216,14 +221,14 @@ def test_forced_tools(client: OpenAI, engine: str, choice: Any) -> None:
     ("template", [{}, {"think": False}]),
     meet=2,
 )
-def test_a_forced_call_that_is_cut_off_is_no_content(
+def test_a_forced_call_that_is_cut_off_is_no_call(
     client: OpenAI, engine: str, choice: Any, template: dict[str, Any]
 ) -> None:
     for budget in (1, 3):
         fields: dict[str, Any] = {"tools": [TOOL], "tool_choice": choice, "max_tokens": budget}
         (cut,) = ask(client, engine, '[{"name": "save"', template, **fields).choices
-        assert (cut.message.content, cut.message.tool_calls, cut.finish_reason) == ("", None, "length")
-        assert streamed(ask(client, engine, "[", template, **fields, stream=True)) == ("", "", ["length"])
+        assert (bool(cut.message.content), cut.message.tool_calls, cut.finish_reason) == (True, None, "length")
+        assert streamed(ask(client, engine, "[", template, **fields, stream=True))[2] == ["length"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -240,7 +245,7 @@ def test_responses(client: OpenAI, engine: str) -> None:
 def test_channels_and_described_answers(client: OpenAI) -> None:
     header = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>"
     cases: dict[str, Any] = {"harmony": (header, {}), "described": ("hm</think>", {"think": True})}
-    tools: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required"}
+    tools: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
     for model, (thought, template) in cases.items():
         # A described tokenizer is asked where tools are offered, or where a parser names it.
         message = ask(client, model, f"{thought}Well.", template, **tools).choices[0].message
@@ -264,7 +269,7 @@ def test_of_channels_the_final_one_alone_is_the_constrained_answer(client: OpenA
     schema, _ = CONSTRAINTS["json_schema"]
     message = ask(client, "harmony", f"{other}{final}", {}, extra_body=schema).choices[0].message
     assert (is_answer(message.content), message.tool_calls) == (True, None)
-    tools: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required"}
+    tools: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}
     message = ask(client, "harmony", f"{other}{final}", {}, **tools).choices[0].message
     assert message.content is None
     assert {call.function.name for call in message.tool_calls} == {"save"}

@@ -113,8 +113,96 @@ def test_calls_are_forced_in_the_models_own_format(client: OpenAI, model: str) -
     (choice,) = ask(client, model, "<think>hm</think>No.", tools=TOOLS, tool_choice=NAMED).choices
     assert choice.message.reasoning_content == choice.message.reasoning == "hm"
     assert [name for name, _ in arguments_of(choice.message)] == ["get"]
-    (choice,) = ask(client, model, "No.", tools=TOOLS, tool_choice="required", max_tokens=2).choices
-    assert (choice.message.tool_calls, choice.message.content or "", choice.finish_reason) == (None, "", "length")
+
+
+CUT = {
+    "tags": '<do>{"name": "get", "arguments": {"a": 1234, "kind": "x"}}</do>',
+    "arguments": "<run=get>\n<arg=a>\n1234\n</arg>\n<arg=kind>\nx\n</arg>\n</run>",
+    "plain": '[{"name": "get", "arguments": {"a": 1234, "kind": "x"}}]',
+}
+
+
+@pytest.mark.parametrize("model", CUT)
+def test_a_forced_call_that_is_cut_off_stays_text(client: OpenAI, model: str) -> None:
+    text = CUT[model]
+    for fields in ({"tool_choice": "required"}, {"tool_choice": "required", "stream": True}):
+        whole = gathered(client, model, text, tools=TOOLS, **fields)
+        assert whole == ("", [("get", {"a": 1234, "kind": "x"})], "tool_calls")
+    for size in (1, 4, text.index("34"), text.index("x")):
+        fields = {"tools": TOOLS, "tool_choice": "required", "max_tokens": size}
+        assert gathered(client, model, text, **fields) == (text[:size], [], "length")
+        content, calls, reason = gathered(client, model, text, stream=True, **fields)
+        # What was streamed of a call cannot be taken back.
+        assert reason == "length"
+        assert [arguments for _, arguments in calls] == ([] if content else [None])
+        assert bool(content or calls)
+    answer = client.post(
+        "/messages",
+        cast_to=object,
+        body={
+            "model": model,
+            "max_tokens": text.index("34"),
+            "messages": [{"role": "user", "content": say(text)}],
+            "tools": [{"name": "get", "input_schema": TOOLS[0]["function"]["parameters"]}],
+            "tool_choice": {"type": "any"},
+        },
+    )
+    assert [block["type"] for block in answer["content"]] == ["text"]  # type: ignore[index]
+    assert answer["stop_reason"] == "max_tokens"  # type: ignore[index]
+
+
+def test_a_call_in_channels_that_is_cut_off_stays_text(client: OpenAI) -> None:
+    text = (
+        THOUGHT + '<|channel|>commentary to=functions.get <|constrain|>json<|message|>{"a": 1234, "kind": "x"}<|call|>'
+    )
+    for stream in (False, True):
+        fields: Any = {"tools": TOOLS, "tool_choice": NAMED, "stream": stream, "max_tokens": 64}
+        content, calls, reason = gathered(client, "channels", text, **fields)
+        assert (content.startswith('{"a": '), calls, reason) == (True, [], "length")
+
+
+def test_of_two_forced_calls_the_complete_one_is_a_call(client: OpenAI) -> None:
+    for model in ("tags", "plain"):
+        text = CUT[model].removesuffix("]") + (", " if model == "plain" else "") + CUT[model].removeprefix("[")
+        size = text.rindex("34")
+        content, calls, reason = gathered(client, model, text, tools=TOOLS, tool_choice="required", max_tokens=size)
+        assert (calls, reason) == ([("get", {"a": 1234, "kind": "x"})], "length")
+        assert text[:size].endswith(content)
+        assert "get" in content
+
+
+def test_an_answer_that_may_be_calls_is_completed_if_it_is_none(client: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"b": {"type": "string"}}, "required": ["b"]}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "b", "schema": schema}}
+    fields: Any = {"tools": TOOLS, "response_format": wanted, "max_tokens": 30}
+    content, calls, reason = gathered(client, "tags", '{"b": "' + "on and " * 20 + '"}', **fields)
+    assert (json.loads(content)["b"][:10], calls, reason) == ("on and on ", [], "length")
+    assert gathered(client, "tags", CUT["tags"], **fields) == (CUT["tags"][:30], [], "length")
+
+
+def gathered(client: OpenAI, model: str, text: str, **fields: Any) -> tuple[str, list[tuple[str, Any]], str]:
+    """The content, the calls and the reason to end of an answer; None for arguments that are not JSON."""
+    answer = ask(client, model, text, **fields)
+    if not fields.get("stream"):
+        (choice,) = answer.choices
+        return choice.message.content or "", arguments_of(choice.message), choice.finish_reason
+    content, calls, reason = "", [], ""
+    for chunk in answer:
+        (choice,) = chunk.choices
+        content += choice.delta.content or ""
+        for call in choice.delta.tool_calls or ():
+            if call.id:
+                calls.append([call.function.name, ""])
+            calls[call.index][1] += call.function.arguments or ""
+        reason = choice.finish_reason or reason
+    return content, [(name, parsed(text)) for name, text in calls], reason
+
+
+def parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 THOUGHT = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
@@ -175,6 +263,49 @@ def test_a_reasoning_has_a_budget(client: OpenAI) -> None:
         ask(client, "plain", "hi", extra_body={"thinking_token_budget": 5})
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_budget_that_is_not_reached_changes_nothing(client: OpenAI, stream: bool) -> None:
+    for text in ("<think>29", "<think>29</think>", "<think>29</think>\n\nYes.", "Yes."):
+        answers = [
+            spoken(ask(client, "tags", text, extra_body=budget, stream=stream), stream)
+            for budget in ({}, {"thinking_token_budget": 20}, {"thinking_token_budget": 500})
+        ]
+        assert answers == answers[:1] * 3
+        assert answers[0][2] == "stop"
+    over = spoken(ask(client, "tags", "<think>" + "on and " * 9, extra_body={"thinking_token_budget": 20}), False)
+    assert over[1]
+    wanted: Any = {"type": "json_object"}
+    message = ask(client, "tags", "<think>29", response_format=wanted, extra_body={"thinking_token_budget": 30})
+    assert json.loads(message.choices[0].message.content) is not None
+
+
+def spoken(answer: Any, stream: bool) -> tuple[str, str, str]:
+    """The reasoning, the content and the reason to end."""
+    choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
+    parts = [each.delta if stream else each.message for each in choices]
+    reasoning = "".join(getattr(part, "reasoning_content", None) or "" for part in parts)
+    return reasoning, "".join(part.content or "" for part in parts), choices[-1].finish_reason
+
+
+def test_a_message_of_a_budget_has_to_fit_into_it(client: OpenAI) -> None:
+    message = {"thinking_budget_message": " Enough of this, I have to answer."}
+    for budget in ({"thinking_token_budget": 20}, {}):
+        with pytest.raises(BadRequestError, match="thinking_budget_message") as error:
+            ask(client, "tags", "<think>on and on", extra_body={**message, **budget})
+        assert error.value.param == "thinking_budget_message"
+    assert ask(client, "tags", "Yes.", extra_body={**message, "thinking_token_budget": 60}).choices[0].message.content
+
+
+def test_completions_have_no_budget_of_reasoning(client: OpenAI) -> None:
+    for fields, param in (
+        ({"thinking_token_budget": 5}, "thinking_token_budget"),
+        ({"thinking_budget_message": "Enough."}, "thinking_budget_message"),
+    ):
+        with pytest.raises(BadRequestError) as error:
+            client.completions.create(model="tags", prompt="<think>", extra_body=fields)
+        assert error.value.param == param
+
+
 def test_a_budget_does_not_cut_a_call(client: OpenAI) -> None:
     call = '<do>{"name": "get", "arguments": {"a": 12, "kind": "x"}}</do>'
     fields: Any = {"tools": TOOLS, "extra_body": {"thinking_token_budget": 30}}
@@ -193,7 +324,8 @@ def test_a_budget_holds_in_every_run(client: OpenAI, count: int) -> None:
         text = "<think>" + "é and on " * (run % 7) + "</think>" * (run % 2) + "Yes."
         answer = ask(client, "tags", text, seed=run, extra_body={"thinking_token_budget": 16 + run % 23})
         assert answer.usage.completion_tokens_details.reasoning_tokens <= 16 + run % 23
-        assert answer.choices[0].message.content
+        # A turn that ends within the budget has no answer if the model wrote none.
+        assert answer.choices[0].message.content or (run % 2 == 0 and "Yes." in answer.choices[0].message.reasoning)
 
 
 @pytest.mark.parametrize("model", [*FORMS, "plain"])

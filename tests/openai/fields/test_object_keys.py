@@ -25,6 +25,12 @@ MISSPELT: list[tuple[dict[str, Any], str]] = [
     ({"type": "array", "items": {"anyOf": [{}, {"max_length": 3}]}}, "'items.anyOf[1].max_length'"),
     ({"$defs": {"a": {"patern": "^a$"}}, "$ref": "#/$defs/a"}, "'$defs.a.patern'"),
     ({"additionalProperties": {"enums": [1]}}, "'additionalProperties.enums'"),
+    ({"properties": {"a": {"type": ["strng", "null"]}}}, "type 'strng' at 'properties.a.type'; did you mean 'string'?"),
+    (
+        {"properties": {"a": {"pattern": "(?=a)b"}}},
+        "'(?=a)b' at 'properties.a.pattern' cannot be followed: look-around",
+    ),
+    ({"items": {"pattern": "a(b"}}, "'a(b' at 'items.pattern' cannot be followed: unclosed group."),
     ({"type": "object", "additonal_properties": False}, "'additonal_properties'"),
 ]
 OWN = {
@@ -60,6 +66,39 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"role": "user", "content": [{"type": "image_url", "image_url": {"ulr": ""}}]}, "content[0].image_url.ulr"),
     (call(arguemnts="{}"), "tool_calls[0].function.arguemnts"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"type": "objct"}, "parameters.type': the arguments of a tool are an object; got 'objct'"),
+        ({"properties": {"a": {"type": "strng"}}}, "type 'strng' at 'properties.a.type'; did you mean 'string'?"),
+        ({"properties": {"a": {"type": "string", "pattern": "(?=a)b"}}}, "look-around"),
+    ],
+)
+def test_the_schema_of_a_forced_tool(server: Server, parameters: dict[str, Any], said: str) -> None:
+    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("get", "put")]
+    tools[1]["function"]["parameters"] = parameters
+    error = refusal(server, CHAT, messages=[USER], tools=tools, tool_choice="required")
+    assert error["param"].startswith("tools[1].function.parameters")
+    assert said in error["message"]
+
+
+def test_tools_of_one_name(server: Server) -> None:
+    tools = [{"type": "function", "function": FUNCTION}] * 2
+    error = refusal(server, CHAT, messages=[USER], tools=tools)
+    assert error["param"] == "tools[1].function.name"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/v1/messages", "system"), ("/v1/responses", "input"), ("/v1/chat/completions", "guided_json")],
+)
+def test_a_field_of_several_types_is_named_as_it_is(server: Server, path: str, field: str) -> None:
+    body = {"model": "org/scripted", **({} if field == "input" else {"messages": [USER], "max_tokens": 3}), field: 5}
+    error = requests.post(server.url + path, json=body, timeout=10).json()["error"]
+    assert f"Invalid '{field}': input should be a" in error["message"]
+    assert " or a valid " in error["message"]
 
 
 @pytest.mark.parametrize(("message", "key"), MESSAGES)
@@ -274,7 +313,7 @@ def test_misspelt_keywords_of_schemas(server: Server, schema: dict[str, Any], sa
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}, ""),
         ({"guided_json": json.dumps(schema)}, "guided_json"),
         ({"structured_outputs": {"json": schema}}, "structured_outputs.json"),
-        ({"tools": [tool], "tool_choice": "required"}, "tools"),
+        ({"tools": [tool], "tool_choice": "required"}, "tools[0].function.parameters"),
         ({"tools": [strict]}, "tools[0].function.parameters"),
     ):
         error = refusal(server, CHAT, **fields)
