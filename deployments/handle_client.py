@@ -19,14 +19,13 @@ from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 import ray
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.config.app import AppArgs, unknown_model
 from deployments.config.sources import Spec
 from deployments.core.calls import Call, ChatPrompt, GenerateCall, Prompt
 from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
-from deployments.core.errors import ModelError, Overloaded, ReplicaLost, TroupeError, Unavailable, last_line
+from deployments.core.errors import Overloaded, TroupeError, Unavailable, last_line
 from deployments.core.events import Accepted, Event, Failed
 from deployments.core.model_card import ModelCard
 from deployments.large_messages import Packed, packed, unpacked
@@ -36,6 +35,7 @@ from deployments.openai.inside.all_captures import AllCaptures
 from deployments.readiness import Waiting
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.following import Following, followed
+from deployments.routing.failures import as_troupe_error
 from deployments.routing.hint import RoutingHint
 
 logger = logging.getLogger("ray.serve")
@@ -395,20 +395,3 @@ def _several_ingresses() -> bool:
         return (ray.serve.get_replica_context().world_size or 1) > 1
     except ray.serve.exceptions.RayServeException:
         return False
-
-
-def as_troupe_error(error: Exception) -> TroupeError:
-    """The error that a client gets for a failure on the way to a replica or in it."""
-    cause = getattr(error, "cause", None)
-    if isinstance(error, TroupeError):
-        return error
-    if isinstance(cause, TroupeError):
-        return cause
-    if isinstance(error, BackPressureError):
-        return Overloaded("The request queue is full. Try again soon.", retry_after=5)
-    if isinstance(error, DeploymentUnavailableError):
-        return Unavailable("The model's replicas are not there now. Try again.", retry_after=2)
-    if isinstance(error, ray.exceptions.RayActorError):
-        return ReplicaLost("The model's replica was lost. Try again.", retry_after=2)
-    logger.exception("unexpected failure of a replica call", exc_info=error)
-    return ModelError(f"The model's replica failed: {last_line(error)}")

@@ -282,7 +282,7 @@ class ModelHost:
         return self._admitted[spec]
 
     async def ready(self) -> None:
-        """Requests can be answered: folders have been searched, no engine has died, and no hook of a loader hangs in one.
+        """Requests can be answered: folders have been searched, no engine has died, and no hook hangs in one.
 
         Raises:
             Unavailable: see `check`, or the folders are still searched.
