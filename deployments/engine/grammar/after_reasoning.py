@@ -160,8 +160,8 @@ class AfterReasoning:
         self._left -= 1
         if self._inside:
             self._spend(token_id)
-            # The end of the model's turn is its answer, but a constraint has to have one.
-            ends = self._owed or (token_id in self._tokens.eos_ids and not self._grammar.free)
+            # With a budget or a constraint an answer follows, also if the model ends its turn without one.
+            ends = self._owed or (token_id in self._tokens.eos_ids and not self._is_answered)
             self._calls.add(self._tokens.text_of(token_id))
             return self._reason(self._ending(token_id) if ends else token_id)
         if self._undecided:
@@ -204,8 +204,6 @@ class AfterReasoning:
     def _spend(self, token_id: int) -> None:
         """Begin the end of a reasoning that has used its budget, where the text is whole characters."""
         self._count += 1
-        if self._is_over(token_id):
-            return
         text = (self._last + self._tokens.text_of(token_id))[-4:]
         if self._budget is not None and not self._owed:
             # What begins a character must leave room for the rest of it.
@@ -228,11 +226,6 @@ class AfterReasoning:
         text = self._tokens.text_of(token_id)
         left = self._tokens_of(rest[len(text) :])
         return bool(text) and rest.startswith(text) and self._count + left <= self._budget.tokens
-
-    def _is_over(self, token_id: int) -> bool:
-        """Whether the model ends its turn within the budget."""
-        within = self._budget is None or self._count <= self._budget.tokens
-        return within and self._grammar.free and token_id in self._tokens.eos_ids
 
     @property
     def _is_answered(self) -> bool:
