@@ -32,10 +32,9 @@ from deployments.large_messages import Packed, packed, unpacked
 from deployments.metrics import exported
 from deployments.model_registry import RegistryHandle
 from deployments.openai.inside.all_captures import AllCaptures
-from deployments.readiness import Waiting
+from deployments.readiness import Waiting, as_troupe_error
 from deployments.registry.catalogue import Catalogue
 from deployments.registry.following import Following, followed
-from deployments.routing.failures import as_troupe_error
 from deployments.routing.hint import RoutingHint
 
 logger = logging.getLogger("ray.serve")

@@ -1,15 +1,20 @@
-"""What a deployment waits for before it can answer, by Ray Serve's own account."""
+"""Why a deployment does not answer: what it waits for, by Ray Serve's own account, or what went wrong on the way."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
+import ray.exceptions
 from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, DeploymentStatusOverview, ReplicaState, ServeStatus
 
-from deployments.core.errors import Unavailable, last_line
+from deployments.core.errors import ModelError, Overloaded, ReplicaLost, TroupeError, Unavailable, last_line
 from deployments.ray_internals import unscheduled
+
+logger = logging.getLogger("ray.serve")
 
 RETRY_S = 5
 _KEPT_S = 1.0
@@ -79,3 +84,20 @@ def _starting(found: DeploymentStatusOverview) -> str:
 def _last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300].rstrip(".") if lines else ""
+
+
+def as_troupe_error(error: Exception) -> TroupeError:
+    """The error that a client gets for a failure on the way to a replica or in it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(error, TroupeError):
+        return error
+    if isinstance(cause, TroupeError):
+        return cause
+    if isinstance(error, BackPressureError):
+        return Overloaded("The request queue is full. Try again soon.", retry_after=5)
+    if isinstance(error, DeploymentUnavailableError):
+        return Unavailable("The model's replicas are not there now. Try again.", retry_after=2)
+    if isinstance(error, ray.exceptions.RayActorError):
+        return ReplicaLost("The model's replica was lost. Try again.", retry_after=2)
+    logger.exception("unexpected failure of a replica call", exc_info=error)
+    return ModelError(f"The model's replica failed: {last_line(error)}")

@@ -26,9 +26,9 @@ _TEXT = "Hello"
 def probe_hooks(info: ModelInfo, *, limit: float) -> list[str]:
     """Call template, encode, decode and embed hooks of the loader with one short text.
 
-    `generate` is not called, as it may take long. A hook that hangs here may still serve other texts, as may a template
-    that refuses this one and an encoder of images: their requests will show it. A hook that draws from the process's
-    random state gets a turn of it for every later call.
+    `generate` is not called, as it may take long. A hook that raises or hangs here may still serve other texts: a
+    warning says where it raised. A hook that draws from the process's random state gets a turn of it for every later
+    call.
 
     Args:
         info: its hooks that draw are replaced.
@@ -38,15 +38,15 @@ def probe_hooks(info: ModelInfo, *, limit: float) -> list[str]:
         The hooks that returned what the contract says.
 
     Raises:
-        ModelLoadFailed: a hook raised, or returned something else than the contract says.
+        ModelLoadFailed: a hook returned something else than the contract says.
     """
-    found: list[ModelError] = []
+    found: list[BrokenHook] = []
     tried = _Tried(info, limit)
 
     def run() -> None:
         try:
             _probe(info, tried)
-        except ModelError as broken:
+        except BrokenHook as broken:
             found.append(broken)
 
     thread = threading.Thread(target=run, name="hook-probe", daemon=True)
@@ -65,8 +65,7 @@ def _probe(info: ModelInfo, tried: _Tried) -> None:
         chat = ChatPrompt(messages=[{"role": "user", "content": _TEXT}])
         text = tried.call("apply_chat_template", lambda: hooks.render(chat)) or text
     if info.encode is not None or info.decode is not None:
-        needs_more = hooks.sees_images or hooks.hears
-        encoded = tried.call("encode", lambda: hooks.encode(text), may_raise=needs_more) or encoded
+        encoded = tried.call("encode", lambda: hooks.encode(text)) or encoded
     if info.decode is not None and encoded.input_ids:
         tried.call("decode", lambda: hooks.decode(encoded.input_ids))
     if (embed := info.embed) is not None:
@@ -82,19 +81,15 @@ class _Tried:
         self._limit = limit
         self.right: list[str] = []
 
-    def call(self, name: str, call: Callable[[], T], *, may_raise: bool = False) -> T | None:
-        """What a hook returned; None if it raised what it may.
-
-        Raises:
-            ModelError: it raised, or returned something wrong.
-        """
+    def call(self, name: str, call: Callable[[], T]) -> T | None:
+        """What a hook returned; None if it raised."""
         found: list[T] = []
         try:
             draws = RANDOM_STATE.draws(lambda: found.append(call()), self._limit)
+        except BrokenHook:
+            raise
         except ModelError as error:
-            if isinstance(error, BrokenHook) or not may_raise:
-                raise
-            logger.info("%s", error.message)
+            logger.warning("%s, when it was tried at load.", error.message)
             return None
         except RAISED_BY_HOOKS as error:
             logger.info("Hook %s raised when it was tried at load: %s", name, last_line(error))

@@ -263,16 +263,17 @@ def raises_at_once(given: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["apply_chat_template", "encode", "decode", "embed"])
-def test_a_hook_that_raises_for_any_text_is_a_load_error_with_its_line(name: str) -> None:
+def test_a_hook_that_raises_at_load_is_a_warning_with_its_line(name: str, caplog: pytest.LogCaptureFixture) -> None:
     line = raises_at_once.__code__.co_firstlineno
     for hook, said in (
         (raises_at_once, f"Hook {name} failed: KeyError: 'text' (test_hook_probe.py, line {line + 1})"),
         (lambda: None, f"Hook {name} failed: TypeError"),
     ):
-        with pytest.raises(ModelLoadFailed) as failed:
-            LoadedModel(ModelEntry(id="m", loader="given"), as_model_info(model(**{name: hook}), "given"))
-        assert said in str(failed.value)
-        assert "(test_hook_probe.py, line " in str(failed.value)
+        LoadedModel(ModelEntry(id="m", loader="given"), as_model_info(model(**{name: hook}), "given"))
+        warning = next(each.message for each in caplog.records if each.levelname == "WARNING")
+        assert said in warning
+        assert "(test_hook_probe.py, line " in warning
+        caplog.clear()
 
 
 def test_a_template_that_refuses_the_trial_and_an_encoder_of_images_may_still_serve() -> None:
@@ -337,14 +338,3 @@ def test_an_intervention_hook_that_hangs_does_not_let_others_wait() -> None:
         assert "stuck" in health.text
         answers = [aside.submit(client.post, "/v1/completions", json=body).result().status_code for _ in range(20)]
         assert answers[-1] == 200
-
-
-def test_an_error_of_a_hook_that_names_cuda_is_the_hooks_on_a_machine_without_a_gpu() -> None:
-    def generate(input_ids: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("CUDA error: fake")
-
-    with TestClient(model_app(model(generate=generate))) as client:
-        for _ in range(2):
-            answer = client.post("/v1/completions", json={"model": "m", "prompt": "a text", "max_tokens": 2})
-            assert answer.status_code == (503 if torch.cuda.device_count() else 500)
-            assert "Hook generate failed: RuntimeError: CUDA error: fake (test_hook_probe.py" in answer.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import glob
 import re
 from collections.abc import Iterator
 
@@ -104,8 +103,6 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 def _device_computes() -> bool:
     """Whether every GPU that this process uses still computes."""
-    if not _has_gpu():
-        return True
     used = [i for i in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(i)]
     try:
         for index in used:
@@ -113,11 +110,6 @@ def _device_computes() -> bool:
     except RuntimeError:
         return False
     return bool(used)
-
-
-def _has_gpu() -> bool:
-    """Whether the machine has one; CTranslate2 computes on it without torch."""
-    return torch.cuda.device_count() > 0 or any(glob.glob(pattern) for pattern in ("/dev/nvidia[0-9]*", "/dev/kfd"))
 
 
 def free_memory() -> None:
