@@ -19,8 +19,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
-# Ray gives its workers little of a processor that somebody else uses: here, the tests in the other processes.
-os.environ.setdefault("RAY_worker_niceness", "0")
 
 os.environ.setdefault("TROUPE_LOGS", str(Path(tempfile.gettempdir()) / "troupe-test-logs"))
 

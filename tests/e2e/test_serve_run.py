@@ -105,6 +105,7 @@ def test_scripts_serve_after_a_ray_that_crashed_and_one_that_ended(
         assert "72" in answer(port, process, log)
         wait_for_the_banner(process, log)
         check_what_listens(process)
+        check_who_goes_first(process)
         check_that_a_second_server_is_refused(file, port, crashed_ray)
         settings, token = check_that_ray_asks_for_a_token(log.read_text(), crashed_ray)
     assert not settings.exists()
@@ -149,6 +150,13 @@ def check_what_listens(process: subprocess.Popen[bytes]) -> None:
     found = open_ports(process)
     assert {"gcs_server", "raylet"} <= found.keys()
     assert set().union(*found.values()) == {"127.0.0.1"}, found
+
+
+def check_who_goes_first(process: subprocess.Popen[bytes]) -> None:
+    """The replicas have the priority of other processes, such as the clients on the same machine."""
+    root = psutil.Process(process.pid)
+    replicas = [each for each in root.children(recursive=True) if "ServeReplica" in " ".join(each.cmdline())]
+    assert {each.nice() for each in replicas} == {root.nice()}
 
 
 def check_that_a_second_server_is_refused(file: Path, port: int, environment: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Servers that `troupe bench` can start, with the settings that were the quickest of those tried."""
+"""Servers that `troupe bench` can start, with settings for many requests at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Peer:
     Attributes:
         program: what runs it, as PATH or this environment has it.
         command: its arguments.
-        best: further ones, with which it was the quickest.
+        best: further ones, for many requests at a time.
         environment: variables that it starts with.
         needs: weights in another form.
         module: a module of Python that must be installed, if the program is Python.
