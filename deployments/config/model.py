@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, Literal, Self
 
@@ -12,6 +13,7 @@ from deployments.config.engine import EngineOptions
 from deployments.core.model_card import ModelCard, ModelOptions
 from model_loaders.loader_name import new_place
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _RENAMED = {"max_rows": "max_batch_size", "rows": "continuous_batching", "one_shot": "generate"}
 """Keys and values of the `engine` section in earlier versions."""
 
@@ -90,7 +92,7 @@ class ModelEntry(Strict):
         for name in [names] if isinstance(names, str) else names:
             if not name or name != name.strip():
                 raise ValueError(f"remove the white space around {name!r}" if name.strip() else "a name is empty")
-            if not name.isprintable():
+            if _CONTROL.search(name):
                 raise ValueError(f"remove the control characters of {name!r}, such as line breaks")
         return names
 

@@ -172,7 +172,9 @@ class Loading:
         return model
 
     def _loaded(self, entry: ModelEntry, version: Version) -> LoadedModel:
-        with RANDOM_STATE.lasting(entry.hook_timeout_s), counted_weights(entry.id):
+        # One that hangs beyond its time keeps no other from loading.
+        turn_s = min(entry.hook_timeout_s, entry.load_timeout_s)
+        with RANDOM_STATE.lasting(turn_s), counted_weights(entry.id):
             info = self._given.get(entry.id) or self._called(entry)
         info.model_name = info.model_name or entry.id
         info.served_as = entry.id

@@ -166,7 +166,7 @@ def test_a_schema_of_a_tool_that_cannot_be_followed(client: OpenAI) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "x"}}}}}
     with pytest.raises(openai.BadRequestError) as error:
         ask(client, model="tools", tools=[tool], tool_choice="required")
-    assert error.value.param == "tools"
+    assert error.value.param == "tools[0].function.parameters"
 
 
 def test_context_overflow(client: OpenAI) -> None:

@@ -129,9 +129,9 @@ class GrammarMask:
 
     @property
     def ends(self) -> FinishReason | None:
-        if not self._matcher.is_stopped():
-            return None
-        return "length" if self._closing.forced else "stop"
+        if self._matcher.is_stopped():
+            return "length" if self._closing.forced else "stop"
+        return "length" if self._closing.spent else None
 
     def _check(self) -> None:
         if self._matcher.is_error():

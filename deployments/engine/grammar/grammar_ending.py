@@ -132,6 +132,11 @@ class GrammarEnding:
             # The ending of an empty text may be a call.
             self._ending, self._fresh = [], False
 
+    @property
+    def spent(self) -> bool:
+        """Whether no tokens are left."""
+        return self._left <= 0
+
     def choose(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> int:
         """The token to take: the given one if the text can still be completed after it, else the next of the ending."""
         chosen = self._choose(matcher, tokens, token_id)

@@ -124,6 +124,26 @@ def _json(**markers: str) -> CallSyntax:
     return CallSyntax(shape="json", **markers)  # type: ignore[arg-type]
 
 
+_TOOL_CALL = ("<tool_call>", "</tool_call>")
+_FUNCTION_TAGS = CallSyntax(
+    shape="tagged",
+    section=_TOOL_CALL[0],
+    section_end=_TOOL_CALL[1],
+    open="<function=",
+    gap=">",
+    key_open="<parameter=",
+    key_close=">\n",
+    value_close="\n</parameter>",
+    close="</function>",
+)
+_ARGUMENT_TAGS = CallSyntax(
+    shape="tagged",
+    open=_TOOL_CALL[0],
+    key_open="<arg_key>",
+    key_close="</arg_key>\n<arg_value>",
+    value_close="</arg_value>",
+    close=_TOOL_CALL[1],
+)
 _DEEPSEEK = {
     "section": "<｜tool▁calls▁begin｜>",
     "section_end": "<｜tool▁calls▁end｜>",
@@ -134,7 +154,9 @@ BARE_PYTHON = CallSyntax(shape="python")
 UNDECLARED = CallSyntax(shape="any")
 
 SYNTAXES = {
-    "hermes": AnswerSyntax(calls=(_json(open="<tool_call>", close="</tool_call>"), UNDECLARED)),
+    "hermes": AnswerSyntax(
+        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), _FUNCTION_TAGS, _ARGUMENT_TAGS, UNDECLARED),
+    ),
     "llama3_json": AnswerSyntax(calls=(_json(open="<|python_tag|>"), BARE)),
     "mistral": AnswerSyntax(
         calls=(
