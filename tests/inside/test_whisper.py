@@ -18,7 +18,7 @@ from tests.whisper import RATE, model, recording, tokenizer
 
 
 def test_an_alignment_within_a_captured_forward_leaves_no_piece_of_it() -> None:
-    """It runs in a thread of its own, on modules of its own around the same weights."""
+    """It computes with modules of its own around the same weights."""
     torch.set_num_threads(1)
     words, features = tokenizer(), WhisperFeatureExtractor(feature_size=16)
     whisper = model(words)
@@ -49,13 +49,14 @@ def test_an_alignment_within_a_captured_forward_leaves_no_piece_of_it() -> None:
 
         def align(*call: Any) -> None:
             assert hooked(whisper)
-            found.append(pool.submit(aligned).result(30))
+            # In the engine's thread, whose forwards are captured, only modules of its own keep it out.
+            found.extend([pool.submit(aligned).result(30), aligned()])
 
         handle = whisper.model.decoder.layers[0].register_forward_pre_hook(align)
         beside = captured()
         handle.remove()
     engine.close()
-    assert len(found) >= 8
+    assert len(found) >= 16
     assert all(each == expected for each in found)
     assert alone.keys() == beside.keys()
     assert alone.pop("ids") == beside.pop("ids")
