@@ -170,7 +170,7 @@ def test_captured_states_are_those_that_the_answer_follows_from(engine: Any, lla
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_neighbors_keep_their_bits(kind: str) -> None:
-    prompts = [prompt(seed, 4 + 3 * seed) for seed in range(9)]
+    prompts = [prompt(seed, 4 + 3 * seed) for seed in range(16)]
     last = (len(prompts[0]) + 4,)
     asked: list[dict[str, Any]] = [
         {},

@@ -1,4 +1,4 @@
-"""The files of captured states of one process: written in a thread of its own, kept for a while, of one key each."""
+"""The files of captured states of one process: a thread writes and removes them, and each is of one key."""
 
 from __future__ import annotations
 
@@ -181,13 +181,18 @@ class CaptureStore:
         file.sealed.set()
         if file.failed or self._files.get(file.id) is not file:
             self._drop(file.id)
-            file.path.unlink(missing_ok=True)
+            self._remove(file.path)
 
     def _drop(self, capture_id: str) -> None:
         file = self._files.pop(capture_id, None)
         if file is not None:
-            file.path.unlink(missing_ok=True)
+            self._remove(file.path)
             self._notify()
+
+    def _remove(self, path: Path) -> None:
+        """Remove a file in the writer's thread, before any that is written later: a large one takes a while."""
+        with contextlib.suppress(RuntimeError):  # the store is closed, and its folder goes
+            self._writer.submit(path.unlink, missing_ok=True)
 
     def _notify(self) -> None:
         async def notify() -> None:

@@ -96,9 +96,7 @@ class Capturing:
     async def take(self, choice: int, recording: Recording) -> list[Captured]:
         """What the client gets of a choice's recording; nothing for that of the loader's done_callback."""
         if recording.callback:
-            tensors = await asyncio.to_thread(recording.tensors)
-            # Not those of the engine: they were made in its inference mode, which autograd refuses.
-            self.seen[choice] = {name: tensor.clone() for name, tensor in tensors.items()}
+            self.seen[choice] = await asyncio.to_thread(_ordinary, recording)
             return []
         self._describe(choice, recording)
         positions = recording.positions
@@ -118,8 +116,8 @@ class Capturing:
             return {**recording.tensors(), **recording.numbered()}
 
         if recording.capture.inline:
-            data = await asyncio.to_thread(lambda: _inline(shapes, recording.described(), tensors()))
-            return {"id": self._ids[choice], "bytes": len(data), **fields, "data": base64.b64encode(data).decode()}
+            nbytes, data = await asyncio.to_thread(lambda: _inline(shapes, recording.described(), tensors()))
+            return {"id": self._ids[choice], "bytes": nbytes, **fields, "data": data}
         self._release(_size_of(recording))
         capture_id = self._ids[choice]
         handle = self._store.write(capture_id, self._call.owner, shapes, recording.described(), tensors)
@@ -265,5 +263,14 @@ def _size_of(recording: Recording) -> int:
     return data_bytes(recording.shapes()) + 16 * len(recording.positions)
 
 
-def _inline(shapes: Mapping[str, tuple[str, Sequence[int]]], meta: str, tensors: Mapping[str, torch.Tensor]) -> bytes:
-    return b"".join([header(shapes, meta), *numbers(tensors, shapes)])
+def _ordinary(recording: Recording) -> dict[str, torch.Tensor]:
+    """Not the engine's tensors: they were made in its inference mode, which autograd refuses."""
+    return {name: tensor.clone() for name, tensor in recording.tensors().items()}
+
+
+def _inline(
+    shapes: Mapping[str, tuple[str, Sequence[int]]], meta: str, tensors: Mapping[str, torch.Tensor]
+) -> tuple[int, str]:
+    """The bytes of a file, how many and in base64."""
+    data = b"".join([header(shapes, meta), *numbers(tensors, shapes)])
+    return len(data), base64.b64encode(data).decode()

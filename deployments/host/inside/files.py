@@ -43,8 +43,10 @@ def data_bytes(shapes: Shapes) -> int:
     return sum(torch.Size(shape).numel() * getattr(torch, dtype).itemsize for dtype, shape in shapes.values())
 
 
-def numbers(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[bytes]:
+def numbers(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[memoryview]:
     """The numbers of the tensors, in the order of their header.
+
+    They are not copied: a copy of many MiB would hold Python's lock, and with it the event loop.
 
     Raises:
         ValueError: a tensor is not as its header says.
@@ -53,4 +55,4 @@ def numbers(tensors: Mapping[str, Tensor], shapes: Shapes) -> Iterator[bytes]:
         tensor = tensors[name]
         if list(tensor.shape) != list(shape) or tensor.dtype is not getattr(torch, dtype):
             raise ValueError(f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, not {dtype} {list(shape)}")
-        yield tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        yield tensor.contiguous().flatten().view(torch.uint8).numpy().data

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import T5ForConditionalGeneration
 
 from deployments.config.engine import EngineOptions
-from deployments.core.calls import Grammar, SamplingParams
+from deployments.core.calls import Capture, Grammar, Intervention, SamplingParams
 from deployments.core.errors import (
     BadRequest,
     ContextOverflow,
@@ -371,6 +371,8 @@ def test_a_cancelled_request_ends_and_spares_its_neighbors(kind: str, running: R
         {"logprobs": 1, "repetition_penalty": 1.2},
         {"logprobs": 1, "num_beams": 2},
         {"logprobs": 1, "min_tokens": 1},
+        {"capture": Capture(modules=("**",))},
+        {"interventions": (Intervention(module="lm_head", op="zero"),)},
     ],
     ids=str,
 )
@@ -557,6 +559,11 @@ def test_the_whole_api_over_it(t5_folder: Path, llama_folder: Path, entry: dict[
         assert chat.usage.prompt_tokens == len("Do this: Hello") + 1
         with pytest.raises(openai.BadRequestError, match="presence_penalty"):
             client.completions.create(model="t5", prompt="Hello", presence_penalty=1.0)
+        inside: Any = {"capture": {"modules": ["**"]}, "interventions": [{"module": "**", "op": "zero"}]}
+        for name, value in inside.items():
+            with pytest.raises(openai.BadRequestError) as refused:
+                client.completions.create(model="t5", prompt="Hello", extra_body={name: value})
+            assert (refused.value.code, refused.value.param) == ("unsupported_parameter", name)
     with TestClient(
         model_app(kwargs={"model_path": str(llama_folder)}, model_info_from=entry["loader"], id="llama")
     ) as web:
