@@ -161,7 +161,8 @@ async def cell():
 second = asyncio.run(cell())
 for each in (server, second):
     client = each.client()
-    answer = client.completions.create(model=client.models.list().data[0].id, prompt="a", max_tokens=2)
+    model, longest = client.models.list().data[0].id, {"ignore_eos": True}
+    answer = client.completions.create(model=model, prompt="a", max_tokens=2, extra_body=longest)
     print(answer.usage.completion_tokens)
 {end}
 """
