@@ -28,7 +28,7 @@ def block(client: str, language: str, number: int, changes: dict[str, str]) -> s
     Raises:
         AssertionError: the block lacks something that is to be replaced.
     """
-    text = re.findall(rf"^```{language}\n(.*?)^```", section(client), re.DOTALL | re.MULTILINE)[number]
+    text = re.findall(rf"^```{language}(?: [^\n]*)?\n(.*?)^```", section(client), re.DOTALL | re.MULTILINE)[number]
     text = re.sub(r"^pip install .+\n", "", text, flags=re.MULTILINE)
     for old, new in changes.items():
         assert old in text, old
