@@ -27,14 +27,11 @@ class Grammar:
         kind: `calls` is a Lark grammar as JSON, whose `parts` the engine writes: it knows which texts are tokens. `any`
             constrains nothing.
         param: the request field it comes from, for error messages; two constraints are equal without it.
-        calls_begin: how a text begins that is a tool call, which `max_tokens` cuts off: a call that was completed would
-            be another one than the model's. Other texts are completed.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "choice", "lark", "calls", "any"]
     source: str
     param: str = field(default="response_format", compare=False)
-    calls_begin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

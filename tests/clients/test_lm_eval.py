@@ -259,9 +259,9 @@ def adapted(cluster: str) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize(("dtype", "concurrent", "most"), [("float32", 8, 1e-4), ("bfloat16", 1, 0.05)])
+@pytest.mark.parametrize(("dtype", "concurrent", "most"), [("float32", 8, 5e-4)])
 def test_adapters_against_peft(adapted: str, tasks: Path, dtype: str, concurrent: int, most: float) -> None:
-    """In bfloat16 one request at a time: the base alone is rounded in another way in a batch, by up to 0.1."""
+    """Of a sum over the tokens of an answer; PEFT computes padded batches, which are rounded in another way."""
     python = client_python("lm_eval-peft", [*page.requirements("lm_eval"), "peft==0.21.2"])
     command = completions(adapted, tasks, LOCAL, concurrent=concurrent)
     command = command.replace("model=folder", f"model={dtype}").replace("/models/folder/", f"/models/{dtype}/")

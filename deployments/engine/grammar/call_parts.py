@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Protocol
 
 _TEXT = r"/(.|\n)*/"
 
@@ -13,8 +14,8 @@ def with_parts(source: str, special: Mapping[str, int]) -> str:
     """A Lark grammar with the rules of its parts.
 
     Args:
-        source: JSON of the grammar and its parts, each with its kind: `marker`, the text; `text`, any text up to the
-            marker, and it; `free`, any text without the marker.
+        source: JSON of the grammar and its parts, each with its kind: `marker`, the text; `close`, the same at the end
+            of a value or a call; `text`, any text up to the marker, and it; `free`, any text without the marker.
         special: the texts of the special tokens, and their ids.
     """
     given = json.loads(source)
@@ -22,9 +23,34 @@ def with_parts(source: str, special: Mapping[str, int]) -> str:
     return "\n".join(["%llguidance {}", given["lark"], *rules])
 
 
+class SpecialTokens(Protocol):
+    """The texts of the special tokens, and their ids."""
+
+    special_contents: dict[str, int]
+
+
+class SingleTokens(Protocol):
+    """The token ids of single bytes."""
+
+    single: dict[int, int]
+
+
+def closers_of(source: str, tokens: SingleTokens, vocabulary: SpecialTokens) -> list[list[int]]:
+    """The tokens that end the bare values of a grammar."""
+    special = vocabulary.special_contents
+    texts = [text for kind, text in json.loads(source)["parts"].values() if kind in ("text", "close")]
+    return [[id for piece in _split(text, special) for id in _ids(piece, tokens, special)] for text in texts]
+
+
+def _ids(piece: str, tokens: SingleTokens, special: Mapping[str, int]) -> list[int]:
+    if piece in special:
+        return [special[piece]]
+    return [tokens.single[byte] for byte in piece.encode() if byte in tokens.single]
+
+
 def _rule(name: str, kind: str, text: str, special: Mapping[str, int]) -> str:
     pieces = _pieces(text, special)
-    if kind == "marker":
+    if kind in ("marker", "close"):
         return f"{name}: {' '.join(pieces)}"
     certain = any(piece.startswith("<[") for piece in pieces)
     if certain or not text:

@@ -24,8 +24,8 @@ from deployments.core.errors import BadRequest, ModelError, Unavailable
 from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.engine.grammar.after_reasoning import AfterReasoning, FreeMask
-from deployments.engine.grammar.call_parts import with_parts
-from deployments.engine.grammar.grammar_ending import GrammarEnding, shortest_ending
+from deployments.engine.grammar.call_parts import closers_of, with_parts
+from deployments.engine.grammar.grammar_ending import Closers, GrammarEnding, shortest_ending
 from deployments.engine.grammar.regex import without_boundaries
 from deployments.engine.text.vocabulary import Vocabulary
 
@@ -46,11 +46,11 @@ class CompiledGrammar:
 
     free = False
 
-    def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, calls_begin: str | None = None) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, closers: Closers = ()) -> None:
         self._matcher = matcher
         self._tokens = tokens
-        self._calls_begin = None if calls_begin is None else calls_begin.encode()
-        self.ending = self._ending_of(matcher)
+        self._closers = closers
+        self.ending = shortest_ending(matcher, tokens, None, closers)
 
     def mask(
         self,
@@ -73,12 +73,8 @@ class CompiledGrammar:
             return FreeMask()
         return GrammarMask(self._matcher.deep_copy(), self._tokens, self._to_end(self.ending, max_tokens))
 
-    def _to_end(self, ending: list[int] | None, max_tokens: int, begun: Sequence[int] = ()) -> GrammarEnding:
-        text = b"".join(map(self._tokens.text_of, begun))
-        return GrammarEnding(ending, max_tokens, self._calls_begin, text)
-
-    def _ending_of(self, matcher: llguidance.LLMatcher) -> list[int] | None:
-        return None if self._calls_begin == b"" else shortest_ending(matcher, self._tokens)
+    def _to_end(self, ending: list[int] | None, max_tokens: int) -> GrammarEnding:
+        return GrammarEnding(ending, max_tokens, self._closers)
 
     def answer(self, max_tokens: int, begun: Sequence[int] = ()) -> GrammarMask | FreeMask | None:
         """The constraint on a text of at most `max_tokens` tokens after `begun`; None if it cannot begin so."""
@@ -86,8 +82,8 @@ class CompiledGrammar:
         if begun:
             if matcher.try_consume_tokens(list(begun)) < len(begun):
                 return None
-            ending = self._ending_of(matcher)
-        return GrammarMask(matcher, self._tokens, self._to_end(ending, max_tokens, begun))
+            ending = shortest_ending(matcher, self._tokens, None, self._closers)
+        return GrammarMask(matcher, self._tokens, self._to_end(ending, max_tokens))
 
 
 class FreeGrammar(CompiledGrammar):
@@ -129,9 +125,9 @@ class GrammarMask:
 
     @property
     def ends(self) -> FinishReason | None:
-        if self._matcher.is_stopped():
-            return "length" if self._closing.forced else "stop"
-        return "length" if self._closing.spent else None
+        if not self._matcher.is_stopped():
+            return None
+        return "length" if self._closing.forced else "stop"
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -275,7 +271,8 @@ class GrammarCompiler:
     def _compiled(self, grammar: Grammar, tokens: GrammarTokens) -> CompiledGrammar:
         if grammar.kind == "any":
             return FreeGrammar(tokens)
-        return CompiledGrammar(self._matcher(grammar), tokens, grammar.calls_begin)
+        closers = closers_of(grammar.source, tokens, self._vocabulary) if grammar.kind == "calls" else ()
+        return CompiledGrammar(self._matcher(grammar), tokens, closers)
 
     def _matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
         tokenizer = self._known_tokens().tokenizer

@@ -7,6 +7,7 @@ tokens would not suffice after the model's choice, the ending is used instead; t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import llguidance
@@ -25,6 +26,9 @@ def _order(first: bytes) -> list[int]:
 _OUTSIDE, _INSIDE = _order(b'}]",:0'), _order(b'"')
 
 
+Closers = Sequence[Sequence[int]]
+
+
 class EndingTokens(Protocol):
     """The interface of a vocabulary for the search.
 
@@ -38,17 +42,15 @@ class EndingTokens(Protocol):
     eos_ids: frozenset[int]
     single: dict[int, int]
 
-    def text_of(self, token_id: int) -> bytes:
-        """The bytes of a token."""
-
 
 def shortest_ending(
-    matcher: llguidance.LLMatcher, tokens: EndingTokens, known: list[int] | None = None
+    matcher: llguidance.LLMatcher, tokens: EndingTokens, known: list[int] | None = None, closers: Closers = ()
 ) -> list[int] | None:
     """A short list of tokens that completes the text from the matcher's state, found greedily.
 
     Args:
         known: an ending of the text before its last token; often it still is one, or its last part is.
+        closers: tokens that end a bare value of the grammar.
 
     Returns:
         The tokens, a terminator included if it is needed; None if none were found within a bounded search.
@@ -59,7 +61,7 @@ def shortest_ending(
         if known and _completes(matcher, tokens, known):
             path += known
             return path if len(path) <= _LONGEST else None
-        step = _step(matcher, tokens)
+        step = _step(matcher, tokens, closers)
         if not step or not matcher.consume_tokens(step):
             return None
         path += step
@@ -73,12 +75,19 @@ def _completes(matcher: llguidance.LLMatcher, tokens: EndingTokens, ending: list
     return matcher.validate_tokens(whole) == len(whole)
 
 
-def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> list[int]:
+def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens, closers: Closers) -> list[int]:
     """The next tokens towards the end; none if the matcher is stuck."""
     if matcher.is_accepting():
         return [min(tokens.eos_ids)]
     allowed = _allowed(matcher, tokens)
     inside = _is_inside(allowed, tokens)
+    for closer in closers:
+        after = matcher.deep_copy()
+        if after.try_consume_tokens(list(closer)) < len(closer):
+            continue
+        # Inside a string of JSON the same text would end nothing.
+        if not inside or after.is_stopped() or not _is_inside(_allowed(after, tokens), tokens):
+            return list(closer)
     forced = matcher.compute_ff_tokens()
     if forced:
         return forced
@@ -111,50 +120,30 @@ class GrammarEnding:
     Args:
         ending: a way to complete the empty text; None leaves the sequence to itself.
         max_tokens: the budget.
-        calls_begin: how a text begins that is not completed.
-        text: what the sequence begins with.
+        closers: tokens that end a bare value of the grammar.
 
     Attributes:
         forced: whether the model's choice was ever replaced.
     """
 
-    def __init__(
-        self, ending: list[int] | None, max_tokens: int, calls_begin: bytes | None = None, text: bytes = b""
-    ) -> None:
+    def __init__(self, ending: list[int] | None, max_tokens: int, closers: Closers = ()) -> None:
         self.forced = False
-        self._calls_begin = calls_begin
-        self._text = text
+        self._closers = closers
         self._ending = list(ending) if ending is not None and len(ending) <= max_tokens else None
         self._left = max_tokens
         self._due = _LONGEST
         self._fresh = True
-        if calls_begin and not text:
-            # The ending of an empty text may be a call.
-            self._ending, self._fresh = [], False
-
-    @property
-    def spent(self) -> bool:
-        """Whether no tokens are left."""
-        return self._left <= 0
 
     def choose(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> int:
         """The token to take: the given one if the text can still be completed after it, else the next of the ending."""
-        chosen = self._choose(matcher, tokens, token_id)
-        if self._calls_begin is not None and self._ending is not None:
-            self._text += tokens.text_of(chosen)
-        return chosen
-
-    def _choose(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> int:
         self._left -= 1
         if self._ending is None:
             return token_id
         if self._left >= self._due:
             self._fresh = False
             return token_id
-        if not self._fresh and self._calls_begin and not self._text:
-            return token_id
         if not self._fresh:
-            self._ending = shortest_ending(matcher, tokens)
+            self._ending = shortest_ending(matcher, tokens, None, self._closers)
             self._fresh = self._ending is not None
             if self._ending is None or len(self._ending) > self._left + 1:
                 self._postpone()
@@ -167,9 +156,6 @@ class GrammarEnding:
         if after is None and self._left > _PLENTY:
             self._postpone()
             return token_id
-        if self._is_call(tokens, known):
-            self._ending = None
-            return token_id
         self.forced, self._ending = True, known[1:]
         return known[0] if known else min(tokens.eos_ids)
 
@@ -181,14 +167,8 @@ class GrammarEnding:
         after = matcher.deep_copy()
         if not after.consume_token(token_id):
             return None
-        found = shortest_ending(after, tokens, known)
-        return found or shortest_ending(after, tokens)
-
-    def _is_call(self, tokens: EndingTokens, ending: list[int]) -> bool:
-        if self._calls_begin is None:
-            return False
-        whole = self._text + b"".join(map(tokens.text_of, ending))
-        return whole.startswith(self._calls_begin)
+        found = shortest_ending(after, tokens, known, self._closers)
+        return found or shortest_ending(after, tokens, None, self._closers)
 
     def _postpone(self) -> None:
         """An ending that was not found may be there: look again later, as long as there is plenty left."""

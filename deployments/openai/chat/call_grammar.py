@@ -26,8 +26,7 @@ def call_grammar(syntax: CallSyntax, tools: ToolSet, other: Grammar | None = Non
     if tools.forced:
         return writer.grammar(writer.calls())
     if other is not None:
-        begins = first_word(syntax.begins[0]) if syntax.begins else ""
-        return writer.grammar(f"{writer.calls()} | {writer.constraint(other)}", begins)
+        return writer.grammar(f"{writer.calls()} | {writer.constraint(other)}")
     if syntax.begins and any(tool["function"].get("strict") for tool in tools.definitions):
         marker = first_word(syntax.begins[0])
         return writer.grammar(f"{writer.part('free', marker)} | {writer.part('text', marker)} {writer.calls(marker)}")
@@ -43,9 +42,9 @@ class _Writer:
         self._rules: list[str] = []
         self._parts: dict[str, tuple[str, str]] = {}
 
-    def grammar(self, start: str, calls_begin: str = "") -> Grammar:
+    def grammar(self, start: str) -> Grammar:
         source = {"lark": "\n".join([f"start: {start}", *self._rules]), "parts": self._parts}
-        return Grammar(kind="calls", source=json.dumps(source), param="tools", calls_begin=calls_begin)
+        return Grammar(kind="calls", source=json.dumps(source), param="tools")
 
     def calls(self, begun: str = "") -> str:
         """One call, or several where they may be parallel.
@@ -57,7 +56,7 @@ class _Writer:
         section, opening = syntax.section.removeprefix(begun), syntax.open.removeprefix(begun)
         several = self._tools.parallel and self._tools.mode != "named" and not syntax.alone
         if syntax.several:
-            return f"{self._marker(opening)} {self._list(several)} {self._marker(syntax.close)}"
+            return f"{self._marker(opening)} {self._list(several)} {self._marker(syntax.close, 'close')}"
         call = self._rule(" | ".join(self._call(name, syntax.open) for name in self._tools.callable))
         first = call
         if opening != syntax.open:
@@ -65,8 +64,8 @@ class _Writer:
         if syntax.shape == "python":
             more = f"({json.dumps(', ' if syntax.listed else chr(10))} {call})*" if several else ""
             inner = f'"[" {call} {more} "]"' if syntax.listed else f"{call} {more}"
-            return f"{self._marker(opening)} {inner} {self._marker(syntax.close)}"
-        separator, end = self._marker(syntax.separator), self._marker(syntax.section_end)
+            return f"{self._marker(opening)} {inner} {self._marker(syntax.close, 'close')}"
+        separator, end = self._marker(syntax.separator), self._marker(syntax.section_end, "close")
         around = self._marker(section)
         if syntax.each:
             first = self._rule(f"{around} {first} {end}")
@@ -83,7 +82,7 @@ class _Writer:
 
     def _call(self, name: str, opening: str) -> str:
         syntax, schema = self._syntax, self._tools.schemas[name]
-        around = (self._marker(opening), self._marker(syntax.close))
+        around = (self._marker(opening), self._marker(syntax.close, "close"))
         match syntax.shape:
             case "json":
                 return self._rule(f"{around[0]} {_json(_call_schema(syntax, name, schema))} {around[1]}")
@@ -125,7 +124,7 @@ class _Writer:
         syntax = self._syntax
         close = syntax.value_close.replace(ANY, key)
         text = _is_text(described)
-        value = self.part("text", close) if text else f"{self._value(described, root)} {self.part('marker', close)}"
+        value = self.part("text", close) if text else f"{self._value(described, root)} {self.part('close', close)}"
         return f"{self._marker(syntax.key_open)} {json.dumps(key)} {self._marker(syntax.key_close)} {value}"
 
     def _keyword(self, key: str, described: Any, root: Mapping[str, Any]) -> str:
@@ -144,9 +143,9 @@ class _Writer:
         definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
         return self._rule(_json({**described, **definitions} if isinstance(described, Mapping) else {}))
 
-    def _marker(self, text: str) -> str:
+    def _marker(self, text: str, kind: str = "marker") -> str:
         """A marker as rules; `…` in it is a short word."""
-        parts = [self.part("marker", part) if part else "" for part in text.split(ANY)]
+        parts = [self.part(kind, part) if part else "" for part in text.split(ANY)]
         return " /[A-Za-z0-9]{1,9}/ ".join(parts)
 
     def part(self, kind: str, text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.chat.schema import AssistantMessage, FunctionDelta, MessageDelta, ToolCall, ToolCallDelta
-from deployments.openai.chat.tools import CallOrText, ForcedCalls, ToolSet
+from deployments.openai.chat.tools import CallsAlone, ForcedCalls, ToolSet
 from deployments.openai.parsing import AnswerFormat
 from deployments.openai.parsing.parts import (
     Call,
@@ -103,20 +103,17 @@ class MessageFormat:
 
     def _splitter(self, prompt: str | None, stream: bool) -> Splitter:
         least = (0 if self._is_forced else _LEAST) if stream else None
-        bare = self._is_forced and self.call_syntax is None
-        forced = ForcedCalls(self.tools, least) if self.tools is not None and bare else None
+        if self.tools is not None and self._is_forced and self.call_syntax is not None and self.answers is not None:
+            return CallsAlone(self.answers.splitter(self.tools.schemas, prompt, continued=self.continued, least=least))
+        forced = ForcedCalls(self.tools, least) if self.tools is not None and self._is_forced else None
         read: Splitter = Plain()
         if self.template is not None:
             read = TemplateSplitter(self.template, prompt, () if self.tools is None else self.tools.definitions)
         elif self.answers is not None:
             schemas = self.tools.schemas if self.tools is not None and forced is None else None
-            in_own_format = self._is_forced and forced is None
-            constrained = self.constrained and not in_own_format
             read = self.answers.splitter(
-                schemas, prompt, continued=self.continued, constrained=constrained, least=least
+                schemas, prompt, continued=self.continued, constrained=self.constrained, least=least
             )
-            if in_own_format and self.answers.syntax.harmony:
-                return CallOrText(read)
         return read if forced is None else ContentSplitter(read, forced)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from deployments.core.calls import Grammar
@@ -54,7 +54,7 @@ class ToolSet:
             root = {"type": "array", "minItems": 1, "items": {"anyOf": [_call_schema(name) for name in self.callable]}}
             if not self.parallel:
                 root["maxItems"] = 1
-        return replace(schema_grammar({**root, "$defs": definitions}, "tools"), calls_begin="")
+        return schema_grammar({**root, "$defs": definitions}, "tools")
 
 
 def read_tools(tools: Sequence[object] | None, choice: object, parallel: bool) -> ToolSet | None:
@@ -240,29 +240,22 @@ def _keyword(key: str, value: Any, base: str) -> Any:
     return rebased(value, base)
 
 
-class CallOrText:
-    """Reads an answer in channels that has to be a call: its other text counts only if the call was cut off."""
+class CallsAlone:
+    """Reads an answer that has to be calls in the model's own format: the beginning of one is not text for a reader."""
 
     def __init__(self, reader: Splitter) -> None:
         self._reader = reader
-        self._text: list[Part] = []
-        self._called = False
 
     def feed(self, text: str) -> list[Part]:
-        return self._split(self._reader.feed(text))
+        return [part for part in self._reader.feed(text) if not isinstance(part, Content)]
 
     def finish(self) -> list[Part]:
-        parts = self._split(self._reader.finish())
-        return parts if self._called else [*parts, *self._text]
-
-    def _split(self, parts: list[Part]) -> list[Part]:
-        self._text += [part for part in parts if isinstance(part, Content)]
-        self._called = self._called or any(isinstance(part, Call) for part in parts)
-        return [part for part in parts if not isinstance(part, Content)]
+        return [part for part in self._reader.finish() if not isinstance(part, Content)]
 
 
 class ForcedCalls:
-    """Reads an answer that a grammar made tool calls in bare JSON. What `max_tokens` cut off stays text.
+    """Reads an answer that a grammar made tool calls. Of one cut off it gives the calls that are complete, and no more:
+    the beginning of a call is not text for a reader.
 
     Args:
         least: None gives whole calls alone; else their arguments come while they are written.
@@ -281,28 +274,27 @@ class ForcedCalls:
         return [] if self._live is None else self._live.more(self._text)
 
     def finish(self) -> list[Part]:
-        calls, rest = self._calls()
-        if self._live is not None and self._live.begun > len(calls):
-            # What was streamed cannot be taken back: the call has the rest of the text as arguments.
-            return self._live.broken(self._text)
-        parts: list[Part] = [*calls] if self._live is None else self._live.rest(calls, self._text)
-        return [*parts, Content(rest)] if rest else parts
+        calls = self._calls()
+        return [*calls] if self._live is None else self._live.rest(calls, self._text)
 
-    def _calls(self) -> tuple[list[Call], str]:
-        """The complete calls, and the text of one that is not."""
-        if self._tools.mode != "named":
-            items, rest = _complete_items(self._text)
-            calls = json_calls(items)
-            return (calls, rest) if calls else ([], self._text)
-        try:
-            value = json.loads(self._text)
-        except (ValueError, RecursionError):
-            return [], self._text
-        return json_calls({"name": self._tools.callable[0], "arguments": value}) or [], ""
+    def _calls(self) -> list[Call]:
+        if self._tools.mode == "named":
+            value = _loads(self._text)
+            calls = None if value is None else json_calls({"name": self._tools.callable[0], "arguments": value})
+        else:
+            calls = json_calls(_complete_items(self._text))
+        return calls or []
 
 
-def _complete_items(text: str) -> tuple[list[Any], str]:
-    """The items of a JSON array that are complete, though the array may be cut off, and the text of the next one."""
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _complete_items(text: str) -> list[Any]:
+    """The items of a JSON array that are complete, though the array may be cut off."""
     decoder, items = json.JSONDecoder(), []
     rest = text.lstrip().removeprefix("[").lstrip()
     while rest.startswith("{"):
@@ -312,4 +304,4 @@ def _complete_items(text: str) -> tuple[list[Any], str]:
             break
         items.append(item)
         rest = rest[end:].lstrip().removeprefix(",").lstrip()
-    return items, rest.removeprefix("]")
+    return items

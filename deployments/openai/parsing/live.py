@@ -152,9 +152,6 @@ class LiveCalls:
         schemas: the tools; calls of others are given out when they are whole.
         least: a call is given out unfinished from this many characters of it on.
         name: of the call whose arguments the text consists of.
-
-    Attributes:
-        begun: how many calls have begun.
     """
 
     def __init__(self, syntaxes: Sequence[CallSyntax], schemas: Schemas, least: int = 0, name: str = "") -> None:
@@ -162,7 +159,7 @@ class LiveCalls:
         self._least = least
         self._name = name
         self._schemas = schemas
-        self.begun = 0
+        self._begun = 0
         self._written = ""
         self._start = 0
         self._syntax: CallSyntax | None = None
@@ -190,28 +187,28 @@ class LiveCalls:
     def rest(self, calls: Sequence[Call], text: str) -> list[Part]:
         """What is left of the calls, which have been read."""
         parts: list[Part] = []
-        if self.begun and len(calls) >= self.begun:
-            last = calls[self.begun - 1].arguments
+        if self._begun and len(calls) >= self._begun:
+            last = calls[self._begun - 1].arguments
             if last.startswith(self._written):
                 self._write(last[len(self._written) :], parts)
             elif self._json is not None:
                 # A key that comes twice: as JSON the text means the same.
                 end = JsonEnd().find(text[self._start :]) or 0
                 self._write(text[self._start + self._json.place : self._start + end], parts)
-        return [*parts, *calls[self.begun :]]
+        return [*parts, *calls[self._begun :]]
 
     def broken(self, text: str) -> list[Part]:
         """What is left of calls that cannot be read; none if none had begun."""
         place = self._start + (self._json.place if self._json else 0)
-        return [CallPiece(text[place:])] if self.begun else []
+        return [CallPiece(text[place:])] if self._begun else []
 
     def _members(self, name: str, values: dict[str, object]) -> list[Part]:
         parts: list[Part] = []
         whole = dumps(values)[:-1]
         if len(whole) < max(self._least, 2) or name not in self._schemas or not whole.startswith(self._written):
             return parts
-        if not self.begun:
-            self.begun = 1
+        if not self._begun:
+            self._begun = 1
             parts.append(CallBegun(name))
         self._write(whole[len(self._written) :], parts)
         return parts
@@ -224,20 +221,20 @@ class LiveCalls:
     def _begins(self, text: str, parts: list[Part]) -> bool:
         """See where the arguments of the next call begin."""
         if self._name:
-            return self._opens(self._name, self._start, parts) if not self.begun and text.strip() else False
+            return self._opens(self._name, self._start, parts) if not self._begun and text.strip() else False
         for syntax in self._syntaxes if self._syntax is None else (self._syntax,):
             cursor = Cursor(text, self._start, final=False)
             try:
-                name = call_start(cursor, syntax, again=self.begun > 0)
+                name = call_start(cursor, syntax, again=self._begun > 0)
             except (Incomplete, Unreadable):
                 continue
-            if name in self._schemas and (self.begun or len(text) - cursor.place >= self._least):
+            if name in self._schemas and (self._begun or len(text) - cursor.place >= self._least):
                 self._syntax = syntax
                 return self._opens(name, cursor.place, parts)
         return False
 
     def _opens(self, name: str, place: int, parts: list[Part]) -> bool:
         self._start, self._written, self._json = place, "", JsonText()
-        self.begun += 1
+        self._begun += 1
         parts.append(CallBegun(name))
         return True

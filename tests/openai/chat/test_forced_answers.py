@@ -76,40 +76,18 @@ class Forced:
         assert grammar is not None
         compiler = GrammarCompiler(self._words, len(self._words))
         self._grammar: CompiledGrammar = compiler.compile(grammar).result()
-        syntax = answers.syntax.calls[0]
-        self._begin = (syntax.section or syntax.open).split()[0].encode() if syntax.section or syntax.open else b""
         compiler.close()
 
     def answer(self, seed: int) -> str:
-        """An answer that ends before the limit, which would cut off a call."""
-        answers = (self._written(each) for each in range(seed, seed + 1000 * 20, 1000))
-        return next(answer for answer in answers if answer is not None)
-
-    def _written(self, seed: int) -> str | None:
         mask, chance = self._grammar.mask(LIMIT), torch.Generator().manual_seed(seed)
         ids: list[int] = []
         while mask.ends is None:
             scores = torch.rand(len(self._words), generator=chance)
             # Letters, so that texts are texts.
             scores[ord("a") : ord("z") + 1] += 0.5
-            # A call begins soon, and the last one ends the answer.
-            text = self._text(ids)
-            if self._begin not in text and len(ids) > seed % 30:
-                sizes = range(len(self._begin) - 1, -1, -1)
-                begun = next(size for size in sizes if text.endswith(self._begin[:size]))
-                scores[self._leading_to(self._begin[begun:])] += 1
-            elif len(ids) > LIMIT // 4:
-                scores[list(self._words.eos_ids)] += 1
             mask.mask(scores)
             ids.append(mask.advance(int(scores.argmax())))
-        return self._text(ids).decode() if mask.ends == "stop" else None
-
-    def _leading_to(self, text: bytes) -> list[int]:
-        named = ((i, self._words.token_bytes(i)) for i in range(len(self._words)))
-        return [i for i, token in named if token and text.startswith(token)]
-
-    def _text(self, ids: Sequence[int]) -> bytes:
-        return b"".join(self._words.token_bytes(i) for i in ids if i not in self._words.eos_ids)
+        return b"".join(self._words.token_bytes(i) for i in ids if i not in self._words.eos_ids).decode()
 
 
 def read(answers: AnswerFormat, text: str) -> tuple[list[tuple[str, Any]], str]:
