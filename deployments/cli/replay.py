@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.cli.endpoint.options import SOURCE, ApiKey, AtOnce, Url
+from deployments.cli.endpoint.options import SOURCE, ApiKey, AtOnce, Url, server_of
 from deployments.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,9 +131,7 @@ async def _server(url: str, api_key: str | None) -> AsyncIterator[AsyncClient]:
     """
     from httpx2 import AsyncClient, Limits, Timeout
 
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url {url!r} should be a URL such as http://127.0.0.1:8000.")
-    base = url.rstrip("/").removesuffix("/v1") + "/v1"
+    base = f"{server_of(url)}/v1"
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     limits, timeout = Limits(max_connections=None), Timeout(None, connect=_PATIENCE_S)
     async with AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits) as client:

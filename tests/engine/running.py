@@ -7,7 +7,8 @@ import itertools
 import queue
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,18 @@ def batching_engine(model: Any, *, inside: bool = False, **options: Any) -> Batc
     info = model_info(model)
     options = {"memory_gib": 0.25, **options}
     return BatchingEngine(info, Vocabulary(Hooks(info)), EngineOptions(**options), inside=inside)
+
+
+@contextmanager
+def running(model: Any, **options: Any) -> Iterator[BatchingEngine]:
+    """A batching engine until the block ends, which then holds nothing."""
+    engine = batching_engine(model, **options)
+    try:
+        yield engine
+    finally:
+        engine.close(5)
+        stats = engine.stats()
+        assert (stats.sequences, stats.waiting, stats.cache_bytes, stats.prefix_bytes, stats.prefix_entries) == (0,) * 5
 
 
 def built_engine(info: ModelInfo, **options: Any) -> Engine:

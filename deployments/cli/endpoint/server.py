@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deployments.cli.endpoint.options import server_of
 from deployments.cli.endpoint.processes import end_of, free_port, running
 from deployments.core.errors import ConfigError
 
@@ -92,9 +93,7 @@ def endpoint(url: str | None, config: str | None, key: str, log: Path) -> Iterat
     if (url is None) == (config is None):
         raise ConfigError("Give either --url or --config.")
     if url is not None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"--url {url!r} should be a URL such as http://127.0.0.1:8000.")
-        yield Endpoint(url.rstrip("/").removesuffix("/v1"), key)
+        yield Endpoint(server_of(url), key)
         return
     with _started(str(config), key, log) as found:
         yield found

@@ -16,7 +16,7 @@ from deployments.core.errors import BadRequest, ContextOverflow, ModelError, Out
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.batching.step_loop import StepLoop
 from tests.engine.architectures import decoder
-from tests.engine.running import Answer, batching_engine, generate_alone, prompt, submit
+from tests.engine.running import Answer, batching_engine, generate_alone, prompt, running, submit
 from tests.engine.stepped import Stepped
 
 PROMPTS = [prompt(i, length) for i, length in enumerate((5, 30, 12, 60, 3, 20))]
@@ -26,17 +26,6 @@ TOKENS = 12
 @pytest.fixture(scope="module")
 def llama() -> Any:
     return decoder("llama")
-
-
-@contextmanager
-def running(model: Any, **options: Any) -> Iterator[BatchingEngine]:
-    engine = batching_engine(model, **options)
-    try:
-        yield engine
-    finally:
-        engine.close(5)
-        stats = engine.stats()
-        assert (stats.sequences, stats.waiting, stats.cache_bytes, stats.prefix_bytes, stats.prefix_entries) == (0,) * 5
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,19 +12,9 @@ from deployments.engine.batching.prefix_cache import Prefix, PrefixStore
 from deployments.engine.batching.sequence import common_prefix
 from deployments.engine.cache.cache import BatchCache, new_cache
 from tests.engine.architectures import VISION, decoder
-from tests.engine.running import batching_engine, generate_alone, prompt, submit
+from tests.engine.running import generate_alone, prompt, running, submit
 
 TOKENS = 10
-
-
-@contextmanager
-def running(model: Any, **options: Any) -> Iterator[BatchingEngine]:
-    engine = batching_engine(model, **options)
-    try:
-        yield engine
-    finally:
-        engine.close(5)
-        assert engine.stats().prefix_entries == engine.stats().prefix_bytes == 0
 
 
 def turns(engine: BatchingEngine, model: Any, count: int) -> list[int]:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from deployments.engine.batching.engine import BatchingEngine
 from tests.engine.architectures import decoder
-from tests.engine.running import batching_engine, generate_alone, prompt, submit
+from tests.engine.running import generate_alone, prompt, running, submit
 
 TOKENS = 6
 NOT_CUT = pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "mamba2", "qwen3_next"])
 """Models with a window of 16 tokens, or with states."""
-
-
-@contextmanager
-def running(model: Any, **options: Any) -> Iterator[BatchingEngine]:
-    engine = batching_engine(model, **options)
-    try:
-        yield engine
-    finally:
-        engine.close(5)
 
 
 def questions(count: int) -> list[list[int]]:
