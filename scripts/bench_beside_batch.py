@@ -61,7 +61,7 @@ def live(url: str, number: int, arguments: argparse.Namespace) -> list[float]:
     """Seconds until each first token of a round."""
     job = Job(
         url=f"{url}/v1",
-        model="demo",
+        models=("demo",),
         workload="short",
         concurrency=arguments.concurrency,
         conversations=arguments.requests,

@@ -22,13 +22,13 @@ class EngineOptions:
         prefix_cache: keep computed prompts, and reuse them for prompts that start with the same tokens.
         prefix_cache_gib: maximum size of the prefix cache; None is half of the memory.
         prefill_chunk: maximum number of prompt tokens computed between two decode steps; several whole prompts
-            together can have twice as many.
+            together can have twice as many. None is 512 on a CPU and 2048 on a GPU.
         deterministic: the bits of an answer do not depend on other requests; slower.
         prompt_lookup: draft tokens per step, taken from the sequence's own text, while at most four sequences run; for
             models whose layers all have full attention. It does not change the text. 0 is off.
         torch_compile: a torch.compile mode for decode steps; models with layers of other kinds than full attention, the
             kind `generate` and deterministic mode run uncompiled, with a warning at load.
-        cuda_graphs: capture decode steps as CUDA graphs, if the model allows it; off, as it was not run on a GPU yet.
+        cuda_graphs: capture decode steps as CUDA graphs, if the model allows it.
         static_cache: allocate the KV cache at its full length at the start; kind `generate` only.
         pack_linears: pack linear weights for the CPU at load; None decides by dtype and instruction set.
         threads: CPU threads of a forward; None takes the cores of the replica.
@@ -42,7 +42,7 @@ class EngineOptions:
     memory_gib: float | None = None
     prefix_cache: bool = True
     prefix_cache_gib: float | None = None
-    prefill_chunk: int = 512
+    prefill_chunk: int | None = None
     deterministic: bool = False
     prompt_lookup: int = 0
     torch_compile: str | None = None

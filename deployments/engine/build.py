@@ -14,6 +14,7 @@ from deployments.engine.base.text_side import TextSide
 from deployments.engine.batching.engine import BatchingEngine
 from deployments.engine.generate.engine import GenerateEngine, is_stock, own_settings
 from deployments.engine.generate.model_generate import StockGenerate
+from deployments.engine.model.attention import attend_without_plans
 from deployments.engine.model.cache_argument import accept_old_fields
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.no_text import NoTextEngine, gives_text
@@ -53,6 +54,7 @@ def build_engine(
     Raises:
         ModelLoadFailed: the engine that was asked for cannot run the model, or it has no such `stop_token_ids`.
     """
+    attend_without_plans()
     if info.engine is not None:
         engine: Engine = info.engine(info, options)
         return engine

@@ -25,7 +25,7 @@ def adapters(setting: Setting) -> Measured:
     from deployments.adapters.lora_file import read_lora
 
     model = setting.model(setting.models[0])
-    rows, new = setting.sized(16, 4), setting.sized(128, 8)
+    rows, new = setting.sized(16, 4), setting.sized(64, 8)
     engine = setting.engine(model, rows)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(8):

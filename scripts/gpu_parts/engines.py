@@ -43,7 +43,7 @@ def engine_runs(setting: Setting) -> Measured:
 
 
 def _on_and_off(setting: Setting, model: Any, rows: int) -> dict[str, Any]:
-    rng, new = random.Random(rows), setting.sized(256, 12)
+    rng, new = random.Random(rows), setting.sized(128, 12)
     prompts = random_prompts(rng, rows, setting.sized(300, 12), model.config.vocab_size)
     with setting.fixed() as made:
         on = setting.engine(model, rows)
@@ -51,15 +51,18 @@ def _on_and_off(setting: Setting, model: Any, rows: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     texts: dict[str, list[list[int]]] = {}
     seconds: dict[str, list[float]] = {}
-    for _ in range(setting.sized(3, 1) + 1):
+    gaps: dict[str, list[float]] = {}
+    for _ in range(setting.sized(2, 1) + 1):
         for name, engine in (("on", on), ("off", off)):
             clients: list[Any] = []
             taken = setting.seconds(lambda engine=engine, clients=clients: _greedy(engine, prompts, new, clients))
             texts[name] = [client.tokens for client in clients]
             seconds.setdefault(name, []).append(taken)
+            gaps[name] = [gap for client in clients for gap in client.gaps[new // 3 :]]
     for name, engine in (("on", on), ("off", off)):
         figures[f"graphs {name}, tokens/s"] = rows * new / median(seconds[name][1:])
         figures[f"graphs {name}, first run s"] = seconds[name][0]
+        figures[f"graphs {name}, a step, ms"] = 1e3 * median(gaps[name])
         sampled = setting.seconds(partial(_sampled, engine, prompts, new))
         figures[f"graphs {name}, top_p 0.95, tokens/s"] = rows * new / sampled
     figures["times"] = median(seconds["off"][1:]) / median(seconds["on"][1:])
@@ -86,7 +89,7 @@ def _churn(setting: Setting, model: Any) -> dict[str, Any]:
     """Requests of different lengths, 32 at a time, with graphs and without: what captures cost when buffers move."""
     figures: dict[str, Any] = {}
     rng = random.Random(7)
-    count = setting.sized(200, 6)
+    count = setting.sized(96, 6)
     asked = [
         (
             random_prompts(rng, 1, rng.randrange(8, setting.sized(400, 20)), model.config.vocab_size)[0],

@@ -49,7 +49,7 @@ def inside(setting: Setting) -> Measured:
     figures: dict[str, Any] = {}
     marks = [_captured(setting, torch.float32, 1e-4), _captured(setting, torch.bfloat16, 3e-2), _steered(setting)]
     model = setting.model(setting.models[0])
-    rows, new = setting.sized(16, 4), setting.sized(128, 12)
+    rows, new = setting.sized(16, 4), setting.sized(64, 12)
     prompts = random_prompts(random.Random(3), rows, setting.sized(100, 8), model.config.vocab_size)
     marks += _beside_graphs(setting, model, prompts, new)
     marks += _cost(setting, model, prompts, new, figures)
@@ -122,18 +122,18 @@ def _beside_graphs(setting: Setting, model: Any, prompts: Sequence[list[int]], n
     """One inspected request beside others: these are captured and replayed as they are without it."""
     with setting.fixed() as made:
         engine = setting.engine(model, len(prompts))
-        counts = [(0, 0)]
+        _run(engine, prompts[1:], new)
+        captured, counts = made[-1].captured, [made[-1].repeated]
         for asked, ids in (([], prompts[1:]), ([{"capture": LAST}], prompts)):
             _run(engine, ids, new, asked)
-            counts.append((made[-1].captured, made[-1].repeated))
+            counts.append(made[-1].repeated)
         engine.close()
-    (_, first, second), reason = counts, made[-1].reason
-    captures = [first[0], second[0] - first[0]]
-    replays = [first[1], second[1] - first[1]]
+    captures, reason = made[-1].captured - captured, made[-1].reason
+    replays = [counts[1] - counts[0], counts[2] - counts[1]]
     # How the prompts come together differs by a step or two from run to run.
     near = abs(replays[0] - replays[1]) <= 3
     return [
-        setting.mark("captures without and beside an inspected request", captures, "equal", captures[0] == captures[1]),
+        setting.mark("captures because of an inspected request", captures, "at most 1", captures <= 1),
         setting.mark("steps of a fixed shape without and beside it", replays, "equal but for 3", near),
         setting.mark("why there are no graphs", reason, "None", reason is None),
     ]
@@ -153,7 +153,7 @@ def _cost(setting: Setting, model: Any, prompts: Sequence[list[int]], new: int, 
         "one steered at all blocks": [{"interventions": (steering,)}],
     }
     taken = {
-        name: setting.median(lambda asked=asked: _run(engine, prompts, new, asked), 5, 1)
+        name: setting.median(lambda asked=asked: _run(engine, prompts, new, asked), 3, 1)
         for name, asked in cases.items()
     }
     waits = {

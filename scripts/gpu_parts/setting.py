@@ -16,7 +16,7 @@ from bench_requests import Engine
 from deployments.config.engine import EngineOptions
 from deployments.engine.batching import engine as batching
 from deployments.engine.model.forward import Forward
-from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, cuda_graph
+from deployments.engine.speedups.fixed_decode import Capture, CudaGraphs, FixedDecode, Run
 
 Measured = tuple[dict[str, Any], list["Mark"]]
 
@@ -178,7 +178,7 @@ class Setting:
     @property
     def capture(self) -> Capture:
         """CUDA graphs; on a CPU a step that is repeated as it is stands in for one."""
-        return cuda_graph if self.is_cuda else stand_in
+        return CudaGraphs() if self.is_cuda else stand_in
 
     @contextmanager
     def fixed(self, capture: Capture | None = None) -> Iterator[list[FixedDecode]]:

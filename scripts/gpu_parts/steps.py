@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import random
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from deployments.engine.cache.cache import BatchCache, new_cache
+from deployments.engine.model.attention import planned_attention
 from deployments.engine.model.forward import NO_OFFSET, Forward
 from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, uncaptured
 from gpu_parts.hardware import kernels
@@ -82,26 +84,40 @@ def _of_shape(setting: Setting, model: Any, rows: int, length: int, read: float 
     """Milliseconds of a step in its three forms, the host's share of the ordinary one, and the roofline."""
     batch = Steps(model, rows, length)
     repeats = setting.sized(30, 3)
+    with planned_attention():
+        planned = _median(setting, batch, batch.forward.decode, setting.sized(8, 3))
     ordinary = _median(setting, batch, batch.forward.decode, repeats)
     launch = _launch(setting, batch, repeats)
     plain = FixedDecode(batch.forward, uncaptured)
     fixed = _median(setting, batch, plain.decode, repeats)
     graphs = FixedDecode(batch.forward, setting.capture)
     replay = _median(setting, batch, graphs.decode, repeats)
-    layer = batch.cache.held[0]
+    buffer = list(batch.cache.held[0].buffers[0].shape)  # type: ignore[attr-defined]
     weights = sum(p.nbytes for p in model.parameters()) - model.get_input_embeddings().weight.nbytes
     columns = sum(each.column_bytes for each in batch.cache.held)  # type: ignore[attr-defined]
     roofline = (weights + rows * length * columns) / read if read else None
     return {
+        "ordinary_with_cudnn_ms": 1e3 * planned,
         "ordinary_ms": 1e3 * ordinary,
         "launch_ms": 1e3 * launch,
         "fixed_ms": 1e3 * fixed,
         "replay_ms": 1e3 * replay,
         "roofline_ms": 1e3 * roofline if roofline else None,
-        "buffer": list(layer.buffers[0].shape),  # type: ignore[attr-defined]
+        "buffer": buffer,
         "reason": graphs.reason,
         "kernels": kernels(setting, lambda: batch.step(graphs.decode), 15),
+        "python": _python(setting, lambda: batch.step(batch.forward.decode)),
     }
+
+
+def _python(setting: Setting, call: Callable[[], Any]) -> list[str]:
+    """The functions in which an ordinary step spends most of the host's time, with milliseconds."""
+    setting.synchronize()
+    with cProfile.Profile() as profile:
+        call()
+        setting.synchronize()
+    found = sorted(profile.getstats(), key=lambda each: -each.inlinetime)[:8]
+    return [f"{each.code}: {1e3 * each.inlinetime:.2f} ({each.callcount} calls)" for each in found]
 
 
 def _median(setting: Setting, batch: Steps, decode: Any, repeats: int) -> float:

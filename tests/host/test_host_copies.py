@@ -217,6 +217,14 @@ def test_storages_go_and_come_back() -> None:
         assert torch.equal(model(ids).logits, before)
 
 
+def test_a_tensor_that_something_else_holds_is_noticed() -> None:
+    model = gpt2()
+    view = model.lm_head.weight.detach()[:2]
+    with pytest.raises(Unmovable, match="something beside its parameters and buffers"):
+        Storages(model).release()
+    assert view.numel()
+
+
 def test_what_cannot_be_moved_is_named() -> None:
     model = nn.Linear(3, 3)
     model.register_buffer("sparse", torch.eye(3).to_sparse())

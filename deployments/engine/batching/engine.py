@@ -25,7 +25,7 @@ from deployments.engine.base.text_side import TextSide
 from deployments.engine.base.threaded import ThreadedEngine
 from deployments.engine.batching.beam_jobs import BeamJobs, check_search
 from deployments.engine.batching.memory import default_budget, weight_bytes
-from deployments.engine.batching.prefill import Prefiller
+from deployments.engine.batching.prefill import Prefiller, default_chunk
 from deployments.engine.batching.prefix_cache import PrefixStore
 from deployments.engine.batching.prompt_lookup import prompt_lookup
 from deployments.engine.batching.running_batches import Limits
@@ -369,30 +369,33 @@ def step_loop(
     fixed: FixedDecode | None = None,
 ) -> StepLoop:
     """The step loop that options and capabilities ask for."""
-    given = options.memory_gib
-    budget = int(given * _GIB) if given is not None else default_budget(forward.device)
+    budget = default_budget(forward.device) if options.memory_gib is None else int(options.memory_gib * _GIB)
+    if fixed is not None:
+        fixed.memory = budget // 3
+        budget -= fixed.memory
     share = budget // 2 if options.prefix_cache_gib is None else int(options.prefix_cache_gib * _GIB)
     keeps = options.prefix_cache and capabilities.chunks
+    chunk = options.prefill_chunk or default_chunk(forward.device)
     limits = Limits(
-        max_batch_size=max(1, options.max_batch_size),
+        max_batch_size=options.max_batch_size,
         budget=budget,
         split_bytes=weight_bytes(forward.model),
         mixes_lengths=capabilities.mixes,
         joins=deterministic != "isolated",
-        prefix_alignment=None if deterministic is None else max(1, options.prefill_chunk),
+        prefix_alignment=None if deterministic is None else chunk,
         separates_inspected=fixed is not None,
     )
     prefiller = Prefiller(
         forward,
-        chunk=options.prefill_chunk,
+        chunk=chunk,
         vocab_size=capabilities.logits_width,
         chunks=capabilities.chunks,
         pads=capabilities.pads and deterministic is None,
     )
     prefiller.separates_inspected = limits.separates_inspected
-    store = PrefixStore(min(share, budget) if keeps else 0)
-    decode = None if fixed is None else fixed.decode
     lookup = prompt_lookup(
         forward, options.prompt_lookup, chunks=capabilities.chunks, deterministic=deterministic is not None
     )
+    store = PrefixStore(min(share, budget) if keeps else 0)
+    decode = None if fixed is None else fixed.decode
     return StepLoop(forward, prefiller, store, capabilities.sequence_bytes, limits, decode, lookup)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import abc
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from deployments.engine.batching.sequence import Sequence, drop_sequence
@@ -65,6 +66,11 @@ class Prefill:
             self.sequences.remove(sequence)
             return
         drop_sequence(self.cache, self.sequences, sequence, blank=blank)
+
+
+def default_chunk(device: torch.device) -> int:
+    """Prompt tokens of a forward: on an H200, 2,048 take as long as 512 with 1 B parameters, twice as long with 8 B."""
+    return 2048 if device.type == "cuda" else 512
 
 
 class Prefiller:

@@ -73,11 +73,6 @@ class BatchCache(DynamicCache):  # type: ignore[misc]
         """After a forward: the tokens each sequence has now."""
         self.lengths, self.width = list(lengths), max(lengths)
 
-    def reserve(self, columns: int) -> None:
-        """Make room for `columns` columns. Only for layers that keep nothing but columns."""
-        for layer in self.held:
-            layer.reserve(columns)  # type: ignore[attr-defined]
-
     def add_column(self) -> None:
         """Count a column that other code than the layers has written after the last one, for every sequence."""
         for layer in self.held:

@@ -131,6 +131,19 @@ class KeyValueLayer(DynamicLayer):  # type: ignore[misc]
         if self.is_initialized and self.end + new > self.buffers[0].shape[2]:
             self._lay_out(self.buffers[0].shape[0], self._kept(self.width) + new)
 
+    def move(self, buffers: Sequence[Tensor]) -> None:
+        """Move to the first columns of other buffers, or of its own, which have room for the live ones."""
+        window = self.end - self.start
+        for old, new in zip(self.buffers, buffers, strict=True):
+            live = old[: self.batch_size, :, self.start : self.end]
+            if new is old:
+                live = live.clone()
+            else:
+                new.zero_()
+            new[: self.batch_size, :, :window] = live
+        self.buffers, self.start, self.end = list(buffers), 0, window
+        self._show(0)
+
     def add_column(self) -> None:
         """Count the column that was written after the last one."""
         self.width += 1

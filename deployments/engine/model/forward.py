@@ -17,7 +17,7 @@ from torch import Tensor
 from deployments.engine.adapters.table import AdapterTable
 from deployments.engine.cache.cache import AnyCache, EncoderBatchCache
 from deployments.engine.library.transformers_internals import generate_cache_name, position_ids
-from deployments.engine.model.attention import DecodeAttention
+from deployments.engine.model.attention import DecodeAttention, attend_without_plans
 from deployments.engine.model.cache_argument import argument_of, cache_argument
 from deployments.engine.model.encoder_side import EncoderSide, decoder_prompt, decoder_start
 from deployments.engine.model.fresh_state import fresh_state
@@ -86,6 +86,7 @@ class Forward:
             self._common["use_cache"] = True
         self._media_ids = media_ids(model.config)
         self._encoder = EncoderSide(model, self.device) if self.is_encoder_decoder else None
+        attend_without_plans()
         self.decode_attention = DecodeAttention()
         self.adapters = AdapterTable(model)
         self._positions = SequencePositions(model)

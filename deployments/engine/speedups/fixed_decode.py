@@ -1,9 +1,10 @@
 """Decode steps of a fixed shape, which a CUDA graph can replay and torch.compile need not compile again.
 
-Such a step runs over whole buffers: every row, every column. Sequences come and go and columns fill up
-while no shape changes, so one capture serves until the buffers are laid out anew; `batch_room` and `column_room` are
-the buckets. What differs between steps, which is token ids, positions, mask and the column to be written, is copied
-into tensors that stay where they are.
+Such a step runs over whole KV buffers of its own: every row, every column. A batch moves into them, and sequences come
+and go and columns fill up while no shape changes. When it has left or outgrown them, the step waits for the next batch
+of its shape, so a server captures a handful of shapes once each (`_shape`). What differs between steps, which is token
+ids, positions, the column to be written and the first one that each sequence sees, is copied into one tensor that stays
+where it is.
 
 Only for models whose layers all have full attention through `sdpa` and that take positions; others decode as ever. So
 do all models once a capture has failed or the first steps of a shape have had other logits than ordinary ones, and
@@ -14,9 +15,10 @@ ordinary for a while.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from deployments.engine.base.failures import causes, free_memory, is_out_of_memo
 from deployments.engine.cache.cache import AnyCache, BatchCache, keeps_all_columns, new_cache
 from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
+from deployments.engine.model.attention import planned_attention
 from deployments.engine.model.forward import Forward, Offset
 from deployments.engine.model.forward_hooks import free_hooks, listener
 from deployments.engine.verify.proofs import close
@@ -49,23 +52,29 @@ class FixedDecode:
         forward: the model's forward passes.
         capture: how a step is made repeatable.
         call: the model, or what computes the same.
-        settled: decode steps that buffers must have lasted before a capture is worth its time.
+        settled: steps that a shape must have been wanted for before a capture is worth its time.
+        least_columns: of the smallest shape; a power of two.
 
     Attributes:
+        memory: bytes that the buffers of all steps may have together.
         reason: why there are no fixed steps (any more); None while there are.
         captured: how many steps were captured.
         repeated: how many decode steps were of a fixed shape.
     """
 
-    def __init__(self, forward: Forward, capture: Capture, call: Any = None, settled: int = 0) -> None:
+    def __init__(
+        self, forward: Forward, capture: Capture, call: Any = None, settled: int = 0, least_columns: int = 512
+    ) -> None:
         self._forward = forward
         self._capture = capture
         self._call = forward.model if call is None else call
         self._settled = settled
-        self._lasted: WeakKeyDictionary[BatchCache, _Layout] = WeakKeyDictionary()
-        self._steps: WeakKeyDictionary[BatchCache, _FixedStep] = WeakKeyDictionary()
+        self._least_columns = least_columns
+        self._wanted: Counter[_Shape] = Counter()
+        self._steps: list[_FixedStep] = []
         self._ordinary_left = 0
         self._free_hooks: list[Any] = []
+        self.memory = 1 << 62
         self.captured = self.repeated = 0
         self.reason = _unsuited(forward)
         if self.reason is None and (capture is not uncaptured or call is not None):
@@ -78,62 +87,76 @@ class FixedDecode:
 
     def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyCache) -> Tensor:
         """Append one token to every sequence; see `Forward.decode`."""
-        logits, failure, memory = None, None, False
+        logits, step, failure, memory = None, None, None, False
         if any(self._free_hooks):
             self._look_again()
         if self._ordinary_left:
             self._ordinary_left -= 1
         elif self.reason is None and isinstance(cache, BatchCache):
             try:
-                logits = self._fixed(token_ids, offsets, cache)
+                step = self._step(cache, len(offsets[0]))
+                if step is not None:
+                    logits = step.decode(token_ids, offsets, cache, self._capture)
             except Exception as error:
                 raise_if_lost(error)
                 failure, memory = f"{type(error).__name__}: {error}", any(map(is_out_of_memory, causes(error)))
         if memory:
             # Not while the error is handled: it refers to what is to be freed.
+            step = None
             self._pause(str(failure))
-        if logits is None or not isinstance(cache, BatchCache):
+        if logits is None or step is None:
             ordinary = self._forward.decode(token_ids, offsets, cache)
             # If the ordinary forward fails as well, the fixed step is not to blame.
             if failure is not None and not memory:
                 self._give_up(failure)
             return ordinary
         self.repeated += 1
-        if self._steps[cache].proven:
+        if step.compared >= _CHECKED:
             cache.add_column()
             return logits
-        return self._compared(logits.clone(), token_ids, offsets, cache)
+        return self._compared(step, logits.clone(), token_ids, offsets, cache)
 
     def _compared(
-        self, found: Tensor, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache
+        self, step: _FixedStep, found: Tensor, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyCache
     ) -> Tensor:
         """The logits of an ordinary step in the place of the fixed one; the end of fixed steps if they differ."""
         logits = self._forward.decode(token_ids, offsets, cache)
         if all(close(mine, its) for mine, its in zip(found, logits, strict=True)):
-            self._steps[cache].compared += 1
+            step.compared += 1
         else:
             self._give_up("their logits are not those of an ordinary step")
         return logits
 
-    def _fixed(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> Tensor | None:
-        """Logits [rows, vocab], the new column written but not yet counted; None before the buffers have settled."""
-        cache.reserve(1)
-        layout = self._lasted.get(cache)
-        if layout is None or not layout.holds(cache):
-            self._steps.pop(cache, None)
-            layout = self._lasted[cache] = _Layout(cache)
-        layout.steps += 1
-        if layout.steps <= self._settled:
-            return None
-        step = self._steps.get(cache)
-        if step is None or step.dims != len(offsets[0]):
-            step = _FixedStep(self._forward, self._call, cache, len(offsets[0]))
-            step.load(token_ids, offsets, cache)
-            step.repeat = self._capture(step.run)
-            self._steps[cache] = step
+    def _step(self, cache: BatchCache, dims: int) -> _FixedStep | None:
+        """A step that the batch has moved into, with room for one more column; None if there is none for it yet."""
+        step = next((step for step in self._steps if step.holds(cache)), None)
+        if step is not None and step.dims == dims and step.has_room(cache):
+            return step
+        shape = _Shape(_rows(len(cache.lengths)), _columns(cache.width + 1, self._least_columns), dims)
+        self._wanted[shape] += 1
+        free = (step for step in self._steps if step.shape == shape and step.is_free)
+        step = next(free, None)
+        if step is None:
+            if self._wanted[shape] <= self._settled or not self._makes_room(cache, shape):
+                return None
+            step = _FixedStep(self._forward, self._call, cache, shape)
             self.captured += 1
-        step.load(token_ids, offsets, cache)
-        return step.repeat()[: len(token_ids)]
+        else:
+            self._steps.remove(step)
+        step.move_in(cache)
+        # The one used last is the last to be freed.
+        self._steps.append(step)
+        return step
+
+    def _makes_room(self, cache: BatchCache, shape: _Shape) -> bool:
+        """Free the buffers of steps that no batch uses, until there is memory for another one."""
+        needed = sum(layer.column_bytes for layer in _layers(cache)) * shape.rows * shape.columns
+        while sum(step.nbytes for step in self._steps) + needed > self.memory:
+            free = next((step for step in self._steps if step.is_free), None)
+            if free is None:
+                return False
+            self._steps.remove(free)
+        return True
 
     def _look_again(self) -> None:
         """After hooks were registered: transformers' own, or such as a replay would not call."""
@@ -157,78 +180,128 @@ class FixedDecode:
 
     def _forget(self) -> None:
         self._steps.clear()
-        self._lasted.clear()
+        self._wanted.clear()
 
 
-class _Layout:
-    """Which buffers a cache had, without keeping them, and for how many steps."""
+class _Shape(NamedTuple):
+    """Of a step: rows and columns of its buffers, and position dimensions of its sequences."""
 
-    def __init__(self, cache: BatchCache) -> None:
-        self.steps = 0
-        self._places = _places(cache)
-
-    def holds(self, cache: BatchCache) -> bool:
-        return self._places == _places(cache)
+    rows: int
+    columns: int
+    dims: int
 
 
-def _places(cache: BatchCache) -> list[tuple[int, torch.Size]]:
-    return [(buffer.data_ptr(), buffer.shape) for layer in cache.held for buffer in layer.buffers]  # type: ignore[attr-defined]
+def _rows(count: int) -> int:
+    """Rows of a step for some sequences: powers of two."""
+    return 1 << (count - 1).bit_length()
+
+
+def _columns(count: int, least: int) -> int:
+    """Columns of a step for some tokens: powers of two from `least` on, and three quarters of them."""
+    power = max(least, 1 << (count - 1).bit_length())
+    return 3 * power // 4 if power > least and 4 * count <= 3 * power else power
+
+
+def _layers(cache: BatchCache) -> list[KeyValueLayer]:
+    return [layer for layer in cache.layers if isinstance(layer, KeyValueLayer)]
 
 
 class _FixedStep:
-    """One decode step over the buffers of a cache.
+    """One decode step over KV buffers of its own.
+
+    Args:
+        cache: a batch's, whose keys and values it is to have.
 
     Attributes:
-        dims: position dimensions of its sequences.
-        repeat: runs it.
         compared: how often it had the logits of an ordinary step.
+        nbytes: of its buffers.
     """
 
-    def __init__(self, forward: Forward, call: Any, cache: BatchCache, dims: int) -> None:
-        layers: list[KeyValueLayer] = [layer for layer in cache.layers if isinstance(layer, KeyValueLayer)]
-        room, _, columns, _ = layers[0].buffers[0].shape
+    def __init__(self, forward: Forward, call: Any, cache: BatchCache, shape: _Shape) -> None:
         device = forward.device
-        self.dims = dims
-        self.repeat: Run = self.run
+        self.shape = shape
         self.compared = 0
+        self._repeat: Run | None = None
         self._call = call
-        self._ids = torch.zeros(room, 1, dtype=torch.long, device=device)
-        self._positions = torch.zeros(dims, room, 1, dtype=torch.long, device=device)
-        self._column = torch.zeros(1, dtype=torch.long, device=device)
-        self._mask = torch.zeros(room, 1, 1, columns, dtype=torch.bool, device=device)
-        self._columns = torch.arange(columns, device=device)
+        self._batch: Callable[[], BatchCache | None] = lambda: None
+        self._buffers = [
+            [old.new_zeros((shape.rows, old.shape[1], shape.columns, old.shape[3])) for old in layer.buffers]
+            for layer in _layers(cache)
+        ]
+        self.nbytes = sum(buffer.nbytes for buffers in self._buffers for buffer in buffers)
+        self._given = torch.zeros(shape.rows * (2 + shape.dims) + 1, dtype=torch.long, device=device)
+        of_rows, self._column = self._given[:-1].view(2 + shape.dims, shape.rows), self._given[-1:]
+        self._first, positions = of_rows[1], of_rows[2:, :, None]
+        self._columns = torch.arange(shape.columns, device=device)
+        self._dtype = forward.model.dtype
         view = DynamicCache(config=cache.config)
-        view.layers = [_Column(layer.buffers, self._column) for layer in layers]
+        view.layers = [_Column(buffers, self._column) for buffers in self._buffers]
         self._arguments = {
-            "input_ids": self._ids,
-            "attention_mask": self._mask,
-            "position_ids": self._positions[0] if dims == 1 else self._positions,
+            "input_ids": of_rows[0, :, None],
+            "position_ids": positions[0] if shape.dims == 1 else positions,
             forward.cache_name: view,
             "use_cache": True,
             "return_dict": True,
         }
 
     @property
-    def proven(self) -> bool:
-        return self.compared >= _CHECKED
+    def dims(self) -> int:
+        return self.shape.dims
 
-    def load(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> None:
+    @property
+    def is_free(self) -> bool:
+        """Whether no batch has its buffers."""
+        cache = self._batch()
+        return cache is None or not self.holds(cache)
+
+    def holds(self, cache: BatchCache) -> bool:
+        """Whether a batch has its keys and values here, in every layer."""
+        return self._batch() is cache and all(
+            layer.buffers[0] is buffers[0] for layer, buffers in zip(_layers(cache), self._buffers, strict=True)
+        )
+
+    def has_room(self, cache: BatchCache) -> bool:
+        """Whether there is room for a column, for which its window may have to move to the left."""
+        if cache.width >= self.shape.columns:
+            return False
+        if _layers(cache)[0].end == self.shape.columns:
+            self.move_in(cache)
+        return True
+
+    def move_in(self, cache: BatchCache) -> None:
+        """Let a batch have its keys and values here."""
+        for layer, buffers in zip(_layers(cache), self._buffers, strict=True):
+            layer.move(buffers)
+        self._batch = ref(cache)
+
+    def decode(
+        self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache, capture: Capture
+    ) -> Tensor:
+        """Logits [rows, vocab], the new column written but not yet counted; the first time, the step is captured."""
+        self._load(token_ids, offsets, cache)
+        if self._repeat is None:
+            self._repeat = capture(self._run)
+        return self._repeat()[: len(token_ids)]
+
+    def _load(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> None:
         """Copy in what is new. Rows without a sequence see the new column alone, so that they stay finite; their
         position is 0, as some rotary embeddings follow the largest of a forward."""
-        rows, end = len(token_ids), next(layer.end for layer in cache.layers if isinstance(layer, KeyValueLayer))
-        lengths = torch.zeros(len(self._ids), dtype=torch.long)
-        lengths[:rows] = torch.tensor(cache.lengths)
-        positions = torch.zeros(self.dims, len(self._ids), dtype=torch.long)
-        positions[:, :rows] = lengths[:rows] + torch.tensor(offsets).T
-        self._ids[:rows, 0].copy_(torch.tensor(token_ids), non_blocking=True)
-        self._positions[:, :, 0].copy_(positions, non_blocking=True)
-        self._column.fill_(end)
-        first = (end - lengths).to(self._mask.device, non_blocking=True)[:, None]
-        self._mask[:, 0, 0].copy_((self._columns >= first) & (self._columns <= end))
+        end, unused = _layers(cache)[0].end, self.shape.rows - len(token_ids)
+        padding = [0] * unused
+        given = [*token_ids, *padding, *(end - length for length in cache.lengths), *([end] * unused)]
+        for dim in range(self.shape.dims):
+            given += [length + offset[dim] for length, offset in zip(cache.lengths, offsets, strict=True)] + padding
+        # Memory that is pinned is not given out again before the copy has ended.
+        new = torch.tensor([*given, end], dtype=torch.long, pin_memory=self._given.is_cuda)
+        self._given.copy_(new, non_blocking=True)
 
-    def run(self) -> Tensor:
-        """Logits [room, vocab]."""
-        logits: Tensor = self._call(**self._arguments).logits[:, -1]
+    def _run(self) -> Tensor:
+        """Logits [rows of the buffers, vocab]."""
+        hidden = (self._columns < self._first[:, None]) | (self._columns > self._column)
+        # One mask of numbers for all layers; attention would make its own of truth values in each.
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=hidden.device)
+        mask = mask.masked_fill_(hidden, torch.finfo(self._dtype).min)[:, None, None]
+        logits: Tensor = self._call(attention_mask=mask, **self._arguments).logits[:, -1]
         return logits
 
 
@@ -251,23 +324,35 @@ class _Column(DynamicLayer):  # type: ignore[misc]
         return int(self.keys.shape[2]) - 1
 
 
-def cuda_graph(run: Run) -> Run:
-    """Capture a step; https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs."""
-    aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        run()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, which encode images or serve another model, may allocate meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        output = run()
+class CudaGraphs:
+    """Captures steps as CUDA graphs; https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 
-    def replay() -> Tensor:
-        graph.replay()
-        return output
+    They share memory for what a step computes on its way: one is replayed after the other, and logits are used before
+    the next replay.
+    """
 
-    return replay
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, run: Run) -> Run:
+        pool, self._pool = self._pool or torch.cuda.graph_pool_handle(), None
+        aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside), planned_attention():
+            run()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, which encode images or serve another model, may allocate meanwhile.
+        with planned_attention(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            output = run()
+        # A pool that a capture has failed in is not used again.
+        self._pool = pool
+
+        def replay() -> Tensor:
+            graph.replay()
+            return output
+
+        return replay
 
 
 def uncaptured(run: Run) -> Run:
@@ -290,7 +375,7 @@ def fixed_decode(forward: Forward, options: EngineOptions) -> FixedDecode | None
         compiled: Any = torch.compile(forward.model, mode=None if mode == "default" else mode)
         return FixedDecode(forward, uncaptured, compiled)
     graphs = options.cuda_graphs and forward.device.type == "cuda"
-    return FixedDecode(forward, cuda_graph, settled=4) if graphs else None
+    return FixedDecode(forward, CudaGraphs(), settled=4) if graphs else None
 
 
 def _unsuited(forward: Forward) -> str | None:

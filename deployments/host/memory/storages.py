@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 _CHUNK = 64 << 20
-_FREED_SHARE = 0.95
 
 
 class Unmovable(Exception):
@@ -70,8 +70,8 @@ class Storages:
         """Copy everything to the host, and free it on the device.
 
         Raises:
-            Unmovable: the host has no memory for it, or the device has less memory free afterwards than was copied,
-                because something else holds the tensors. The model is of no use any more in the second case.
+            Unmovable: the host has no memory for it, or something else holds the memory of a tensor. The model is of no
+                use any more in the second case.
         """
         pinned = self.device.type == "cuda"
         try:
@@ -80,15 +80,14 @@ class Storages:
         except RuntimeError as error:
             self._host = []
             raise Unmovable(f"the host has no memory for it: {error}") from error
-        for own, host in self._pieces([_bytes(storage) for storage in self._held]):
-            host.copy_(own, non_blocking=True)
-        self._synchronize()
-        before = self._allocated()
+        self._copy_to_host()
+        weak: Any = StorageWeakRef
+        held = [weak(storage) for storage in self._held]
         self._held = []
         with torch.inference_mode(False), torch.no_grad():
             for view in self._views:
                 view.tensor.data = view.tensor.data.new_empty(0)
-        if pinned and before - self._allocated() < _FREED_SHARE * self.nbytes:
+        if not all(storage.expired() for storage in held):
             raise Unmovable("something beside its parameters and buffers holds their memory")
 
     def restore(self) -> None:
@@ -108,6 +107,12 @@ class Storages:
                 view.tensor.data = empty.set_(whole, view.offset, view.shape, view.stride)
         self._host = []
 
+    def _copy_to_host(self) -> None:
+        """In a function of its own: what it names of the storages is gone when it ends."""
+        for own, host in self._pieces([_bytes(storage) for storage in self._held]):
+            host.copy_(own, non_blocking=True)
+        self._synchronize()
+
     def _pieces(self, storages: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Parts of the storages' bytes, and the parts of the host's chunks that they belong to."""
         start = 0
@@ -119,9 +124,6 @@ class Storages:
                 yield own[done : done + size], self._host[chunk][at : at + size]
                 done += size
             start += own.numel()
-
-    def _allocated(self) -> int:
-        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

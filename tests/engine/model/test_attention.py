@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-from deployments.engine.model.attention import DecodeAttention, is_decoding
+from deployments.engine.model.attention import DecodeAttention, is_decoding, planned_attention
+from deployments.engine.model.forward import Forward
 from tests.engine.lacking import is_older
+from tests.tiny import llama
 
 ROWS, WIDTH, DIM = 5, 70, 16
 LENGTHS = [70, 3, 41, 1, 64]
@@ -127,3 +129,12 @@ def test_what_it_does_not_know_goes_to_the_stock_one() -> None:
             with pytest.raises(ValueError, match="softcap"):
                 attention["sdpa"](layer, query, key, value, padding(), softcap=30.0)
     assert torch.equal(ours, stock)
+
+
+def test_cudnn_attends_only_where_a_step_is_captured() -> None:
+    """Its plan of each new shape takes longer than a decode step; a captured step has one shape."""
+    Forward(llama())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    with planned_attention():
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -18,7 +18,7 @@ from deployments.config.engine import EngineOptions
 from deployments.core.errors import ModelError, Unavailable
 from deployments.engine.batching import engine as batching
 from deployments.engine.batching.engine import BatchingEngine
-from deployments.engine.cache.cache import BatchCache
+from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.model.forward import Forward
 from deployments.engine.speedups.fixed_decode import Capture, FixedDecode, Run, fixed_decode, uncaptured
 from tests.engine.architectures import VISION, decoder
@@ -71,13 +71,13 @@ class Graphs:
 
 @contextmanager
 def running(
-    model: Any, capture: Capture, *, settled: int = 0, **options: Any
+    model: Any, capture: Capture, *, settled: int = 0, least_columns: int = 512, **options: Any
 ) -> Iterator[tuple[BatchingEngine, FixedDecode]]:
     """An engine that decodes in fixed steps."""
     made: list[FixedDecode] = []
 
     def make(forward: Forward, options: EngineOptions) -> FixedDecode:
-        made.append(FixedDecode(forward, capture, settled=settled))
+        made.append(FixedDecode(forward, capture, settled=settled, least_columns=least_columns))
         return made[-1]
 
     with pytest.MonkeyPatch.context() as patched:
@@ -98,11 +98,11 @@ def assert_alone(model: Any, answers: Sequence[Answer], prompts: Sequence[list[i
         assert answer.logprobs == pytest.approx(alone.logprobs[:count], abs=1e-4), f"request {i}"
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "qwen3_moe"])
-def test_replays_give_what_generate_gives(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "columns"), [("llama", 32), ("llama", 512), ("gpt_neox", 32), ("qwen3_moe", 512)])
+def test_replays_give_what_generate_gives(kind: str, columns: int) -> None:
     """While sequences join, leave and grow out of their buffers."""
     model, graphs = decoder(kind), Graphs()
-    with running(model, graphs) as (engine, fixed):
+    with running(model, graphs, least_columns=columns) as (engine, fixed):
         answers = staggered(engine, LONG, PROMPTS)
     assert fixed.reason is None
     assert len(graphs.replayed) == fixed.captured >= 3
@@ -123,13 +123,54 @@ def test_positions_of_several_dimensions() -> None:
     assert len(graphs.replayed) >= 2
 
 
-def test_a_capture_waits_until_the_buffers_have_settled() -> None:
+def test_a_capture_waits_until_its_shape_was_wanted_several_times() -> None:
     model, graphs = decoder("llama"), Graphs()
     with running(model, graphs, settled=4) as (engine, _):
         submit(engine, PROMPTS[1], 4).wait()
         assert graphs.replayed == []
         submit(engine, PROMPTS[1], 30).wait()
-        assert graphs.replayed == [25]
+        assert graphs.replayed == [28]
+
+
+def test_a_batch_moves_into_the_step_that_an_earlier_one_has_left() -> None:
+    model, graphs = decoder("llama"), Graphs()
+    with running(model, graphs, prefix_cache=False) as (engine, fixed):
+        for ids in PROMPTS[:4]:
+            assert submit(engine, ids, 20).wait().token_ids == generate_alone(model, ids, 20).token_ids
+    assert fixed.captured == 1
+    assert graphs.replayed == [76]
+
+
+@pytest.mark.parametrize(("steps", "captured"), [(0.5, 0), (2, 4), (4, 2)])
+def test_buffers_of_steps_have_a_limit(steps: float, captured: int) -> None:
+    """Steps of 64 and 96 columns in turns: with room for neither, for one at a time, and for both."""
+    model, graphs = decoder("llama"), Graphs()
+    config = model.config
+    columns = 64 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    with running(model, graphs, least_columns=64, prefix_cache=False) as (engine, fixed):
+        fixed.memory = int(steps * columns)
+        for _ in range(2):
+            for length in (40, 70):
+                ids = prompt(length, length)
+                assert submit(engine, ids, 6).wait().token_ids == generate_alone(model, ids, 6).token_ids
+    assert fixed.captured == captured
+    assert fixed.reason is None
+
+
+def test_the_window_of_a_batch_moves_back_within_its_buffers() -> None:
+    """Short sequences that follow each other walk to the right end of the buffers, while none becomes long."""
+    model, graphs = decoder("llama"), Graphs()
+    with running(model, graphs, least_columns=64, prefix_cache=False) as (engine, fixed):
+        long, asked = submit(engine, prompt(0, 3), 50), []
+        for i in range(1, 7):
+            asked.append(submit(engine, prompt(i, 4), 30))
+            if i > 2:
+                asked[i - 3].wait()
+        answers = [answer.wait().token_ids for answer in (long, *asked)]
+    assert answers[0] == generate_alone(model, prompt(0, 3), 50).token_ids
+    for i in range(1, 7):
+        assert answers[i] == generate_alone(model, prompt(i, 4), 30).token_ids
+    assert fixed.captured <= 3
 
 
 def test_a_capture_that_fails_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -176,13 +217,13 @@ def test_memory_that_runs_out_ends_captures_for_a_while_only(
         return graphs(run)
 
     if where == "buffers":
-        reserve = BatchCache.reserve
+        move = KeyValueLayer.move
 
-        def no_room(this: BatchCache, columns: int) -> None:
+        def no_room(this: KeyValueLayer, buffers: Sequence[torch.Tensor]) -> None:
             memory()
-            reserve(this, columns)
+            move(this, buffers)
 
-        monkeypatch.setattr(BatchCache, "reserve", no_room)
+        monkeypatch.setattr(KeyValueLayer, "move", no_room)
     model = decoder("llama")
     with caplog.at_level(logging.WARNING), running(model, capture) as (engine, fixed):
         answers = staggered(engine, LONG, PROMPTS)
