@@ -374,7 +374,6 @@ def step_loop(
         fixed.memory = budget // 3
         budget -= fixed.memory
     share = budget // 2 if options.prefix_cache_gib is None else int(options.prefix_cache_gib * _GIB)
-    keeps = options.prefix_cache and capabilities.chunks
     chunk = options.prefill_chunk or default_chunk(forward.device)
     limits = Limits(
         max_batch_size=options.max_batch_size,
@@ -396,6 +395,6 @@ def step_loop(
     lookup = prompt_lookup(
         forward, options.prompt_lookup, chunks=capabilities.chunks, deterministic=deterministic is not None
     )
-    store = PrefixStore(min(share, budget) if keeps else 0)
+    store = PrefixStore(min(share, budget) if options.prefix_cache and capabilities.chunks else 0)
     decode = None if fixed is None else fixed.decode
     return StepLoop(forward, prefiller, store, capabilities.sequence_bytes, limits, decode, lookup)
