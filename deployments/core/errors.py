@@ -66,12 +66,7 @@ class TroupeError(Exception):
     retryable = False
 
     def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: float | None = None,
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
     ) -> None:
         super().__init__(message)
         self.message = message
