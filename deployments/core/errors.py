@@ -6,6 +6,7 @@ TroupeError                     500 server_error
 │   ├── UnsupportedParameter    400 unsupported_parameter
 │   └── TemplateFailed          400 chat_template_error
 ├── Unauthorized                401 invalid_api_key
+├── AdminKeyRequired            403 admin_key_required
 ├── PathNotAllowed              403 path_not_allowed
 ├── ModelNotFound               404 model_not_found
 ├── RouteNotFound               404 route_not_found
@@ -65,12 +66,7 @@ class TroupeError(Exception):
     retryable = False
 
     def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: float | None = None,
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: float | None = None
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -133,6 +129,14 @@ class Unauthorized(TroupeError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class AdminKeyRequired(TroupeError):
+    """The API key is a client's, and the route takes only admin keys."""
+
+    status = 403
+    type = "permission_error"
+    code = "admin_key_required"
 
 
 class PathNotAllowed(TroupeError):

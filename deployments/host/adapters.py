@@ -104,6 +104,7 @@ class AdapterSlots:
 
     async def _load(self, key: str) -> Slot:
         entry, version = self._asked[key]
+        self._catalogue.check_present(entry.id)
         try:
             slot = await asyncio.to_thread(self._place, key)
         except Exception as error:
@@ -186,7 +187,6 @@ class Adapters:
         slots = self._slots.get(base)
         if slots is None:
             slots = self._slots[base] = AdapterSlots(base, self._catalogue)
-        self._catalogue.check_present(entry.id)
         try:
             async with slots.lease(entry, version) as adapted:
                 self._refused.pop(entry.id, None)

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,17 @@ def until(check: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def stopped(kind: str) -> Iterator[None]:
+    """The only process of a kind does nothing until the block ends."""
+    (pid,) = pids(kind)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def kill(kind: str) -> None:
     """End all processes of a kind, and wait until there are as many new ones."""
     before = pids(kind)
@@ -140,6 +151,23 @@ def test_every_ingress_knows_a_model_at_once_and_follows_its_versions(
 
 
 @pytest.mark.long
+def test_a_registry_that_does_not_answer(cluster: str, place: Path) -> None:
+    """What is known is served; what is not may be a model of another ingress, which is not a 404."""
+    with serving(cluster, args(place)) as url:
+        assert add(url, place, "mine").status_code == 201
+        assert complete(url, "mine").status_code == 200
+        with stopped(REGISTRY):
+            assert complete(url, "mine").status_code == 200
+            for name in ("nobody", "base:poet"):
+                away = complete(url, name)
+                assert (away.status_code, away.json()["error"]["code"]) == (503, "unavailable"), away.text
+                assert away.headers["retry-after"]
+        until(lambda: complete(url, "nobody").status_code == 404)
+        assert add_adapter(url, place).status_code == 201
+        assert complete(url, "base:poet").status_code == 200
+
+
+@pytest.mark.long
 def test_nobodys_death_loses_a_model(cluster: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployments.app.OpenAIIngress", OpenAIIngress.options(num_replicas=2))
     with serving(cluster, args(place)) as url:
@@ -151,6 +179,10 @@ def test_nobodys_death_loses_a_model(cluster: str, place: Path, monkeypatch: pyt
         until(lambda: complete(url, "checkpoint-1").status_code == 200)
         for kind in (REPLICA, REGISTRY, INGRESS):
             kill(kind)
+            replaced = time.monotonic()
+            until(lambda: statuses(url, "mine", 1) | statuses(url, "poet", 1) == {200})
+            print(f"{kind}: added models are known {time.monotonic() - replaced:.1f} s after it was replaced")
+            assert time.monotonic() - replaced < 10
             until(lambda: complete(url, "mine").status_code == 200)
             assert (fingerprint(url, "mine"), fingerprint(url, "poet")) == (weights, adapted)
             until(lambda: complete(url, "nobody").status_code == 404)
@@ -164,3 +196,6 @@ def test_nobodys_death_loses_a_model(cluster: str, place: Path, monkeypatch: pyt
             ("second", "post"),
             ("checkpoint-1", "folder"),
         ]
+    with serving(cluster, args(place)) as url:  # As after the head's death, when the whole application begins anew.
+        assert statuses(url, "mine", 50) | statuses(url, "poet", 50) | statuses(url, "second", 50) == {200}
+        assert (fingerprint(url, "mine"), fingerprint(url, "poet")) == (weights, adapted)

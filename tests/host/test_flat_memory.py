@@ -46,15 +46,15 @@ def flat(taken: list[int]) -> bool:
     return median(taken[-third:]) <= 1.02 * median(taken[:third])
 
 
-@pytest.mark.long
-def test_a_thousand_adapters_that_come_and_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [25, pytest.param(250, marks=pytest.mark.long)], ids=["hundred", "thousand"])
+def test_adapters_that_come_and_go(rounds: int, tmp_path: Path) -> None:
     folders = [write_adapter(llama(), tmp_path / f"a{i}", LINEARS, seed=i, rank=64) for i in range(4)]
     adapters = [{"id": folder.name, "base": "base", "adapter": str(folder)} for folder in folders]
     base = {**entry("base"), "engine": {"kind": "auto"}}
 
     async def main() -> list[int]:
         async with host_of(base, *adapters) as host:
-            return await visits(host, [folder.name for folder in folders], 250, unload=True)
+            return await visits(host, [folder.name for folder in folders], rounds, unload=True)
 
     torch.set_num_threads(1)
     assert flat(asyncio.run(main()))

@@ -80,6 +80,10 @@ def text(server: Server, model: str, **fields: Any) -> str:
     return str(found["choices"][0]["text"])
 
 
+def fingerprint(server: Server, model: str) -> str:
+    return complete(server, model, prompt="b").headers["x-troupe-fingerprint"]
+
+
 def error(server: Server, model: str) -> tuple[int, str, str]:
     answer = complete(server, model)
     found = answer.json()["error"]
@@ -137,14 +141,22 @@ def test_the_record_answers_for_the_adapter_that_was_asked(
 
 
 def test_prefixes_belong_to_one_adapter(place: Path, start: Start, expected: dict[str, str]) -> None:
-    server = start(entry(place, "a0"), entry(place, "a1"))
-    cached = []
-    for name in ("a0", "a1", "base", "a0", "a1", "base"):
+    mine = copied(place, "a0", "run/mine")
+    server = start({"id": "a0", "base": "base", "adapter": str(mine)}, entry(place, "a1"), settle_s=0.05)
+
+    def cached(name: str, text: str) -> int:
         answer = complete(server, name, prompt=PROMPT, max_tokens=8, ignore_eos=True).json()
-        assert answer["choices"][0]["text"] == expected[name]
-        cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
-    assert cached[:3] == [0, 0, 0]
-    assert min(cached[3:]) > 16
+        assert answer["choices"][0]["text"] == text
+        return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    names = ("a0", "a1", "base")
+    assert [cached(name, expected[name]) for name in names] == [0, 0, 0]
+    assert min(cached(name, expected[name]) for name in names) > 16
+    first = fingerprint(server, "a0")
+    copied(place, "a2", "run/mine")
+    until(lambda: fingerprint(server, "a0") != first)
+    assert cached("a0", expected["a2"]) == 0
+    assert min(cached("a0", expected["a2"]), cached("base", expected["base"])) > 16
 
 
 def test_names_that_are_no_adapters(place: Path, start: Start) -> None:
@@ -157,9 +169,9 @@ def test_an_adapter_that_is_rewritten(place: Path, start: Start, expected: dict[
     folder = copied(place, "a0", "run/mine")
     server = start({"id": "mine", "base": "base", "adapter": str(folder)}, settle_s=0.05)
     assert text(server, "mine") == expected["a0"]
-    first = complete(server, "mine").headers["x-troupe-fingerprint"]
+    first = fingerprint(server, "mine")
     copied(place, "a2", "run/mine")
-    until(lambda: complete(server, "mine").headers["x-troupe-fingerprint"] != first)
+    until(lambda: fingerprint(server, "mine") != first)
     assert text(server, "mine") == expected["a2"]
     until(lambda: len(server_models(server)[0]["adapters"]) == 1)
     stale = requests.post(
@@ -226,6 +238,29 @@ def test_adapters_in_folders(place: Path, start: Start, expected: dict[str, str]
     copied(place, "a2", "run/checkpoint-1100")
     until(lambda: complete(server, "r-1100").status_code == 200)
     assert text(server, "base:r-1100") == expected["a2"]
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_an_adapter_whose_folder_is_gone(is_watched: bool, place: Path, start: Start, expected: dict[str, str]) -> None:
+    """One that is in use serves on; one that is not read yet is a 404, and never the base."""
+    folders = {name: copied(place, name, f"run/{name}") for name in ("a0", "a1")}
+    if is_watched:
+        server = start(folders=[{"glob": str(place / "run" / "*"), "base": "base", "every_s": 0.05}])
+    else:
+        server = start(*({"id": name, "base": "base", "adapter": str(folder)} for name, folder in folders.items()))
+    until(lambda: listed(server) == ["base", "a0", "a1"])
+    assert text(server, "a0") == expected["a0"]
+    for folder in folders.values():
+        shutil.rmtree(folder)
+    until(lambda: error_code(server, "a1") == "model_not_found")
+    assert text(server, "a0") == expected["a0"]
+    assert error(server, "base:a1")[:2] == (404, "model_not_found")
+
+
+def error_code(server: Server, model: str) -> str | None:
+    found = complete(server, model).json()
+    assert "choices" not in found, model
+    return str(found["error"]["code"])
 
 
 def zeros(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
@@ -322,7 +357,7 @@ def test_the_routes_of_vllm(place: Path, start: Start, expected: dict[str, str])
     def post(path: str, headers: Any = ADMIN, **body: Any) -> requests.Response:
         return requests.post(f"{server.url}/v1/{path}", json=body, headers=headers, timeout=60)
 
-    assert post("load_lora_adapter", CLIENT, lora_name="mine", lora_path=folder).status_code == 401
+    assert post("load_lora_adapter", CLIENT, lora_name="mine", lora_path=folder).status_code == 403
     loaded = post("load_lora_adapter", lora_name="mine", lora_path=folder)
     assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'mine' added successfully.")
     assert text(server, "mine") == expected["a0"]

@@ -102,6 +102,33 @@ def test_a_folder_that_is_being_written(place: Path, start: Start) -> None:
     assert states(server)["new"]["state"] == "settling"
 
 
+@pytest.mark.parametrize("is_index_first", [True, False], ids=["index first", "index last"])
+def test_a_checkpoint_that_is_copied_slowly(is_index_first: bool, place: Path, start: Start) -> None:
+    """Every file in two halves, each longer than `settle_s` after the other: nothing is served before the last."""
+    whole = place / "allowed" / "whole"
+    llama(seed=1).save_pretrained(whole, max_shard_size="100KB")
+    byte_tokenizer().save_pretrained(whole)
+    server = start(folders=[{"glob": str(place / "run" / "*"), "like": "base", "every_s": 0.05}], settle_s=0.05)
+    slow = place / "run" / "slow"
+    slow.mkdir()
+    files = sorted(whole.iterdir(), key=lambda file: (file.suffix == ".safetensors", "index" in file.name))
+    if is_index_first:
+        files.sort(key=lambda file: "index" not in file.name)
+    assert sum(file.suffix == ".safetensors" for file in files) > 1
+    for file in files:
+        content = file.read_bytes()
+        for part in (content[: len(content) // 2], content):
+            assert complete(server, "slow").status_code in (404, 503)
+            (slow / file.name).write_bytes(part)
+            time.sleep(0.2)
+    until(lambda: complete(server, "slow").status_code == 200)
+    added = {"id": "mine", "like": "base", "model_name": str(whole)}
+    assert admin(server, "POST", body=added).status_code == 201
+    answers = [complete(server, name).json() for name in ("slow", "mine")]
+    assert answers[0]["choices"] == answers[1]["choices"]
+    assert answers[0]["system_fingerprint"] == answers[1]["system_fingerprint"]
+
+
 def test_a_checkpoint_that_is_deleted(place: Path, start: Start) -> None:
     folder, other = copy(place, 1, "run/a"), copy(place, 2, "run/b")
     server = start(folders=[{"glob": str(place / "run" / "*"), "like": "base", "every_s": 0.05}])
@@ -178,8 +205,8 @@ def test_what_may_be_added(place: Path, start: Start) -> None:
     for given, status in refusals:
         answer = admin(server, "POST", body=given)
         assert answer.status_code == status, (given, answer.text)
-    assert admin(server, "POST", body=body, headers=CLIENT).status_code == 401
-    assert admin(server, "GET", headers=CLIENT).status_code == 401
+    assert admin(server, "POST", body=body, headers=CLIENT).status_code == 403
+    assert admin(server, "GET", headers=CLIENT).status_code == 403
     assert listed(server) == ["base"]
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import torch
 
 from tests.adapters.lora import write_adapter
 from tests.engine.architectures import decoder
 from tests.engine.running import greedy
-from tests.openai.added import Start, complete, model, starting, states, until
+from tests.openai.added import ADMIN, CLIENT, Start, complete, model, starting, states, until
+from tests.openai.tiny_models import with_convolutions as convolved
+from tests.openai.tiny_models import with_images
+from tests.seeds.vision import data_uri, picture
 from tests.tiny import byte_tokenizer, llama
 
 peft = pytest.importorskip("peft", reason="PEFT is an optional package")
@@ -113,15 +117,99 @@ def test_answers_are_those_of_peft(name: str, place: Path, start: Start) -> None
     assert held["fingerprint"] != base_held["fingerprint"]
 
 
-def test_a_convolution_of_groups_is_refused_by_name(place: Path, start: Start) -> None:
+def write_peft(model: Any, folder: Path, **config: Any) -> Any:
+    """Write a random adapter; the model with it, not merged."""
+    torch.manual_seed(7)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**{"init_lora_weights": False, **config})).eval()
+    adapted.save_pretrained(folder)
+    return adapted.base_model.model
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_convolution(dora: bool, place: Path, start: Start) -> None:
+    adapted = write_peft(convolved()["model"], place / "allowed" / "mine", target_modules=["conv"], use_dora=dora)
+    expected = byte_tokenizer().decode(greedy(adapted, byte_tokenizer().encode(PROMPT), 8))
+    base = {"id": "base", "loader": f"{__name__}:convolved", "engine": {"threads": 1}}
+    server = start([base, {"id": "mine", "base": "base", "adapter": str(place / "allowed" / "mine")}])
+    assert text(server, "mine") == expected != text(server, "base")
+
+
+@pytest.mark.parametrize("build", ["convolutions", "convolved"])
+def test_a_convolution_of_groups_is_refused_by_name(build: str, place: Path, start: Start) -> None:
+    """PEFT merges it into other weights than it computes with, or not at all."""
     folder = place / "allowed" / "convolution"
-    config = peft.LoraConfig(r=64, target_modules=r".*conv\.(conv|in_proj)", init_lora_weights=False)
-    peft.get_peft_model(convolutions(), config).save_pretrained(folder)
-    server = start([model(place / "convolutions"), {"id": "mine", "base": "base", "adapter": str(folder)}])
+    if build == "convolutions":
+        base = model(place / "convolutions")
+        write_peft(convolutions(), folder, r=64, target_modules=r".*conv\.(conv|in_proj)")
+    else:
+        base = {"id": "base", "loader": f"{__name__}:convolved", "kwargs": {"groups": 2}}
+        write_peft(convolved(groups=2)["model"], folder, target_modules=["conv"])
+    server = start([base, {"id": "mine", "base": "base", "adapter": str(folder)}])
     answer = complete(server, "mine")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), answer.text
     reason = "PEFT cannot merge it: NotImplementedError: Merging is not supported for _ConvNd layers with groups > 1."
     assert reason in answer.json()["error"]["message"]
+
+
+def merged_by_peft(folder: str) -> dict[str, Any]:
+    loaded = with_images()
+    return {**loaded, "model": peft.PeftModel.from_pretrained(loaded["model"], folder).merge_and_unload().eval()}
+
+
+@pytest.mark.parametrize(
+    ("targets", "is_merged"),
+    [
+        (["patch_embedding"], True),
+        (r".*vision_tower.*q_proj", False),
+        (r".*multi_modal_projector\.linear_2", False),
+        (r".*(patch_embedding|linear_2)", True),
+    ],
+)
+def test_an_encoder_of_images(targets: Any, is_merged: bool, place: Path, start: Start) -> None:
+    """Texts are the base's, and images are seen as PEFT's merged model sees them."""
+    folder = place / "allowed" / "mine"
+    write_peft(with_images()["model"], folder, target_modules=targets)
+    names = {"base": ("with_images", {}), "reference": ("merged_by_peft", {"folder": str(folder)})}
+    models = [
+        {"id": name, "loader": f"{__name__}:{loader}", "kwargs": kwargs, "engine": {"threads": 1}}
+        for name, (loader, kwargs) in names.items()
+    ]
+    adapter = {"id": "mine", "base": "base", "adapter": str(folder)}
+    server = start([*models, adapter], max_models_per_replica=3)
+    image = {"type": "image_url", "image_url": {"url": data_uri(picture())}}
+    found = {}
+    for name in (*names, "mine"):
+        body = {"model": name, "max_tokens": 6, "temperature": 0, "ignore_eos": True, "logprobs": True}
+        for content in (PROMPT, [image, {"type": "text", "text": PROMPT}]):
+            messages = [{"role": "user", "content": content}]
+            answer = requests.post(
+                f"{server.url}/v1/chat/completions", json={**body, "messages": messages}, headers=CLIENT, timeout=60
+            )
+            assert answer.status_code == 200, answer.text
+            logprobs = answer.json()["choices"][0]["logprobs"]["content"]
+            found[name, content is PROMPT] = [each["logprob"] for each in logprobs]
+    assert found["mine", False] == pytest.approx(found["reference", False], abs=1e-4)
+    assert found["mine", False] != pytest.approx(found["base", False], abs=1e-2)
+    assert found["mine", True] == pytest.approx(found["base", True], abs=1e-4)
+    held = {each["id"] for each in replica(server)["models"]}
+    assert ("mine" in held) == is_merged
+
+
+def test_a_module_that_only_images_need_and_that_cannot_be_tried(place: Path, start: Start) -> None:
+    folder = place / "allowed" / "mine"
+    write_peft(with_images()["model"], folder, target_modules=["position_embedding"], use_dora=True)
+    base = {"id": "base", "loader": f"{__name__}:with_images", "engine": {"threads": 1}}
+    server = start([base, {"id": "mine", "base": "base", "adapter": str(folder)}])
+    answer = complete(server, "mine")
+    assert answer.status_code == 404, answer.text
+    message = answer.json()["error"]["message"]
+    assert "a text does not need model.vision_tower" in message
+    assert "position_embedding, and only linears and convolutions can be tried by themselves" in message
+
+
+def replica(server: Any) -> dict[str, Any]:
+    answer = requests.get(f"{server.url}/admin/replicas", headers=ADMIN, timeout=30).json()
+    return dict(answer["data"][0])
 
 
 def test_a_rewritten_one_is_merged_anew(place: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,25 @@ def with_images() -> dict[str, Any]:
     return {"model": model, "processor": processor, "tokenizer": tokenizer}
 
 
+class Convolved(torch.nn.Module):
+    """A module whose output is that of a convolution over its channels."""
+
+    def __init__(self, inner: torch.nn.Module, size: int, groups: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.conv = torch.nn.Conv1d(size, size, 1, groups=groups)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.inner(x).transpose(1, 2)).transpose(1, 2)
+
+
+def with_convolutions(groups: int = 1) -> dict[str, Any]:
+    loaded = load_model()
+    for layer in loaded["model"].model.layers:
+        layer.mlp = Convolved(layer.mlp, layer.hidden_size, groups)
+    return loaded
+
+
 MARKUP = "<img src=x onerror='window.ran = 1'><script>window.ran = 2</script></pre><style>*{display:none}</style>"
 
 

@@ -60,14 +60,53 @@ def _merged(model: Any, folder: Path, tensors: dict[str, Any]) -> Any:
     base = _logits(model)
     adapted = PeftModel.from_pretrained(model, str(folder))
     _check_keys(get_peft_model_state_dict(adapted, save_embedding_layers=False), adapted.state_dict(), tensors)
-    expected = _logits(adapted)
-    if torch.equal(base, expected):
-        raise AdapterRefused("it changes nothing: with it, its base gives the same logits.")
+    expected, beside = _logits_and_others(adapted)
+    inputs = {name: given for name, layer in beside.items() if (given := _input(layer.get_base_layer())) is not None}
+    outputs = {name: beside[name](given) for name, given in inputs.items()}
+    unchanged = [torch.equal(beside[name].get_base_layer()(given), outputs[name]) for name, given in inputs.items()]
+    if torch.equal(base, expected) and all(unchanged):
+        raise AdapterRefused(_without_effect(sorted(beside.keys() - inputs.keys())))
     merged = adapted.merge_and_unload(safe_merge=True).eval()
     found = _logits(merged)
     if not all(close(own, other) for own, other in zip(found, expected, strict=True)):
         raise AdapterRefused("merged, it gives other logits than beside its base.")
+    for name, given in inputs.items():
+        if not close(merged.get_submodule(name)(given), outputs[name]):
+            raise AdapterRefused(f"merged, {name} gives other numbers than beside its base.")
     return merged.requires_grad_(False)
+
+
+def _logits_and_others(adapted: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The logits of a text, and the modules with an adapter that a text does not need, such as an image encoder's."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    named = adapted.base_model.model.named_modules()
+    layers = {name: layer for name, layer in named if isinstance(layer, BaseTunerLayer)}
+    called: set[str] = set()
+    hooks = [layer.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, layer in layers.items()]
+    logits = _logits(adapted)
+    for hook in hooks:
+        hook.remove()
+    return logits, {name: layer for name, layer in layers.items() if name not in called}
+
+
+def _input(module: Any) -> Tensor | None:
+    """Random numbers that a module takes; None if its kind is not known."""
+    if isinstance(module, nn.Linear):
+        shape: tuple[int, ...] = (2, module.in_features)
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        sizes = zip(module.kernel_size, module.dilation, strict=True)
+        shape = (1, module.in_channels, *(dilation * (size - 1) + 1 for size, dilation in sizes))
+    else:
+        return None
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(module.weight)
+
+
+def _without_effect(unknown: list[str]) -> str:
+    if unknown:
+        names = f"{', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}"
+        return f"a text does not need {names}, and only linears and convolutions can be tried by themselves."
+    return "it changes nothing: with it, its base gives the same logits."
 
 
 def _check_keys(used: dict[str, Tensor], all_tensors: dict[str, Tensor], file: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 
 from deployments.config.api import ApiOptions
-from deployments.core.errors import ConfigError, Unauthorized
+from deployments.core.errors import AdminKeyRequired, ConfigError, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +43,19 @@ class ApiKeys:
             Unauthorized: it brings no key, or one that is not ours.
         """
         if self._required:
-            from_file = self._file.digests() if self._file is not None else []
-            _check(headers, [*self._fixed, *from_file, *self._admin])
+            _check(headers, [*self._clients(), *self._admin])
 
     def check_admin(self, headers: Headers) -> None:
         """Let a request pass that steers the server.
 
         Raises:
-            Unauthorized: it does not bring one of `admin_keys`, or there are none.
+            Unauthorized: it brings no key or an unknown one, or there are no `admin_keys`.
+            AdminKeyRequired: its key is a client's.
         """
         if not self._admin:
             raise Unauthorized("Admin routes need an admin key, and this server has none; set api.admin_keys.")
+        if _is_among(_given(headers), self._clients()) and not _is_among(_given(headers), self._admin):
+            raise AdminKeyRequired("This route needs one of api.admin_keys; the request has the key of a client.")
         _check(headers, self._admin)
 
     def check_record(self, headers: Headers) -> None:
@@ -70,6 +72,9 @@ class ApiKeys:
     def owner(self, headers: Headers) -> str:
         """The digest of a request's key, which its captures belong to; empty if the server has no keys."""
         return hashlib.sha256(_given(headers).encode("utf-8", "surrogateescape")).hexdigest() if self._required else ""
+
+    def _clients(self) -> list[bytes]:
+        return [*self._fixed, *(self._file.digests() if self._file is not None else [])]
 
 
 def is_plain(key: str) -> bool:
@@ -90,10 +95,14 @@ def _check(headers: Headers, known: Sequence[bytes]) -> None:
     given = _given(headers)
     if not given:
         raise Unauthorized("No API key; send the header Authorization: Bearer <key>, or x-api-key: <key>.")
+    if not _is_among(given, known):
+        raise Unauthorized("Unknown API key, or not one that this route takes.")
+
+
+def _is_among(given: str, known: Sequence[bytes]) -> bool:
     digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
     # Every digest is compared, so that the time reveals nothing of which one was nearly right.
-    if not sum(hmac.compare_digest(digest, each) for each in known):
-        raise Unauthorized("Unknown API key, or not one that this route takes.")
+    return sum(hmac.compare_digest(digest, each) for each in known) > 0
 
 
 class KeyFile:

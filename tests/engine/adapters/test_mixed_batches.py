@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -221,18 +221,20 @@ def test_the_model_is_as_it_was_between_forwards(tmp_path: Path) -> None:
         engine.close()
 
 
-def test_bits_do_not_depend_on_other_adapters(tmp_path: Path) -> None:
-    """The deterministic mode."""
+@pytest.mark.parametrize("counts", [(6, 15), pytest.param(range(16), marks=pytest.mark.long)], ids=["some", "all"])
+def test_bits_do_not_depend_on_other_adapters(counts: Sequence[int], tmp_path: Path) -> None:
+    """The deterministic mode, beside up to 15 sequences of other adapters and of the base."""
     model = llama().bfloat16()
-    engine = batching_engine(llama().bfloat16(), max_batch_size=8, deterministic=True)
+    engine = batching_engine(llama().bfloat16(), max_batch_size=16, deterministic=True)
     rig = Rig(model, adapters(model, tmp_path, LINEARS), engine)
     ids = prompt(3, 40)
     try:
         alone = rig.ask("a1", ids).wait()
-        others = [rig.ask(f"a{i % 3}", prompt(i, 10 + i)) for i in range(6)]
-        assert rig.ask("a1", ids).wait().logprobs == alone.logprobs
-        for answer in others:
-            answer.wait()
+        for count in counts:
+            others = [rig.ask(list(rig.references)[i % 4], prompt(i, 10 + i)) for i in range(count)]
+            assert rig.ask("a1", ids).wait().logprobs == alone.logprobs
+            for answer in others:
+                answer.wait()
         same = [rig.ask("a1", ids) for _ in range(4)]
         assert all(answer.wait().logprobs == alone.logprobs for answer in same)
     finally:
