@@ -12,21 +12,12 @@ import pytest
 from tests.faults.clients import KEY, ask, replicas, total
 from tests.faults.conftest import Say
 from tests.faults.paced import cut_off, loads, model
-from tests.forms import forms
 from tests.serving import serving
 
 API = {"api_keys": [KEY], "admin_keys": [KEY]}
 
 
-@forms("count", 3, 8)
-def test_gpus_get_a_replica_each(cluster: str, count: int, say: Say) -> None:
-    args = {"models": [model("a")], "api": API}
-    with serving(cluster, args, num_replicas=count, ray_actor_options={"num_gpus": 1, "num_cpus": 0.5}) as url:
-        devices = sorted(str(replica["cuda_visible_devices"]) for replica in replicas(url))
-        pids = {replica["pid"] for replica in replicas(url)}
-    say(f"{count} replicas in {len(pids)} processes, CUDA_VISIBLE_DEVICES {', '.join(devices)}")
-    assert len(set(devices)) == len(pids) == count
-    assert set(devices) <= {str(i) for i in range(8)}
+A_GPU_EACH = {"num_gpus": 1, "num_cpus": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +26,26 @@ def four(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     log = tmp_path_factory.mktemp("loads")
     models = [model(name, log, seconds=0.5) for name in ("cold", "left", "a", "b", "c", *(f"m{i}" for i in range(8)))]
     args = {"models": models, "max_models_per_replica": 2, "swap_patience_s": 0.2, "api": API}
-    with serving(cluster, args, num_replicas=4, ray_actor_options={"num_gpus": 0, "num_cpus": 0.5}) as url:
+    with serving(cluster, args, num_replicas=4, ray_actor_options=A_GPU_EACH) as url:
         yield url, log
+
+
+def check_gpus(url: str, count: int, say: Say) -> None:
+    devices = sorted(str(replica["cuda_visible_devices"]) for replica in replicas(url))
+    pids = {replica["pid"] for replica in replicas(url)}
+    say(f"{count} replicas in {len(pids)} processes, CUDA_VISIBLE_DEVICES {', '.join(devices)}")
+    assert len(set(devices)) == len(pids) == count
+    assert set(devices) <= {str(i) for i in range(8)}
+
+
+def test_gpus_get_a_replica_each(four: tuple[str, Path], say: Say) -> None:
+    check_gpus(four[0], 4, say)
+
+
+@pytest.mark.long
+def test_eight_gpus_get_a_replica_each(cluster: str, say: Say) -> None:
+    with serving(cluster, {"models": [model("a")], "api": API}, num_replicas=8, ray_actor_options=A_GPU_EACH) as url:
+        check_gpus(url, 8, say)
 
 
 def test_fifty_at_once_for_one_cold_model_load_it_once(four: tuple[str, Path], say: Say) -> None:
@@ -92,6 +101,7 @@ def least_recently_used_misses(names: list[str], places: int) -> int:
     return misses
 
 
+@pytest.mark.long
 def test_a_hundred_mixed_requests_over_three_models_in_two_places(cluster: str, tmp_path: Path, say: Say) -> None:
     models = [model(name, tmp_path, seconds=0.2) for name in "abc"]
     args = {"models": models, "max_models_per_replica": 2, "swap_patience_s": 0.3, "api": API}
