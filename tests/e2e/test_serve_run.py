@@ -108,7 +108,7 @@ def load_model(device, note):
 
 
 @pytest.mark.parametrize(
-    ("ended_by", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 0, marks=pytest.mark.long)]
+    ("ended_by", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
 )
 def test_scripts_serve_after_a_ray_that_crashed_and_one_that_ended(
     config: tuple[Path, int],
