@@ -27,12 +27,13 @@ def some(name: str, values: Iterable[Any], short: Collection[Any]) -> pytest.Mar
     return pytest.mark.parametrize(name, [pytest.param(each, marks=marks[each in short]) for each in values])
 
 
-def covering(*axes: tuple[str, Iterable[Any]], meet: int = 2) -> pytest.MarkDecorator:
+def covering(*axes: tuple[str, Iterable[Any]], meet: int = 2, fixtures: Sequence[str] = ()) -> pytest.MarkDecorator:
     """A product of parameters, of which the suite runs a part.
 
     Args:
         axes: the name and the values of each parameter.
         meet: of how many parameters the values meet in every combination; 1 has each value once.
+        fixtures: the names that are fixtures, which take the values.
     """
     names, values = zip(*((name, list(given)) for name, given in axes), strict=True)
     product = list(itertools.product(*(range(len(given)) for given in values)))
@@ -44,7 +45,7 @@ def covering(*axes: tuple[str, Iterable[Any]], meet: int = 2) -> pytest.MarkDeco
         )
         for place in product
     ]
-    return pytest.mark.parametrize(names, params)
+    return pytest.mark.parametrize(names, params, indirect=fixtures)
 
 
 def _covering(product: Sequence[tuple[int, ...]], meet: int) -> set[tuple[int, ...]]:

@@ -93,11 +93,8 @@ def test_the_context_is_what_it_copies() -> None:
     assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
 
 
-@contextlib.contextmanager
-def container(
-    image: Path, folder: Path, set_by_user: dict[str, str], arguments: Sequence[str] = (), **packages: str
-) -> Iterator[str]:
-    """The container's command with these arguments and variables, once its health check passes; yields the address."""
+def environment_of(folder: Path, set_by_user: dict[str, str], **packages: str) -> dict[str, str]:
+    """The variables in a container: those of the machine, of the image and of the user."""
     own = {
         **variables(with_model="HF_MODEL" in set_by_user),
         "HF_HOME": str(folder / "cache"),
@@ -105,7 +102,15 @@ def container(
     }
     machine = {"HOSTNAME": "3f2a91c0de11", "HOME": str(folder), "ACCELERATOR_TYPE": "cpu"}
     others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_") and key != "PYTHONPATH"}
-    environment = {**others, **packages, **machine, **own, **set_by_user}
+    return {**others, **packages, **machine, **own, **set_by_user}
+
+
+@contextlib.contextmanager
+def container(
+    image: Path, folder: Path, set_by_user: dict[str, str], arguments: Sequence[str] = (), **packages: str
+) -> Iterator[str]:
+    """The container's command with these arguments and variables, once its health check passes; yields the address."""
+    environment = environment_of(folder, set_by_user, **packages)
     port = environment.get("TROUPE_PORT", environment["PORT"])
     (entry,) = steps("ENTRYPOINT")
     (check,) = re.findall(r"CMD (\[.*\])", steps("HEALTHCHECK")[0])
@@ -152,9 +157,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model
 
 
-def test_the_image_with_a_model_serves_it(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image, whose packages are those that are here."""
     offline = {**os.environ, **PACKAGES, "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0"}
-    image = build(tmp_path / "app", offline)
+    return build(tmp_path_factory.mktemp("image") / "app", offline)
+
+
+def test_the_image_with_a_model_is_configured_for_it(image: Path, checkpoint: Path, tmp_path: Path) -> None:
+    environment = environment_of(tmp_path, {"HF_MODEL": str(checkpoint), "MAX_CONCURRENT": "4"}, **PACKAGES)
+    command = [*json.loads(steps("ENTRYPOINT")[0]), "--print-config"]
+    printed = subprocess.run(command, cwd=image, env=environment, capture_output=True, text=True, check=True).stdout
+    config = yaml.safe_load(printed)
+    assert config["http_options"]["port"] == int(environment["PORT"])
+    (entry,) = config["applications"][0]["args"]["models"]
+    assert (entry["kwargs"]["model_name"], entry["engine"]["max_batch_size"]) == (str(checkpoint), 4)
+
+
+@pytest.mark.long
+def test_the_image_with_a_model_serves_it(image: Path, checkpoint: Path, tmp_path: Path) -> None:
     set_by_user = {"HF_MODEL": str(checkpoint), "MAX_CONCURRENT": "4"}
     with container(image, tmp_path, set_by_user, **PACKAGES) as url:
         assert tokens_of_a_chat(url) == 3

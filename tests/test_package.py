@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 import requests
 import setuptools
+import yaml
 
+from tests.forms import forms
 from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
 
@@ -73,8 +75,15 @@ def said(code: str, folder: Path, python: str = sys.executable, **environment: s
     return done.stdout.strip()
 
 
-def test_the_installed_package_loads_the_demo_model(site: Path, tmp_path: Path) -> None:
-    assert int(said(f"import sys; sys.path.insert(0, {str(site)!r})\n{USE}", tmp_path)) > 1_000_000
+@pytest.fixture(scope="module")
+def used(site: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What programs print that use the package."""
+    code = f"import sys; sys.path.insert(0, {str(site)!r})\n{USE}{FROM_TROAPIS}"
+    return said(code, tmp_path_factory.mktemp("used")).splitlines()
+
+
+def test_the_installed_package_loads_the_demo_model(used: list[str]) -> None:
+    assert int(used[0]) > 1_000_000
 
 
 def test_the_page_is_in_the_package(site: Path) -> None:
@@ -96,18 +105,34 @@ def test_its_command_knows_the_version(site: Path, tmp_path: Path) -> None:
     )
 
 
-def test_its_command_serves_a_folder(site: Path, tmp_path: Path) -> None:
-    """Away from the repository, without a configuration; paths are relative to where it is typed."""
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder beside one of models."""
     llama(max_position_embeddings=128).save_pretrained(tmp_path / "models" / "tiny")
     byte_tokenizer().save_pretrained(tmp_path / "models" / "tiny")
     (tmp_path / "elsewhere").mkdir()
+    return tmp_path / "elsewhere"
+
+
+def test_its_command_reads_a_folder(site: Path, elsewhere: Path) -> None:
+    """Away from the repository, without a configuration; paths are relative to where it is typed."""
+    command = [sys.executable, site / "bin" / "troupe", "serve", "../models/tiny", "--print-config"]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=True)
+    (entry,) = yaml.safe_load(done.stdout)["applications"][0]["args"]["models"]
+    assert entry["id"] == "tiny"
+    assert Path(entry["kwargs"]["model_name"]).resolve() == elsewhere.parent / "models" / "tiny"
+
+
+@pytest.mark.long
+def test_its_command_serves_a_folder(site: Path, elsewhere: Path) -> None:
     others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    environment = {**others, "PYTHONPATH": str(site), "TROUPE_LOGS": str(tmp_path / "logs")}
+    environment = {**others, "PYTHONPATH": str(site), "TROUPE_LOGS": str(elsewhere / "logs")}
     port = free_port()
     command = [sys.executable, site / "bin" / "troupe", "serve", "../models/tiny", "--port", str(port)]
     with subprocess.Popen(
         command,
-        cwd=tmp_path / "elsewhere",
+        cwd=elsewhere,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -126,12 +151,16 @@ def test_its_command_serves_a_folder(site: Path, tmp_path: Path) -> None:
     assert len(said) == 8, said  # four stages, three lines of the banner before its last, and one at the end
 
 
-def test_programs_for_troapis_find_run_app(site: Path, tmp_path: Path) -> None:
+def test_programs_for_troapis_find_run_app(site: Path, used: list[str]) -> None:
     assert not (site / "compat").exists()
-    assert said(FROM_TROAPIS, tmp_path, PYTHONPATH=str(site)) == "run_app"
+    assert used[1] == "run_app"
 
 
-def test_and_from_an_editable_install(copy: Path, tmp_path: Path) -> None:
+WHERE = "from importlib.util import find_spec; print(find_spec('troapis').origin)"
+
+
+@forms("code", WHERE, FROM_TROAPIS)
+def test_and_from_an_editable_install(copy: Path, tmp_path: Path, code: str) -> None:
     environment = tmp_path / "env"
     venv.create(environment)
     python = str(environment / "bin" / "python")
@@ -139,7 +168,8 @@ def test_and_from_an_editable_install(copy: Path, tmp_path: Path) -> None:
     subprocess.run([*pip, "--editable", str(copy)], env={**os.environ, "PYTHONPATH": PACKAGES}, check=True)
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "others.pth").write_text(f"{PACKAGES}\n")  # what Troupe needs, after its own
-    assert said(FROM_TROAPIS, tmp_path, python) == "run_app"
+    found = said(code, tmp_path, python)
+    assert found == "run_app" or Path(found).is_relative_to(copy)
     (site / "theirs.pth").write_text(f"{a_troapis(tmp_path / 'theirs')}\n")
     assert said(ASK, tmp_path, python) == "theirs"
 

@@ -46,12 +46,11 @@ def args(place: Path) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    write(tmp_path / "base", 0)
-    write(tmp_path / "allowed" / "mine", 1)
-    write_adapter(llama(), tmp_path / "allowed" / "poet", ["q_proj", "v_proj"], seed=1)
-    return tmp_path
+def write_all(place: Path) -> None:
+    """The base, and what is added to it."""
+    write(place / "base", 0)
+    write(place / "allowed" / "mine", 1)
+    write_adapter(llama(), place / "allowed" / "poet", ["q_proj", "v_proj"], seed=1)
 
 
 def complete(url: str, model: str, **headers: str) -> requests.Response:
@@ -120,39 +119,38 @@ def kill(kind: str) -> None:
     until(replaced)
 
 
-def test_every_ingress_knows_a_model_at_once_and_follows_its_versions(
-    cluster: str, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("deployments.app.OpenAIIngress", OpenAIIngress.options(num_replicas=2))
-    with serving(cluster, args(place), num_replicas=2) as url:
-        assert complete(url, "mine").status_code == 404
-        assert add(url, place, "mine").status_code == 201
-        assert add_adapter(url, place).status_code == 201
-        assert statuses(url, "mine", 100) | statuses(url, "poet", 100) == {200}
-        poet = fingerprint(url, "poet")
-        assert replace(url, place, "mine", load=True).status_code == 201
-        write_adapter(llama(hidden_size=64), place / "allowed" / "wrong", ["q_proj", "v_proj"], seed=1)
-        wrong = {"id": "poet", "base": "base", "adapter": str(place / "allowed" / "wrong"), "replace": True}
-        refused = requests.post(f"{url}/admin/models", json=wrong, headers=ADMIN, timeout=60)
-        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "adapter"), refused.text
-        assert fingerprint(url, "poet") == poet
-        old = fingerprint(url, "mine")
-        write(place / "allowed" / "mine", 2)
-        until(lambda: fingerprint(url, "mine") != old)
-        refused = complete(url, "mine", **{"x-troupe-expect": old})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_mismatch")
-        listed = requests.get(f"{url}/v1/models", timeout=10).json()["data"]
-        parents = {model["id"]: model["parent"] for model in listed}
-        assert parents == {"base": None, "mine": None, "other": None, "poet": "base"}
-        write_adapter(llama(), place / "allowed" / "poet", ["q_proj", "v_proj"], seed=2)
-        until(lambda: fingerprint(url, "poet") != poet)
-        assert requests.delete(f"{url}/admin/models/mine", headers=ADMIN, timeout=60).json()["deleted"] is True
-        until(lambda: statuses(url, "mine", 20) == {404})
+def test_every_ingress_knows_a_model_at_once_and_follows_its_versions(two_ingresses: tuple[str, Path]) -> None:
+    url, place = two_ingresses
+    assert complete(url, "mine").status_code == 404
+    assert add(url, place, "mine").status_code == 201
+    assert add_adapter(url, place).status_code == 201
+    assert statuses(url, "mine", 100) | statuses(url, "poet", 100) == {200}
+    poet = fingerprint(url, "poet")
+    assert replace(url, place, "mine", load=True).status_code == 201
+    write_adapter(llama(hidden_size=64), place / "allowed" / "wrong", ["q_proj", "v_proj"], seed=1)
+    wrong = {"id": "poet", "base": "base", "adapter": str(place / "allowed" / "wrong"), "replace": True}
+    refused = requests.post(f"{url}/admin/models", json=wrong, headers=ADMIN, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "adapter"), refused.text
+    assert fingerprint(url, "poet") == poet
+    old = fingerprint(url, "mine")
+    write(place / "allowed" / "mine", 2)
+    until(lambda: fingerprint(url, "mine") != old)
+    refused = complete(url, "mine", **{"x-troupe-expect": old})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_mismatch")
+    listed = requests.get(f"{url}/v1/models", timeout=10).json()["data"]
+    parents = {model["id"]: model["parent"] for model in listed}
+    assert parents == {"base": None, "tiny": None, "mine": None, "other": None, "poet": "base"}
+    write_adapter(llama(), place / "allowed" / "poet", ["q_proj", "v_proj"], seed=2)
+    until(lambda: fingerprint(url, "poet") != poet)
+    assert requests.delete(f"{url}/admin/models/mine", headers=ADMIN, timeout=60).json()["deleted"] is True
+    until(lambda: statuses(url, "mine", 20) == {404})
 
 
 @pytest.mark.long
-def test_a_registry_that_does_not_answer(cluster: str, place: Path) -> None:
+def test_a_registry_that_does_not_answer(cluster: str, tmp_path: Path) -> None:
     """What is known is served; what is not may be a model of another ingress, which is not a 404."""
+    place = tmp_path
+    write_all(place)
     with serving(cluster, args(place)) as url:
         assert add(url, place, "mine").status_code == 201
         assert complete(url, "mine").status_code == 200
@@ -168,7 +166,9 @@ def test_a_registry_that_does_not_answer(cluster: str, place: Path) -> None:
 
 
 @pytest.mark.long
-def test_nobodys_death_loses_a_model(cluster: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobodys_death_loses_a_model(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path
+    write_all(place)
     monkeypatch.setattr("deployments.app.OpenAIIngress", OpenAIIngress.options(num_replicas=2))
     with serving(cluster, args(place)) as url:
         assert add(url, place, "mine").status_code == 201

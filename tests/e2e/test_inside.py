@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from typing import Any
 import pytest
 import requests
 
-from deployments.ingress import OpenAIIngress
 from deployments.inside_client import load_capture, upload
 from tests.e2e.test_added_models import until
-from tests.faults.clients import API, KEY, replicas
-from tests.serving import serving
+from tests.faults.clients import KEY, replicas
 from tests.tiny import llama
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -24,26 +21,21 @@ CONFIG = llama().config
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(two_ingresses: tuple[str, Path]) -> Path:
     """Where the replicas keep captured states."""
-    return tmp_path_factory.mktemp("captures")
+    return two_ingresses[1] / "captures"
 
 
 @pytest.fixture(scope="module")
-def url(cluster: str, folder: Path) -> Iterator[str]:
-    """Two replicas and two ingresses."""
-    loader = {"loader": "tests.openai.tiny_models:load_model", "kwargs": {"length": 2048}}
-    args = {"models": [{"id": "tiny", "preload": True, **loader}], "api": {**API, "captures": {"dir": str(folder)}}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deployments.app.OpenAIIngress", OpenAIIngress.options(num_replicas=2))
-        with serving(cluster, args, num_replicas=2) as address:
-            until(lambda: healthy(address))
-            yield address
+def url(two_ingresses: tuple[str, Path]) -> str:
+    url, _ = two_ingresses
+    until(lambda: healthy(url))
+    return url
 
 
 def healthy(url: str) -> bool:
     found = replicas(url)
-    return len(found) == 2 and all(replica["models"] for replica in found)
+    return len(found) == 2 and all("tiny" in {model["id"] for model in replica["models"]} for replica in found)
 
 
 def complete(url: str, prompt: str, modules: list[str], **more: Any) -> dict[str, Any]:

@@ -22,6 +22,9 @@ import requests
 import yaml
 
 from deployments.cli import ports
+from tests.faults.conftest import Say, say  # noqa: F401
+from tests.faults.paced import model
+from tests.faults.test_drain import check_end
 from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent.parent
@@ -94,38 +97,72 @@ def answer(port: int, process: subprocess.Popen[bytes], log: Path) -> str:
     pytest.fail(f"no answer; the log ends with\n{log.read_text()[-3000:]}")
 
 
+NOTED = """
+from pathlib import Path
+from model_loaders.demo import load_model as demo
+
+def load_model(device, note):
+    assert Path(note).read_text() == "here"
+    return demo(device)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)]
+)
 def test_scripts_serve_after_a_ray_that_crashed_and_one_that_ended(
-    config: tuple[Path, int], crashed_ray: dict[str, str], tmp_path: Path
+    config: tuple[Path, int],
+    crashed_ray: dict[str, str],
+    tmp_path: Path,
+    ended_by: signal.Signals,
+    status: int,
+    say: Say,  # noqa: F811
 ) -> None:
+    """Its paths are relative to the file, an ingress that dies is replaced, and SIGINT ends what runs in background."""
     file, port = config
+    (tmp_path / "mine.py").write_text(NOTED)
+    (tmp_path / "note.txt").write_text("here")
+    settings = yaml.safe_load(file.read_text())
+    args = settings["applications"][0]["args"]
+    args["models"][0] |= {"loader": "mine.py:load_model", "kwargs": {"note": "note.txt"}, "pinned": True}
+    args["models"].append(model("a", pace=0.02, preload=True))
+    args["max_models_per_replica"] = 2
+    file.write_text(yaml.safe_dump(settings))
     log = tmp_path / "serve.log"
     run = [sys.executable, "-c", TESTS_OWN_RAY]
     subprocess.run(run, cwd=ROOT, env=crashed_ray, check=True, timeout=120, stdout=subprocess.DEVNULL)
-    with running(["scripts/serve", str(file)], crashed_ray, log) as process:
+    in_background = ["bash", "-c", 'trap "" INT; exec scripts/serve "$0"', str(file)]
+    command = in_background if ended_by == signal.SIGINT else ["scripts/serve", str(file)]
+    with running(command, {**crashed_ray, "PYTHONPATH": str(ROOT)}, log) as process:
         assert "72" in answer(port, process, log)
         wait_for_the_banner(process, log)
         check_what_listens(process)
         check_who_goes_first(process)
         check_that_a_second_server_is_refused(file, port, crashed_ray)
-        settings, token = check_that_ray_asks_for_a_token(log.read_text(), crashed_ray)
-    assert not settings.exists()
+        ray_env, token = check_that_ray_asks_for_a_token(log.read_text(), crashed_ray)
+        check_requests_of_an_ingress_that_is_killed(port, process, log)
+        check_end(f"http://127.0.0.1:{port}", process, ended_by, say)
+        assert process.wait(60) == status
+    assert not ray_env.exists()
     assert not token.parent.exists()
-    check_what_is_printed(log.read_text(), port)
+    check_what_is_printed(log.read_text(), port, ended_by.name)
 
 
-def check_what_is_printed(said: str, port: int) -> None:
+def check_what_is_printed(said: str, port: int, ended_by: str) -> None:
     """A line for each stage, the banner, and a line at the end; all else is in the folder that the banner names."""
     *stages, answers, models, logs, stop, stopped = said.splitlines()
-    assert [stage.split()[0] for stage in stages] == ["environment", "Ray", "application"]
+    assert [stage.split()[0] for stage in stages] == ["environment", "Ray", "application", "model"]
+    assert stages[-1].startswith("model        demo is loaded (")
     assert answers == f"Troupe answers at http://127.0.0.1:{port}/v1, its page is http://127.0.0.1:{port}/"
-    assert models == "  models:    demo (also gpt-3.5-turbo-0613)"
+    assert models == "  models:    demo (also gpt-3.5-turbo-0613), a"
     assert stop.startswith("  stop:      Ctrl-C, or kill ")
-    assert stopped.startswith("SIGTERM: finishing running requests, for at most 60 s")
+    assert stopped.startswith(f"{ended_by}: finishing running requests, for at most 60 s")
     folder = Path(logs.split()[1].rstrip(";"))
     assert "Started a local Ray instance" in (folder / "server.log").read_text()
     assert any((folder / "ray").iterdir())
     assert [file.name for file in (folder / "serve").glob("replica_*_ModelReplica_*.log")]
-    (request,) = (folder / "requests.log").read_text().splitlines()  # none for /health
+    request, *rest = (folder / "requests.log").read_text().splitlines()  # none for /health
+    assert all("route=POST" in line for line in rest)
     assert re.search(
         r" request=\S+ route=POST '/v1/chat/completions' status=200 model=demo prompt_tokens=\d+ "
         r"completion_tokens=\d+ seconds=[\d.]+$",
@@ -251,32 +288,6 @@ def wait_for_the_banner(process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.05)
 
 
-def test_paths_are_relative_to_the_file_an_ingress_that_dies_is_told_and_sigint_stops_what_a_script_has_started(
-    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path
-) -> None:
-    file, port = config
-    (tmp_path / "mine.py").write_text(
-        "from pathlib import Path\nfrom model_loaders.demo import load_model as demo\n\n\n"
-        "def load_model(device, note):\n    assert Path(note).read_text() == 'here'\n    return demo(device)\n"
-    )
-    (tmp_path / "note.txt").write_text("here")
-    settings = yaml.safe_load(file.read_text())
-    entry = settings["applications"][0]["args"]["models"][0]
-    entry |= {"loader": "mine.py:load_model", "kwargs": {"note": "note.txt"}, "pinned": True}
-    file.write_text(yaml.safe_dump(settings))
-    log = tmp_path / "serve.log"
-    in_background = ["bash", "-c", 'trap "" INT; exec scripts/serve "$0"', str(file)]  # as a script's `scripts/serve &`
-    with running(in_background, fresh_home, log) as process:
-        assert "72" in answer(port, process, log)
-        wait_for_the_banner(process, log)
-        check_requests_of_an_ingress_that_is_killed(port, process, log)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-    said = log.read_text().splitlines()
-    assert said[3].startswith("model        demo is loaded (")
-    assert said[-1].startswith("SIGINT: finishing running requests")
-
-
 def ask(port: int, **more: Any) -> requests.Response:
     body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **more}
     return requests.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60, stream="stream" in more)
@@ -284,18 +295,21 @@ def ask(port: int, **more: Any) -> requests.Response:
 
 @pytest.mark.parametrize("deployment", ["ModelReplica", pytest.param("OpenAIIngress", marks=pytest.mark.long)])
 def test_what_serve_run_waits_for_is_told_by_http(
-    config: tuple[Path, int], fresh_home: dict[str, str], tmp_path: Path, deployment: str
+    config: tuple[Path, int], crashed_ray: dict[str, str], tmp_path: Path, deployment: str
 ) -> None:
-    """Ray Serve alone would let the requests wait for ever."""
+    """Ray Serve alone would let the requests wait for ever. The command runs elsewhere than in the file's folder."""
     file, port = config
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     settings = yaml.safe_load(file.read_text())
     options = {"name": deployment, "ray_actor_options": {"num_gpus": 0, "num_cpus": 4000}}
     settings["applications"][0]["deployments"] = [options]
+    settings["applications"][0]["args"]["api"] = {"record_dir": "records"}
     file.write_text(yaml.safe_dump(settings))
     log, said = tmp_path / "serve.log", ""
-    environment = {**fresh_home, "RAY_ADDRESS": "local", "RAY_SERVE_SLOW_STARTUP_WARNING_S": "5"}
-    environment["RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S"] = "1"
-    with running(["serve", "run", str(file)], environment, log) as process:
+    environment = {**crashed_ray, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
+    environment |= {"RAY_SERVE_SLOW_STARTUP_WARNING_S": "5", "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "1"}
+    with running(["serve", "run", "../config.yaml"], environment, log, elsewhere) as process:
         deadline = time.monotonic() + 120
         while "4000" not in said and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.5)
@@ -309,6 +323,14 @@ def test_what_serve_run_waits_for_is_told_by_http(
         health = requests.get(f"http://127.0.0.1:{port}/health", timeout=10)
         assert (health.status_code, health.json()["error"]["type"]) == (503, "server_error")
         assert requests.get(f"http://127.0.0.1:{port}/-/healthz", timeout=10).status_code == 200
+        check_what_is_open(port, log)
+    assert (tmp_path / "records").is_dir() == (deployment == "ModelReplica")
+    assert not list(elsewhere.iterdir())
+
+
+def check_what_is_open(port: int, log: Path) -> None:
+    assert set(ports.listeners(port)) == {"127.0.0.1"}
+    assert "anyone who reaches its ports can run code here. Start it with RAY_ENABLE_WINDOWS" in log.read_text()
 
 
 @pytest.mark.long
@@ -385,6 +407,7 @@ def load_model(device: str, note: str):
 """
 
 
+@pytest.mark.long
 def test_serve_run_by_hand(crashed_ray: dict[str, str], tmp_path: Path) -> None:
     """It takes paths from the folder of its file, as scripts/serve does; the command runs elsewhere."""
     folder, elsewhere, port = tmp_path / "mine", tmp_path / "elsewhere", free_port()
@@ -402,7 +425,6 @@ def test_serve_run_by_hand(crashed_ray: dict[str, str], tmp_path: Path) -> None:
     log, environment = tmp_path / "serve.log", {**crashed_ray, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
     with running(["serve", "run", "../mine/config.yaml"], environment, log, elsewhere) as process:
         assert "72" in answer(port, process, log)
-        assert set(ports.listeners(port)) == {"127.0.0.1"}
-        assert "anyone who reaches its ports can run code here. Start it with RAY_ENABLE_WINDOWS" in log.read_text()
+        check_what_is_open(port, log)
     assert list((folder / "records").iterdir())
     assert not list(elsewhere.iterdir())

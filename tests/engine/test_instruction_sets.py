@@ -17,6 +17,11 @@ import torch
 ROOT = Path(__file__).parents[2]
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 SSE41 = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+RUN = """
+import sys, pytest, torch
+print(torch.backends.cpu.get_cpu_capability().lower(), flush=True)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 NUMBERS = ("deterministic", "parity", "attention", "fixed_decode", "prompt_logprobs", "prompt_lookup")
 
 
@@ -27,17 +32,15 @@ def passes(settings: dict[str, str], *names: str) -> None:
     if settings is AVX2 and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         pytest.skip("this processor has no AVX2")
     environment = {**os.environ, **settings}
-    ask = "import torch; print(torch.backends.cpu.get_cpu_capability().lower())"
-    said = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == settings["ATEN_CPU_CAPABILITY"]
     found = {name: list(Path(__file__).parent.rglob(f"test_{name}.py")) for name in names}
     assert all(found.values()), found
     files = [file for paths in found.values() for file in paths]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-c", RUN, "-p", "no:cacheprovider", *files],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert done.stdout.splitlines()[0] == settings["ATEN_CPU_CAPABILITY"]
 
 
 def test_packed_linears_without_avx512() -> None:

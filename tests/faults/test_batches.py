@@ -19,6 +19,7 @@ import requests
 import yaml
 from openai import OpenAI
 
+from tests.faults.clients import KEY
 from tests.faults.conftest import Say
 from tests.faults.paced import model
 from tests.faults.processes import kill
@@ -67,16 +68,15 @@ def written(state: Path) -> set[bytes]:
     return {line for lines in files for line in lines if b"batch_req_" in line and line.endswith(b"\n")}
 
 
-def test_the_process_of_batches_is_killed(cluster: str, tmp_path: Path) -> None:
-    args = {"models": [model("a", pace=0.05, engine={"max_batch_size": 8})], "state_dir": str(tmp_path)}
-    with serving(cluster, args) as url:
-        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=8, timeout=60)
-        batch = create(client, lines(60))
-        wait_for(lambda: completed(client, batch.id) >= 9)
-        done = written(tmp_path)
-        kill(OWNER)
-        check_all(client, batch.id, 60)
-        assert done <= written(tmp_path)
+def test_the_process_of_batches_is_killed(fragile: tuple[str, Path]) -> None:
+    url, folder = fragile
+    client = OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=8, timeout=60)
+    batch = create(client, lines(60))
+    wait_for(lambda: completed(client, batch.id) >= 9)
+    done = written(folder / "state")
+    kill(OWNER)
+    check_all(client, batch.id, 60)
+    assert done <= written(folder / "state")
 
 
 def load_deadly() -> dict[str, Any]:

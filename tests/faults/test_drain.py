@@ -71,17 +71,17 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_sigterm_lets_running_requests_end_and_takes_no_new_ones(tmp_path: Path, say: Say) -> None:
-    async def main(url: str, process: subprocess.Popen[bytes]) -> None:
-        await until(lambda: answers(url), 180)
-        assert process.poll() is None, (tmp_path / "log").read_text()
+def check_end(url: str, process: subprocess.Popen[bytes], ended_by: signal.Signals, say: Say) -> None:
+    """A signal lets the requests end that run on a model `a`, and takes no new ones."""
+
+    async def main() -> None:
         started = [asyncio.Event() for _ in range(4)]
         running = [
             asyncio.create_task(ask(url, "a", "s", stream=True, max_tokens=TOKENS, on_first=event)) for event in started
         ]
         running += [asyncio.create_task(ask(url, "a", "s", max_tokens=TOKENS)) for _ in range(4)]
         await asyncio.gather(*(event.wait() for event in started))
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(ended_by)
         sent = time.monotonic()
         refused = None
         while not all(task.done() for task in running):
@@ -102,8 +102,16 @@ def test_sigterm_lets_running_requests_end_and_takes_no_new_ones(tmp_path: Path,
             f"after the signal, the server {time.monotonic() - last:.1f} s later"
         )
 
+    asyncio.run(main())
+
+
+@pytest.mark.long
+def test_sigterm_lets_running_requests_end_and_takes_no_new_ones(tmp_path: Path, say: Say) -> None:
+    """The suite's form is in tests/e2e/test_serve_run.py."""
     with server(tmp_path) as (url, process):
-        asyncio.run(main(url, process))
+        asyncio.run(until(lambda: answers(url), 180))
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        check_end(url, process, signal.SIGTERM, say)
 
 
 @pytest.mark.long

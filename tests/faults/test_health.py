@@ -7,19 +7,17 @@ import contextlib
 import time
 from pathlib import Path
 
-from tests.faults.clients import API, ask, replicas, until
+from tests.faults.clients import ask, replicas, until
 from tests.faults.conftest import Say
-from tests.serving import serving
 
 
-def test_a_dead_engine_fails_its_requests_and_its_health_check(cluster: str, tmp_path: Path, say: Say) -> None:
-    trigger = tmp_path / "end"
-    mortal = {"id": "mortal", "loader": "tests.faults.paced:mortal", "kwargs": {"trigger": str(trigger)}}
+def test_a_dead_engine_fails_its_requests_and_its_health_check(fragile: tuple[str, Path], say: Say) -> None:
+    url, folder = fragile
 
-    async def main(url: str) -> None:
+    async def main() -> None:
         assert (await ask(url, "mortal", "What is 27 + 45?")).text.strip() == "72"
         ((before, _),) = await asyncio.to_thread(healthy, url)
-        trigger.touch()
+        (folder / "end").touch()
         began = time.monotonic()
         stream, whole = await asyncio.gather(
             ask(url, "mortal", "What is 27 + 45?", stream=True), ask(url, "mortal", "What is 31 + 11?")
@@ -35,8 +33,7 @@ def test_a_dead_engine_fails_its_requests_and_its_health_check(cluster: str, tmp
         assert after != before
         say(f"its requests failed after {failed:.2f} s; a new replica served after {replaced:.1f} s")
 
-    with serving(cluster, {"models": [mortal | {"preload": True}], "api": API}) as url:
-        asyncio.run(main(url))
+    asyncio.run(main())
 
 
 def healthy(url: str) -> list[tuple[int, bool]]:

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.clients import KEY, ask, replicas, until
+from tests.faults.clients import ask, replicas, until
 from tests.faults.conftest import Say
-from tests.faults.paced import model
-from tests.serving import serving
 
 TOKENS = 150
 
@@ -88,16 +86,15 @@ def test_requests_without_a_stream_survive_their_replica(url: str, say: Say) -> 
     asyncio.run(main())
 
 
-def test_a_loader_that_kills_its_process_does_not_take_the_others_along(cluster: str, tmp_path: Path, say: Say) -> None:
-    crashing = {"id": "crashing", "loader": "tests.faults.paced:crashes"}
-    with serving(cluster, {"models": [model("a"), crashing], "api": {"api_keys": [KEY], "admin_keys": [KEY]}}) as url:
+def test_a_loader_that_kills_its_process_does_not_take_the_others_along(fragile: tuple[str, Path], say: Say) -> None:
+    url, _ = fragile
 
-        async def main() -> None:
-            assert (await ask(url, "a", max_tokens=1)).status == 200
-            reply = await ask(url, "crashing", max_tokens=1)
-            assert (reply.status, (reply.error or {})["code"]) == (503, "unavailable")
-            again = await ask(url, "a", max_tokens=1)
-            assert again.status == 200
-            say(f"503 after {reply.seconds:.1f} s; another model served {again.seconds:.1f} s later")
+    async def main() -> None:
+        assert (await ask(url, "a", max_tokens=1)).status == 200
+        reply = await ask(url, "crashing", max_tokens=1)
+        assert (reply.status, (reply.error or {})["code"]) == (503, "unavailable")
+        again = await ask(url, "a", max_tokens=1)
+        assert again.status == 200
+        say(f"503 after {reply.seconds:.1f} s; another model served {again.seconds:.1f} s later")
 
-        asyncio.run(main())
+    asyncio.run(main())

@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ import requests
 
 from tests.faults.clients import ask
 from tests.faults.conftest import Say
-from tests.faults.paced import model
-from tests.serving import serving
 
 
 def lines(deployment: str, request_id: str) -> list[str]:
@@ -37,16 +34,7 @@ async def both(request_id: str) -> tuple[list[str], list[str]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def text(cluster: str) -> Iterator[str]:
-    """An application whose logs are text; its model `short` takes prompts of one character."""
-    models = [model("a"), model("short", max_prompt_chars=1)]
-    args = {"models": models, "max_models_per_replica": 2}
-    with serving(cluster, args, logging_config={"encoding": "TEXT"}) as url:
-        yield url
-
-
-def test_a_mistake_of_a_client_leaves_no_traceback_in_the_replicas_log(text: str) -> None:
+def test_a_mistake_of_a_client_leaves_no_traceback_in_the_replicas_log(capped: str) -> None:
     """Ray logs what a method raises; the errors that a client is told of are returned."""
     asked = {
         "/v1/tokenize": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -58,20 +46,16 @@ def test_a_mistake_of_a_client_leaves_no_traceback_in_the_replicas_log(text: str
         request_id = f"mistake-{time.time_ns()}"
         headers = {"x-request-id": request_id}
         body = {"model": "short", **body}
-        statuses[path] = requests.post(text + path, json=body, headers=headers, timeout=60).status_code
+        statuses[path] = requests.post(capped + path, json=body, headers=headers, timeout=60).status_code
         assert [line for line in lines("ModelReplica", request_id) if "ERROR" in line or "Traceback" in line] == []
     assert set(statuses.values()) == {400}, statuses
 
 
 @pytest.fixture(params=["TEXT", "JSON"])
-def logging(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+def logging(request: pytest.FixtureRequest) -> tuple[str, str]:
     """An encoding, and an application that logs in it."""
-    if request.param == "TEXT":
-        yield request.param, request.getfixturevalue("text")
-        return
-    cluster = request.getfixturevalue("cluster")
-    with serving(cluster, {"models": [model("a")]}, logging_config={"encoding": request.param}) as url:
-        yield request.param, url
+    fixtures = {"TEXT": "capped", "JSON": "two_replicas"}
+    return request.param, request.getfixturevalue(fixtures[request.param])
 
 
 def test_the_request_id_is_in_the_logs_of_ingress_and_replica(logging: tuple[str, str], say: Say) -> None:

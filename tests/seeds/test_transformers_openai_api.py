@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import requests
 import torch
+import yaml
 from openai import OpenAI
 from tokenizers import processors
 from transformers import GenerationConfig
@@ -341,13 +342,28 @@ def test_bitsandbytes(tmp_path: Path, config: dict[str, Any], layer: str) -> Non
 # The launcher
 
 
+def scripts_serve(port: int) -> list[str]:
+    flags = ["--hf-model", "./model", "--port", str(port), "--accelerator-type", "cpu", "--max-concurrent", "4"]
+    return [str(ROOT / "scripts" / "serve"), *flags]
+
+
+def test_scripts_serve_configures_one_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    command = [*scripts_serve(7088), "--print-config"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    config = yaml.safe_load(printed)
+    assert config["http_options"]["port"] == 7088
+    (entry,) = config["applications"][0]["args"]["models"]
+    assert (entry["id"], entry["aliases"], entry["engine"]) == ("./model", ["model"], {"max_batch_size": 4})
+
+
+@pytest.mark.long
 def test_scripts_serve_serves_one_model(tmp_path: Path) -> None:
     """A local folder, relative to where it is typed. With environment variables: tests/test_dockerfile.py."""
     llama(max_position_embeddings=128).save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
     port = free_port()
-    flags = ["--hf-model", "./model", "--port", str(port), "--accelerator-type", "cpu", "--max-concurrent", "4"]
-    command = [str(ROOT / "scripts" / "serve"), *flags]
+    command = scripts_serve(port)
     log = tmp_path / "log"
     with log.open("wb") as output:
         server = subprocess.Popen(

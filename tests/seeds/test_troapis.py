@@ -133,7 +133,7 @@ def wait_for_health(port: int) -> None:
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("level", "says"), [("DEBUG", True), ("ERROR", False)])
+@pytest.mark.parametrize(("level", "says"), [("DEBUG", True), pytest.param("ERROR", False, marks=pytest.mark.long)])
 def test_the_entry_file_as_a_program(entry_file: Path, tmp_path: Path, level: str, says: bool) -> None:
     from tests.serving import free_port
 

@@ -21,7 +21,7 @@ from tests.engine.stepped import Stepped
 from tests.forms import forms
 
 KINDS = ("llama", "gemma3_text", "falcon_h1", "qwen3_next")
-SHORT, LONG = 10, 100
+SHORT, LONG = 4, 100
 """Schedules of each kind."""
 
 

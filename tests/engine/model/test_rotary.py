@@ -27,7 +27,7 @@ from deployments.host.embedding.embedder import Embedder
 from deployments.host.embedding.text import EmbeddingText
 from tests.engine.lacking import unless_it_lacks
 from tests.engine.running import Alone, batching_engine, built_engine, generate_alone, model_info, prompt, submit
-from tests.forms import forms, some
+from tests.forms import covering, forms
 from tests.tiny import llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -132,7 +132,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @forms("rounds", 1, 2)
-@some("name", OPTIONS, ("defaults", "deterministic", "guesses in chunks"))
+@covering(("known", MODELS), ("name", OPTIONS), meet=1, fixtures=["known"])
 def test_neighbors_chunks_and_prefixes(known: tuple[Callable[[], Any], list[Alone]], name: str, rounds: int) -> None:
     make, right = known
     engine = batching_engine(make(), max_model_len=CONTEXT, **OPTIONS[name])

@@ -61,9 +61,15 @@ def large() -> Any:
     return llama(hidden_size=256, intermediate_size=2048, num_hidden_layers=1, initializer_range=0.05)
 
 
+MODELS = (llama, large, sliding, wide_gpt2, mamba2, experts)
+SUITE = {*zip(MODELS, (torch.float32, torch.bfloat16) * 3, strict=True)}
 CASES = [
-    pytest.param(make, dtype, id=f"{make.__name__}-{str(dtype)[6:]}")
-    for make in (llama, large, sliding, wide_gpt2, mamba2, experts)
+    pytest.param(
+        *(make, dtype),
+        id=f"{make.__name__}-{str(dtype)[6:]}",
+        marks=() if (make, dtype) in SUITE else pytest.mark.long,
+    )
+    for make in MODELS
     for dtype in (torch.float32, torch.bfloat16)
     if (make, dtype) != (mamba2, torch.bfloat16)  # this one's rounding is too coarse for any batching
 ]

@@ -28,6 +28,7 @@ from deployments.large_messages import pack, unpack
 from deployments.openai.app import build_api
 from deployments.openai.chat import prompt
 from deployments.openai.http.body import MAX_KEYS, MAX_OBJECTS, parse_object
+from tests.forms import covering, some
 from tests.openai.http.test_large_bodies import CHAT, MANY, Replica, ask, value
 
 LONGEST_PIECE = 1 << 16
@@ -50,8 +51,7 @@ FILLED = {
 }
 
 
-@pytest.mark.parametrize("ascii", [True, False])
-@pytest.mark.parametrize("name", FILLED)
+@covering(("ascii", [False, True]), ("name", FILLED), meet=1)
 def test_a_large_body_is_read_in_short_pieces(name: str, ascii: bool) -> None:
     lengths: list[int] = []
 
@@ -73,7 +73,7 @@ def test_a_large_body_is_read_in_short_pieces(name: str, ascii: bool) -> None:
     assert max(lengths, default=0) <= LONGEST_PIECE
 
 
-@pytest.mark.parametrize("seed", range(6))
+@some("seed", range(6), (0, 1))
 def test_long_texts_are_read_as_they_are(seed: int) -> None:
     draw = random.Random(seed)
     weights = [draw.random() + 0.01 for _ in range(7)]
@@ -247,7 +247,7 @@ def test_packed_values_are_read_in_short_steps(name: str) -> None:
     assert calls >= STEPS.get(name, len(data.data) // 20_000)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@some("seed", range(5), (0, 1))
 def test_large_values_are_written_as_json_has_them(seed: int) -> None:
     draw = random.Random(seed)
     given = {
