@@ -294,7 +294,9 @@ class _Scan:
         found = self._pattern.search(text) if self._pattern else None
         begun = self._begun.search(text, max(0, len(text) - _LONGEST_BEGUN)) if self._begun and not final else None
         if found is not None and (begun is None or found.start() < begun.start()):
-            return found, 0
+            rest = text[found.start() :]
+            longer = not final and any(each.startswith(rest) and each != rest for each in self._texts)
+            return (None, len(rest)) if longer else (found, 0)
         held = 0 if final else held_back(text, self._texts)
         return None, max(held, len(text) - begun.start() if begun else 0)
 

@@ -228,17 +228,22 @@ _END = re.compile(r"<\|(?:eo\w+|\w*end\w*)\|>")
 
 def markup(template: str, rendered: Rendered | None, reasoning: ReasoningMarkers | None) -> Iterator[str]:
     """What stands around content, and what ends a turn."""
-    plain = answer_of(template, PLAIN, whole_content=True) or ""
-    before, _, after = plain.partition(TEXT)
-    before = before.rpartition(reasoning.closing)[2] if reasoning else before
+    before, after = around(template, reasoning)
     end = rendered.end if rendered else after
-    around = (before.strip(), after.removesuffix(end).strip())
-    yield from (each for each in around if is_marker(each) or re.fullmatch(r"[>#]{2,}\w*", each))
+    beside = (before, after.removesuffix(end.strip()).strip())
+    yield from (each for each in beside if is_marker(each) or re.fullmatch(r"[>#]{2,}\w*", each))
     for each in (*end.split(), *(rendered.follows.split() if rendered else ())):
         last = TOKEN.findall(each)
         yield from filter(is_marker, (each, each.removesuffix(last[-1]) if last else "", *last[-1:]))
     yield from dict.fromkeys((*_END.findall(template), *_ANSWER.findall(template)))
     yield from ends(template)
+
+
+def around(template: str, reasoning: ReasoningMarkers | None) -> tuple[str, str]:
+    """What stands before content, after the reasoning, and after it."""
+    before, _, after = (answer_of(template, PLAIN, whole_content=True) or "").partition(TEXT)
+    before = before.rpartition(reasoning.closing)[2] if reasoning else before
+    return before.strip(), after.strip()
 
 
 def ends(template: str) -> list[str]:
