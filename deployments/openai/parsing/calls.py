@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Incomplete, Unreadable
+from deployments.openai.parsing.cursor import ANY, FENCE, QUOTES, Cursor, Incomplete, Unreadable
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.syntax import BARE, UNDECLARED, CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, parts_of, takes_text, typed
@@ -17,7 +17,7 @@ _NAME = re.compile(r"[\w.\-/]+")
 _BETWEEN = re.compile(r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?")
 _NUMBER = re.compile(r"(?:\d{1,3}[.):]|[-*])\s")
 _KEY = re.compile(r"[^\s<>\"'=\[\]]+")
-_FENCES = ("```json", "```")
+_FENCE = re.compile(FENCE)
 _HEAD = re.compile(r'\{\s*"(?P<key>\w+)"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?P<held>\w+)"\s*:\s*(?=\{)')
 _KEYED = re.compile(r'\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
 # Markup before a call of no declared form and after it, and what may be the beginning of such markup.
@@ -47,7 +47,9 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         cursor.maybe(syntax.section)
     if syntax.quote:
         cursor.quotes = (syntax.quote, *QUOTES)
-    fenced = not syntax.begins and any(cursor.maybe(fence) for fence in _FENCES)
+    fenced = not syntax.begins and cursor.skip(_FENCE)
+    if fenced:
+        syntax = replace(syntax, close="```")
     cursor.expect(syntax.open)
     try:
         calls = _READERS[syntax.shape](cursor, syntax, schemas)
@@ -57,8 +59,6 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         cursor.closing(syntax.close)
     if syntax.section and not syntax.open and syntax.shape in ("json", "named"):
         calls += _more(cursor, syntax, schemas)
-    if fenced:
-        cursor.maybe("```")
     # What nothing marks is a call only if its tool is there.
     bare = not syntax.begins and syntax.shape != "any"
     if bare and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):

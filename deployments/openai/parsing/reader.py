@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.calls import read_calls
-from deployments.openai.parsing.cursor import Cursor, Incomplete, JsonEnd, Unreadable, first_word
+from deployments.openai.parsing.cursor import FENCE, Cursor, Incomplete, JsonEnd, Unreadable, first_word
 from deployments.openai.parsing.live import LiveCalls
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning, held_back
 from deployments.openai.parsing.syntax import MARKERS, AnswerSyntax, CallSyntax
@@ -282,8 +282,7 @@ class _Scan:
         if "python" in bare:
             groups, begun = [*groups, f"(?P<python>{_PYTHON})"], [*begun, _PYTHON_BEGUN]
         if bare:
-            groups += ["(?P<fence>```(?:json)?)"]
-            self._texts = (*self._texts, "```json")
+            groups, begun = [*groups, f"(?P<fence>{FENCE})"], [*begun, r"`{1,3}\w{0,44}\Z"]
         if "json" in bare:
             groups, begun = [*groups, f"(?P<value>{_CALLS})", f"(?P<own>{_OBJECT})"], [*begun, _BEGUN]
         self._pattern = re.compile("|".join(groups)) if groups else None
