@@ -25,6 +25,8 @@ _PYTHON_BEGUN = r"\[\s{0,99}(?:[^\W\d][\w.\-/]{0,99})?\s?\Z"
 # Markup that says that a call follows, where no form of calls was found.
 _MARKER = r"<(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>"
 _MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
+# A name that the arguments follow.
+_NAME = r"(?<![\w.\-/])[^\W\d][\w.\-/]{0,63}"
 _MARKER_BEGUN = r"(?:<(?!/)[^<>\n]{0,100}|\[[A-Z_]{0,60})\Z"
 _THOUGHT = re.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
 _THOUGHT_BEGUN = re.compile(r"\s*(?:<[\w.:\-]{0,30})?")
@@ -281,6 +283,10 @@ class _Scan:
         groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
         if "python" in bare:
             groups, begun = [*groups, f"(?P<python>{_PYTHON})"], [*begun, _PYTHON_BEGUN]
+        gaps = {call.gap.strip() for call in calls if call.shape == "named" and not call.begins}
+        for gap in gaps:
+            groups = [*groups, rf"(?P<named>{_NAME}\s{{0,9}}{re.escape(gap)}\s{{0,9}}(?=\{{))"]
+            begun = [*begun, rf"{_NAME}\s{{0,9}}\W{{0,{len(gap)}}}\s{{0,9}}\Z"]
         if bare:
             groups, begun = [*groups, f"(?P<fence>{FENCE})"], [*begun, r"`{1,3}\w{0,44}\Z"]
         if "json" in bare:
