@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from deployments.openai.parsing.cursor import ANY, FENCE, QUOTES, Cursor, Incomplete, Unreadable
+from deployments.openai.parsing.cursor import ANY, FENCE, QUOTES, Cursor, Incomplete, Unreadable, first_word
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.syntax import BARE, UNDECLARED, CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, parts_of, takes_text, typed
@@ -16,6 +16,7 @@ _NAME = re.compile(r"[\w.\-/]+")
 # What may stand between a name and its arguments beside what is declared: an id, a fence.
 _BETWEEN = re.compile(r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?")
 _NUMBER = re.compile(r"(?:\d{1,3}[.):]|[-*])\s")
+_WORD = re.compile(r"[\w.\-]+")
 _KEY = re.compile(r"[^\s<>\"'=\[\]]+")
 _FENCE = re.compile(FENCE)
 _HEAD = re.compile(r'\{\s*"(?P<key>\w+)"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?P<held>\w+)"\s*:\s*(?=\{)')
@@ -29,7 +30,7 @@ _NAME_IN_TAG = re.compile(r"""=\s*["']?([\w.\-]+)""")
 _NAME_AS_TAG = re.compile(r"<function=[\w.\-]+>")
 _TAG = re.compile(r"<([^\s=>]+)")
 _LIST = re.compile(r"\[\s*(?=\w)")
-_FILLING = re.compile(r"(?:(?!</)[^{}()]){0,120}")
+_FILLING = re.compile(r"""(?:(?!</)[^{}()"']){0,120}""")
 _NAMES = ("name", "function", "tool_name", "tool")
 _LISTS = ("tool_calls", "function_calls", "calls")
 _ARGUMENTS = ("arguments", "parameters")
@@ -55,7 +56,7 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         calls = _READERS[syntax.shape](cursor, syntax, schemas)
     except ValueError as error:
         raise Unreadable(str(error)) from error
-    if syntax.shape != "tagged":
+    if syntax.shape not in ("tagged", "lines"):
         cursor.closing(syntax.close)
     if syntax.section and not syntax.open and syntax.shape in ("json", "named"):
         calls += _more(cursor, syntax, schemas)
@@ -265,6 +266,58 @@ def _goes_on(cursor: Cursor, *markers: str) -> bool:
     return found
 
 
+def _lines(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    name = _name(cursor, schemas)
+    cursor.expect(syntax.gap)
+    values: dict[str, Any] = {}
+    declared = schemas.get(name, {}).get("properties")
+    while not cursor.maybe(syntax.close):
+        key = _key(cursor, syntax, None)
+        values[key] = _line(cursor, syntax, None if declared is None else {*declared} - {*values}, name, key, schemas)
+    return [Call(name, dumps(values))]
+
+
+def _key(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
+    cursor.expect(syntax.key_open)
+    key = cursor.match(_WORD)
+    cursor.expect(syntax.key_close)
+    if others is not None and key not in others:
+        raise Unreadable(key)
+    return key
+
+
+def _line(
+    cursor: Cursor, syntax: CallSyntax, others: set[str] | None, name: str, key: str, schemas: Schemas
+) -> Any:
+    """A value in quotes or brackets, or the text up to the next argument or the call's end."""
+    start = place = cursor.place
+    try:
+        value = cursor.value()
+        if _line_ends(cursor, syntax, others):
+            return value if isinstance(value, str) else typed(cursor.text[start : cursor.place], name, key, schemas)
+    except Unreadable:
+        pass
+    while True:
+        ends = [cursor.text.find(each, place) for each in ("\n", first_word(syntax.close))]
+        cursor.place = place = min((each for each in ends if each >= 0), default=len(cursor.text))
+        if place == len(cursor.text):
+            raise cursor.more()
+        if _line_ends(cursor, syntax, others):
+            return typed(cursor.text[start:place].strip(), name, key, schemas)
+        place += 1
+
+
+def _line_ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
+    """Whether another argument follows, or the call's end; the cursor stays."""
+    place = cursor.place
+    try:
+        return cursor.maybe(syntax.close) or bool(_key(cursor, syntax, others))
+    except Unreadable:
+        return False
+    finally:
+        cursor.place = place
+
+
 def _python(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     """A list of calls, or calls one after the other."""
     listed = cursor.maybe("[")
@@ -384,4 +437,4 @@ def _defines(call: Call, schema: Mapping[str, Any]) -> bool:
     return isinstance(arguments.get("properties"), dict) and "type" in arguments and "properties" not in declared
 
 
-_READERS = {"json": _json, "named": _named, "tagged": _tagged, "python": _python, "any": _any}
+_READERS = {"json": _json, "named": _named, "tagged": _tagged, "lines": _lines, "python": _python, "any": _any}

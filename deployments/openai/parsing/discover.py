@@ -25,7 +25,7 @@ def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyn
     for find in (_json_syntax, _named_syntax, _tagged_syntax, _python_syntax):
         syntax = find(one, two)
         # Arguments in tags end only with the call.
-        if syntax is not None and (syntax.shape != "tagged" or syntax.close.strip()):
+        if syntax is not None and (syntax.shape not in ("tagged", "lines") or syntax.close.strip()):
             return syntax
     return None
 
@@ -120,7 +120,7 @@ def _tagged_syntax(one: str, two: str | None) -> CallSyntax | None:
     tail = _without_keys(one[values[0] + len(VALUES[0]) : keys[1]])
     mids = [one[key + len(text) : value] for key, text, value in zip(keys, KEYS, values, strict=True)]
     if not TOKEN.search(head + tail + mids[0]) and not re.search("[<>]", head + tail):
-        return None
+        return _lines_syntax(one, two, head, tail, mids[0]) if "\n" in head and "\n" in tail else None
     key_open = _from_token(_suffix(head, tail))
     value_close, end = tail[: len(tail) - len(key_open)], _without_keys(one[values[1] + 2 :])
     if not key_open.strip() or not end.lstrip().startswith(value_close.strip()):
@@ -140,6 +140,15 @@ def _tagged_syntax(one: str, two: str | None) -> CallSyntax | None:
         value_close=value_close,
     )
     return _around(syntax, one[: one.find(NAMES[0])], rest, between)
+
+
+def _lines_syntax(one: str, two: str | None, head: str, tail: str, mid: str) -> CallSyntax:
+    """Where only lines and what stands before and after a key tell arguments apart."""
+    second = -1 if two is None else two.find(NAMES[1])
+    between = None if two is None or second < 0 else two[two.rfind("41", 0, second) + 2 : second].lstrip("\n")
+    gap, _, key_open = head.rpartition("\n")
+    syntax = CallSyntax(shape="lines", gap=f"{gap}\n", key_open=key_open, key_close=mid.rstrip("\"'"), value_close="\n")
+    return _around(syntax, one[: one.find(NAMES[0])], one[one.rfind("41") + 2 :].lstrip("\n"), between)
 
 
 def _python_syntax(one: str, two: str | None) -> CallSyntax | None:
@@ -226,6 +235,8 @@ _JSON = re.compile(
     rf"(?P<open>(?:<[^<>\s/][^<>\s]*>|\[[A-Z_]+\]|(?<![\w.])[a-z_]+(?=\[))+)\s*(?P<list>\[)?\s*\{{\s*[\"'](?P<key>{_CALL_KEYS})[\"']"
 )
 _PYTHON = re.compile(r"(?P<open>(?:<[^<>\s/][^<>\s]*>)?)\s*\[\w+\(\w+\s*=\s*[^\s,)]+[,)]")
+# `Action: the tool`, then `Action Input: …` on the next line.
+_LABELS = re.compile(r"^(?P<name>(?:Action|Tool|Function)(?: Name)?:).*\n(?P<arguments>[\w ]*(?:Input|Arg|Param)\w*:)", re.M | re.I)
 _OF_CALLS = re.compile(r"tool|call|func|fn|action|plugin|invoke", re.IGNORECASE)
 
 
@@ -243,6 +254,9 @@ def described_calls(template: str) -> CallSyntax | None:
                 arguments="parameters" if '"parameters": <' in text else "arguments",
                 several=bool(found["list"]),
             )
+    labels = _LABELS.search(text)
+    if labels is not None:
+        return CallSyntax(shape="named", open=labels["name"], gap=f"\n{labels['arguments']}")
     python = _PYTHON.search(text)
     return replace(BARE_PYTHON, open=python["open"]) if python else None
 

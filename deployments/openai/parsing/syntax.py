@@ -8,7 +8,7 @@ from typing import Literal
 from deployments.core.reasoning import ReasoningMarkers
 
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
-Shape = Literal["json", "named", "tagged", "python", "any"]
+Shape = Literal["json", "named", "tagged", "lines", "python", "any"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,8 @@ class CallSyntax:
 
     Attributes:
         shape: `json` (an object or a list that has the name as well), `named` (the name, then the arguments as JSON),
-            `tagged` (the name, then every argument between markers of its own), `python` (calls with keywords),
+            `tagged` (the name, then every argument between markers of its own), `lines` (the name, then every
+            argument on lines of its own), `python` (calls with keywords),
             `any` (each of these after any marker that says that it is of a call).
         section, section_end: what stands around all calls of an answer; a model may leave it out.
         open, close: what stands around a call. In `named` and `tagged`, `open` goes up to the name.
@@ -70,7 +71,7 @@ class CallSyntax:
                 body = f'{{"{self.name}": …, "{self.arguments}": …}}'
             case "named":
                 body = f"NAME{self.gap}{{…}}"
-            case "tagged":
+            case "lines" | "tagged":
                 body = f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}"
             case "python":
                 body = "[NAME(KEY=VALUE)]"
