@@ -29,6 +29,7 @@ _MOST_MARKUP = 8
 _NAME_IN_TAG = re.compile(r"""=\s*["']?([\w.\-]+)""")
 _NAME_AS_TAG = re.compile(r"<function=[\w.\-]+>")
 _TAG = re.compile(r"<([^\s=>]+)")
+_TOKEN = re.compile(r"<\|[^<>\s]+\|>")
 _LIST = re.compile(r"\[\s*(?=\w)")
 _FILLING = re.compile(r"""(?:(?!</)[^{}()"']){0,120}""")
 _NAMES = ("name", "function", "tool_name", "tool")
@@ -253,7 +254,7 @@ def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
         found = (others is None or key in others) and cursor.maybe(syntax.key_close)
     else:
         ends = (syntax.section_end, syntax.section, syntax.open)
-        found = cursor.maybe(syntax.close) and (cursor.at_end or _goes_on(cursor, *ends))
+        found = cursor.maybe(syntax.close) and (cursor.at_end or _goes_on(cursor, *ends) or cursor.skip(_TOKEN))
     cursor.place = place
     return found
 

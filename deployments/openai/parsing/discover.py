@@ -24,6 +24,8 @@ def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyn
     assert one is not None
     for find in (_json_syntax, _named_syntax, _tagged_syntax, _python_syntax):
         syntax = find(one, two)
+        if syntax is not None and syntax.open.strip() == rendered.header:
+            syntax = replace(syntax, open="", separator=syntax.open)
         # Arguments in tags end only with the call.
         if syntax is not None and (syntax.shape not in ("tagged", "lines") or syntax.close.strip()):
             return syntax
@@ -33,7 +35,8 @@ def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyn
 def _past(text: str, reasoning: ReasoningMarkers | None) -> str:
     """The text after an empty reasoning."""
     if reasoning is not None and reasoning.closing in text:
-        return text.rpartition(reasoning.closing)[2]
+        place = text.find(NAMES[0])
+        return text[:place].rpartition(reasoning.closing)[2] + text[place:]
     return text
 
 

@@ -172,8 +172,9 @@ def _answer_format(
     header = rendering.header(template)
     if marks is not None and header and marks.closing.endswith(header):
         free |= {header, marks.closing.removesuffix(header)}
-    if header and any(header in call.separator for call in calls):
-        free |= {header, *rendering.around(template, marks)}
+    between = next((call.separator for call in calls if header and header in call.separator), "")
+    if between:
+        free |= {header, *map(str.strip, between.partition(header)), *rendering.around(template, marks)} - {""}
     openings = [text for call in calls for text in rendering.tokens_in(call.section + call.open)]
     mirrors = [text for each in openings for text in closings(each) if text in template]
     mirrors += [] if marks is None else closings(marks.closing)

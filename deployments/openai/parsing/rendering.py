@@ -136,9 +136,13 @@ def answer_of(template: str, message: Message, *, whole_content: bool = False) -
         return None
     prompt = render(template, [USER], tools=TOOLS, add_generation_prompt=True)
     other = render(template, [USER, {"role": "assistant", "content": "0" + TEXT}], tools=TOOLS)
-    # What the prompt opens, this message may not have; what another answer begins with stands in both.
-    others = (prompt,) if whole_content else (prompt, other)
-    shared = max(len(common_prefix(whole, text or "")) for text in others)
+    shared = len(common_prefix(whole, prompt or ""))
+    if not whole_content:
+        # What the prompt opens, this message may not have; what another answer begins with stands in both, but for the
+        # beginning of a header that says what follows.
+        both = common_prefix(whole, other or "")
+        headed = prompt is not None and shared == len(prompt) and not re.search(r"\s\Z|>.*>\Z", both[shared:], re.DOTALL)
+        shared = shared if headed else max(shared, len(both))
     return whole[boundary(whole, shared) :]
 
 
@@ -177,6 +181,7 @@ class Rendered:
         end: what ends a turn.
         follows: what it writes between a call and its result.
         form: how the messages were given.
+        header: what begins the model's message.
     """
 
     one: str
@@ -184,6 +189,7 @@ class Rendered:
     end: str
     follows: str
     form: Form
+    header: str
 
 
 def rendered_calls(template: str) -> Rendered | None:
@@ -206,7 +212,8 @@ def rendered_calls(template: str) -> Rendered | None:
     two = None if two is None or NAMES[1] not in two else _without_end(two, plain)[0]
     wrap = plain.partition(TEXT)[2].removesuffix(end)
     one, two = (text and text.removeprefix(wrap) for text in (one, two))
-    return Rendered(one or "", two, end, _follows(template, form.message(1, ids=used), one or ""), form)
+    follows = _follows(template, form.message(1, ids=used), one or "")
+    return Rendered(one or "", two, end, follows, form, header(template))
 
 
 def _follows(template: str, message: Message, one: str) -> str:
