@@ -287,15 +287,17 @@ def _key(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
     return key
 
 
-def _line(
-    cursor: Cursor, syntax: CallSyntax, others: set[str] | None, name: str, key: str, schemas: Schemas
-) -> Any:
+def _line(cursor: Cursor, syntax: CallSyntax, others: set[str] | None, name: str, key: str, schemas: Schemas) -> Any:
     """A value in quotes or brackets, or the text up to the next argument or the call's end."""
     start = place = cursor.place
     try:
         value = cursor.value()
         if _line_ends(cursor, syntax, others):
-            return value if isinstance(value, str) else typed(cursor.text[start : cursor.place], name, key, schemas)
+            return (
+                value
+                if isinstance(value, str)
+                else typed(cursor.text[start : cursor.place].strip(), name, key, schemas)
+            )
     except Unreadable:
         pass
     while True:

@@ -15,7 +15,7 @@ from typing import Any
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Unreadable
 from deployments.openai.parsing.rendering import IDS, KEYS, NAMES, TOKEN, VALUES, Rendered, boundary, common_prefix
-from deployments.openai.parsing.syntax import BARE_PYTHON, SYNTAXES, CallSyntax
+from deployments.openai.parsing.syntax import BARE_PYTHON, ID, INDEX, SYNTAXES, CallSyntax
 
 
 def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyntax | None:
@@ -26,6 +26,8 @@ def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyn
         syntax = find(one, two)
         if syntax is not None and syntax.open.strip() == rendered.header:
             syntax = replace(syntax, open="", separator=syntax.open)
+        if syntax is not None and two is None:
+            syntax = replace(syntax, alone=True)
         # Arguments in tags end only with the call.
         if syntax is not None and (syntax.shape not in ("tagged", "lines") or syntax.close.strip()):
             return syntax
@@ -61,6 +63,10 @@ def _json_syntax(one: str, two: str | None) -> CallSyntax | None:
     if keys is None:
         return None
     syntax = CallSyntax(shape="json", name=keys[0], arguments=keys[1], several=isinstance(value, list))
+    entry = value[0] if isinstance(value, list) else value
+    ids = [str(entry[key]) for key in entry if key not in keys]
+    if keys[0] in entry and keys[1] in entry and all(each in IDS or each.isdigit() for each in ids):
+        syntax = replace(syntax, keys=tuple(entry), ids=INDEX if "".join(ids).isdigit() else syntax.ids)
     second = next(((a, b) for a, b, v in _values(two or "", (two or "").find(NAMES[1])) if a >= end and v), None)
     between = None if syntax.several or two is None or second is None else two[end : second[0]]
     return _around(syntax, one[:begin], one[end:], between)
@@ -101,7 +107,7 @@ def _named_syntax(one: str, two: str | None) -> CallSyntax | None:
     if two is not None and (second := two.find(NAMES[1], cursor.place)) >= 0:
         between = two[cursor.place : second]
         gaps.append(two[second + len(NAMES[1]) : two.find("{", second)])
-    syntax = CallSyntax(shape="named", quote=quote, gap=_without_ids(_common(gaps)))
+    syntax = CallSyntax(shape="named", quote=quote, gap=_without_ids(_common(gaps)), ids=_ids(gaps))
     return _around(syntax, one[:place], one[cursor.place :], between)
 
 
@@ -140,6 +146,8 @@ def _tagged_syntax(one: str, two: str | None) -> CallSyntax | None:
         gap=_without_ids(_common(gaps)),
         key_open=key_open,
         key_close=_common(mids),
+        kinds=tuple(_between(mids)),
+        ids=_ids(gaps),
         value_close=value_close,
     )
     return _around(syntax, one[: one.find(NAMES[0])], rest, between)
@@ -150,7 +158,14 @@ def _lines_syntax(one: str, two: str | None, head: str, tail: str, mid: str) -> 
     second = -1 if two is None else two.find(NAMES[1])
     between = None if two is None or second < 0 else two[two.rfind("41", 0, second) + 2 : second].lstrip("\n")
     gap, _, key_open = head.rpartition("\n")
-    syntax = CallSyntax(shape="lines", gap=f"{gap}\n", key_open=key_open, key_close=mid.rstrip("\"'"), value_close="\n")
+    syntax = CallSyntax(
+        shape="lines",
+        gap=f"{gap}\n",
+        key_open=key_open,
+        key_close=mid.rstrip("\"'"),
+        value_close="\n",
+        quote=mid[-1:].strip(": =>"),
+    )
     return _around(syntax, one[: one.find(NAMES[0])], one[one.rfind("41") + 2 :].lstrip("\n"), between)
 
 
@@ -162,7 +177,11 @@ def _python_syntax(one: str, two: str | None) -> CallSyntax | None:
     rest = one[end + 1 :]
     rest = rest.lstrip().removeprefix("]") if found[0].startswith("[") else rest
     return CallSyntax(
-        shape="python", open=one[: found.start()].lstrip(), close=rest.rstrip(), listed=found[0].startswith("[")
+        shape="python",
+        open=one[: found.start()].lstrip(),
+        close=rest.rstrip(),
+        listed=found[0].startswith("["),
+        quote="'" if f"'{VALUES[0]}'" in one else "",
     )
 
 
@@ -224,6 +243,17 @@ def _common(texts: Sequence[str]) -> str:
     return f"{prefix}{ANY}{suffix}"
 
 
+def _between(texts: Sequence[str]) -> list[str]:
+    """What stands in each text where `…` does in what they have in common."""
+    before, found, after = _common(texts).partition(ANY)
+    return [text[len(before) : len(text) - len(after)] for text in texts] if found else []
+
+
+def _ids(gaps: Sequence[str]) -> str:
+    """The pattern of what differs from call to call."""
+    return INDEX if "".join(_between(gaps)).isdigit() else ID
+
+
 def _without_ids(text: str) -> str:
     return functools.reduce(lambda text, each: text.replace(each, ANY), IDS, text)
 
@@ -239,7 +269,10 @@ _JSON = re.compile(
 )
 _PYTHON = re.compile(r"(?P<open>(?:<[^<>\s/][^<>\s]*>)?)\s*\[\w+\(\w+\s*=\s*[^\s,)]+[,)]")
 # `Action: the tool`, then `Action Input: …` on the next line.
-_LABELS = re.compile(r"^(?P<name>(?:Action|Tool|Function)(?: Name)?:).*\n(?P<arguments>[\w ]*(?:Input|Arg|Param)\w*:)", re.M | re.I)
+_LABELS = re.compile(
+    r"^(?P<name>(?:Action|Tool|Function)(?: Name)?:).*\n(?P<arguments>[\w ]*(?:Input|Arg|Param)\w*:)",
+    re.MULTILINE | re.IGNORECASE,
+)
 _OF_CALLS = re.compile(r"tool|call|func|fn|action|plugin|invoke", re.IGNORECASE)
 
 

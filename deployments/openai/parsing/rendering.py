@@ -125,6 +125,9 @@ class Form:
 FORMS = [Form(content, text) for text in (False, True) for content in ((None,), ("",), ())]
 
 
+_ENDED = re.compile(r"\s\Z|>.*>\Z", re.DOTALL)
+
+
 def answer_of(template: str, message: Message, *, whole_content: bool = False) -> str | None:
     """What an assistant's message adds to the prompt of the same conversation, its end included.
 
@@ -141,7 +144,7 @@ def answer_of(template: str, message: Message, *, whole_content: bool = False) -
         # What the prompt opens, this message may not have; what another answer begins with stands in both, but for the
         # beginning of a header that says what follows.
         both = common_prefix(whole, other or "")
-        headed = prompt is not None and shared == len(prompt) and not re.search(r"\s\Z|>.*>\Z", both[shared:], re.DOTALL)
+        headed = prompt is not None and shared == len(prompt) and not _ENDED.search(both[shared:])
         shared = shared if headed else max(shared, len(both))
     return whole[boundary(whole, shared) :]
 

@@ -8,6 +8,8 @@ from typing import Literal
 from deployments.core.reasoning import ReasoningMarkers
 
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
+ID, INDEX = "[A-Za-z0-9]{9}", "[0-9]{1,2}"
+"""Patterns of what a call's id may be."""
 Shape = Literal["json", "named", "tagged", "lines", "python", "any"]
 
 
@@ -28,6 +30,9 @@ class CallSyntax:
         several: one value is a list of calls.
         each: `section` stands around every call.
         separator: what stands between two calls.
+        keys: the keys of JSON in their order, with that of an id if calls have one.
+        ids: a pattern of what an id is, or `…` in `gap`.
+        kinds: what `…` in `key_close` is before a text, and before a whole number.
         quote: what stands around a text in place of quotes.
         listed: Python calls are in a list.
         alone: an answer has one call.
@@ -47,6 +52,9 @@ class CallSyntax:
     several: bool = False
     each: bool = False
     separator: str = ""
+    keys: tuple[str, ...] = ()
+    ids: str = ID
+    kinds: tuple[str, ...] = ()
     quote: str = ""
     listed: bool = True
     alone: bool = False
@@ -118,7 +126,7 @@ class AnswerSyntax:
             found += [text for call in self.calls for text in call.markers]
         # Without a letter they are parts of any token.
         words = dict.fromkeys(word for text in found for word in text.split() if any(map(str.isalpha, word)))
-        return (*words, *(call.quote for call in self.calls if calls and call.quote))
+        return (*words, *(call.quote for call in self.calls if calls and len(call.quote) > 1))
 
 
 def _json(**markers: str) -> CallSyntax:
