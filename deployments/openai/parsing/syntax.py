@@ -134,57 +134,34 @@ def _json(**markers: str) -> CallSyntax:
 
 
 _TOOL_CALL = ("<tool_call>", "</tool_call>")
-_FUNCTION_TAGS = CallSyntax(
-    shape="tagged",
-    section=_TOOL_CALL[0],
-    section_end=_TOOL_CALL[1],
-    open="<function=",
-    gap=">",
-    key_open="<parameter=",
-    key_close=">\n",
-    value_close="\n</parameter>",
-    close="</function>",
+_DEEPSEEK = CallSyntax(
+    shape="named",
+    section="<｜tool▁calls▁begin｜>",
+    section_end="<｜tool▁calls▁end｜>",
+    open="<｜tool▁call▁begin｜>",
+    gap="<｜tool▁sep｜>",
+    close="<｜tool▁call▁end｜>",
 )
-_ARGUMENT_TAGS = CallSyntax(
-    shape="tagged",
-    open=_TOOL_CALL[0],
-    key_open="<arg_key>",
-    key_close="</arg_key>\n<arg_value>",
-    value_close="</arg_value>",
-    close=_TOOL_CALL[1],
+_DEEPSEEK_V3 = replace(
+    _DEEPSEEK,
+    open=f"{_DEEPSEEK.open}function{_DEEPSEEK.gap}",
+    gap="\n```json\n",
+    close=f"\n```{_DEEPSEEK.close}",
 )
-_DEEPSEEK = {
-    "section": "<｜tool▁calls▁begin｜>",
-    "section_end": "<｜tool▁calls▁end｜>",
-    "close": "<｜tool▁call▁end｜>",
-}
 BARE = _json()
 BARE_PYTHON = CallSyntax(shape="python")
 UNDECLARED = CallSyntax(shape="any")
 
 SYNTAXES = {
     "hermes": AnswerSyntax(
-        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), _FUNCTION_TAGS, _ARGUMENT_TAGS, UNDECLARED),
+        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), UNDECLARED),
     ),
     "llama3_json": AnswerSyntax(calls=(_json(open="<|python_tag|>"), BARE)),
     "mistral": AnswerSyntax(
-        calls=(
-            _json(open="[TOOL_CALLS]"),
-            CallSyntax(shape="named", open="[TOOL_CALLS]", gap="[CALL_ID]…[ARGS]"),
-        ),
+        calls=(_json(open="[TOOL_CALLS]"), CallSyntax(shape="named", open="[TOOL_CALLS]", gap="[CALL_ID]…[ARGS]")),
         short_ids=True,
     ),
-    "deepseek": AnswerSyntax(
-        calls=(
-            CallSyntax(
-                shape="named",
-                open="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
-                gap="\n```json\n",
-                **{**_DEEPSEEK, "close": "\n```<｜tool▁call▁end｜>"},  # type: ignore[arg-type]
-            ),
-            CallSyntax(shape="named", open="<｜tool▁call▁begin｜>", gap="<｜tool▁sep｜>", **_DEEPSEEK),  # type: ignore[arg-type]
-        )
-    ),
+    "deepseek": AnswerSyntax(calls=(_DEEPSEEK_V3, _DEEPSEEK)),
     "kimi": AnswerSyntax(
         calls=(
             CallSyntax(
@@ -197,7 +174,7 @@ SYNTAXES = {
             ),
         )
     ),
-    "granite": AnswerSyntax(calls=(_json(open="<|tool_call|>"), _json(open="<tool_call>", close="</tool_call>"), BARE)),
+    "granite": AnswerSyntax(calls=(_json(open="<|tool_call|>"), UNDECLARED, BARE)),
     "phi4": AnswerSyntax(calls=(_json(open="functools"),)),
     "internlm": AnswerSyntax(calls=(_json(open="<|action_start|><|plugin|>", close="<|action_end|>"),)),
     "pythonic": AnswerSyntax(
