@@ -277,28 +277,22 @@ def _after_markup(cursor: Cursor, first: str, schemas: Schemas) -> list[Call]:
         return _json(cursor, UNDECLARED, schemas)
     except Unreadable:
         cursor.place = start
-    # A word after markup is a name only if there is such a tool.
     cursor.skip(_LIST)
-    name = _name(cursor, schemas)
-    if name not in schemas:
-        raise Unreadable(name)
-    if cursor.text.startswith("(", cursor.place):
-        cursor.place = start
-        return _python(cursor, UNDECLARED, schemas)
-    place = cursor.place
+    name, place = _name(cursor, schemas), cursor.place
     key = _markup(cursor, _MARKUP)
     if "key" in key:
         cursor.place = start
         value = key.replace("key", "value")
-        tags = CallSyntax(
-            shape="tagged",
-            key_open=key,
-            key_close=f"{_closing(key)} {value}",
-            value_close=_closing(value),
-            close=_closing(first),
-        )
-        return _tagged(cursor, tags, schemas)
+        between = f"{_closing(key)} {value}"
+        ends = {"value_close": _closing(value), "close": _closing(first)}
+        return _tagged(cursor, CallSyntax(shape="tagged", key_open=key, key_close=between, **ends), schemas)  # type: ignore[arg-type]
+    # A word after markup is a name only if there is such a tool.
+    if name not in schemas:
+        raise Unreadable(name)
     cursor.place = place
+    if cursor.text.startswith("(", place):
+        cursor.place = start
+        return _python(cursor, UNDECLARED, schemas)
     if not key and "call" in first and cursor.maybe(_closing(first)):
         return [Call(name, "{}")]
     cursor.pass_over(_FILLING, "{")
