@@ -15,7 +15,9 @@ from deployments.openai.parsing.syntax import CallSyntax
 # The white space that models are trained to write.
 _SPACED = {"x-guidance": {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}}
 # What a text in quotes other than JSON's cannot be held to.
-_FREE = {"pattern", "format", "minLength", "anyOf", "oneOf", "allOf"}
+_FREE = {"pattern", "format", "minLength", "const", "$ref", "anyOf", "oneOf", "allOf"}
+_BARE_KEY = re.compile(r"[^\W\d][\w.\-]*")
+_LONG = 500
 _CONSTRAINTS = {"regex": "/{}/", "json_schema": "%json {}", "json_object": '%json {{"type": "object"}}'}
 
 
@@ -125,7 +127,10 @@ class _Writer:
 
     def _object(self, schema: Mapping[str, Any]) -> str:
         """Arguments as JSON, or as it is with bare keys and other quotes."""
-        return f'"{{" {self._arguments(schema, self._pair, ",")} "}}"' if self._syntax.quote else _json(schema)
+        keys = schema.get("properties")
+        if not self._syntax.quote or keys is None or not all(map(_BARE_KEY.fullmatch, keys)):
+            return _json(schema)
+        return f'"{{" {self._arguments(schema, self._pair, ",")} "}}"'
 
     def _pair(self, key: str, described: Any, root: Mapping[str, Any]) -> str:
         return f"{json.dumps(key + ':')} {self._quoted(described, root)}"
@@ -133,14 +138,15 @@ class _Writer:
     def _quoted(self, described: Any, root: Mapping[str, Any]) -> str:
         """A value, a text in the quotes of the format."""
         quote, named = self._syntax.quote, _named(described)
-        if not quote or not (named or _is_text(described)) or not _FREE.isdisjoint(described):
+        free = isinstance(described, Mapping) and described.get("type") == "string" and _FREE.isdisjoint(described)
+        if not quote or not free or any(quote in each or "\\" in each for each in named):
             return self._json_of(described, root)
         around = self._marker(quote)
         if named:
             return f"{around} ({' | '.join(map(json.dumps, named))}) {around}"
         if len(quote) > 1:
             return f"{around} {self.part('text', quote)}"
-        most = f"{{0,{described['maxLength']}}}" if "maxLength" in described else "*"
+        most = f"{{0,{described['maxLength']}}}" if described.get("maxLength", _LONG) < _LONG else "*"
         return f"{around} /([^{quote}\\\\\n]|\\\\[{quote}\\\\n]){most}/ {around}"
 
     def _tagged(self, key: str, described: Any, root: Mapping[str, Any]) -> str:
@@ -148,8 +154,8 @@ class _Writer:
         close = syntax.value_close.replace(ANY, key)
         text = _is_text(described)
         if syntax.shape == "lines":
-            written = self._json_of if syntax.quote or not text else lambda *_: r"/[^\s\"'\[{][^\n]*/"
-            value = self._value(described, root) if not syntax.quote and _named(described) else written(described, root)
+            value = self._json_of(described, root) if syntax.quote else self._value(described, root)
+            value = r"/[^\s\"'\[{][^\n]*/" if text and not syntax.quote else value
             return f'{self._marker(syntax.key_open + key + syntax.key_close)} {value} "\\n"'
         if text and not close:
             # What ends it is the next marker.
