@@ -110,6 +110,7 @@ class _Writer:
     def _arguments(self, schema: Mapping[str, Any], write: Any, separator: str = "") -> str:
         """The arguments in their order; those that are not required may be left out."""
         properties = list((schema.get("properties") or {}).items())
+        properties = sorted(properties, key=lambda each: each[0]) if self._syntax.sorts else properties
         required = set(schema.get("required") or ())
         between = json.dumps(separator) if separator else ""
         nothing = '""'

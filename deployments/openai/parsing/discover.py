@@ -26,8 +26,8 @@ def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyn
         syntax = find(one, two)
         if syntax is not None and syntax.open.strip() == rendered.header:
             syntax = replace(syntax, open="", separator=syntax.open)
-        if syntax is not None and two is None:
-            syntax = replace(syntax, alone=True)
+        if syntax is not None:
+            syntax = replace(syntax, alone=two is None, sorts=rendered.sorts)
         # Arguments in tags end only with the call.
         if syntax is not None and (syntax.shape not in ("tagged", "lines") or syntax.close.strip()):
             return syntax

@@ -104,8 +104,8 @@ class Form:
     content: tuple[Any, ...]
     text: bool
 
-    def message(self, count: int, *, ids: Sequence[str] = IDS, **more: Any) -> dict[str, Any]:
-        """An assistant's message of the first `count` calls."""
+    def message(self, count: int, *, ids: Sequence[str] = IDS, turned: bool = False, **more: Any) -> dict[str, Any]:
+        """An assistant's message of the first `count` calls, whose arguments may be turned around."""
         message: dict[str, Any] = {"role": "assistant"}
         message |= {"content": self.content[0]} if self.content else {}
         message["tool_calls"] = [
@@ -114,10 +114,11 @@ class Form:
                 "type": "function",
                 "function": {
                     "name": NAMES[index],
-                    "arguments": json.dumps(arguments(index)) if self.text else arguments(index),
+                    "arguments": json.dumps(held) if self.text else held,
                 },
             }
             for index in range(count)
+            for held in [dict(sorted(arguments(index).items(), reverse=turned))]
         ]
         return message | more
 
@@ -185,6 +186,7 @@ class Rendered:
         follows: what it writes between a call and its result.
         form: how the messages were given.
         header: what begins the model's message.
+        sorts: it writes the arguments in the order of their names.
     """
 
     one: str
@@ -193,6 +195,7 @@ class Rendered:
     follows: str
     form: Form
     header: str
+    sorts: bool
 
 
 def rendered_calls(template: str) -> Rendered | None:
@@ -216,7 +219,8 @@ def rendered_calls(template: str) -> Rendered | None:
     wrap = plain.partition(TEXT)[2].removesuffix(end)
     one, two = (text and text.removeprefix(wrap) for text in (one, two))
     follows = _follows(template, form.message(1, ids=used), one or "")
-    return Rendered(one or "", two, end, follows, form, header(template))
+    sorts = one is not None and one in (answer_of(template, form.message(1, ids=used, turned=True)) or "")
+    return Rendered(one or "", two, end, follows, form, header(template), sorts)
 
 
 def _follows(template: str, message: Message, one: str) -> str:

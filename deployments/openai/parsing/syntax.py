@@ -36,6 +36,7 @@ class CallSyntax:
         quote: what stands around a text in place of quotes.
         listed: Python calls are in a list.
         alone: an answer has one call.
+        sorts: arguments are in the order of their names.
     """
 
     shape: Shape
@@ -58,6 +59,7 @@ class CallSyntax:
     quote: str = ""
     listed: bool = True
     alone: bool = False
+    sorts: bool = False
 
     @property
     def begins(self) -> tuple[str, ...]:

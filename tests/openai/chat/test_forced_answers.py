@@ -27,10 +27,7 @@ from tests.tiny import Words, byte_tokenizer
 FOLDER = os.environ.get("ANSWER_FORMATS", "")
 FAMILIES = [path.stem for path in sorted(Path(FOLDER).glob("*.jsonl")) if path.stem not in NOT_SHOWN] if FOLDER else []
 LIMIT = 400
-SPELLED = {
-    "gemma4",  # Its arguments are sorted.
-    "minicpm5",  # Some texts as CDATA.
-}
+SPELLED = {"minicpm5"}  # Some texts as CDATA.
 """Families whose templates spell the same calls in another way."""
 _IDS = r'(?<=\[CALL_ID\])\w+|(?<=<\|one\|>)\w+|:\d+(?=<)|"id": "\w+"|"tool_call_id": "\w+"|index="\d+"|(?<=id=")\w+'
 ID = "Aqz7kd0w1"
