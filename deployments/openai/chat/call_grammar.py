@@ -158,12 +158,17 @@ class _Writer:
             value = self._json_of(described, root) if syntax.quote else self._value(described, root)
             value = r"/[^\s\"'\[{][^\n]*/" if text and not syntax.quote else value
             return f'{self._marker(syntax.key_open + key + syntax.key_close)} {value} "\\n"'
-        if text and not close:
+        if not text:
+            value = f"{self._value(described, root)} {self.part('close', close)}"
+        elif syntax.cdata:
+            marked = f'"<![CDATA[" /[^<&\\n\\]]*[<&\\n]/ {self.part("text", "]]>")}'
+            value = f"(/[^<&\\n]*/ | {marked}) {self.part('close', close)}"
+        elif close:
+            value = self.part("text", close)
+        else:
             # What ends it is the next marker.
             ends = {marker.strip()[0] for marker in (syntax.key_open, syntax.close)}
             value = f"/[^{re.escape(''.join(ends))}]*/"
-        else:
-            value = self.part("text", close) if text else f"{self._value(described, root)} {self.part('close', close)}"
         after = self._marker(syntax.key_close.replace(ANY, self._kind(described)) if syntax.kinds else syntax.key_close)
         return f"{self._marker(syntax.key_open)} {json.dumps(key)} {after} {value}"
 

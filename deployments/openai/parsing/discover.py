@@ -27,7 +27,7 @@ def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyn
         if syntax is not None and syntax.open.strip() == rendered.header:
             syntax = replace(syntax, open="", separator=syntax.open)
         if syntax is not None:
-            syntax = replace(syntax, alone=two is None, sorts=rendered.sorts)
+            syntax = replace(syntax, alone=two is None, sorts=rendered.sorts, cdata=rendered.cdata)
         # Arguments in tags end only with the call.
         if syntax is not None and (syntax.shape not in ("tagged", "lines") or syntax.close.strip()):
             return syntax

@@ -187,6 +187,7 @@ class Rendered:
         form: how the messages were given.
         header: what begins the model's message.
         sorts: it writes the arguments in the order of their names.
+        cdata: it writes texts with markup as CDATA.
     """
 
     one: str
@@ -196,6 +197,7 @@ class Rendered:
     form: Form
     header: str
     sorts: bool
+    cdata: bool
 
 
 def rendered_calls(template: str) -> Rendered | None:
@@ -220,7 +222,7 @@ def rendered_calls(template: str) -> Rendered | None:
     one, two = (text and text.removeprefix(wrap) for text in (one, two))
     follows = _follows(template, form.message(1, ids=used), one or "")
     sorts = one is not None and one in (answer_of(template, form.message(1, ids=used, turned=True)) or "")
-    return Rendered(one or "", two, end, follows, form, header(template), sorts)
+    return Rendered(one or "", two, end, follows, form, header(template), sorts, "<![CDATA[" in template)
 
 
 def _follows(template: str, message: Message, one: str) -> str:

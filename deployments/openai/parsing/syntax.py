@@ -37,6 +37,7 @@ class CallSyntax:
         listed: Python calls are in a list.
         alone: an answer has one call.
         sorts: arguments are in the order of their names.
+        cdata: a text with markup is CDATA.
     """
 
     shape: Shape
@@ -60,6 +61,7 @@ class CallSyntax:
     listed: bool = True
     alone: bool = False
     sorts: bool = False
+    cdata: bool = False
 
     @property
     def begins(self) -> tuple[str, ...]:
