@@ -13,7 +13,7 @@ from deployments.config.explain import config_error, nearest
 from deployments.config.model import ModelEntry
 from deployments.core.errors import ConfigError
 from deployments.openai.default_params import default_faults
-from deployments.openai.parsing.names import parser_faults
+from deployments.openai.parsing.format import parser_faults
 from deployments.registry.adapter_check import AdapterCheck
 from model_loaders.local_folder import found, missing
 

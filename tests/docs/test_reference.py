@@ -7,8 +7,8 @@ import re
 import pytest
 
 from deployments.core import errors
+from deployments.openai.parsing.format import REASONING_PARSERS, TOOL_PARSERS
 from deployments.openai.parsing.harmony import HarmonySplitter
-from deployments.openai.parsing.names import REASONING_PARSERS, TOOL_PARSERS
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning, Splitter
 from deployments.openai.parsing.reader import Reader
 from deployments.openai.parsing.syntax import MARKERS, SYNTAXES, AnswerSyntax

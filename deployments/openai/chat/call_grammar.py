@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from deployments.openai.parsing.syntax import CallSyntax
 
 # The white space that models are trained to write.
 _SPACED = {"x-guidance": {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}}
+# What a text in quotes other than JSON's cannot be held to.
+_FREE = {"pattern", "format", "minLength", "const", "$ref", "anyOf", "oneOf", "allOf"}
+_BARE_KEY = re.compile(r"[^\W\d][\w.\-]*")
+_LONG = 500
 _CONSTRAINTS = {"regex": "/{}/", "json_schema": "%json {}", "json_object": '%json {{"type": "object"}}'}
 
 
@@ -87,8 +92,8 @@ class _Writer:
             case "json":
                 return self._rule(f"{around[0]} {_json(_call_schema(syntax, name, schema))} {around[1]}")
             case "named":
-                inner = f"{json.dumps(name)} {self._marker(syntax.gap)} {_json(schema)}"
-            case "tagged":
+                inner = f"{json.dumps(name)} {self._marker(syntax.gap)} {self._object(schema)}"
+            case "tagged" | "lines":
                 inner = f"{json.dumps(name)} {self._marker(syntax.gap)} {self._arguments(schema, self._tagged)}"
             case "python":
                 return self._rule(f'{json.dumps(name + "(")} {self._arguments(schema, self._keyword, ", ")} ")"')
@@ -105,6 +110,7 @@ class _Writer:
     def _arguments(self, schema: Mapping[str, Any], write: Any, separator: str = "") -> str:
         """The arguments in their order; those that are not required may be left out."""
         properties = list((schema.get("properties") or {}).items())
+        properties = sorted(properties, key=lambda each: each[0]) if self._syntax.sorts else properties
         required = set(schema.get("required") or ())
         between = json.dumps(separator) if separator else ""
         nothing = '""'
@@ -120,22 +126,68 @@ class _Writer:
             )
         return first
 
+    def _object(self, schema: Mapping[str, Any]) -> str:
+        """Arguments as JSON, or as it is with bare keys and other quotes."""
+        keys = schema.get("properties")
+        if not self._syntax.quote or keys is None or not all(map(_BARE_KEY.fullmatch, keys)):
+            return _json(schema)
+        return f'"{{" {self._arguments(schema, self._pair, ",")} "}}"'
+
+    def _pair(self, key: str, described: Any, root: Mapping[str, Any]) -> str:
+        return f"{json.dumps(key + ':')} {self._quoted(described, root)}"
+
+    def _quoted(self, described: Any, root: Mapping[str, Any]) -> str:
+        """A value, a text in the quotes of the format."""
+        quote, named = self._syntax.quote, _named(described)
+        free = isinstance(described, Mapping) and described.get("type") == "string" and _FREE.isdisjoint(described)
+        if not quote or not free or any(quote in each or "\\" in each for each in named):
+            return self._json_of(described, root)
+        around = self._marker(quote)
+        if named:
+            return f"{around} ({' | '.join(map(json.dumps, named))}) {around}"
+        if len(quote) > 1:
+            return f"{around} {self.part('text', quote)}"
+        most = f"{{0,{described['maxLength']}}}" if described.get("maxLength", _LONG) < _LONG else "*"
+        return f"{around} /([^{quote}\\\\\n]|\\\\[{quote}\\\\n]){most}/ {around}"
+
     def _tagged(self, key: str, described: Any, root: Mapping[str, Any]) -> str:
         syntax = self._syntax
         close = syntax.value_close.replace(ANY, key)
         text = _is_text(described)
-        value = self.part("text", close) if text else f"{self._value(described, root)} {self.part('close', close)}"
-        return f"{self._marker(syntax.key_open)} {json.dumps(key)} {self._marker(syntax.key_close)} {value}"
+        if syntax.shape == "lines":
+            value = self._json_of(described, root) if syntax.quote else self._value(described, root)
+            value = r"/[^\s\"'\[{][^\n]*/" if text and not syntax.quote else value
+            return f'{self._marker(syntax.key_open + key + syntax.key_close)} {value} "\\n"'
+        if not text:
+            value = f"{self._value(described, root)} {self.part('close', close)}"
+        elif syntax.cdata:
+            marked = f'"<![CDATA[" /[^<&\\n\\]]*[<&\\n]/ {self.part("text", "]]>")}'
+            value = f"(/[^<&\\n]*/ | {marked}) {self.part('close', close)}"
+        elif close:
+            value = self.part("text", close)
+        else:
+            # What ends it is the next marker.
+            ends = {marker.strip()[0] for marker in (syntax.key_open, syntax.close)}
+            value = f"/[^{re.escape(''.join(ends))}]*/"
+        after = self._marker(syntax.key_close.replace(ANY, self._kind(described)) if syntax.kinds else syntax.key_close)
+        return f"{self._marker(syntax.key_open)} {json.dumps(key)} {after} {value}"
+
+    def _kind(self, described: Any) -> str:
+        """What says before a value of which type it is."""
+        text, number = self._syntax.kinds
+        kind = described.get("type") if isinstance(described, Mapping) else None
+        if _is_text(described) or kind == "string":
+            return text
+        return kind if text == "string" and kind in ("boolean", "array", "object", "null") else number
 
     def _keyword(self, key: str, described: Any, root: Mapping[str, Any]) -> str:
         kind = described.get("type") if isinstance(described, Mapping) else None
         literals = {"boolean": '("True" | "False")', "null": '"None"'}
-        return f"{json.dumps(key + '=')} {literals.get(str(kind)) or self._json_of(described, root)}"
+        return f"{json.dumps(key + '=')} {literals.get(str(kind)) or self._quoted(described, root)}"
 
     def _value(self, described: Any, root: Mapping[str, Any]) -> str:
         """A value as bare text."""
-        named = described.get("enum") if isinstance(described, Mapping) else None
-        if isinstance(named, list) and named and all(isinstance(each, str) for each in named):
+        if named := _named(described):
             return f"({' | '.join(map(json.dumps, named))})"
         return self._json_of(described, root)
 
@@ -144,9 +196,9 @@ class _Writer:
         return self._rule(_json({**described, **definitions} if isinstance(described, Mapping) else {}))
 
     def _marker(self, text: str, kind: str = "marker") -> str:
-        """A marker as rules; `…` in it is a short word."""
+        """A marker as rules; `…` in it is an id."""
         parts = [self.part(kind, part) if part else "" for part in text.split(ANY)]
-        return " /[A-Za-z0-9]{1,9}/ ".join(parts)
+        return f" /{self._syntax.ids}/ ".join(parts)
 
     def part(self, kind: str, text: str) -> str:
         known = next((name for name, part in self._parts.items() if part == (kind, text)), None)
@@ -164,6 +216,12 @@ def _json(schema: Any) -> str:
     return f"%json {json.dumps({**schema, **_SPACED})}"
 
 
+def _named(described: Any) -> list[str]:
+    """The texts that a schema lists; none if it lists other values as well."""
+    listed = described.get("enum") if isinstance(described, Mapping) else None
+    return listed if isinstance(listed, list) and all(isinstance(each, str) for each in listed) else []
+
+
 def _is_text(described: Any) -> bool:
     """Whether a value is written as it is: any text may stand there."""
     if not isinstance(described, Mapping) or "enum" in described or "const" in described or "anyOf" in described:
@@ -174,7 +232,8 @@ def _is_text(described: Any) -> bool:
 
 def _call_schema(syntax: CallSyntax, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of a call."""
-    properties: dict[str, Any] = {syntax.name: {"const": name}, syntax.arguments: _placed(schema, syntax.arguments)}
+    known: dict[str, Any] = {syntax.name: {"const": name}, syntax.arguments: _placed(schema, syntax.arguments)}
+    properties = {key: known.get(key, {"type": "string", "pattern": f"^{syntax.ids}$"}) for key in syntax.keys or known}
     if not syntax.name:
         properties = {name: _placed(schema, name)}
     required: Sequence[str] = list(properties)

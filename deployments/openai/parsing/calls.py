@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Incomplete, Unreadable
+from deployments.openai.parsing.arguments import KEY, read_arguments
+from deployments.openai.parsing.cursor import ANY, FENCE, QUOTES, Cursor, Incomplete, Unreadable
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.syntax import BARE, UNDECLARED, CallSyntax
-from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads, parts_of, takes_text, typed
+from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads
 
 _NAME = re.compile(r"[\w.\-/]+")
 # What may stand between a name and its arguments beside what is declared: an id, a fence.
 _BETWEEN = re.compile(r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?")
 _NUMBER = re.compile(r"(?:\d{1,3}[.):]|[-*])\s")
-_KEY = re.compile(r"[^\s<>\"'=\[\]]+")
-_FENCES = ("```json", "```")
+_FENCE = re.compile(FENCE)
 _HEAD = re.compile(r'\{\s*"(?P<key>\w+)"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?P<held>\w+)"\s*:\s*(?=\{)')
 _KEYED = re.compile(r'\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
 # Markup before a call of no declared form and after it, and what may be the beginning of such markup.
@@ -29,7 +29,7 @@ _NAME_IN_TAG = re.compile(r"""=\s*["']?([\w.\-]+)""")
 _NAME_AS_TAG = re.compile(r"<function=[\w.\-]+>")
 _TAG = re.compile(r"<([^\s=>]+)")
 _LIST = re.compile(r"\[\s*(?=\w)")
-_FILLING = re.compile(r"(?:(?!</)[^{}()]){0,120}")
+_FILLING = re.compile(r"""(?:(?!</)[^{}()"']){0,120}""")
 _NAMES = ("name", "function", "tool_name", "tool")
 _LISTS = ("tool_calls", "function_calls", "calls")
 _ARGUMENTS = ("arguments", "parameters")
@@ -47,18 +47,18 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         cursor.maybe(syntax.section)
     if syntax.quote:
         cursor.quotes = (syntax.quote, *QUOTES)
-    fenced = not syntax.begins and any(cursor.maybe(fence) for fence in _FENCES)
+    fenced = not syntax.begins and cursor.skip(_FENCE)
+    if fenced:
+        syntax = replace(syntax, close="```")
     cursor.expect(syntax.open)
     try:
         calls = _READERS[syntax.shape](cursor, syntax, schemas)
     except ValueError as error:
         raise Unreadable(str(error)) from error
-    if syntax.shape != "tagged":
+    if syntax.shape not in ("tagged", "lines"):
         cursor.closing(syntax.close)
     if syntax.section and not syntax.open and syntax.shape in ("json", "named"):
         calls += _more(cursor, syntax, schemas)
-    if fenced:
-        cursor.maybe("```")
     # What nothing marks is a call only if its tool is there.
     bare = not syntax.begins and syntax.shape != "any"
     if bare and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
@@ -180,89 +180,16 @@ def _start(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> str:
 def _tagged(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     name = _name(cursor, schemas)
     cursor.expect(syntax.gap)
-    values = dict(_members(cursor, syntax, name, schemas))
+    values = dict(read_arguments(cursor, syntax, name, schemas))
     if not values and not syntax.gap and name not in schemas:
         raise Unreadable(name)
     return [Call(name, dumps(values))]
-
-
-def _members(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schemas) -> list[tuple[str, Any]]:
-    """The arguments up to the end of a call: only one that was closed is a call."""
-    found: list[tuple[str, Any]] = []
-    declared = schemas.get(name, {}).get("properties")
-    # What may follow a value that is not closed; None if nothing says. One that is closed by its key is closed.
-    others = set(declared or ()) if declared or ANY in syntax.value_close else None
-    try:
-        while not cursor.maybe(syntax.close):
-            cursor.expect(syntax.key_open)
-            key = cursor.match(_KEY)
-            cursor.expect(syntax.key_close)
-            # Where the end of a value is not always the same, it has the key in it.
-            of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
-            text = _value(cursor, of_key, None if others is None else others - {key, *dict(found)})
-            found.append((key, _argument(text, syntax, name, key, schemas)))
-    except Incomplete as more:
-        raise Incomplete(name, dict(found)) from more
-    return found
-
-
-def _argument(text: str, syntax: CallSyntax, name: str, key: str, schemas: Schemas) -> Any:
-    """The value of an argument: bare text, or elements if it has them and is not a text."""
-    parts = None if takes_text(name, key, schemas) else parts_of(name, key, schemas)
-    if parts is not None and ANY in syntax.value_close and Cursor(text).maybe(syntax.key_open):
-        members = _members(Cursor(text + syntax.close), syntax, name, parts)
-        return [value for _, value in members] if {key for key, _ in members} == {"item"} else dict(members)
-    return typed(text, name, key, schemas)
 
 
 def _name(cursor: Cursor, schemas: Schemas) -> str:
     cursor.skip(_NUMBER)
     name = cursor.match(_NAME)
     return name if name in schemas else name.removeprefix("functions.")
-
-
-def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
-    """The text of an argument, up to its end that another argument or the call's end follows."""
-    if cursor.maybe("<![CDATA["):
-        end = cursor.find("]]>")
-        text, cursor.place = cursor.text[cursor.place : end], end + 3
-        cursor.maybe(syntax.value_close)
-        return text
-    start = place = cursor.place
-    while True:
-        cursor.place = place
-        place = cursor.first(syntax.value_close, syntax.key_open, syntax.close)
-        cursor.place = place
-        if _ends(cursor, syntax, others):
-            break
-        place += 1
-    text = cursor.text[start:place]
-    text = text.removeprefix("\n") if syntax.key_close.endswith("\n") else text
-    closed = cursor.place > place
-    return text.removesuffix("\n") if syntax.value_close.startswith("\n") or not closed else text
-
-
-def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
-    """Whether a value ends here. One that is not closed ends at the next argument, or with the call."""
-    place = cursor.place
-    if syntax.value_close and cursor.maybe(syntax.value_close):
-        return _goes_on(cursor, syntax.key_open, syntax.close)
-    if cursor.maybe(syntax.key_open):
-        key = cursor.match(_KEY)
-        found = (others is None or key in others) and cursor.maybe(syntax.key_close)
-    else:
-        ends = (syntax.section_end, syntax.section, syntax.open)
-        found = cursor.maybe(syntax.close) and (cursor.at_end or _goes_on(cursor, *ends))
-    cursor.place = place
-    return found
-
-
-def _goes_on(cursor: Cursor, *markers: str) -> bool:
-    """Whether the text goes on with one of the markers; the cursor stays."""
-    place = cursor.place
-    found = any(marker and cursor.maybe(marker) for marker in markers)
-    cursor.place = place
-    return found
 
 
 def _python(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
@@ -284,7 +211,7 @@ def _python_call(cursor: Cursor) -> Call:
     cursor.expect("(")
     arguments: dict[str, Any] = {}
     while not cursor.maybe(")"):
-        key = cursor.match(_KEY)
+        key = cursor.match(KEY)
         cursor.expect("=")
         arguments[key] = cursor.value()
         if not cursor.maybe(","):
@@ -350,28 +277,22 @@ def _after_markup(cursor: Cursor, first: str, schemas: Schemas) -> list[Call]:
         return _json(cursor, UNDECLARED, schemas)
     except Unreadable:
         cursor.place = start
-    # A word after markup is a name only if there is such a tool.
     cursor.skip(_LIST)
-    name = _name(cursor, schemas)
-    if name not in schemas:
-        raise Unreadable(name)
-    if cursor.text.startswith("(", cursor.place):
-        cursor.place = start
-        return _python(cursor, UNDECLARED, schemas)
-    place = cursor.place
+    name, place = _name(cursor, schemas), cursor.place
     key = _markup(cursor, _MARKUP)
     if "key" in key:
         cursor.place = start
         value = key.replace("key", "value")
-        tags = CallSyntax(
-            shape="tagged",
-            key_open=key,
-            key_close=f"{_closing(key)} {value}",
-            value_close=_closing(value),
-            close=_closing(first),
-        )
-        return _tagged(cursor, tags, schemas)
+        between = f"{_closing(key)} {value}"
+        ends = {"value_close": _closing(value), "close": _closing(first)}
+        return _tagged(cursor, CallSyntax(shape="tagged", key_open=key, key_close=between, **ends), schemas)  # type: ignore[arg-type]
+    # A word after markup is a name only if there is such a tool.
+    if name not in schemas:
+        raise Unreadable(name)
     cursor.place = place
+    if cursor.text.startswith("(", place):
+        cursor.place = start
+        return _python(cursor, UNDECLARED, schemas)
     if not key and "call" in first and cursor.maybe(_closing(first)):
         return [Call(name, "{}")]
     cursor.pass_over(_FILLING, "{")
@@ -384,4 +305,4 @@ def _defines(call: Call, schema: Mapping[str, Any]) -> bool:
     return isinstance(arguments.get("properties"), dict) and "type" in arguments and "properties" not in declared
 
 
-_READERS = {"json": _json, "named": _named, "tagged": _tagged, "python": _python, "any": _any}
+_READERS = {"json": _json, "named": _named, "tagged": _tagged, "lines": _tagged, "python": _python, "any": _any}

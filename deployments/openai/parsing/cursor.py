@@ -10,6 +10,8 @@ from typing import Any
 
 ANY = "…"
 """In a marker: any short text on one line."""
+FENCE = r"```(?:json|\w{0,20}(?:tool|call|function)\w{0,20})?(?!\w)"
+"""A pattern of what begins a block of Markdown that may hold calls."""
 _FAR = 80
 QUOTES = ('"', "'")
 _LITERALS: dict[str, Any] = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
@@ -112,11 +114,12 @@ class Cursor:
             raise self.more()
         self.place = found
 
-    def skip(self, pattern: re.Pattern[str]) -> None:
+    def skip(self, pattern: re.Pattern[str]) -> bool:
         """Take what matches, if anything does."""
         self.space()
         found = pattern.match(self.text, self.place)
         self.place = found.end() if found else self.place
+        return found is not None
 
     def space(self) -> None:
         found = _SPACE.match(self.text, self.place)

@@ -15,7 +15,7 @@ from typing import Any
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Unreadable
 from deployments.openai.parsing.rendering import IDS, KEYS, NAMES, TOKEN, VALUES, Rendered, boundary, common_prefix
-from deployments.openai.parsing.syntax import BARE_PYTHON, SYNTAXES, CallSyntax
+from deployments.openai.parsing.syntax import BARE_PYTHON, ID, INDEX, SYNTAXES, CallSyntax
 
 
 def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyntax | None:
@@ -24,8 +24,12 @@ def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyn
     assert one is not None
     for find in (_json_syntax, _named_syntax, _tagged_syntax, _python_syntax):
         syntax = find(one, two)
+        if syntax is not None and syntax.open.strip() == rendered.header:
+            syntax = replace(syntax, open="", separator=syntax.open)
+        if syntax is not None:
+            syntax = replace(syntax, alone=two is None, sorts=rendered.sorts, cdata=rendered.cdata)
         # Arguments in tags end only with the call.
-        if syntax is not None and (syntax.shape != "tagged" or syntax.close.strip()):
+        if syntax is not None and (syntax.shape not in ("tagged", "lines") or syntax.close.strip()):
             return syntax
     return None
 
@@ -33,7 +37,8 @@ def syntax_of(rendered: Rendered, reasoning: ReasoningMarkers | None) -> CallSyn
 def _past(text: str, reasoning: ReasoningMarkers | None) -> str:
     """The text after an empty reasoning."""
     if reasoning is not None and reasoning.closing in text:
-        return text.rpartition(reasoning.closing)[2]
+        place = text.find(NAMES[0])
+        return text[:place].rpartition(reasoning.closing)[2] + text[place:]
     return text
 
 
@@ -58,6 +63,10 @@ def _json_syntax(one: str, two: str | None) -> CallSyntax | None:
     if keys is None:
         return None
     syntax = CallSyntax(shape="json", name=keys[0], arguments=keys[1], several=isinstance(value, list))
+    entry = value[0] if isinstance(value, list) else value
+    ids = [str(entry[key]) for key in entry if key not in keys]
+    if keys[0] in entry and keys[1] in entry and all(each in IDS or each.isdigit() for each in ids):
+        syntax = replace(syntax, keys=tuple(entry), ids=INDEX if "".join(ids).isdigit() else syntax.ids)
     second = next(((a, b) for a, b, v in _values(two or "", (two or "").find(NAMES[1])) if a >= end and v), None)
     between = None if syntax.several or two is None or second is None else two[end : second[0]]
     return _around(syntax, one[:begin], one[end:], between)
@@ -98,7 +107,7 @@ def _named_syntax(one: str, two: str | None) -> CallSyntax | None:
     if two is not None and (second := two.find(NAMES[1], cursor.place)) >= 0:
         between = two[cursor.place : second]
         gaps.append(two[second + len(NAMES[1]) : two.find("{", second)])
-    syntax = CallSyntax(shape="named", quote=quote, gap=_without_ids(_common(gaps)))
+    syntax = CallSyntax(shape="named", quote=quote, gap=_without_ids(_common(gaps)), ids=_ids(gaps))
     return _around(syntax, one[:place], one[cursor.place :], between)
 
 
@@ -120,7 +129,7 @@ def _tagged_syntax(one: str, two: str | None) -> CallSyntax | None:
     tail = _without_keys(one[values[0] + len(VALUES[0]) : keys[1]])
     mids = [one[key + len(text) : value] for key, text, value in zip(keys, KEYS, values, strict=True)]
     if not TOKEN.search(head + tail + mids[0]) and not re.search("[<>]", head + tail):
-        return None
+        return _lines_syntax(one, two, head, tail, mids[0]) if "\n" in head and "\n" in tail else None
     key_open = _from_token(_suffix(head, tail))
     value_close, end = tail[: len(tail) - len(key_open)], _without_keys(one[values[1] + 2 :])
     if not key_open.strip() or not end.lstrip().startswith(value_close.strip()):
@@ -137,9 +146,27 @@ def _tagged_syntax(one: str, two: str | None) -> CallSyntax | None:
         gap=_without_ids(_common(gaps)),
         key_open=key_open,
         key_close=_common(mids),
+        kinds=tuple(_between(mids)),
+        ids=_ids(gaps),
         value_close=value_close,
     )
     return _around(syntax, one[: one.find(NAMES[0])], rest, between)
+
+
+def _lines_syntax(one: str, two: str | None, head: str, tail: str, mid: str) -> CallSyntax:
+    """Where only lines and what stands before and after a key tell arguments apart."""
+    second = -1 if two is None else two.find(NAMES[1])
+    between = None if two is None or second < 0 else two[two.rfind("41", 0, second) + 2 : second].lstrip("\n")
+    gap, _, key_open = head.rpartition("\n")
+    syntax = CallSyntax(
+        shape="lines",
+        gap=f"{gap}\n",
+        key_open=key_open,
+        key_close=mid.rstrip("\"'"),
+        value_close="\n",
+        quote=mid[-1:].strip(": =>"),
+    )
+    return _around(syntax, one[: one.find(NAMES[0])], one[one.rfind("41") + 2 :].lstrip("\n"), between)
 
 
 def _python_syntax(one: str, two: str | None) -> CallSyntax | None:
@@ -150,7 +177,11 @@ def _python_syntax(one: str, two: str | None) -> CallSyntax | None:
     rest = one[end + 1 :]
     rest = rest.lstrip().removeprefix("]") if found[0].startswith("[") else rest
     return CallSyntax(
-        shape="python", open=one[: found.start()].lstrip(), close=rest.rstrip(), listed=found[0].startswith("[")
+        shape="python",
+        open=one[: found.start()].lstrip(),
+        close=rest.rstrip(),
+        listed=found[0].startswith("["),
+        quote="'" if f"'{VALUES[0]}'" in one else "",
     )
 
 
@@ -212,6 +243,17 @@ def _common(texts: Sequence[str]) -> str:
     return f"{prefix}{ANY}{suffix}"
 
 
+def _between(texts: Sequence[str]) -> list[str]:
+    """What stands in each text where `…` does in what they have in common."""
+    before, found, after = _common(texts).partition(ANY)
+    return [text[len(before) : len(text) - len(after)] for text in texts] if found else []
+
+
+def _ids(gaps: Sequence[str]) -> str:
+    """The pattern of what differs from call to call."""
+    return INDEX if "".join(_between(gaps)).isdigit() else ID
+
+
 def _without_ids(text: str) -> str:
     return functools.reduce(lambda text, each: text.replace(each, ANY), IDS, text)
 
@@ -226,6 +268,11 @@ _JSON = re.compile(
     rf"(?P<open>(?:<[^<>\s/][^<>\s]*>|\[[A-Z_]+\]|(?<![\w.])[a-z_]+(?=\[))+)\s*(?P<list>\[)?\s*\{{\s*[\"'](?P<key>{_CALL_KEYS})[\"']"
 )
 _PYTHON = re.compile(r"(?P<open>(?:<[^<>\s/][^<>\s]*>)?)\s*\[\w+\(\w+\s*=\s*[^\s,)]+[,)]")
+# `Action: the tool`, then `Action Input: …` on the next line.
+_LABELS = re.compile(
+    r"^(?P<name>(?:Action|Tool|Function)(?: Name)?:).*\n(?P<arguments>[\w ]*(?:Input|Arg|Param)\w*:)",
+    re.MULTILINE | re.IGNORECASE,
+)
 _OF_CALLS = re.compile(r"tool|call|func|fn|action|plugin|invoke", re.IGNORECASE)
 
 
@@ -243,6 +290,9 @@ def described_calls(template: str) -> CallSyntax | None:
                 arguments="parameters" if '"parameters": <' in text else "arguments",
                 several=bool(found["list"]),
             )
+    labels = _LABELS.search(text)
+    if labels is not None:
+        return CallSyntax(shape="named", open=labels["name"], gap=f"\n{labels['arguments']}")
     python = _PYTHON.search(text)
     return replace(BARE_PYTHON, open=python["open"]) if python else None
 

@@ -75,6 +75,8 @@ def _opening(template: str, before: str, close: str) -> str:
     shared = common_prefix(prompt, text)
     if len(shared) < len(text):
         opening = text[boundary(text, len(shared)) :].strip()
+        if prompt and shared == prompt:
+            return opening
         token = TOKEN.search(opening)
         # A role that the prompt calls otherwise stands before it.
         return opening[token.start() :] if token and opening.endswith(token[0]) else opening

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import logging
@@ -23,6 +24,8 @@ from deployments.openai.parsing.typed import Schemas
 
 logger = logging.getLogger(__name__)
 
+TOOL_PARSERS = (*SYNTAXES, response_template.NAME)
+REASONING_PARSERS = (*MARKERS, response_template.NAME)
 _HARMONY = ("<|channel|>", "<|message|>")
 _SOURCES = {
     "tool_parser": "tool_parser names it",
@@ -172,6 +175,9 @@ def _answer_format(
     header = rendering.header(template)
     if marks is not None and header and marks.closing.endswith(header):
         free |= {header, marks.closing.removesuffix(header)}
+    between = next((call.separator for call in calls if header and header in call.separator), "")
+    if between:
+        free |= {header, *map(str.strip, between.partition(header)), *rendering.around(template, marks)} - {""}
     openings = [text for call in calls for text in rendering.tokens_in(call.section + call.open)]
     mirrors = [text for each in openings for text in closings(each) if text in template]
     mirrors += [] if marks is None else closings(marks.closing)
@@ -248,3 +254,17 @@ def answers_of(
     found = format_of(options, template, tokens)
     logger.info("%s: %s", model, found.describe())
     return found.card()
+
+
+def parser_faults(options: ModelOptions) -> list[str]:
+    """What is wrong with the parsers that a model's `api` section names."""
+    faults = []
+    for key, chosen, known in (
+        ("tool_parser", options.tool_parser, TOOL_PARSERS),
+        ("reasoning_parser", options.reasoning_parser, REASONING_PARSERS),
+    ):
+        if chosen is not None and chosen not in known:
+            close = difflib.get_close_matches(chosen, known, n=1)
+            meant = f" (did you mean {close[0]!r}?)" if close else ""
+            faults.append(f"{key}: there is no parser {chosen!r}{meant}; known: {', '.join(known)}")
+    return faults

@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.calls import read_calls
-from deployments.openai.parsing.cursor import Cursor, Incomplete, JsonEnd, Unreadable, first_word
+from deployments.openai.parsing.cursor import FENCE, Cursor, Incomplete, JsonEnd, Unreadable, first_word
 from deployments.openai.parsing.live import LiveCalls
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning, held_back
 from deployments.openai.parsing.syntax import MARKERS, AnswerSyntax, CallSyntax
@@ -25,6 +25,8 @@ _PYTHON_BEGUN = r"\[\s{0,99}(?:[^\W\d][\w.\-/]{0,99})?\s?\Z"
 # Markup that says that a call follows, where no form of calls was found.
 _MARKER = r"<(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>"
 _MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
+# A name that the arguments follow.
+_NAME = r"(?<![\w.\-/])[^\W\d][\w.\-/]{0,63}"
 _MARKER_BEGUN = r"(?:<(?!/)[^<>\n]{0,100}|\[[A-Z_]{0,60})\Z"
 _THOUGHT = re.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
 _THOUGHT_BEGUN = re.compile(r"\s*(?:<[\w.:\-]{0,30})?")
@@ -281,9 +283,12 @@ class _Scan:
         groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
         if "python" in bare:
             groups, begun = [*groups, f"(?P<python>{_PYTHON})"], [*begun, _PYTHON_BEGUN]
+        gaps = {call.gap.strip() for call in calls if call.shape == "named" and not call.begins}
+        for gap in gaps:
+            groups = [*groups, rf"(?P<named>{_NAME}\s{{0,9}}{re.escape(gap)}\s{{0,9}}(?=\{{))"]
+            begun = [*begun, rf"{_NAME}\s{{0,9}}\W{{0,{len(gap)}}}\s{{0,9}}\Z"]
         if bare:
-            groups += ["(?P<fence>```(?:json)?)"]
-            self._texts = (*self._texts, "```json")
+            groups, begun = [*groups, f"(?P<fence>{FENCE})"], [*begun, r"`{1,3}\w{0,44}\Z"]
         if "json" in bare:
             groups, begun = [*groups, f"(?P<value>{_CALLS})", f"(?P<own>{_OBJECT})"], [*begun, _BEGUN]
         self._pattern = re.compile("|".join(groups)) if groups else None
@@ -294,7 +299,9 @@ class _Scan:
         found = self._pattern.search(text) if self._pattern else None
         begun = self._begun.search(text, max(0, len(text) - _LONGEST_BEGUN)) if self._begun and not final else None
         if found is not None and (begun is None or found.start() < begun.start()):
-            return found, 0
+            rest = text[found.start() :]
+            longer = not final and any(each.startswith(rest) and each != rest for each in self._texts)
+            return (None, len(rest)) if longer else (found, 0)
         held = 0 if final else held_back(text, self._texts)
         return None, max(held, len(text) - begun.start() if begun else 0)
 

@@ -104,8 +104,8 @@ class Form:
     content: tuple[Any, ...]
     text: bool
 
-    def message(self, count: int, *, ids: Sequence[str] = IDS, **more: Any) -> dict[str, Any]:
-        """An assistant's message of the first `count` calls."""
+    def message(self, count: int, *, ids: Sequence[str] = IDS, turned: bool = False, **more: Any) -> dict[str, Any]:
+        """An assistant's message of the first `count` calls, whose arguments may be turned around."""
         message: dict[str, Any] = {"role": "assistant"}
         message |= {"content": self.content[0]} if self.content else {}
         message["tool_calls"] = [
@@ -114,15 +114,19 @@ class Form:
                 "type": "function",
                 "function": {
                     "name": NAMES[index],
-                    "arguments": json.dumps(arguments(index)) if self.text else arguments(index),
+                    "arguments": json.dumps(held) if self.text else held,
                 },
             }
             for index in range(count)
+            for held in [dict(sorted(arguments(index).items(), reverse=turned))]
         ]
         return message | more
 
 
 FORMS = [Form(content, text) for text in (False, True) for content in ((None,), ("",), ())]
+
+
+_ENDED = re.compile(r"\s\Z|>.*>\Z", re.DOTALL)
 
 
 def answer_of(template: str, message: Message, *, whole_content: bool = False) -> str | None:
@@ -136,9 +140,13 @@ def answer_of(template: str, message: Message, *, whole_content: bool = False) -
         return None
     prompt = render(template, [USER], tools=TOOLS, add_generation_prompt=True)
     other = render(template, [USER, {"role": "assistant", "content": "0" + TEXT}], tools=TOOLS)
-    # What the prompt opens, this message may not have; what another answer begins with stands in both.
-    others = (prompt,) if whole_content else (prompt, other)
-    shared = max(len(common_prefix(whole, text or "")) for text in others)
+    shared = len(common_prefix(whole, prompt or ""))
+    if not whole_content:
+        # What the prompt opens, this message may not have; what another answer begins with stands in both, but for the
+        # beginning of a header that says what follows.
+        both = common_prefix(whole, other or "")
+        headed = prompt is not None and shared == len(prompt) and not _ENDED.search(both[shared:])
+        shared = shared if headed else max(shared, len(both))
     return whole[boundary(whole, shared) :]
 
 
@@ -177,6 +185,9 @@ class Rendered:
         end: what ends a turn.
         follows: what it writes between a call and its result.
         form: how the messages were given.
+        header: what begins the model's message.
+        sorts: it writes the arguments in the order of their names.
+        cdata: it writes texts with markup as CDATA.
     """
 
     one: str
@@ -184,6 +195,9 @@ class Rendered:
     end: str
     follows: str
     form: Form
+    header: str
+    sorts: bool
+    cdata: bool
 
 
 def rendered_calls(template: str) -> Rendered | None:
@@ -206,7 +220,9 @@ def rendered_calls(template: str) -> Rendered | None:
     two = None if two is None or NAMES[1] not in two else _without_end(two, plain)[0]
     wrap = plain.partition(TEXT)[2].removesuffix(end)
     one, two = (text and text.removeprefix(wrap) for text in (one, two))
-    return Rendered(one or "", two, end, _follows(template, form.message(1, ids=used), one or ""), form)
+    follows = _follows(template, form.message(1, ids=used), one or "")
+    sorts = one is not None and one in (answer_of(template, form.message(1, ids=used, turned=True)) or "")
+    return Rendered(one or "", two, end, follows, form, header(template), sorts, "<![CDATA[" in template)
 
 
 def _follows(template: str, message: Message, one: str) -> str:
@@ -228,17 +244,22 @@ _END = re.compile(r"<\|(?:eo\w+|\w*end\w*)\|>")
 
 def markup(template: str, rendered: Rendered | None, reasoning: ReasoningMarkers | None) -> Iterator[str]:
     """What stands around content, and what ends a turn."""
-    plain = answer_of(template, PLAIN, whole_content=True) or ""
-    before, _, after = plain.partition(TEXT)
-    before = before.rpartition(reasoning.closing)[2] if reasoning else before
+    before, after = around(template, reasoning)
     end = rendered.end if rendered else after
-    around = (before.strip(), after.removesuffix(end).strip())
-    yield from (each for each in around if is_marker(each) or re.fullmatch(r"[>#]{2,}\w*", each))
+    beside = (before, after.removesuffix(end.strip()).strip())
+    yield from (each for each in beside if is_marker(each) or re.fullmatch(r"[>#]{2,}\w*", each))
     for each in (*end.split(), *(rendered.follows.split() if rendered else ())):
         last = TOKEN.findall(each)
         yield from filter(is_marker, (each, each.removesuffix(last[-1]) if last else "", *last[-1:]))
     yield from dict.fromkeys((*_END.findall(template), *_ANSWER.findall(template)))
     yield from ends(template)
+
+
+def around(template: str, reasoning: ReasoningMarkers | None) -> tuple[str, str]:
+    """What stands before content, after the reasoning, and after it."""
+    before, _, after = (answer_of(template, PLAIN, whole_content=True) or "").partition(TEXT)
+    before = before.rpartition(reasoning.closing)[2] if reasoning else before
+    return before.strip(), after.strip()
 
 
 def ends(template: str) -> list[str]:

@@ -8,7 +8,9 @@ from typing import Literal
 from deployments.core.reasoning import ReasoningMarkers
 
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
-Shape = Literal["json", "named", "tagged", "python", "any"]
+ID, INDEX = "[A-Za-z0-9]{9}", "[0-9]{1,2}"
+"""Patterns of what a call's id may be."""
+Shape = Literal["json", "named", "tagged", "lines", "python", "any"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +19,8 @@ class CallSyntax:
 
     Attributes:
         shape: `json` (an object or a list that has the name as well), `named` (the name, then the arguments as JSON),
-            `tagged` (the name, then every argument between markers of its own), `python` (calls with keywords),
+            `tagged` (the name, then every argument between markers of its own), `lines` (the name, then every
+            argument on lines of its own), `python` (calls with keywords),
             `any` (each of these after any marker that says that it is of a call).
         section, section_end: what stands around all calls of an answer; a model may leave it out.
         open, close: what stands around a call. In `named` and `tagged`, `open` goes up to the name.
@@ -27,9 +30,14 @@ class CallSyntax:
         several: one value is a list of calls.
         each: `section` stands around every call.
         separator: what stands between two calls.
+        keys: the keys of JSON in their order, with that of an id if calls have one.
+        ids: a pattern of what an id is, or `…` in `gap`.
+        kinds: what `…` in `key_close` is before a text, and before a whole number.
         quote: what stands around a text in place of quotes.
         listed: Python calls are in a list.
         alone: an answer has one call.
+        sorts: arguments are in the order of their names.
+        cdata: a text with markup is CDATA.
     """
 
     shape: Shape
@@ -46,9 +54,14 @@ class CallSyntax:
     several: bool = False
     each: bool = False
     separator: str = ""
+    keys: tuple[str, ...] = ()
+    ids: str = ID
+    kinds: tuple[str, ...] = ()
     quote: str = ""
     listed: bool = True
     alone: bool = False
+    sorts: bool = False
+    cdata: bool = False
 
     @property
     def begins(self) -> tuple[str, ...]:
@@ -70,7 +83,7 @@ class CallSyntax:
                 body = f'{{"{self.name}": …, "{self.arguments}": …}}'
             case "named":
                 body = f"NAME{self.gap}{{…}}"
-            case "tagged":
+            case "lines" | "tagged":
                 body = f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}"
             case "python":
                 body = "[NAME(KEY=VALUE)]"
@@ -117,7 +130,7 @@ class AnswerSyntax:
             found += [text for call in self.calls for text in call.markers]
         # Without a letter they are parts of any token.
         words = dict.fromkeys(word for text in found for word in text.split() if any(map(str.isalpha, word)))
-        return (*words, *(call.quote for call in self.calls if calls and call.quote))
+        return (*words, *(call.quote for call in self.calls if calls and len(call.quote) > 1))
 
 
 def _json(**markers: str) -> CallSyntax:
@@ -125,57 +138,34 @@ def _json(**markers: str) -> CallSyntax:
 
 
 _TOOL_CALL = ("<tool_call>", "</tool_call>")
-_FUNCTION_TAGS = CallSyntax(
-    shape="tagged",
-    section=_TOOL_CALL[0],
-    section_end=_TOOL_CALL[1],
-    open="<function=",
-    gap=">",
-    key_open="<parameter=",
-    key_close=">\n",
-    value_close="\n</parameter>",
-    close="</function>",
+_DEEPSEEK = CallSyntax(
+    shape="named",
+    section="<｜tool▁calls▁begin｜>",
+    section_end="<｜tool▁calls▁end｜>",
+    open="<｜tool▁call▁begin｜>",
+    gap="<｜tool▁sep｜>",
+    close="<｜tool▁call▁end｜>",
 )
-_ARGUMENT_TAGS = CallSyntax(
-    shape="tagged",
-    open=_TOOL_CALL[0],
-    key_open="<arg_key>",
-    key_close="</arg_key>\n<arg_value>",
-    value_close="</arg_value>",
-    close=_TOOL_CALL[1],
+_DEEPSEEK_V3 = replace(
+    _DEEPSEEK,
+    open=f"{_DEEPSEEK.open}function{_DEEPSEEK.gap}",
+    gap="\n```json\n",
+    close=f"\n```{_DEEPSEEK.close}",
 )
-_DEEPSEEK = {
-    "section": "<｜tool▁calls▁begin｜>",
-    "section_end": "<｜tool▁calls▁end｜>",
-    "close": "<｜tool▁call▁end｜>",
-}
 BARE = _json()
 BARE_PYTHON = CallSyntax(shape="python")
 UNDECLARED = CallSyntax(shape="any")
 
 SYNTAXES = {
     "hermes": AnswerSyntax(
-        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), _FUNCTION_TAGS, _ARGUMENT_TAGS, UNDECLARED),
+        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), UNDECLARED),
     ),
     "llama3_json": AnswerSyntax(calls=(_json(open="<|python_tag|>"), BARE)),
     "mistral": AnswerSyntax(
-        calls=(
-            _json(open="[TOOL_CALLS]"),
-            CallSyntax(shape="named", open="[TOOL_CALLS]", gap="[CALL_ID]…[ARGS]"),
-        ),
+        calls=(_json(open="[TOOL_CALLS]"), CallSyntax(shape="named", open="[TOOL_CALLS]", gap="[CALL_ID]…[ARGS]")),
         short_ids=True,
     ),
-    "deepseek": AnswerSyntax(
-        calls=(
-            CallSyntax(
-                shape="named",
-                open="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
-                gap="\n```json\n",
-                **{**_DEEPSEEK, "close": "\n```<｜tool▁call▁end｜>"},  # type: ignore[arg-type]
-            ),
-            CallSyntax(shape="named", open="<｜tool▁call▁begin｜>", gap="<｜tool▁sep｜>", **_DEEPSEEK),  # type: ignore[arg-type]
-        )
-    ),
+    "deepseek": AnswerSyntax(calls=(_DEEPSEEK_V3, _DEEPSEEK)),
     "kimi": AnswerSyntax(
         calls=(
             CallSyntax(
@@ -188,7 +178,7 @@ SYNTAXES = {
             ),
         )
     ),
-    "granite": AnswerSyntax(calls=(_json(open="<|tool_call|>"), _json(open="<tool_call>", close="</tool_call>"), BARE)),
+    "granite": AnswerSyntax(calls=(_json(open="<|tool_call|>"), UNDECLARED, BARE)),
     "phi4": AnswerSyntax(calls=(_json(open="functools"),)),
     "internlm": AnswerSyntax(calls=(_json(open="<|action_start|><|plugin|>", close="<|action_end|>"),)),
     "pythonic": AnswerSyntax(

@@ -20,25 +20,14 @@ from deployments.openai.chat.tools import read_tools
 from deployments.openai.parsing import AnswerFormat, answer_format
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.rendering import answer_of
+from tests.openai.parsing.invented import FORMATS
 from tests.openai.parsing.test_formats import HEAD, NOT_SHOWN, SHOWN, TAIL
 from tests.tiny import Words, byte_tokenizer
 
 FOLDER = os.environ.get("ANSWER_FORMATS", "")
 FAMILIES = [path.stem for path in sorted(Path(FOLDER).glob("*.jsonl")) if path.stem not in NOT_SHOWN] if FOLDER else []
 LIMIT = 400
-SPELLED = {
-    "command_r7b",  # Ids of its own in every call.
-    "command_r_plus",  # A fence without its last line.
-    "gemma4",  # Keys and quotes that are not JSON's.
-    "kimi_k2",  # Numbers of the calls.
-    "kimi_k3",
-    "lfm2",  # The other quotes.
-    "olmo3",
-    "minicpm5",  # Some texts as CDATA.
-    "mistral_v3",  # Ids that a model need not write.
-    "llama3.1_json",  # One call alone.
-}
-"""Families whose templates spell the same calls in another way."""
+_IDS = r'(?<=\[CALL_ID\])\w+|(?<=<\|one\|>)\w+|:\d+(?=<)|"id": "\w+"|"tool_call_id": "\w+"|index="\d+"|(?<=id=")\w+'
 ID = "Aqz7kd0w1"
 TOOLS: list[dict[str, Any]] = [
     {
@@ -117,12 +106,10 @@ def rendered(template: str, calls: Sequence[tuple[str, Any]]) -> Iterator[str]:
 
 def squeezed(text: str) -> str:
     """A text but for white space, ids, and the spelling of constants."""
-    return re.sub(
-        r"\s|None|null", "", re.sub(r"(?<=\[CALL_ID\])\w+|(?<=<\|one\|>)\w+|functions\.|:\d+", "", text)
-    ).lower()
+    return re.sub(r"\s|None|null", "", re.sub(f"{_IDS}|functions\\.", "", text)).lower()
 
 
-def check(template: str, answers: AnswerFormat, forced: Forced, seed: int, *, exactly: bool = True) -> None:
+def check(template: str, answers: AnswerFormat, forced: Forced, seed: int) -> None:
     text = forced.answer(seed)
     calls, rest = read(answers, text)
     assert (bool(calls), rest) == (True, "")
@@ -132,16 +119,20 @@ def check(template: str, answers: AnswerFormat, forced: Forced, seed: int, *, ex
         assert {"kind": str, "depth": int}.items() <= kinds.items()
         assert kinds.items() <= {"kind": str, "depth": int, "place": str, "sure": bool}.items()
         assert arguments["kind"] in ("high", "low")
+    if answers.syntax.calls[0].quote == "'" and "\\" in text:
+        # The templates do not escape what stands in these quotes.
+        return
     # Some templates write one call alone.
     again = [*rendered(template, calls), *rendered(template, calls[:1])]
     assert any(read(answers, whole)[0] in (calls, calls[:1]) for whole in again)
-    if exactly:
-        assert any(squeezed(text) in squeezed(whole) for whole in again)
+    assert any(squeezed(text) in squeezed(whole) for whole in again)
 
 
-@pytest.mark.parametrize("name", SHOWN)
-def test_forced_answers_are_read_back(name: str) -> None:
-    template = HEAD + SHOWN[name][0] + TAIL
+INVENTED = {name: form.template for name, form in FORMATS.items() if form.found_by == "template"}
+
+
+@pytest.mark.parametrize("template", [*(HEAD + form[0] + TAIL for form in SHOWN.values()), *INVENTED.values()])
+def test_forced_answers_are_read_back(template: str) -> None:
     answers = answer_format(template)
     forced = Forced(answers, ())
     for seed in range(3):
@@ -157,4 +148,4 @@ def test_a_familys_forced_answers_are_read_back(family: str, count: int) -> None
     answers = answer_format(template, special)
     forced = Forced(answers, special)
     for seed in range(count):
-        check(template, answers, forced, seed, exactly=family not in SPELLED)
+        check(template, answers, forced, seed)

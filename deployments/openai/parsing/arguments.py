@@ -1,0 +1,126 @@
+"""Reads the arguments of a call that stand between markers of their own, or on lines of their own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from deployments.openai.parsing.cursor import ANY, Cursor, Incomplete, Unreadable, first_word
+from deployments.openai.parsing.syntax import CallSyntax
+from deployments.openai.parsing.typed import Schemas, parts_of, takes_text, typed
+
+KEY = re.compile(r"[^\s<>\"'=\[\]]+")
+_LINE_KEY = re.compile(r"[\w.\-]+")
+_TOKEN = re.compile(r"<\|[^<>\s]+\|>")
+
+
+def read_arguments(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schemas) -> list[tuple[str, Any]]:
+    """The arguments up to the end of a call: only one that was closed is a call.
+
+    Raises:
+        Incomplete: more text is needed.
+        Unreadable: they are not written so.
+    """
+    found: list[tuple[str, Any]] = []
+    declared = schemas.get(name, {}).get("properties")
+    # What may follow a value that is not closed; None if nothing says. One that is closed by its key is closed.
+    others = set(declared or ()) if declared or ANY in syntax.value_close else None
+    try:
+        while not cursor.maybe(syntax.close):
+            key = _key(cursor, syntax, None)
+            rest = None if others is None else others - {key, *dict(found)}
+            if syntax.shape == "lines":
+                found.append((key, _line(cursor, syntax, rest, name, key, schemas)))
+                continue
+            # Where the end of a value is not always the same, it has the key in it.
+            of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
+            found.append((key, _argument(_value(cursor, of_key, rest), syntax, name, key, schemas)))
+    except Incomplete as more:
+        raise Incomplete(name, dict(found)) from more
+    return found
+
+
+def _argument(text: str, syntax: CallSyntax, name: str, key: str, schemas: Schemas) -> Any:
+    """The value of an argument: bare text, or elements if it has them and is not a text."""
+    parts = None if takes_text(name, key, schemas) else parts_of(name, key, schemas)
+    if parts is not None and ANY in syntax.value_close and Cursor(text).maybe(syntax.key_open):
+        members = read_arguments(Cursor(text + syntax.close), syntax, name, parts)
+        return [value for _, value in members] if {key for key, _ in members} == {"item"} else dict(members)
+    return typed(text, name, key, schemas)
+
+
+def _key(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
+    """Take an argument's name, one of the others if they are known, and the markers around it."""
+    cursor.expect(syntax.key_open)
+    key = cursor.match(_LINE_KEY if syntax.shape == "lines" else KEY)
+    cursor.expect(syntax.key_close)
+    if others is not None and key not in others:
+        raise Unreadable(key)
+    return key
+
+
+def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
+    """The text of an argument, up to its end that another argument or the call's end follows."""
+    if cursor.maybe("<![CDATA["):
+        end = cursor.find("]]>")
+        text, cursor.place = cursor.text[cursor.place : end], end + 3
+        cursor.maybe(syntax.value_close)
+        return text
+    start = place = cursor.place
+    while True:
+        cursor.place = place
+        place = cursor.first(syntax.value_close, syntax.key_open, syntax.close)
+        cursor.place = place
+        if _ends(cursor, syntax, others):
+            break
+        place += 1
+    text = cursor.text[start:place]
+    text = text.removeprefix("\n") if syntax.key_close.endswith("\n") else text
+    closed = cursor.place > place
+    return text.removesuffix("\n") if syntax.value_close.startswith("\n") or not closed else text
+
+
+def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
+    """Whether a value ends here. One that is not closed ends at the next argument, or with the call."""
+    place = cursor.place
+    if syntax.shape != "lines" and syntax.value_close and cursor.maybe(syntax.value_close):
+        return _goes_on(cursor, syntax.key_open, syntax.close)
+    after = (syntax.section_end, syntax.section, syntax.open)
+    try:
+        if cursor.maybe(syntax.close):
+            return syntax.shape == "lines" or cursor.at_end or _goes_on(cursor, *after) or cursor.skip(_TOKEN)
+        return bool(_key(cursor, syntax, others))
+    except Unreadable:
+        return False
+    finally:
+        cursor.place = place
+
+
+def _goes_on(cursor: Cursor, *markers: str) -> bool:
+    """Whether the text goes on with one of the markers; the cursor stays."""
+    place = cursor.place
+    found = any(marker and cursor.maybe(marker) for marker in markers)
+    cursor.place = place
+    return found
+
+
+def _line(cursor: Cursor, syntax: CallSyntax, others: set[str] | None, name: str, key: str, schemas: Schemas) -> Any:
+    """A value in quotes or brackets, or the text up to the next argument or the call's end."""
+    start = cursor.place
+    try:
+        value, end = cursor.value(), cursor.place
+        whole = _ends(cursor, syntax, others)
+    except Unreadable:
+        whole = False
+    if whole and isinstance(value, str):
+        return value
+    end = end if whole else start
+    while not whole:
+        places = [cursor.text.find(each, end) for each in ("\n", first_word(syntax.close))]
+        cursor.place = end = min((each for each in places if each >= 0), default=len(cursor.text))
+        if end == len(cursor.text):
+            raise cursor.more()
+        whole = _ends(cursor, syntax, others)
+        end += not whole
+    return typed(cursor.text[start:end].strip(), name, key, schemas)

@@ -1,0 +1,65 @@
+"""Formats that no list names are found, proved and read: what counts is how they are found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deployments.openai.parsing import answer_format
+from tests.openai.parsing.invented import FORMATS, Calls
+from tests.openai.parsing.test_formats import cuts, read, typed
+
+KINDS = {"place": "string", "depth": "integer", "share": "number", "sure": "boolean", "code": "string", "of": "array"}
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {"name": name, "parameters": {"properties": {k: {"type": KINDS[k]} for k in keys}}},
+    }
+    for name, keys in {"measure": KINDS, "rest": ()}.items()
+]
+ONE: Calls = [("measure", {"place": "Øvre Ilm", "depth": 4})]
+CALLS: dict[str, Calls] = {
+    "one": ONE,
+    "two": [*ONE, ("measure", {"place": "Bergen"})],
+    "no arguments, twice": [("rest", {}), ("rest", {})],
+    "types": [
+        ("measure", {"place": "Ilm", "depth": 4, "share": 0.5, "sure": True, "code": "0150", "of": ["a, b", "ü"]})
+    ],
+    "a hard text": [("measure", {"place": 'if (a[0] > {b}) { print("<b>x</b>"); }'})],
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_invented_format_is_read(name: str) -> None:
+    form = FORMATS[name]
+    answers = answer_format(form.template)
+    assert (answers.source, answers.is_proved) == (form.found_by, form.found_by == "template")
+    thought = f"{form.opening}Hm.{form.closing}"
+    # Where the prompt opens the reasoning, every answer has it.
+    for begun, reasoning in [(thought, "Hm.")] if not form.opening else [("", ""), (thought, "Hm.")]:
+        for calls in CALLS.values():
+            for said in ("", "Now."):
+                text = f"{form.before}{said}{form.after}\n" if said else ""
+                for pieces in cuts(f"{begun}{text}{form.write(calls)}"):
+                    content, thoughts, found = read(answers, pieces, TOOLS, form.prompt)
+                    assert (content, thoughts, typed(found)) == (said, reasoning, typed(calls))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_invented_format_makes_no_calls_up(name: str) -> None:
+    form = FORMATS[name]
+    answers = answer_format(form.template)
+    thought = f"{form.opening}Hm.{form.closing}" if not form.opening else ""
+    call = form.write(ONE)
+    for pieces in cuts(thought + call[: call.index("Ilm")]):
+        content, _, calls = read(answers, pieces, TOOLS, form.prompt)
+        assert (calls, "Øvre" in content) == ([], True)
+    for said in ('{"name": "Ada", "age": 36}', "[a](b) - x: 1 <b>c</b> measure (place) ```python x```"):
+        for pieces in cuts(f"{thought}{form.before}{said}"):
+            content, _, calls = read(answers, pieces, TOOLS, form.prompt)
+            assert (content, calls) == (said, [])
+    if name not in ("every message with a recipient", "a recipient in the header"):
+        for pieces in cuts(f"{form.opening}Is it {call} now?{form.closing}{form.write([('rest', {})])}"):
+            content, thoughts, calls = read(answers, pieces, TOOLS, form.prompt)
+            assert (content, thoughts, calls) == ("", " ".join(f"Is it {call} now?".split()), [("rest", {})])
