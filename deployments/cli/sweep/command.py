@@ -62,7 +62,7 @@ def evaluate(
     troupe eval --models '*' --task agent:worlds --config my.yaml
 
     The folder of the results gets results.json, results.md and results.svg. Models that have a result are not measured
-    again. The exit status is 1 if a model has no score.
+    again, and with --config no call is computed again. The exit status is 1 if a model has no score.
     """
     from deployments.cli.endpoint.processes import ended_by_sigterm
     from deployments.cli.endpoint.server import endpoint
@@ -77,7 +77,8 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     file = ResultFile(output / "results.json", settings)
     key = api_key or os.environ.get("OPENAI_API_KEY", "")
-    with ended_by_sigterm(), endpoint(url, config, key, output / "server.log") as server:
+    recorded = [] if config is None else _recorded(config, output / "record")
+    with ended_by_sigterm(), endpoint(url, config, key, output / "server.log", recorded) as server:
         try:
             results = [_measured(server, model, benchmark, file) for model in matching(server, models)]
         except KeyboardInterrupt:
@@ -85,6 +86,17 @@ def evaluate(
             raise
     _write(results, output)
     raise typer.Exit(1 if any(result.error for result in results) else 0)
+
+
+def _recorded(config: str, folder: Path) -> list[str]:
+    """The options of a server that records its calls; none if its configuration says itself whether it does."""
+    from deployments.cli.serve_file import troupe_applications
+    from deployments.cli.serve_options import ServeOptions
+    from deployments.cli.serve_source import written_config
+
+    served = troupe_applications(written_config(ServeOptions(model=config)).config)
+    apis = [(app.get("args") or {}).get("api") or {} for app in served]
+    return ["--record-dir", str(folder)] if len(apis) == 1 and "record_dir" not in apis[0] else []
 
 
 def _benchmark(
