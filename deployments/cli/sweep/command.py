@@ -90,12 +90,18 @@ def evaluate(
 
 def _recorded(config: str, folder: Path) -> list[str]:
     """The options of a server that records its calls; none if its configuration says itself whether it does."""
-    from deployments.cli.serve_file import troupe_applications
-    from deployments.cli.serve_options import ServeOptions
-    from deployments.cli.serve_source import written_config
+    import yaml
 
-    served = troupe_applications(written_config(ServeOptions(model=config)).config)
-    apis = [(app.get("args") or {}).get("api") or {} for app in served]
+    from deployments.config.app import IMPORT_PATH
+    from deployments.config.yaml_text import read_yaml
+
+    apis: list[Any] = [{}]
+    if config.endswith((".yaml", ".yml")):
+        try:
+            served = read_yaml(Path(config).expanduser().read_text(encoding="utf-8"))["applications"]
+            apis = [(app.get("args") or {}).get("api") or {} for app in served if app["import_path"] == IMPORT_PATH]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+            return []  # `troupe serve` says what is wrong
     return ["--record-dir", str(folder)] if len(apis) == 1 and "record_dir" not in apis[0] else []
 
 
