@@ -139,10 +139,10 @@ def checkpoints(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.long
 def test_checkpoints_and_adapters_have_the_scores_of_an_undisturbed_sweep(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, checkpoints(tmp_path), "--episodes", "20")
+    sweep = Sweep(tmp_path, checkpoints(tmp_path), "--episodes", "8")
     models = [f"run7@{name}" for name in ("capitals", "checkpoint-100", "checkpoint-200", "checkpoint-300", "one_more")]
-    sweep.killed("run7@checkpoint-100", 30)
-    sweep.killed("run7@checkpoint-300", 30)
+    sweep.killed("run7@checkpoint-100", 20)
+    sweep.killed("run7@checkpoint-300", 20)
     said = sweep.finished()
     assert said.count(": has a result") >= 2
     check(sweep, said, models)
