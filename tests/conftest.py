@@ -27,7 +27,7 @@ use_own_ray()  # before anything imports Ray
 
 SERVERS = {
     "commands": (
-        *("e2e/test_fast.py", "e2e/test_serve_run.py", "faults/test_drain.py"),
+        *("e2e/test_fast.py", "e2e/test_serve_run.py", "e2e/test_sweep.py", "faults/test_drain.py"),
         *("test_dockerfile.py", "test_package.py"),
     ),
     "faults": ("faults/", "e2e/test_large.py"),

@@ -16,7 +16,6 @@ from typing import Any
 
 from deployments.cli import ports
 from deployments.cli.banner import banner
-from deployments.cli.endpoint.processes import end_with_parent
 from deployments.cli.fast_mode import fast_environment
 from deployments.cli.output.log_folder import SERVER_LOG, link_session, new_log_folder, with_logs
 from deployments.cli.output.terminal import Terminal
@@ -31,7 +30,6 @@ def serve(written: ServeConfig, *, fast: bool, verbose: bool) -> int:
     Raises:
         ConfigError: the configuration is wrong, or the port is taken.
     """
-    end_with_parent()
     terminal = Terminal()
     with terminal.stage("environment") as stage:
         address = os.environ.get("RAY_ADDRESS") or OWN

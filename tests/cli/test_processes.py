@@ -8,31 +8,39 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
-SERVER = """
-import time
-from deployments.cli.endpoint.processes import end_with_parent
-end_with_parent()
-print("started", flush=True)
-time.sleep(600)
+from deployments.cli.endpoint.processes import running
+
+PROGRAM = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+child.wait()
 """
 COMMAND = f"""
 import sys, time
 from pathlib import Path
 from deployments.cli.endpoint.processes import running
-with running([sys.executable, "-c", {SERVER!r}], Path(sys.argv[1])) as process:
-    print(process.pid, flush=True)
+with running([sys.executable, "-c", {PROGRAM!r}], Path(sys.argv[1])):
     time.sleep(600)
 """
 
 
-def test_the_server_of_a_killed_command_ends(tmp_path: Path) -> None:
-    log = tmp_path / "server.log"
-    with subprocess.Popen([sys.executable, "-c", COMMAND, str(log)], stdout=subprocess.PIPE, text=True) as command:
-        assert command.stdout is not None
-        server = psutil.Process(int(command.stdout.readline()))
-        while "started" not in log.read_text():
+def test_what_a_killed_command_has_started_ends(tmp_path: Path) -> None:
+    log = tmp_path / "program.log"
+    with subprocess.Popen([sys.executable, "-c", COMMAND, str(log)]) as command:
+        while not (log.exists() and log.read_text().endswith("\n")):
             time.sleep(0.01)
+        child = psutil.Process(int(log.read_text()))
+        started = [child, *child.parents()]
+        started = started[: started.index(psutil.Process(command.pid))]
+        assert len(started) == 3, "what runs the program, the program, and what that has started"
         command.kill()
-    psutil.wait_procs([server], timeout=60)
-    assert not server.is_running()
+    assert psutil.wait_procs(started, timeout=60)[1] == []
+
+
+@pytest.mark.parametrize(("end", "status"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])
+def test_the_exit_status_is_that_of_the_program(tmp_path: Path, end: str, status: int) -> None:
+    with running([sys.executable, "-c", f"import os, sys; {end}"], tmp_path / "log") as process:
+        assert process.wait(60) == status

@@ -1,4 +1,4 @@
-"""Calls that one replica has answered, replayed on it and on four replicas: every answer is the same."""
+"""Calls that one replica has answered, replayed on it and on several replicas: every answer is the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model_loaders.demo.tasks import make_tasks
 from tests.conftest import DEMO
 from tests.serving import serving
 
-CALLS, WORKERS = 640, 32
+WORKERS = 32
 TINY = {
     "id": "tiny",
     "loader": "tests.openai.tiny_models:load_model",
@@ -34,11 +34,11 @@ SAMPLING: list[dict[str, Any]] = [
 Capture = pytest.CaptureFixture[str]
 
 
-def bodies(model: str) -> list[dict[str, Any]]:
+def bodies(model: str, calls: int) -> list[dict[str, Any]]:
     """Different chats; every way of sampling that gives the same answer again."""
     return [
         {"model": model, "messages": list(task.messages), "max_tokens": 4 + number % 12, **sampling}
-        for number, (task, sampling) in enumerate(zip(make_tasks(CALLS, 3), itertools.cycle(SAMPLING), strict=False))
+        for number, (task, sampling) in enumerate(zip(make_tasks(calls, 3), itertools.cycle(SAMPLING), strict=False))
     ]
 
 
@@ -53,24 +53,29 @@ def replayed(record: Path, url: str, capsys: Capture) -> dict[str, int]:
     return found
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("model", [TINY, DEMO], ids=["random", "demo"])
-def test_640_calls_on_one_and_on_four_replicas(
-    cluster: str, tmp_path: Path, capsys: Capture, model: dict[str, Any]
+@pytest.mark.parametrize(
+    ("model", "calls", "replicas"),
+    [
+        pytest.param(TINY, 64, (2,), id="short"),
+        pytest.param(TINY, 640, (1, 4), id="random", marks=pytest.mark.long),
+        pytest.param(DEMO, 640, (1, 4), id="demo", marks=pytest.mark.long),
+    ],
+)
+def test_calls_on_one_and_on_several_replicas(
+    cluster: str, tmp_path: Path, capsys: Capture, model: dict[str, Any], calls: int, replicas: tuple[int, ...]
 ) -> None:
     args = {"models": [model], "max_models_per_replica": 2}
-    equal = {"equal": CALLS, "differs": 0, "failed": 0, "skipped": 0}
+    equal = {"equal": calls, "differs": 0, "failed": 0, "skipped": 0}
     with serving(cluster, {**args, "api": {"record_dir": str(tmp_path / "record")}}) as url:
 
         def post(body: dict[str, Any]) -> int:
             return requests.post(f"{url}/v1/chat/completions", json=body, timeout=600).status_code
 
         with ThreadPoolExecutor(WORKERS) as pool:
-            assert set(pool.map(post, bodies(model["id"]))) == {200}
+            assert set(pool.map(post, bodies(model["id"], calls))) == {200}
     # The folder, without what the replay itself would add.
-    with serving(cluster, args) as one:
-        assert replayed(tmp_path / "record", one, capsys) == equal
-    with serving(cluster, args, num_replicas=4) as four:
-        assert replayed(tmp_path / "record", four, capsys) == equal
-        pids = {each["pid"] for each in requests.get(f"{four}/health?verbose", timeout=30).json()["data"]}
-        assert len(pids) == 4
+    for count in replicas:
+        with serving(cluster, args, num_replicas=count) as url:
+            assert replayed(tmp_path / "record", url, capsys) == equal
+            pids = {each["pid"] for each in requests.get(f"{url}/health?verbose", timeout=30).json()["data"]}
+            assert len(pids) == count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -176,3 +177,13 @@ def test_2000_lines_while_everything_is_killed(killed: Killed, tmp_path: Path, s
     check_all(client, batch.id, 2000)
     assert kept <= written(state)
     say(f"2000 lines in {time.monotonic() - began:.0f} s, {len(kept)} of them were done before a kill and stayed")
+
+
+@pytest.mark.long
+def test_live_requests_beside_a_batch(say: Say) -> None:
+    """The 95th percentile of their first tokens is at most 1.2 times that without a batch."""
+    command = [sys.executable, str(ROOT / "scripts" / "bench_beside_batch.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=True)
+    (found,) = re.findall(r"^p95 beside a batch / alone: ([0-9.]+)", done.stdout, re.MULTILINE)
+    say(done.stdout)
+    assert float(found) <= 1.2

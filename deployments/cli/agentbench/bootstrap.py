@@ -1,7 +1,7 @@
 """Runs a part of AgentBench, in the Python that has its requirements; nothing of Troupe is imported here.
 
-    bootstrap.py run MODULE ARGUMENTS…    the module as `python -m` would run it, until the parent process ends
-    bootstrap.py controller               the controller, likewise
+    bootstrap.py run MODULE ARGUMENTS…    the module as `python -m` would run it
+    bootstrap.py controller               the controller
     bootstrap.py missing MODULE…          JSON: which of these cannot be imported, and the version of pydantic
     bootstrap.py classify                 JSON: for each text of the JSON on standard input, whether it is an overflow
 
@@ -17,12 +17,10 @@ import json
 import os
 import runpy
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -98,15 +96,6 @@ class MariaDB:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _end_with_parent() -> None:
-    """Standard input is a pipe of the parent: it closes when that process ends."""
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait(10)
-    os.killpg(0, signal.SIGKILL)
-
-
 def _listen(app: Any, **_: Any) -> None:
     """In the place of `uvicorn.run`: serve on the socket that the parent has opened."""
     listener = socket.socket(fileno=int(os.environ["TROUPE_LISTENER"]))
@@ -116,7 +105,6 @@ def _listen(app: Any, **_: Any) -> None:
 
 def run(module: str, *arguments: str) -> None:
     """Run a module. An agent waits for an answer as long as the parent says, not 120 s."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     requests, uvicorn = (importlib.import_module(name) for name in ("requests", "uvicorn"))
     post = requests.post
 
@@ -132,7 +120,6 @@ def run(module: str, *arguments: str) -> None:
 
 def controller() -> None:
     """Run the controller; it keeps a sample as long as its agent may wait, and a worker that is busy."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     part, fastapi = (importlib.import_module(name) for name in ("src.server.task_controller", "fastapi"))
     app, router = fastapi.FastAPI(), fastapi.APIRouter()
     # An agent asks three times.

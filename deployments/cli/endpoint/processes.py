@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from deployments.cli.endpoint import guard
+
 _STOP_S = 30.0
-_WATCHED = "TROUPE_END_WITH_STDIN"
 
 
 def free_port() -> int:
@@ -38,7 +38,7 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A program, until the block ends.
 
-    Its standard input is a pipe that closes when this process ends, however it ends: see `end_with_parent`.
+    It ends with this process, however that ends: guard.py runs it.
 
     Args:
         log: file for what it prints.
@@ -48,12 +48,12 @@ def running(
     with log.open("ab") as output:
         # A session of its own: all that it has started can be ended with it, and Ctrl-C reaches this process alone.
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", guard.__file__, str(_STOP_S), *command],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env={**os.environ, _WATCHED: "1", **(environment or {})},
+            env={**os.environ, **(environment or {})},
             start_new_session=True,
             pass_fds=descriptors,
         )
@@ -63,18 +63,6 @@ def running(
         stop(process)
         if process.stdin is not None:
             process.stdin.close()
-
-
-def end_with_parent() -> None:
-    """If `running` has started this process: end it by SIGTERM when the parent process ends, however that ends."""
-
-    def wait() -> None:
-        while os.read(0, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if os.environ.pop(_WATCHED, None):
-        threading.Thread(target=wait, daemon=True).start()
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,13 +79,16 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def endpoint(url: str | None, config: str | None, key: str, log: Path) -> Iterator[Endpoint]:
+def endpoint(
+    url: str | None, config: str | None, key: str, log: Path, options: Sequence[str] = ()
+) -> Iterator[Endpoint]:
     """The server at a URL, or one for a configuration until the block ends.
 
     Args:
         url: with or without `/v1`.
         config: what `troupe serve` takes.
         log: file for what the started server prints.
+        options: of `troupe serve`, beside the configuration.
 
     Raises:
         ConfigError: both or none are given, or it cannot be started.
@@ -95,14 +98,14 @@ def endpoint(url: str | None, config: str | None, key: str, log: Path) -> Iterat
     if url is not None:
         yield Endpoint(server_of(url), key)
         return
-    with _started(str(config), key, log) as found:
+    with _started(str(config), key, log, options) as found:
         yield found
 
 
 @contextlib.contextmanager
-def _started(config: str, key: str, log: Path) -> Iterator[Endpoint]:
+def _started(config: str, key: str, log: Path, options: Sequence[str]) -> Iterator[Endpoint]:
     port, began = free_port(), time.monotonic()
-    command = [sys.executable, "-m", "deployments.cli.main", "serve", config, "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "deployments.cli.main", "serve", config, "--host", "127.0.0.1", *options]
     print(f"Starting {config}", file=sys.stderr)
     log.unlink(missing_ok=True)
     with running([*command, "--port", str(port)], log) as process:

@@ -62,7 +62,7 @@ def evaluate(
     troupe eval --models '*' --task agent:worlds --config my.yaml
 
     The folder of the results gets results.json, results.md and results.svg. Models that have a result are not measured
-    again. The exit status is 1 if a model has no score.
+    again, and with --config no call is computed again. The exit status is 1 if a model has no score.
     """
     from deployments.cli.endpoint.processes import ended_by_sigterm
     from deployments.cli.endpoint.server import endpoint
@@ -77,7 +77,8 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     file = ResultFile(output / "results.json", settings)
     key = api_key or os.environ.get("OPENAI_API_KEY", "")
-    with ended_by_sigterm(), endpoint(url, config, key, output / "server.log") as server:
+    recorded = [] if config is None else _recorded(config, output / "record")
+    with ended_by_sigterm(), endpoint(url, config, key, output / "server.log", recorded) as server:
         try:
             results = [_measured(server, model, benchmark, file) for model in matching(server, models)]
         except KeyboardInterrupt:
@@ -85,6 +86,23 @@ def evaluate(
             raise
     _write(results, output)
     raise typer.Exit(1 if any(result.error for result in results) else 0)
+
+
+def _recorded(config: str, folder: Path) -> list[str]:
+    """The options of a server that records its calls; none if its configuration says itself whether it does."""
+    import yaml
+
+    from deployments.config.app import IMPORT_PATH
+    from deployments.config.yaml_text import read_yaml
+
+    apis: list[Any] = [{}]
+    if config.endswith((".yaml", ".yml")):
+        try:
+            served = read_yaml(Path(config).expanduser().read_text(encoding="utf-8"))["applications"]
+            apis = [(app.get("args") or {}).get("api") or {} for app in served if app["import_path"] == IMPORT_PATH]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+            return []  # `troupe serve` says what is wrong
+    return ["--record-dir", str(folder)] if len(apis) == 1 and "record_dir" not in apis[0] else []
 
 
 def _benchmark(
