@@ -44,7 +44,7 @@ class Sweep:
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 [*self._command, str(output or self.output)],
-                cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "RAY_ADDRESS": ""},
+                cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT)},
             )  # fmt: skip
 
     def finished(self, output: Path | None = None) -> str:

@@ -5,29 +5,31 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from tests.faults.clients import Reply, ask
 from tests.faults.conftest import Say
 from tests.faults.paced import model
-from tests.forms import forms
 from tests.serving import deploy, serving
 
-
-def options(replicas: int) -> dict[str, Any]:
-    return {"num_replicas": replicas, "ray_actor_options": {"num_gpus": 0, "num_cpus": 0.5}}
+OPTIONS: dict[str, Any] = {"num_replicas": 2, "ray_actor_options": {"num_gpus": 0, "num_cpus": 0.5}}
 
 
 def args(tag: str) -> dict[str, Any]:
     return {"models": [model("a", pace=0.02, tag=tag, preload=True)]}
 
 
-@forms("replicas", 1, 2)
-def test_requests_and_streams_outlive_a_rolling_update_of_a_loaders_kwargs(
-    cluster: str, replicas: int, say: Say
-) -> None:
-    async def main(url: str) -> None:
+@pytest.fixture(scope="module")
+def url(cluster: str) -> Any:
+    with serving(cluster, args("one-"), **OPTIONS) as address:
+        yield address
+
+
+def test_requests_and_streams_outlive_a_rolling_update_of_a_loaders_kwargs(url: str, say: Say) -> None:
+    async def main() -> None:
         streams = [asyncio.create_task(ask(url, "a", "s", stream=True, max_tokens=300)) for _ in range(6)]
         await asyncio.sleep(1)
-        update = asyncio.create_task(asyncio.to_thread(deploy, url, args("two-"), **options(replicas)))
+        update = asyncio.create_task(asyncio.to_thread(deploy, url, args("two-"), **OPTIONS))
         replies: list[Reply] = []
 
         async def client() -> None:
@@ -48,5 +50,4 @@ def test_requests_and_streams_outlive_a_rolling_update_of_a_loaders_kwargs(
             f"the slowest after {max(reply.seconds for reply in replies):.1f} s"
         )
 
-    with serving(cluster, args("one-"), **options(replicas)) as url:
-        asyncio.run(main(url))
+    asyncio.run(main())

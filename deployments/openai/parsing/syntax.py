@@ -152,13 +152,32 @@ _DEEPSEEK_V3 = replace(
     gap="\n```json\n",
     close=f"\n```{_DEEPSEEK.close}",
 )
+_FUNCTION_TAGS = CallSyntax(
+    shape="tagged",
+    section=_TOOL_CALL[0],
+    section_end=_TOOL_CALL[1],
+    open="<function=",
+    gap=">",
+    key_open="<parameter=",
+    key_close=">\n",
+    value_close="\n</parameter>",
+    close="</function>",
+)
+_ARGUMENT_TAGS = CallSyntax(
+    shape="tagged",
+    open=_TOOL_CALL[0],
+    key_open="<arg_key>",
+    key_close="</arg_key>\n<arg_value>",
+    value_close="</arg_value>",
+    close=_TOOL_CALL[1],
+)
 BARE = _json()
 BARE_PYTHON = CallSyntax(shape="python")
 UNDECLARED = CallSyntax(shape="any")
 
 SYNTAXES = {
     "hermes": AnswerSyntax(
-        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), UNDECLARED),
+        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), _FUNCTION_TAGS, _ARGUMENT_TAGS, UNDECLARED),
     ),
     "llama3_json": AnswerSyntax(calls=(_json(open="<|python_tag|>"), BARE)),
     "mistral": AnswerSyntax(

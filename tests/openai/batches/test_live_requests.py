@@ -28,16 +28,17 @@ def test_lines_leave_places_to_live_requests(tmp_path: Path) -> None:
         return 0 if counts is None else counts.completed
 
     message: Any = {"role": "user", "content": "x"}
+    live: list[Any] = []
     try:
         batch = create(client, [request(f"{i}", f"{i}", model="a", max_tokens=10) for i in range(4000)])
         while in_use() < 12:
             time.sleep(0.01)
         assert max(in_use() for _ in range(40)) == 12
-        live = [
-            client.chat.completions.create(model="a", messages=[message], max_tokens=100_000, stream=True)
-            for _ in range(4)
-        ]
-        while in_use() > 4 + 3:
+        for _ in range(4):
+            live.append(client.chat.completions.create(model="a", messages=[message], max_tokens=100_000, stream=True))
+            next(live[-1])
+        # Lines that had begun end.
+        while max(in_use() for _ in range(20)) > 4 + 3:
             time.sleep(0.01)
         before = completed()
         assert max(in_use() for _ in range(40)) <= 4 + 3
@@ -49,4 +50,6 @@ def test_lines_leave_places_to_live_requests(tmp_path: Path) -> None:
             time.sleep(0.01)
         client.batches.cancel(batch.id)
     finally:
+        for stream in live:
+            stream.close()
         server.stop()
