@@ -127,8 +127,9 @@ class Killed:
         """Returns when the API answers."""
         command = [sys.executable, "-m", "deployments.cli.main", "serve", str(self._folder / "config.yaml")]
         with (self._folder / "serve.log").open("ab") as log:
+            environment = {**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT)}
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "RAY_ADDRESS": ""}
+                command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, env=environment
             )
         wait_for(lambda: bool(self.client.models.list().data), 180)
 
