@@ -41,6 +41,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from deployments.cli.endpoint.processes import free_port  # noqa: E402
 from deployments.cli.fast_mode import fast_environment  # noqa: E402
 from deployments.cli.own_ray import use_own_ray  # noqa: E402
 from deployments.config.app import parse_args  # noqa: E402
@@ -50,7 +51,6 @@ from deployments.engine.base.protocol import EngineRequest  # noqa: E402
 from deployments.host.host import ModelHost  # noqa: E402
 from model_loaders.contract import as_model_info  # noqa: E402
 from model_loaders.examples.simulated import load_model  # noqa: E402
-from tests.serving import free_port  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)
