@@ -135,6 +135,8 @@ def bench(
         lines, compared = slower(results, baseline, tolerance)
         print(f"\n{compared} ratios compared with {gate}; lower by more than noise: {len(lines)}", *lines, sep="\n")
         failed = failed or bool(lines) or not compared
+    if document.get("interrupted") and shown is None:
+        raise typer.Exit(130)
     if failed:
         raise typer.Exit(1)
 

@@ -46,7 +46,7 @@ class Wish:
 
 
 def run(wish: Wish) -> dict[str, Any]:
-    """Conditions, servers and results, as `--json` writes them.
+    """Conditions, servers and results, as `--json` writes them; after Ctrl-C those of the cells that were measured.
 
     Raises:
         ConfigError: what is asked for cannot be measured.
@@ -56,15 +56,22 @@ def run(wish: Wish) -> dict[str, Any]:
         document: dict[str, Any] = {
             "conditions": conditions(),
             "targets": [asdict(target) for target in targets],
+            "interrupted": False,
             "results": [],
         }
-        for cell in cells(wish):
-            print(f"{cell.workload}, {cell.concurrency} at a time", file=sys.stderr)
-            document["results"] += measured(cell, targets)
-            if wish.profile is not None:
-                from deployments.cli.bench.profile import profiled
+        try:
+            for cell in cells(wish):
+                print(f"{cell.workload}, {cell.concurrency} at a time", file=sys.stderr)
+                document["results"] += measured(cell, targets)
+                if wish.profile is not None:
+                    from deployments.cli.bench.profile import profiled
 
-                print(profiled(cell, targets[0], wish.profile))
+                    print(profiled(cell, targets[0], wish.profile))
+        except KeyboardInterrupt:
+            if not document["results"]:
+                raise
+            document["interrupted"] = True
+            print("Interrupted. What was measured before is kept.", file=sys.stderr)
         document["conditions"]["load_after"] = load()
     return document
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
+import subprocess
 import sys
 from base64 import b64decode
 from collections.abc import Iterator
@@ -76,6 +78,22 @@ def test_servers_are_measured_in_turns(url: str, tmp_path: Path, capsys: pytest.
     assert bench("--from", str(figures_file), "--svg", str(again)) == 0
     assert capsys.readouterr().out == printed
     assert again.read_text() == drawing.read_text()
+
+
+def test_an_interrupted_bench_keeps_what_was_measured(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    asked = ["--url", url, "--workload", "short", "--concurrency", "1", "--concurrency", "2", "--rounds", "3"]
+    command = [sys.executable, "-m", "deployments.cli.main", "bench", *asked, "--json", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "2 at a time" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "What was measured before is kept." in said
+    assert [each["concurrency"] for each in json.loads(file.read_text())["results"]] == [1]
+    assert "| short | 1 |" in printed
 
 
 def test_conversations_send_what_was_said_before_and_long_prompts_come_between(url: str, tmp_path: Path) -> None:
