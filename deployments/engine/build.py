@@ -54,10 +54,10 @@ def build_engine(
     Raises:
         ModelLoadFailed: the engine that was asked for cannot run the model, or it has no such `stop_token_ids`.
     """
-    attend_without_plans()
     if info.engine is not None:
         engine: Engine = info.engine(info, options)
         return engine
+    attend_without_plans()
     if not gives_text(info):
         return NoTextEngine(info, options)
     accept_old_fields(info.model)

@@ -2,7 +2,7 @@
 
 Such a step runs over whole KV buffers of its own: every row, every column. A batch moves into them, and sequences come
 and go and columns fill up while no shape changes. When it has left or outgrown them, the step waits for the next batch
-of its shape, so a server captures a handful of shapes once each (`_shape`). What differs between steps, which is token
+of its shape, so a server captures a handful of shapes once each (`_Shape`). What differs between steps, which is token
 ids, positions, the column to be written and the first one that each sequence sees, is copied into one tensor that stays
 where it is.
 
@@ -130,7 +130,7 @@ class FixedDecode:
     def _step(self, cache: BatchCache, dims: int) -> _FixedStep | None:
         """A step that the batch has moved into, with room for one more column; None if there is none for it yet."""
         step = next((step for step in self._steps if step.holds(cache)), None)
-        if step is not None and step.dims == dims and step.has_room(cache):
+        if step is not None and step.shape.dims == dims and step.has_room(cache):
             return step
         shape = _Shape(_rows(len(cache.lengths)), _columns(cache.width + 1, self._least_columns), dims)
         self._wanted[shape] += 1
@@ -243,10 +243,6 @@ class _FixedStep:
             "use_cache": True,
             "return_dict": True,
         }
-
-    @property
-    def dims(self) -> int:
-        return self.shape.dims
 
     @property
     def is_free(self) -> bool:

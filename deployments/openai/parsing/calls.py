@@ -283,9 +283,14 @@ def _after_markup(cursor: Cursor, first: str, schemas: Schemas) -> list[Call]:
     if "key" in key:
         cursor.place = start
         value = key.replace("key", "value")
-        between = f"{_closing(key)} {value}"
-        ends = {"value_close": _closing(value), "close": _closing(first)}
-        return _tagged(cursor, CallSyntax(shape="tagged", key_open=key, key_close=between, **ends), schemas)  # type: ignore[arg-type]
+        tags = CallSyntax(
+            shape="tagged",
+            key_open=key,
+            key_close=f"{_closing(key)} {value}",
+            value_close=_closing(value),
+            close=_closing(first),
+        )
+        return _tagged(cursor, tags, schemas)
     # A word after markup is a name only if there is such a tool.
     if name not in schemas:
         raise Unreadable(name)

@@ -28,12 +28,13 @@ CALLS = {
     "kimi": "<|tool_calls_section_begin|><|tool_call_begin|>functions.get:0<|tool_call_argument_begin|>"
     '{"a": 1}<|tool_call_end|><|tool_calls_section_end|>',
     "granite": '<|tool_call|>[{"name": "get", "arguments": {"a": 1}}]',
+    "granite4": '<tool_call>\n{"name": "get", "arguments": {"a": 1}}\n</tool_call>',
     "internlm": '<|action_start|><|plugin|>{"name": "get", "parameters": {"a": 1}}<|action_end|>',
     "pythonic": "<|python_start|>[get(a=1)]<|python_end|>",
     "olmo3": "<function_calls>[get(a=1)]</function_calls>",
     "harmony": '<|channel|>commentary to=functions.get <|constrain|>json<|message|>{"a": 1}',
 }
-FORMATS = {"glm": "hermes", "coder": "hermes"}
+FORMATS = {"glm": "hermes", "coder": "hermes", "granite4": "granite"}
 TOKENS = [
     *("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</function>"),
     *("<parameter=", "</parameter>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<｜tool▁calls▁begin｜>"),
