@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from deployments.engine.adapters.gathered import Gathered, gather
 from deployments.engine.adapters.lora import Lora
+from deployments.engine.adapters.pieces import add_delta
 from deployments.engine.adapters.step import Keys, current_step
 from deployments.engine.adapters.token_rows import TokenRows
 
@@ -57,6 +58,7 @@ class AdaptedModule:
         if step is None:
             return output
         step.used = True
+        output = output.contiguous()  # It is added to in place, by views.
         if self.saved:
             output = self._replaced(step.keys, output, (input, *args), kwargs)
         if self.tokens:
@@ -66,7 +68,7 @@ class AdaptedModule:
         if step.shared is None:
             return self._rows(step.keys, input, output)
         lora = self.loras.get(step.shared)
-        return output if lora is None else output.add_(self._delta(input, output, lora))
+        return output if lora is None else self._add(input, output, lora)
 
     def forget(self, key: str) -> None:
         """Drop the matrices of an adapter."""
@@ -111,34 +113,37 @@ class AdaptedModule:
             return output
         rows = gathered.rows
         x = input if rows is None else input.index_select(0, rows)
-        if self.is_embedding:
-            delta = gathered.delta(x, is_embedding=True).mul_(_scale_of(self.module))
-        else:
-            x = x.flatten(1, -2)
-            delta = gathered.delta(x.to(gathered.dtype), is_embedding=False)
         own = output if rows is None else output.index_select(0, rows)
-        if gathered.gain is not None:
-            delta = delta + self._product(own).flatten(1, -2) * gathered.gain
-        # Rounded once, whoever else is there.
-        own.add_(delta.reshape(own.shape))
+        flat = own.view(len(own), -1, own.shape[-1])
+        if self.is_embedding:
+            h = gathered.projected(x, is_embedding=True)
+            flat.add_(gathered.outer(h, slice(None)).mul_(_scale_of(self.module)))
+        else:
+            h = gathered.projected(x.flatten(1, -2).to(gathered.dtype), is_embedding=False)
+            if gathered.gain is None:
+                add_delta(flat, h, gathered.outer)
+            else:
+                flat.add_(gathered.outer(h, slice(None)) + self._product(flat) * gathered.gain)
         return own if rows is None else output.index_copy_(0, rows, own)
 
     def _each(self, keys: Keys, input: Tensor, output: Tensor) -> Tensor:
         for i, key in enumerate(keys):
             lora = self.loras.get(key)
             if lora is not None:
-                own = output[i : i + 1]
-                own.add_(self._delta(input[i : i + 1], own, lora))
+                self._add(input[i : i + 1], output[i : i + 1], lora)
         return output
 
-    def _delta(self, input: Tensor, output: Tensor, lora: Lora) -> Tensor:
+    def _add(self, input: Tensor, output: Tensor, lora: Lora) -> Tensor:
+        """The output with the delta of one adapter, in place."""
         if self.is_embedding:
             delta = torch.matmul(functional.embedding(input, lora.a), lora.b)
-            return delta.mul_(_scale_of(self.module))
-        delta = torch.matmul(torch.matmul(input.to(lora.a.dtype), lora.a), lora.b)
-        if lora.bias is not None:
-            delta += lora.bias
-        return delta if lora.gain is None else delta.add_(self._product(output) * lora.gain)
+            return output.add_(delta.mul_(_scale_of(self.module)))
+        h = torch.matmul(input.to(lora.a.dtype), lora.a)
+        if lora.gain is None:
+            # All tokens in a row: the adapter is the same.
+            add_delta(output.view(1, -1, output.shape[-1]), h.view(1, -1, lora.rank), lora.outer)
+            return output
+        return output.add_(lora.outer(h, slice(None)).add_(self._product(output) * lora.gain))
 
     def _product(self, output: Tensor) -> Tensor:
         """The base's output without the base's bias."""

@@ -34,8 +34,11 @@ class Gathered(Protocol):
     def follow(self, keys: Keys, loras: Mapping[str, Lora]) -> bool:
         """Become the matrices of other sequences at little cost; False if that cannot be."""
 
-    def delta(self, x: Tensor, *, is_embedding: bool) -> Tensor:
-        """The delta [adapted, tokens, outputs] of inputs [adapted, tokens, inputs], or token ids [adapted, tokens]."""
+    def projected(self, x: Tensor, *, is_embedding: bool) -> Tensor:
+        """[adapted, tokens, ranks] of inputs [adapted, tokens, inputs], or token ids [adapted, tokens]."""
+
+    def outer(self, h: Tensor, own: slice) -> Tensor:
+        """The delta [sequences, tokens, outputs] of projected inputs of some of the adapted sequences."""
 
 
 def gather(keys: Keys, loras: Mapping[str, Lora]) -> Gathered | None:
@@ -75,12 +78,14 @@ class StackedRows:
         self._bias, self.gain = _vectors(own)
         return True
 
-    def delta(self, x: Tensor, *, is_embedding: bool) -> Tensor:
+    def projected(self, x: Tensor, *, is_embedding: bool) -> Tensor:
         if is_embedding:
-            h = torch.stack([functional.embedding(ids, a) for ids, a in zip(x, self._a, strict=True)])
-        else:
-            h = torch.bmm(x, self._a)
-        return torch.bmm(h, self._b) if self._bias is None else torch.baddbmm(self._bias, h, self._b)
+            return torch.stack([functional.embedding(ids, a) for ids, a in zip(x, self._a, strict=True)])
+        return torch.bmm(x, self._a)
+
+    def outer(self, h: Tensor, own: slice) -> Tensor:
+        b = self._b[own]
+        return torch.bmm(h, b) if self._bias is None else torch.baddbmm(self._bias[own], h, b)
 
     def _put(self, place: int, lora: Lora) -> None:
         self._a[place].zero_()[:, : lora.rank].copy_(lora.a)
@@ -117,11 +122,14 @@ class SideBySide:
         self._see(keys, loras)
         return True
 
-    def delta(self, x: Tensor, *, is_embedding: bool) -> Tensor:
+    def projected(self, x: Tensor, *, is_embedding: bool) -> Tensor:
         h = functional.embedding(x, self._a) if is_embedding else torch.matmul(x, self._a)
         # Not a product with zeros: what overflows in the columns of another sequence must not spread.
-        delta = torch.matmul(torch.where(self._seen, h, h.new_zeros(())), self._b)
-        return delta if self._bias is None else delta + self._bias
+        return torch.where(self._seen, h, h.new_zeros(()))
+
+    def outer(self, h: Tensor, own: slice) -> Tensor:
+        delta = torch.matmul(h, self._b)
+        return delta if self._bias is None else delta + self._bias[own]
 
 
 def _own(keys: Keys, loras: Mapping[str, Lora]) -> list[Lora]:

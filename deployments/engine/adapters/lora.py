@@ -40,6 +40,11 @@ class Lora:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.a, self.b, self.bias, self.gain) if tensor is not None)
 
+    def outer(self, h: Tensor, _own: slice) -> Tensor:
+        """The delta of projected inputs, without the gain's part; see `pieces.Outer`."""
+        delta = torch.matmul(h, self.b)
+        return delta if self.bias is None else delta.add_(self.bias)
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:

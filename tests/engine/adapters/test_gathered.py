@@ -29,7 +29,9 @@ def check(found: Gathered | None, loras: dict[str, Lora], keys: tuple[str, ...])
     assert found.rows is None if len(adapted) == len(keys) else found.rows.tolist() == adapted
     x = torch.randn(len(adapted), TOKENS, INPUTS)
     ids = torch.randint(INPUTS, (len(adapted), TOKENS))
-    delta, embedded = found.delta(x, is_embedding=False), found.delta(ids, is_embedding=True)
+    delta, embedded = (
+        found.outer(found.projected(given, is_embedding=given is ids), slice(None)) for given in (x, ids)
+    )
     for place, i in enumerate(adapted):
         own = loras[keys[i]]
         bias = 0 if own.bias is None else own.bias
@@ -65,6 +67,7 @@ def test_what_overflows_stays_with_its_sequence() -> None:
     loras = {"a": lora(0, 2), "huge": Lora(torch.full((INPUTS, 1), 3e38), torch.ones(1, OUTPUTS))}
     found = gather(("a", "huge") * MANY, loras)
     assert found is not None
-    delta = found.delta(torch.full((2 * MANY, 1, INPUTS), 10.0), is_embedding=False)
+    h = found.projected(torch.full((2 * MANY, 1, INPUTS), 10.0), is_embedding=False)
+    delta = found.outer(h, slice(None))
     assert delta[::2].isfinite().all()
     assert not delta[1::2].isfinite().any()
