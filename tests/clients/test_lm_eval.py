@@ -346,18 +346,18 @@ def exact(with_peft: Path, tasks: Path) -> Samples:
     return evaluate(with_peft, tasks, hugging_face(tasks, "choices rolling", dtype=f"float64,peft={ADAPTER}"))
 
 
-@pytest.mark.parametrize(("dtype", "deterministic", "bound"), [("float32", False, 1e-4), ("bfloat16", True, 0.05)])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 0.05)])
 def test_adapters_against_peft(
-    cluster: str, with_peft: Path, tasks: Path, exact: Samples, dtype: str, deterministic: bool, bound: float
+    cluster: str, with_peft: Path, tasks: Path, exact: Samples, dtype: str, bound: float
 ) -> None:
     """The same for prompts of the same length. One token less, as in lm_eval's own runs, is no nearer to float64.
 
-    Measured: 2e-5 in both dtypes; one token less moves a sum by up to 2e-4 in float32 and by 0.28 in bfloat16.
+    Measured: 1.4e-5 in float32, 9e-6 in bfloat16; one token less moves a sum by up to 2e-4 and 0.28.
     """
     kwargs = {"model_name": str(WEIGHTS), "dtype": dtype}
     base = {"id": "base", "loader": "model_loaders.auto:load_model", "kwargs": kwargs}
     models = [
-        {**base, "engine": {"deterministic": deterministic}},
+        {**base, "engine": {"deterministic": True}},
         {"id": "folder", "base": "base", "adapter": str(ADAPTER)},
     ]
     with serving(cluster, {"models": models}) as url:

@@ -81,7 +81,7 @@ def leaks_a_hundredth(seed: int = 0) -> dict[str, Any]:
 
 
 async def visits(host: ModelHost, names: list[str], rounds: int, *, unload: bool) -> list[Memory]:
-    """Memory after each tenth of the rounds, the first tenth left out."""
+    """Memory after every round, or after thirty of many; the first tenth left out."""
     taken = []
     for count in range(rounds):
         for name in names:
@@ -89,21 +89,23 @@ async def visits(host: ModelHost, names: list[str], rounds: int, *, unload: bool
                 pass
             if unload:
                 await host.unload(name)
-        if count >= rounds // 10 and count % max(1, rounds // 10) == 0:
+        if count >= rounds // 10 and count % max(1, rounds // 30) == 0:
             taken.append(memory((count + 1) * len(names)))
     return taken
 
 
 def growth(taken: list[Memory]) -> float:
-    """Bytes that a visit leaves behind: the last third of the figures against the first."""
-    third = max(1, len(taken) // 3)
-    (begun, before), (ended, after) = (
-        (median(each.visits for each in part), median(each.held for each in part))
-        for part in (taken[:third], taken[-third:])
-    )
+    """Bytes that a visit leaves behind: the least of the last third of the figures against that of the first.
+
+    At times a thread has not ended yet, which holds 2 MB.
+    """
+    third = len(taken) // 3
+    first, last = (min(part, key=lambda each: each.held) for part in (taken[:third], taken[-third:]))
     assert median(each.process for each in taken[-third:]) < median(each.process for each in taken[:third]) + MODEL
-    found = (after - before) / (ended - begun)
-    print(f"{found:.0f} bytes a visit; {[(round(each.held / 1e6, 3), round(each.process / 1e6, 1)) for each in taken]} MB")
+    found = (last.held - first.held) / (last.visits - first.visits)
+    print(
+        f"{found:.0f} bytes a visit; {[(round(each.held / 1e6, 3), round(each.process / 1e6, 1)) for each in taken]} MB"
+    )
     return found
 
 
@@ -146,5 +148,5 @@ def test_fifty_loads_of_two_models(gib: int) -> None:
 @pytest.mark.parametrize(("load", "size"), [(leaks_a_tokenizer, 50_000), (leaks_a_hundredth, MODEL // 100)])
 def test_a_leak_is_found(load: Any, size: int) -> None:
     KEPT.clear()
-    assert of_two_models(load, 0, 10) > 0.9 * size > MODEL / 1000
+    assert of_two_models(load, 0, 25) > 0.9 * size > MODEL / 1000
     KEPT.clear()

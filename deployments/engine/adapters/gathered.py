@@ -24,12 +24,14 @@ class Gathered(Protocol):
         rows: int64 [adapted], those that have an adapter here; None if all have.
         dtype: of the matrices.
         gain: [adapted, 1, outputs], see `Lora`; None if no sequence has one.
+        plain: see `add_delta`.
     """
 
     keys: Keys
     rows: Tensor | None
     dtype: torch.dtype
     gain: Tensor | None
+    plain: Sequence[Tensor] | None
 
     def follow(self, keys: Keys, loras: Mapping[str, Lora]) -> bool:
         """Become the matrices of other sequences at little cost; False if that cannot be."""
@@ -62,7 +64,7 @@ class StackedRows:
         # Zero beyond the rank of each. Inputs are summed in the order in which each alone sums them.
         self._a = first.a.new_zeros(count, self._rank, first.a.shape[0]).transpose(1, 2)
         self._b = first.b.new_zeros(count, self._rank, first.b.shape[1])
-        self._bias, self.gain = _vectors(self._loras)
+        self._set_vectors()
         for place, lora in enumerate(self._loras):
             self._put(place, lora)
 
@@ -75,7 +77,7 @@ class StackedRows:
             if lora is not self._loras[place]:
                 self._put(place, lora)
         self.keys, self._loras = keys, own
-        self._bias, self.gain = _vectors(own)
+        self._set_vectors()
         return True
 
     def projected(self, x: Tensor, *, is_embedding: bool) -> Tensor:
@@ -87,6 +89,10 @@ class StackedRows:
         b = self._b[own]
         return torch.bmm(h, b) if self._bias is None else torch.baddbmm(self._bias[own], h, b)
 
+    def _set_vectors(self) -> None:
+        self._bias, self.gain = _vectors(self._loras)
+        self.plain = self._b.unbind() if self._bias is None else None
+
     def _put(self, place: int, lora: Lora) -> None:
         self._a[place].zero_()[:, : lora.rank].copy_(lora.a)
         self._b[place].zero_()[: lora.rank].copy_(lora.b)
@@ -96,6 +102,7 @@ class SideBySide:
     """The adapters of the sequences side by side, each once; see `Gathered`. A sequence sees its own columns alone."""
 
     def __init__(self, keys: Keys, loras: Mapping[str, Lora]) -> None:
+        self.plain: Sequence[Tensor] | None = None
         self._order = sorted({key for key in keys if key in loras})
         own = [loras[key] for key in self._order]
         self.dtype = own[0].a.dtype
