@@ -121,7 +121,7 @@ class AdaptedModule:
         else:
             h = gathered.projected(x.flatten(1, -2).to(gathered.dtype), is_embedding=False)
             if gathered.gain is None:
-                add_delta(flat, h, gathered.outer, gathered.plain)
+                add_delta(flat, h, gathered)
             else:
                 flat.add_(gathered.outer(h, slice(None)) + self._product(flat) * gathered.gain)
         return own if rows is None else output.index_copy_(0, rows, own)
@@ -141,8 +141,7 @@ class AdaptedModule:
         h = torch.matmul(input.to(lora.a.dtype), lora.a)
         if lora.gain is None:
             # All tokens in a row: the adapter is the same.
-            plain = [lora.b] if lora.bias is None else None
-            add_delta(output.view(1, -1, output.shape[-1]), h.view(1, -1, lora.rank), lora.outer, plain)
+            add_delta(output.view(1, -1, output.shape[-1]), h.view(1, -1, lora.rank), lora)
             return output
         return output.add_(lora.outer(h, slice(None)).add_(self._product(output) * lora.gain))
 

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from deployments.engine.adapters.lora import Lora
+from deployments.engine.adapters.pieces import Second
 from deployments.engine.adapters.step import Keys
 
 MOST_ROWS = 16
 """Sequences up to which each has its own copy of its matrices: measured on a CPU, more are faster side by side."""
 
 
-class Gathered(Protocol):
+class Gathered(Second, Protocol):
     """The matrices of some sequences.
 
     Attributes:
@@ -24,23 +25,18 @@ class Gathered(Protocol):
         rows: int64 [adapted], those that have an adapter here; None if all have.
         dtype: of the matrices.
         gain: [adapted, 1, outputs], see `Lora`; None if no sequence has one.
-        plain: see `add_delta`.
     """
 
     keys: Keys
     rows: Tensor | None
     dtype: torch.dtype
     gain: Tensor | None
-    plain: Sequence[Tensor] | None
 
     def follow(self, keys: Keys, loras: Mapping[str, Lora]) -> bool:
         """Become the matrices of other sequences at little cost; False if that cannot be."""
 
     def projected(self, x: Tensor, *, is_embedding: bool) -> Tensor:
         """[adapted, tokens, ranks] of inputs [adapted, tokens, inputs], or token ids [adapted, tokens]."""
-
-    def outer(self, h: Tensor, own: slice) -> Tensor:
-        """The delta [sequences, tokens, outputs] of projected inputs of some of the adapted sequences."""
 
 
 def gather(keys: Keys, loras: Mapping[str, Lora]) -> Gathered | None:
@@ -64,7 +60,7 @@ class StackedRows:
         # Zero beyond the rank of each. Inputs are summed in the order in which each alone sums them.
         self._a = first.a.new_zeros(count, self._rank, first.a.shape[0]).transpose(1, 2)
         self._b = first.b.new_zeros(count, self._rank, first.b.shape[1])
-        self._set_vectors()
+        self._bias, self.gain = _vectors(self._loras)
         for place, lora in enumerate(self._loras):
             self._put(place, lora)
 
@@ -77,7 +73,7 @@ class StackedRows:
             if lora is not self._loras[place]:
                 self._put(place, lora)
         self.keys, self._loras = keys, own
-        self._set_vectors()
+        self._bias, self.gain = _vectors(own)
         return True
 
     def projected(self, x: Tensor, *, is_embedding: bool) -> Tensor:
@@ -89,9 +85,8 @@ class StackedRows:
         b = self._b[own]
         return torch.bmm(h, b) if self._bias is None else torch.baddbmm(self._bias[own], h, b)
 
-    def _set_vectors(self) -> None:
-        self._bias, self.gain = _vectors(self._loras)
-        self.plain = self._b.unbind() if self._bias is None else None
+    def onto(self, base: Tensor, h: Tensor, own: slice) -> Tensor:
+        return torch.baddbmm(base, h, self._b[own]) if self._bias is None else base + self.outer(h, own)
 
     def _put(self, place: int, lora: Lora) -> None:
         self._a[place].zero_()[:, : lora.rank].copy_(lora.a)
@@ -102,7 +97,6 @@ class SideBySide:
     """The adapters of the sequences side by side, each once; see `Gathered`. A sequence sees its own columns alone."""
 
     def __init__(self, keys: Keys, loras: Mapping[str, Lora]) -> None:
-        self.plain: Sequence[Tensor] | None = None
         self._order = sorted({key for key in keys if key in loras})
         own = [loras[key] for key in self._order]
         self.dtype = own[0].a.dtype
@@ -137,6 +131,9 @@ class SideBySide:
     def outer(self, h: Tensor, own: slice) -> Tensor:
         delta = torch.matmul(h, self._b)
         return delta if self._bias is None else delta + self._bias[own]
+
+    def onto(self, base: Tensor, h: Tensor, own: slice) -> Tensor:
+        return base + self.outer(h, own)
 
 
 def _own(keys: Keys, loras: Mapping[str, Lora]) -> list[Lora]:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from deployments.adapters.lora_file import WEIGHTS_FILE, LoraArrays, LoraFile
 from deployments.adapters.refused import AdapterRefused, NeedsMerge
+from deployments.engine.adapters.pieces import product_onto
 from deployments.engine.adapters.saved import Saved, fit_saved
 from deployments.engine.adapters.token_rows import TokenRows, fit_tokens
 
@@ -40,10 +41,14 @@ class Lora:
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.a, self.b, self.bias, self.gain) if tensor is not None)
 
-    def outer(self, h: Tensor, _own: slice) -> Tensor:
-        """The delta of projected inputs, without the gain's part; see `pieces.Outer`."""
+    def outer(self, h: Tensor, own: slice) -> Tensor:
+        """The delta of projected inputs, without the gain's part; see `pieces.Second`."""
         delta = torch.matmul(h, self.b)
         return delta if self.bias is None else delta.add_(self.bias)
+
+    def onto(self, base: Tensor, h: Tensor, own: slice) -> Tensor:
+        """The same, added to something."""
+        return product_onto(base, h, self.b) if self.bias is None else base + self.outer(h, own)
 
 
 @dataclass(frozen=True, slots=True)
