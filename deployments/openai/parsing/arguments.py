@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import Any
+
+import regex
 
 from deployments.openai.parsing.cursor import ANY, Cursor, Incomplete, Unreadable, first_word
 from deployments.openai.parsing.syntax import CallSyntax
 from deployments.openai.parsing.typed import Schemas, parts_of, takes_text, typed
 
-KEY = re.compile(r"[^\s<>\"'=\[\]]+")
-_LINE_KEY = re.compile(r"[\w.\-]+")
-_TOKEN = re.compile(r"<\|[^<>\s]+\|>")
+KEY = regex.compile(r"[^\s<>\"'=\[\]]+")
+_LINE_KEY = regex.compile(r"[\w.\-]+")
+_TOKEN = regex.compile(r"\s*<\|[^<>\s]+\|>")
 
 
 def read_arguments(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schemas) -> list[tuple[str, Any]]:
@@ -63,22 +64,30 @@ def _key(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
 def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
     """The text of an argument, up to its end that another argument or the call's end follows."""
     if cursor.maybe("<![CDATA["):
-        end = cursor.find("]]>")
-        text, cursor.place = cursor.text[cursor.place : end], end + 3
+        start, end = cursor.place, cursor.first("]]>")
+        cursor.place = end + 3
         cursor.maybe(syntax.value_close)
-        return text
-    start = place = cursor.place
+        return cursor.text[start:end]
+    start = cursor.place
+    end = _end(cursor, syntax, others)
+    text = cursor.text[start:end]
+    text = text.removeprefix("\n") if syntax.key_close.endswith("\n") else text
+    closed = cursor.place > end
+    return text.removesuffix("\n") if syntax.value_close.startswith("\n") or not closed else text
+
+
+def _end(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> int:
+    """The end of a value, after which the cursor is moved."""
+    lines = syntax.shape == "lines"
+    markers = (syntax.close,) if lines else (syntax.value_close, syntax.key_open, syntax.close)
+    words = [*filter(None, map(first_word, markers)), *(["\n"] if lines else [])]
+    place = cursor.place
     while True:
         cursor.place = place
-        place = cursor.first(syntax.value_close, syntax.key_open, syntax.close)
-        cursor.place = place
+        cursor.place = place = cursor.first(*words)
         if _ends(cursor, syntax, others):
-            break
+            return place
         place += 1
-    text = cursor.text[start:place]
-    text = text.removeprefix("\n") if syntax.key_close.endswith("\n") else text
-    closed = cursor.place > place
-    return text.removesuffix("\n") if syntax.value_close.startswith("\n") or not closed else text
 
 
 def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
@@ -89,7 +98,9 @@ def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
     after = (syntax.section_end, syntax.section, syntax.open)
     try:
         if cursor.maybe(syntax.close):
-            return syntax.shape == "lines" or cursor.at_end or _goes_on(cursor, *after) or cursor.skip(_TOKEN)
+            return (
+                syntax.shape == "lines" or cursor.at_end or _goes_on(cursor, *after) or cursor.take(_TOKEN) is not None
+            )
         return bool(_key(cursor, syntax, others))
     except Unreadable:
         return False
@@ -115,12 +126,7 @@ def _line(cursor: Cursor, syntax: CallSyntax, others: set[str] | None, name: str
         whole = False
     if whole and isinstance(value, str):
         return value
-    end = end if whole else start
-    while not whole:
-        places = [cursor.text.find(each, end) for each in ("\n", first_word(syntax.close))]
-        cursor.place = end = min((each for each in places if each >= 0), default=len(cursor.text))
-        if end == len(cursor.text):
-            raise cursor.more()
-        whole = _ends(cursor, syntax, others)
-        end += not whole
+    if not whole:
+        cursor.place = start
+        end = _end(cursor, syntax, others)
     return typed(cursor.text[start:end].strip(), name, key, schemas)

@@ -76,25 +76,16 @@ class CallSyntax:
     @property
     def sketch(self) -> str:
         """A call, as a person would write the form down."""
-        match self.shape:
-            case "json" if not self.name:
-                body = "{NAME: {…}}"
-            case "json":
-                body = f'{{"{self.name}": …, "{self.arguments}": …}}'
-            case "named":
-                body = f"NAME{self.gap}{{…}}"
-            case "lines" | "tagged":
-                body = f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}"
-            case "python":
-                body = "[NAME(KEY=VALUE)]"
-            case "any":
-                body = "NAME …"
+        bodies = {
+            "json": f'{{"{self.name}": …, "{self.arguments}": …}}' if self.name else "{NAME: {…}}",
+            "named": f"NAME{self.gap}{{…}}",
+            "python": "[NAME(KEY=VALUE)]",
+            "any": "NAME …",
+        }
+        arguments = f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}"
+        body = bodies.get(self.shape, arguments)
         body = f"[{body}]" if self.several else body
         return "".join(f"{self.section}{self.open}{body}{self.close}{self.section_end}".split())
-
-    @property
-    def gap_parts(self) -> tuple[str, ...]:
-        return tuple(part for part in self.gap.split("…") if part.strip())
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -133,11 +124,10 @@ class AnswerSyntax:
         return (*words, *(call.quote for call in self.calls if calls and len(call.quote) > 1))
 
 
-def _json(**markers: str) -> CallSyntax:
-    return CallSyntax(shape="json", **markers)  # type: ignore[arg-type]
+def _json(open: str = "", close: str = "") -> CallSyntax:
+    return CallSyntax(shape="json", open=open, close=close)
 
 
-_TOOL_CALL = ("<tool_call>", "</tool_call>")
 _DEEPSEEK = CallSyntax(
     shape="named",
     section="<｜tool▁calls▁begin｜>",
@@ -152,36 +142,15 @@ _DEEPSEEK_V3 = replace(
     gap="\n```json\n",
     close=f"\n```{_DEEPSEEK.close}",
 )
-_FUNCTION_TAGS = CallSyntax(
-    shape="tagged",
-    section=_TOOL_CALL[0],
-    section_end=_TOOL_CALL[1],
-    open="<function=",
-    gap=">",
-    key_open="<parameter=",
-    key_close=">\n",
-    value_close="\n</parameter>",
-    close="</function>",
-)
-_ARGUMENT_TAGS = CallSyntax(
-    shape="tagged",
-    open=_TOOL_CALL[0],
-    key_open="<arg_key>",
-    key_close="</arg_key>\n<arg_value>",
-    value_close="</arg_value>",
-    close=_TOOL_CALL[1],
-)
 BARE = _json()
 BARE_PYTHON = CallSyntax(shape="python")
 UNDECLARED = CallSyntax(shape="any")
 
 SYNTAXES = {
-    "hermes": AnswerSyntax(
-        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), _FUNCTION_TAGS, _ARGUMENT_TAGS, UNDECLARED),
-    ),
-    "llama3_json": AnswerSyntax(calls=(_json(open="<|python_tag|>"), BARE)),
+    "hermes": AnswerSyntax(calls=(_json("<tool_call>", "</tool_call>"), UNDECLARED)),
+    "llama3_json": AnswerSyntax(calls=(_json("<|python_tag|>"), BARE)),
     "mistral": AnswerSyntax(
-        calls=(_json(open="[TOOL_CALLS]"), CallSyntax(shape="named", open="[TOOL_CALLS]", gap="[CALL_ID]…[ARGS]")),
+        calls=(_json("[TOOL_CALLS]"), CallSyntax(shape="named", open="[TOOL_CALLS]", gap="[CALL_ID]…[ARGS]")),
         short_ids=True,
     ),
     "deepseek": AnswerSyntax(calls=(_DEEPSEEK_V3, _DEEPSEEK)),
@@ -197,9 +166,9 @@ SYNTAXES = {
             ),
         )
     ),
-    "granite": AnswerSyntax(calls=(_json(open="<|tool_call|>"), UNDECLARED, BARE)),
-    "phi4": AnswerSyntax(calls=(_json(open="functools"),)),
-    "internlm": AnswerSyntax(calls=(_json(open="<|action_start|><|plugin|>", close="<|action_end|>"),)),
+    "granite": AnswerSyntax(calls=(_json("<|tool_call|>"), UNDECLARED, BARE)),
+    "phi4": AnswerSyntax(calls=(_json("functools"),)),
+    "internlm": AnswerSyntax(calls=(_json("<|action_start|><|plugin|>", "<|action_end|>"),)),
     "pythonic": AnswerSyntax(
         calls=(CallSyntax(shape="python", open="<|python_start|>", close="<|python_end|>"), BARE_PYTHON)
     ),

@@ -280,8 +280,8 @@ def test_a_stream_and_a_whole_answer_agree(family: str, text: str, chance: Any) 
 
 def test_an_answer_in_json_is_given_out_as_it_comes() -> None:
     splitter = Reader(SYNTAXES["llama3_json"], SCHEMAS, opened=False, reasons=False)
-    assert splitter.feed('{"ans') == []
-    assert splitter.feed('wer": [1, ') == [Content('{"answer": [1, ')]
+    assert splitter.feed('{"a') == []
+    assert splitter.feed('nswer": [1, ') == [Content('{"answer": [1, ')]
     assert splitter.feed('{"name": "finish", ') == [Content('{"name": "finish", ')]
     assert splitter.feed('"arguments": {}}]} ') == [Content('"arguments": {}}]}')]
 
