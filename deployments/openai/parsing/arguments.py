@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
 import regex
 
-from deployments.openai.parsing.cursor import ANY, Cursor, Incomplete, Unreadable, first_word
+from deployments.openai.parsing.cursor import ANY, Cursor, Incomplete, Unreadable, first_word, pattern_of
 from deployments.openai.parsing.syntax import CallSyntax
 from deployments.openai.parsing.typed import Schemas, parts_of, takes_text, typed
 
-KEY = regex.compile(r"[^\s<>\"'=\[\]]+")
-_LINE_KEY = regex.compile(r"[\w.\-]+")
-_TOKEN = regex.compile(r"\s*<\|[^<>\s]+\|>")
+KEY = regex.compile(r"[^\s<>\"'=\[\]]++")
+_LINE_KEY = regex.compile(r"[\w.\-]++")
 
 
 def read_arguments(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schemas) -> list[tuple[str, Any]]:
@@ -29,7 +29,9 @@ def read_arguments(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schem
     others = set(declared or ()) if declared or ANY in syntax.value_close else None
     try:
         while not cursor.maybe(syntax.close):
-            key = _key(cursor, syntax, None)
+            cursor.expect(syntax.key_open)
+            key = cursor.match(_key(syntax))
+            cursor.expect(syntax.key_close)
             rest = None if others is None else others - {key, *dict(found)}
             if syntax.shape == "lines":
                 found.append((key, _line(cursor, syntax, rest, name, key, schemas)))
@@ -51,14 +53,8 @@ def _argument(text: str, syntax: CallSyntax, name: str, key: str, schemas: Schem
     return typed(text, name, key, schemas)
 
 
-def _key(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
-    """Take an argument's name, one of the others if they are known, and the markers around it."""
-    cursor.expect(syntax.key_open)
-    key = cursor.match(_LINE_KEY if syntax.shape == "lines" else KEY)
-    cursor.expect(syntax.key_close)
-    if others is not None and key not in others:
-        raise Unreadable(key)
-    return key
+def _key(syntax: CallSyntax) -> regex.Pattern[str]:
+    return _LINE_KEY if syntax.shape == "lines" else KEY
 
 
 def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
@@ -91,29 +87,25 @@ def _end(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> int:
 
 
 def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
-    """Whether a value ends here. One that is not closed ends at the next argument, or with the call."""
-    place = cursor.place
-    if syntax.shape != "lines" and syntax.value_close and cursor.maybe(syntax.value_close):
-        return _goes_on(cursor, syntax.key_open, syntax.close)
-    after = (syntax.section_end, syntax.section, syntax.open)
-    try:
-        if cursor.maybe(syntax.close):
-            return (
-                syntax.shape == "lines" or cursor.at_end or _goes_on(cursor, *after) or cursor.take(_TOKEN) is not None
-            )
-        return bool(_key(cursor, syntax, others))
-    except Unreadable:
-        return False
-    finally:
-        cursor.place = place
+    """Whether a value ends here. What closes it is taken; one that is not closed ends before one of other arguments."""
+    found = cursor.take(_end_of(syntax, cursor.final))
+    return found is not None and (found["key"] is None or others is None or found["key"] in others)
 
 
-def _goes_on(cursor: Cursor, *markers: str) -> bool:
-    """Whether the text goes on with one of the markers; the cursor stays."""
-    place = cursor.place
-    found = any(marker and cursor.maybe(marker) for marker in markers)
-    cursor.place = place
-    return found
+@functools.lru_cache(maxsize=256)
+def _end_of(syntax: CallSyntax, final: bool) -> regex.Pattern[str]:
+    """A pattern of what ends a value: what closes it, the next argument, or the end of the call."""
+    key_open, key_close, value_close, close = map(
+        pattern_of, (syntax.key_open, syntax.key_close, syntax.value_close, syntax.close)
+    )
+    argument = rf"(?={key_open}\s*(?P<key>{_key(syntax).pattern}){key_close})"
+    if syntax.shape == "lines":
+        return regex.compile(f"(?={close})|{argument}")
+    # What looks like the end of a call is one if calls go on, or the text ends.
+    after = [pattern_of(each) for each in (syntax.section_end, syntax.section, syntax.open) if each.strip()]
+    after += [r"\s*<\|[^<>\s]+\|>", *([r"\s*\Z"] if final else [])]
+    closed = f"{value_close}(?={key_open}|{close})|" if value_close else ""
+    return regex.compile(f"{closed}(?={close}(?:{'|'.join(after)}))|{argument}")
 
 
 def _line(cursor: Cursor, syntax: CallSyntax, others: set[str] | None, name: str, key: str, schemas: Schemas) -> Any:

@@ -27,7 +27,7 @@ _END = regex.compile(r"\s*(</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<
 _NAME_IN_TAG = regex.compile(r"""=\s*["']?([\w.\-]+)""")
 _NAME_AS_TAG = regex.compile(r"<function=[\w.\-]+>")
 _TAG = regex.compile(r"<([^\s=>]+)")
-_LIST = regex.compile(r"\s*(?:\[\s*(?=\w))?")
+_LIST = regex.compile(r"\s*(?:\[\s*)?(?=[\w\-])")
 _FILLING = regex.compile(r"""(?:(?!</)[^{}()"']){0,120}(?=\{)""")
 _NAMES = ("name", "function", "tool_name", "tool")
 _LISTS = ("tool_calls", "function_calls", "calls")
@@ -217,7 +217,8 @@ def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
         named = _NAME_IN_TAG.search(mark[1])
         # XML, which a model may write for another reason, does not have `<function=NAME>`.
         if named and (named[1] in schemas or _NAME_AS_TAG.fullmatch(mark[1])):
-            form = replace(_in_tags(*(each[1] for each in marks[place : place + 2])), section_end=_closing(marks[0][1]))
+            argument = marks[place + 1][1] if place + 1 < len(marks) else ""
+            form = replace(_in_tags(mark[1], argument), section_end=_closing(marks[0][1]))
             cursor.place = mark.start(1) + named.start(1)
             calls = _tagged(cursor, form, schemas)
             break
@@ -228,8 +229,8 @@ def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     return calls
 
 
-def _in_tags(tag: str, argument: str = "") -> CallSyntax:
-    """The form of a call whose name is in a tag: that of the first argument shows that of all."""
+def _in_tags(tag: str, argument: str) -> CallSyntax:
+    """The form of a call whose name is in a tag: the first argument shows that of all."""
     named, key = _NAME_IN_TAG.search(tag), _NAME_IN_TAG.search(argument)
     assert named is not None
     found = CallSyntax(shape="tagged", gap=tag[named.end(1) :], close=_closing(tag))
@@ -244,20 +245,16 @@ def _in_tags(tag: str, argument: str = "") -> CallSyntax:
 def _after_markup(cursor: Cursor, first: str, schemas: Schemas) -> list[Call]:
     """The calls after their markup: in JSON, in Python, or with the name first."""
     start = cursor.place
-    try:
-        if calls := _json(cursor, UNDECLARED, schemas):
-            return calls
-    except Unreadable:
-        pass
-    cursor.place = start
-    cursor.take(_LIST)
+    if not cursor.take(_LIST):
+        return _json(cursor, UNDECLARED, schemas)
     name, place = _name(cursor, UNDECLARED, schemas), cursor.place
     found = cursor.take(_MARKUP)
     key = found[1] if found else ""
     if "key" in key:
         cursor.place, value = start, key.replace("key", "value")
-        pair = {"key_open": key, "key_close": f"{_closing(key)} {value}", "value_close": _closing(value)}
-        return _tagged(cursor, CallSyntax(shape="tagged", close=_closing(first), **pair), schemas)
+        between, end = f"{_closing(key)} {value}", _closing(value)
+        form = CallSyntax(shape="tagged", close=_closing(first), key_open=key, key_close=between, value_close=end)
+        return _tagged(cursor, form, schemas)
     # A word after markup is a name only if there is such a tool.
     if name not in schemas:
         raise Unreadable(name)

@@ -1,4 +1,4 @@
-"""Reads values as models write them: JSON, Python literals and dialects of both, from a text that may go on."""
+"""Reads a text that may go on: markers, and values as models write them, in JSON, Python or a dialect of these."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import regex
@@ -29,6 +29,8 @@ _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _LAST = regex.compile(r"(\s*<[^<>\s]*(?:/|end|END|close|suffix|tool_call\|)[^<>\s]*>)\s*<[^<>\s]+>\s*\Z")
 _DECODER = json.JSONDecoder(strict=False)
 _DEEPEST = 64
+# Of what a pattern matches.
+_LONGEST = 512
 _Item = TypeVar("_Item")
 
 
@@ -77,7 +79,7 @@ class Cursor:
             raise Unreadable(pattern.pattern)
         if self.place == len(self.text) and not self.final:
             raise Incomplete
-        return found[0]
+        return str(found[0])
 
     def maybe(self, marker: str) -> bool:
         """Take a marker if the text goes on with it. White space around its words is free."""
@@ -156,7 +158,31 @@ class Cursor:
         found = self.take(_STRINGS[quote])
         if found is None:
             raise Unreadable("the end")
-        return _unescaped(found[1], quote)
+        return _unescaped(found[1])
+
+
+class Scan:
+    """Finds the first of some patterns. The name of its group says which it is.
+
+    Args:
+        patterns: by the names of their groups; of several at one place the first wins.
+    """
+
+    def __init__(self, patterns: dict[str, str]) -> None:
+        any_of = "|".join(f"(?P<{name}>{pattern})" for name, pattern in patterns.items()) or "(?!)"
+        self.pattern = regex.compile(any_of)
+        # Matches nothing: as far as it comes at the end of a text, more text could make a match, or a longer one.
+        self._tail = regex.compile(rf"(?:{any_of})\Z(?s:.)")
+
+    def next(self, text: str, final: bool) -> tuple[regex.Match[str] | None, int]:
+        """The next match, if it is certain, and up to where it is certain that there is none."""
+        found = self.pattern.search(text)
+        place = len(text) if found is None else found.start()
+        if not final and len(text) - place < _LONGEST:
+            tail = self._tail.search(text, max(0, len(text) - _LONGEST), partial=True)
+            if tail is not None and tail.start() <= place:
+                return None, tail.start()
+        return found, place
 
 
 class JsonEnd:
@@ -187,8 +213,17 @@ def first_word(marker: str) -> str:
 
 def pattern_of(marker: str) -> str:
     """A pattern of a marker, whose words may have any white space before them."""
-    first, *others = (r"\s*".join(map(regex.escape, part.split())) for part in marker.split(ANY))
-    return r"[^\n]{0,80}?".join((rf"\s*{first}" if first else "", *others))
+    first, *others = (list(map(regex.escape, part.split())) for part in marker.split(ANY))
+    pattern = "".join(rf"\s*{word}" for word in first)
+    for word, *more in filter(None, others):
+        # Any text goes up to the first such word.
+        pattern += rf"(?>[^\n]{{0,80}}?{word})" + "".join(rf"\s*{word}" for word in more)
+    return pattern
+
+
+def either(texts: Sequence[str]) -> str:
+    """A pattern of one of some texts, the longest that there is."""
+    return "|".join(map(regex.escape, sorted(texts, key=len, reverse=True)))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -205,17 +240,14 @@ def _scalar(word: str) -> Any:
     raise Unreadable(word)
 
 
-def _unescaped(body: str, quote: str) -> str:
-    if quote == '"':
-        try:
-            return str(_DECODER.decode(f'"{body}"'))
-        except ValueError:
-            pass
-    return _ESCAPE.sub(_escape, body)
+def _unescaped(body: str) -> str:
+    """What a string says. The halves of a surrogate pair make one character."""
+    text: str = _ESCAPE.sub(_escape, body)
+    return text if text == body else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def _escape(match: regex.Match[str]) -> str:
-    text = match[1]
+    text: str = match[1]
     if text[0] in "ux" and len(text) > 1:
         return chr(int(text[1:], 16))
     return _ESCAPED.get(text, text if text in "\\'\"/" else match[0])

@@ -14,8 +14,8 @@ from typing import Literal
 import regex
 
 from deployments.openai.parsing.calls import json_calls
+from deployments.openai.parsing.cursor import Scan, either
 from deployments.openai.parsing.parts import Content, Part, Reasoning
-from deployments.openai.parsing.scan import Scan, either
 from deployments.openai.parsing.typed import loads
 
 _MESSAGE = "<|message|>"

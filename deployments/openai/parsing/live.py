@@ -51,7 +51,8 @@ class JsonText:
 
     def _in_quotes(self, text: str) -> str:
         self._in_string = text != '"'
-        return json.dumps(json.loads(f'"{text}"', strict=False), ensure_ascii=False)[1:-1] if self._in_string else text
+        value = json.loads(f'"{text}"') if text[0] == "\\" else text
+        return json.dumps(value, ensure_ascii=False)[1:-1] if self._in_string else text
 
     def _between_strings(self, token: str, comma: str | None) -> str:
         self._depth += (token in "{[") - (token in "}]")
@@ -71,18 +72,15 @@ class LiveCalls:
         syntaxes: the forms of calls.
         schemas: the tools; calls of others are given out when they are whole.
         least: a call is given out unfinished from this many characters of it on.
-        name: of the call whose arguments the text consists of.
     """
 
-    def __init__(self, syntaxes: Sequence[CallSyntax], schemas: Schemas, least: int = 0, name: str = "") -> None:
+    def __init__(self, syntaxes: Sequence[CallSyntax], schemas: Schemas, least: int = 0) -> None:
         self._syntaxes = syntaxes
         self._least = least
-        self._name = name
         self._schemas = schemas
         self._begun = 0
         self._written = ""
         self._start = 0
-        self._syntax: CallSyntax | None = None
         self._json: JsonText | None = None
 
     def more(self, text: str, known: tuple[Any, ...] = ()) -> list[Part]:
@@ -140,21 +138,17 @@ class LiveCalls:
 
     def _begins(self, text: str, parts: list[Part]) -> bool:
         """See where the arguments of the next call begin."""
-        if self._name:
-            return self._opens(self._name, self._start, parts) if not self._begun and text.strip() else False
-        for syntax in self._syntaxes if self._syntax is None else (self._syntax,):
+        for syntax in self._syntaxes:
             cursor = Cursor(text, self._start, final=False)
             try:
                 name = call_start(cursor, syntax, again=self._begun > 0)
             except (Incomplete, Unreadable):
                 continue
             if name in self._schemas and (self._begun or len(text) - cursor.place >= self._least):
-                self._syntax = syntax
-                return self._opens(name, cursor.place, parts)
+                # The other calls have the same form.
+                self._syntaxes = (syntax,)
+                self._start, self._written, self._json = cursor.place, "", JsonText()
+                self._begun += 1
+                parts.append(CallBegun(name))
+                return True
         return False
-
-    def _opens(self, name: str, place: int, parts: list[Part]) -> bool:
-        self._start, self._written, self._json = place, "", JsonText()
-        self._begun += 1
-        parts.append(CallBegun(name))
-        return True

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable, Sequence
 
 import regex
 
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.calls import read_calls
-from deployments.openai.parsing.cursor import Cursor, Incomplete, JsonEnd, Unreadable
+from deployments.openai.parsing.cursor import (
+    FENCE,
+    Cursor,
+    Incomplete,
+    JsonEnd,
+    Scan,
+    Unreadable,
+    either,
+    first_word,
+    pattern_of,
+)
 from deployments.openai.parsing.live import LiveCalls
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
-from deployments.openai.parsing.scan import scan_of, thoughts_of
-from deployments.openai.parsing.syntax import MARKERS, AnswerSyntax
+from deployments.openai.parsing.syntax import MARKERS, AnswerSyntax, CallSyntax
 from deployments.openai.parsing.typed import Schemas
 
+# An object that nothing marks, or a list of them, and the keys with which one may be a call.
+_OBJECT = r'(?:\[\s{0,99}){0,2}\{\s{0,99}["\']'
+_KEYS = "name|function|type|id|index|arguments|parameters|tool_name|tool_call_id|tool_calls|function_calls|thought"
+_PYTHON = r"\[\s{0,99}[^\W\d][\w.\-/]{0,99}\s?\("
+# Markup that says that a call follows, where no form of calls was found.
+_MARKER = r"<(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>"
+_MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
+# A name that the arguments follow.
+_NAME = r"(?<![\w.\-/])[^\W\d][\w.\-/]{0,63}"
 _THOUGHT = regex.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
 _BETWEEN = " \t\r\n;,"
 _SHORT, _GROWTH = 256, 8
@@ -47,7 +66,7 @@ class Reader:
         self._reasoning = syntax.reasoning or MARKERS["think"]
         self._schemas = schemas or {}
         self._calls = () if schemas is None else syntax.calls
-        self._scan = scan_of(self._calls, syntax.dropped)
+        self._scan = _scan_of(self._calls, syntax.dropped)
         # What may stand after a call that has been read.
         self._ends = tuple(call.section_end for call in self._calls)
         self._ends += tuple(call.close for call in self._calls if call.shape == "tagged")
@@ -56,7 +75,7 @@ class Reader:
         self._final = False
         self._reasons = reasons
         # What reads on: it gives out parts, and says whether to read on at once.
-        self._step = self._begin_reasoning if opened else self._open
+        self._step: Callable[[list[Part]], bool] = self._begin_reasoning if opened else self._open
         # White space before the next text, and whether there was a text.
         self._space = ""
         self._given = False
@@ -73,14 +92,16 @@ class Reader:
         """The parts that are certain after this text."""
         self._buffer += text
         parts: list[Part] = []
-        with contextlib.suppress(Incomplete):
+        try:
             while self._step(parts):
                 pass
+        except Incomplete:
+            pass
         return _merged(parts)
 
     def finish(self) -> list[Part]:
         """The parts that were held back; nothing is fed afterwards."""
-        self._final, self._tried = True, 0
+        self._final = True
         return _merged([*self.feed(""), Content(self._space)])
 
     def _open(self, parts: list[Part]) -> bool:
@@ -102,18 +123,18 @@ class Reader:
 
     def _begin_reasoning(self, parts: list[Part]) -> bool:
         self._buffer = self._buffer.lstrip("\n")
-        self._step = self._reason if self._buffer else self._begin_reasoning
+        if self._buffer:
+            self._step = functools.partial(self._reason, _thoughts_of(self._reasoning.closing, self._calls))
         return bool(self._buffer)
 
-    def _reason(self, parts: list[Part]) -> bool:
+    def _reason(self, ends: Scan, parts: list[Part]) -> bool:
         """Give out reasoning up to its end."""
         text, marker, after = self._buffer.partition(self._reasoning.closing)
         if not marker:
             # A call in reasoning that never closes ends it, so what may be one is held back.
-            scan = thoughts_of(self._reasoning.closing, self._calls)
-            size = scan.next(text, self._final)[1]
+            size = ends.next(text, self._final)[1]
             if self._final:
-                places = (each.start() for each in scan.pattern.finditer(text))
+                places = (each.start() for each in ends.pattern.finditer(text))
                 size = next((place for place in places if self._are_calls(text[place:])), len(text))
             text, after = text[:size], text[size:]
         kept = text.rstrip()
@@ -148,13 +169,29 @@ class Reader:
 
     def _call(self, found: regex.Match[str], parts: list[Part]) -> bool:
         """Read calls at the beginning of the buffer."""
-        try:
-            calls, end = self._try()
-        except Incomplete as more:
-            if self._least == 0 or (self._least and found.lastgroup == "marked"):
-                self._live = self._live or LiveCalls(self._calls, self._schemas, self._least)
-                parts += self._live.more(self._buffer, more.args)
-            raise
+        size, known = len(self._buffer), ()
+        # A long text is read again when it has grown by a part of its length, so that all of it is read in linear time.
+        if self._final or size <= _SHORT or size >= self._tried + self._tried // _GROWTH:
+            self._tried = size
+            try:
+                return self._after_trial(found, parts, *self._try())
+            except Incomplete as more:
+                known = more.args
+        if self._least == 0 or (self._least and found.lastgroup == "marked"):
+            self._live = self._live or LiveCalls(self._calls, self._schemas, self._least)
+            parts += self._live.more(self._buffer, known)
+        return False
+
+    def _try(self) -> tuple[list[Call], int]:
+        """The calls at the beginning of the buffer and where they end; none if there are none."""
+        for syntax in self._calls:
+            cursor = Cursor(self._buffer, final=self._final)
+            with contextlib.suppress(Unreadable):
+                return read_calls(cursor, syntax, self._schemas), cursor.place
+        return [], 0
+
+    def _after_trial(self, found: regex.Match[str], parts: list[Part], calls: list[Call], end: int) -> bool:
+        """Give out calls, or what only looked like them."""
         live, self._live, self._step, self._tried = self._live, None, self._text, 0
         if calls:
             parts += calls if live is None else live.rest(calls, self._buffer)
@@ -170,18 +207,6 @@ class Reader:
             self.unread = self.unread or found.lastgroup == "marked"
             self._pass(parts, len(found[0]))
         return True
-
-    def _try(self) -> tuple[list[Call], int]:
-        """The calls at the beginning of the buffer and where they end; none if there are none."""
-        size = len(self._buffer)
-        if not self._final and _SHORT < size < self._tried + self._tried // _GROWTH:
-            raise Incomplete
-        self._tried = size
-        for syntax in self._calls:
-            cursor = Cursor(self._buffer, final=self._final)
-            with contextlib.suppress(Unreadable):
-                return read_calls(cursor, syntax, self._schemas), cursor.place
-        return [], 0
 
     def _between(self, parts: list[Part]) -> bool:
         """Drop what separates calls from each other and from a text."""
@@ -237,3 +262,42 @@ def _merged(parts: list[Part]) -> list[Part]:
         elif not isinstance(part, Content) or part.text:
             merged.append(part)
     return merged
+
+
+@functools.lru_cache(maxsize=256)
+def _scan_of(calls: tuple[CallSyntax, ...], dropped: tuple[str, ...]) -> Scan:
+    """Finds what begins calls, and what is dropped.
+
+    The groups: `marked` (a declared marker), `unknown` (markup that looks like one), `dropped`, `bare` (calls that
+    nothing marks), `value` (JSON that may be a call), `own` (JSON that is none).
+    """
+    starts = _starts(calls)
+    bare = {call.shape for call in calls if not call.begins}
+    longer = [text for text in dropped if text.startswith(starts) and text not in starts]
+    patterns = {}
+    if starts:
+        patterns["marked"] = f"(?!{either(longer)})(?:{either(starts)})" if longer else either(starts)
+    if "any" in bare:
+        patterns["unknown"] = _MARKER
+    if dropped:
+        patterns["dropped"] = either(dropped)
+    gaps = {pattern_of(call.gap) for call in calls if call.shape == "named" and not call.begins}
+    unmarked = [_PYTHON] if "python" in bare else []
+    unmarked += [rf"{_NAME}{gap}\s{{0,9}}(?=\{{)" for gap in sorted(gaps)]
+    if bare:
+        patterns["bare"] = "|".join((*unmarked, FENCE))
+    if "json" in bare:
+        patterns |= {"value": rf'{_OBJECT}(?:{_KEYS})["\']\s*:', "own": _OBJECT}
+    return Scan(patterns)
+
+
+@functools.lru_cache(maxsize=256)
+def _thoughts_of(closing: str, calls: tuple[CallSyntax, ...]) -> Scan:
+    """Finds what may end reasoning."""
+    starts = _starts(calls)
+    return Scan({"closing": regex.escape(closing)} | ({"marked": either(starts)} if starts else {}))
+
+
+def _starts(calls: Sequence[CallSyntax]) -> tuple[str, ...]:
+    """The first words of what begins a call."""
+    return tuple(dict.fromkeys(first_word(text) for call in calls for text in call.begins))

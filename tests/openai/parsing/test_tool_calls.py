@@ -125,6 +125,7 @@ FORMATS: list[tuple[str, str, str, Calls]] = [
         'Here {"a": 1}:',
         [("bash", {"command": "echo } ]"})],
     ),
+    ("llama3_json", '{"name": "finish", "parameters": {}};<tool_call>', ";<tool_call>", [("finish", {})]),
     ("granite", 'So: {"name": "bash", "arguments": {"command": "ls"}}', "So:", LS),
     ("hermes", "<tool_call>finish\n</tool_call>", "", [("finish", {})]),
     ("hermes", '<tool_call>{"name": "finish", "arguments": null}</tool_call>', "", [("finish", {})]),
