@@ -13,8 +13,9 @@ from deployments.openai.fields.constraint import schema_grammar, unfollowable
 from deployments.openai.fields.schema_keywords import DATA, NAMED, TYPES, check_keywords
 from deployments.openai.parsing.calls import json_calls
 from deployments.openai.parsing.live import LiveCalls
-from deployments.openai.parsing.parts import Call, Content, Part, Splitter
+from deployments.openai.parsing.parts import Content, Part, Splitter
 from deployments.openai.parsing.syntax import BARE
+from deployments.openai.parsing.typed import loads
 
 Mode = Literal["auto", "required", "named"]
 _MAX_TOOLS = 512
@@ -262,35 +263,18 @@ class ForcedCalls:
     """
 
     def __init__(self, tools: ToolSet, least: int | None) -> None:
-        self._tools = tools
-        self._text = ""
-        listed = tools.mode != "named"
-        self._live = (
-            None if least is None else LiveCalls((BARE,), tools.schemas, name="" if listed else tools.callable[0])
-        )
+        self._named = tools.mode == "named"
+        # The answer is what stands after the name.
+        self._text = f'{{"name": {json.dumps(tools.callable[0])}, "arguments": ' if self._named else ""
+        self._live = None if least is None else LiveCalls((BARE,), tools.schemas)
 
     def feed(self, text: str) -> list[Part]:
         self._text += text
         return [] if self._live is None else self._live.more(self._text)
 
     def finish(self) -> list[Part]:
-        calls = self._calls()
+        calls = json_calls(loads(self._text + "}") if self._named else _complete_items(self._text)) or []
         return [*calls] if self._live is None else self._live.rest(calls, self._text)
-
-    def _calls(self) -> list[Call]:
-        if self._tools.mode == "named":
-            value = _loads(self._text)
-            calls = None if value is None else json_calls({"name": self._tools.callable[0], "arguments": value})
-        else:
-            calls = json_calls(_complete_items(self._text))
-        return calls or []
-
-
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _complete_items(text: str) -> list[Any]:

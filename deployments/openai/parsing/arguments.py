@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from dataclasses import replace
 from typing import Any
 
-from deployments.openai.parsing.cursor import ANY, Cursor, Incomplete, Unreadable, first_word
+import regex
+
+from deployments.openai.parsing.cursor import ANY, Cursor, Incomplete, Unreadable, first_word, pattern_of
 from deployments.openai.parsing.syntax import CallSyntax
 from deployments.openai.parsing.typed import Schemas, parts_of, takes_text, typed
 
-KEY = re.compile(r"[^\s<>\"'=\[\]]+")
-_LINE_KEY = re.compile(r"[\w.\-]+")
-_TOKEN = re.compile(r"<\|[^<>\s]+\|>")
+KEY = regex.compile(r"[^\s<>\"'=\[\]]++")
+_LINE_KEY = regex.compile(r"[\w.\-]++")
 
 
 def read_arguments(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schemas) -> list[tuple[str, Any]]:
@@ -28,7 +29,9 @@ def read_arguments(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schem
     others = set(declared or ()) if declared or ANY in syntax.value_close else None
     try:
         while not cursor.maybe(syntax.close):
-            key = _key(cursor, syntax, None)
+            cursor.expect(syntax.key_open)
+            key = cursor.match(_key(syntax))
+            cursor.expect(syntax.key_close)
             rest = None if others is None else others - {key, *dict(found)}
             if syntax.shape == "lines":
                 found.append((key, _line(cursor, syntax, rest, name, key, schemas)))
@@ -50,59 +53,59 @@ def _argument(text: str, syntax: CallSyntax, name: str, key: str, schemas: Schem
     return typed(text, name, key, schemas)
 
 
-def _key(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
-    """Take an argument's name, one of the others if they are known, and the markers around it."""
-    cursor.expect(syntax.key_open)
-    key = cursor.match(_LINE_KEY if syntax.shape == "lines" else KEY)
-    cursor.expect(syntax.key_close)
-    if others is not None and key not in others:
-        raise Unreadable(key)
-    return key
+def _key(syntax: CallSyntax) -> regex.Pattern[str]:
+    return _LINE_KEY if syntax.shape == "lines" else KEY
 
 
 def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
     """The text of an argument, up to its end that another argument or the call's end follows."""
     if cursor.maybe("<![CDATA["):
-        end = cursor.find("]]>")
-        text, cursor.place = cursor.text[cursor.place : end], end + 3
+        start, end = cursor.place, cursor.first("]]>")
+        cursor.place = end + 3
         cursor.maybe(syntax.value_close)
-        return text
-    start = place = cursor.place
-    while True:
-        cursor.place = place
-        place = cursor.first(syntax.value_close, syntax.key_open, syntax.close)
-        cursor.place = place
-        if _ends(cursor, syntax, others):
-            break
-        place += 1
-    text = cursor.text[start:place]
+        return cursor.text[start:end]
+    start = cursor.place
+    end = _end(cursor, syntax, others)
+    text = cursor.text[start:end]
     text = text.removeprefix("\n") if syntax.key_close.endswith("\n") else text
-    closed = cursor.place > place
+    closed = cursor.place > end
     return text.removesuffix("\n") if syntax.value_close.startswith("\n") or not closed else text
 
 
-def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
-    """Whether a value ends here. One that is not closed ends at the next argument, or with the call."""
+def _end(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> int:
+    """The end of a value, after which the cursor is moved."""
+    lines = syntax.shape == "lines"
+    markers = (syntax.close,) if lines else (syntax.value_close, syntax.key_open, syntax.close)
+    words = [*filter(None, map(first_word, markers)), *(["\n"] if lines else [])]
     place = cursor.place
-    if syntax.shape != "lines" and syntax.value_close and cursor.maybe(syntax.value_close):
-        return _goes_on(cursor, syntax.key_open, syntax.close)
-    after = (syntax.section_end, syntax.section, syntax.open)
-    try:
-        if cursor.maybe(syntax.close):
-            return syntax.shape == "lines" or cursor.at_end or _goes_on(cursor, *after) or cursor.skip(_TOKEN)
-        return bool(_key(cursor, syntax, others))
-    except Unreadable:
-        return False
-    finally:
+    while True:
         cursor.place = place
+        cursor.place = place = cursor.first(*words)
+        if _ends(cursor, syntax, others):
+            return place
+        place += 1
 
 
-def _goes_on(cursor: Cursor, *markers: str) -> bool:
-    """Whether the text goes on with one of the markers; the cursor stays."""
-    place = cursor.place
-    found = any(marker and cursor.maybe(marker) for marker in markers)
-    cursor.place = place
-    return found
+def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
+    """Whether a value ends here. What closes it is taken; one that is not closed ends before one of other arguments."""
+    found = cursor.take(_end_of(syntax, cursor.final))
+    return found is not None and (found["key"] is None or others is None or found["key"] in others)
+
+
+@functools.lru_cache(maxsize=256)
+def _end_of(syntax: CallSyntax, final: bool) -> regex.Pattern[str]:
+    """A pattern of what ends a value: what closes it, the next argument, or the end of the call."""
+    key_open, key_close, value_close, close = map(
+        pattern_of, (syntax.key_open, syntax.key_close, syntax.value_close, syntax.close)
+    )
+    argument = rf"(?={key_open}\s*(?P<key>{_key(syntax).pattern}){key_close})"
+    if syntax.shape == "lines":
+        return regex.compile(f"(?={close})|{argument}")
+    # What looks like the end of a call is one if calls go on, or the text ends.
+    after = [pattern_of(each) for each in (syntax.section_end, syntax.section, syntax.open) if each.strip()]
+    after += [r"\s*<\|[^<>\s]+\|>", *([r"\s*\Z"] if final else [])]
+    closed = f"{value_close}(?={key_open}|{close})|" if value_close else ""
+    return regex.compile(f"{closed}(?={close}(?:{'|'.join(after)}))|{argument}")
 
 
 def _line(cursor: Cursor, syntax: CallSyntax, others: set[str] | None, name: str, key: str, schemas: Schemas) -> Any:
@@ -115,12 +118,7 @@ def _line(cursor: Cursor, syntax: CallSyntax, others: set[str] | None, name: str
         whole = False
     if whole and isinstance(value, str):
         return value
-    end = end if whole else start
-    while not whole:
-        places = [cursor.text.find(each, end) for each in ("\n", first_word(syntax.close))]
-        cursor.place = end = min((each for each in places if each >= 0), default=len(cursor.text))
-        if end == len(cursor.text):
-            raise cursor.more()
-        whole = _ends(cursor, syntax, others)
-        end += not whole
+    if not whole:
+        cursor.place = start
+        end = _end(cursor, syntax, others)
     return typed(cursor.text[start:end].strip(), name, key, schemas)

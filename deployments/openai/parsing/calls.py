@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import regex
+
 from deployments.openai.parsing.arguments import KEY, read_arguments
-from deployments.openai.parsing.cursor import ANY, FENCE, QUOTES, Cursor, Incomplete, Unreadable
+from deployments.openai.parsing.cursor import ANY, FENCE, QUOTES, Cursor, Unreadable, pattern_of
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.syntax import BARE, UNDECLARED, CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads
 
-_NAME = re.compile(r"[\w.\-/]+")
+_NAME = regex.compile(r"[\w.\-/]++")
+# What may stand before a name: the number of a call in a list.
+_NUMBER = r"\s*(?:(?:\d{1,3}[.):]|[-*])\s)?+\s*"
 # What may stand between a name and its arguments beside what is declared: an id, a fence.
-_BETWEEN = re.compile(r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?")
-_NUMBER = re.compile(r"(?:\d{1,3}[.):]|[-*])\s")
-_FENCE = re.compile(FENCE)
-_HEAD = re.compile(r'\{\s*"(?P<key>\w+)"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?P<held>\w+)"\s*:\s*(?=\{)')
-_KEYED = re.compile(r'\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
-# Markup before a call of no declared form and after it, and what may be the beginning of such markup.
-_MARKUP = re.compile(r"<(?!/)[^<>\n]{1,100}>|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[)")
-_END = re.compile(r"</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<>\n]{0,40}>|```")
-_MARKUP_BEGUN = re.compile(r"<[^<>\n]{0,100}|\[[A-Z_]{0,40}|`{1,2}|[a-z]{0,9}")
-_MOST_MARKUP = 8
-_NAME_IN_TAG = re.compile(r"""=\s*["']?([\w.\-]+)""")
-_NAME_AS_TAG = re.compile(r"<function=[\w.\-]+>")
-_TAG = re.compile(r"<([^\s=>]+)")
-_LIST = re.compile(r"\[\s*(?=\w)")
-_FILLING = re.compile(r"""(?:(?!</)[^{}()"']){0,120}""")
+_BETWEEN = r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?"
+_FENCE = regex.compile(FENCE)
+# Markup before a call of no declared form, and after it.
+_MARKUP = regex.compile(r"\s*(<(?!/)[^<>\n]{1,100}>|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[))")
+_END = regex.compile(r"\s*(</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<>\n]{0,40}>|```)")
+_NAME_IN_TAG = regex.compile(r"""=\s*["']?([\w.\-]+)""")
+_NAME_AS_TAG = regex.compile(r"<function=[\w.\-]+>")
+_TAG = regex.compile(r"<([^\s=>]+)")
+_LIST = regex.compile(r"\s*(?:\[\s*)?(?=[\w\-])")
+_FILLING = regex.compile(r"""(?:(?!</)[^{}()"']){0,120}(?=\{)""")
 _NAMES = ("name", "function", "tool_name", "tool")
 _LISTS = ("tool_calls", "function_calls", "calls")
 _ARGUMENTS = ("arguments", "parameters")
@@ -43,22 +42,22 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         Incomplete: more text decides whether these are calls.
         Unreadable: they are none.
     """
-    if syntax.section:
-        cursor.maybe(syntax.section)
+    cursor.maybe(syntax.section)
     if syntax.quote:
         cursor.quotes = (syntax.quote, *QUOTES)
-    fenced = not syntax.begins and cursor.skip(_FENCE)
-    if fenced:
+    if not syntax.begins and cursor.take(_FENCE):
         syntax = replace(syntax, close="```")
     cursor.expect(syntax.open)
-    try:
-        calls = _READERS[syntax.shape](cursor, syntax, schemas)
-    except ValueError as error:
-        raise Unreadable(str(error)) from error
-    if syntax.shape not in ("tagged", "lines"):
-        cursor.closing(syntax.close)
-    if syntax.section and not syntax.open and syntax.shape in ("json", "named"):
-        calls += _more(cursor, syntax, schemas)
+    calls = _read(cursor, syntax, schemas)
+    while syntax.section and not syntax.open and syntax.shape in ("json", "named"):
+        # Nothing marks each of the calls of this section.
+        place = cursor.place
+        try:
+            cursor.maybe(syntax.separator)
+            calls += _read(cursor, syntax, schemas)
+        except Unreadable:
+            cursor.place = place
+            break
     # What nothing marks is a call only if its tool is there.
     bare = not syntax.begins and syntax.shape != "any"
     if bare and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
@@ -66,17 +65,17 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
     return calls
 
 
-def _more(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
-    """The other calls of a section, where nothing marks each of them."""
-    calls: list[Call] = []
-    while True:
-        place = cursor.place
-        cursor.maybe(syntax.separator)
-        try:
-            calls += _READERS[syntax.shape](cursor, syntax, schemas)
-        except (Unreadable, ValueError):
-            cursor.place = place
-            return calls
+def _read(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
+    """The calls after what opens them."""
+    try:
+        calls = _READERS[syntax.shape](cursor, syntax, schemas)
+    except ValueError as error:
+        raise Unreadable(str(error)) from error
+    if not calls:
+        raise Unreadable("no call")
+    if syntax.shape not in ("tagged", "lines"):
+        cursor.closing(syntax.close)
+    return calls
 
 
 def call_start(cursor: Cursor, syntax: CallSyntax, *, again: bool) -> str:
@@ -89,25 +88,43 @@ def call_start(cursor: Cursor, syntax: CallSyntax, *, again: bool) -> str:
         Incomplete: more text is needed.
         Unreadable: the arguments are not an object that follows the name.
     """
-    if again:
-        cursor.expect("}")
-        cursor.expect(",")
-    else:
-        cursor.maybe(syntax.section)
-        cursor.expect(syntax.open)
-    if syntax.shape == "named" and not again:
-        return _start(cursor, syntax, {})
-    if syntax.shape != "json":
+    if syntax.shape != "json" and (again or syntax.shape != "named"):
         raise Unreadable(syntax.shape)
-    cursor.maybe("[")
-    cursor.space()
-    found = (_HEAD if syntax.name else _KEYED).match(cursor.text, cursor.place)
-    keys = found.groupdict() if found else {}
-    known = (syntax.name, *_NAMES), (syntax.arguments, *_ARGUMENTS)
-    if found is None or (syntax.name and (keys["key"] not in known[0] or keys["held"] not in known[1])):
-        raise Unreadable("a call")
-    cursor.place = found.end()
-    return str(keys["name"])
+    if not again:
+        cursor.maybe(syntax.section)
+    for marker in ("}", ",") if again else (syntax.open,):
+        cursor.expect(marker)
+    return _name(cursor, syntax, {})
+
+
+def _name(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> str:
+    """The name of a call, whose arguments are next."""
+    found = cursor.take(_head(syntax))
+    if found is None:
+        raise Unreadable("a name")
+    name = str(found["name"])
+    return name if name in schemas else name.removeprefix("functions.")
+
+
+@functools.lru_cache(maxsize=256)
+def _head(syntax: CallSyntax) -> regex.Pattern[str]:
+    """A pattern of what stands before the arguments of a call."""
+    gap = pattern_of(syntax.gap)
+    match syntax.shape:
+        case "json" if syntax.name:
+            name, arguments = (
+                "|".join(map(regex.escape, keys)) for keys in ((syntax.name, *_NAMES), (syntax.arguments, *_ARGUMENTS))
+            )
+            before = rf'\s*\[?\s*\{{\s*"(?:{name})"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?:{arguments})"\s*:\s*(?=\{{)'
+            return regex.compile(before)
+        case "json":
+            return regex.compile(r'\s*\[?\s*\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
+        case "named":
+            parts = "".join(f"(?:{pattern_of(part)})?" for part in syntax.gap.split(ANY))
+            after = rf"(?:{gap}|{parts}){_BETWEEN}(?=\{{)"
+        case _:
+            after = rf"{gap}(?=.)"
+    return regex.compile(rf"{_NUMBER}(?P<name>{_NAME.pattern}){after}", regex.DOTALL)
 
 
 def json_calls(value: Any, syntax: CallSyntax = BARE, *, bare: bool = False) -> list[Call] | None:
@@ -156,52 +173,29 @@ def call_of(name: Any, arguments: Any) -> Call | None:
 
 
 def _json(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
-    calls = json_calls(cursor.value(), syntax, bare=not syntax.begins)
-    if not calls:
-        raise Unreadable("no call")
-    return calls
+    return json_calls(cursor.value(), syntax, bare=not syntax.begins) or []
 
 
 def _named(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
-    name = _start(cursor, syntax, schemas)
+    name = _name(cursor, syntax, schemas)
     return [Call(name, dumps(cursor.value()))]
 
 
-def _start(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> str:
-    """The name before arguments in JSON."""
-    name = _name(cursor, schemas)
-    if not cursor.maybe(syntax.gap):
-        for part in syntax.gap_parts:
-            cursor.maybe(part)
-    cursor.pass_over(_BETWEEN, "{")
-    return name
-
-
 def _tagged(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
-    name = _name(cursor, schemas)
-    cursor.expect(syntax.gap)
+    name = _name(cursor, syntax, schemas)
     values = dict(read_arguments(cursor, syntax, name, schemas))
     if not values and not syntax.gap and name not in schemas:
         raise Unreadable(name)
     return [Call(name, dumps(values))]
 
 
-def _name(cursor: Cursor, schemas: Schemas) -> str:
-    cursor.skip(_NUMBER)
-    name = cursor.match(_NAME)
-    return name if name in schemas else name.removeprefix("functions.")
-
-
 def _python(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     """A list of calls, or calls one after the other."""
-    listed = cursor.maybe("[")
+    if cursor.maybe("["):
+        return cursor.items("]", lambda: _python_call(cursor))
     calls = [_python_call(cursor)]
-    while not (cursor.maybe("]") if listed else cursor.at_end or (syntax.close and cursor.maybe(syntax.close))):
+    while syntax.close and not cursor.at_end and not cursor.maybe(syntax.close):
         cursor.maybe(",")
-        if listed and cursor.maybe("]"):
-            break
-        if not listed and not syntax.close:
-            break
         calls.append(_python_call(cursor))
     return calls
 
@@ -209,99 +203,76 @@ def _python(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
 def _python_call(cursor: Cursor) -> Call:
     name = cursor.match(_NAME)
     cursor.expect("(")
-    arguments: dict[str, Any] = {}
-    while not cursor.maybe(")"):
-        key = cursor.match(KEY)
-        cursor.expect("=")
-        arguments[key] = cursor.value()
-        if not cursor.maybe(","):
-            cursor.expect(")")
-            break
-    return Call(name, dumps(arguments))
+    return Call(name, dumps(dict(cursor.items(")", lambda: cursor.pair(KEY, "=")))))
 
 
 def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     """Calls in whatever form follows markup."""
-    first = markup = _markup(cursor, _MARKUP)
-    if not first:
+    marks = []
+    while (found := cursor.take(_MARKUP)) is not None:
+        marks.append(found)
+    if not marks:
         raise Unreadable("no markup")
-    for _ in range(_MOST_MARKUP):
-        named = _NAME_IN_TAG.search(markup)
+    for place, mark in enumerate(marks):
+        named = _NAME_IN_TAG.search(mark[1])
         # XML, which a model may write for another reason, does not have `<function=NAME>`.
-        if named and (named[1] in schemas or _NAME_AS_TAG.fullmatch(markup)):
-            tags = replace(_in_tags(cursor, markup, named), section_end=_closing(first))
-            calls = _tagged(cursor, tags, schemas)
+        if named and (named[1] in schemas or _NAME_AS_TAG.fullmatch(mark[1])):
+            argument = marks[place + 1][1] if place + 1 < len(marks) else ""
+            form = replace(_in_tags(mark[1], argument), section_end=_closing(marks[0][1]))
+            cursor.place = mark.start(1) + named.start(1)
+            calls = _tagged(cursor, form, schemas)
             break
-        markup = _markup(cursor, _MARKUP)
     else:
-        calls = _after_markup(cursor, first, schemas)
-    while _markup(cursor, _END):
+        calls = _after_markup(cursor, marks[0][1], schemas)
+    while cursor.take(_END):
         pass
     return calls
 
 
-def _markup(cursor: Cursor, pattern: re.Pattern[str]) -> str:
-    """The markup at the cursor, which is moved after it; empty if there is none."""
-    cursor.space()
-    if not cursor.final and _MARKUP_BEGUN.fullmatch(cursor.text, cursor.place):
-        raise Incomplete
-    found = pattern.match(cursor.text, cursor.place)
-    cursor.place = found.end() if found else cursor.place
-    return found[0] if found else ""
-
-
-def _in_tags(cursor: Cursor, markup: str, named: re.Match[str]) -> CallSyntax:
-    """The form of a call whose name is in a tag, at the name: the first argument shows that of all."""
-    start = cursor.place - len(markup) + named.start(1)
-    key = _NAME_IN_TAG.search(argument := _markup(cursor, _MARKUP))
-    cursor.place = start
-    found = CallSyntax(shape="tagged", gap=markup[named.end(1) :], close=_closing(markup))
+def _in_tags(tag: str, argument: str) -> CallSyntax:
+    """The form of a call whose name is in a tag: the first argument shows that of all."""
+    named, key = _NAME_IN_TAG.search(tag), _NAME_IN_TAG.search(argument)
+    assert named is not None
+    found = CallSyntax(shape="tagged", gap=tag[named.end(1) :], close=_closing(tag))
     if key is None:
-        return replace(found, key_open=_closing(markup))
+        return replace(found, key_open=_closing(tag))
     # What else the tag says, of a type for example, may differ from one argument to the next.
     rest, more, _ = argument[key.end(1) :].partition(" ")
     close = f"{rest}{ANY}>\n" if more else f"{rest}\n"
     return replace(found, key_open=argument[: key.start(1)], key_close=close, value_close=f"\n{_closing(argument)}")
 
 
-def _closing(tag: str) -> str:
-    """The tag that closes what a tag opens; empty if it is not a tag."""
-    found = _TAG.match(tag)
-    return f"</{found[1]}>" if found else ""
-
-
 def _after_markup(cursor: Cursor, first: str, schemas: Schemas) -> list[Call]:
     """The calls after their markup: in JSON, in Python, or with the name first."""
     start = cursor.place
-    try:
+    if not cursor.take(_LIST):
         return _json(cursor, UNDECLARED, schemas)
-    except Unreadable:
-        cursor.place = start
-    cursor.skip(_LIST)
-    name, place = _name(cursor, schemas), cursor.place
-    key = _markup(cursor, _MARKUP)
+    name, place = _name(cursor, UNDECLARED, schemas), cursor.place
+    found = cursor.take(_MARKUP)
+    key = found[1] if found else ""
     if "key" in key:
-        cursor.place = start
-        value = key.replace("key", "value")
-        tags = CallSyntax(
-            shape="tagged",
-            key_open=key,
-            key_close=f"{_closing(key)} {value}",
-            value_close=_closing(value),
-            close=_closing(first),
-        )
-        return _tagged(cursor, tags, schemas)
+        cursor.place, value = start, key.replace("key", "value")
+        between, end = f"{_closing(key)} {value}", _closing(value)
+        form = CallSyntax(shape="tagged", close=_closing(first), key_open=key, key_close=between, value_close=end)
+        return _tagged(cursor, form, schemas)
     # A word after markup is a name only if there is such a tool.
     if name not in schemas:
         raise Unreadable(name)
-    cursor.place = place
     if cursor.text.startswith("(", place):
         cursor.place = start
         return _python(cursor, UNDECLARED, schemas)
     if not key and "call" in first and cursor.maybe(_closing(first)):
         return [Call(name, "{}")]
-    cursor.pass_over(_FILLING, "{")
+    cursor.place = place
+    if not cursor.take(_FILLING):
+        raise Unreadable(name)
     return [Call(name, dumps(cursor.value()))]
+
+
+def _closing(tag: str) -> str:
+    """The tag that closes what a tag opens; empty if it is not a tag."""
+    found = _TAG.match(tag)
+    return f"</{found[1]}>" if found else ""
 
 
 def _defines(call: Call, schema: Mapping[str, Any]) -> bool:

@@ -9,18 +9,20 @@ The format is OpenAI's: https://github.com/openai/harmony/blob/main/docs/format.
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
+import regex
+
 from deployments.openai.parsing.calls import json_calls
-from deployments.openai.parsing.parts import Content, Part, Reasoning, find_first, held_back
+from deployments.openai.parsing.cursor import Scan, either
+from deployments.openai.parsing.parts import Content, Part, Reasoning
 from deployments.openai.parsing.typed import loads
 
 _MESSAGE = "<|message|>"
-_ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
+_ENDS = Scan({"end": either(("<|end|>", "<|call|>", "<|return|>", "<|start|>"))})
 _OPENINGS = ("<|channel|>", "<|start|>", "<|constrain|>", "to=")
-_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
-_RECIPIENT = re.compile(r"to=([^\s<]+)")
+_CHANNEL = regex.compile(r"<\|channel\|>\s*(\w+)")
+_RECIPIENT = regex.compile(r"to=([^\s<]+)")
 
 _Kind = Literal["header", "reasoning", "content", "call"]
 
@@ -41,22 +43,20 @@ class HarmonySplitter:
         self._kind: _Kind | None = None
         self._name = ""
         self._buffer = ""
+        self._final = False
 
     def feed(self, text: str) -> list[Part]:
         self._buffer += text
         parts: list[Part] = []
-        if self._kind is None and not self._decide():
+        if self._kind is None and not self._decide() and not self._final:
             return parts
         while self._in_header() if self._kind == "header" else self._in_body(parts):
             pass
         return parts
 
     def finish(self) -> list[Part]:
-        kind, body = self._kind, self._buffer
-        self._buffer = ""
-        if kind == "header":
-            return []
-        return self._whole(kind, body)
+        self._final = True
+        return self.feed("")
 
     def _decide(self) -> bool:
         """See whether the text begins with a header: what the prompt has begun already goes on without one."""
@@ -84,17 +84,13 @@ class HarmonySplitter:
 
     def _in_body(self, parts: list[Part]) -> bool:
         """Give out what is certain; whether a message has ended."""
-        found = find_first(self._buffer, _ENDS)
-        if found is not None:
-            place, marker = found
-            parts += self._whole(self._kind, self._buffer[:place])
-            self._kind, self._buffer = "header", self._buffer[place + len(marker) :]
-            return True
-        if self._kind != "call":
-            size = len(self._buffer) - held_back(self._buffer, _ENDS)
-            parts += self._whole(self._kind, self._buffer[:size])
-            self._buffer = self._buffer[size:]
-        return False
+        found, size = _ENDS.next(self._buffer, self._final)
+        if found is None and self._kind == "call" and not self._final:
+            return False
+        parts += self._whole(self._kind, self._buffer[:size])
+        self._buffer = self._buffer[size:] if found is None else self._buffer[found.end() :]
+        self._kind = self._kind if found is None else "header"
+        return found is not None
 
     def _whole(self, kind: _Kind | None, body: str) -> list[Part]:
         if kind == "call":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
+
+import regex
 
 from deployments.openai.parsing.calls import call_start
 from deployments.openai.parsing.cursor import Cursor, Incomplete, JsonEnd, Unreadable
@@ -13,17 +14,17 @@ from deployments.openai.parsing.parts import Call, CallBegun, CallPiece, Part
 from deployments.openai.parsing.syntax import CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps
 
-_TEXT = re.compile(r'[^"\\]+')
-_ESCAPE = re.compile(
+# Halves of surrogate pairs are left to `dumps`, as are numbers that may be too large.
+_ESCAPE = (
     r'\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|["\\/bfnrt])'
 )
-_SCALAR = re.compile(r"(true|false|null|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?)(?=[\s,\]}])")
-_SPACE = re.compile(r"[ \t\r\n]*")
-_LONGEST = 12
+_IN_STRING = regex.compile(rf'"|[^"\\]+|{_ESCAPE}')
+_SCALAR = r"(?:true|false|null|-?(?:0|[1-9]\d{0,99})(?:\.\d{1,99})?)(?=[\s,\]}])"
+_TOKEN = regex.compile(rf'\s*(?:(?P<comma>,)\s*(?=[^\s,:\]}}]))?(?P<token>[\]}}:\[{{"]|{_SCALAR})')
 
 
 class JsonText:
-    """Writes a JSON value again as `dumps` does, as far as it is final.
+    """Writes a JSON value again as `dumps` does, as far as it is final. What is not JSON is where it stops.
 
     Attributes:
         ended: the value is whole.
@@ -33,11 +34,8 @@ class JsonText:
     def __init__(self) -> None:
         self.ended = False
         self.place = 0
-        # Of every object and list that is open, the keys so far; None for a list.
-        self._open: list[set[str] | None] = []
-        self._string: list[str] | None = None
-        self._next = "value"
-        self._stuck = False
+        self._depth = 0
+        self._in_string = False
 
     def write(self, text: str) -> str:
         """What is final beyond what was written before.
@@ -46,99 +44,22 @@ class JsonText:
             text: the value from its beginning, and what follows it.
         """
         written = ""
-        while not self.ended and not self._stuck and (piece := self._step(text)) is not None:
-            written += piece
+        while not self.ended and (found := (_IN_STRING if self._in_string else _TOKEN).match(text, self.place)):
+            written += self._in_quotes(found[0]) if self._in_string else self._between_strings(**found.groupdict())
+            self.place = found.end()
         return written
 
-    def _step(self, text: str) -> str | None:
-        """The next piece; None if it is not known yet."""
-        if self._string is not None:
-            return self._in_string(text)
-        space = _SPACE.match(text, self.place)
-        place = space.end() if space else self.place
-        sign = text[place : place + 1]
-        if not sign:
-            return None
-        if self._next == "more" and sign == ",":
-            return self._item(text, place + 1, ", ")
-        if sign in "}]" and self._next in ("more", "first"):
-            return self._close(sign, place)
-        return self._stop() if self._next == "more" else self._item(text, place, "")
+    def _in_quotes(self, text: str) -> str:
+        self._in_string = text != '"'
+        value = json.loads(f'"{text}"') if text[0] == "\\" else text
+        return json.dumps(value, ensure_ascii=False)[1:-1] if self._in_string else text
 
-    def _item(self, text: str, place: int, before: str) -> str | None:
-        """A key with its colon, or the beginning of a value."""
-        space = _SPACE.match(text, place)
-        place = space.end() if space else place
-        if self._next != "value" and self._open and self._open[-1] is not None:
-            return self._key(text, place, before)
-        sign = text[place : place + 1]
-        if sign == '"':
-            self._string, self.place = [], place + 1
-            return f'{before}"'
-        if sign and sign in "{[":
-            self._open.append(set() if sign == "{" else None)
-            self._next, self.place = "first", place + 1
-            return before + sign
-        found = _SCALAR.match(text, place)
-        if found is None:
-            return (
-                self._stop()
-                if sign and _SCALAR.match(text[place:] + " ") is None and len(text) > place + _LONGEST
-                else None
-            )
-        self.place = found.end()
-        self._after()
-        return before + json.dumps(json.loads(found[0]))
-
-    def _key(self, text: str, place: int, before: str) -> str | None:
-        try:
-            key, end = json.JSONDecoder().raw_decode(text, place) if text[place : place + 1] == '"' else (None, place)
-        except ValueError:
-            return None
-        colon = _SPACE.match(text, end)
-        end = colon.end() if colon else end
-        keys = self._open[-1]
-        if not text[end:]:
-            return None
-        if key is None or keys is None or key in keys or text[end] != ":" or not _is_plain(key):
-            return self._stop()
-        keys.add(key)
-        self._next, self.place = "value", end + 1
-        return f"{before}{json.dumps(key, ensure_ascii=False)}: "
-
-    def _in_string(self, text: str) -> str | None:
-        if text[self.place : self.place + 1] == '"':
-            self._string, self.place = None, self.place + 1
-            self._after()
-            return '"'
-        found = _TEXT.match(text, self.place) or _ESCAPE.match(text, self.place)
-        if found is None:
-            return self._stop() if len(text) > self.place + _LONGEST else None
-        self.place = found.end()
-        value = found[0] if found[0][0] != "\\" else json.loads(f'"{found[0]}"')
-        return json.dumps(value, ensure_ascii=False)[1:-1]
-
-    def _close(self, sign: str, place: int) -> str | None:
-        if (self._open[-1] is None) != (sign == "]"):
-            return self._stop()
-        self._open.pop()
-        self.place = place + 1
-        self._after()
-        return sign
-
-    def _after(self) -> None:
-        """A value has ended."""
-        self._next = "more"
-        self.ended = not self._open
-
-    def _stop(self) -> str | None:
-        """Only the whole text shows what this means."""
-        self._stuck = True
-        return None
-
-
-def _is_plain(text: str) -> bool:
-    return not any("\ud800" <= each <= "\udfff" for each in text)
+    def _between_strings(self, token: str, comma: str | None) -> str:
+        self._depth += (token in "{[") - (token in "}]")
+        self._in_string = token == '"'
+        self.ended = self._depth == 0
+        text = token if token in '"{[]}' else ": " if token == ":" else json.dumps(json.loads(token))
+        return f", {text}" if comma else text
 
 
 class LiveCalls:
@@ -151,18 +72,15 @@ class LiveCalls:
         syntaxes: the forms of calls.
         schemas: the tools; calls of others are given out when they are whole.
         least: a call is given out unfinished from this many characters of it on.
-        name: of the call whose arguments the text consists of.
     """
 
-    def __init__(self, syntaxes: Sequence[CallSyntax], schemas: Schemas, least: int = 0, name: str = "") -> None:
+    def __init__(self, syntaxes: Sequence[CallSyntax], schemas: Schemas, least: int = 0) -> None:
         self._syntaxes = syntaxes
         self._least = least
-        self._name = name
         self._schemas = schemas
         self._begun = 0
         self._written = ""
         self._start = 0
-        self._syntax: CallSyntax | None = None
         self._json: JsonText | None = None
 
     def more(self, text: str, known: tuple[Any, ...] = ()) -> list[Part]:
@@ -220,21 +138,17 @@ class LiveCalls:
 
     def _begins(self, text: str, parts: list[Part]) -> bool:
         """See where the arguments of the next call begin."""
-        if self._name:
-            return self._opens(self._name, self._start, parts) if not self._begun and text.strip() else False
-        for syntax in self._syntaxes if self._syntax is None else (self._syntax,):
+        for syntax in self._syntaxes:
             cursor = Cursor(text, self._start, final=False)
             try:
                 name = call_start(cursor, syntax, again=self._begun > 0)
             except (Incomplete, Unreadable):
                 continue
             if name in self._schemas and (self._begun or len(text) - cursor.place >= self._least):
-                self._syntax = syntax
-                return self._opens(name, cursor.place, parts)
+                # The other calls have the same form.
+                self._syntaxes = (syntax,)
+                self._start, self._written, self._json = cursor.place, "", JsonText()
+                self._begun += 1
+                parts.append(CallBegun(name))
+                return True
         return False
-
-    def _opens(self, name: str, place: int, parts: list[Part]) -> bool:
-        self._start, self._written, self._json = place, "", JsonText()
-        self._begun += 1
-        parts.append(CallBegun(name))
-        return True

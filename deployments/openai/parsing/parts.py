@@ -83,21 +83,3 @@ class ContentSplitter:
         for part in parts:
             split += self._then.feed(part.text) if isinstance(part, Content) else [part]
         return split
-
-
-def held_back(text: str, markers: tuple[str, ...]) -> int:
-    """How many characters at the end of `text` could be the beginning of a marker."""
-    longest = max(map(len, markers), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(marker.startswith(text[-size:]) for marker in markers):
-            return size
-    return 0
-
-
-def find_first(text: str, markers: tuple[str, ...]) -> tuple[int, str] | None:
-    """The place of the first marker in `text`, and the marker; of several at one place the longest."""
-    found = [(place, -len(marker), marker) for marker in markers if (place := text.find(marker)) >= 0]
-    if not found:
-        return None
-    place, _, marker = min(found)
-    return place, marker

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+
+import regex
 
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.calls import read_calls
-from deployments.openai.parsing.cursor import FENCE, Cursor, Incomplete, JsonEnd, Unreadable, first_word
+from deployments.openai.parsing.cursor import (
+    FENCE,
+    Cursor,
+    Incomplete,
+    JsonEnd,
+    Scan,
+    Unreadable,
+    either,
+    first_word,
+    pattern_of,
+)
 from deployments.openai.parsing.live import LiveCalls
-from deployments.openai.parsing.parts import Call, Content, Part, Reasoning, held_back
+from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
 from deployments.openai.parsing.syntax import MARKERS, AnswerSyntax, CallSyntax
 from deployments.openai.parsing.typed import Schemas
 
-# An object that nothing marks, or a list of them: what may be calls, and what is not yet known to be.
+# An object that nothing marks, or a list of them, and the keys with which one may be a call.
 _OBJECT = r'(?:\[\s{0,99}){0,2}\{\s{0,99}["\']'
 _KEYS = "name|function|type|id|index|arguments|parameters|tool_name|tool_call_id|tool_calls|function_calls|thought"
-_CALLS = rf'{_OBJECT}(?:{_KEYS})["\']\s*:'
-_BEGUN = r'(?:(?:\[\s{0,99}){0,2}\{\s{0,99}(?:["\']\w{0,12}(?:["\']\s*)?)?|(?:\[\s{0,99}){1,2})\Z'
 _PYTHON = r"\[\s{0,99}[^\W\d][\w.\-/]{0,99}\s?\("
-_PYTHON_BEGUN = r"\[\s{0,99}(?:[^\W\d][\w.\-/]{0,99})?\s?\Z"
 # Markup that says that a call follows, where no form of calls was found.
 _MARKER = r"<(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>"
 _MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
 # A name that the arguments follow.
 _NAME = r"(?<![\w.\-/])[^\W\d][\w.\-/]{0,63}"
-_MARKER_BEGUN = r"(?:<(?!/)[^<>\n]{0,100}|\[[A-Z_]{0,60})\Z"
-_THOUGHT = re.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
-_THOUGHT_BEGUN = re.compile(r"\s*(?:<[\w.:\-]{0,30})?")
+_THOUGHT = regex.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
 _BETWEEN = " \t\r\n;,"
 _SHORT, _GROWTH = 256, 8
-_LONGEST_BEGUN = 512
 
 
 class Reader:
@@ -61,249 +66,191 @@ class Reader:
         self._reasoning = syntax.reasoning or MARKERS["think"]
         self._schemas = schemas or {}
         self._calls = () if schemas is None else syntax.calls
-        self._scan = _scan(self._calls, syntax.dropped)
+        self._scan = _scan_of(self._calls, syntax.dropped)
+        # What may stand after a call that has been read.
+        self._ends = tuple(call.section_end for call in self._calls)
+        self._ends += tuple(call.close for call in self._calls if call.shape == "tagged")
+        self._least = least
         self._buffer = ""
         self._final = False
-        self._inside = opened
-        # At the beginning of the text, or of what follows the reasoning; and whether reasoning may begin here.
-        self._fresh = True
         self._reasons = reasons
-        self._begun = False
+        # What reads on: it gives out parts, and says whether to read on at once.
+        self._step: Callable[[list[Part]], bool] = self._begin_reasoning if opened else self._open
+        # White space before the next text, and whether there was a text.
         self._space = ""
-        self._after_call = False
         self._given = False
+        self._written = ""
+        # Of the call at the beginning of the buffer.
         self._tried = 0
-        self._own: JsonEnd | None = None
-        self._least = least
         self._live: LiveCalls | None = None
-        self._begun_with = ""
 
     def begin(self, marker: str) -> None:
         """Read as if the text began with a marker, which the prompt has written."""
-        self._buffer = self._begun_with = marker
+        self._buffer = self._written = marker
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain after this text."""
         self._buffer += text
         parts: list[Part] = []
-        while self._reason(parts) if self._inside else self._read(parts):
+        try:
+            while self._step(parts):
+                pass
+        except Incomplete:
             pass
         return _merged(parts)
 
     def finish(self) -> list[Part]:
         """The parts that were held back; nothing is fed afterwards."""
-        self._final, self._tried = True, 0
-        parts = self.feed("")
-        if self._space and not self._after_call:
-            parts.append(Content(self._space))
-        return _merged(parts)
+        self._final = True
+        return _merged([*self.feed(""), Content(self._space)])
 
-    def _reason(self, parts: list[Part]) -> bool:
-        """Give out reasoning; return whether it has ended."""
-        if not self._begun:
-            self._buffer = self._buffer.lstrip("\n")
-            self._begun = bool(self._buffer)
-        before, marker, after = self._buffer.partition(self._reasoning.closing)
-        # A call in reasoning that never closes ends it, so what may be one is held back.
-        calls = [] if marker or not self._scan.marked else [each.start() for each in self._scan.marked.finditer(before)]
-        place = next((place for place in calls if self._final and self._calls_end(before[place:])), None)
-        if marker or place is not None:
-            kept = before[:place].rstrip()
-            self._inside, self._fresh, self._reasons = False, True, False
-            self._buffer = after if place is None else before[place:]
+    def _open(self, parts: list[Part]) -> bool:
+        """See whether reasoning begins here."""
+        cursor, marks = Cursor(self._buffer, final=self._final), self._syntax.reasoning
+        found = cursor.take(_THOUGHT) if marks is None and self._reasons else None
+        if found is not None:
+            self._reasoning = ReasoningMarkers(f"<{found[1]}>", f"</{found[1]}>")
+        if found is not None or (self._reasons and cursor.maybe(self._reasoning.opening)):
+            self._step = self._begin_reasoning
+        elif cursor.maybe(self._reasoning.closing):
+            # It ends what had ended before.
+            self._reasons = False
         else:
-            held = held_back(before, (self._reasoning.closing, *self._scan.starts))
-            size = len(before) if self._final else min([len(before) - held, *calls])
-            kept = before[:size].rstrip()
-            self._buffer = "" if self._final else before[len(kept) :]
-        parts += [Reasoning(kept)] if kept else []
-        return not self._inside
+            self._step = self._text
+            self._buffer = self._buffer if self._reasons else self._buffer.lstrip("\n")
+        self._buffer = self._buffer[cursor.place :]
+        return True
 
-    def _calls_end(self, text: str) -> bool:
-        """Whether a text consists of calls."""
+    def _begin_reasoning(self, parts: list[Part]) -> bool:
+        self._buffer = self._buffer.lstrip("\n")
+        if self._buffer:
+            self._step = functools.partial(self._reason, _thoughts_of(self._reasoning.closing, self._calls))
+        return bool(self._buffer)
+
+    def _reason(self, ends: Scan, parts: list[Part]) -> bool:
+        """Give out reasoning up to its end."""
+        text, marker, after = self._buffer.partition(self._reasoning.closing)
+        if not marker:
+            # A call in reasoning that never closes ends it, so what may be one is held back.
+            size = ends.next(text, self._final)[1]
+            if self._final:
+                places = (each.start() for each in ends.pattern.finditer(text))
+                size = next((place for place in places if self._are_calls(text[place:])), len(text))
+            text, after = text[:size], text[size:]
+        kept = text.rstrip()
+        parts += [Reasoning(kept)] if kept else []
+        if marker or (self._final and after):
+            self._buffer, self._reasons, self._step = after, False, self._open
+            return True
+        self._buffer = "" if self._final else text[len(kept) :] + after
+        return False
+
+    def _are_calls(self, text: str) -> bool:
         reader = Reader(self._syntax, self._schemas, opened=False, reasons=False)
-        read = [*reader.feed(text), *reader.finish()]
-        return bool(read) and all(
-            isinstance(part, Call) or (isinstance(part, Content) and not part.text.strip()) for part in read
+        parts = [*reader.feed(text), *reader.finish()]
+        return bool(parts) and not any(
+            part.text.strip() if isinstance(part, Content) else not isinstance(part, Call) for part in parts
         )
 
-    def _read(self, parts: list[Part]) -> bool:
-        """Give out what is not a call; return whether to go on."""
-        if self._fresh and not self._opens():
-            return self._inside
-        if self._own is not None:
-            return self._in_own(parts, self._own)
-        if self._after_call and not self._between(parts):
-            return False
-        found, held = self._scan.next(self._buffer, self._final)
+    def _text(self, parts: list[Part]) -> bool:
+        """Give out what is neither a call nor markup."""
+        found, size = self._scan.next(self._buffer, self._final)
+        self._pass(parts, size)
         if found is None:
-            self._content(parts, len(self._buffer) - held)
             return False
-        self._content(parts, found.start())
-        if found.lastgroup == "dropped":
-            self._buffer = self._buffer[len(found[0]) :]
-            return True
-        return self._call(parts, found)
+        match found.lastgroup:
+            case "dropped":
+                self._buffer = self._buffer[len(found[0]) :]
+            case "own":
+                self._step = functools.partial(self._own, JsonEnd())
+            case _:
+                self._step = functools.partial(self._call, found)
+        return True
 
-    def _call(self, parts: list[Part], found: re.Match[str]) -> bool:
-        """Read calls at the beginning of the buffer; return whether it is known what is there."""
-        if found.lastgroup != "own":
+    def _call(self, found: regex.Match[str], parts: list[Part]) -> bool:
+        """Read calls at the beginning of the buffer."""
+        size, known = len(self._buffer), ()
+        # A long text is read again when it has grown by a part of its length, so that all of it is read in linear time.
+        if self._final or size <= _SHORT or size >= self._tried + self._tried // _GROWTH:
+            self._tried = size
             try:
-                calls, end = self._try()
+                return self._after_trial(found, parts, *self._try())
             except Incomplete as more:
-                self._begin(parts, found, more.args)
-                return False
-            live, self._live = self._live, None
-            if live is not None and not calls and (begun := live.broken(self._buffer)):
-                parts += begun
-                self._buffer, self._tried = "", 0
-                return False
-            if calls:
-                parts += calls if live is None else live.rest(calls, self._buffer)
-                self._buffer, self._after_call, self._space, self._tried = self._buffer[end:], True, "", 0
-                return True
-        if self._after_call:
-            self._after_call, self._space = False, "\n" if self._given else ""
-        if found.lastgroup in ("own", "value"):
-            self._own = JsonEnd()
+                known = more.args
+        if self._least == 0 or (self._least and found.lastgroup == "marked"):
+            self._live = self._live or LiveCalls(self._calls, self._schemas, self._least)
+            parts += self._live.more(self._buffer, known)
+        return False
+
+    def _try(self) -> tuple[list[Call], int]:
+        """The calls at the beginning of the buffer and where they end; none if there are none."""
+        for syntax in self._calls:
+            cursor = Cursor(self._buffer, final=self._final)
+            with contextlib.suppress(Unreadable):
+                return read_calls(cursor, syntax, self._schemas), cursor.place
+        return [], 0
+
+    def _after_trial(self, found: regex.Match[str], parts: list[Part], calls: list[Call], end: int) -> bool:
+        """Give out calls, or what only looked like them."""
+        live, self._live, self._step, self._tried = self._live, None, self._text, 0
+        if calls:
+            parts += calls if live is None else live.rest(calls, self._buffer)
+            self._buffer, self._space, self._step = self._buffer[end:], "", self._between
+        elif live is not None and (begun := live.broken(self._buffer)):
+            parts += begun
+            self._buffer = self._space = ""
+        elif found.lastgroup == "value":
+            self._step = functools.partial(self._own, JsonEnd())
         elif found[0] in self._syntax.dropped:
             self._buffer = self._buffer[len(found[0]) :]
         else:
             self.unread = self.unread or found.lastgroup == "marked"
-            self._content(parts, len(found[0]))
+            self._pass(parts, len(found[0]))
         return True
 
-    def _begin(self, parts: list[Part], found: re.Match[str], known: tuple[Any, ...]) -> None:
-        """Give out what is certain of calls that are not whole yet."""
-        if self._least is None or (self._least and found.lastgroup != "marked"):
-            return
-        self._live = self._live or LiveCalls(self._calls, self._schemas, self._least)
-        parts += self._live.more(self._buffer, known)
-
-    def _try(self) -> tuple[list[Call], int]:
-        """The calls at the beginning of the buffer and where they end; none if there are none."""
-        size = len(self._buffer)
-        if not self._final and _SHORT < size < self._tried + self._tried // _GROWTH:
-            raise Incomplete
-        self._tried = size
-        for syntax in self._calls:
-            cursor = Cursor(self._buffer, final=self._final)
-            try:
-                return read_calls(cursor, syntax, self._schemas), cursor.place
-            except Unreadable:
-                continue
-        self._tried = 0
-        return [], 0
-
     def _between(self, parts: list[Part]) -> bool:
-        """Drop what separates calls from each other and from a text; False if that is all there is so far."""
+        """Drop what separates calls from each other and from a text."""
         rest = self._buffer.lstrip(_BETWEEN)
         cursor = Cursor(rest, final=self._final)
-        try:
-            ended = any(cursor.closing(each.section_end) for each in self._calls)
-            ended = ended or any(each.shape == "tagged" and cursor.maybe(each.close) for each in self._calls)
-        except Incomplete:
-            return False
-        if ended:
+        if any(map(cursor.closing, self._ends)):
             self._buffer = rest[cursor.place :]
-            return self._between(parts)
-        found, held = self._scan.next(rest, self._final)
-        if (found is not None and found.start() == 0) or (rest and held == len(rest)):
-            self._buffer = rest
-            return found is not None
-        if not rest and not self._final:
+            return True
+        found, place = self._scan.next(rest, self._final)
+        if found is not None and place == 0 and found.lastgroup == "dropped":
+            self._buffer = rest[len(found[0]) :]
+            return True
+        if found is None and place == 0 and not self._final:
             return False
-        # A text goes on; it does not run into the one before the calls.
-        self._buffer = self._buffer.lstrip()
-        self._after_call, self._space = not self._buffer, "\n" if self._given else ""
-        return bool(self._buffer)
+        self._buffer = rest if found is not None and place == 0 else self._buffer.lstrip()
+        if not self._buffer:
+            return False
+        # A text does not run into the one before the calls.
+        self._space, self._step = "\n" if self._given else "", self._text
+        return True
 
-    def _content(self, parts: list[Part], size: int) -> None:
+    def _own(self, value: JsonEnd, parts: list[Part]) -> bool:
+        """Give out a JSON value of the model's own."""
+        end = value.find(self._buffer)
+        text, self._buffer = self._buffer[:end], "" if end is None else self._buffer[end:]
+        self._give(parts, text)
+        self._step = self._step if end is None else self._text
+        return end is not None
+
+    def _pass(self, parts: list[Part], size: int) -> None:
         """Give out the beginning of the buffer. White space waits: a call may follow, to which it does not belong."""
         text, self._buffer = self._buffer[:size], self._buffer[size:]
         if text:
             # The prompt's marker is not the model's text.
-            text, self._begun_with = text.removeprefix(self._begun_with), ""
+            text, self._written = text.removeprefix(self._written), ""
         kept = text.rstrip() if self._calls else text
-        if kept:
-            parts.append(Content(self._space + kept))
+        self._give(parts, kept, text[len(kept) :])
+
+    def _give(self, parts: list[Part], text: str, space: str = "") -> None:
+        """Give out a text; the white space after it waits."""
+        if text:
+            parts.append(Content(self._space + text))
             self._space, self._given = "", True
-        self._space += text[len(kept) :]
-
-    def _opens(self) -> bool:
-        """See whether reasoning begins here; False while that is not known, or if it does."""
-        if self._syntax.reasoning is None and self._reasons:
-            if not self._final and _THOUGHT_BEGUN.fullmatch(self._buffer):
-                return False
-            if (found := _THOUGHT.match(self._buffer)) is not None:
-                self._reasoning = ReasoningMarkers(f"<{found[1]}>", f"</{found[1]}>")
-        marks, cursor = self._reasoning, Cursor(self._buffer, final=self._final)
-        try:
-            stray = cursor.maybe(marks.closing)
-            self._inside = not stray and self._reasons and cursor.maybe(marks.opening)
-        except Incomplete:
-            return False
-        if stray or self._inside:
-            self._buffer = self._buffer[cursor.place :]
-        self._fresh = False
-        if stray or not self._reasons:
-            self._buffer = self._buffer.lstrip("\n")
-        return not self._inside
-
-    def _in_own(self, parts: list[Part], value: JsonEnd) -> bool:
-        """Give out a JSON value of the model's own; return whether it has ended."""
-        end = value.find(self._buffer)
-        size = len(self._buffer) if end is None else end
-        parts.append(Content(self._space + self._buffer[:size]))
-        self._buffer, self._space, self._given = self._buffer[size:], "", True
-        self._own = None if end is not None else value
-        return end is not None
-
-
-class _Scan:
-    """Finds where a call, or markup, may begin.
-
-    Attributes:
-        starts: the first words of what begins a call.
-        marked: matches them; None if nothing marks calls.
-    """
-
-    def __init__(self, calls: Sequence[CallSyntax], dropped: Sequence[str]) -> None:
-        self.starts = tuple(dict.fromkeys(first_word(text) for call in calls for text in call.begins))
-        self._texts = (*self.starts, *dropped)
-        self.marked = re.compile(_either(self.starts)) if self.starts else None
-        bare = {call.shape for call in calls if not call.begins}
-        longer = [text for text in dropped if text.startswith(self.starts) and text not in self.starts]
-        but = f"(?!{_either(longer)})" if longer else ""
-        groups = [f"(?P<marked>{but}(?:{_either(self.starts)}))"] if self.starts else []
-        begun: list[str] = []
-        if "any" in bare:
-            groups, begun = [*groups, f"(?P<unknown>{_MARKER})"], [_MARKER_BEGUN]
-            self._texts = (*self._texts, "functools[")
-        groups += [f"(?P<dropped>{_either(dropped)})"] if dropped else []
-        if "python" in bare:
-            groups, begun = [*groups, f"(?P<python>{_PYTHON})"], [*begun, _PYTHON_BEGUN]
-        gaps = {call.gap.strip() for call in calls if call.shape == "named" and not call.begins}
-        for gap in gaps:
-            groups = [*groups, rf"(?P<named>{_NAME}\s{{0,9}}{re.escape(gap)}\s{{0,9}}(?=\{{))"]
-            begun = [*begun, rf"{_NAME}\s{{0,9}}\W{{0,{len(gap)}}}\s{{0,9}}\Z"]
-        if bare:
-            groups, begun = [*groups, f"(?P<fence>{FENCE})"], [*begun, r"`{1,3}\w{0,44}\Z"]
-        if "json" in bare:
-            groups, begun = [*groups, f"(?P<value>{_CALLS})", f"(?P<own>{_OBJECT})"], [*begun, _BEGUN]
-        self._pattern = re.compile("|".join(groups)) if groups else None
-        self._begun = re.compile("|".join(begun)) if begun else None
-
-    def next(self, text: str, final: bool) -> tuple[re.Match[str] | None, int]:
-        """The next beginning, if it is certain, and how much of the text's end must wait."""
-        found = self._pattern.search(text) if self._pattern else None
-        begun = self._begun.search(text, max(0, len(text) - _LONGEST_BEGUN)) if self._begun and not final else None
-        if found is not None and (begun is None or found.start() < begun.start()):
-            rest = text[found.start() :]
-            longer = not final and any(each.startswith(rest) and each != rest for each in self._texts)
-            return (None, len(rest)) if longer else (found, 0)
-        held = 0 if final else held_back(text, self._texts)
-        return None, max(held, len(text) - begun.start() if begun else 0)
+        self._space += space
 
 
 def _merged(parts: list[Part]) -> list[Part]:
@@ -318,9 +265,39 @@ def _merged(parts: list[Part]) -> list[Part]:
 
 
 @functools.lru_cache(maxsize=256)
-def _scan(calls: tuple[CallSyntax, ...], dropped: tuple[str, ...]) -> _Scan:
-    return _Scan(calls, dropped)
+def _scan_of(calls: tuple[CallSyntax, ...], dropped: tuple[str, ...]) -> Scan:
+    """Finds what begins calls, and what is dropped.
+
+    The groups: `marked` (a declared marker), `unknown` (markup that looks like one), `dropped`, `bare` (calls that
+    nothing marks), `value` (JSON that may be a call), `own` (JSON that is none).
+    """
+    starts = _starts(calls)
+    bare = {call.shape for call in calls if not call.begins}
+    longer = [text for text in dropped if text.startswith(starts) and text not in starts]
+    patterns = {}
+    if starts:
+        patterns["marked"] = f"(?!{either(longer)})(?:{either(starts)})" if longer else either(starts)
+    if "any" in bare:
+        patterns["unknown"] = _MARKER
+    if dropped:
+        patterns["dropped"] = either(dropped)
+    gaps = {pattern_of(call.gap) for call in calls if call.shape == "named" and not call.begins}
+    unmarked = [_PYTHON] if "python" in bare else []
+    unmarked += [rf"{_NAME}{gap}\s{{0,9}}(?=\{{)" for gap in sorted(gaps)]
+    if bare:
+        patterns["bare"] = "|".join((*unmarked, FENCE))
+    if "json" in bare:
+        patterns |= {"value": rf'{_OBJECT}(?:{_KEYS})["\']\s*:', "own": _OBJECT}
+    return Scan(patterns)
 
 
-def _either(texts: Sequence[str]) -> str:
-    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+@functools.lru_cache(maxsize=256)
+def _thoughts_of(closing: str, calls: tuple[CallSyntax, ...]) -> Scan:
+    """Finds what may end reasoning."""
+    starts = _starts(calls)
+    return Scan({"closing": regex.escape(closing)} | ({"marked": either(starts)} if starts else {}))
+
+
+def _starts(calls: Sequence[CallSyntax]) -> tuple[str, ...]:
+    """The first words of what begins a call."""
+    return tuple(dict.fromkeys(first_word(text) for call in calls for text in call.begins))

@@ -76,25 +76,16 @@ class CallSyntax:
     @property
     def sketch(self) -> str:
         """A call, as a person would write the form down."""
-        match self.shape:
-            case "json" if not self.name:
-                body = "{NAME: {…}}"
-            case "json":
-                body = f'{{"{self.name}": …, "{self.arguments}": …}}'
-            case "named":
-                body = f"NAME{self.gap}{{…}}"
-            case "lines" | "tagged":
-                body = f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}"
-            case "python":
-                body = "[NAME(KEY=VALUE)]"
-            case "any":
-                body = "NAME …"
+        bodies = {
+            "json": f'{{"{self.name}": …, "{self.arguments}": …}}' if self.name else "{NAME: {…}}",
+            "named": f"NAME{self.gap}{{…}}",
+            "python": "[NAME(KEY=VALUE)]",
+            "any": "NAME …",
+        }
+        arguments = f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}"
+        body = bodies.get(self.shape, arguments)
         body = f"[{body}]" if self.several else body
         return "".join(f"{self.section}{self.open}{body}{self.close}{self.section_end}".split())
-
-    @property
-    def gap_parts(self) -> tuple[str, ...]:
-        return tuple(part for part in self.gap.split("…") if part.strip())
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -133,90 +124,45 @@ class AnswerSyntax:
         return (*words, *(call.quote for call in self.calls if calls and len(call.quote) > 1))
 
 
-def _json(**markers: str) -> CallSyntax:
-    return CallSyntax(shape="json", **markers)  # type: ignore[arg-type]
+def _json(open: str = "", close: str = "") -> CallSyntax:
+    return CallSyntax(shape="json", open=open, close=close)
 
 
-_TOOL_CALL = ("<tool_call>", "</tool_call>")
-_DEEPSEEK = CallSyntax(
-    shape="named",
-    section="<｜tool▁calls▁begin｜>",
-    section_end="<｜tool▁calls▁end｜>",
-    open="<｜tool▁call▁begin｜>",
-    gap="<｜tool▁sep｜>",
-    close="<｜tool▁call▁end｜>",
-)
-_DEEPSEEK_V3 = replace(
-    _DEEPSEEK,
-    open=f"{_DEEPSEEK.open}function{_DEEPSEEK.gap}",
-    gap="\n```json\n",
-    close=f"\n```{_DEEPSEEK.close}",
-)
-_FUNCTION_TAGS = CallSyntax(
-    shape="tagged",
-    section=_TOOL_CALL[0],
-    section_end=_TOOL_CALL[1],
-    open="<function=",
-    gap=">",
-    key_open="<parameter=",
-    key_close=">\n",
-    value_close="\n</parameter>",
-    close="</function>",
-)
-_ARGUMENT_TAGS = CallSyntax(
-    shape="tagged",
-    open=_TOOL_CALL[0],
-    key_open="<arg_key>",
-    key_close="</arg_key>\n<arg_value>",
-    value_close="</arg_value>",
-    close=_TOOL_CALL[1],
-)
+def _python(open: str = "", close: str = "") -> CallSyntax:
+    return CallSyntax(shape="python", open=open, close=close)
+
+
+def _named(open: str, gap: str, close: str = "", *, around: tuple[str, str] = ("", "")) -> CallSyntax:
+    section, end = around
+    return CallSyntax(shape="named", section=section, open=open, gap=gap, close=close, section_end=end)
+
+
 BARE = _json()
-BARE_PYTHON = CallSyntax(shape="python")
+BARE_PYTHON = _python()
 UNDECLARED = CallSyntax(shape="any")
-
+_BEGIN, _SEPARATOR, _END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
+_KIMI = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
+_CALLS = {
+    "hermes": (_json("<tool_call>", "</tool_call>"), UNDECLARED),
+    "llama3_json": (_json("<|python_tag|>"), BARE),
+    "mistral": (_json("[TOOL_CALLS]"), _named("[TOOL_CALLS]", "[CALL_ID]…[ARGS]")),
+    "deepseek": (
+        _named(f"{_BEGIN}function{_SEPARATOR}", "\n```json\n", f"\n```{_END}", around=_DEEPSEEK),
+        _named(_BEGIN, _SEPARATOR, _END, around=_DEEPSEEK),
+    ),
+    "kimi": (_named("<|tool_call_begin|>", ":…<|tool_call_argument_begin|>", "<|tool_call_end|>", around=_KIMI),),
+    "granite": (_json("<|tool_call|>"), UNDECLARED, BARE),
+    "phi4": (_json("functools"),),
+    "internlm": (_json("<|action_start|><|plugin|>", "<|action_end|>"),),
+    "pythonic": (_python("<|python_start|>", "<|python_end|>"), BARE_PYTHON),
+    "olmo3": (_python("<function_calls>", "</function_calls>"),),
+    "harmony": (replace(_named(" to=functions.", "<|channel|>commentary json<|message|>", "<|call|>"), alone=True),),
+    "json": (BARE,),
+}
 SYNTAXES = {
-    "hermes": AnswerSyntax(
-        calls=(_json(open=_TOOL_CALL[0], close=_TOOL_CALL[1]), _FUNCTION_TAGS, _ARGUMENT_TAGS, UNDECLARED),
-    ),
-    "llama3_json": AnswerSyntax(calls=(_json(open="<|python_tag|>"), BARE)),
-    "mistral": AnswerSyntax(
-        calls=(_json(open="[TOOL_CALLS]"), CallSyntax(shape="named", open="[TOOL_CALLS]", gap="[CALL_ID]…[ARGS]")),
-        short_ids=True,
-    ),
-    "deepseek": AnswerSyntax(calls=(_DEEPSEEK_V3, _DEEPSEEK)),
-    "kimi": AnswerSyntax(
-        calls=(
-            CallSyntax(
-                shape="named",
-                section="<|tool_calls_section_begin|>",
-                section_end="<|tool_calls_section_end|>",
-                open="<|tool_call_begin|>",
-                gap=":…<|tool_call_argument_begin|>",
-                close="<|tool_call_end|>",
-            ),
-        )
-    ),
-    "granite": AnswerSyntax(calls=(_json(open="<|tool_call|>"), UNDECLARED, BARE)),
-    "phi4": AnswerSyntax(calls=(_json(open="functools"),)),
-    "internlm": AnswerSyntax(calls=(_json(open="<|action_start|><|plugin|>", close="<|action_end|>"),)),
-    "pythonic": AnswerSyntax(
-        calls=(CallSyntax(shape="python", open="<|python_start|>", close="<|python_end|>"), BARE_PYTHON)
-    ),
-    "olmo3": AnswerSyntax(calls=(CallSyntax(shape="python", open="<function_calls>", close="</function_calls>"),)),
-    "harmony": AnswerSyntax(
-        harmony=True,
-        calls=(
-            CallSyntax(
-                shape="named",
-                open=" to=functions.",
-                gap="<|channel|>commentary json<|message|>",
-                close="<|call|>",
-                alone=True,
-            ),
-        ),
-    ),
-    "json": AnswerSyntax(calls=(BARE,)),
+    name: AnswerSyntax(calls=calls, harmony=name == "harmony", short_ids=name == "mistral")
+    for name, calls in _CALLS.items()
 }
 """What `tool_parser` names."""
 

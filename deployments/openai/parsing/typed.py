@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from deployments.openai.parsing.cursor import LITERALS, Cursor, Unreadable
 
 Schemas = Mapping[str, Mapping[str, Any]]
 """The tools of a request: name to the JSON schema of the arguments."""
@@ -23,7 +24,6 @@ _KINDS = {
     list: "array",
 }
 _ANY = frozenset(_KINDS.values())
-_LITERALS: dict[str, Any] = {"None": None, "True": True, "False": False, "true": True, "false": False}
 
 
 def loads(text: str) -> Any:
@@ -93,42 +93,23 @@ def parts_of(name: str, key: str, schemas: Schemas) -> Schemas:
     return {name: {"additionalProperties": schema.get("items"), **schema, **definitions}}
 
 
-def python_literal(node: ast.expr) -> Any:
-    """The value of an expression of literals, JSON's names of constants included.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    match node:
-        case ast.Name(id="true" | "false" | "null"):
-            return {"true": True, "false": False}.get(node.id)
-        case ast.List() | ast.Tuple():
-            return [python_literal(each) for each in node.elts]
-        case ast.Dict():
-            keys = [python_literal(key) for key in node.keys if key is not None]
-            return dict(zip(keys, map(python_literal, node.values), strict=True))
-    return ast.literal_eval(node)
-
-
 def _read(text: str, kinds: frozenset[str] | set[str]) -> Any:
     """The value of a text if it is of one of the kinds, but for strings; else None."""
     value = _number(loads(text), kinds)
-    if value is None and (text in _LITERALS or "string" not in kinds):
+    if value is None and (text in LITERALS or "string" not in kinds):
         value = _number(_literal(text), kinds)
     return value if value is not None and not isinstance(value, str) and _kind(value) & kinds else None
 
 
 def _literal(text: str) -> Any:
-    if text in _LITERALS:
-        return _LITERALS[text]
-    if not text.startswith(("{", "[", "(")):
-        return None
+    """A value as Python or JSON writes it, but for numbers and strings; None if it is none."""
+    cursor = Cursor(text)
     try:
-        value = python_literal(ast.parse(text, mode="eval").body)
+        value = cursor.value() if text in LITERALS or text.startswith(("{", "[", "(")) else None
         dumps({"value": value})
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+    except (Unreadable, ValueError):
         return None
-    return value
+    return value if cursor.at_end else None
 
 
 def _number(value: Any, kinds: frozenset[str] | set[str]) -> Any:

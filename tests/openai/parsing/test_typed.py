@@ -62,6 +62,7 @@ def read(schema: Any, text: str, **root: Any) -> Any:
         ({"type": "null"}, "None", None),
         ({"type": "object"}, "{'a': True, 'b': None}", {"a": True, "b": None}),
         ({"type": "object"}, "{'a': true, 'b': null}", {"a": True, "b": None}),
+        ({"type": "object"}, "{a: 1}", {"a": 1}),
         ({"type": "object"}, "{'a'", "{'a'"),
         ({"type": "array"}, "['x', (1, 2)]", ["x", [1, 2]]),
         ({"type": "array"}, "{1, 2}", "{1, 2}"),
