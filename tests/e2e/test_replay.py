@@ -64,7 +64,7 @@ def recorded(cluster: str, folder: Path, model: dict[str, Any], calls: int) -> P
 
 
 def check(record: Path, url: str, capsys: Capture, calls: int, replicas: int) -> None:
-    """So many replicas give the answers of the record."""
+    """The replicas, whose number is given, answer as the record says."""
     assert replayed(record, url, capsys) == {"equal": calls, "differs": 0, "failed": 0, "skipped": 0}
     found = requests.get(f"{url}/health?verbose", timeout=30).json()["data"]
     assert len({each["pid"] for each in found}) == replicas
