@@ -45,6 +45,19 @@ def scope_of(nodeid: str) -> str:
     return next((group for group, names in SERVERS.items() if name.startswith(names)), file)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keeps what pytest and Python compile of our files, where images are told to keep nothing.
+
+    Otherwise each process compiles every file at every run. What the tests write themselves is left as it is set.
+    """
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    try:
+        return (yield)
+    finally:
+        sys.dont_write_bytecode = kept
+
+
 class ByGroup(LoadScopeScheduling):
     """How pytest-xdist shares out tests: a file stays on one process, and so does a group of `SERVERS`."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from deployments import local
+from deployments.cli import main as command
 from deployments.cli.serve_file import read_config
 from deployments.config.yaml_text import read_yaml
 from deployments.core.errors import ConfigError
@@ -56,10 +58,16 @@ def test_what_is_not_a_repetition(text: str) -> None:
     assert read_yaml(text) == yaml.safe_load(text)
 
 
-@pytest.mark.parametrize("module", ["deployments.local", "deployments.cli.main"])
-def test_the_arguments_of_a_command(module: str) -> None:
-    loader = ["--loader" if module == "deployments.local" else "serve", "model_loaders.demo:load_model"]
-    command = [sys.executable, "-m", module, *loader, "--kwargs", "{dtype: a, dtype: b}"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode > 0
-    assert "the key 'dtype' is at line 1, twice" in " ".join(ended.stderr.split())
+@pytest.mark.parametrize(
+    ("main", "loader"), [(local.main, "--loader"), (command.main, "serve")], ids=["deployments.local", "troupe"]
+)
+def test_the_arguments_of_a_command(
+    main: Callable[[], None], loader: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [loader, "model_loaders.demo:load_model", "--kwargs", "{dtype: a, dtype: b}"]
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code
+    said = f"{capsys.readouterr().err} {ended.value.code}"
+    assert "the key 'dtype' is at line 1, twice" in " ".join(said.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from deployments.cli.main import app
+from deployments.cli.main import app, main
 from model_loaders.demo import load_model
 from tests.docs.pages import ROOT
 from tests.docs.session import Session
@@ -50,6 +51,16 @@ def in_process(arguments: list[str], folder: Path) -> Iterator[tuple[str, None]]
             yield server.url, None
         finally:
             server.stop()
+
+
+def command_in_process(arguments: list[str], folder: Path) -> str:
+    """Run `troupe` in this process, which has imported torch and the libraries of models already."""
+    printed = io.StringIO()
+    streams = contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed)
+    with contextlib.chdir(folder), streams[0], streams[1], pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert not ended.value.code, f"troupe {arguments}: {printed.getvalue()}"
+    return printed.getvalue()
 
 
 @contextlib.contextmanager
@@ -96,11 +107,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reader(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Session]:
     """A reader in an empty folder; the loaders that are imported from it are forgotten afterwards.
 
-    A parameter is how servers are run; without one they run in this process.
+    A parameter is how servers are run; without one they, and what else `troupe` does alone in a block, run in this
+    process.
     """
     folder = tmp_path / "work"
     folder.mkdir()
-    session = Session(folder, getattr(request, "param", in_process))
+    served = getattr(request, "param", in_process)
+    session = Session(folder, served, command=command_in_process if served is in_process else None)
     try:
         yield session
     finally:

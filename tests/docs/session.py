@@ -1,8 +1,8 @@
 """Runs the code blocks of a page in a folder, as a reader would, and compares what they print with what the page shows.
 
 - A block with a title is saved as that file.
-- `bash` and `python` run in the folder. If a `text` block follows, it is what they print: `…` stands for any text in a
-  line, and a line that is only `…` for any lines.
+- `bash` and `python` run in the folder; `troupe …` alone in a block may run in this process. If a `text` block follows,
+  it is what they print: `…` stands for any text in a line, and a line that is only `…` for any lines.
 - `troupe serve …` alone in a block serves until the next one, or until the session ends.
 - `http://127.0.0.1:8000` is that server, wherever it listens.
 """
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from tests.docs.pages import ROOT, Block
@@ -28,6 +29,8 @@ SHOWN = "http://127.0.0.1:8000"
 Serve = Callable[[list[str], Path], AbstractContextManager[tuple[str, str | None]]]
 """Serves what the arguments of `troupe serve` name, in a folder; gives the URL, and what the command prints (None if it
 is not the command that serves)."""
+Command = Callable[[list[str], Path], str]
+"""Runs what the arguments of `troupe` name, in a folder; gives what it prints."""
 
 
 class Session:
@@ -37,16 +40,18 @@ class Session:
         folder: where the reader works.
         serve: runs the page's servers.
         url: of a server that runs already.
+        command: runs a block that is one `troupe …`; without it the command itself does.
 
     Attributes:
         environment: of the commands.
         programs: a folder of commands of the reader's own.
     """
 
-    def __init__(self, folder: Path, serve: Serve, url: str = SHOWN) -> None:
+    def __init__(self, folder: Path, serve: Serve, url: str = SHOWN, command: Command | None = None) -> None:
         self.folder = folder
         self.url = url
         self._serve = serve
+        self._command = command
         self._running = ExitStack()
         self.programs = _programs(folder)
         self.environment = {**os.environ, "PATH": f"{self.programs}{os.pathsep}{os.environ['PATH']}"}
@@ -64,10 +69,12 @@ class Session:
             printed = self._python(block)
         elif serves(block):
             self.close()
-            self.url, banner = self._running.enter_context(self._serve(arguments(block), self.folder))
+            self.url, banner = self._running.enter_context(self._serve(arguments(block)[1:], self.folder))
             if banner is None:
                 return
             printed = banner
+        elif self._command is not None and is_one_command(block):
+            printed = self._command(arguments(replace(block, text=self._here(block.text))), self.folder)
         else:
             printed = self.bash(block)
         if block.output is not None:
@@ -109,10 +116,21 @@ def serves(block: Block) -> bool:
     return block.language == "bash" and first.startswith("troupe serve") and "--print-config" not in first
 
 
+def is_one_command(block: Block) -> bool:
+    """Whether the block is one `troupe …` that needs nothing of a shell but its quotes."""
+    commands = _commands(block)
+    return len(commands) == 1 and commands[0].startswith("troupe ") and not set(commands[0]) & set("|&;<>$`~")
+
+
 def arguments(block: Block) -> list[str]:
-    """What follows `troupe serve` in the block's only command."""
-    (command,) = [line for line in block.text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
-    return shlex.split(command, comments=True)[2:]
+    """What follows `troupe` in the block's only command."""
+    (command,) = _commands(block)
+    return shlex.split(command, comments=True)[1:]
+
+
+def _commands(block: Block) -> list[str]:
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def assert_shown(block: Block, printed: str) -> None:

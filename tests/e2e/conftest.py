@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,13 @@ from deployments.ingress import OpenAIIngress
 from tests.e2e.test_added_models import args, write_all
 from tests.faults.clients import KEY
 from tests.serving import serving
+
+TINY: dict[str, Any] = {
+    "id": "tiny",
+    "loader": "tests.openai.tiny_models:load_model",
+    "kwargs": {"length": 2048},
+    "engine": {"pack_linears": False, "max_batch_size": 16, "threads": 1},
+}
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +28,7 @@ def two_ingresses(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     write_all(place)
     (place / "captures").mkdir()
     given = args(place)
-    loader = {"loader": "tests.openai.tiny_models:load_model", "kwargs": {"length": 2048}}
-    given["models"].append({"id": "tiny", "preload": True, **loader})
+    given["models"].append({**TINY, "preload": True})
     given["api"]["admin_keys"].append(KEY)
     given["api"]["captures"] = {"dir": str(place / "captures")}
     with pytest.MonkeyPatch.context() as patch:

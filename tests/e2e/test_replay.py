@@ -15,14 +15,10 @@ import requests
 from deployments.cli.main import main
 from model_loaders.demo.tasks import make_tasks
 from tests.conftest import DEMO
+from tests.e2e.conftest import TINY
 from tests.serving import serving
 
 WORKERS = 32
-TINY = {
-    "id": "tiny",
-    "loader": "tests.openai.tiny_models:load_model",
-    "engine": {"pack_linears": False, "max_batch_size": 16, "threads": 1},
-}
 SAMPLING: list[dict[str, Any]] = [
     {"temperature": 0},
     {"seed": 11, "temperature": 1.0},
@@ -53,29 +49,41 @@ def replayed(record: Path, url: str, capsys: Capture) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("model", "calls", "replicas"),
-    [
-        pytest.param(TINY, 64, (2,), id="short"),
-        pytest.param(TINY, 640, (1, 4), id="random", marks=pytest.mark.long),
-        pytest.param(DEMO, 640, (1, 4), id="demo", marks=pytest.mark.long),
-    ],
-)
-def test_calls_on_one_and_on_several_replicas(
-    cluster: str, tmp_path: Path, capsys: Capture, model: dict[str, Any], calls: int, replicas: tuple[int, ...]
-) -> None:
-    args = {"models": [model], "max_models_per_replica": 2}
-    equal = {"equal": calls, "differs": 0, "failed": 0, "skipped": 0}
-    with serving(cluster, {**args, "api": {"record_dir": str(tmp_path / "record")}}) as url:
+def recorded(cluster: str, folder: Path, model: dict[str, Any], calls: int) -> Path:
+    """The record of calls that one replica has answered."""
+    record = folder / "record"
+    args = {"models": [model], "max_models_per_replica": 2, "api": {"record_dir": str(record)}}
+    with serving(cluster, args) as url:
 
         def post(body: dict[str, Any]) -> int:
             return requests.post(f"{url}/v1/chat/completions", json=body, timeout=600).status_code
 
         with ThreadPoolExecutor(WORKERS) as pool:
             assert set(pool.map(post, bodies(model["id"], calls))) == {200}
-    # The folder, without what the replay itself would add.
-    for count in replicas:
-        with serving(cluster, args, num_replicas=count) as url:
-            assert replayed(tmp_path / "record", url, capsys) == equal
-            pids = {each["pid"] for each in requests.get(f"{url}/health?verbose", timeout=30).json()["data"]}
-            assert len(pids) == count
+    return record
+
+
+def check(record: Path, url: str, capsys: Capture, calls: int, replicas: int) -> None:
+    """The replicas, whose number is given, answer as the record says."""
+    assert replayed(record, url, capsys) == {"equal": calls, "differs": 0, "failed": 0, "skipped": 0}
+    found = requests.get(f"{url}/health?verbose", timeout=30).json()["data"]
+    assert len({each["pid"] for each in found}) == replicas
+
+
+def test_calls_of_one_replica_on_two(
+    cluster: str, two_ingresses: tuple[str, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    url, _ = two_ingresses
+    check(recorded(cluster, tmp_path, TINY, 64), url, capsys, 64, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", [TINY, DEMO], ids=["random", "demo"])
+def test_calls_on_one_and_on_several_replicas(
+    cluster: str, tmp_path: Path, capsys: Capture, model: dict[str, Any]
+) -> None:
+    record = recorded(cluster, tmp_path, model, 640)
+    for count in (1, 4):
+        # The folder, without what the replay itself would add.
+        with serving(cluster, {"models": [model], "max_models_per_replica": 2}, num_replicas=count) as url:
+            check(record, url, capsys, 640, count)

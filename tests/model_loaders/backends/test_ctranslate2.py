@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,16 +45,45 @@ GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 PROMPTS = ["Hello", "What is the capital of France?", "a" * 70, "naïve 🦊", "one two three four five six seven"]
 
 
-def converted(folder: Path, model: Any, tokenizer: Any, *options: str) -> Path:
+Said = tuple[str, str]
+"""What a program prints, and what it prints on stderr."""
+
+
+def by_command(arguments: list[str]) -> Said:
+    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def in_process(arguments: list[str]) -> Said:
+    """The script without the time that importing torch and transformers takes."""
+    printed, said = io.StringIO(), io.StringIO()
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(said),
+    ):
+        patch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        finally:
+            logger.setLevel(level)
+    return printed.getvalue(), said.getvalue()
+
+
+def converted(
+    folder: Path, model: Any, tokenizer: Any, *options: str, run: Callable[[list[str]], Said] = in_process
+) -> Path:
     """The model's folder, and beside it the converted one, made by the script; returns that."""
     source, target = folder / "hf", folder / "ct2"
     model.save_pretrained(source)
     tokenizer.save_pretrained(source)
-    command = [sys.executable, str(SCRIPT), str(source), str(target), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "done" in done.stderr
-    assert str(target / "model.bin") in done.stdout
+    printed, said = run([str(source), str(target), *options])
+    assert "done" in said
+    assert str(target / "model.bin") in printed
     return target
 
 
@@ -72,7 +106,7 @@ def flan() -> T5ForConditionalGeneration:
 
 @pytest.fixture(scope="module")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return converted(tmp_path_factory.mktemp("llama"), llama(), byte_tokenizer())
+    return converted(tmp_path_factory.mktemp("llama"), llama(), byte_tokenizer(), run=by_command)
 
 
 @pytest.fixture(scope="module")

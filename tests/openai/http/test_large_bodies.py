@@ -23,13 +23,13 @@ from deployments.openai.app import build_api
 from deployments.openai.chat.plan import conversation_key
 from deployments.openai.http.body import MAX_DEPTH, MAX_OBJECTS, parse_object
 
-IDS = [random.Random(0).randrange(1, 100_000) for _ in range(400_000)]
+IDS = random.Random(0).choices(range(1, 100_000), k=400_000)
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 MANY = [{"role": "user", "content": f"message {i}"} for i in range(50_000)]
 PARTS = [{"role": "user", "content": [{"type": "text", "text": f"part {i}"} for i in range(50_000)]}]
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:," + "x" * 8_000_000}}]
 WRONG = {str(i): "x" for i in range(200_000)}
-CALLS = {
+CALLS: dict[str, tuple[str, Any, int | None]] = {
     "ids": ("/v1/completions", {"prompt": IDS}, 200),
     "ids of which the last is wrong": ("/v1/completions", {"prompt": [*IDS, -1]}, 400),
     "lists of ids": ("/v1/completions", {"prompt": [IDS[:200_000], IDS[200_000:]]}, 200),
@@ -42,24 +42,12 @@ CALLS = {
     "messages to tokenize": ("/v1/tokenize", {"messages": MANY}, 200),
     "messages to score": ("/v1/score", {"messages": MANY, "choices": ["a"]}, None),
     "a bias": ("/v1/chat/completions", {**CHAT, "logit_bias": {str(i): 1.5 for i in range(100_000)}}, 200),
-    "a bias that is wrong": (
-        "/v1/chat/completions",
-        {**CHAT, "logit_bias": WRONG},
-        400,
-    ),
+    "a bias that is wrong": ("/v1/chat/completions", {**CHAT, "logit_bias": WRONG}, 400),
     "stop ids that are wrong": ("/v1/chat/completions", {**CHAT, "stop_token_ids": ["x"] * 500_000}, 400),
     "allowed ids": ("/v1/chat/completions", {**CHAT, "allowed_token_ids": IDS}, 200),
-    "a nested value": ("/v1/chat/completions", {**CHAT, "documents": [[[{"a": [i]}]] for i in range(60_000)]}, 200),
+    "a nested value": ("/v1/chat/completions", {**CHAT, "documents": [[[{"a": [0]}]]] * 60_000}, 200),
     "a value of the wrong kind": ("/v1/chat/completions", {**CHAT, "temperature": MANY}, 400),
-    "an image": (
-        "/v1/chat/completions",
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:," + "x" * 8_000_000}}]}
-            ]
-        },
-        200,
-    ),
+    "an image": ("/v1/chat/completions", {"messages": [{"role": "user", "content": IMAGE}]}, 200),
 }
 
 
