@@ -144,6 +144,12 @@ class KeyValueLayer(DynamicLayer):  # type: ignore[misc]
         self.buffers, self.start, self.end = list(buffers), 0, window
         self._show(0)
 
+    def next_column(self) -> list[Tensor]:
+        """Views for a step: of the keys and the values that it writes, and of all that its queries see."""
+        self.reserve(1)
+        held = [buffer[: self.batch_size, :, self.start : self.end + 1] for buffer in self.buffers]
+        return [*(each[:, :, -1:] for each in held), *held]
+
     def add_column(self) -> None:
         """Count the column that was written after the last one."""
         self.width += 1
