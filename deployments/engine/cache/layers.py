@@ -31,9 +31,7 @@ class BatchLayer(Protocol):
 
     def append(self, other: Any, index: int, length: int, cut: int, width: int) -> None:
         """Copy sequence `index` of `other`, which has `length` tokens, below the last sequence, without its last `cut`
-        tokens.
-
-        `width` is the longest sequence then.
+        tokens. The longest sequence has `width` tokens then.
         """
 
     def drop(self, index: int) -> None:
