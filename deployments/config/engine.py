@@ -29,6 +29,7 @@ class EngineOptions:
         torch_compile: a torch.compile mode for decode steps; models with layers of other kinds than full attention, the
             kind `generate` and deterministic mode run uncompiled, with a warning at load.
         cuda_graphs: capture decode steps as CUDA graphs, if the model allows it.
+        trace_steps: trace decode steps, which run without Python then; None does it on a CPU.
         static_cache: allocate the KV cache at its full length at the start; kind `generate` only.
         pack_linears: pack linear weights for the CPU at load; None decides by dtype and instruction set.
         threads: CPU threads of a forward; None takes the cores of the replica.
@@ -47,6 +48,7 @@ class EngineOptions:
     prompt_lookup: int = 0
     torch_compile: str | None = None
     cuda_graphs: bool = False
+    trace_steps: bool | None = None
     static_cache: bool = False
     pack_linears: bool | None = None
     threads: int | None = None

@@ -41,6 +41,7 @@ from deployments.engine.model.patches import Patches
 from deployments.engine.speedups.deterministic import Steady, Strategy, make_deterministic
 from deployments.engine.speedups.fixed_decode import FixedDecode, fixed_decode
 from deployments.engine.speedups.packed_linear import pack_linears
+from deployments.engine.speedups.traced_decode import traced_decode
 from deployments.engine.text.vocabulary import Vocabulary
 from deployments.engine.verify.capabilities import Capabilities
 from deployments.engine.verify.encoder_inputs import encoder_inputs, encoder_needs
@@ -392,9 +393,8 @@ def step_loop(
         pads=capabilities.pads and deterministic is None,
     )
     prefiller.separates_inspected = limits.separates_inspected
-    lookup = prompt_lookup(
-        forward, options.prompt_lookup, chunks=capabilities.chunks, deterministic=deterministic is not None
-    )
-    store = PrefixStore(min(share, budget) if options.prefix_cache and capabilities.chunks else 0)
-    decode = None if fixed is None else fixed.decode
-    return StepLoop(forward, prefiller, store, capabilities.sequence_bytes, limits, decode, lookup)
+    chunks = capabilities.chunks
+    lookup = prompt_lookup(forward, options.prompt_lookup, chunks=chunks, deterministic=deterministic is not None)
+    store = PrefixStore(min(share, budget) if options.prefix_cache and chunks else 0)
+    replayed = fixed or traced_decode(forward, options)
+    return StepLoop(forward, prefiller, store, capabilities.sequence_bytes, limits, replayed, lookup)

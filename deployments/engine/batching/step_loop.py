@@ -28,8 +28,9 @@ from deployments.engine.batching.running_batches import Limits
 from deployments.engine.batching.scheduler import Scheduler
 from deployments.engine.batching.sequence import Batch, Sequence
 from deployments.engine.cache.sequence_bytes import SequenceBytes
-from deployments.engine.model.forward import Decode, Forward
+from deployments.engine.model.forward import Forward
 from deployments.engine.sampling.sample import Sampled, sample_batch
+from deployments.engine.speedups.replayed_decode import ReplayedDecode
 
 Group = TypeVar("Group", Batch, Prefill)
 
@@ -61,7 +62,7 @@ class StepLoop:
         store: prefixes of finished sequences.
         sequence_bytes: what a sequence costs.
         limits: what the sequences may use.
-        decode: computes a decode step in the place of `forward.decode`.
+        replayed: computes decode steps in the place of `forward`.
         lookup: drafts tokens.
 
     Attributes:
@@ -75,11 +76,11 @@ class StepLoop:
         store: PrefixStore,
         sequence_bytes: SequenceBytes,
         limits: Limits,
-        decode: Decode | None = None,
+        replayed: ReplayedDecode | None = None,
         lookup: PromptLookup | None = None,
     ) -> None:
         self.forward = forward
-        self.decode: Decode = forward.decode if decode is None else decode
+        self.replayed = replayed
         self.lookup = lookup
         self.prefiller = prefiller
         self.store = store
@@ -106,11 +107,13 @@ class StepLoop:
             self._leave(sequence)
 
     def clear(self) -> None:
-        """Forget every sequence and every kept prefix."""
+        """Forget every sequence, every kept prefix and every step that could be replayed."""
         self.scheduler.waiting.clear()
         self.scheduler.prefills.clear()
         self.batches.clear()
         self.store.clear()
+        if self.replayed is not None:
+            self.replayed.forget()
 
     def step(self) -> None:
         """Advance one prefill by one forward, and every batch by one token."""
@@ -230,7 +233,7 @@ class StepLoop:
         sequences = batch.sequences
         last, offsets = [s.ids[-1] for s in sequences], [s.offset for s in sequences]
         plain = not any(s.request.adapter or s.inspected is not None for s in sequences)
-        decode = self.decode if plain else self.forward.decode
+        decode = self.forward.decode if self.replayed is None or not plain else self.replayed.decode
         with self.prefiller.inspecting.forward(sequences, batch.cache.lengths, 1):
             return decode(last, offsets, batch.cache)[:, None]
 

@@ -31,9 +31,7 @@ class BatchLayer(Protocol):
 
     def append(self, other: Any, index: int, length: int, cut: int, width: int) -> None:
         """Copy sequence `index` of `other`, which has `length` tokens, below the last sequence, without its last `cut`
-        tokens.
-
-        `width` is the longest sequence then.
+        tokens. The longest sequence has `width` tokens then.
         """
 
     def drop(self, index: int) -> None:
@@ -143,6 +141,12 @@ class KeyValueLayer(DynamicLayer):  # type: ignore[misc]
             new[: self.batch_size, :, :window] = live
         self.buffers, self.start, self.end = list(buffers), 0, window
         self._show(0)
+
+    def next_column(self) -> list[Tensor]:
+        """Views for a step: of the keys and the values that it writes, and of all that its queries see."""
+        self.reserve(1)
+        held = [buffer[: self.batch_size, :, self.start : self.end + 1] for buffer in self.buffers]
+        return [*(each[:, :, -1:] for each in held), *held]
 
     def add_column(self) -> None:
         """Count the column that was written after the last one."""

@@ -11,7 +11,7 @@ whatever it does not know, it calls the original. Two things are done differentl
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,12 +30,14 @@ class DecodeAttention:
 
     Args:
         per_sequence: every sequence attends to its own keys by itself, always.
+        shared: no sequence does, however much of a batch is padding.
     """
 
-    def __init__(self, *, per_sequence: bool = False) -> None:
+    def __init__(self, *, per_sequence: bool = False, shared: bool = False) -> None:
         if _registered["sdpa"] is sdpa_attention_forward:
             AttentionInterface.register("sdpa", _attention)
         self.per_sequence = per_sequence
+        self.shared = shared
         self._starts: dict[int, tuple[Tensor, list[int] | None]] = {}
 
     def __enter__(self) -> DecodeAttention:
@@ -178,10 +180,20 @@ def _starts_per_sequence(step: DecodeAttention, key: Tensor, mask: Tensor | None
     """The first key of each sequence, if the sequences are to attend by themselves."""
     if mask is None:
         return [0] * key.shape[0] if step.per_sequence else None
-    starts = step.starts(mask)
+    starts = None if step.shared else step.starts(mask)
     if starts is None or step.per_sequence:
         return starts
-    return starts if sum(starts) > _PADDED_SHARE * mask.shape[0] * mask.shape[-1] else None
+    return starts if mostly_padding(starts, mask.shape[-1]) else None
+
+
+def mostly_padding(starts: Sequence[int], columns: int) -> bool:
+    """Whether sequences attend to their own keys by themselves, because others' would be mostly padding.
+
+    Args:
+        starts: the first key of each sequence.
+        columns: keys of the longest.
+    """
+    return sum(starts) > _PADDED_SHARE * len(starts) * columns
 
 
 def _starts(mask: Tensor) -> list[int] | None:

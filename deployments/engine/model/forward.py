@@ -6,7 +6,7 @@ Masks, positions and caches are what `generate` would pass for a left-padded bat
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +28,6 @@ Offset = tuple[int, ...]
 """What is added to a token's index to give its position, per position dimension (M-RoPE has several)."""
 
 NO_OFFSET: Offset = (0,)
-
-Decode = Callable[[Sequence[int], Sequence[Offset], AnyCache], Tensor]
-"""What `Forward.decode` is: last tokens, offsets, cache to logits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,7 @@ of its shape, so a server captures a handful of shapes once each (`_Shape`). Wha
 ids, positions, the column to be written and the first one that each sequence sees, is copied into one tensor that stays
 where it is.
 
-Only for models whose layers all have full attention through `sdpa` and that take positions; others decode as ever. So
-do all models once a capture has failed or the first steps of a shape have had other logits than ordinary ones, and
-those that a loader has attached hooks to, which a replay would not call (`listeners`). After memory ran out, steps are
-ordinary for a while.
+Only for models whose layers all have full attention through `sdpa` and that take positions; others decode as ever.
 """
 
 from __future__ import annotations
@@ -24,14 +21,13 @@ import torch
 from torch import Tensor
 
 from deployments.config.engine import EngineOptions
-from deployments.engine.base.failures import causes, free_memory, is_out_of_memory, raise_if_lost
-from deployments.engine.cache.cache import AnyCache, BatchCache, keeps_all_columns, new_cache
+from deployments.engine.cache.cache import BatchCache
 from deployments.engine.cache.layers import KeyValueLayer
 from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
 from deployments.engine.model.attention import planned_attention
 from deployments.engine.model.forward import Forward, Offset
-from deployments.engine.model.forward_hooks import free_hooks, listener
-from deployments.engine.verify.proofs import close
+from deployments.engine.model.forward_hooks import listener
+from deployments.engine.speedups.replayed_decode import ReplayedDecode, unsuited
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +35,8 @@ Run = Callable[[], Tensor]
 Capture = Callable[[Run], Run]
 """Makes of a step one that can be repeated: it returns the same tensor every time, with new numbers in it."""
 
-_CHECKED = 2
-"""Steps of every shape that are compared with ordinary ones; the second has other inputs than its capture."""
-_ORDINARY_STEPS = 256
-"""Steps that are ordinary after memory ran out."""
 
-
-class FixedDecode:
+class FixedDecode(ReplayedDecode):
     """Decodes like `Forward.decode`, in steps of a fixed shape where that is possible.
 
     Args:
@@ -56,79 +47,25 @@ class FixedDecode:
         least_columns: of the smallest shape; a power of two.
 
     Attributes:
-        memory: bytes that the buffers of all steps may have together.
-        reason: why there are no fixed steps (any more); None while there are.
         captured: how many steps were captured.
-        repeated: how many decode steps were of a fixed shape.
     """
+
+    verb = "captured or compiled"
 
     def __init__(
         self, forward: Forward, capture: Capture, call: Any = None, settled: int = 0, least_columns: int = 512
     ) -> None:
-        self._forward = forward
+        super().__init__(forward, listens=capture is not uncaptured or call is not None)
         self._capture = capture
         self._call = forward.model if call is None else call
         self._settled = settled
         self._least_columns = least_columns
         self._wanted: Counter[_Shape] = Counter()
         self._steps: list[_FixedStep] = []
-        self._ordinary_left = 0
-        self._free_hooks: list[Any] = []
-        self.memory = 1 << 62
-        self.captured = self.repeated = 0
-        self.reason = _unsuited(forward)
-        if self.reason is None and (capture is not uncaptured or call is not None):
-            self._free_hooks = free_hooks(forward.model)
-            self.reason = listener(forward.model)
-            if self.reason is not None:
-                logger.warning(
-                    "Decode steps are not captured or compiled: %s, which a replay does not run.", self.reason
-                )
-
-    def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyCache) -> Tensor:
-        """Append one token to every sequence; see `Forward.decode`."""
-        logits, step, failure, memory = None, None, None, False
-        if any(self._free_hooks):
-            self._look_again()
-        if self._ordinary_left:
-            self._ordinary_left -= 1
-        elif self.reason is None and isinstance(cache, BatchCache):
-            try:
-                step = self._step(cache, len(offsets[0]))
-                if step is not None:
-                    logits = step.decode(token_ids, offsets, cache, self._capture)
-            except Exception as error:
-                raise_if_lost(error)
-                failure, memory = f"{type(error).__name__}: {error}", any(map(is_out_of_memory, causes(error)))
-        if memory:
-            # Not while the error is handled: it refers to what is to be freed.
-            step = None
-            self._pause(str(failure))
-        if logits is None or step is None:
-            ordinary = self._forward.decode(token_ids, offsets, cache)
-            # If the ordinary forward fails as well, the fixed step is not to blame.
-            if failure is not None and not memory:
-                self._give_up(failure)
-            return ordinary
-        self.repeated += 1
-        if step.compared >= _CHECKED:
-            cache.add_column()
-            return logits
-        return self._compared(step, logits.clone(), token_ids, offsets, cache)
-
-    def _compared(
-        self, step: _FixedStep, found: Tensor, token_ids: Sequence[int], offsets: Sequence[Offset], cache: AnyCache
-    ) -> Tensor:
-        """The logits of an ordinary step in the place of the fixed one; the end of fixed steps if they differ."""
-        logits = self._forward.decode(token_ids, offsets, cache)
-        if all(close(mine, its) for mine, its in zip(found, logits, strict=True)):
-            step.compared += 1
-        else:
-            self._give_up("their logits are not those of an ordinary step")
-        return logits
+        self.captured = 0
 
     def _step(self, cache: BatchCache, dims: int) -> _FixedStep | None:
-        """A step that the batch has moved into, with room for one more column; None if there is none for it yet."""
+        """A step that the batch has moved into."""
         step = next((step for step in self._steps if step.holds(cache)), None)
         if step is not None and step.shape.dims == dims and step.has_room(cache):
             return step
@@ -139,7 +76,7 @@ class FixedDecode:
         if step is None:
             if self._wanted[shape] <= self._settled or not self._makes_room(cache, shape):
                 return None
-            step = _FixedStep(self._forward, self._call, cache, shape)
+            step = _FixedStep(self._forward, self._call, self._capture, cache, shape)
             self.captured += 1
         else:
             self._steps.remove(step)
@@ -158,27 +95,7 @@ class FixedDecode:
             self._steps.remove(free)
         return True
 
-    def _look_again(self) -> None:
-        """After hooks were registered: transformers' own, or such as a replay would not call."""
-        self._free_hooks = free_hooks(self._forward.model)
-        found = listener(self._forward.model)
-        if found is not None:
-            self._give_up(found)
-
-    def _give_up(self, reason: str) -> None:
-        logger.warning("Decode steps are not captured or compiled; steps of a fixed shape fail: %s", reason)
-        self.reason = reason
-        self._free_hooks = []
-        self._forget()
-
-    def _pause(self, error: str) -> None:
-        """After memory ran out: free what captured steps hold, and decode in ordinary steps for a while."""
-        logger.warning("No captured decode steps for the next %d steps; memory ran out: %s", _ORDINARY_STEPS, error)
-        self._ordinary_left = _ORDINARY_STEPS
-        self._forget()
-        free_memory()
-
-    def _forget(self) -> None:
+    def forget(self) -> None:
         self._steps.clear()
         self._wanted.clear()
 
@@ -217,12 +134,13 @@ class _FixedStep:
         nbytes: of its buffers.
     """
 
-    def __init__(self, forward: Forward, call: Any, cache: BatchCache, shape: _Shape) -> None:
+    def __init__(self, forward: Forward, call: Any, capture: Capture, cache: BatchCache, shape: _Shape) -> None:
         device = forward.device
         self.shape = shape
         self.compared = 0
         self._repeat: Run | None = None
         self._call = call
+        self._capture = capture
         self._batch: Callable[[], BatchCache | None] = lambda: None
         self._buffers = [
             [old.new_zeros((shape.rows, old.shape[1], shape.columns, old.shape[3])) for old in layer.buffers]
@@ -270,13 +188,11 @@ class _FixedStep:
             layer.move(buffers)
         self._batch = ref(cache)
 
-    def decode(
-        self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache, capture: Capture
-    ) -> Tensor:
-        """Logits [rows, vocab], the new column written but not yet counted; the first time, the step is captured."""
+    def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> Tensor:
+        """See `ReplayedStep`; the first time, the step is captured."""
         self._load(token_ids, offsets, cache)
         if self._repeat is None:
-            self._repeat = capture(self._run)
+            self._repeat = self._capture(self._run)
         return self._repeat()[: len(token_ids)]
 
     def _load(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> None:
@@ -358,7 +274,7 @@ def uncaptured(run: Run) -> Run:
 
 def fixed_decode(forward: Forward, options: EngineOptions) -> FixedDecode | None:
     """Fixed steps, compiled where asked for, as graphs on a GPU; None where there are none."""
-    mode, reason = options.torch_compile, _unsuited(forward)
+    mode, reason = options.torch_compile, unsuited(forward)
     if mode is not None:
         reason = reason or listener(forward.model)
     if options.deterministic:
@@ -372,15 +288,3 @@ def fixed_decode(forward: Forward, options: EngineOptions) -> FixedDecode | None
         return FixedDecode(forward, uncaptured, compiled)
     graphs = options.cuda_graphs and forward.device.type == "cuda"
     return FixedDecode(forward, CudaGraphs(), settled=4) if graphs else None
-
-
-def _unsuited(forward: Forward) -> str | None:
-    """Why a model cannot have fixed steps."""
-    config = forward.model.config.get_text_config(decoder=True)
-    if not keeps_all_columns(new_cache(forward.model)):
-        return "its layers do not all have full attention"
-    if getattr(config, "_attn_implementation", None) != "sdpa":
-        return "its attention is not sdpa"
-    if forward.rotary.depends:
-        return "its rotary frequencies depend on the length of each sequence"
-    return None if forward.takes_positions else "its forward takes no positions"
