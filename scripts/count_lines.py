@@ -1,4 +1,4 @@
-"""Count the lines of code of every package, as the table in docs/structure.md shows them.
+"""Count the lines of code of every package, as the tables in docs/structure.md show them.
 
 python scripts/count_lines.py
 
@@ -18,6 +18,38 @@ BESIDE_THE_CORE = (
     *("deployments/media/whisper", "deployments/openai/responses", "deployments/openai/scores"),
     "deployments/engine/speedups",
 )
+CAPABILITIES = {
+    "commands: `check`, what a start prints": (
+        "deployments/cli/doctor",
+        "deployments/cli/output",
+        "deployments/cli/endpoint",
+    ),
+    "models that come while the server runs, versions": ("deployments/registry",),
+    "adapters, models in host memory": (
+        *("deployments/adapters", "deployments/engine/adapters", "deployments/host/adapted", "deployments/host/memory"),
+    ),
+    "looking inside a model": (
+        *("deployments/engine/inside", "deployments/host/inside", "deployments/openai/inside"),
+        "deployments/inside_client",
+    ),
+    "tool calls and reasoning of every family": ("deployments/openai/parsing",),
+    "constraints on the text": ("deployments/engine/grammar",),
+    "batches": ("deployments/batches", "deployments/openai/batches", "deployments/cli/batches"),
+    "Messages": ("deployments/openai/messages",),
+    "benchmarks: `eval`, `agentbench`, records and `replay`": (
+        *(
+            "deployments/cli/sweep",
+            "deployments/cli/agentbench",
+            "deployments/cli/records",
+            "deployments/openai/record",
+        ),
+    ),
+    "`bench`": ("deployments/cli/bench",),
+    "routing by how a prompt begins": ("deployments/routing",),
+    "large JSON texts in short steps": ("deployments/core/json_text",),
+    "the page": ("deployments/openai/page",),
+}
+"""Folders that are there for one capability."""
 _NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -36,7 +68,7 @@ def code_lines(path: Path) -> int:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     counts: Counter[str] = Counter()
     for top in ("deployments", "model_loaders"):
         for path in (ROOT / top).rglob("*.py"):
@@ -48,6 +80,15 @@ def main() -> None:
             print(f"| `{folder}/` | {count:,} |")
     print(f"| the core: all but {', '.join(f'`{name}`' for name in BESIDE_THE_CORE)} | {counts.total() - beside:,} |")
     print(f"| all | {counts.total():,} |")
+    print("\n| capability | lines of the core |\n|---|---|")
+    rest = counts.total() - beside
+    for capability, folders in CAPABILITIES.items():
+        count = sum(
+            counts[folder] for folder in counts if f"{folder}/".startswith(tuple(f"{each}/" for each in folders))
+        )
+        rest -= count
+        print(f"| {capability} | {count:,} |")
+    print(f"| the rest: config, engine, host, chats and completions, HTTP, loaders, Ray Serve | {rest:,} |")
 
 
 if __name__ == "__main__":
