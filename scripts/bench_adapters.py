@@ -70,7 +70,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, dict[str,
     ours = Ours(build(), folders, getattr(torch, arguments.dtype))
     theirs = Theirs(build(), folders) if importlib.util.find_spec("peft") is not None else None
     cases = {f"decode, {rows} sequences": ([BEFORE] * rows, True) for rows in arguments.rows}
-    cases |= {"prefill, 1 x 512": ([512], False), "prefill, 8 x 64": ([64] * 8, False)}
+    cases |= {f"prefill, {rows} x {tokens}": ([tokens] * rows, False) for rows, tokens in ((1, 512), (8, 64), (16, 64))}
     table = {}
     for case, (lengths, decodes) in cases.items():
         count = len(lengths)
