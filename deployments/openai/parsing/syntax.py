@@ -10,6 +10,7 @@ from deployments.core.reasoning import ReasoningMarkers
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 ID, INDEX = "[A-Za-z0-9]{9}", "[0-9]{1,2}"
 """Patterns of what a call's id may be."""
+_TAGS = tuple("<arg_key> </arg_key> <arg_value> </arg_value> <function= </function> <parameter= </parameter>".split())
 Shape = Literal["json", "named", "tagged", "lines", "python", "any"]
 
 
@@ -89,7 +90,9 @@ class CallSyntax:
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """All texts but those of the arguments."""
+        """All texts but those of the arguments; of a form that nothing declares, such as may be special tokens."""
+        if self.shape == "any":
+            return _TAGS
         around = (self.section, self.section_end, self.open, self.close, self.gap)
         found = (*around, self.key_open, self.key_close, self.value_close)
         return tuple(part for text in found for part in text.split("…") if part.strip())
