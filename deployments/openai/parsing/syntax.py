@@ -10,7 +10,8 @@ from deployments.core.reasoning import ReasoningMarkers
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 ID, INDEX = "[A-Za-z0-9]{9}", "[0-9]{1,2}"
 """Patterns of what a call's id may be."""
-_TAGS = tuple("<arg_key> </arg_key> <arg_value> </arg_value> <function= </function> <parameter= </parameter>".split())
+_ARGUMENT_TAGS = ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+_FUNCTION_TAGS = ("<function=", "</function>", "<parameter=", "</parameter>")
 Shape = Literal["json", "named", "tagged", "lines", "python", "any"]
 
 
@@ -92,7 +93,7 @@ class CallSyntax:
     def markers(self) -> tuple[str, ...]:
         """All texts but those of the arguments; of a form that nothing declares, such as may be special tokens."""
         if self.shape == "any":
-            return _TAGS
+            return _ARGUMENT_TAGS + _FUNCTION_TAGS
         around = (self.section, self.section_end, self.open, self.close, self.gap)
         found = (*around, self.key_open, self.key_close, self.value_close)
         return tuple(part for text in found for part in text.split("…") if part.strip())
