@@ -11,6 +11,7 @@ and of each magnitude of lengths are compared with ordinary ones, bit by bit.
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +36,8 @@ logger = logging.getLogger(__name__)
 _SETTLED = 256
 """Ordinary steps before a trace, which takes the time that it saves in about as many."""
 _ROWS, _COLUMNS = 2, 9
-# Passes of optimization take a second for every new shape, and may change bits.
-_without_passes: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]
+# Passes of optimization take a second for every new shape, and may change bits. A version of torch may lack the switch.
+_with_passes: Any = getattr(torch.jit, "optimized_execution", None)
 _LEARNED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _READING = {"tolist", "numpy", "item", "__bool__", "__int__", "__float__", "__index__"}
 
@@ -79,7 +80,10 @@ class TracedDecode(ReplayedDecode):
             self._wanted[form] += 1
             if self._wanted[form] <= self._settled:
                 return None
+            start = time.perf_counter()
             self._traces[form] = _trace(self._forward, cache, form)
+            padded = "with" if form.padded else "without"
+            logger.info("Decode steps %s padding are traced (%.1f s).", padded, time.perf_counter() - start)
         kind = _Kind(form, len(padding), cache.width.bit_length())
         if kind not in self._steps:
             self._steps[kind] = _TracedStep(self._forward, self._traces[form], form)
@@ -125,7 +129,7 @@ class _TracedStep:
             columns = cache.width + 1
             given.append((torch.arange(columns) >= columns - 1 - lengths[:, None])[:, None, None])
         views = [view for layer in cache.layers for view in layer.next_column()]
-        with _without_passes(False):
+        with _with_passes(False):
             return self._trace(*(each.to(self._device, non_blocking=True) for each in given), *views)
 
 
@@ -256,6 +260,6 @@ def _packed(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def traced_decode(forward: Forward, options: EngineOptions) -> TracedDecode | None:
     """Traced steps, on a CPU or where they are asked for; None where there are none."""
     wanted = forward.device.type == "cpu" if options.trace_steps is None else options.trace_steps
-    if not wanted or options.deterministic or unsuited(forward) is not None:
+    if not wanted or _with_passes is None or options.deterministic or unsuited(forward) is not None:
         return None
     return TracedDecode(forward)
