@@ -126,8 +126,7 @@ class Forward:
         ids = torch.tensor(token_ids)[:, None].to(self.device, non_blocking=True)
         arguments = self._arguments(ids, cache, lengths + 1, cache.width + 1)
         if self.takes_positions:
-            positions = lengths + torch.tensor(offsets).T
-            arguments[f"{self._prefix}position_ids"] = _squeezed(positions[:, :, None]).to(self.device)
+            arguments[f"{self._prefix}position_ids"] = next_positions(lengths, offsets).to(self.device)
         rotary = self.rotary.for_lengths(lambda: _lengths(cache, offsets))
         with self.decode_attention, self._positions.for_lengths(cache.lengths), rotary, self._encoded(arguments, cache):
             logits: Tensor = self.model(**arguments).logits[:, -1]
@@ -254,8 +253,8 @@ class Forward:
         arguments = {f"{self._prefix}input_ids": ids, self.cache_name: cache, **self._common}
         hides = cache.has_columns or not cache.lengths
         if (self._names_mask or self.sends_unnamed) and hides and int(lengths.min()) < width:
-            mask = torch.arange(width) >= width - lengths[:, None]
-            arguments[f"{self._prefix}attention_mask"] = mask.long().to(self.device, non_blocking=True)
+            mask = visible_columns(lengths, width).long().to(self.device, non_blocking=True)
+            arguments[f"{self._prefix}attention_mask"] = mask
         return arguments
 
     @contextmanager
@@ -271,6 +270,16 @@ class Forward:
     def _placed(self, value: Tensor) -> Tensor:
         value = value.to(self.device)
         return value.to(self.model.dtype) if value.is_floating_point() else value
+
+
+def next_positions(lengths: Tensor, offsets: Sequence[Offset]) -> Tensor:
+    """Positions `[rows, 1]`, or `[dims, rows, 1]`, of the tokens that come after sequences of these lengths."""
+    return _squeezed((lengths + torch.tensor(offsets).T)[:, :, None])
+
+
+def visible_columns(lengths: Tensor, width: int) -> Tensor:
+    """Whether each of `width` columns holds a token of each sequence, `[rows, width]`; all end in the last one."""
+    return torch.arange(width) >= width - lengths[:, None]
 
 
 def _squeezed(positions: Tensor) -> Tensor:

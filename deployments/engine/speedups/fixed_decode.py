@@ -47,6 +47,7 @@ class FixedDecode(ReplayedDecode):
         least_columns: of the smallest shape; a power of two.
 
     Attributes:
+        memory: bytes that the buffers of all steps may have together.
         captured: how many steps were captured.
     """
 
@@ -62,6 +63,7 @@ class FixedDecode(ReplayedDecode):
         self._least_columns = least_columns
         self._wanted: Counter[_Shape] = Counter()
         self._steps: list[_FixedStep] = []
+        self.memory = 1 << 62
         self.captured = 0
 
     def _step(self, cache: BatchCache, dims: int) -> _FixedStep | None:

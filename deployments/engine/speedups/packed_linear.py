@@ -115,6 +115,25 @@ def _forward(module: nn.Linear, weight: Tensor) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+@contextmanager
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Packed modules call their kernel in a form that `torch.jit.trace` can record: it knows no empty list."""
+    scripted: Any = torch.jit.script(_product)
+    with Patches() as patches:
+        for module in model.modules():
+            weight = module._parameters.get("weight")
+            if weight is not None and weight.is_mkldnn:
+                forward = partial(scripted, weight=weight, bias=module._parameters.get("bias"))
+                patches.replace_forward(module, forward)
+        yield
+
+
+def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The packed kernel. Plain enough to be scripted."""
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return output
+
+
 def _packable(model: nn.Module) -> dict[int, list[nn.Linear]]:
     """The modules that can be packed, by weight."""
     groups: dict[int, list[nn.Linear]] = {}
@@ -173,7 +192,7 @@ def _same_bits(groups: dict[int, list[nn.Linear]], shape: _Shape) -> bool:
         return torch.equal(packed.to_dense(), plain) and all(
             torch.equal(
                 functional.linear(input, plain, bias),
-                torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], ""),
+                _product(input, packed, bias),
             )
             for input in _inputs(plain)
         )
@@ -200,7 +219,7 @@ def _slower(modules: list[nn.Linear]) -> bool:
     packed = _reordered(plain)
     for input in _inputs(plain):
         before = _best_time(partial(functional.linear, input, plain))
-        after = _best_time(partial(torch.ops.mkldnn._linear_pointwise, input, packed, None, "none", [], ""))
+        after = _best_time(partial(_product, input, packed, None))
         if after > _SLOWER * before:
             return True
     return False

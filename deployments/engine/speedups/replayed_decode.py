@@ -49,7 +49,6 @@ class ReplayedDecode(ABC):
         listens: a replay runs none of the model's Python.
 
     Attributes:
-        memory: bytes that the buffers of all steps may have together.
         reason: why there are no replayed steps (any more); None while there are.
         repeated: how many decode steps were replayed.
     """
@@ -63,7 +62,6 @@ class ReplayedDecode(ABC):
         self._forward = forward
         self._ordinary_left = 0
         self._free_hooks: list[Any] = []
-        self.memory = 1 << 62
         self.repeated = 0
         self.reason = unsuited(forward)
         if self.reason is None and listens:

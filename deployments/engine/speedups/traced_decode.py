@@ -14,8 +14,7 @@ import logging
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,9 +26,9 @@ from deployments.config.engine import EngineOptions
 from deployments.engine.cache.cache import BatchCache
 from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
 from deployments.engine.model.attention import DecodeAttention, mostly_padding
-from deployments.engine.model.forward import Forward, Offset
-from deployments.engine.model.patches import Patches
-from deployments.engine.speedups.replayed_decode import ReplayedDecode, unsuited
+from deployments.engine.model.forward import Forward, Offset, next_positions, visible_columns
+from deployments.engine.speedups.packed_linear import traceable
+from deployments.engine.speedups.replayed_decode import ReplayedDecode
 
 logger = logging.getLogger(__name__)
 
@@ -123,11 +122,9 @@ class _TracedStep:
 
     def decode(self, token_ids: Sequence[int], offsets: Sequence[Offset], cache: BatchCache) -> Tensor:
         lengths = torch.tensor(cache.lengths)
-        positions = (lengths + torch.tensor(offsets).T)[:, :, None]
-        given = [torch.tensor(token_ids)[:, None], positions[0] if self._form.dims == 1 else positions]
+        given = [torch.tensor(token_ids)[:, None], next_positions(lengths, offsets)]
         if self._form.padded:
-            columns = cache.width + 1
-            given.append((torch.arange(columns) >= columns - 1 - lengths[:, None])[:, None, None])
+            given.append(visible_columns(lengths + 1, cache.width + 1)[:, None, None])
         views = [view for layer in cache.layers for view in layer.next_column()]
         with _with_passes(False):
             return self._trace(*(each.to(self._device, non_blocking=True) for each in given), *views)
@@ -220,7 +217,7 @@ def _trace(forward: Forward, cache: BatchCache, form: _Form) -> _Trace:
     if reads.found:
         raise ValueError(f"the model's Python reads numbers of its tensors ({', '.join(sorted(reads.found))})")
     # Comparing shapes warns, and so does tracing, in favor of compilers that would change bits.
-    with warnings.catch_warnings(action="ignore"), _traceable(forward.model):
+    with warnings.catch_warnings(action="ignore"), traceable(forward.model):
         trace: _Trace = torch.jit.trace(step, inputs, check_trace=False)  # type: ignore[no-untyped-call]
     return trace
 
@@ -236,30 +233,10 @@ def _zeros(forward: Forward, cache: BatchCache, form: _Form) -> tuple[Tensor, ..
     return tokens, tokens.expand(form.dims, _ROWS, 1) if form.dims > 1 else tokens, *mask, *views
 
 
-@contextmanager
-def _traceable(model: nn.Module) -> Iterator[None]:
-    """Packed linears call their kernel in a form that can be traced."""
-    packed: Any = torch.jit.script(_packed)
-    with Patches() as patches:
-        for module in model.modules():
-            weight = module._parameters.get("weight")
-            if weight is not None and weight.is_mkldnn:
-                patches.replace_forward(module, _bound(packed, weight, module._parameters.get("bias")))
-        yield
-
-
-def _bound(packed: Any, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Any]:
-    return lambda input: packed(input, weight, bias)
-
-
-def _packed(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-    return output
-
-
 def traced_decode(forward: Forward, options: EngineOptions) -> TracedDecode | None:
     """Traced steps, on a CPU or where they are asked for; None where there are none."""
     wanted = forward.device.type == "cpu" if options.trace_steps is None else options.trace_steps
-    if not wanted or _with_passes is None or options.deterministic or unsuited(forward) is not None:
+    if not wanted or _with_passes is None or options.deterministic:
         return None
-    return TracedDecode(forward)
+    decode = TracedDecode(forward)
+    return decode if decode.reason is None else None
