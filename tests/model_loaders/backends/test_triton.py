@@ -183,7 +183,7 @@ def test_sampling_parameters_arrive(engines: dict[str, Running], model: str) -> 
     seeds = [running.ids("dice", replace(sampled, seed=seed, temperature=5.0, top_k=0, top_p=1.0)) for seed in (1, 2)]
     assert seeds[0] != seeds[1]
     everything = replace(sampled, seed=-1, presence_penalty=0.5, frequency_penalty=-0.25, extra={"length_penalty": 2})
-    running.run("dice", everything)
+    running.text("dice", everything)
     names = {"older": "random_seed"}
     seen = running.recorded()
     assert {key: pytest.approx(seen[key][0]) for key in seen if key != "prompt"} == {
@@ -215,7 +215,7 @@ def test_text_models_get_the_same_by_their_names(engines: dict[str, Running]) ->
         bad_words=("x",),
         repetition_penalty=1.5,
     )
-    engines["ensemble"].run("Hi", params)
+    engines["ensemble"].text("Hi", params)
     seen = engines["ensemble"].recorded()
     assert seen["text_input"] == ["Hi"]
     assert seen["stop_words"] == ["zz"]
@@ -283,7 +283,7 @@ def test_logprobs_are_those_of_the_tokens(engines: dict[str, Running], model: st
 def test_images_become_the_tensor_of_the_model(engines: dict[str, Running]) -> None:
     pixels = torch.tensor([[[0.5, 1.0], [0.0, 2.0], [3.0, 4.0]]])
     other = torch.zeros(1, 5, dtype=torch.long)
-    engines["tensorrt_llm"].run("Hello", GREEDY, pixel_values=pixels, token_type_ids=other)
+    deltas(engines["tensorrt_llm"].run("Hello", GREEDY, pixel_values=pixels, token_type_ids=other))
     assert engines["tensorrt_llm"].recorded()["image_input"] == pixels[0].tolist()
     error = error_of(engines["older"].run("Hello", GREEDY, pixel_values=pixels))
     assert isinstance(error, UnsupportedParameter)
@@ -404,16 +404,16 @@ def test_parameters_left_alone_come_from_the_generation_config(
     given = {"temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05, "eos_token_id": [260, 257, 5]}
     (tmp_path / "generation_config.json").write_text(json.dumps(given))
     running = Running(server, tmp_path, "tensorrt_llm", generation_defaults=True)
-    running.run("Hello", SamplingParams(max_tokens=3, top_k=5))
+    running.text("Hello", SamplingParams(max_tokens=3, top_k=5))
     seen = running.recorded()
     names = ("temperature", "runtime_top_k", "runtime_top_p", "repetition_penalty")
     assert [seen[name][0] for name in names] == pytest.approx([0.7, 5, 0.8, 1.05])
     assert seen["stop_words_list"] == [[5, 260], [1, 2]]
-    running.run("Hello", GREEDY)
+    running.text("Hello", GREEDY)
     assert running.recorded()["runtime_top_k"] == [1]
     running.engine.close()
     plain = Running(server, tmp_path, "tensorrt_llm")
-    plain.run("Hello", SamplingParams(max_tokens=3))
+    plain.text("Hello", SamplingParams(max_tokens=3))
     assert "repetition_penalty" not in plain.recorded()
     assert plain.recorded()["temperature"] == [1.0]
     (tmp_path / "generation_config.json").write_text('{"do_sample": false}')
