@@ -138,6 +138,7 @@ def test_a_file_in_parts_by_its_key_alone_and_deleted(inside: Server) -> None:
         part = requests.get(url, headers={**HEADERS, "range": asked}, timeout=10)
         assert (part.status_code, part.content) == (206, whole.content[expected])
     assert requests.get(url, headers={**HEADERS, "range": "bytes=999999-"}, timeout=10).status_code == 416
+    assert requests.get(url, headers={**HEADERS, "range": "bytes=" + "9" * 5000 + "-"}, timeout=10).status_code == 200
     head = requests.head(url, headers=HEADERS, timeout=10)
     assert (head.headers["content-length"], head.content) == (str(handle["bytes"]), b"")
     assert head.headers["etag"] == whole.headers["etag"]
@@ -172,8 +173,13 @@ def test_a_vector_that_was_uploaded(inside: Server) -> None:
     unknown = {"module": "model.layers.0", "op": "add", "vector": {"id": "vec-0"}}
     error = complete(inside, interventions=[unknown]).json()["error"]
     assert (error["code"], error["param"]) == ("unknown_vector", "interventions[0].vector.id")
-    refused = requests.post(f"{inside.url}/v1/vectors", data=b"{}", headers=HEADERS, timeout=10)
-    assert refused.json()["error"]["code"] == "vector_shape"
+    numbers_of = ('[Infinity],"data_offsets":[0,8]', '[-2,-1],"data_offsets":[0,8]', '[2],"data_offsets":["0",8]')
+    numbers_of += ('[2],"data_offsets":[-16,-8]', '[2],"data_offsets":[0.0,8]')
+    described = [f'{{"vector":{{"dtype":"F32","shape":{each}}}}}'.encode() for each in numbers_of]
+    for header in (b"", b"[" * 100_000, *described):
+        body = len(header).to_bytes(8, "little") + header + bytes(8)
+        refused = requests.post(f"{inside.url}/v1/vectors", data=body, headers=HEADERS, timeout=10)
+        assert refused.json()["error"]["code"] == "vector_shape", header[:80]
 
 
 def test_a_variant_answers_beside_the_plain_name(inside: Server, client: OpenAI) -> None:
@@ -329,6 +335,16 @@ def test_a_query_of_the_catalogue_is_read_or_named(inside: Server) -> None:
     assert (broken.status_code, broken.json()["error"]["param"]) == (400, "match")
     other = requests.get(path, params={"model": "tiny", "mtach": "x"}, headers=HEADERS, timeout=30)
     assert other.headers["x-troupe-ignored"] == "mtach"
+
+
+@pytest.mark.parametrize("module", ["{0-99999}{0-99999}{1-0}", ".".join(["**"] * 160) + ".none", "{a}" * 170])
+def test_a_pattern_that_stands_for_very_much_is_answered_at_once(inside: Server, module: str) -> None:
+    error = complete(inside, capture={"modules": [module]}).json()["error"]
+    assert (error["code"], error["param"]) == ("unknown_module", "capture.modules[0]")
+    shown: Any = {"params": {"model": "tiny", "match": module}, "headers": HEADERS, "timeout": 10}
+    assert requests.get(f"{inside.url}/v1/modules", **shown).json()["data"] == []
+    too_long = requests.get(f"{inside.url}/v1/modules", params={"match": "{a}" * 1200}, headers=HEADERS, timeout=10)
+    assert (too_long.status_code, too_long.json()["error"]["param"]) == (400, "match")
 
 
 def test_braces_whose_texts_fit_together_in_part(inside: Server) -> None:

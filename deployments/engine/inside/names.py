@@ -16,6 +16,8 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)-(\d+)")
 _MOST = 4096
 """Texts that the braces of one pattern may stand for."""
+_MOST_STEPS = 8 * _MOST
+"""Texts that are put in place of braces: those of an empty range, such as `{1-0}`, lead to no text of the pattern."""
 
 Tree = dict[str, "Tree"]
 
@@ -36,14 +38,14 @@ class Names:
         """The names that a pattern stands for, in their order; none if there are none, or far too many texts."""
         found: set[str] = set()
         for _, plain in itertools.islice(_alternatives(pattern), _MOST):
-            found.update(_walk(self._tree, plain.split("."), ()))
+            found.update(_walk(self._tree, plain.split("."), (), set()))
         return sorted(found & self._order.keys(), key=self._order.__getitem__)
 
     def unmatched(self, pattern: str) -> str | None:
         """The first text in braces with which the pattern stands for no name; None if each stands for some."""
         used: dict[tuple[int, str], bool] = {}
         for texts, plain in itertools.islice(_alternatives(pattern), _MOST):
-            fits = any(name in self._order for name in _walk(self._tree, plain.split("."), ()))
+            fits = any(name in self._order for name in _walk(self._tree, plain.split("."), (), set()))
             for place in enumerate(texts):
                 used[place] = fits or used.get(place, False)
         return next((text for (_, text), fits in used.items() if not fits), None)
@@ -53,33 +55,53 @@ class Names:
         return difflib.get_close_matches(name, self.all, n=3, cutoff=0.3)
 
 
-def _alternatives(pattern: str, chosen: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+def _alternatives(pattern: str) -> Iterator[tuple[tuple[str, ...], str]]:
     """Each combination of what the braces stand for, and the pattern with these texts in their place."""
+    levels: list[Iterator[tuple[tuple[str, ...], str]]] = [iter([((), pattern)])]
+    for _ in range(_MOST_STEPS):
+        if (found := next(levels[-1], None)) is not None:
+            if _BRACES.search(found[1]):
+                levels.append(_with_texts(*found))
+            else:
+                yield found
+        elif len(levels) > 1:
+            levels.pop()
+        else:
+            return
+
+
+def _with_texts(chosen: tuple[str, ...], pattern: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The pattern with each text of its first braces, and these texts after those that were chosen before."""
     match = _BRACES.search(pattern)
-    if match is None:
-        yield chosen, pattern
-        return
+    assert match is not None
     for part in match[1].split(","):
         span = _RANGE.fullmatch(part.strip())
         texts: Iterable[str] = map(str, range(int(span[1]), int(span[2]) + 1)) if span else [part.strip()]
         for text in texts:
-            plain = pattern[: match.start()] + text + pattern[match.end() :]
-            yield from _alternatives(plain, (*chosen, text))
+            yield (*chosen, text), pattern[: match.start()] + text + pattern[match.end() :]
 
 
-def _walk(node: Tree, segments: list[str], path: tuple[str, ...]) -> Iterator[str]:
-    """The names below a node that the segments of a pattern stand for."""
+def _walk(node: Tree, segments: list[str], path: tuple[str, ...], seen: set[tuple[int, int]]) -> Iterator[str]:
+    """The names below a node that the segments of a pattern stand for.
+
+    Args:
+        seen: the nodes and numbers of segments that were walked: several `**` lead to the same place in many ways.
+    """
     if not segments:
         yield ".".join(path)
         return
+    place = (id(node), len(segments))
+    if place in seen:
+        return
+    seen.add(place)
     first, rest = segments[0], segments[1:]
     if first == "**":
-        yield from _walk(node, rest, path)
+        yield from _walk(node, rest, path, seen)
         for child, below in node.items():
-            yield from _walk(below, segments, (*path, child))
+            yield from _walk(below, segments, (*path, child), seen)
         return
     for child in _children(node, first):
-        yield from _walk(node[child], rest, (*path, child))
+        yield from _walk(node[child], rest, (*path, child), seen)
 
 
 def _children(node: Tree, segment: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 
 from deployments.core.calls import Vector
@@ -71,17 +72,20 @@ def read_vector(data: bytes) -> Vector:
         tensors.pop("__metadata__", None)
         (entry,) = [tensors["vector"]] if len(tensors) == 1 else []
         dtype, size = _DTYPES[entry["dtype"]]
-        shape = tuple(int(each) for each in entry["shape"])
-        start, end = entry["data_offsets"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        sizes, offsets = [_whole_numbers(entry[key]) for key in ("shape", "data_offsets")]
+        start, end = offsets
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _invalid("it should be a safetensors file with one tensor 'vector' of F32, F16 or BF16") from error
-    count = 1
-    for each in shape:
-        count *= each
     numbers = data[8 + length + start : 8 + length + end]
-    if len(shape) not in (1, 2) or len(numbers) != count * size or not count:
-        raise _invalid(f"its shape is {list(shape)}, and {len(numbers)} bytes of numbers follow")
-    return Vector(data=numbers, dtype=dtype, shape=shape)
+    if len(sizes) not in (1, 2) or len(numbers) != math.prod(sizes) * size or not numbers:
+        raise _invalid(f"its shape is {str(sizes)[:100]}, and {len(numbers)} bytes of numbers follow")
+    return Vector(data=numbers, dtype=dtype, shape=tuple(sizes))
+
+
+def _whole_numbers(given: list[int]) -> list[int]:
+    if not all(type(each) is int and 0 <= each < 1 << 32 for each in given):
+        raise ValueError("not whole numbers")
+    return given
 
 
 def _invalid(reason: str) -> BadRequest:

@@ -44,8 +44,9 @@ def _fields(form: FormData) -> dict[str, Any]:
         fields[name] = value if isinstance(value, str) else b""
     expiry = {key: fields.pop(f"expires_after[{key}]", None) for key in ("anchor", "seconds")}
     if any(expiry.values()):
-        seconds = expiry["seconds"]
-        fields["expires_after"] = {**expiry, "seconds": int(seconds) if (seconds or "").isdecimal() else seconds}
+        seconds = expiry["seconds"] or ""
+        number = int(seconds) if seconds.isdecimal() and len(seconds) <= 9 else expiry["seconds"]
+        fields["expires_after"] = {**expiry, "seconds": number}
     return fields
 
 

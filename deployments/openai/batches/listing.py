@@ -45,7 +45,7 @@ async def asked_page(exchange: Exchange, find: Find, *, default: int, most: int,
     query = exchange.request.query_params
     exchange.ignore([key for key in query if key not in (*_KEYS, *keys)])
     limit, order = query.get("limit", str(default)), query.get("order", "desc")
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= most:
+    if not limit.isdecimal() or len(limit) > 9 or not 1 <= int(limit) <= most:
         raise BadRequest(f"Invalid 'limit' {limit[:80]!r}: input should be a number from 1 to {most}.", param="limit")
     if order not in ("asc", "desc"):
         raise BadRequest(f"Invalid 'order' {order[:80]!r}: input should be asc or desc.", param="order")

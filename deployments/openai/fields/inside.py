@@ -26,7 +26,9 @@ _MOST_NUMBERS = 16384
 _MOST_POSITIONS = 65536
 _SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 Index = Annotated[Whole, Field(ge=-(2**31), lt=2**31)]
-Pattern = Annotated[str, Field(min_length=1, max_length=512)]
+MOST_LETTERS = 512
+"""Of the pattern of a module's name."""
+Pattern = Annotated[str, Field(min_length=1, max_length=MOST_LETTERS)]
 
 
 def _unknown_key(key: str, known: list[str]) -> PydanticCustomError:

@@ -19,7 +19,7 @@ from deployments.openai.http.streaming import to_json
 
 MEDIA_TYPE = "application/vnd.safetensors"
 _PIECE = 3 << 20
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")  # no file is as long as a number of 19 digits
 
 
 class CaptureList(TypedDict):

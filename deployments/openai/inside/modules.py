@@ -8,6 +8,7 @@ from fastapi import Response
 from typing_extensions import TypedDict
 
 from deployments.core.errors import BadRequest
+from deployments.openai.fields.inside import MOST_LETTERS
 from deployments.openai.http.body import read_bytes
 from deployments.openai.http.cancel import until_disconnect
 from deployments.openai.http.exchange import Exchange
@@ -63,6 +64,8 @@ async def list_modules(exchange: Exchange) -> Response:
             "model.layers.{0,3}.mlp.",
             param="match",
         )
+    if len(pattern) > MOST_LETTERS:
+        raise BadRequest(f"Invalid 'match': it has {len(pattern)} letters; send at most {MOST_LETTERS}.", param="match")
     card = exchange.find_model(asked.get("model"))
     found: dict[str, Any] = await until_disconnect(exchange.request.receive, exchange.models.modules(card.id, pattern))
     return Response(to_json(found), media_type="application/json")

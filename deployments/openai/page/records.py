@@ -61,7 +61,7 @@ def _folder(exchange: Exchange) -> RecordFolder:
 
 
 def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= _MOST:
         raise BadRequest(
             f"Invalid 'limit': it should be a number from 1 to {_MOST}; got {text[:100]!r}.", param="limit"
         )

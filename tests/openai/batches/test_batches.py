@@ -134,9 +134,9 @@ def test_lists_and_pages(client: OpenAI) -> None:
     files = client.files.list(purpose="batch", limit=2, order="asc")
     assert len(files.data) == 2
     assert files.data[0].created_at <= files.data[1].created_at
-    for wrong in ({"limit": 0}, {"limit": 101}):
+    for wrong in (0, 101, "000000001999", "9" * 5000):
         with pytest.raises(openai.BadRequestError) as caught:
-            client.batches.list(**wrong)
+            client.batches.list(extra_query={"limit": wrong})
         assert caught.value.param == "limit"
 
 
@@ -265,9 +265,10 @@ def test_a_file_expires(client: OpenAI) -> None:
     expiry: Any = {"anchor": "created_at", "seconds": 3600}
     file = client.files.create(file=("in.jsonl", b"{}\n"), purpose="batch", expires_after=expiry)
     assert file.expires_at == file.created_at + 3600
-    expiry["seconds"] = 5
-    with pytest.raises(openai.BadRequestError):
-        client.files.create(file=("in.jsonl", b"{}\n"), purpose="batch", expires_after=expiry)
+    for wrong in (5, "9" * 5000):
+        expiry["seconds"] = wrong
+        with pytest.raises(openai.BadRequestError):
+            client.files.create(file=("in.jsonl", b"{}\n"), purpose="batch", expires_after=expiry)
 
 
 def test_a_server_without_a_state_dir(serve: Any) -> None:

@@ -159,13 +159,17 @@ def test_only_the_calls_of_the_folder(recording: Server, folder: Path) -> None:
         assert (record, answer.status_code, "question" in answer.text) == (record, 404, False)
     (call, *_) = recorded(recording)
     name, _, offset = call["record"].rpartition(":")
-    wrong = requests.get(f"{recording.url}/v1/records/{name}:{int(offset) + 1}", headers=ADMIN, timeout=5)
-    assert wrong.json()["error"]["code"] == "record_not_found"
+    for place in (int(offset) + 1, 10**18, 10**30):
+        wrong = requests.get(f"{recording.url}/v1/records/{name}:{place}", headers=ADMIN, timeout=5)
+        assert wrong.json()["error"]["code"] == "record_not_found"
 
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=201", "limit=x", "after=!", "after=" + base64.b64encode(b'["a"]').decode(), "after=e30x"],
+    [
+        *("limit=0", "limit=201", "limit=" + "9" * 5000, "limit=x", "after=!", "after=e30x"),
+        *("after=" + base64.b64encode(text).decode() for text in (b'["a"]', b"[" * 3000)),
+    ],
 )
 def test_what_is_wrong_in_a_request_for_a_list(recording: Server, query: str) -> None:
     answer = requests.get(f"{recording.url}/v1/records?{query}", headers=ADMIN, timeout=5)
