@@ -54,11 +54,14 @@ def read_template(given: str | None) -> str | None:
     """A chat template, given as text or as the path of a file.
 
     Raises:
-        ModelLoadFailed: there is no such file.
+        ModelLoadFailed: there is no such file, or it is not a text.
     """
     if given is None or "{" in given or "\n" in given:
         return given
     file = Path(given).expanduser()
     if not file.is_file():
         raise ModelLoadFailed(f"chat_template file {given} does not exist; give a path, or the template itself.")
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelLoadFailed(f"chat_template file {given} is not a text in UTF-8; save it as UTF-8.") from error

@@ -118,6 +118,10 @@ def _parsed(path: Path) -> dict[str, Any]:
         config = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: it is not a text in UTF-8; save it as UTF-8.") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply.") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):

@@ -49,6 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "two.yaml").write_text(yaml.safe_dump({"applications": [application]}))
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     (tmp_path / "torn.yaml").write_text("a: [\n  b: }\n")
+    (tmp_path / "utf16.yaml").write_text("a: b\n", encoding="utf-16")
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
     return tmp_path
 
 
@@ -77,6 +79,8 @@ def test_what_is_said_at_once_imports_nothing_heavy(arguments: list[str]) -> Non
         (["serve", "none.yaml"], "none.yaml: No such file or directory."),
         (["serve", "list.yaml"], "list.yaml: expected a mapping with the key 'applications'."),
         (["serve", "torn.yaml"], "torn.yaml: while parsing"),
+        (["serve", "utf16.yaml"], "utf16.yaml: it is not a text in UTF-8; save it as UTF-8."),
+        (["serve", "deep.yaml"], "deep.yaml: it is nested too deeply."),
         (["serve", "empty"], "{folder}/empty is not a checkpoint of transformers: it has no config.json. Write one"),
         (["check", "empty"], "{folder}/empty is not a checkpoint of transformers: it has no config.json. Write one"),
         (["serve", "."], "{folder} is not a checkpoint of transformers: it has no config.json. Did you mean {folder}/"),

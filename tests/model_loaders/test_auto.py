@@ -51,6 +51,9 @@ def test_a_chat_template_or_its_file(folder: Path) -> None:
     file.write_text(template)
     assert load(folder, chat_template=template).chat_template == template
     assert load(folder, chat_template=str(file)).chat_template == template
+    file.write_text("é", encoding="latin-1")
+    with pytest.raises(ModelLoadFailed, match=r"template\.jinja is not a text in UTF-8"):
+        load(folder, chat_template=str(file))
 
 
 @pytest.mark.parametrize(

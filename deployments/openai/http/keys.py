@@ -134,7 +134,11 @@ class KeyFile:
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def _read(self) -> list[bytes]:
-        lines = (line.strip() for line in self._path.read_text(encoding="utf-8").splitlines())
+        try:
+            text = self._path.read_text(encoding="utf-8-sig")  # a byte order mark is not a part of the first key
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"api_keys_file {str(self._path)!r} is not a text in UTF-8; save it as UTF-8.") from error
+        lines = (line.strip() for line in text.splitlines())
         return _digests(line for line in lines if line and not line.startswith("#"))
 
 

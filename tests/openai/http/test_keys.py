@@ -120,9 +120,15 @@ def test_a_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     refuses(keys, "# of the team")
     file.unlink()
     opens(keys, "new-key")
+    file.write_text("\ufeffkey-of-an-editor\n")
+    opens(keys, "key-of-an-editor")
+    file.write_bytes(b"\xff\xfe")
+    opens(keys, "key-of-an-editor")
+    with pytest.raises(ConfigError, match="not a text in UTF-8"):
+        ApiKeys(ApiOptions(api_keys_file=str(file)))
     file.write_text("")
     os.utime(file, (time.time(), time.time()))
-    refuses(keys, "new-key")
+    refuses(keys, "key-of-an-editor")
     refuses(keys, "")
 
 
