@@ -323,9 +323,12 @@ def _runner(
     """How a model's requests run; `alone`: its rotary frequencies follow the length, so that none shares a forward."""
     if info.generate is not None and not is_stock(info):
         return _HookRunner(info, turn_limit_s)
-    if not callable(getattr(info.model, "generate", None)):
+    if not _has_stock_generate(info.model):
+        own = callable(getattr(info.model, "generate", None))
+        problem = "a generate of its own, which is not that of transformers" if own else "no generate"
+        advice = 'a generate hook, such as "generate": model.generate' if own else "a generate hook"
         raise ModelLoadFailed(
-            f"Model {info.label!r} ({type(info.model).__name__}) has no generate; give its loader a generate hook."
+            f"Model {info.label!r} ({type(info.model).__name__}) has {problem}; give its loader {advice}."
         )
     return _StockRunner(info, vocabulary, options, proofs, alone=alone)
 
@@ -334,7 +337,12 @@ def is_stock(info: ModelInfo) -> bool:
     """Whether the loader's hook is nothing but the model's own `generate`."""
     hook = info.generate
     own = getattr(hook, "__self__", None) is info.model and getattr(hook, "__name__", "") == "generate"
-    return own and not own_settings(info)
+    return own and _has_stock_generate(info.model) and not own_settings(info)
+
+
+def _has_stock_generate(model: Any) -> bool:
+    """Whether the model generates as transformers does; another class may have a `generate` with its own contract."""
+    return callable(getattr(model, "generate", None)) and getattr(model, "generation_config", None) is not None
 
 
 def own_settings(info: ModelInfo) -> list[str]:

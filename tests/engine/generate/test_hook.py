@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from deployments.core.errors import ModelError, OutOfMemory, UnsupportedParameter
+from deployments.core.errors import ModelError, ModelLoadFailed, OutOfMemory, UnsupportedParameter
 from deployments.engine.generate.engine import GenerateEngine
 from model_loaders.contract import ModelInfo
-from tests.engine.running import ask, generate_engine, greedy, start
+from tests.engine.running import ask, built_engine, generate_engine, greedy, start
 from tests.tiny import byte_tokenizer, llama
 
 LLAMA = llama()
@@ -45,6 +46,20 @@ def wrapper(**kwargs: Any) -> torch.Tensor:
     kwargs.setdefault("eos_token_id", NO_EOS)
     found: torch.Tensor = LLAMA.generate(**kwargs, pad_token_id=0)
     return found
+
+
+class Echo(torch.nn.Module):
+    """Generates its prompt again."""
+
+    def generate(self, input_ids: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+        return torch.cat([input_ids, input_ids[:, :max_new_tokens]], dim=1)
+
+
+class RemoteEcho(PreTrainedModel):
+    """The same as remote code that does not inherit `GenerationMixin`."""
+
+    config_class = PretrainedConfig
+    generate = Echo.generate
 
 
 class TestCall:
@@ -377,3 +392,10 @@ class TestFailures:
 
         engine = serve(echo, model=lambda: None)
         assert ask(engine, PROMPT).token_ids == PROMPT
+
+    @pytest.mark.parametrize("make", [lambda: Echo(), lambda: RemoteEcho(PretrainedConfig())])
+    def test_a_generate_that_is_not_that_of_transformers_is_a_hook(self, serve: Any, make: Callable[[], Any]) -> None:
+        model = make()
+        assert ask(serve(model.generate, model=model), PROMPT).token_ids == PROMPT
+        with pytest.raises(ModelLoadFailed, match=r'generate of its own.*"generate": model\.generate'):
+            built_engine(ModelInfo(model=model, tokenizer=byte_tokenizer()))
