@@ -36,6 +36,9 @@ def check(
     kwargs: Annotated[
         str | None, typer.Option(help="Arguments of the loader, as YAML or JSON.", show_default=False)
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
+    ] = False,
     message: Annotated[str, typer.Option(help="What the model is asked.")] = "Hello",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 32,
     device: Annotated[
@@ -65,7 +68,7 @@ def check(
 
     The exit status is 0 if all is well, 3 if there are warnings, and 1 if there are errors.
     """
-    args, entry = _checked(loader, kwargs, model)
+    args, entry = _checked(loader, kwargs, model, trust_remote_code=trust_remote_code)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from deployments.cli.doctor.checkup import NEEDED, STEPS, Checkup
     from deployments.cli.doctor.subject import Trial
@@ -81,7 +84,9 @@ def check(
     raise typer.Exit(asyncio.run(_run(checkup, loader, as_json=as_json, show_traceback=show_traceback)))
 
 
-def _checked(loader: str, kwargs: str | None, model: str | None) -> tuple[AppArgs, ModelEntry]:
+def _checked(
+    loader: str, kwargs: str | None, model: str | None, *, trust_remote_code: bool
+) -> tuple[AppArgs, ModelEntry]:
     """The configuration and the entry of the model in it, checked as far as one can without loading it.
 
     Raises:
@@ -93,7 +98,7 @@ def _checked(loader: str, kwargs: str | None, model: str | None) -> tuple[AppArg
     from deployments.cli.serve_source import written_config
     from deployments.config.loader_file import check_arguments, check_loader
 
-    written = written_config(ServeOptions(model=loader, kwargs=kwargs))
+    written = written_config(ServeOptions(model=loader, kwargs=kwargs, trust_remote_code=trust_remote_code))
     applications = [
         read_args(app.get("args") or {}, source=f"{written.name}, args") for app in troupe_applications(written.config)
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import yaml
 from PIL import Image
 
@@ -261,6 +262,20 @@ def test_a_folder(tmp_path: Path, capsys: Capture) -> None:
     assert step_of(found, "memory")["figures"]["dtypes"] == {"bfloat16": 66768}
 
 
+def test_a_folder_with_code_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "my-model"
+    llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    code = "from transformers import LlamaForCausalLM\n\n\nclass Mine(LlamaForCausalLM): ...\n"
+    (folder / "modeling_mine.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoModelForCausalLM": "modeling_mine.Mine"}
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": names}))
+    found = report(capsys, str(folder), "--trust-remote-code", keep="memory")
+    assert "returned model Mine" in step_of(found, "loader")["finding"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -272,6 +287,7 @@ def test_a_folder(tmp_path: Path, capsys: Capture) -> None:
         ([HOOKS + "sound", "--image", "nope.png"], "nope.png"),
         (["{its}"], "choose one of its models with --model: it, other."),
         (["{its}", "--model", "mine"], "it has no model 'mine': it, other."),
+        (["{its}", "--model", "it", "--trust-remote-code"], "--trust-remote-code is for a model that the command line"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments: list[str], message: str, tmp_path: Path, capsys: Capture) -> None:
