@@ -139,7 +139,8 @@ def _load_model(config: Any, name: str, given: Any, options: CheckpointOptions, 
         found = named_class(given) if isinstance(given, str) else given
         own = {} if takes_part(config, found) else {"config": config}
         return load_checkpoint(found, name, options, **own, **kwargs)
-    found = embedding_class(config) if embeds else model_class(config)
+    choose = embedding_class if embeds else model_class
+    found = choose(config, trusted=bool(kwargs.get("trust_remote_code")))
     try:
         return load_checkpoint(found, name, options, config=config, **kwargs)
     except IncompleteCheckpoint as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from deployments.core.errors import ModelLoadFailed, last_line
+
+logger = logging.getLogger("troupe.loader")
 
 # Tried in this order: the first whose mapping has the model's config.
 _AUTO_CLASSES = (
@@ -24,15 +27,21 @@ _AUTO_CLASSES = (
 )
 
 
-def model_class(config: Any) -> Any:
+def model_class(config: Any, *, trusted: bool = False) -> Any:
     """The class that a checkpoint's config declares, else an Auto class that knows the config.
 
     A class without a head is taken as it is declared: it gives embeddings. If the model's head is nothing but its tied
     embedding, a base model is a complete language model, and the class with the head is taken.
 
+    Args:
+        trusted: the checkpoint's own code may run. It is taken also where transformers has a class of that name.
+
     Raises:
         ModelLoadFailed: there is none.
     """
+    own = _remote(config) or next(_mapped(config), None)
+    if trusted and own is not None:
+        return own
     declared = list(_declared(config))
     headless = [found for found in declared if not hasattr(found, "generate")]
     found = next((each for each in declared if each not in headless), None) or _remote(config)
@@ -43,11 +52,20 @@ def model_class(config: Any) -> Any:
         raise ModelLoadFailed(
             f"No Auto class knows model type {config.model_type!r}; name one with auto_class, or write a loader."
         )
+    if own not in (None, found):
+        text = "The checkpoint has code of its own for %s, which is not run: set trust_remote_code: true to use it."
+        logger.warning(text, found.__name__)
     return found
 
 
-def embedding_class(config: Any) -> Any:
-    """The class without a head that a checkpoint's config declares, else the Auto class of base models."""
+def embedding_class(config: Any, *, trusted: bool = False) -> Any:
+    """The class without a head that a checkpoint's config declares, else the Auto class of base models.
+
+    Args:
+        trusted: see `model_class`.
+    """
+    if trusted and "AutoModel" in _auto_map(config):
+        return transformers.AutoModel
     return next((found for found in _declared(config) if not hasattr(found, "generate")), transformers.AutoModel)
 
 
@@ -94,15 +112,26 @@ def _declared(config: Any) -> Iterator[Any]:
 def _remote(config: Any) -> Any:
     """The Auto class under which the checkpoint's own code has the class that the config declares."""
     names = getattr(config, "architectures", None) or ()
-    for auto, code in (getattr(config, "auto_map", None) or {}).items():
+    for auto, code in _auto_map(config).items():
         if isinstance(code, str) and code.rpartition(".")[2] in names and hasattr(transformers, auto):
             return getattr(transformers, auto)
     return None
 
 
+def _mapped(config: Any) -> Iterator[Any]:
+    """Auto classes of models that generate for which the checkpoint has a class of its own."""
+    return (getattr(transformers, name) for name in _AUTO_CLASSES[:-1] if name in _auto_map(config))
+
+
+def _auto_map(config: Any) -> dict[str, Any]:
+    """The checkpoint's own classes, by Auto class."""
+    found: dict[str, Any] = getattr(config, "auto_map", None) or {}
+    return found
+
+
 def _known(config: Any) -> Iterator[Any]:
     """Auto classes that know a config. An encoder, alone or with a decoder, is not a decoder."""
-    remote = getattr(config, "auto_map", None) or {}
+    remote = _auto_map(config)
     masked = type(config) in transformers.AutoModelForMaskedLM._model_mapping
     encodes = getattr(config, "is_encoder_decoder", False) or (masked and getattr(config, "is_decoder", None) is False)
     for name in _AUTO_CLASSES:

@@ -17,11 +17,15 @@ from model_loaders.auto import load_model
 from tests.engine.architectures import randomised
 from tests.engine.running import built_engine, generate_alone, submit
 from tests.engine.test_parity import SHORT, assert_equal_alone
-from tests.tiny import byte_tokenizer
+from tests.tiny import byte_tokenizer, llama
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CODE = Path(__file__).parent / "remote_code"
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,33 @@ def test_the_probe_at_load_takes_sequences(folder: Path) -> None:
     ids = info.tokenizer("What is 12 x 12?")["input_ids"]
     assert submit(engine, ids, 12).wait().token_ids == generate_alone(info.model, ids, 12).token_ids
     engine.close(5)
+
+
+def test_its_code_counts_before_a_class_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A changed copy of a model of transformers keeps its name and type."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    llama().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    code = "from transformers.models.llama import modeling_llama as stock\n"
+    for name in ("LlamaForCausalLM", "LlamaModel"):
+        code += f"\n\nclass {name}(stock.{name}): ...\n"
+    (tmp_path / "modeling_llama.py").write_text(code)
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {"AutoModel": "modeling_llama.LlamaModel", "AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": names}))
+    own = type(load_model(str(tmp_path), trust_remote_code=True).model)
+    assert (own.__name__, own.__module__.split(".")[0]) == ("LlamaForCausalLM", "transformers_modules")
+    assert not caplog.records
+    assert type(load_model(str(tmp_path)).model) is transformers.LlamaForCausalLM
+    assert "code of its own for LlamaForCausalLM, which is not run: set trust_remote_code" in caplog.text
+    (tmp_path / "config_sentence_transformers.json").write_text("{}")
+    (tmp_path / "modules.json").write_text(json.dumps(MODULES))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
+    own = type(load_model(str(tmp_path), trust_remote_code=True).model)
+    assert (own.__name__, own.__module__.split(".")[0]) == ("LlamaModel", "transformers_modules")
 
 
 def test_its_code_is_not_run_unasked(folder: Path) -> None:
