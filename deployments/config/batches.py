@@ -19,5 +19,5 @@ class BatchOptions(BaseModel):
     concurrency: int | None = Field(
         default=None,
         ge=1,
-        description="Maximum number of lines of a model at the same time; None is three quarters of its batch size.",
+        description="Maximum number of lines of a model at the same time; without it, three quarters of its batch size.",
     )

@@ -13,7 +13,7 @@ class CaptureOptions(BaseModel):
     enabled: bool = Field(default=True, description="Requests can capture states of the models.")
     dir: str | None = Field(
         default=None,
-        description="Folder for the files; each replica makes one of its own in it. None is a temporary one.",
+        description="Folder for the files; each replica makes one of its own in it. Without it, that is a temporary one.",
     )
     gib: float = Field(default=4.0, gt=0, description="Size of all files of a replica; more requests wait.")
     per_choice_mib: float = Field(default=512.0, gt=0, description="Maximum size of the file of one choice.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -174,8 +175,14 @@ class Loading:
     def _loaded(self, entry: ModelEntry, version: Version) -> LoadedModel:
         # One that hangs beyond its time keeps no other from loading.
         turn_s = min(entry.hook_timeout_s, entry.load_timeout_s)
+        before = _process_settings()
         with RANDOM_STATE.lasting(turn_s), counted_weights(entry.id):
             info = self._given.get(entry.id) or self._called(entry)
+        for name, value in _process_settings().items() - before.items():
+            logger.warning(
+                "The loader of model %s has changed %s to %s, for every model of this process; let it put back %s.",
+                *(entry.id, name, value, before[name]),
+            )
         info.model_name = info.model_name or entry.id
         info.served_as = entry.id
         read_mapped_weights(info.model)
@@ -218,6 +225,11 @@ class Loading:
             captures=self._captures,
             known=self.copies.proofs_of_kind(entry, info),
         )
+
+
+def _process_settings() -> dict[str, str]:
+    """What a loader can change for other models, by its name."""
+    return {"torch's default dtype": str(torch.get_default_dtype()), "the working directory": os.getcwd()}
 
 
 def _timeout(entry: ModelEntry, seconds: float, place: str) -> LoadTimeout:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
+import tempfile
 import time
 import weakref
 from collections.abc import Callable
@@ -64,6 +66,30 @@ def test_a_loader_that_fails_for_want_of_memory_says_so() -> None:
             await Loading("cpu").load(entry(too_large))
 
     asyncio.run(main())
+
+
+def leaves_traces() -> dict[str, Any]:
+    """Research code often makes its model with another default dtype, and reads files beside it."""
+    torch.set_default_dtype(torch.bfloat16)
+    os.chdir(tempfile.gettempdir())
+    return load_model()
+
+
+def test_what_a_loader_changes_for_other_models_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        loading = Loading("cpu")
+        await loading.unload("a", await loading.load(entry(leaves_traces)))
+
+    dtype, folder = torch.get_default_dtype(), os.getcwd()
+    try:
+        asyncio.run(main())
+    finally:
+        torch.set_default_dtype(dtype)
+        os.chdir(folder)
+    said = "The loader of model a has changed"
+    assert f"{said} torch's default dtype to torch.bfloat16, for every model" in caplog.text
+    assert f"{said} the working directory to {os.path.realpath(tempfile.gettempdir())}," in caplog.text
+    assert f"let it put back {folder}." in caplog.text
 
 
 BEGUN: list[str] = []
