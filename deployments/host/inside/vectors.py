@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 
 from deployments.core.calls import Vector
@@ -75,9 +76,7 @@ def read_vector(data: bytes) -> Vector:
         start, end = entry["data_offsets"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _invalid("it should be a safetensors file with one tensor 'vector' of F32, F16 or BF16") from error
-    count = 1
-    for each in shape:
-        count *= each
+    count = math.prod(shape)
     numbers = data[8 + length + start : 8 + length + end]
     if len(shape) not in (1, 2) or len(numbers) != count * size or not count:
         raise _invalid(f"its shape is {list(shape)}, and {len(numbers)} bytes of numbers follow")
