@@ -55,12 +55,15 @@ class FileObject(TypedDict):
     status: Literal["processed"]
 
 
-class FileList(TypedDict):
+class Listed(TypedDict):
     object: Literal["list"]
-    data: list[FileObject]
     first_id: str
     last_id: str
     has_more: bool
+
+
+class FileList(Listed):
+    data: list[FileObject]
 
 
 class DeletedFile(TypedDict):
@@ -112,9 +115,5 @@ class BatchObject(TypedDict):
     metadata: dict[str, str] | None
 
 
-class BatchList(TypedDict):
-    object: Literal["list"]
+class BatchList(Listed):
     data: list[BatchObject]
-    first_id: str
-    last_id: str
-    has_more: bool

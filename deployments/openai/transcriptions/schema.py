@@ -31,8 +31,7 @@ class TranslationBody(TurnFields):
         description="wav, flac, mp3, ogg or another format of libsndfile."
     )
     language: Annotated[str | None, BeforeValidator(_spoken_language)] = Field(
-        default=None,
-        description="Language of the recording, as an ISO 639-1 code or an English name; None guesses it.",
+        default=None, description="Language of the recording, as an ISO 639-1 code or an English name; None guesses it."
     )
     prompt: str = Field(default="", description="Text before the recording: it guides spelling and style.")
     response_format: Format = Field(default="json", description="json, text, verbose_json, srt or vtt.")
@@ -116,11 +115,9 @@ class WordObject(TypedDict):
     end: float
 
 
-class Transcription(TypedDict):
-    """The answer to json, and with its further fields to verbose_json. Other formats are plain text."""
+class Details(TypedDict):
+    """What an answer has beside its text."""
 
-    text: str
-    usage: NotRequired[DurationUsage]
     logprobs: NotRequired[list[TokenEntry]]
     task: NotRequired[Literal["transcribe", "translate"]]
     language: NotRequired[str]
@@ -129,16 +126,17 @@ class Transcription(TypedDict):
     words: NotRequired[list[WordObject]]
 
 
-class TranscriptEvent(TypedDict):
+class Transcription(Details):
+    """The answer to json, and with its further fields to verbose_json. Other formats are plain text."""
+
+    text: str
+    usage: NotRequired[DurationUsage]
+
+
+class TranscriptEvent(Details):
     """An event of a stream: `delta` in transcript.text.delta, all else in transcript.text.done."""
 
     type: Literal["transcript.text.delta", "transcript.text.done"]
     delta: NotRequired[str]
     text: NotRequired[str]
-    logprobs: NotRequired[list[TokenEntry]]
     usage: NotRequired[TokensUsage]
-    task: NotRequired[Literal["transcribe", "translate"]]
-    language: NotRequired[str]
-    duration: NotRequired[float]
-    segments: NotRequired[list[SegmentObject]]
-    words: NotRequired[list[WordObject]]
