@@ -72,7 +72,7 @@ class ServeOptions:
 def signature() -> inspect.Signature:
     """The signature of the command: a parameter for every option."""
     hints = typing.get_type_hints(ServeOptions)
-    return inspect.Signature(
+    parameters = [
         inspect.Parameter(
             each.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -80,7 +80,8 @@ def signature() -> inspect.Signature:
             annotation=typing.Annotated[hints[each.name], each.metadata["parameter"]],
         )
         for each in fields(ServeOptions)
-    )
+    ]
+    return inspect.Signature(parameters)
 
 
 def keys() -> dict[str, str]:

@@ -388,12 +388,16 @@ def _text_of(content: Any) -> str:
 
 
 def accepted(hook: Hook, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that a user's function accepts; all of them if it has **kwargs."""
-    target = hook if inspect.isroutine(hook) else type(hook).__call__
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return dict(kwargs)
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    """The keyword arguments that a user's function accepts; all of them if it has **kwargs or does not say."""
+    parameters = parameters_of(hook)
+    if parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return dict(kwargs)
     return {key: value for key, value in kwargs.items() if key in parameters}
+
+
+def parameters_of(hook: Hook) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of a user's function or object, by name; None if it does not say."""
+    try:
+        return inspect.signature(hook if inspect.isroutine(hook) else type(hook).__call__).parameters
+    except (TypeError, ValueError):
+        return None

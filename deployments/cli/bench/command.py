@@ -137,12 +137,12 @@ def _failed(results: Sequence[Mapping[str, Any]]) -> bool:
     for each in results:
         if each.get("refused"):
             print(f"{each['target']} does not answer {each['workload']}: {each['error']}", file=sys.stderr)
-    broken = [each for each in results if each.get("errors") or (each.get("refused") and _is_first(each, results))]
+    broken = [
+        each
+        for each in results
+        if each.get("errors") or (each.get("refused") and each["target"] == results[0]["target"])
+    ]
     if count := sum(each.get("errors", 0) for each in broken):
         first = next(each for each in broken if each.get("errors"))
         print(f"{count:.0f} requests failed; the first: {first['target']}: {first['error']}", file=sys.stderr)
     return bool(broken)
-
-
-def _is_first(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> bool:
-    return bool(result["target"] == results[0]["target"])

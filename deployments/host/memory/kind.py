@@ -65,11 +65,7 @@ def _text_side(info: ModelInfo) -> list[Any]:
 def _hooks(info: ModelInfo) -> list[Hashable]:
     """What the loader's hooks run: a function that is made at every load has the same code each time."""
     given = [getattr(info, field.name) for field in fields(info)]
-    return [_code(hook) for hook in given if callable(hook)]
-
-
-def _code(hook: Any) -> Any:
-    return getattr(hook, "__code__", type(hook))
+    return [getattr(hook, "__code__", type(hook)) for hook in given if callable(hook)]
 
 
 def _modules(model: nn.Module) -> list[Hashable]:
