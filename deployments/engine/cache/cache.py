@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from deployments.engine.cache.indexed_layers import IndexedLayer
 from deployments.engine.cache.layers import BatchLayer, HybridLayer, HybridSlidingLayer, KeyValueLayer, StateLayer
 from deployments.engine.library.transformers_internals import (
@@ -234,6 +237,11 @@ def keeps_all_columns(cache: AnyCache) -> bool:
     return isinstance(cache, BatchCache) and all(
         type(layer) is KeyValueLayer and not layer.is_sliding for layer in cache.layers
     )
+
+
+def visible_columns(lengths: Tensor, width: int) -> Tensor:
+    """Whether each of `width` columns holds a token of each sequence, `[rows, width]`; all end in the last one."""
+    return torch.arange(width) >= width - lengths[:, None]
 
 
 def new_cache(model: Any, capacity: int | None = None) -> AnyCache:
