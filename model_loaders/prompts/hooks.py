@@ -22,11 +22,11 @@ from deployments.core.errors import (
 )
 from deployments.core.token_ids import vocab_size
 from model_loaders.contract import Hook, ModelInfo
-from model_loaders.prompts.chat_template import ChatTemplate, accepted, parameters_of
+from model_loaders.prompts.chat_template import ChatTemplate
 from model_loaders.prompts.encoded import Encoded as Encoded
 from model_loaders.prompts.encoded import as_encoded, check_ids
 from model_loaders.prompts.media_marks import MediaMarks
-from model_loaders.prompts.text import as_text
+from model_loaders.prompts.text import accepted, as_text, parameters_of
 
 
 class Hooks:
