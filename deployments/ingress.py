@@ -42,11 +42,7 @@ class OpenAIIngress:
     """
 
     def __init__(
-        self,
-        args: AppArgs,
-        pools: dict[str, Handle],
-        registry: Handle | None = None,
-        batches: Handle | None = None,
+        self, args: AppArgs, pools: dict[str, Handle], registry: Handle | None = None, batches: Handle | None = None
     ) -> None:
         log_like_serve()
         write_access_log(ACCESS)
