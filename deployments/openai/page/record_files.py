@@ -67,7 +67,7 @@ class _Tail:
         with self.path.open("rb") as file:
             while self.end > 0 and self.next is None:
                 start = _line_start(file, self.end - 1)
-                self.scanned += max(_BLOCK, self.end - start)  # a block at least is read
+                self.scanned += min(self.end - 1, -(-(self.end - start) // _BLOCK) * _BLOCK)  # whole blocks are read
                 if (call := _summary(file, self.path.name, start, self.end)) is not None:
                     self.next = (start, self.end, call)
                 self.end = start
