@@ -227,9 +227,10 @@ class GenerationBody(TurnFields):
                 f"Invalid 'min_tokens': {self.min_tokens} is more than max_tokens, {max_tokens}.", param="min_tokens"
             )
         beams = self._beams()
+        same: dict[str, Any] = {name: getattr(self, name) for name in _SAME}
+        same |= {name: tuple(getattr(self, name)) for name in _LISTS}
         return SamplingParams(
-            **{name: getattr(self, name) for name in _SAME},
-            **{name: tuple(getattr(self, name)) for name in _LISTS},
+            **same,
             max_tokens=max_tokens,
             temperature=0.0 if self.use_beam_search and beams == 1 else self.temperature,
             top_k=max(self.top_k, 0),
