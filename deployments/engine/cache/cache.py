@@ -145,9 +145,9 @@ class BatchCache(DynamicCache):  # type: ignore[misc]
         """Whether a sequence of `length` tokens can be copied without its last `cut` tokens."""
         return all(layer.holds(length, cut) for layer in self.held)
 
-    def copy_sequence(self, index: int, cut: int = 0, capacity: int | None = None) -> BatchCache:
+    def copy_sequence(self, index: int, cut: int = 0) -> BatchCache:
         """A new cache with sequence `index`, without its last `cut` tokens."""
-        copy = BatchCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
+        copy = BatchCache(self.config, capacity=self.lengths[index] - cut)
         copy.append(self, index, cut)
         return copy
 
@@ -222,9 +222,9 @@ class EncoderBatchCache(EncoderDecoderCache):  # type: ignore[misc]
     def holds(self, index: int, cut: int) -> bool:
         return bool(self.self_attention_cache.holds(index, cut))
 
-    def copy_sequence(self, index: int, cut: int = 0, capacity: int | None = None) -> EncoderBatchCache:
+    def copy_sequence(self, index: int, cut: int = 0) -> EncoderBatchCache:
         """A new cache with sequence `index`, without its last `cut` tokens."""
-        copy = EncoderBatchCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
+        copy = EncoderBatchCache(self.config, capacity=self.lengths[index] - cut)
         copy.append(self, index, cut)
         return copy
 
