@@ -55,15 +55,12 @@ class FileObject(TypedDict):
     status: Literal["processed"]
 
 
-class Listed(TypedDict):
+class FileList(TypedDict):
     object: Literal["list"]
+    data: list[FileObject]
     first_id: str
     last_id: str
     has_more: bool
-
-
-class FileList(Listed):
-    data: list[FileObject]
 
 
 class DeletedFile(TypedDict):
@@ -115,5 +112,9 @@ class BatchObject(TypedDict):
     metadata: dict[str, str] | None
 
 
-class BatchList(Listed):
+class BatchList(TypedDict):
+    object: Literal["list"]
     data: list[BatchObject]
+    first_id: str
+    last_id: str
+    has_more: bool

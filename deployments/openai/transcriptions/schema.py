@@ -115,9 +115,11 @@ class WordObject(TypedDict):
     end: float
 
 
-class Details(TypedDict):
-    """What an answer has beside its text."""
+class Transcription(TypedDict):
+    """The answer to json, and with its further fields to verbose_json. Other formats are plain text."""
 
+    text: str
+    usage: NotRequired[DurationUsage]
     logprobs: NotRequired[list[TokenEntry]]
     task: NotRequired[Literal["transcribe", "translate"]]
     language: NotRequired[str]
@@ -126,17 +128,16 @@ class Details(TypedDict):
     words: NotRequired[list[WordObject]]
 
 
-class Transcription(Details):
-    """The answer to json, and with its further fields to verbose_json. Other formats are plain text."""
-
-    text: str
-    usage: NotRequired[DurationUsage]
-
-
-class TranscriptEvent(Details):
+class TranscriptEvent(TypedDict):
     """An event of a stream: `delta` in transcript.text.delta, all else in transcript.text.done."""
 
     type: Literal["transcript.text.delta", "transcript.text.done"]
     delta: NotRequired[str]
     text: NotRequired[str]
+    logprobs: NotRequired[list[TokenEntry]]
     usage: NotRequired[TokensUsage]
+    task: NotRequired[Literal["transcribe", "translate"]]
+    language: NotRequired[str]
+    duration: NotRequired[float]
+    segments: NotRequired[list[SegmentObject]]
+    words: NotRequired[list[WordObject]]
