@@ -52,10 +52,7 @@ def entry_faults(entry: ModelEntry, api: ApiOptions) -> list[str]:
     """What its schema does not see of a model, of the configuration or posted: each fault after its key."""
     faults = [
         f"api.{fault}"
-        for fault in (
-            *default_faults(entry.api.default_params, api, more=(GenerateBody,)),
-            *parser_faults(entry.api),
-        )
+        for fault in (*default_faults(entry.api.default_params, api, more=(GenerateBody,)), *parser_faults(entry.api))
     ]
     return faults + [
         f"variants.{name}.{fault.removeprefix('default_params.')}"

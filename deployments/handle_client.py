@@ -6,20 +6,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import ray
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from deployments.config.app import AppArgs, unknown_model
 from deployments.config.sources import Spec
@@ -243,29 +237,20 @@ class HandleClient:
 
     async def try_adapter(self, spec: Spec) -> None:
         """Compare an adapter with its base on a replica; see `Trials`."""
-        await self._ask_replica(self._pool_of[spec.like], "try_adapter", spec.entry.base or "", spec.model_dump_json())
+        await self._ask_replica(self._pool_of[spec.like], spec.entry.base or "", "try_adapter", spec.model_dump_json())
 
     async def try_load(self, spec: Spec) -> None:
         """Load a model that the registry does not have yet; see `Trials`."""
-        await self._ask_replica(self._pool_of[spec.like], "load", spec.entry.id, spec.model_dump_json())
+        await self._ask_replica(self._pool_of[spec.like], spec.entry.id, "ask", "load", spec.model_dump_json())
 
     async def end_trial(self, spec: Spec) -> None:
         """Unload a model that was only tried."""
         await self._tell_all("unload", [self._pool_of[spec.like]], spec.model_dump_json(), limit=UNLOAD_LIMIT_S)
 
-    async def _ask_replica(self, pool: str, method: str, place: str, spec: str) -> None:
+    async def _ask_replica(self, pool: str, place: str, method: str, *arguments: str) -> None:
         """Ask the replica of a pool that has a model, or can load it, to try one."""
         handle = (await self._started(pool)).options(method_name=method, multiplexed_model_id=place, session_id="")
-        answer = handle.remote(spec)
-        try:
-            found = await unpacked(await answer)
-        except asyncio.CancelledError:
-            answer.cancel()
-            raise
-        except Exception as error:
-            raise as_troupe_error(error) from None
-        if isinstance(found, Failed):
-            raise found.error
+        await _found(handle.remote(*arguments))
 
     async def remove_model(self, name: str) -> int:
         """Remove a model that was added; on how many replicas it was loaded."""
@@ -335,23 +320,13 @@ class HandleClient:
         """The answer of a replica that has the model, asked once more when the first is lost."""
         key = self.resolve(model).id
         pool = await self._started(self._pool(key))
-        handle = pool.options(method_name=method, **self._routed(key))
+        handle = pool.options(method_name="ask", **self._routed(key))
         given = [await packed(argument) for argument in arguments]
-        for attempt in (1, 2):
-            answer = handle.remote(self._spec(key) or key, *given, **options)
-            try:
-                found = await unpacked(await answer)
-                if not isinstance(found, Failed):
-                    return found
-                raise found.error
-            except asyncio.CancelledError:
-                answer.cancel()
-                raise
-            except Exception as error:
-                failure = as_troupe_error(error)
-                if attempt == 2 or not isinstance(failure, Unavailable):
-                    raise failure from None
-        raise AssertionError("unreachable")
+        ask = partial(handle.remote, method, self._spec(key) or key, *given, **options)
+        try:
+            return await _found(ask())
+        except Unavailable:
+            return await _found(ask())
 
     def _routed(self, model: str, affinity: str | None = None, blocks: tuple[str, ...] = ()) -> dict[str, str]:
         """What the router goes by: replicas hold the base of an adapter, and an adapter stays on one of them."""
@@ -376,6 +351,24 @@ class HandleClient:
             else:
                 found.append(answer)
         return found
+
+
+async def _found(answer: DeploymentResponse[Any]) -> Any:
+    """What a replica answers to a call, which is cancelled with its caller.
+
+    Raises:
+        TroupeError: it has failed, or was lost.
+    """
+    try:
+        found = await unpacked(await answer)
+    except asyncio.CancelledError:
+        answer.cancel()
+        raise
+    except Exception as error:
+        raise as_troupe_error(error) from None
+    if isinstance(found, Failed):
+        raise found.error
+    return found
 
 
 async def _unpacked(events: AsyncIterable[Event | Packed]) -> AsyncGenerator[Event, None]:

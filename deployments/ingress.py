@@ -15,7 +15,7 @@ from deployments.compat.legacy import add_legacy_routes
 from deployments.config.app import AppArgs
 from deployments.handle_client import Handle, HandleClient
 from deployments.logs import enter_folder, log_like_serve, write_access_log
-from deployments.model_registry import ask_single
+from deployments.model_registry import SINGLE, ask_single
 from deployments.openai.app import build_api
 from deployments.openai.batches.compute import LineComputer
 from deployments.openai.http.middleware import ACCESS
@@ -42,11 +42,7 @@ class OpenAIIngress:
     """
 
     def __init__(
-        self,
-        args: AppArgs,
-        pools: dict[str, Handle],
-        registry: Handle | None = None,
-        batches: Handle | None = None,
+        self, args: AppArgs, pools: dict[str, Handle], registry: Handle | None = None, batches: Handle | None = None
     ) -> None:
         log_like_serve()
         write_access_log(ACCESS)
@@ -68,18 +64,10 @@ class OpenAIIngress:
 
 def _batch_client(handle: Handle) -> BatchClient:
     by_value = handle.options(_by_reference=False)
-    return BatchClient(partial(ask_single, by_value, "The process of files and batches", "ask", limit=_LIMIT_S))
+    return BatchClient(partial(ask_single, by_value, "The process of files and batches", limit=_LIMIT_S))
 
 
-@serve.deployment(
-    name="BatchOwner",
-    num_replicas=1,
-    max_ongoing_requests=10_000,
-    health_check_period_s=2,
-    graceful_shutdown_timeout_s=1,  # what runs goes on with the next start
-    ray_actor_options={"num_cpus": 0},
-    logging_config={"enable_access_log": False},
-)
+@serve.deployment(name="BatchOwner", **SINGLE)
 class BatchOwner:
     """Files and batches for all ingresses, and the API whose routes compute the lines. See `OpenAIIngress`."""
 

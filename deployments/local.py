@@ -319,12 +319,7 @@ def main() -> None:
     named = {"id": given.id} if given.id else {}
     try:
         run_app(
-            given.loader,
-            host=given.host,
-            port=given.port,
-            kwargs=read_yaml(given.kwargs),
-            device=given.device,
-            **named,
+            given.loader, host=given.host, port=given.port, kwargs=read_yaml(given.kwargs), device=given.device, **named
         )
     except (ConfigError, TroupeError, yaml.YAMLError) as error:
         sys.exit(f"troupe: {error}")

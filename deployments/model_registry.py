@@ -24,15 +24,18 @@ Handle: TypeAlias = DeploymentHandle[Any]
 _LIMIT_S = 10.0
 
 
-@serve.deployment(
-    name="ModelRegistry",
-    num_replicas=1,
-    max_ongoing_requests=10_000,
-    health_check_period_s=2,
-    graceful_shutdown_timeout_s=1,  # what runs are ingresses that wait for changes
-    ray_actor_options={"num_cpus": 0},
-    logging_config={"enable_access_log": False},
-)
+SINGLE: dict[str, Any] = {
+    "num_replicas": 1,
+    "max_ongoing_requests": 10_000,
+    "health_check_period_s": 2,
+    "graceful_shutdown_timeout_s": 1,  # what runs goes on with the next start, or waits for changes alone
+    "ray_actor_options": {"num_cpus": 0},
+    "logging_config": {"enable_access_log": False},
+}
+"""Options of a deployment that is one small process for all ingresses."""
+
+
+@serve.deployment(name="ModelRegistry", **SINGLE)
 class RegistryReplica:
     """`Registry` for all ingresses; what was added outlives it in its file."""
 
@@ -43,33 +46,9 @@ class RegistryReplica:
         self._registry = Registry(args, entry_faults)
         self._searching = asyncio.create_task(self._registry.run())
 
-    async def find(self, name: str) -> Spec | None:
-        """See `ModelRegistry`."""
-        return await self._registry.find(name)
-
-    async def changes(self, seen: str, limit: float) -> Changes:
-        """See `ModelRegistry`."""
-        return await self._registry.changes(seen, limit)
-
-    async def check(self, body: Mapping[str, Any]) -> Spec | None:
-        """See `ModelRegistry`."""
-        return await self._registry.check(body)
-
-    async def add(self, body: Mapping[str, Any]) -> tuple[Spec, bool]:
-        """See `ModelRegistry`."""
-        return await self._registry.add(body)
-
-    async def remove(self, name: str) -> Spec:
-        """See `ModelRegistry`."""
-        return await self._registry.remove(name)
-
-    async def refresh(self) -> None:
-        """See `ModelRegistry`."""
-        await self._registry.refresh()
-
-    async def states(self) -> list[dict[str, Any]]:
-        """See `ModelRegistry`."""
-        return await self._registry.states()
+    async def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of the registry answers."""
+        return await getattr(self._registry, method)(*arguments)
 
 
 class RegistryHandle:
@@ -111,7 +90,7 @@ class RegistryHandle:
 
 
 async def ask_single(handle: Handle, name: str, method: str, *arguments: Any, limit: float) -> Any:
-    """What a deployment of one replica answers.
+    """What a deployment of one replica answers that is asked by the name of a method.
 
     Args:
         name: of the deployment, for the message.
@@ -121,7 +100,7 @@ async def ask_single(handle: Handle, name: str, method: str, *arguments: Any, li
         Unavailable: it does not answer.
         TroupeError: as the deployment raises it.
     """
-    answer = handle.options(method_name=method).remote(*arguments)
+    answer = handle.options(method_name="ask").remote(method, *arguments)
     try:
         return await asyncio.wait_for(answer, limit)
     except TroupeError:

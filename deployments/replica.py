@@ -10,24 +10,21 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 import ray
 from ray import serve
 
 from deployments.config.app import AppArgs
 from deployments.config.sources import SPEC, Spec
-from deployments.core.calls import Call, ChatPrompt, Prompt
+from deployments.core.calls import Call
 from deployments.core.cgroup import cores
 from deployments.core.errors import TroupeError
 from deployments.core.events import Event, Failed
 from deployments.large_messages import Packed, packed_answer, unpacked
 from deployments.logs import enter_folder, log_like_serve
 from deployments.ray_internals import keep_replica_port_local
-
-if TYPE_CHECKING:
-    from deployments.core.client import ChatTexts, Embeddings, EmbedOptions, Rendered, TokenPiece
 
 _RAY_WRAPPER = "__serve_multiplex_wrapper"
 _REPORT_EVERY_S = 2.0
@@ -128,80 +125,16 @@ class ModelReplica:
                     yield event
 
     @errors_as_values
-    async def render(self, model: str, prompt: Prompt | Packed, *, expect: str = "") -> Rendered | Packed:
-        """A prompt as the model would get it."""
+    async def ask(self, method: str, model: str, *given: Any, **options: Any) -> Any:
+        """What a method of `ModelHost` answers for one of its models."""
         model = await self._admit(model)
-        found = await self._host.render(model, await unpacked(prompt), expect=expect)
-        return await packed_answer(found)  # type: ignore[no-any-return]
-
-    @errors_as_values
-    async def chat_texts(
-        self, model: str, prompts: Sequence[ChatPrompt] | Packed, *, expect: str = ""
-    ) -> ChatTexts | Packed:
-        """Conversations as the chat template writes them."""
-        model = await self._admit(model)
-        found = await self._host.chat_texts(model, await unpacked(prompts), expect=expect)
-        return await packed_answer(found)  # type: ignore[no-any-return]
-
-    @errors_as_values
-    async def detokenize(self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = "") -> str:
-        """The text of token ids."""
-        model = await self._admit(model)
-        return await self._host.detokenize(model, await unpacked(token_ids), expect=expect)
-
-    @errors_as_values
-    async def spell(
-        self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = ""
-    ) -> tuple[str, ...] | Packed:
-        """Token ids as the vocabulary spells them."""
-        model = await self._admit(model)
-        found = await self._host.spell(model, await unpacked(token_ids), expect=expect)
-        return await packed_answer(found)  # type: ignore[no-any-return]
-
-    @errors_as_values
-    async def pieces(
-        self, model: str, token_ids: Sequence[int] | Packed, *, expect: str = ""
-    ) -> tuple[TokenPiece, ...] | Packed:
-        """What each token adds to a text."""
-        model = await self._admit(model)
-        found = await self._host.pieces(model, await unpacked(token_ids), expect=expect)
-        return await packed_answer(found)  # type: ignore[no-any-return]
-
-    @errors_as_values
-    async def embed(
-        self, model: str, prompts: Sequence[Prompt] | Packed, options: EmbedOptions | Packed, *, expect: str = ""
-    ) -> Embeddings:
-        """A vector for each prompt."""
-        model = await self._admit(model)
-        return await self._host.embed(model, await unpacked(prompts), await unpacked(options), expect=expect)
-
-    @errors_as_values
-    async def modules(self, model: str, pattern: str) -> dict[str, Any]:
-        """What can be captured and changed inside a model."""
-        model = await self._admit(model)
-        return await self._host.modules(model, pattern)
+        arguments = [await unpacked(argument) for argument in given]
+        return await packed_answer(await getattr(self._host, method)(model, *arguments, **options))
 
     @errors_as_values
     async def capture(self, method: str, *arguments: Any) -> Any:
         """A method of a `CaptureClient`, for the captures of this replica."""
         return await getattr(self._host.captures, method)(*arguments)
-
-    @errors_as_values
-    async def tokenizer_info(self, model: str, *, expect: str = "") -> dict[str, Any]:
-        """What a client needs to know of the tokenizer."""
-        model = await self._admit(model)
-        return await self._host.tokenizer_info(model, expect=expect)
-
-    @errors_as_values
-    async def fingerprint_parts(self, model: str, *, expect: str = "") -> dict[str, Any]:
-        """The model's fingerprint and what it is made of."""
-        return await self._host.fingerprint_parts(await self._admit(model), expect=expect)
-
-    @errors_as_values
-    async def load(self, model: str) -> None:
-        """Load a model now."""
-        model = await self._admit(model)
-        await self._host.load(model)
 
     @errors_as_values
     async def try_adapter(self, spec: str) -> None:

@@ -49,12 +49,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
     """
 
     def initialize_state(
-        self,
-        full_at: int = 16,
-        max_models: int = 1,
-        slack: int = 8,
-        prefix_slack: int = 4,
-        patience_s: float = 1.0,
+        self, full_at: int = 16, max_models: int = 1, slack: int = 8, prefix_slack: int = 4, patience_s: float = 1.0
     ) -> None:
         self._full_at = full_at
         self._prefix_slack = prefix_slack

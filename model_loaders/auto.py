@@ -90,10 +90,7 @@ def load_model(
     weights = model_name if sentence_format is None else sentence_format.weights_of(model_name)
     config = _config(weights, **common)
     placement = {"device_map": device_map if device_map is not None else {"": device}}
-    optional = {
-        "attn_implementation": attn_implementation,
-        "quantization_config": _quantization(quantization_config),
-    }
+    optional = {"attn_implementation": attn_implementation, "quantization_config": _quantization(quantization_config)}
     model = _load_model(
         config,
         weights,

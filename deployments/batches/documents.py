@@ -50,11 +50,7 @@ def new_batch(fields: Mapping[str, Any]) -> Document:
         **{f"{name}_at": None for name in _TIMES},
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "metadata": fields.get("metadata"),
-        _PRIVATE: {
-            "output": new_file_id(),
-            "error": new_file_id(),
-            "keep_s": fields.get("output_expires_after"),
-        },
+        _PRIVATE: {"output": new_file_id(), "error": new_file_id(), "keep_s": fields.get("output_expires_after")},
     }
 
 
@@ -91,11 +87,6 @@ def set_errors(document: Document, errors: list[dict[str, Any]]) -> None:
     document["errors"] = {"object": "list", "data": data} if data else None
 
 
-def has_ended(document: Document) -> bool:
-    """Whether nothing of the batch is to be done."""
-    return document["status"] in ENDED
-
-
 def result_ids(document: Document) -> tuple[str, str]:
     """Ids of the files with answers and with errors, which clients see when the batch has ended."""
     return document[_PRIVATE]["output"], document[_PRIVATE]["error"]
@@ -103,7 +94,7 @@ def result_ids(document: Document) -> tuple[str, str]:
 
 def files_in_use(document: Document) -> set[str]:
     """Ids of the files that a batch reads or writes."""
-    return set() if has_ended(document) else {document["input_file_id"], *result_ids(document)}
+    return set() if document["status"] in ENDED else {document["input_file_id"], *result_ids(document)}
 
 
 def result_object(document: Document, which: str, size: int) -> Document:

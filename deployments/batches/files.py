@@ -14,7 +14,7 @@ from deployments.batches.client import NewFile, Page
 from deployments.batches.database import FILES, Database, Document
 from deployments.batches.folder import Folder
 from deployments.batches.results import sync_folder
-from deployments.config.batches import BatchOptions
+from deployments.config.api import BatchOptions
 from deployments.core.errors import BadRequest, FileMissing, TooLarge, Unavailable
 
 _PART = ".part"

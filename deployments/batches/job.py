@@ -46,10 +46,8 @@ class Job:
         self._folder = folder
         self._seats: Mapping[str, str] = {}
         self._counts = {"completed": 0, "failed": 0}
-        self._files = dict(zip(self._counts, map(self._result_file, result_ids(document)), strict=True))
-
-    def _result_file(self, file_id: str) -> ResultFile:
-        return ResultFile(self._folder.file(file_id))
+        files = (ResultFile(self._folder.file(file_id)) for file_id in result_ids(document))
+        self._files = dict(zip(self._counts, files, strict=True))
 
     def read(self) -> Index:
         """The lines of the input; those that have no result yet are pending. Blocks.

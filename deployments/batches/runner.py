@@ -168,9 +168,7 @@ class Runner:
         """Save the batch with its files, all at once. Blocks."""
         files = job.results()
         document = job.ended(status, files)
-        self._store.database.write(
-            [*((FILES, job.owner, file) for file in files), (BATCHES, job.owner, document)],
-        )
+        self._store.database.write([*((FILES, job.owner, file) for file in files), (BATCHES, job.owner, document)])
         job.document.update(document)
 
     async def _fail(self, job: Job, code: str, message: str) -> None:

@@ -13,7 +13,7 @@ from deployments.batches.database import BATCHES, Database, Document
 from deployments.batches.documents import files_in_use
 from deployments.batches.files import Files
 from deployments.batches.folder import Folder
-from deployments.config.batches import BatchOptions
+from deployments.config.api import BatchOptions
 from deployments.core.errors import Unavailable
 
 T = TypeVar("T")

@@ -21,10 +21,9 @@ _INTERRUPTED = 130
 
 
 def batch(
-    lines: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests as for /v1/batches.", show_default=False)],
+    lines: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests as for /v1/batches.")],
     output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="File for the answers. Default: IN.out.jsonl.", show_default=False),
+        Path | None, typer.Option("-o", "--output", help="File for the answers. Default: IN.out.jsonl.")
     ] = None,
     url: Url = None,
     model: Annotated[
@@ -32,12 +31,9 @@ def batch(
         typer.Option(
             metavar=SOURCE,
             help="Models to load in this process in place of a server. Default: those of `troupe serve`.",
-            show_default=False,
         ),
     ] = None,
-    ask: Annotated[
-        str | None, typer.Option(metavar="ID", help="Model to ask in place of the lines' own.", show_default=False)
-    ] = None,
+    ask: Annotated[str | None, typer.Option(metavar="ID", help="Model to ask in place of the lines' own.")] = None,
     api_key: ApiKey = None,
     concurrency: AtOnce = 16,
     resume: Annotated[

@@ -27,34 +27,24 @@ def check(
         typer.Argument(
             metavar="LOADER.py:FUNCTION | FOLDER | ORG/NAME | CONFIG.yaml",
             help="What to check: all that `troupe serve` takes.",
-            show_default=False,
         ),
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Id of the model, if a configuration has several.", show_default=False)
-    ] = None,
-    kwargs: Annotated[
-        str | None, typer.Option(help="Arguments of the loader, as YAML or JSON.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Id of the model, if a configuration has several.")] = None,
+    kwargs: Annotated[str | None, typer.Option(help="Arguments of the loader, as YAML or JSON.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
     ] = False,
     message: Annotated[str, typer.Option(help="What the model is asked.")] = "Hello",
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 32,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cuda:0. Default: the first GPU, or else cpu.", show_default=False)
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:0. Default: the first GPU, or else cpu.")] = None,
     image: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Image in place of the test image.", show_default=False),
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Image in place of the test image.")
     ] = None,
     audio: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Recording in place of the test tone.", show_default=False),
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Recording in place of the test tone.")
     ] = None,
     skip: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STEP", help="Leave out a step; can be given several times.", show_default=False),
+        list[str] | None, typer.Option(metavar="STEP", help="Leave out a step; can be given several times.")
     ] = None,
     modules: Annotated[
         bool, typer.Option("--modules", help="List what requests can capture and change inside the model.")

@@ -31,10 +31,7 @@ SCRIPT = "scripts/serve"
 """In place of a command: scripts/serve runs this one."""
 
 
-_OF_OTHERS = {
-    "doctor": " Did you mean 'check'?",
-    **dict.fromkeys(("run", "start", "up"), " Did you mean 'serve'?"),
-}
+_OF_OTHERS = {"doctor": " Did you mean 'check'?", **dict.fromkeys(("run", "start", "up"), " Did you mean 'serve'?")}
 """What commands of other programs are called here."""
 
 
@@ -45,10 +42,7 @@ def _show_version(wanted: bool) -> None:
 
 
 app = typer.Typer(
-    name="troupe",
-    add_completion=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    name="troupe", add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]}
 )
 
 
@@ -87,9 +81,7 @@ app.command("serve")(_serve)
 
 
 @app.command(
-    "serve-compat",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    "serve-compat", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )
 def _serve_compat(
     context: typer.Context,

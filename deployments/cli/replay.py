@@ -27,22 +27,13 @@ _PATIENCE_S = 10.0
 def replay(
     record: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RECORD.jsonl | FOLDER", help="Files that api.record_dir has, or the folder.", show_default=False
-        ),
+        typer.Argument(metavar="RECORD.jsonl | FOLDER", help="Files that api.record_dir has, or the folder."),
     ],
     url: Url = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar=SOURCE,
-            help="Model to load in this process in place of a server.",
-            show_default=False,
-        ),
+        str | None, typer.Option(metavar=SOURCE, help="Model to load in this process in place of a server.")
     ] = None,
-    ask: Annotated[
-        str | None, typer.Option(metavar="ID", help="Model to ask in place of the recorded one.", show_default=False)
-    ] = None,
+    ask: Annotated[str | None, typer.Option(metavar="ID", help="Model to ask in place of the recorded one.")] = None,
     api_key: ApiKey = None,
     concurrency: AtOnce = 16,
     as_json: Annotated[
@@ -154,7 +145,7 @@ async def _own_model(source: str | None) -> AsyncIterator[tuple[AsyncClient, str
     from deployments.cli.serve_file import troupe_applications
     from deployments.cli.serve_options import ServeOptions
     from deployments.cli.serve_source import written_config
-    from deployments.config.batches import BatchOptions
+    from deployments.config.api import BatchOptions
     from deployments.local import make_app
     from deployments.logs import enter_folder
 

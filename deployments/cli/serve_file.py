@@ -229,7 +229,6 @@ def _check_application(app: Mapping[str, Any], args: AppArgs, folder: Path) -> N
         raise ConfigError(f"args.folder: there is no folder {str(base)!r}.")
     if not remote:
         _check_files(args, base)
-    if not remote:
         check_adapter_folders(args, base)
     for entry in (entry for entry in args.models if entry.adapter is None):
         check_loader(entry.loader, base)

@@ -41,12 +41,7 @@ def written_config(options: ServeOptions) -> ServeConfig:
         written = load_config(Path(source).expanduser())
         return _with_options(written, options, [name for name, key in keys().items() if not key.startswith("models[]")])
     entry = _DEMO_ENTRY if source is None else {**_entry(source), "pinned": True}
-    application = {
-        "name": "troupe",
-        "route_prefix": "/",
-        "import_path": IMPORT_PATH,
-        "args": {"models": [dict(entry)]},
-    }
+    application = {"name": "troupe", "route_prefix": "/", "import_path": IMPORT_PATH, "args": {"models": [dict(entry)]}}
     config = {"http_options": {"host": HOST, "port": PORT}, "applications": [application]}
     written = ServeConfig(config, source or "the demo model", Path.cwd())
     return _with_options(written, options, list(keys()))

@@ -37,8 +37,7 @@ from deployments.openai.http.api import Api
 from deployments.openai.http.endpoint import endpoint
 from deployments.openai.http.exchange import Exchange, Handler
 from deployments.openai.http.route import Route, methods
-from deployments.openai.http.streaming import DONE, Chunks, json_answer, sse, sse_answer, written
-from deployments.openai.models import json_response
+from deployments.openai.http.streaming import DONE, Chunks, json_answer, json_response, sse, sse_answer, written
 
 # The day they came, as RFC 9745 writes it: they have never been anything but compatible.
 _SINCE = "@1795132800"

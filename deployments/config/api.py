@@ -7,11 +7,45 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from deployments.config.batches import BatchOptions
-from deployments.config.captures import CaptureOptions
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class ApiOptions(BaseModel):
+class BatchOptions(_Section):
+    """Limits of files and batches. They are kept in `state_dir`."""
+
+    enabled: bool = Field(default=True, description="Answer `/v1/files` and `/v1/batches` if `state_dir` is set.")
+    file_mib: float = Field(default=200.0, gt=0, description="Maximum size of an uploaded file.")
+    file_lines: int = Field(default=50_000, ge=1, description="Maximum number of lines of an uploaded file.")
+    disk_gib: float = Field(
+        default=20.0, gt=0, description="Size of all files; more uploads are refused, and batches wait."
+    )
+    concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum number of lines of a model at the same time; without it, three quarters of its batch size.",
+    )
+
+
+class CaptureOptions(_Section):
+    """Where captured states are kept, and how much of them."""
+
+    enabled: bool = Field(default=True, description="Requests can capture states of the models.")
+    dir: str | None = Field(
+        default=None,
+        description="Folder for the files; each replica makes one of its own in it. Without it, that is a temporary one.",
+    )
+    gib: float = Field(default=4.0, gt=0, description="Size of all files of a replica; more requests wait.")
+    per_choice_mib: float = Field(default=512.0, gt=0, description="Maximum size of the file of one choice.")
+    ttl_s: float = Field(default=600.0, gt=0, description="Seconds until a file is deleted.")
+    inline_kib: float = Field(default=1024.0, gt=0, description="Maximum size of a capture in the answer itself.")
+    vectors_ttl_s: float = Field(
+        default=86400.0, gt=0, description="Seconds without use until an uploaded vector is dropped."
+    )
+
+
+class ApiOptions(_Section):
     """Options of the API that are the same for all models.
 
     Attributes:
@@ -47,8 +81,6 @@ class ApiOptions(BaseModel):
         batches: limits of uploaded files and batches.
         body_timeout_s: if no part of a request's body arrives for this many seconds, it is refused with 408.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     api_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()

@@ -6,17 +6,15 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from deployments.config.model import ModelEntry
+from deployments.config.model import ModelEntry, Strict
 
 SPEC = '{"entry":'
 """How a `Spec` begins as JSON."""
 Origin = Literal["yaml", "post", "folder", "hub"]
 
 
-class Source(BaseModel):
+class Source(Strict):
     """What the sections `folders` and `hub` have in common."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     like_key: str = Field(default="model_name", min_length=1, description="Argument of the loader that gets the model.")
 

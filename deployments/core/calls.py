@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from deployments.core.reasoning import ReasoningMarkers
@@ -208,6 +208,12 @@ class SamplingParams:
     def reports_vocabulary(self) -> bool:
         """Whether the answer has the log-probabilities of all tokens, which is megabytes."""
         return -1 in (self.logprobs, self.prompt_logprobs)
+
+    def given(self) -> dict[str, Any]:
+        """The parameters that differ from their defaults, by name."""
+        defaults = SamplingParams()
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value != getattr(defaults, name)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

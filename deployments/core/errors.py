@@ -1,28 +1,31 @@
 """The exceptions of Troupe, and the OpenAI error that each one becomes.
 
 TroupeError                     500 server_error
-├── BadRequest                  400 invalid_request_error
-│   ├── ContextOverflow         400 context_length_exceeded
-│   ├── UnsupportedParameter    400 unsupported_parameter
-│   └── TemplateFailed          400 chat_template_error
+├── ClientError                 400 invalid_request_error
+│   ├── BadRequest              400 invalid_value
+│   │   ├── ContextOverflow     400 context_length_exceeded
+│   │   ├── UnsupportedParameter 400 unsupported_parameter
+│   │   └── TemplateFailed      400 chat_template_error
+│   ├── PathNotAllowed          403 path_not_allowed
+│   ├── NotFound                404
+│   │   ├── ModelNotFound       404 model_not_found
+│   │   ├── RouteNotFound       404 route_not_found
+│   │   ├── RecordNotFound      404 record_not_found
+│   │   ├── CaptureNotFound     404 capture_not_found
+│   │   ├── FileMissing         404 file_not_found
+│   │   ├── BatchNotFound       404 batch_not_found
+│   │   └── BatchesOff          404 batches_off
+│   ├── MethodNotAllowed        405 method_not_allowed
+│   ├── BodyTimeout             408 body_timeout
+│   ├── VersionMismatch         409 version_mismatch
+│   ├── NameTaken               409 name_taken
+│   ├── BatchEnded              409 batch_ended
+│   ├── RouteGone               410 route_gone
+│   ├── TooLarge                413 request_too_large
+│   ├── UnsupportedMediaType    415 unsupported_media_type
+│   └── HeadersTooLarge         431 headers_too_large
 ├── Unauthorized                401 invalid_api_key
 ├── AdminKeyRequired            403 admin_key_required
-├── PathNotAllowed              403 path_not_allowed
-├── ModelNotFound               404 model_not_found
-├── RouteNotFound               404 route_not_found
-├── CaptureNotFound             404 capture_not_found
-├── FileMissing                 404 file_not_found
-├── BatchNotFound               404 batch_not_found
-├── BatchesOff                  404 batches_off
-├── MethodNotAllowed            405 method_not_allowed
-├── BodyTimeout                 408 body_timeout
-├── VersionMismatch             409 version_mismatch
-├── NameTaken                   409 name_taken
-├── BatchEnded                  409 batch_ended
-├── RouteGone                   410 route_gone
-├── TooLarge                    413 request_too_large
-├── UnsupportedMediaType        415 unsupported_media_type
-├── HeadersTooLarge             431 headers_too_large
 ├── Overloaded                  429 overloaded            (Retry-After)
 ├── ModelError                  500 model_error           (the model or one of its hooks failed)
 │   ├── NotFinite               500 model_error
@@ -86,11 +89,22 @@ def _rebuild(
     return error
 
 
-class BadRequest(TroupeError):
-    """The request is wrong. The same request would fail again."""
+class ClientError(TroupeError):
+    """The request is refused for what it is."""
 
     status = 400
     type = "invalid_request_error"
+
+
+class NotFound(ClientError):
+    """There is no such thing, or not for this key."""
+
+    status = 404
+
+
+class BadRequest(ClientError):
+    """The request is wrong. The same request would fail again."""
+
     code = "invalid_value"
 
 
@@ -139,15 +153,14 @@ class AdminKeyRequired(TroupeError):
     code = "admin_key_required"
 
 
-class PathNotAllowed(TroupeError):
+class PathNotAllowed(ClientError):
     """The model lies where the configuration does not allow models to be added from."""
 
     status = 403
-    type = "invalid_request_error"
     code = "path_not_allowed"
 
 
-class ModelNotFound(TroupeError):
+class ModelNotFound(NotFound):
     """There is no model of that id or alias.
 
     Attributes:
@@ -156,128 +169,105 @@ class ModelNotFound(TroupeError):
 
     model = ""
 
-    status = 404
-    type = "invalid_request_error"
     code = "model_not_found"
 
 
-class RouteNotFound(TroupeError):
+class RouteNotFound(NotFound):
     """The path does not exist."""
 
-    status = 404
-    type = "invalid_request_error"
     code = "route_not_found"
 
 
-class RecordNotFound(TroupeError):
+class RecordNotFound(NotFound):
     """The call is not in the record, or calls are not recorded."""
 
-    status = 404
-    type = "invalid_request_error"
     code = "record_not_found"
 
 
-class CaptureNotFound(TroupeError):
+class CaptureNotFound(NotFound):
     """There is no such capture of this key, or no longer."""
 
-    status = 404
-    type = "invalid_request_error"
     code = "capture_not_found"
 
 
-class FileMissing(TroupeError):
+class FileMissing(NotFound):
     """There is no such file of this key, or no longer."""
 
-    status = 404
-    type = "invalid_request_error"
     code = "file_not_found"
 
 
-class BatchNotFound(TroupeError):
+class BatchNotFound(NotFound):
     """There is no such batch of this key."""
 
-    status = 404
-    type = "invalid_request_error"
     code = "batch_not_found"
 
 
-class BatchesOff(TroupeError):
+class BatchesOff(NotFound):
     """The server keeps no files and batches."""
 
-    status = 404
-    type = "invalid_request_error"
     code = "batches_off"
 
 
-class MethodNotAllowed(TroupeError):
+class MethodNotAllowed(ClientError):
     """The path exists, but not with this method."""
 
     status = 405
-    type = "invalid_request_error"
     code = "method_not_allowed"
 
 
-class BodyTimeout(TroupeError):
+class BodyTimeout(ClientError):
     """The rest of the request's body did not arrive in time."""
 
     status = 408
-    type = "invalid_request_error"
     code = "body_timeout"
 
 
-class VersionMismatch(TroupeError):
+class VersionMismatch(ClientError):
     """The model no longer has the weights that the request asks for."""
 
     status = 409
-    type = "invalid_request_error"
     code = "version_mismatch"
 
 
-class NameTaken(TroupeError):
+class NameTaken(ClientError):
     """A model cannot be added or removed under a name that belongs to another."""
 
     status = 409
-    type = "invalid_request_error"
     code = "name_taken"
 
 
-class BatchEnded(TroupeError):
+class BatchEnded(ClientError):
     """The batch cannot be cancelled: it has ended."""
 
     status = 409
-    type = "invalid_request_error"
     code = "batch_ended"
 
 
-class RouteGone(TroupeError):
+class RouteGone(ClientError):
     """A route of an older server that Troupe does not have. The message names its replacement."""
 
     status = 410
-    type = "invalid_request_error"
     code = "route_gone"
 
 
-class TooLarge(TroupeError):
+class TooLarge(ClientError):
     """The body or one of its parts is larger than the server accepts."""
 
     status = 413
-    type = "invalid_request_error"
     code = "request_too_large"
 
 
-class UnsupportedMediaType(TroupeError):
+class UnsupportedMediaType(ClientError):
     """The route does not read the content type of the body."""
 
     status = 415
-    type = "invalid_request_error"
     code = "unsupported_media_type"
 
 
-class HeadersTooLarge(TroupeError):
+class HeadersTooLarge(ClientError):
     """The request's headers are larger than the server accepts."""
 
     status = 431
-    type = "invalid_request_error"
     code = "headers_too_large"
 
 

@@ -84,16 +84,17 @@ def id_range(vocab: int | None) -> str:
     return "ids of 0 and more" if vocab is None else f"the model's ids 0 to {vocab - 1}"
 
 
+def known_ids(model: object, tokenizer: object) -> int | None:
+    """How many token ids a model and its tokenizer have; None if neither says."""
+    return max(vocab_size(model) or 0, getattr(tokenizer, "__len__", int)()) or None
+
+
 def check_known(token_ids: Sequence[int], model: object, tokenizer: object) -> None:
     """Refuse ids that neither a model nor its tokenizer has; if neither says how many it has, any will do.
 
     Raises:
         BadRequest: it names the largest.
     """
-    try:
-        tokens = len(tokenizer)  # type: ignore[arg-type]
-    except TypeError:
-        tokens = 0
-    known = max(vocab_size(model) or 0, tokens)
+    known = known_ids(model, tokenizer)
     if known and (largest := max(token_ids, default=0)) >= known:
         raise BadRequest(f"Token id {largest} does not exist; this model has ids 0 to {known - 1}.", param="tokens")

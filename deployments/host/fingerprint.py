@@ -52,9 +52,7 @@ def model_fingerprint(entry: ModelEntry, version: Version, info: ModelInfo) -> M
         weights = {"digest": version.digest, "of": "files"}
     digest = json_digest(setup)
     return ModelFingerprint(
-        name=fingerprint(weights["digest"], digest),
-        weights=weights,
-        setup={"digest": digest, **_shown(setup)},
+        name=fingerprint(weights["digest"], digest), weights=weights, setup={"digest": digest, **_shown(setup)}
     )
 
 
@@ -114,11 +112,7 @@ def _sample(tensor: Tensor) -> str:
         starts = (0, max(0, (flat.numel() - _SAMPLE) // 2), max(0, flat.numel() - _SAMPLE))
         pieces = [flat[start : start + _SAMPLE].cpu().contiguous().view(torch.uint8) for start in starts]
         return hashlib.sha256(b"".join(piece.numpy().tobytes() for piece in pieces)).hexdigest()
-    except (
-        RuntimeError,
-        NotImplementedError,
-        TypeError,
-    ):  # It has no data, or is a subclass with parts of its own.
+    except (RuntimeError, NotImplementedError, TypeError):  # It has no data, or is a subclass with parts of its own.
         return ""
 
 

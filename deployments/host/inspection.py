@@ -29,7 +29,7 @@ import torch
 from deployments.core.calls import GenerateCall
 from deployments.core.errors import RAISED_BY_HOOKS
 from deployments.core.events import Delta, Event
-from model_loaders.prompts.chat_template import accepted
+from model_loaders.prompts.text import accepted
 
 if TYPE_CHECKING:
     from deployments.host.loaded_model import EncodedPrompt

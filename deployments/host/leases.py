@@ -312,13 +312,13 @@ class Leases(Generic[T]):
         return not self._unloading and min(self._placeless, key=self._urgency, default=None) == key
 
     def _open_to(self, waiter: _Waiter) -> list[str]:
-        """Those of `_evictable` that are not kept for more urgent requests."""
-        now, urgency = time.monotonic(), waiter.urgency(self._age)
-        return [k for k in self._evictable() if self._places[k].kept_until(urgency, self._patience) <= now]
+        """Loaded keys that may go for a request, least recently used first.
 
-    def _evictable(self) -> list[str]:
-        """Loaded keys that may go, least recently used first: not pinned, and nobody is just about to lease them."""
-        return [key for key in self._places if key not in self._pinned and key not in self._queue]
+        They are not pinned, nobody is just about to lease them, and they are not kept for more urgent requests.
+        """
+        now, urgency = time.monotonic(), waiter.urgency(self._age)
+        free = {key: place for key, place in self._places.items() if key not in self._pinned and key not in self._queue}
+        return [key for key, place in free.items() if place.kept_until(urgency, self._patience) <= now]
 
     def _start_unload(self, key: str) -> asyncio.Task[None]:
         place = self._places.pop(key)

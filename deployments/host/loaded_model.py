@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from deployments.config.captures import CaptureOptions
+from deployments.config.api import CaptureOptions
 from deployments.config.model import ModelEntry
 from deployments.core.calls import ChatPrompt, Prompt, TextPrompt, TokensPrompt, TranscribeCall
 from deployments.core.client import Embeddings, EmbedOptions, TokenPiece

@@ -105,10 +105,11 @@ def longest_token(info: ModelInfo) -> int | None:
         model, added = parts["model"], parts["added_tokens"]
         if model["type"] != "BPE" or any(token["lstrip"] or token["rstrip"] for token in added):
             return None
-        splitters = _kinds(parts["pre_tokenizer"], "pretokenizers")
+        splitters = {part["type"] for part in _flat(parts["pre_tokenizer"], "pretokenizers")}
         if not _has_all_bytes(model, splitters) or not splitters <= _KEEPING_SPLITTERS:
             return None
-        if not _kinds(parts["normalizer"], "normalizers") <= _KEEPING_NORMALIZERS or _removes(parts):
+        normalizers = {part["type"] for part in _flat(parts["normalizer"], "normalizers")}
+        if not normalizers <= _KEEPING_NORMALIZERS or _removes(parts):
             return None
         return max(len(token) for token in (*model["vocab"], *(token["content"] for token in added)))
     except (KeyError, TypeError, ValueError):
@@ -119,13 +120,6 @@ def _has_all_bytes(model: Mapping[str, Any], splitters: set[str]) -> bool:
     """Whether every character has tokens: those of its bytes."""
     names = ByteLevel.alphabet() if "ByteLevel" in splitters else [f"<0x{byte:02X}>" for byte in range(256)]
     return ("ByteLevel" in splitters or bool(model.get("byte_fallback"))) and model["vocab"].keys() >= set(names)
-
-
-def _kinds(part: Any, children: str) -> set[str]:
-    """The types of a part and all parts in it."""
-    if part is None:
-        return set()
-    return {part["type"]}.union(*(_kinds(child, children) for child in part.get(children, ())))
 
 
 def _removes(parts: Mapping[str, Any]) -> bool:
@@ -142,6 +136,7 @@ def _removes(parts: Mapping[str, Any]) -> bool:
 
 
 def _flat(part: Any, children: str) -> list[Any]:
+    """A part and all parts in it."""
     if part is None:
         return []
     return [part, *(found for child in part.get(children, ()) for found in _flat(child, children))]

@@ -77,7 +77,7 @@ def _bytes(source: Any, handle: Mapping[str, Any] | None, api_key: str | None) -
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source)
     if handle is not None or str(source).startswith(("http://", "https://")):
-        return _fetched(_url(str(source), handle), api_key)
+        return fetched(_url(str(source), handle), api_key)
     return Path(source).read_bytes()
 
 
@@ -91,8 +91,9 @@ def _url(base: str, handle: Mapping[str, Any] | None) -> str:
     return f"{parts.scheme}://{parts.netloc}{before}{handle['url']}"
 
 
-def _fetched(url: str, api_key: str | None) -> bytes:
-    request = urllib.request.Request(url)
+def fetched(url: str, api_key: str | None, body: bytes | None = None) -> bytes:
+    """What the server answers; `body` is sent to it."""
+    request = urllib.request.Request(url, body, {} if body is None else {"content-type": "application/octet-stream"})
     if api_key is not None:
         request.add_header("authorization", f"Bearer {api_key}")
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:

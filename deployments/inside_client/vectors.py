@@ -5,23 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import struct
-import urllib.request
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-_TIMEOUT_S = 120.0
+from deployments.inside_client.capture import fetched
 
 
 def pack(vector: Any) -> dict[str, Any]:
     """A vector, [width] or [positions, width], as the field `vector` of an intervention."""
     numbers = _numbers(vector)
-    return {
-        "dtype": "float32",
-        "shape": list(numbers.shape),
-        "data": base64.b64encode(numbers.tobytes()).decode(),
-    }
+    return {"dtype": "float32", "shape": list(numbers.shape), "data": base64.b64encode(numbers.tobytes()).decode()}
 
 
 def upload(base_url: Any, vector: Any, *, api_key: str | None = None) -> dict[str, str]:
@@ -34,12 +29,7 @@ def upload(base_url: Any, vector: Any, *, api_key: str | None = None) -> dict[st
         urllib.error.HTTPError: the server refuses it.
     """
     url = f"{str(base_url).rstrip('/').removesuffix('/v1')}/v1/vectors"
-    request = urllib.request.Request(url, data=safetensors_bytes(_numbers(vector)), method="POST")
-    request.add_header("content-type", "application/octet-stream")
-    if api_key is not None:
-        request.add_header("authorization", f"Bearer {api_key}")
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-        return {"id": str(json.load(answer)["id"])}
+    return {"id": str(json.loads(fetched(url, api_key, safetensors_bytes(vector)))["id"])}
 
 
 def safetensors_bytes(vector: Any) -> bytes:

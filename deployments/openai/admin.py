@@ -13,7 +13,7 @@ from deployments.config.model import ModelEntry
 from deployments.core.errors import BadRequest
 from deployments.openai.fields.fields import RequestBody, parse_fields
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.models import json_response
+from deployments.openai.http.streaming import json_response
 
 _OF_THE_CONFIGURATION = frozenset({"pinned", "preload", "profile_dir", "variants"})
 

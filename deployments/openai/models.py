@@ -1,4 +1,4 @@
-"""GET /v1/models, /v1/models/{id} and /health."""
+"""What is served, and how it is: /v1/models, /fingerprint, /health, /metrics and /version."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any, Literal, NotRequired
 from fastapi import Response
 from typing_extensions import TypedDict
 
+from deployments.core.installed import server_version
 from deployments.core.model_card import ModelCard
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import to_json
+from deployments.openai.http.streaming import json_answer, json_response, written
+
+_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class ModelObject(TypedDict):
@@ -23,6 +26,19 @@ class ModelObject(TypedDict):
     fingerprint: NotRequired[str]
     max_model_len: NotRequired[int]
     answers: NotRequired[Mapping[str, Any]]
+
+
+class Fingerprint(TypedDict):
+    """Two fingerprints with the same parts are equal; `digest` begins with the 12 digits of a part."""
+
+    model: str
+    fingerprint: str
+    weights: dict[str, Any]
+    setup: dict[str, Any]
+
+
+class Version(TypedDict):
+    version: str
 
 
 class Health(TypedDict):
@@ -62,8 +78,24 @@ async def health(exchange: Exchange) -> Response:
     return json_response({"status": "ok", "replicas": [_line(replica) for replica in replicas], "data": replicas})
 
 
-def json_response(value: object) -> Response:
-    return Response(to_json(value), media_type="application/json")
+async def show_fingerprint(exchange: Exchange) -> Response:
+    """The fingerprint of a model and what it is made of: its weights, and how they are served. Loads the model."""
+    card = exchange.find_model(exchange.request.query_params.get("model"))
+
+    async def answer() -> bytes:
+        return await written(await exchange.client.fingerprint_parts(card.id))
+
+    return await json_answer(exchange, answer())
+
+
+async def show_metrics(exchange: Exchange) -> Response:
+    """The metrics of all models and replicas, in Prometheus' text format."""
+    return Response(await exchange.models.metrics(), media_type=_METRICS)
+
+
+async def show_version(exchange: Exchange) -> Response:
+    """The version of this server."""
+    return json_response({"version": server_version()})
 
 
 def _model_object(name: str, card: ModelCard) -> ModelObject:

@@ -12,13 +12,11 @@ from deployments.openai.chat.schema import ChatBody, ChatCompletion, ChatComplet
 from deployments.openai.completions.answer import create_completion
 from deployments.openai.completions.schema import CompletionBody, TextCompletion
 from deployments.openai.embeddings import EmbeddingList, EmbeddingsBody, create_embeddings
-from deployments.openai.fingerprint import Fingerprint, show_fingerprint
 from deployments.openai.http.route import Route
 from deployments.openai.inside.captures import CaptureList, delete_capture, list_captures, retrieve_capture
 from deployments.openai.inside.modules import ModuleList, UploadedVector, create_vector, list_modules
 from deployments.openai.messages.answer import count_message_tokens, create_message
 from deployments.openai.messages.schema import CountTokensBody, Message, MessagesBody, TokenCount
-from deployments.openai.metrics import show_metrics
 from deployments.openai.page.records import RecordList, list_records, retrieve_record
 from deployments.openai.responses.answer import create_response
 from deployments.openai.responses.schema import ResponseObject, ResponsesBody
@@ -27,7 +25,6 @@ from deployments.openai.scores.schema import Decision, DecisionsBody, ScoreBody,
 from deployments.openai.transcriptions.answer import create_transcription, create_translation
 from deployments.openai.transcriptions.schema import TranscriptEvent as Event
 from deployments.openai.transcriptions.schema import Transcription, TranscriptionBody, TranslationBody
-from deployments.openai.version import Version, show_version
 
 Json = dict[str, Any]
 
@@ -53,7 +50,7 @@ ROUTES = (
     Route("POST", "/tokenize", "tokens", tokens.tokenize, tokens.TokenizeBody, tokens.Tokenized),
     Route("POST", "/detokenize", "tokens", tokens.detokenize, tokens.DetokenizeBody, tokens.Detokenized),
     Route("GET", "/tokenizer_info", "tokens", tokens.tokenizer_info, None, Json, query=("model",)),
-    Route("GET", "/fingerprint", "models", show_fingerprint, None, Fingerprint, query=("model",)),
+    Route("GET", "/fingerprint", "models", models.show_fingerprint, None, models.Fingerprint, query=("model",)),
     Route("GET", "/modules", "inside", list_modules, None, ModuleList, query=("model", "match")),
     Route("POST", "/vectors", "inside", create_vector, None, UploadedVector, scoped=False),
     Route("GET", "/captures", "inside", list_captures, None, CaptureList, scoped=False),
@@ -69,8 +66,8 @@ ROUTES = (
     Route("GET", "/batches/{batch_id}", "batches", batches.retrieve_batch, None, _Batch, scoped=False),
     Route("POST", "/batches/{batch_id}/cancel", "batches", batches.cancel_batch, None, _Batch, scoped=False),
     Route("GET", "/health", "models", models.health, None, models.Health, query=("verbose",), scoped=False),
-    Route("GET", "/metrics", "models", show_metrics, None, str, scoped=False),
-    Route("GET", "/version", "models", show_version, None, Version, scoped=False),
+    Route("GET", "/metrics", "models", models.show_metrics, None, str, scoped=False),
+    Route("GET", "/version", "models", models.show_version, None, models.Version, scoped=False),
     Route("GET", "/admin/replicas", "admin", admin.list_replicas, None, admin.ReplicaList, scoped=False),
     Route("GET", "/admin/models", "admin", admin.list_added, None, admin.ModelStates, query=("refresh",), scoped=False),
     Route("POST", "/admin/models", "admin", admin.add_model, admin.AddedModel, admin.ModelState, scoped=False),

@@ -103,9 +103,4 @@ def _marker_fault(files: Sequence[ModelFile], marker: str | None) -> str | None:
     return None
 
 
-_CHECKS = {
-    ".safetensors": _safetensors_fault,
-    ".bin": _archive_fault,
-    ".pt": _archive_fault,
-    ".pth": _archive_fault,
-}
+_CHECKS = {".safetensors": _safetensors_fault, ".bin": _archive_fault, ".pt": _archive_fault, ".pth": _archive_fault}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -126,9 +126,4 @@ class FolderSearch:
 
 def _in_order(path: str) -> list[tuple[int, str]]:
     """checkpoint-900 comes before checkpoint-1000."""
-    return list(_numbered(path))
-
-
-def _numbered(path: str) -> Iterator[tuple[int, str]]:
-    for number, text in re.findall(r"(\d+)|(\D+)", path):
-        yield (int(number), "") if number else (-1, text)
+    return [(int(number), "") if number else (-1, text) for number, text in re.findall(r"(\d+)|(\D+)", path)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import copy
-import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,7 +37,7 @@ from model_loaders.prompts.template_coverage import (
     unseen_piece,
     unseen_words,
 )
-from model_loaders.prompts.text import as_text
+from model_loaders.prompts.text import accepted, as_text
 from model_loaders.prompts.written_tools import with_written_tools
 
 _USER: Message = {"role": "user", "content": "Go on."}
@@ -385,15 +384,3 @@ def _text_of(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     return "\n".join(part["text"] for part in content if isinstance(part, Mapping) and "text" in part)
-
-
-def accepted(hook: Hook, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that a user's function accepts; all of them if it has **kwargs."""
-    target = hook if inspect.isroutine(hook) else type(hook).__call__
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return dict(kwargs)
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return dict(kwargs)
-    return {key: value for key, value in kwargs.items() if key in parameters}

@@ -5,7 +5,6 @@ Only this class calls hooks, so that an error names the hook that raised an exce
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +22,11 @@ from deployments.core.errors import (
 )
 from deployments.core.token_ids import vocab_size
 from model_loaders.contract import Hook, ModelInfo
-from model_loaders.prompts.chat_template import ChatTemplate, accepted
+from model_loaders.prompts.chat_template import ChatTemplate
 from model_loaders.prompts.encoded import Encoded as Encoded
 from model_loaders.prompts.encoded import as_encoded, check_ids
 from model_loaders.prompts.media_marks import MediaMarks
-from model_loaders.prompts.text import as_text
+from model_loaders.prompts.text import accepted, as_text, parameters_of
 
 
 class Hooks:
@@ -161,7 +160,7 @@ class Hooks:
 
     def _takes(self, argument: str, part: str) -> bool:
         """Whether the encoder takes an argument; a transformers processor names all that any of its kind takes."""
-        if self._encoder is None or not _accepts(self._encoder, argument):
+        if self._encoder is None or argument not in (parameters_of(self._encoder) or ()):
             return False
         return (
             self._encoder is not self.info.processor or not _is_composed(self._encoder) or hasattr(self._encoder, part)
@@ -210,14 +209,3 @@ def _ends(text: str, token: Any) -> bool:
 def _is_composed(processor: object) -> bool:
     """Whether it is one of transformers' processors, made of a tokenizer and processors of other kinds."""
     return any(base.__name__ == "ProcessorMixin" for base in type(processor).__mro__)
-
-
-def _accepts(hook: Hook | None, name: str) -> bool:
-    if hook is None:
-        return False
-    target = hook if inspect.isroutine(hook) else type(hook).__call__
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return False
-    return name in parameters

@@ -1,10 +1,13 @@
-"""What a hook returned as a text, checked against the contract."""
+"""Calling hooks that a loader gives: the arguments that they accept, and the text that they return."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from deployments.core.errors import BrokenHook
+from model_loaders.contract import Hook
 
 
 def as_text(returned: Any, hook: str, hint: str = "") -> str:
@@ -24,3 +27,19 @@ def as_text(returned: Any, hook: str, hint: str = "") -> str:
     except UnicodeEncodeError:
         raise BrokenHook(f"Hook {hook} returned half of a surrogate pair; expected Unicode text.") from None
     return returned
+
+
+def accepted(hook: Hook, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that a user's function accepts; all of them if it has **kwargs or does not say."""
+    parameters = parameters_of(hook)
+    if parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return dict(kwargs)
+    return {key: value for key, value in kwargs.items() if key in parameters}
+
+
+def parameters_of(hook: Hook) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters of a user's function or object, by name; None if it does not say."""
+    try:
+        return inspect.signature(hook if inspect.isroutine(hook) else type(hook).__call__).parameters
+    except (TypeError, ValueError):
+        return None

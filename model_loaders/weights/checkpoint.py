@@ -59,12 +59,6 @@ class CheckpointOptions:
             for pattern in _patterns(getattr(self, name)):
                 _check_pattern(name, pattern)
 
-    def allows_missing(self, key: str) -> bool:
-        return any(re.search(pattern, key) for pattern in _patterns(self.allow_missing_keys))
-
-    def allows_unexpected(self, key: str) -> bool:
-        return any(re.search(pattern, key) for pattern in _patterns(self.allow_unexpected_keys))
-
 
 class IncompleteCheckpoint(ModelLoadFailed):
     """The checkpoint's weights are not those of the model's class.
@@ -114,11 +108,12 @@ def _check(model: Any, name: str, found: dict[str, Any], options: CheckpointOpti
         key: f"{_size(there)} in the checkpoint, {_size(here)} here" for key, there, here in found["mismatched_keys"]
     }
     absent = {**missing, **sizes}
+    allowed = options.allow_missing_keys
     refused = {
-        key: why for key, why in absent.items() if not (options.allows_missing(key) or (random_sizes and key in sizes))
+        key: why for key, why in absent.items() if not (_matches(allowed, key) or (random_sizes and key in sizes))
     }
     left_over = [key for key in found["unexpected_keys"] if not _is_harmless(model, key, complete=not absent)]
-    foreign = [key for key in left_over if not options.allows_unexpected(key)]
+    foreign = [key for key in left_over if not _matches(options.allow_unexpected_keys, key)]
     if refused or foreign:
         raise _incomplete(model, name, refused, foreign, sizes)
     if absent:
@@ -215,6 +210,10 @@ def _without_prefix(model: Any, key: str) -> Iterable[str]:
 
 def _patterns(given: Sequence[str] | str) -> Sequence[str]:
     return [given] if isinstance(given, str) else given
+
+
+def _matches(patterns: Sequence[str] | str, key: str) -> bool:
+    return any(re.search(pattern, key) for pattern in _patterns(patterns))
 
 
 def _check_pattern(name: str, pattern: object) -> None:

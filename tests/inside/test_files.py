@@ -16,7 +16,7 @@ import pytest
 import requests
 import torch
 
-from deployments.config.captures import CaptureOptions
+from deployments.config.api import CaptureOptions
 from deployments.engine.inside.recording import Recording
 from deployments.host.inside.captures import CaptureStore
 from deployments.inside_client import load_capture

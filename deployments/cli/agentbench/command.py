@@ -19,27 +19,16 @@ if TYPE_CHECKING:
 
 
 def agentbench(
-    repo: Annotated[Path, typer.Option(help="Folder of AgentBench v0.2.", show_default=False)],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar=SOURCE,
-            help="What to serve for the run.",
-            show_default=False,
-        ),
-    ] = None,
+    repo: Annotated[Path, typer.Option(help="Folder of AgentBench v0.2.")],
+    config: Annotated[str | None, typer.Option(metavar=SOURCE, help="What to serve for the run.")] = None,
     url: Url = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="ID", help="Model to measure. Default: the only one.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="ID", help="Model to measure. Default: the only one.")] = None,
     tasks: Annotated[str, typer.Option(help="Tasks, with commas between them.")] = "avalon,ltp",
     workers: Annotated[int, typer.Option(min=1, help="Samples at the same time.")] = 32,
     output: Annotated[Path, typer.Option(help="Folder of the results. A run with the same folder goes on.")] = Path(
         "agentbench-results"
     ),
-    python: Annotated[
-        Path | None, typer.Option(help="Python that has the requirements of AgentBench.", show_default=False)
-    ] = None,
+    python: Annotated[Path | None, typer.Option(help="Python that has the requirements of AgentBench.")] = None,
     api_key: ApiKey = None,
     fields: Annotated[str, typer.Option("--fields", help="Further fields of each request, as YAML or JSON.")] = "{}",
     retries: Annotated[int, typer.Option(min=0, help="Times that failed samples are run again.")] = 2,

@@ -138,11 +138,7 @@ class Run:
             address = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             variables = {**self._environment, "TROUPE_LISTENER": str(listener.fileno())}
             context = running(
-                command(address),
-                log,
-                folder=self._asked.repo,
-                environment=variables,
-                descriptors=[listener.fileno()],
+                command(address), log, folder=self._asked.repo, environment=variables, descriptors=[listener.fileno()]
             )
             self._parts.append(Part(name, self._stack.enter_context(context), log))
         return address

@@ -59,10 +59,7 @@ KINDS = {
     "ltp": Kind(
         "ltp-dev",
         "configs/tasks/ltp.yaml",
-        {
-            "ltp-dev": "data/lateralthinkingpuzzle/dev.xlsx",
-            "ltp-std": "data/lateralthinkingpuzzle/standard.xlsx",
-        },
+        {"ltp-dev": "data/lateralthinkingpuzzle/dev.xlsx", "ltp-std": "data/lateralthinkingpuzzle/standard.xlsx"},
         "src.server.tasks.ltp.task",
         {"pandas": "pandas", "openpyxl": "openpyxl", "nltk": "nltk"},
         capacity=8,

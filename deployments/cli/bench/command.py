@@ -24,9 +24,7 @@ def bench(
     url: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]URL",
-            help="A running server, such as http://127.0.0.1:8000/v1; can be given several times.",
-            show_default=False,
+            metavar="[NAME=]URL", help="A running server, such as http://127.0.0.1:8000/v1; can be given several times."
         ),
     ] = None,
     peer: Annotated[
@@ -34,7 +32,6 @@ def bench(
         typer.Option(
             metavar="[NAME=]PEER[@PROGRAM] [OPTIONS]",
             help="A server to start for --model, with further options of its own; can be given several times.",
-            show_default=False,
         ),
     ] = None,
     peers: Annotated[bool, typer.Option("--peers", help="Start every peer that is installed.")] = False,
@@ -42,50 +39,37 @@ def bench(
         list[str] | None,
         typer.Option(
             help="Name of the model at each URL, several take turns; folder or name of the weights for peers. "
-            "Default: demo.",
-            show_default=False,
+            "Default: demo."
         ),
     ] = None,
     workload: Annotated[
         list[str] | None,
-        typer.Option(
-            help="What is asked; can be given several times. Default: short, words300, agent6.", show_default=False
-        ),
+        typer.Option(help="What is asked; can be given several times. Default: short, words300, agent6."),
     ] = None,
     concurrency: Annotated[
         list[int] | None,
-        typer.Option(
-            min=1, help="Conversations at a time; can be given several times. Default: 1, 16.", show_default=False
-        ),
+        typer.Option(min=1, help="Conversations at a time; can be given several times. Default: 1, 16."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, each with prompts of its own.")] = 3,
     conversations: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Conversations of a run. Default: twice those at a time, at least 4.", show_default=False
-        ),
+        int | None, typer.Option(min=1, help="Conversations of a run. Default: twice those at a time, at least 4.")
     ] = None,
-    gguf: Annotated[str, typer.Option(help="The weights for llama.cpp.", show_default=False)] = "",
-    ct2: Annotated[str, typer.Option(help="The weights for CTranslate2, a folder.", show_default=False)] = "",
+    gguf: Annotated[str, typer.Option(help="The weights for llama.cpp.")] = "",
+    ct2: Annotated[str, typer.Option(help="The weights for CTranslate2, a folder.")] = "",
     key_variable: Annotated[
         str, typer.Option(help="Environment variable with the API key for every URL.")
     ] = "OPENAI_API_KEY",
-    as_json: Annotated[Path | None, typer.Option("--json", help="File for all figures.", show_default=False)] = None,
-    as_svg: Annotated[Path | None, typer.Option("--svg", help="File for a drawing.", show_default=False)] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
+    as_svg: Annotated[Path | None, typer.Option("--svg", help="File for a drawing.")] = None,
     shown: Annotated[
-        Path | None,
-        typer.Option(
-            "--from", help="Show the figures of a --json file again, and measure nothing.", show_default=False
-        ),
+        Path | None, typer.Option("--from", help="Show the figures of a --json file again, and measure nothing.")
     ] = None,
     gate: Annotated[
-        Path | None,
-        typer.Option(help="A --json file: exit status 1 if a ratio is lower than there.", show_default=False),
+        Path | None, typer.Option(help="A --json file: exit status 1 if a ratio is lower than there.")
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Share by which a ratio may be lower, at least.")] = 0.1,
     profile: Annotated[
-        Path | None,
-        typer.Option(help="Folder for a profile of the first server, made with py-spy.", show_default=False),
+        Path | None, typer.Option(help="Folder for a profile of the first server, made with py-spy.")
     ] = None,
 ) -> None:
     """Measure servers with an OpenAI API, side by side.
@@ -153,12 +137,12 @@ def _failed(results: Sequence[Mapping[str, Any]]) -> bool:
     for each in results:
         if each.get("refused"):
             print(f"{each['target']} does not answer {each['workload']}: {each['error']}", file=sys.stderr)
-    broken = [each for each in results if each.get("errors") or (each.get("refused") and _is_first(each, results))]
+    broken = [
+        each
+        for each in results
+        if each.get("errors") or (each.get("refused") and each["target"] == results[0]["target"])
+    ]
     if count := sum(each.get("errors", 0) for each in broken):
         first = next(each for each in broken if each.get("errors"))
         print(f"{count:.0f} requests failed; the first: {first['target']}: {first['error']}", file=sys.stderr)
     return bool(broken)
-
-
-def _is_first(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> bool:
-    return bool(result["target"] == results[0]["target"])

@@ -6,9 +6,10 @@ import os
 import platform
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from deployments.core.installed import installed_version
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve")
 _PACKAGES = ("troupe-serve", "torch", "transformers", "ray", "ctranslate2", "sglang")
@@ -25,7 +26,7 @@ def conditions() -> dict[str, Any]:
         "load": load(),
         "threads_variable": os.environ.get(_THREADS),
         "python": sys.version.split()[0],
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: installed_version(name) for name in _PACKAGES},
     }
 
 
@@ -52,10 +53,3 @@ def _copied(size: int = 1 << 27) -> float:
         target[:] = source
         best = min(best, time.perf_counter() - begun)
     return 2 * size / best / 1e9
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -44,9 +44,7 @@ _KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_
 
 PEERS: dict[str, Peer] = {
     "troupe": Peer(
-        program=sys.executable,
-        command=(*_TROUPE, "{model}", *_NAMED),
-        best=("--max-batch-size", "{at_once}"),
+        program=sys.executable, command=(*_TROUPE, "{model}", *_NAMED), best=("--max-batch-size", "{at_once}")
     ),
     "transformers": Peer(
         program="transformers", command=_TRANSFORMERS, environment=_KEEPS_MEMORY, by_folder=True, version=("version",)

@@ -8,11 +8,7 @@ from typing import Any
 from deployments.cli.output.drawing import COLORS, label, opening
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 300, 200, 48, 36, 12, 28
-_PANELS = (
-    ("tokens_per_s", "tokens/s"),
-    ("first_p50_ms", "first token, median, ms"),
-    ("gap_p99_ms", "gap, p99, ms"),
-)
+_PANELS = (("tokens_per_s", "tokens/s"), ("first_p50_ms", "first token, median, ms"), ("gap_p99_ms", "gap, p99, ms"))
 _BARS = 0.8
 """Share of a group's width that has bars."""
 Result = Mapping[str, Any]

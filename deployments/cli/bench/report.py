@@ -69,7 +69,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         if each.get("refused"):
             cells += ["–"] * (len(head) - len(cells))
         else:
-            cells += [_cell(each[name]) for name in FIGURES]
+            cells += [f"{each[name]:.1f}" if each[name] else "–" for name in FIGURES]
             cells += [f"{100 * each['spread']:.0f} %", f"{each['errors']:.0f}", _times(each["times"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -96,10 +96,6 @@ def _rate(result: Mapping[str, Any] | None, is_first: bool) -> str:
         return "–"
     rate = f"{result['tokens_per_s']:.0f}"
     return rate if is_first else f"{rate} ({median(result['times']):.2f})"
-
-
-def _cell(value: float) -> str:
-    return f"{value:.1f}" if value else "–"
 
 
 def _times(found: Sequence[float]) -> str:

@@ -12,14 +12,7 @@ from typing import Any
 
 from deployments.cli.bench.conditions import conditions, load
 from deployments.cli.bench.measure import Cell, measured
-from deployments.cli.bench.targets import (
-    Target,
-    Weights,
-    installed,
-    running_peer,
-    written_peer,
-    written_target,
-)
+from deployments.cli.bench.targets import Target, Weights, installed, running_peer, written_peer, written_target
 from deployments.cli.bench.workloads import positions
 from deployments.cli.endpoint.processes import processor_seconds
 from deployments.core.errors import ConfigError

@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.cli.bench.peers import PEERS, Peer
 from deployments.cli.endpoint.processes import answers, end_of, free_port, running
 from deployments.core.errors import ConfigError
+
+_START_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +159,7 @@ def installed(weights: Weights) -> tuple[list[Chosen], list[str]]:
 
 
 @contextlib.contextmanager
-def running_peer(
-    chosen: Chosen, weights: Weights, *, environment: Mapping[str, str] | None = None, start_s: float = 600.0
-) -> Iterator[Target]:
+def running_peer(chosen: Chosen, weights: Weights) -> Iterator[Target]:
     """A peer, from its first answer on until it has stopped.
 
     Raises:
@@ -168,15 +168,14 @@ def running_peer(
     peer = PEERS[chosen.peer]
     port = free_port()
     command = peer_command(chosen, weights, port)
-    variables = {**peer.environment, **(environment or {})}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "output.log"
-        with running(command, log, environment=variables) as process:
+        with running(command, log, environment=peer.environment) as process:
             url = f"http://127.0.0.1:{port}/v1"
-            if not answers(f"{url}/models", process, start_s):
+            if not answers(f"{url}/models", process, _START_S):
                 raise ConfigError(f"--peer {chosen.name} does not answer: {end_of(log)}")
             model = weights.model if peer.by_folder else chosen.name
-            written = shlex.join([*(f"{name}={value}" for name, value in variables.items()), *command])
+            written = shlex.join([*(f"{name}={value}" for name, value in peer.environment.items()), *command])
             yield Target(chosen.name, url, (model,), written, _version(command[0], peer), process.pid)
 
 

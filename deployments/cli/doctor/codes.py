@@ -177,11 +177,7 @@ CODES: dict[str, Kind] = {
         "`reasoning_parser` looks for markers that neither the chat template nor the vocabulary has.",
         "Set the parser whose markers the model writes, or remove `reasoning_parser`.",
     ),
-    "request-failed": Kind(
-        "error",
-        "A request that every client sends fails.",
-        "Repair what the finding names.",
-    ),
+    "request-failed": Kind("error", "A request that every client sends fails.", "Repair what the finding names."),
     "empty-answer": Kind(
         "warning",
         "The most likely first token ends the answer, so the answer is empty.",
@@ -219,9 +215,5 @@ CODES: dict[str, Kind] = {
         "The encoder takes images or recordings, and a request with one fails.",
         "Give the loader a `chat_template` or an `encode` hook that writes the place of the image or recording.",
     ),
-    "check-failed": Kind(
-        "error",
-        "A check itself failed.",
-        "Report it with the output of `--traceback`.",
-    ),
+    "check-failed": Kind("error", "A check itself failed.", "Report it with the output of `--traceback`."),
 }

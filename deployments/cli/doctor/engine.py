@@ -54,7 +54,8 @@ async def memory(subject: Subject) -> Finding:
     figures = _weights(subject.info.model)
     if not figures["parameters"]:
         raise NotApplicable(_NO_WEIGHTS)
-    texts = [f"{figures['parameters']:,} parameters, {size(figures['weight_bytes'])}, {_dtypes(figures['dtypes'])}"]
+    dtypes = ", ".join(figures["dtypes"]) or "no dtype"
+    texts = [f"{figures['parameters']:,} parameters, {size(figures['weight_bytes'])}, {dtypes}"]
     engine = subject.model.engine
     if not isinstance(engine, BatchingEngine):
         return fine(f"{texts[0]}.", **figures)
@@ -116,11 +117,7 @@ def _weights(model: Any) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for parameter in parameters:
         counts[_dtype(parameter.dtype)] += parameter.numel()
-    return {
-        "parameters": sum(counts.values()),
-        "weight_bytes": weight_bytes(model),
-        "dtypes": dict(counts),
-    }
+    return {"parameters": sum(counts.values()), "weight_bytes": weight_bytes(model), "dtypes": dict(counts)}
 
 
 def _is_finite(weight: torch.Tensor) -> bool:
@@ -131,10 +128,6 @@ def _is_finite(weight: torch.Tensor) -> bool:
         return bool(torch.isfinite(weight).all())
     except (NotImplementedError, RuntimeError):
         return True
-
-
-def _dtypes(counts: dict[str, int]) -> str:
-    return ", ".join(counts) or "no dtype"
 
 
 def _dtype(dtype: object) -> str:

@@ -11,12 +11,8 @@ from deployments.core.errors import ConfigError
 SOURCE = "CONFIG.yaml | FOLDER | ORG/NAME | LOADER.py:FUNCTION"
 """What `troupe serve` takes."""
 
-Url: TypeAlias = Annotated[
-    str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.", show_default=False)
-]
-ApiKey: TypeAlias = Annotated[
-    str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.", show_default=False)
-]
+Url: TypeAlias = Annotated[str | None, typer.Option(help="Server to ask, such as http://127.0.0.1:8000.")]
+ApiKey: TypeAlias = Annotated[str | None, typer.Option(help="Key of the server. Default: $OPENAI_API_KEY.")]
 AtOnce: TypeAlias = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
 
 

@@ -126,10 +126,10 @@ def processor_seconds(process: int) -> float:
     return sum(family(process).values())
 
 
-def end_of(log: Path, characters: int = 1500) -> str:
+def end_of(log: Path) -> str:
     """The last lines of a log."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return text[-characters:].strip()
+    return text[-1500:].strip()
 
 
 @contextlib.contextmanager

@@ -68,11 +68,7 @@ class Terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
             # It would take what the process prints, and show it above the bar.
             plain = Progress(
-                *columns,
-                console=Console(file=self._out),
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
+                *columns, console=Console(file=self._out), transient=True, redirect_stdout=False, redirect_stderr=False
             )
             with plain as progress:
                 task = progress.add_task(f"{name:13}", total=None)

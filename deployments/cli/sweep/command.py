@@ -25,34 +25,21 @@ if TYPE_CHECKING:
 def evaluate(
     models: Annotated[
         list[str],
-        typer.Option(
-            metavar="ID | GLOB",
-            help="Models to measure, such as 'run7@*'; can be given several times.",
-            show_default=False,
-        ),
+        typer.Option(metavar="ID | GLOB", help="Models to measure, such as 'run7@*'; can be given several times."),
     ],
     task: Annotated[
         str, typer.Option(metavar="agent:worlds | lm_eval:TASK[,TASK]", help="Benchmark.")
     ] = "agent:worlds",
     url: Url = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            metavar=SOURCE,
-            help="What to serve for the sweep.",
-            show_default=False,
-        ),
-    ] = None,
+    config: Annotated[str | None, typer.Option(metavar=SOURCE, help="What to serve for the sweep.")] = None,
     output: Annotated[Path, typer.Option(help="Folder of the results. A sweep with the same folder goes on.")] = Path(
         "eval-results"
     ),
     episodes: Annotated[int, typer.Option(min=1, help="Worlds of agent:worlds.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the worlds.")] = 0,
     workers: AtOnce = 16,
-    lm_eval: Annotated[
-        str, typer.Option("--lm-eval", help="Further options of lm_eval, as one text.", show_default=False)
-    ] = "",
-    python: Annotated[Path | None, typer.Option(help="Python that has lm_eval.", show_default=False)] = None,
+    lm_eval: Annotated[str, typer.Option("--lm-eval", help="Further options of lm_eval, as one text.")] = "",
+    python: Annotated[Path | None, typer.Option(help="Python that has lm_eval.")] = None,
     api_key: ApiKey = None,
 ) -> None:
     """Run one benchmark over several models of a server: checkpoints, variants, adapters.

@@ -111,7 +111,7 @@ class _Player:
             if response.status_code == 200:
                 return str(response.json()["choices"][0]["message"]["content"] or "")
             said = f"status {response.status_code}: {_message(response)}"
-            if _is_overflow(response):
+            if response.status_code == 400 and "context_length_exceeded" in response.text:
                 return ""  # the episode is lost, and not the run
             if response.status_code not in _RETRIED:
                 break
@@ -123,7 +123,3 @@ def _message(response: Response) -> str:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return response.text[:500]
-
-
-def _is_overflow(response: Response) -> bool:
-    return response.status_code == 400 and "context_length_exceeded" in response.text

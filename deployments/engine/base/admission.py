@@ -19,7 +19,6 @@ _ORIGINAL = "original_max_position_embeddings"
 # llama3 is not among them: its configs give the stretched length, its factor concerns single frequencies.
 _STRETCHING = frozenset({"linear", "dynamic", "yarn", "longrope", "su"})
 ALWAYS = frozenset({"max_tokens", "skip_special_tokens", "markers"})
-_DEFAULTS = SamplingParams()
 
 
 def context_length(info: ModelInfo, options: EngineOptions) -> int:
@@ -122,12 +121,11 @@ def check_supported(params: SamplingParams, supports: frozenset[str]) -> None:
     Raises:
         UnsupportedParameter: it names the first one.
     """
-    for field in fields(SamplingParams):
-        value = getattr(params, field.name)
-        if field.name not in supports and field.name not in ALWAYS and value != getattr(_DEFAULTS, field.name):
-            if field.name == "beam_rank":
+    for field, value in params.given().items():
+        if field not in supports and field not in ALWAYS:
+            if field == "beam_rank":
                 raise UnsupportedParameter("This model gives one text of a beam search; send n=1.", param="n")
-            name = request_field(field.name, params)
+            name = request_field(field, params)
             shown = f"{name}={value!r}" if isinstance(value, int | float) else name
             raise UnsupportedParameter(f"This model cannot honor {shown}; leave it out.", param=name)
 

@@ -85,6 +85,5 @@ def check_search(params: SamplingParams) -> None:
     check_beams(params)
     if params.prompt_logprobs is not None:
         raise UnsupportedParameter(
-            "Beam search cannot honor prompt_logprobs; leave it out, or search without beams.",
-            param="prompt_logprobs",
+            "Beam search cannot honor prompt_logprobs; leave it out, or search without beams.", param="prompt_logprobs"
         )

@@ -255,19 +255,13 @@ class BatchingEngine(ThreadedEngine):
         self, live: LiveRequest, compiled: Future[CompiledGrammar] | None, inspected: Inspected | None
     ) -> Callable[[], None]:
         """What the engine's thread is to do for a request."""
-        params = live.request.sampling
-        if params.num_beams != 1:
+        if live.request.sampling.num_beams != 1:
             job = self._beams.job(live)
             return lambda: self._beams.queue(job)
         sequence = self._builder.sequence(live, inspected)
         sequence.group = self.adapters.group(live.request.adapter)
         if compiled is not None:
-            sequence.sampler.mask = compiled.result().mask(
-                params.max_tokens or 1,
-                reasoning=live.request.reasoning,
-                opened=live.request.reasoning_opened,
-                budget=params.thinking,
-            )
+            sequence.sampler.mask = compiled.result().mask_of(live.request)
         return lambda: self._loop.add(sequence)
 
     def _drop(self, live: LiveRequest) -> None:

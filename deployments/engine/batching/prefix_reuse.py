@@ -94,13 +94,11 @@ class PrefixReuse:
             if not begins_alike:
                 continue
             common = min(common_prefix(other.ids, sequence.ids), other.shared, sequence.reusable)
-            if common >= enough and self._will_serve(other, common, done):
+            if common < enough:
+                continue
+            if self._prefix_alignment is not None or self._stops.serves(other, common, done):
                 return other
         return None
-
-    def _will_serve(self, other: Sequence, common: int, computed: int) -> bool:
-        """Whether a sequence being computed will be one that others can begin with."""
-        return self._prefix_alignment is not None or self._stops.serves(other, common, computed)
 
     def keep(self, batch: Batch, index: int, room: int, logits: Tensor | None = None) -> None:
         """Put a copy of a sequence's cache into the store, unless it is too short to be worth it or cannot be copied.
@@ -131,15 +129,13 @@ class PrefixReuse:
                 logger.warning("The prefix of a finished request cannot be kept.", exc_info=True)
             self._store.clear()
             return
-        prefilled = min(length, self._prefilled(sequence))
-        ids = sequence.ids[:length]
         prefix = Prefix(
-            ids=ids,
+            ids=sequence.ids[:length],
             cache=copy,
             offset=sequence.offset,
             content_key=sequence.content_key,
             logits=logits,
-            prefilled=prefilled,
+            prefilled=min(length, self._prefilled(sequence)),
             adapter=sequence.request.adapter,
         )
         self._store.add(prefix)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from deployments.engine.cache.indexed_layers import IndexedLayer
 from deployments.engine.cache.layers import BatchLayer, HybridLayer, HybridSlidingLayer, KeyValueLayer, StateLayer
 from deployments.engine.library.transformers_internals import (
@@ -142,9 +145,9 @@ class BatchCache(DynamicCache):  # type: ignore[misc]
         """Whether a sequence of `length` tokens can be copied without its last `cut` tokens."""
         return all(layer.holds(length, cut) for layer in self.held)
 
-    def copy_sequence(self, index: int, cut: int = 0, capacity: int | None = None) -> BatchCache:
+    def copy_sequence(self, index: int, cut: int = 0) -> BatchCache:
         """A new cache with sequence `index`, without its last `cut` tokens."""
-        copy = BatchCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
+        copy = BatchCache(self.config, capacity=self.lengths[index] - cut)
         copy.append(self, index, cut)
         return copy
 
@@ -219,9 +222,9 @@ class EncoderBatchCache(EncoderDecoderCache):  # type: ignore[misc]
     def holds(self, index: int, cut: int) -> bool:
         return bool(self.self_attention_cache.holds(index, cut))
 
-    def copy_sequence(self, index: int, cut: int = 0, capacity: int | None = None) -> EncoderBatchCache:
+    def copy_sequence(self, index: int, cut: int = 0) -> EncoderBatchCache:
         """A new cache with sequence `index`, without its last `cut` tokens."""
-        copy = EncoderBatchCache(self.config, capacity=self.lengths[index] - cut if capacity is None else capacity)
+        copy = EncoderBatchCache(self.config, capacity=self.lengths[index] - cut)
         copy.append(self, index, cut)
         return copy
 
@@ -234,6 +237,11 @@ def keeps_all_columns(cache: AnyCache) -> bool:
     return isinstance(cache, BatchCache) and all(
         type(layer) is KeyValueLayer and not layer.is_sliding for layer in cache.layers
     )
+
+
+def visible_columns(lengths: Tensor, width: int) -> Tensor:
+    """Whether each of `width` columns holds a token of each sequence, `[rows, width]`; all end in the last one."""
+    return torch.arange(width) >= width - lengths[:, None]
 
 
 def new_cache(model: Any, capacity: int | None = None) -> AnyCache:

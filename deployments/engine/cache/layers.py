@@ -367,24 +367,9 @@ class _StateAndKeyValueLayer(StateLayer, KeyValueLayer):  # type: ignore[misc]
         StateLayer.drop(self, index)
         KeyValueLayer.drop(self, index)
 
-    def resize(self, width: int) -> None:
-        KeyValueLayer.resize(self, width)
-
-    def rewind(self, width: int) -> None:
-        KeyValueLayer.rewind(self, width)
-
-    def blank(self, index: int) -> None:
-        KeyValueLayer.blank(self, index)
-
-    def compact(self) -> None:
-        KeyValueLayer.compact(self)
-
-    @property
-    def room(self) -> int:
-        return self.buffers[0].shape[0] if self.buffers else 0
-
-    def holds(self, length: int, cut: int) -> bool:
-        return cut == 0
+    # A state has neither columns nor room to give up.
+    resize, rewind, blank = KeyValueLayer.resize, KeyValueLayer.rewind, KeyValueLayer.blank
+    compact, room = KeyValueLayer.compact, KeyValueLayer.room
 
     @property
     def nbytes(self) -> int:

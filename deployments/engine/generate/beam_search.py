@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,6 @@ _HONORED = frozenset(
     }
 )
 _MOST = 64
-_DEFAULTS = SamplingParams()
 
 
 def check_beams(params: SamplingParams) -> None:
@@ -53,12 +52,10 @@ def check_beams(params: SamplingParams) -> None:
             "out, or search without beams.",
             param="temperature",
         )
-    for field in fields(SamplingParams):
-        value = getattr(params, field.name)
-        if field.name not in _HONORED and value != getattr(_DEFAULTS, field.name):
+    for name, value in params.given().items():
+        if name not in _HONORED:
             raise UnsupportedParameter(
-                f"Beam search cannot honor {field.name}={value!r}; leave it out, or search without beams.",
-                param=field.name,
+                f"Beam search cannot honor {name}={value!r}; leave it out, or search without beams.", param=name
             )
 
 

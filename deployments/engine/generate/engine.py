@@ -276,22 +276,14 @@ class _StockRunner(_Runner):
         return None if params.grammar is None else self._grammars.compile(params.grammar)
 
     def prepare(self, job: Job, grammar: CompiledGrammar | None) -> None:
-        request, params = job.request, job.request.sampling
-        mask = None
-        if grammar is not None:
-            mask = grammar.mask(
-                params.max_tokens or 1,
-                reasoning=request.reasoning,
-                opened=request.reasoning_opened,
-                budget=params.thinking,
-            )
+        request = job.request
         job.sampler = self._vocabulary.sampler(
-            params,
-            self._generate.prompt_ids(job.request),
+            request.sampling,
+            self._generate.prompt_ids(request),
             vocab_size=self._generate.width,
             device=self._generate.device,
-            mask=mask,
-            processors=job.request.processors,
+            mask=None if grammar is None else grammar.mask_of(request),
+            processors=request.processors,
         )
 
     def together(self, first: Job, other: Job) -> bool:

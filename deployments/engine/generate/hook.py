@@ -20,7 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import RAISED_BY_HOOKS, ModelError, hook_failure
-from deployments.core.token_ids import vocab_size
+from deployments.core.token_ids import known_ids
 from deployments.engine.adapters.step import AdapterStep, current_step
 from deployments.engine.base.failures import as_error
 from deployments.engine.generate.job import Job
@@ -46,7 +46,6 @@ _NAMED = ("presence_penalty", "frequency_penalty", "logit_bias", "bad_words", "a
 # What the engine does around any hook.
 _OURS = ("max_tokens", "temperature", "stop", "stop_token_ids", "include_stop_str_in_output", "skip_special_tokens")
 _LIVE = ("streamer", "stopping_criteria")
-_DEFAULTS = SamplingParams()
 
 
 class _Ended(Exception):
@@ -72,7 +71,7 @@ class GenerateHook:
         self._anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         self._live = tuple(name for name in _LIVE if self._takes(name))
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
-        self._vocab = _known_ids(info)
+        self._vocab = known_ids(info.model, info.tokenizer)
         self.supports = frozenset(
             {"seed", "extra", *_OURS}
             | {ours for ours, theirs in _SETTINGS.items() if self._takes(theirs)}
@@ -137,11 +136,9 @@ class GenerateHook:
         settings["do_sample"] = not greedy
         if "temperature" in self._names or not greedy:
             settings["temperature"] = params.temperature
-        elif greedy:
+        else:
             settings.pop("temperature", None)
-        for ours, theirs in _SETTINGS.items():
-            if getattr(params, ours) != getattr(_DEFAULTS, ours):
-                settings[theirs] = getattr(params, ours)
+        settings |= {_SETTINGS[name]: value for name, value in params.given().items() if name in _SETTINGS}
         for name in _NAMED:
             if name in self._names:
                 settings[name] = getattr(params, name)
@@ -239,12 +236,6 @@ def _check_kept(turn: Turn, seed: int | None) -> None:
             "on: its random numbers are no longer those of the seed. Let the hook take a streamer or "
             "stopping_criteria, or raise hook_timeout_s."
         )
-
-
-def _known_ids(info: ModelInfo) -> int | None:
-    """How many token ids model and tokenizer have; None if neither says."""
-    size = getattr(info.tokenizer, "__len__", int)()
-    return max(vocab_size(info.model) or 0, size) or None
 
 
 def _device(model: Any) -> torch.device:

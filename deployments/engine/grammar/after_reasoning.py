@@ -15,6 +15,7 @@ from deployments.core.calls import ThinkingBudget
 from deployments.core.errors import BadRequest
 from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
+from deployments.engine.grammar.grammar_tokens import GrammarTokens
 from deployments.engine.sampling.state import TokenMask
 
 _NEWLINES = 2
@@ -44,25 +45,6 @@ class AnswerGrammar(Protocol):
         """The constraint on a text of at most `max_tokens` tokens after `begun`; None if it cannot begin so."""
 
 
-class MarkerTokens(Protocol):
-    """The texts of a vocabulary, special tokens included.
-
-    Attributes:
-        eos_ids: tokens that end the text.
-    """
-
-    eos_ids: frozenset[int]
-
-    def text_of(self, token_id: int) -> bytes:
-        """The bytes of a token."""
-
-    def exact(self, text: bytes) -> int | None:
-        """A token with these bytes."""
-
-    def leading_to(self, text: bytes) -> list[int]:
-        """The tokens that begin this text, or begin with it."""
-
-
 class FreeMask:
     """An answer that nothing constrains; implements `AnswerMask`."""
 
@@ -81,7 +63,7 @@ class FreeMask:
 class _NotEmpty(FreeMask):
     """An answer that nothing constrains, but that the model's turn does not end before it begins."""
 
-    def __init__(self, tokens: MarkerTokens) -> None:
+    def __init__(self, tokens: GrammarTokens) -> None:
         self._tokens = tokens
         self._begun = False
 
@@ -110,7 +92,7 @@ class AfterReasoning:
     def __init__(
         self,
         grammar: AnswerGrammar,
-        tokens: MarkerTokens,
+        tokens: GrammarTokens,
         markers: ReasoningMarkers,
         *,
         opened: bool,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Protocol
+
+from deployments.engine.grammar.grammar_tokens import GrammarTokens
+from deployments.engine.text.vocabulary import Vocabulary
 
 _TEXT = r"/(.|\n)*/"
 
@@ -23,26 +25,14 @@ def with_parts(source: str, special: Mapping[str, int]) -> str:
     return "\n".join(["%llguidance {}", given["lark"], *rules])
 
 
-class SpecialTokens(Protocol):
-    """The texts of the special tokens, and their ids."""
-
-    special_contents: dict[str, int]
-
-
-class SingleTokens(Protocol):
-    """The token ids of single bytes."""
-
-    single: dict[int, int]
-
-
-def closers_of(source: str, tokens: SingleTokens, vocabulary: SpecialTokens) -> list[list[int]]:
+def closers_of(source: str, tokens: GrammarTokens, vocabulary: Vocabulary) -> list[list[int]]:
     """The tokens that end the bare values of a grammar."""
     special = vocabulary.special_contents
     texts = [text for kind, text in json.loads(source)["parts"].values() if kind in ("text", "close")]
     return [[id for piece in _split(text, special) for id in _ids(piece, tokens, special)] for text in texts]
 
 
-def _ids(piece: str, tokens: SingleTokens, special: Mapping[str, int]) -> list[int]:
+def _ids(piece: str, tokens: GrammarTokens, special: Mapping[str, int]) -> list[int]:
     if piece in special:
         return [special[piece]]
     return [tokens.single[byte] for byte in piece.encode() if byte in tokens.single]

@@ -20,12 +20,15 @@ import numpy as np
 import torch
 
 from deployments.core.calls import Grammar, ThinkingBudget
-from deployments.core.errors import BadRequest, ModelError, Unavailable
+from deployments.core.errors import BadRequest, ModelError
 from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
+from deployments.engine.base.failures import unloading
+from deployments.engine.base.protocol import EngineRequest
 from deployments.engine.grammar.after_reasoning import AfterReasoning, FreeMask
 from deployments.engine.grammar.call_parts import closers_of, with_parts
 from deployments.engine.grammar.grammar_ending import Closers, GrammarEnding, shortest_ending
+from deployments.engine.grammar.grammar_tokens import GrammarTokens
 from deployments.engine.grammar.regex import without_boundaries
 from deployments.engine.text.vocabulary import Vocabulary
 
@@ -72,6 +75,11 @@ class CompiledGrammar:
         if self.free:
             return FreeMask()
         return GrammarMask(self._matcher.deep_copy(), self._tokens, self._to_end(self.ending, max_tokens))
+
+    def mask_of(self, request: EngineRequest) -> GrammarMask | AfterReasoning | FreeMask:
+        """The constraint on the sequence of a request."""
+        params, reasoning, opened = request.sampling, request.reasoning, request.reasoning_opened
+        return self.mask(params.max_tokens or 1, reasoning=reasoning, opened=opened, budget=params.thinking)
 
     def _to_end(self, ending: list[int] | None, max_tokens: int) -> GrammarEnding:
         return GrammarEnding(ending, max_tokens, self._closers)
@@ -134,68 +142,6 @@ class GrammarMask:
             raise BadRequest(f"The grammar cannot be followed any further: {_first_line(self._matcher.get_error())}")
 
 
-class GrammarTokens:
-    """A vocabulary as llguidance sees it: the bytes of every token id, and which of them end the text.
-
-    Args:
-        vocabulary: of the model.
-        width: of the logits. Ids beyond the tokenizer's have no bytes and are never allowed.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, width: int) -> None:
-        # Bytes that begin with 0xFF are not text: llguidance never allows them inside a string.
-        self._texts = [vocabulary.token_bytes(i) for i in range(width)]
-        self._ids: dict[bytes, int] | None = None
-        self._leading: dict[bytes, list[int]] = {}
-        texts = [b"\xff" + text if i in vocabulary.special_ids else text for i, text in enumerate(self._texts)]
-        eos = sorted(i for i in vocabulary.eos_ids if i < width)
-        if not eos:
-            # A model without terminators still needs a name for the end of the text; no logit belongs to it.
-            eos, texts = [width], [*texts, b"\xff<end>"]
-        for i in eos:
-            texts[i] = texts[i] if texts[i].startswith(b"\xff") else b"\xff" + texts[i]
-        self.width = len(texts)
-        self.eos = eos[0]
-        self.eos_ids = frozenset(eos)
-        self.single = {text[0]: i for i, text in reversed(list(enumerate(texts))) if len(text) == 1}
-        self.tokenizer = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Tokens(texts, self.eos, self.single)), n_vocab=self.width, eos_token=eos
-        )
-
-    def text_of(self, token_id: int) -> bytes:
-        """The bytes of a token, special or not."""
-        return self._texts[token_id] if token_id < len(self._texts) else b""
-
-    def exact(self, text: bytes) -> int | None:
-        """The first token with these bytes."""
-        if self._ids is None:
-            self._ids = {text: i for i, text in reversed(list(enumerate(self._texts)))}
-        return self._ids.get(text)
-
-    def leading_to(self, text: bytes) -> list[int]:
-        """The tokens that begin a text, or begin with it."""
-        if text not in self._leading:
-            self._leading[text] = [
-                i for i, each in enumerate(self._texts) if each and (text.startswith(each) or each.startswith(text))
-            ]
-        return self._leading[text]
-
-
-class _Tokens:
-    """What llguidance asks of a tokenizer. Encoding only serves its hints, so bytes are looked up one by one."""
-
-    def __init__(self, tokens: list[bytes], eos: int, single: dict[int, int]) -> None:
-        self.tokens = tokens
-        self.eos_token_id = eos
-        self.bos_token_id = None
-        self.special_token_ids = [i for i, text in enumerate(tokens) if text.startswith(b"\xff")]
-        self._single = single
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        data = text if isinstance(text, bytes) else text.encode()
-        return [self._single[byte] for byte in data if byte in self._single]
-
-
 class GrammarCompiler:
     """Compiles grammars in its own threads and caches the last ones.
 
@@ -243,7 +189,7 @@ class GrammarCompiler:
             self._threads.submit(self._compile, grammar, outcome, clock.cancel)
         except RuntimeError:
             clock.cancel()
-            raise Unavailable("The model is being unloaded; try again.") from None
+            raise unloading() from None
         return outcome
 
     def close(self) -> None:

@@ -8,10 +8,11 @@ tokens would not suffice after the model's choice, the ending is used instead; t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import llguidance
 import numpy as np
+
+from deployments.engine.grammar.grammar_tokens import GrammarTokens
 
 _LONGEST = 1024
 _PLENTY = 256
@@ -29,22 +30,8 @@ _OUTSIDE, _INSIDE = _order(b'}]",:0'), _order(b'"')
 Closers = Sequence[Sequence[int]]
 
 
-class EndingTokens(Protocol):
-    """The interface of a vocabulary for the search.
-
-    Attributes:
-        width: number of token ids.
-        eos_ids: tokens that end the text.
-        single: the token id of each single byte that has one.
-    """
-
-    width: int
-    eos_ids: frozenset[int]
-    single: dict[int, int]
-
-
 def shortest_ending(
-    matcher: llguidance.LLMatcher, tokens: EndingTokens, known: list[int] | None = None, closers: Closers = ()
+    matcher: llguidance.LLMatcher, tokens: GrammarTokens, known: list[int] | None = None, closers: Closers = ()
 ) -> list[int] | None:
     """A short list of tokens that completes the text from the matcher's state, found greedily.
 
@@ -69,13 +56,13 @@ def shortest_ending(
     return path if found else None
 
 
-def _completes(matcher: llguidance.LLMatcher, tokens: EndingTokens, ending: list[int]) -> bool:
+def _completes(matcher: llguidance.LLMatcher, tokens: GrammarTokens, ending: list[int]) -> bool:
     """Whether the text is complete after these tokens; asking the matcher takes a fortieth of stepping a copy of it."""
     whole = ending if ending[-1] in tokens.eos_ids else [*ending, min(tokens.eos_ids)]
     return matcher.validate_tokens(whole) == len(whole)
 
 
-def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens, closers: Closers) -> list[int]:
+def _step(matcher: llguidance.LLMatcher, tokens: GrammarTokens, closers: Closers) -> list[int]:
     """The next tokens towards the end; none if the matcher is stuck."""
     if matcher.is_accepting():
         return [min(tokens.eos_ids)]
@@ -99,13 +86,13 @@ def _step(matcher: llguidance.LLMatcher, tokens: EndingTokens, closers: Closers)
     return [int(found[0])] if len(found) else []
 
 
-def _allowed(matcher: llguidance.LLMatcher, tokens: EndingTokens) -> np.ndarray:
+def _allowed(matcher: llguidance.LLMatcher, tokens: GrammarTokens) -> np.ndarray:
     """Which tokens may come next."""
     bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
     return np.unpackbits(bits, bitorder="little", count=tokens.width)
 
 
-def _is_inside(allowed: np.ndarray, tokens: EndingTokens) -> bool:
+def _is_inside(allowed: np.ndarray, tokens: GrammarTokens) -> bool:
     """Whether any text may stand here, as in a string."""
     place = tokens.single.get(ord("#"))
     return place is not None and bool(allowed[place])
@@ -134,7 +121,7 @@ class GrammarEnding:
         self._due = _LONGEST
         self._fresh = True
 
-    def choose(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> int:
+    def choose(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, token_id: int) -> int:
         """The token to take: the given one if the text can still be completed after it, else the next of the ending."""
         self._left -= 1
         if self._ending is None:
@@ -159,7 +146,7 @@ class GrammarEnding:
         self.forced, self._ending = True, known[1:]
         return known[0] if known else min(tokens.eos_ids)
 
-    def _after(self, matcher: llguidance.LLMatcher, tokens: EndingTokens, token_id: int) -> list[int] | None:
+    def _after(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, token_id: int) -> list[int] | None:
         """An ending of the text with one more token."""
         known = self._ending or []
         if known[:1] == [token_id]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,12 +49,8 @@ class Wanted:
         Args:
             total: tokens of the sequence.
         """
-        count = 1
-        for size in self.tap.shape:
-            count *= size
-        if self.tap.side == "attention":
-            count *= total
-        return count * self.dtype(capture).itemsize
+        keys = total if self.tap.side == "attention" else 1
+        return math.prod(self.tap.shape) * keys * self.dtype(capture).itemsize
 
     def dtype(self, capture: Capture) -> torch.dtype:
         """Of the tensor in the answer."""

@@ -44,10 +44,7 @@ HOOKED_FLAGS = frozenset({"_output_capturing_hooks_installed"})
 
 # The argument of a position embedding that says how many tokens come before, as in `CACHE_NAMES`.
 _LENGTH_NAMES = ("cache_length", "past_key_values_length")
-_ENCODER_FUNCTIONS = (
-    "_maybe_prepare_encoder_kwargs_for_generation",
-    "_prepare_encoder_decoder_kwargs_for_generation",
-)
+_ENCODER_FUNCTIONS = ("_maybe_prepare_encoder_kwargs_for_generation", "_prepare_encoder_decoder_kwargs_for_generation")
 _MARKS = "\U000f0000", "\U000f0001"
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from deployments.engine.cache.cache import EncoderBatchCache
+from deployments.engine.cache.cache import EncoderBatchCache, visible_columns
 from deployments.engine.library import transformers_internals
 
 _MASK = "encoder_attention_mask"
@@ -86,13 +86,10 @@ class EncoderSide:
         if self._decoder is None:
             raise RuntimeError("the decoder takes no mask of what is encoded")
         mask = self._mask(cache)
-        handle = self._decoder.register_forward_pre_hook(
+        with self._decoder.register_forward_pre_hook(
             lambda module, args, kwargs: (args, {**kwargs, _MASK: mask}), with_kwargs=True
-        )
-        try:
+        ):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def hidden_states(self) -> Iterator[list[int]]:
@@ -111,18 +108,13 @@ class EncoderSide:
                     raise ValueError("the encoder's mask hides states before others that it shows")
                 hidden.append(len(seen) - length)
 
-        handle = self._decoder.register_forward_pre_hook(note, with_kwargs=True)
-        try:
+        with self._decoder.register_forward_pre_hook(note, with_kwargs=True):
             yield hidden
-        finally:
-            handle.remove()
 
     def _mask(self, cache: EncoderBatchCache) -> Tensor:
         """[rows, states]: of sequences that end in the same column."""
         cross = cache.cross_attention_cache
-        lengths, width = torch.tensor(cross.lengths), cross.width
-        shown: Tensor = torch.arange(width) >= width - lengths[:, None]
-        return shown.long().to(self._device)
+        return visible_columns(torch.tensor(cross.lengths), cross.width).long().to(self._device)
 
 
 def decoder_prompt(model: Any, token_ids: Sequence[int]) -> list[int]:

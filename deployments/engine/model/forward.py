@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deployments.engine.adapters.table import AdapterTable
-from deployments.engine.cache.cache import AnyCache, EncoderBatchCache
+from deployments.engine.cache.cache import AnyCache, EncoderBatchCache, visible_columns
 from deployments.engine.library.transformers_internals import generate_cache_name, position_ids
 from deployments.engine.model.attention import DecodeAttention, attend_without_plans
 from deployments.engine.model.cache_argument import argument_of, cache_argument
@@ -275,11 +275,6 @@ class Forward:
 def next_positions(lengths: Tensor, offsets: Sequence[Offset]) -> Tensor:
     """Positions `[rows, 1]`, or `[dims, rows, 1]`, of the tokens that come after sequences of these lengths."""
     return _squeezed((lengths + torch.tensor(offsets).T)[:, :, None])
-
-
-def visible_columns(lengths: Tensor, width: int) -> Tensor:
-    """Whether each of `width` columns holds a token of each sequence, `[rows, width]`; all end in the last one."""
-    return torch.arange(width) >= width - lengths[:, None]
 
 
 def _squeezed(positions: Tensor) -> Tensor:

@@ -13,14 +13,7 @@ from typing import Any
 
 from deployments.engine.model.cache_argument import take_generate_cache
 
-_KEPT = (
-    "bos_token_id",
-    "pad_token_id",
-    "decoder_start_token_id",
-    "use_cache",
-    "cache_implementation",
-    "cache_config",
-)
+_KEPT = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache", "cache_implementation", "cache_config")
 
 
 def neutral_view(model: Any, never: int) -> Any:

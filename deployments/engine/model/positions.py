@@ -39,13 +39,10 @@ class SequencePositions:
         if not self.known or len(set(lengths)) < 2:
             yield
             return
-        handle = self._embedding.register_forward_hook(
+        with self._embedding.register_forward_hook(
             lambda module, args, kwargs, output: self._embedded(lengths, args, kwargs), with_kwargs=True
-        )
-        try:
+        ):
             yield
-        finally:
-            handle.remove()
 
     def _embedded(self, lengths: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """[rows, 1, dim]."""

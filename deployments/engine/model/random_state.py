@@ -44,7 +44,7 @@ class _Numbers:
 
     @classmethod
     def now(cls) -> _Numbers:
-        cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         return cls(torch.get_rng_state(), cuda, random.getstate(), np.random.get_state())
 
     def restore(self) -> None:
@@ -207,7 +207,3 @@ def in_turn(hook: Callable[..., Any], limit: float) -> Callable[..., Any]:
             return hook(*args, **kwargs)
 
     return called
-
-
-def _cuda_in_use() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -28,10 +28,7 @@ class TokenScore:
 
 
 def token_scores(
-    logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    tops: Sequence[int],
-    named: Mapping[int, Sequence[int]] | None = None,
+    logits: torch.Tensor, token_ids: torch.Tensor, tops: Sequence[int], named: Mapping[int, Sequence[int]] | None = None
 ) -> list[TokenScore]:
     """Scores of one token per sequence under softmax(logits).
 

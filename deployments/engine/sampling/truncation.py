@@ -26,6 +26,8 @@ _BINS = 512
 _STEP = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_FLOAT = torch.float64
+_COLUMNS = {"temperature": torch.float32, "top_k": torch.int64, "top_p": _FLOAT, "min_p": _FLOAT, "typical_p": _FLOAT}
 
 
 @dataclass(slots=True)
@@ -47,33 +49,19 @@ class Truncation:
 
     @classmethod
     def from_params(cls, params: Sequence[SamplingParams], device: torch.device) -> Truncation:
-        def column(values: list[float], dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
-
-        return cls(
-            temperature=column([p.temperature for p in params], torch.float32),
-            top_k=column([p.top_k for p in params], torch.int64),
-            top_p=column([p.top_p for p in params], torch.float64),
-            min_p=column([p.min_p for p in params], torch.float64),
-            typical_p=column([p.typical_p for p in params], torch.float64),
-            of_all=any(p.top_p < 1 and p.top_k <= 0 for p in params),
-            params=params,
-        )
+        columns = {
+            name: torch.tensor([getattr(p, name) for p in params], dtype=dtype).to(device, non_blocking=True)
+            for name, dtype in _COLUMNS.items()
+        }
+        return cls(**columns, of_all=any(p.top_p < 1 and p.top_k <= 0 for p in params), params=params)
 
     def of_rows(self, rows: Sequence[int]) -> Truncation:
         """Those of some of the sequences."""
         if len(rows) == len(self.params):
             return self
         index = list(rows)
-        return Truncation(
-            temperature=self.temperature[index],
-            top_k=self.top_k[index],
-            top_p=self.top_p[index],
-            min_p=self.min_p[index],
-            typical_p=self.typical_p[index],
-            of_all=self.of_all,
-            params=[self.params[row] for row in rows],
-        )
+        columns = {name: getattr(self, name)[index] for name in _COLUMNS}
+        return Truncation(**columns, of_all=self.of_all, params=[self.params[row] for row in rows])
 
 
 @dataclass(slots=True)

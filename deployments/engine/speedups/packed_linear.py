@@ -190,10 +190,7 @@ def _same_bits(groups: dict[int, list[nn.Linear]], shape: _Shape) -> bool:
     try:
         packed = _reordered(plain)
         return torch.equal(packed.to_dense(), plain) and all(
-            torch.equal(
-                functional.linear(input, plain, bias),
-                _product(input, packed, bias),
-            )
+            torch.equal(functional.linear(input, plain, bias), _product(input, packed, bias))
             for input in _inputs(plain)
         )
     except (RuntimeError, AttributeError):  # a processor, or a build of torch, without the kernel

@@ -23,10 +23,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deployments.config.engine import EngineOptions
-from deployments.engine.cache.cache import BatchCache
+from deployments.engine.cache.cache import BatchCache, visible_columns
 from deployments.engine.library.transformers_internals import DynamicCache, DynamicLayer
 from deployments.engine.model.attention import DecodeAttention, mostly_padding
-from deployments.engine.model.forward import Forward, Offset, next_positions, visible_columns
+from deployments.engine.model.forward import Forward, Offset, next_positions
 from deployments.engine.speedups.packed_linear import traceable
 from deployments.engine.speedups.replayed_decode import ReplayedDecode
 

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 Decode = Callable[[Sequence[int]], str]
+_SHARE = 64
+"""Where all is decoded again, it is so whenever it has grown by 1 / 64."""
 
 
 class Detokenizer(Protocol):
@@ -117,16 +119,12 @@ class WholeDetokenizer:
     Args:
         decode: of the whole sequence of ids.
         is_byte: whether a token is a single byte; runs of them are held back.
-        share: the whole is decoded whenever it has grown by 1 / share.
         prompt: the last tokens of the prompt.
     """
 
-    def __init__(
-        self, decode: Decode, is_byte: Callable[[int], bool], share: int = 64, prompt: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, decode: Decode, is_byte: Callable[[int], bool], prompt: Sequence[int] = ()) -> None:
         self._decode = _added(decode, list(prompt)) if prompt else decode
         self._is_byte = is_byte
-        self._share = share
         self._ids: list[int] = []
         self._due = 1
         self._last = ""
@@ -136,7 +134,7 @@ class WholeDetokenizer:
         self._ids.append(token_id)
         if len(self._ids) < self._due or self._is_byte(token_id):
             return ""
-        self._due = len(self._ids) + max(1, len(self._ids) // self._share)
+        self._due = len(self._ids) + max(1, len(self._ids) // _SHARE)
         text = self._decode(self._ids)
         certain = _without_doubtful_end(_common(self._last, text))
         self._last = text

@@ -82,7 +82,7 @@ class ChoiceOutput:
         if self._params.logprobs is not None and sampled.score is not None:
             self._logprobs.append(self._vocabulary.scored(token_id, sampled.score))
         may_end = self._count >= self._params.min_tokens
-        if may_end and self._terminates(token_id):
+        if may_end and (token_id in self._eos_ids or token_id in self._stop_ids or token_id in self._stop_specials):
             return self._terminate(token_id, sampled.ends or "stop")
         text, stop = self._feed(self._detokenizer.push(token_id), may_end)
         if stop is not None:
@@ -96,9 +96,6 @@ class ChoiceOutput:
     def finish(self, reason: FinishReason) -> Delta:
         """End the choice here, with all that was held back."""
         return self._finish("", reason)
-
-    def _terminates(self, token_id: int) -> bool:
-        return token_id in self._eos_ids or token_id in self._stop_ids or token_id in self._stop_specials
 
     def _terminate(self, token_id: int, reason: FinishReason) -> Delta:
         text = ""

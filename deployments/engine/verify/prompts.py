@@ -15,10 +15,10 @@ _SAFE_IDS = 100
 
 def ordinary_ids(model: Any, count: int) -> list[int]:
     """Arbitrary token ids that no field of the model's config gives a meaning to."""
-    size = int(model.get_input_embeddings().weight.shape[0])
+    size = vocab_size(model) or 1
     special = {i for config in (model.config, model.config.get_text_config(decoder=True)) for i in _named(config)}
     ordinary = (i for i in (7919 * n % size for n in range(1, size)) if i not in special)
-    ids = list(itertools.islice(ordinary, count))
+    ids = list(itertools.islice(ordinary, count)) or [0]
     return (ids * count)[:count]
 
 

@@ -27,7 +27,8 @@ def adapted_info(base: ModelInfo, folder: Path) -> ModelInfo | None:
     if own is not None:
         _check_tokens(base, own)
     same_end = own is None or getattr(own, "eos_token_id", None) == getattr(base.tokenizer, "eos_token_id", None)
-    if same_end and template in (None, _template_of(base)):
+    of_base = base.chat_template or getattr(base.processor or base.tokenizer, "chat_template", None)
+    if same_end and template in (None, of_base):
         return None
     changed = {} if own is None or base.processor is not None else {"tokenizer": own}
     info = dataclasses.replace(base, chat_template=template or base.chat_template, **changed)
@@ -56,10 +57,6 @@ def _template(folder: Path, tokenizer: Any) -> str | None:
         return (folder / _TEMPLATE).read_text(encoding="utf-8")
     found = getattr(tokenizer, "chat_template", None)
     return found if isinstance(found, str) else None
-
-
-def _template_of(base: ModelInfo) -> Any:
-    return base.chat_template or getattr(base.processor or base.tokenizer, "chat_template", None)
 
 
 def _check_tokens(base: ModelInfo, own: Any) -> None:

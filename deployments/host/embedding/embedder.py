@@ -25,6 +25,7 @@ from deployments.core.errors import (
     UnsupportedParameter,
     last_line,
 )
+from deployments.core.token_ids import vocab_size
 from deployments.engine.base.failures import is_device_lost, is_out_of_memory
 from deployments.engine.verify.proofs import EMBEDDING, Proofs
 from deployments.host.embedding.hook import hooked
@@ -70,10 +71,9 @@ class Embedder:
         self._info = info
         self._alone = alone
         self._lost: Exception | None = None
-        steps = [Normalize()] if sentence_format is None else sentence_format.steps
-        self._steps = list(steps)
-        asked = None if pooling is None else (pooling,)
-        self._poolings = asked or (sentence_format.poolings if sentence_format is not None else None)
+        self._steps = [Normalize()] if sentence_format is None else list(sentence_format.steps)
+        own = None if sentence_format is None else sentence_format.poolings
+        self._poolings = own if pooling is None else (pooling,)
 
     def probe(self) -> str:
         """Find out now what is else found out when the first texts come. Blocks.
@@ -132,11 +132,11 @@ class Embedder:
         """
         try:
             with torch.inference_mode():
-                if self._info.embed is not None:
-                    return _finished(
-                        hooked(self._info.embed, _texts(self._info, texts)), options, options.normalize is True
-                    )
-                return _finished(self._pooled(texts, options), options, options.normalize is True)
+                if self._info.embed is None:
+                    vectors = self._pooled(texts, options)
+                else:
+                    vectors = hooked(self._info.embed, _texts(self._info, texts))
+                return _finished(vectors, options, options.normalize is True)
         except Exception as error:
             if is_device_lost(error):
                 self._lost = error
@@ -168,21 +168,18 @@ class Embedder:
         states: Tensor = self._inner(input_ids=input_ids, attention_mask=mask.long(), **extra)[0]
         return states
 
-    @property
-    def _is_encoder_decoder(self) -> bool:
-        return bool(getattr(self._info.model.config, "is_encoder_decoder", False))
-
     @cached_property
     def _inner(self) -> Any:
         """The part of the model whose last hidden states are pooled."""
         model = self._info.model
-        return model.get_encoder() if self._is_encoder_decoder else getattr(model, "base_model", model)
+        has_encoder = getattr(model.config, "is_encoder_decoder", False)
+        return model.get_encoder() if has_encoder else getattr(model, "base_model", model)
 
     @cached_property
     def _default_poolings(self) -> tuple[str, ...]:
         """With causal attention the last token alone has seen the whole text; else every token has."""
         with torch.inference_mode():
-            causal = is_causal(self._info.model, self._states_of, size=_vocabulary(self._info.model) or 1)
+            causal = is_causal(self._info.model, self._states_of)
         return ("last" if causal else "mean",)
 
     @cached_property
@@ -191,16 +188,13 @@ class Embedder:
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         found = getattr(text, "pad_token_id", None)
         found = getattr(self._info.tokenizer, "pad_token_id", None) if found is None else found
-        size = _vocabulary(self._info.model)
+        size = vocab_size(self._info.model)
         return found if isinstance(found, int) and found >= 0 and (size is None or found < size) else 0
 
     @cached_property
     def _pads(self) -> bool:
         with torch.inference_mode():
-            size = _vocabulary(self._info.model) or 1
-            return self._proofs.recall(
-                EMBEDDING, lambda: padding_is_neutral(self._info.model, self._states_of, size=size)
-            )
+            return self._proofs.recall(EMBEDDING, lambda: padding_is_neutral(self._info.model, self._states_of))
 
     def _states_of(self, rows: Sequence[Sequence[int]]) -> Tensor:
         device = next(self._inner.parameters()).device
@@ -219,15 +213,9 @@ def check_ids(model: Any, text: EmbeddingText, param: str) -> None:
     Raises:
         BadRequest: it names the id.
     """
-    size, worst = _vocabulary(model), max(text.ids)
+    size, worst = vocab_size(model), max(text.ids)
     if size is not None and worst >= size:
         raise BadRequest(f"Invalid {param!r}: token id {worst} is not below the vocabulary's {size}.", param=param)
-
-
-def _vocabulary(model: Any) -> int | None:
-    table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    size = getattr(table, "num_embeddings", None)
-    return size if isinstance(size, int) else None
 
 
 def _fits(batch: Sequence[EmbeddingText], text: EmbeddingText) -> bool:

@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from deployments.engine.model.rotary import follows_length
+from deployments.engine.verify.prompts import ordinary_ids
 from deployments.engine.verify.proofs import EMBEDDING
 
 StatesOf = Callable[[Sequence[Sequence[int]]], Tensor]
 
 
-def padding_is_neutral(model: Any, states_of: StatesOf, *, size: int) -> bool:
+def padding_is_neutral(model: Any, states_of: StatesOf) -> bool:
     """Whether a probe finds the states of padded texts equal to those of each text by itself.
 
     Short texts do not show whether attention or rotary frequencies follow the longest text of a forward: the config
@@ -21,11 +22,10 @@ def padding_is_neutral(model: Any, states_of: StatesOf, *, size: int) -> bool:
 
     Args:
         states_of: the last hidden states [batch, width, dimensions] of rows of token ids.
-        size: of the vocabulary.
     """
     if follows_length(model) or _follows_width(model.config):
         return False
-    rows = _rows(model, size)
+    rows = _rows(model)
     try:
         together = states_of(rows)
         return all(_close(together[i, : len(row)], states_of([row])[0]) for i, row in enumerate(rows))
@@ -33,9 +33,9 @@ def padding_is_neutral(model: Any, states_of: StatesOf, *, size: int) -> bool:
         return False
 
 
-def is_causal(model: Any, states_of: StatesOf, *, size: int) -> bool:
+def is_causal(model: Any, states_of: StatesOf) -> bool:
     """Whether a probe finds that a token's state does not depend on the token after it; arguments as above."""
-    row, other, *_ = _rows(model, size)
+    row, other, *_ = _rows(model)
     states = states_of([row[:9], [*row[:8], other[0]]])
     return _close(states[0, :8], states[1, :8])
 
@@ -46,12 +46,9 @@ def _follows_width(config: Any) -> bool:
     return getattr(text, "attention_type", None) == "block_sparse" or bool(getattr(text, "attention_window", None))
 
 
-def _rows(model: Any, size: int) -> list[list[int]]:
-    """Arbitrary token ids, none of which the config gives a meaning to."""
-    named = [value for key, value in model.config.to_dict().items() if key.endswith("_token_id")]
-    special = {i for value in named for i in (value if isinstance(value, list) else [value])}
-    ids = [i for i in (7919 * n % size for n in range(1, size)) if i not in special] or [0]
-    return [(ids[7 * j :] + ids * length)[:length] for j, length in enumerate(EMBEDDING.lengths)]
+def _rows(model: Any) -> list[list[int]]:
+    ids = ordinary_ids(model, 7 * len(EMBEDDING.lengths) + max(EMBEDDING.lengths))
+    return [ids[7 * j :][:length] for j, length in enumerate(EMBEDDING.lengths)]
 
 
 def _close(states: Tensor, expected: Tensor) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from deployments.config.captures import CaptureOptions
+from deployments.config.api import CaptureOptions
 from deployments.core.errors import BadRequest, CapturePending
 from deployments.host.inside.files import Shapes, data_bytes, header, numbers
 from deployments.host.inside.vectors import VectorStore
@@ -111,7 +111,7 @@ class CaptureStore:
         file = _File(capture_id, owner, self._private_folder() / capture_id, nbytes, expires, handle)
         self._files[capture_id] = file
         loop = asyncio.get_running_loop()
-        loop.call_later(self.options.ttl_s, self._drop, capture_id)
+        loop.call_later(self.options.ttl_s, self.drop, capture_id)
         job = loop.run_in_executor(self._writer, _write, file.path, start, shapes, tensors)
         job.add_done_callback(lambda done: self._seal(file, done))
         return handle
@@ -154,7 +154,7 @@ class CaptureStore:
         """Drop a file; False if there is no such file here."""
         if self._find(capture_id, owner) is None:
             return False
-        self._drop(capture_id)
+        self.drop(capture_id)
         return True
 
     async def put_vector(self, data: bytes) -> str:
@@ -162,8 +162,11 @@ class CaptureStore:
         return self.vectors.put(data)
 
     def drop(self, capture_id: str) -> None:
-        """Drop a file that nobody will ask for."""
-        self._drop(capture_id)
+        """Drop a file that nobody will ask for, if it is there."""
+        file = self._files.pop(capture_id, None)
+        if file is not None:
+            self._remove(file.path)
+            self._notify()
 
     def close(self) -> None:
         """Drop all files. Blocks."""
@@ -180,14 +183,8 @@ class CaptureStore:
         file.failed = done.cancelled() or done.exception() is not None
         file.sealed.set()
         if file.failed or self._files.get(file.id) is not file:
-            self._drop(file.id)
+            self.drop(file.id)
             self._remove(file.path)
-
-    def _drop(self, capture_id: str) -> None:
-        file = self._files.pop(capture_id, None)
-        if file is not None:
-            self._remove(file.path)
-            self._notify()
 
     def _remove(self, path: Path) -> None:
         """Remove a file in the writer's thread, before any that is written later: a large one takes a while."""

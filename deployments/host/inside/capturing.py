@@ -234,8 +234,7 @@ def with_vectors(params: SamplingParams, store: CaptureStore) -> SamplingParams:
     if not any(each.vector is not None and each.vector.id for each in params.interventions):
         return params
     return replace(
-        params,
-        interventions=tuple(_with_vector(each, index, store) for index, each in enumerate(params.interventions)),
+        params, interventions=tuple(_with_vector(each, index, store) for index, each in enumerate(params.interventions))
     )
 
 

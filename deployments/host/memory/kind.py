@@ -62,14 +62,10 @@ def _text_side(info: ModelInfo) -> list[Any]:
     return [*names, size, getattr(tokenizer, "chat_template", None), getattr(info.processor, "chat_template", None)]
 
 
-def _hooks(info: ModelInfo) -> list[Hashable]:
+def _hooks(info: ModelInfo) -> list[Any]:
     """What the loader's hooks run: a function that is made at every load has the same code each time."""
     given = [getattr(info, field.name) for field in fields(info)]
-    return [_code(hook) for hook in given if callable(hook)]
-
-
-def _code(hook: Any) -> Any:
-    return getattr(hook, "__code__", type(hook))
+    return [getattr(hook, "__code__", type(hook)) for hook in given if callable(hook)]
 
 
 def _modules(model: nn.Module) -> list[Hashable]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from deployments.openai.batches.listing import asked_page, batches_of, list_response, object_response
+from deployments.openai.batches.listing import asked_page, batches_of, list_response
 from deployments.openai.batches.schema import BatchBody
 from deployments.openai.fields.fields import parse_fields
 from deployments.openai.http.exchange import Exchange
+from deployments.openai.http.streaming import json_response
 
 
 async def create_batch(exchange: Exchange) -> Response:
@@ -18,7 +19,7 @@ async def create_batch(exchange: Exchange) -> Response:
     fields = body.model_dump(include={"input_file_id", "endpoint", "completion_window", "metadata"})
     expires = body.output_expires_after
     fields["output_expires_after"] = None if expires is None else expires.seconds
-    return object_response(await batches.create_batch(exchange.owner, fields))
+    return json_response(await batches.create_batch(exchange.owner, fields))
 
 
 async def list_batches(exchange: Exchange) -> Response:
@@ -30,12 +31,12 @@ async def list_batches(exchange: Exchange) -> Response:
 
 async def retrieve_batch(exchange: Exchange) -> Response:
     """A batch: its status, its counts and the ids of its files."""
-    return object_response(await batches_of(exchange).batch(_asked(exchange), exchange.owner))
+    return json_response(await batches_of(exchange).batch(_asked(exchange), exchange.owner))
 
 
 async def cancel_batch(exchange: Exchange) -> Response:
     """Cancel a batch. The lines that are done stay in its output file."""
-    return object_response(await batches_of(exchange).cancel_batch(_asked(exchange), exchange.owner))
+    return json_response(await batches_of(exchange).cancel_batch(_asked(exchange), exchange.owner))
 
 
 def _asked(exchange: Exchange) -> str:

@@ -12,11 +12,12 @@ from starlette.datastructures import FormData, UploadFile
 
 from deployments.batches.client import BatchClient, NewFile
 from deployments.core.errors import BadRequest, TroupeError
-from deployments.openai.batches.listing import asked_page, batches_of, list_response, object_response
+from deployments.openai.batches.listing import asked_page, batches_of, list_response
 from deployments.openai.batches.schema import UploadBody
 from deployments.openai.fields.fields import parse_fields
 from deployments.openai.http.exchange import Exchange
 from deployments.openai.http.form import FILE, uploaded_form
+from deployments.openai.http.streaming import json_response
 
 _PIECE = 2 << 20
 
@@ -31,7 +32,7 @@ async def upload_file(exchange: Exchange) -> Response:
         assert isinstance(file, UploadFile)
         expires = None if body.expires_after is None else body.expires_after.seconds
         new = NewFile(filename=file.filename or FILE, purpose=body.purpose, expires_after=expires)
-        return object_response(await _kept(batches, exchange.owner, file, new))
+        return json_response(await _kept(batches, exchange.owner, file, new))
 
 
 def _fields(form: FormData) -> dict[str, Any]:
@@ -71,7 +72,7 @@ async def list_files(exchange: Exchange) -> Response:
 
 async def retrieve_file(exchange: Exchange) -> Response:
     """A file, without its content."""
-    return object_response(await batches_of(exchange).file(_asked(exchange), exchange.owner))
+    return json_response(await batches_of(exchange).file(_asked(exchange), exchange.owner))
 
 
 async def file_content(exchange: Exchange) -> Response:
@@ -99,7 +100,7 @@ async def delete_file(exchange: Exchange) -> Response:
     """Delete a file. A batch that reads it goes on."""
     file_id = _asked(exchange)
     await batches_of(exchange).delete_file(file_id, exchange.owner)
-    return object_response({"id": file_id, "object": "file", "deleted": True})
+    return json_response({"id": file_id, "object": "file", "deleted": True})
 
 
 def _asked(exchange: Exchange) -> str:

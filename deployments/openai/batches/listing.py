@@ -10,7 +10,7 @@ from fastapi import Response
 from deployments.batches.client import BatchClient, Page
 from deployments.core.errors import BadRequest, BatchesOff, BatchNotFound, FileMissing
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import to_json
+from deployments.openai.http.streaming import json_response
 
 
 def batches_of(exchange: Exchange) -> BatchClient:
@@ -65,9 +65,4 @@ async def asked_page(exchange: Exchange, find: Find, *, default: int, most: int,
 def list_response(data: Sequence[dict[str, Any]], more: bool) -> Response:
     """A part of a list; OpenAI's schema has a text for the ids, also where there are none."""
     first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
-    return object_response({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
-
-
-def object_response(value: Mapping[str, Any]) -> Response:
-    """A file, a batch, or a list of them."""
-    return Response(to_json(value), media_type="application/json")
+    return json_response({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})

@@ -165,10 +165,9 @@ def _choice(choice: object, schemas: Mapping[str, Any]) -> tuple[Mode | Literal[
         return "required", names
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         return _allowed(choice.get("allowed_tools"), names)
-    function = None
+    name = None
     if isinstance(choice, Mapping) and choice.get("type", "function") == "function":
-        function = choice.get("function")
-    name = function.get("name") if isinstance(function, Mapping) else None
+        name = _name_of(choice)
     if not isinstance(name, str):
         raise BadRequest(
             "Invalid 'tool_choice': input should be none, auto, required, or "

@@ -108,11 +108,7 @@ class CompletionAnswer:
         return accepted.prompt_token_ids[index // self._body.n]
 
     async def _logprobs(
-        self,
-        tokens: Sequence[TokenLogprob | None],
-        index: int,
-        accepted: Accepted,
-        offsets: TextOffsets | None = None,
+        self, tokens: Sequence[TokenLogprob | None], index: int, accepted: Accepted, offsets: TextOffsets | None = None
     ) -> CompletionLogprobs:
         first = None
         if tokens and tokens[0] is None:

@@ -21,10 +21,7 @@ class TopLogprob(TypedDict):
     bytes: list[int] | None
 
 
-class ChatTokenLogprob(TypedDict):
-    token: str
-    logprob: float
-    bytes: list[int] | None
+class ChatTokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 

@@ -61,6 +61,11 @@ Row = Harmless | Refused | Means | Spread
 Rows = Mapping[str, Row]
 
 
+def refused(names: str, *neutral: Any, instead: str = "leave it out") -> dict[str, Row]:
+    """Rows of keys, with white space between them, that are refused."""
+    return dict.fromkeys(names.split(), Refused(neutral, instead))
+
+
 class Scope:
     """The keys that an object of a request may have.
 

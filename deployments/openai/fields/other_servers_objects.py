@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from deployments.openai.fields.other_servers import Harmless, Refused, Row, Scope
+from deployments.openai.fields.other_servers import Harmless, Row, Scope
+from deployments.openai.fields.other_servers import refused as _refused
 
 # What clients keep beside a message, a part or a tool for themselves, or for a cache that is not here.
 _KEPT = "id index metadata cache_control provider_specific_fields extra_content"
@@ -14,10 +13,6 @@ def _scope(read: str, harmless: str = "", refused: dict[str, Row] | None = None)
     rows: dict[str, Row] = dict.fromkeys(f"{_KEPT} {harmless}".split(), Harmless())
     fields = read.split()
     return Scope({name: row for name, row in (rows | (refused or {})).items() if name not in fields}, fields)
-
-
-def _refused(names: str, *neutral: Any, instead: str) -> dict[str, Row]:
-    return dict.fromkeys(names.split(), Refused(neutral, instead))
 
 
 MESSAGE = _scope(
@@ -60,7 +55,6 @@ BLOCK = _scope(
 )
 SOURCE = _scope("type media_type data url content")
 TOOL_OF_BLOCKS = _scope(
-    "type name description input_schema strict",
-    "defer_loading eager_input_streaming input_examples allowed_callers",
+    "type name description input_schema strict", "defer_loading eager_input_streaming input_examples allowed_callers"
 )
 CHOICE_OF_BLOCKS = _scope("type name disable_parallel_tool_use")

@@ -12,15 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from deployments.openai.fields import other_servers_values as convert
-from deployments.openai.fields.other_servers import Given, Harmless, Means, Refused, Row, Rows, Spread
+from deployments.openai.fields.other_servers import Given, Harmless, Means, Row, Rows, Spread
+from deployments.openai.fields.other_servers import refused as _refused
 
 
 def _harmless(names: str) -> dict[str, Row]:
     return dict.fromkeys(names.split(), Harmless())
-
-
-def _refused(names: str, *neutral: Any, instead: str = "leave it out") -> dict[str, Row]:
-    return dict.fromkeys(names.split(), Refused(neutral, instead))
 
 
 def _same(names: str, ours: str) -> dict[str, Row]:

@@ -44,6 +44,13 @@ from deployments.openai.fields.usage import RunningUsage
 _MAX_BIASES = 300_000
 _MOST_BEAMS = 64
 _PART = 1000
+# Fields that the engine gets as they are, and those that it gets as tuples.
+_SAME = (
+    *("min_tokens", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("logit_bias", "include_stop_str_in_output", "ignore_eos", "seed", "prompt_logprobs", "skip_special_tokens"),
+    *("length_penalty", "early_stopping"),
+)
+_LISTS = ("bad_words", "stop", "stop_token_ids", "logprob_token_ids")
 
 
 class StreamOptions(RequestObject):
@@ -220,34 +227,18 @@ class GenerationBody(TurnFields):
                 f"Invalid 'min_tokens': {self.min_tokens} is more than max_tokens, {max_tokens}.", param="min_tokens"
             )
         beams = self._beams()
+        same: dict[str, Any] = {name: getattr(self, name) for name in _SAME}
+        same |= {name: tuple(getattr(self, name)) for name in _LISTS}
         return SamplingParams(
+            **same,
             max_tokens=max_tokens,
-            min_tokens=self.min_tokens,
             temperature=0.0 if self.use_beam_search and beams == 1 else self.temperature,
-            top_p=self.top_p,
             top_k=max(self.top_k, 0),
-            min_p=self.min_p,
-            typical_p=self.typical_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=self.logit_bias,
             allowed_token_ids=None if self.allowed_token_ids is None else TokenIds(self.allowed_token_ids),
-            bad_words=tuple(self.bad_words),
-            stop=tuple(self.stop),
-            stop_token_ids=tuple(self.stop_token_ids),
-            include_stop_str_in_output=self.include_stop_str_in_output,
-            ignore_eos=self.ignore_eos,
-            seed=self.seed,
             logprobs=logprobs,
-            logprob_token_ids=tuple(self.logprob_token_ids),
-            prompt_logprobs=self.prompt_logprobs,
-            skip_special_tokens=self.skip_special_tokens,
             grammar=self.grammar(),
             thinking=self._thinking(),
             num_beams=beams,
-            length_penalty=self.length_penalty,
-            early_stopping=self.early_stopping,
             extra=self.generate_kwargs,
             capture=None if self.capture is None else self.capture.read(),
             interventions=read_interventions(self.interventions),

@@ -33,23 +33,13 @@ _CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+")
 # Networks that carry addresses of other networks inside theirs, and some that Python takes for public: translated and
 # compatible IPv4 addresses, NAT64, 6to4 with its relays, Teredo, old site-local ones, documentation, segment routing.
 # https://www.iana.org/assignments/iana-ipv6-special-registry
-_CLOSED = tuple(
-    map(
-        ipaddress.ip_network,
-        (
-            "::/96",
-            "::ffff:0:0:0/96",
-            "64:ff9b::/96",
-            "64:ff9b:1::/48",
-            "2002::/16",
-            "192.88.99.0/24",
-            "2001::/32",
-            "fec0::/10",
-            "3fff::/20",
-            "5f00::/16",
-        ),
+_CLOSED = [
+    ipaddress.ip_network(network)
+    for network in (
+        *("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "192.88.99.0/24", "2001::/32"),
+        *("fec0::/10", "3fff::/20", "5f00::/16"),
     )
-)
+]
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

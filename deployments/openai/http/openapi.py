@@ -24,10 +24,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/messages/count_tokens": {"messages": _CHAT["messages"]},
     "/embeddings": {"input": "What is 27 + 15?"},
     "/score": {"prompt": "27 + 15 = ", "choices": ["42", "43"]},
-    "/decisions": {
-        "input": "27 + 15 = 42",
-        "questions": [{"type": "predicate", "instructions": "The sum is right."}],
-    },
+    "/decisions": {"input": "27 + 15 = 42", "questions": [{"type": "predicate", "instructions": "The sum is right."}]},
     "/tokenize": {"prompt": "What is 27 + 15?"},
     "/detokenize": {"tokens": [1, 2, 3]},
 }

@@ -49,6 +49,11 @@ def _one_line(data: bytes) -> bytes:
     return data
 
 
+def json_response(value: Any) -> Response:
+    """A response that is computed at once."""
+    return Response(to_json(value), media_type="application/json")
+
+
 async def build(part: Callable[[], T], *, large: bool) -> T:
     """A part of an answer, built in a thread and in pieces if it is megabytes, so that other requests go on."""
     if not large and not LARGE.get():
@@ -117,10 +122,10 @@ async def _respond(
 
 async def with_heartbeat(chunks: Chunks, seconds: float, beat: bytes) -> Chunks:
     """`chunks`, and a `beat` whenever no chunk came for `seconds` seconds."""
-    waiting: asyncio.Task[bytes | None] | None = None
+    waiting: asyncio.Future[bytes | None] | None = None
     try:
         while True:
-            waiting = waiting or asyncio.ensure_future(_next_or_none(chunks))
+            waiting = waiting or asyncio.ensure_future(anext(chunks, None))
             done, _ = await asyncio.wait((waiting,), timeout=seconds)
             if not done:
                 yield beat
@@ -134,10 +139,6 @@ async def with_heartbeat(chunks: Chunks, seconds: float, beat: bytes) -> Chunks:
             waiting.cancel()
             await asyncio.wait((waiting,))
         await chunks.aclose()
-
-
-async def _next_or_none(chunks: Chunks) -> bytes | None:
-    return await anext(chunks, None)
 
 
 class LongResponse(Response):

@@ -15,7 +15,7 @@ from deployments.core.errors import CaptureNotFound
 from deployments.openai.fields.inside import CaptureHandle
 from deployments.openai.http.cancel import until_disconnect
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import to_json
+from deployments.openai.http.streaming import json_response
 
 MEDIA_TYPE = "application/vnd.safetensors"
 _PIECE = 3 << 20
@@ -30,7 +30,7 @@ class CaptureList(TypedDict):
 async def list_captures(exchange: Exchange) -> Response:
     """The captures of this API key."""
     handles = await exchange.models.captures.handles(exchange.owner)
-    return Response(to_json({"object": "list", "data": handles}), media_type="application/json")
+    return json_response({"object": "list", "data": handles})
 
 
 async def retrieve_capture(exchange: Exchange) -> Response:

@@ -12,7 +12,7 @@ from deployments.openai.fields.inside import MOST_LETTERS
 from deployments.openai.http.body import read_bytes
 from deployments.openai.http.cancel import until_disconnect
 from deployments.openai.http.exchange import Exchange
-from deployments.openai.http.streaming import to_json
+from deployments.openai.http.streaming import json_response
 
 
 class ModuleTap(TypedDict):
@@ -30,14 +30,7 @@ class ModuleTap(TypedDict):
 
 ModuleObject = TypedDict(
     "ModuleObject",
-    {
-        "name": str,
-        "class": str,
-        "capturable": bool,
-        "steerable": bool,
-        "reason": str | None,
-        "taps": list[ModuleTap],
-    },
+    {"name": str, "class": str, "capturable": bool, "steerable": bool, "reason": str | None, "taps": list[ModuleTap]},
 )
 
 
@@ -68,7 +61,7 @@ async def list_modules(exchange: Exchange) -> Response:
         raise BadRequest(f"Invalid 'match': it has {len(pattern)} letters; send at most {MOST_LETTERS}.", param="match")
     card = exchange.find_model(asked.get("model"))
     found: dict[str, Any] = await until_disconnect(exchange.request.receive, exchange.models.modules(card.id, pattern))
-    return Response(to_json(found), media_type="application/json")
+    return json_response(found)
 
 
 async def create_vector(exchange: Exchange) -> Response:
@@ -77,4 +70,4 @@ async def create_vector(exchange: Exchange) -> Response:
     if not raw:
         raise BadRequest("The body is empty; send a safetensors file with one tensor 'vector'.", code="vector_shape")
     shape: UploadedVector = {"id": await exchange.models.captures.put_vector(raw)}
-    return Response(to_json(shape), media_type="application/json")
+    return json_response(shape)

@@ -10,7 +10,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,42 +58,35 @@ class _Tail:
     path: Path
     end: int
     scanned: int = 0
-    next: tuple[int, int, RecordedCall] | None = field(default=None)
+    next: tuple[int, int, RecordedCall] | None = None
 
     def advance(self) -> None:
         """Read the next line, or note that there is none."""
         self.next = None
         with self.path.open("rb") as file:
             while self.end > 0 and self.next is None:
-                start = self._line_start(file, self.end - 1)
+                start = _line_start(file, self.end - 1)
+                self.scanned += min(self.end - 1, -(-(self.end - start) // _BLOCK) * _BLOCK)  # whole blocks are read
                 if (call := _summary(file, self.path.name, start, self.end)) is not None:
                     self.next = (start, self.end, call)
                 self.end = start
 
-    def _line_start(self, file: BinaryIO, before: int) -> int:
-        """Where the line begins whose newline is at `before`."""
-        while before > 0:
-            begin = max(0, before - _BLOCK)
-            file.seek(begin)
-            block = file.read(before - begin)
-            self.scanned += len(block)
-            if (newline := block.rfind(b"\n")) >= 0:
-                return begin + newline + 1
-            before = begin
-        return 0
+
+def _line_start(file: BinaryIO, before: int) -> int:
+    """Where the line begins that `before` lies in, or whose newline is there."""
+    while before > 0:
+        begin = max(0, before - _BLOCK)
+        file.seek(begin)
+        if (newline := file.read(before - begin).rfind(b"\n")) >= 0:
+            return begin + newline + 1
+        before = begin
+    return 0
 
 
 def _whole_lines(path: Path) -> int:
     """Where the last line that is complete ends."""
     with path.open("rb") as file:
-        end = file.seek(0, 2)
-        while end > 0:
-            begin = max(0, end - _BLOCK)
-            file.seek(begin)
-            if (newline := file.read(end - begin).rfind(b"\n")) >= 0:
-                return begin + newline + 1
-            end = begin
-    return 0
+        return _line_start(file, file.seek(0, 2))
 
 
 class RecordFolder:

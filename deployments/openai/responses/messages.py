@@ -32,8 +32,9 @@ def _add_item(messages: list[dict[str, Any]], item: object, place: str) -> None:
     match item.get("type", "message"):
         case "message":
             message = {"role": item.get("role"), "content": item.get("content")}
-            if message["role"] == "assistant" and _is_open(messages, "content"):
-                messages[-1].update(content=message["content"])
+            last = messages[-1] if messages else {}
+            if message["role"] == "assistant" == last.get("role") and "content" not in last:
+                last["content"] = message["content"]
             else:
                 messages.append(message)
         case "function_call":
@@ -93,8 +94,3 @@ def _places(given: Any, instructions: object) -> dict[str, str]:
             case _:
                 places[message] = f"input[{index}]"
     return places
-
-
-def _is_open(messages: list[dict[str, Any]], field: str) -> bool:
-    """Whether the last message is the assistant's and still lacks a field."""
-    return bool(messages) and messages[-1]["role"] == "assistant" and field not in messages[-1]

@@ -176,10 +176,7 @@ async def _read(
     counts = [len(ids) for ids in gathered.accepted.prompt_token_ids]
     cached = [gathered.usage.cached_tokens if index == 0 else 0 for index in range(len(chosen))]
     return [
-        Reading(
-            _label_logprobs(choice, ids),
-            Usage(prompt_tokens=count, completion_tokens=1, cached_tokens=reused),
-        )
+        Reading(_label_logprobs(choice, ids), Usage(prompt_tokens=count, completion_tokens=1, cached_tokens=reused))
         for choice, (_, ids), count, reused in zip(gathered.choices, chosen, counts, cached, strict=True)
     ]
 

@@ -131,11 +131,7 @@ class Transcript:
         return sse(event)
 
     def _done(self) -> dict[str, Any]:
-        event: dict[str, Any] = {
-            "type": "transcript.text.done",
-            "text": self._whole(),
-            "usage": _tokens(self._usage),
-        }
+        event: dict[str, Any] = {"type": "transcript.text.done", "text": self._whole(), "usage": _tokens(self._usage)}
         if self._call.logprobs:
             event["logprobs"] = _entries(self._logprobs)
         if self._format == "verbose_json":

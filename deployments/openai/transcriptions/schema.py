@@ -31,8 +31,7 @@ class TranslationBody(TurnFields):
         description="wav, flac, mp3, ogg or another format of libsndfile."
     )
     language: Annotated[str | None, BeforeValidator(_spoken_language)] = Field(
-        default=None,
-        description="Language of the recording, as an ISO 639-1 code or an English name; None guesses it.",
+        default=None, description="Language of the recording, as an ISO 639-1 code or an English name; None guesses it."
     )
     prompt: str = Field(default="", description="Text before the recording: it guides spelling and style.")
     response_format: Format = Field(default="json", description="json, text, verbose_json, srt or vtt.")

@@ -50,13 +50,7 @@ class TritonEngine(ThreadedEngine):
     finishes_waiting = True
 
     def __init__(
-        self,
-        info: ModelInfo,
-        options: EngineOptions,
-        server: Server,
-        *,
-        defaults: Mapping[str, Any],
-        accumulated: bool,
+        self, info: ModelInfo, options: EngineOptions, server: Server, *, defaults: Mapping[str, Any], accumulated: bool
     ) -> None:
         super().__init__()
         self.max_model_len = context_length(info, options)

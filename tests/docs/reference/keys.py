@@ -10,10 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from deployments.config.api import ApiOptions
+from deployments.config.api import ApiOptions, BatchOptions, CaptureOptions
 from deployments.config.app import AppArgs, Pool
-from deployments.config.batches import BatchOptions
-from deployments.config.captures import CaptureOptions
 from deployments.config.engine import EngineOptions
 from deployments.config.model import AdapterOptions, ModelEntry
 from deployments.config.sources import FolderSource, HubSource
