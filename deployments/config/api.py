@@ -24,7 +24,7 @@ class BatchOptions(_Section):
     concurrency: int | None = Field(
         default=None,
         ge=1,
-        description="Maximum number of lines of a model at the same time; without it, three quarters of its batch size.",
+        description="Maximum number of lines of a model at once; without it, three quarters of its batch size.",
     )
 
 
@@ -34,7 +34,7 @@ class CaptureOptions(_Section):
     enabled: bool = Field(default=True, description="Requests can capture states of the models.")
     dir: str | None = Field(
         default=None,
-        description="Folder for the files; each replica makes one of its own in it. Without it, that is a temporary one.",
+        description="Folder in which each replica makes one for its files. Without it, that is a temporary one.",
     )
     gib: float = Field(default=4.0, gt=0, description="Size of all files of a replica; more requests wait.")
     per_choice_mib: float = Field(default=512.0, gt=0, description="Maximum size of the file of one choice.")
