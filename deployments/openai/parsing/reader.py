@@ -25,6 +25,7 @@ _MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
 # A name that the arguments follow.
 _NAME = r"(?<![\w.\-/])[^\W\d][\w.\-/]{0,63}"
 _THOUGHT = regex.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
+# What is left out before reasoning: the text after it has to be there.
 _LINES = regex.compile(r"\n*+(?=.)", regex.DOTALL)
 _BETWEEN = " \t\r\n;,"
 _SHORT, _GROWTH = 256, 8
