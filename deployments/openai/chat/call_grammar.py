@@ -9,7 +9,7 @@ from typing import Any
 
 from deployments.core.calls import Grammar
 from deployments.openai.chat.tools import ToolSet, escaped, rebased
-from deployments.openai.parsing.cursor import ANY, first_word
+from deployments.openai.parsing.cursor import ANY
 from deployments.openai.parsing.syntax import CallSyntax
 
 # The white space that models are trained to write.
@@ -33,7 +33,7 @@ def call_grammar(syntax: CallSyntax, tools: ToolSet, other: Grammar | None = Non
     if other is not None:
         return writer.grammar(f"{writer.calls()} | {writer.constraint(other)}")
     if syntax.begins and any(tool["function"].get("strict") for tool in tools.definitions):
-        marker = first_word(syntax.begins[0])
+        marker = syntax.starts[0]
         return writer.grammar(f"{writer.part('free', marker)} | {writer.part('text', marker)} {writer.calls(marker)}")
     return None
 

@@ -272,7 +272,7 @@ class ForcedCalls:
         return [] if self._live is None else self._live.more(self._text)
 
     def finish(self) -> list[Part]:
-        calls = json_calls(loads(self._text + "}") if self._named else _complete_items(self._text)) or []
+        calls = json_calls(loads(self._text + "}") if self._named else _complete_items(self._text))
         return [*calls] if self._live is None else self._live.rest(calls, self._text)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,21 +12,24 @@ import regex
 
 from deployments.openai.parsing.cursor import ANY, Cursor, Incomplete, Unreadable, first_word, pattern_of
 from deployments.openai.parsing.syntax import CallSyntax
-from deployments.openai.parsing.typed import Schemas, parts_of, takes_text, typed
+from deployments.openai.parsing.typed import parts_of, takes_text, typed
 
 KEY = regex.compile(r"[^\s<>\"'=\[\]]++")
 _LINE_KEY = regex.compile(r"[\w.\-]++")
 
 
-def read_arguments(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schemas) -> list[tuple[str, Any]]:
+def read_arguments(cursor: Cursor, syntax: CallSyntax, name: str, schema: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The arguments up to the end of a call: only one that was closed is a call.
+
+    Args:
+        name, schema: of the tool.
 
     Raises:
         Incomplete: more text is needed.
         Unreadable: they are not written so.
     """
     found: list[tuple[str, Any]] = []
-    declared = schemas.get(name, {}).get("properties")
+    declared = schema.get("properties")
     # What may follow a value that is not closed; None if nothing says. One that is closed by its key is closed.
     others = set(declared or ()) if declared or ANY in syntax.value_close else None
     try:
@@ -33,57 +38,62 @@ def read_arguments(cursor: Cursor, syntax: CallSyntax, name: str, schemas: Schem
             key = cursor.match(_key(syntax))
             cursor.expect(syntax.key_close)
             rest = None if others is None else others - {key, *dict(found)}
-            if syntax.shape == "lines":
-                found.append((key, _line(cursor, syntax, rest, name, key, schemas)))
-                continue
-            # Where the end of a value is not always the same, it has the key in it.
-            of_key = replace(syntax, value_close=syntax.value_close.replace(ANY, key))
-            found.append((key, _argument(_value(cursor, of_key, rest), syntax, name, key, schemas)))
+            read = _line if syntax.shape == "lines" else _value
+            found.append((key, read(cursor, syntax, rest, key, schema)))
     except Incomplete as more:
         raise Incomplete(name, dict(found)) from more
     return found
-
-
-def _argument(text: str, syntax: CallSyntax, name: str, key: str, schemas: Schemas) -> Any:
-    """The value of an argument: bare text, or elements if it has them and is not a text."""
-    parts = None if takes_text(name, key, schemas) else parts_of(name, key, schemas)
-    if parts is not None and ANY in syntax.value_close and Cursor(text).maybe(syntax.key_open):
-        members = read_arguments(Cursor(text + syntax.close), syntax, name, parts)
-        return [value for _, value in members] if {key for key, _ in members} == {"item"} else dict(members)
-    return typed(text, name, key, schemas)
 
 
 def _key(syntax: CallSyntax) -> regex.Pattern[str]:
     return _LINE_KEY if syntax.shape == "lines" else KEY
 
 
-def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
+def _line(cursor: Cursor, syntax: CallSyntax, others: set[str] | None, key: str, schema: Mapping[str, Any]) -> Any:
+    """A value in quotes or brackets, or the text up to the next argument or the call's end."""
+    start = cursor.place
+    with contextlib.suppress(Unreadable):
+        value, end = cursor.value(), cursor.place
+        if _ends(cursor, syntax, others):
+            return value if isinstance(value, str) else typed(cursor.text[start:end].strip(), key, schema)
+    cursor.place = start
+    return typed(_up_to_end(cursor, syntax, others).strip(), key, schema)
+
+
+def _value(cursor: Cursor, syntax: CallSyntax, others: set[str] | None, key: str, schema: Mapping[str, Any]) -> Any:
+    """A value that is bare text, or elements if it has them and is not a text."""
+    # Where the end of a value is not always the same, it has the key in it.
+    text = _text(cursor, replace(syntax, value_close=syntax.value_close.replace(ANY, key)), others)
+    in_elements = ANY in syntax.value_close and not takes_text(key, schema)
+    if in_elements and Cursor(text).maybe(syntax.key_open):
+        members = read_arguments(Cursor(text + syntax.close), syntax, key, parts_of(key, schema))
+        return [value for _, value in members] if {key for key, _ in members} == {"item"} else dict(members)
+    return typed(text, key, schema)
+
+
+def _text(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
     """The text of an argument, up to its end that another argument or the call's end follows."""
     if cursor.maybe("<![CDATA["):
-        start, end = cursor.place, cursor.first("]]>")
-        cursor.place = end + 3
+        text = cursor.until("]]>")
         cursor.maybe(syntax.value_close)
-        return cursor.text[start:end]
+        return text
     start = cursor.place
-    end = _end(cursor, syntax, others)
-    text = cursor.text[start:end]
+    text = _up_to_end(cursor, syntax, others)
+    closed = cursor.place > start + len(text)
     text = text.removeprefix("\n") if syntax.key_close.endswith("\n") else text
-    closed = cursor.place > end
     return text.removesuffix("\n") if syntax.value_close.startswith("\n") or not closed else text
 
 
-def _end(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> int:
-    """The end of a value, after which the cursor is moved."""
-    lines = syntax.shape == "lines"
-    markers = (syntax.close,) if lines else (syntax.value_close, syntax.key_open, syntax.close)
-    words = [*filter(None, map(first_word, markers)), *(["\n"] if lines else [])]
-    place = cursor.place
+def _up_to_end(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> str:
+    """The text up to the end of a value. The end is taken as well."""
+    words = [*filter(None, map(first_word, (syntax.value_close, syntax.key_open, syntax.close)))]
+    words += ["\n"] if syntax.shape == "lines" else []
+    start = cursor.place
     while True:
-        cursor.place = place
-        cursor.place = place = cursor.first(*words)
+        cursor.place = end = cursor.first(*words)
         if _ends(cursor, syntax, others):
-            return place
-        place += 1
+            return cursor.text[start:end]
+        cursor.place = end + 1
 
 
 def _ends(cursor: Cursor, syntax: CallSyntax, others: set[str] | None) -> bool:
@@ -106,19 +116,3 @@ def _end_of(syntax: CallSyntax, final: bool) -> regex.Pattern[str]:
     after += [r"\s*<\|[^<>\s]+\|>", *([r"\s*\Z"] if final else [])]
     closed = f"{value_close}(?={key_open}|{close})|" if value_close else ""
     return regex.compile(f"{closed}(?={close}(?:{'|'.join(after)}))|{argument}")
-
-
-def _line(cursor: Cursor, syntax: CallSyntax, others: set[str] | None, name: str, key: str, schemas: Schemas) -> Any:
-    """A value in quotes or brackets, or the text up to the next argument or the call's end."""
-    start = cursor.place
-    try:
-        value, end = cursor.value(), cursor.place
-        whole = _ends(cursor, syntax, others)
-    except Unreadable:
-        whole = False
-    if whole and isinstance(value, str):
-        return value
-    if not whole:
-        cursor.place = start
-        end = _end(cursor, syntax, others)
-    return typed(cursor.text[start:end].strip(), name, key, schemas)

@@ -10,7 +10,7 @@ from typing import Any
 import regex
 
 from deployments.openai.parsing.arguments import KEY, read_arguments
-from deployments.openai.parsing.cursor import ANY, FENCE, QUOTES, Cursor, Unreadable, pattern_of
+from deployments.openai.parsing.cursor import ANY, FENCE, Cursor, Unreadable, pattern_of
 from deployments.openai.parsing.parts import Call
 from deployments.openai.parsing.syntax import BARE, UNDECLARED, CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps, is_text, loads
@@ -25,14 +25,14 @@ _FENCE = regex.compile(FENCE)
 _MARKUP = regex.compile(r"\s*(<(?!/)[^<>\n]{1,100}>|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[))")
 _END = regex.compile(r"\s*(</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<>\n]{0,40}>|```)")
 _NAME_IN_TAG = regex.compile(r"""=\s*["']?([\w.\-]+)""")
-_NAME_AS_TAG = regex.compile(r"<function=[\w.\-]+>")
 _TAG = regex.compile(r"<([^\s=>]+)")
 _LIST = regex.compile(r"\s*(?:\[\s*)?(?=[\w\-])")
 _FILLING = regex.compile(r"""(?:(?!</)[^{}()"']){0,120}(?=\{)""")
-_NAMES = ("name", "function", "tool_name", "tool")
 _LISTS = ("tool_calls", "function_calls", "calls")
-_ARGUMENTS = ("arguments", "parameters")
-_OF_A_CALL = {*_NAMES, "id", "type", "index", "tool_call_id"}
+NAME_KEYS = ("name", "function", "tool_name", "tool")
+ARGUMENT_KEYS = ("arguments", "parameters")
+"""What the keys of a call in JSON may be beside those that are declared."""
+_OF_A_CALL = {*NAME_KEYS, "id", "type", "index", "tool_call_id"}
 
 
 def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
@@ -43,8 +43,6 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
         Unreadable: they are none.
     """
     cursor.maybe(syntax.section)
-    if syntax.quote:
-        cursor.quotes = (syntax.quote, *QUOTES)
     if not syntax.begins and cursor.take(_FENCE):
         syntax = replace(syntax, close="```")
     cursor.expect(syntax.open)
@@ -78,28 +76,9 @@ def _read(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     return calls
 
 
-def call_start(cursor: Cursor, syntax: CallSyntax, *, again: bool) -> str:
-    """The name of the call at the cursor, which is moved to the object of its arguments.
-
-    Args:
-        again: the cursor is after the arguments of another call of the same list.
-
-    Raises:
-        Incomplete: more text is needed.
-        Unreadable: the arguments are not an object that follows the name.
-    """
-    if syntax.shape != "json" and (again or syntax.shape != "named"):
-        raise Unreadable(syntax.shape)
-    if not again:
-        cursor.maybe(syntax.section)
-    for marker in ("}", ",") if again else (syntax.open,):
-        cursor.expect(marker)
-    return _name(cursor, syntax, {})
-
-
 def _name(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> str:
     """The name of a call, whose arguments are next."""
-    found = cursor.take(_head(syntax))
+    found = cursor.take(head_of(syntax))
     if found is None:
         raise Unreadable("a name")
     name = str(found["name"])
@@ -107,28 +86,19 @@ def _name(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _head(syntax: CallSyntax) -> regex.Pattern[str]:
+def head_of(syntax: CallSyntax) -> regex.Pattern[str]:
     """A pattern of what stands before the arguments of a call."""
-    gap = pattern_of(syntax.gap)
-    match syntax.shape:
-        case "json" if syntax.name:
-            name, arguments = (
-                "|".join(map(regex.escape, keys)) for keys in ((syntax.name, *_NAMES), (syntax.arguments, *_ARGUMENTS))
-            )
-            before = rf'\s*\[?\s*\{{\s*"(?:{name})"\s*:\s*"(?P<name>[\w.\-/]+)"\s*,\s*"(?:{arguments})"\s*:\s*(?=\{{)'
-            return regex.compile(before)
-        case "json":
-            return regex.compile(r'\s*\[?\s*\{\s*"(?P<name>[\w.\-/]+)"\s*:\s*(?=\{)')
-        case "named":
-            parts = "".join(f"(?:{pattern_of(part)})?" for part in syntax.gap.split(ANY))
-            after = rf"(?:{gap}|{parts}){_BETWEEN}(?=\{{)"
-        case _:
-            after = rf"{gap}(?=.)"
+    after = rf"{pattern_of(syntax.gap)}(?=.)"
+    if syntax.shape == "named":
+        parts = "".join(f"(?:{pattern_of(part)})?" for part in syntax.gap.split(ANY))
+        after = rf"(?:{pattern_of(syntax.gap)}|{parts}){_BETWEEN}(?=\{{)"
     return regex.compile(rf"{_NUMBER}(?P<name>{_NAME.pattern}){after}", regex.DOTALL)
 
 
-def json_calls(value: Any, syntax: CallSyntax = BARE, *, bare: bool = False) -> list[Call] | None:
+def json_calls(value: Any, syntax: CallSyntax = BARE, *, bare: bool = False) -> list[Call]:
     """Calls from parsed JSON: one object or a list of objects with `name` and `arguments` or `parameters`.
+
+    Empty if one of them is not a call.
 
     Args:
         syntax: says what the keys are called.
@@ -137,9 +107,8 @@ def json_calls(value: Any, syntax: CallSyntax = BARE, *, bare: bool = False) -> 
     if isinstance(value, dict) and (held := [value[key] for key in _LISTS if isinstance(value.get(key), list)]):
         value = held[0]
     entries = value if isinstance(value, list) else [value]
-    calls = [_json_call(entry, syntax, bare) for entry in entries]
-    found = [call for call in calls if call is not None]
-    return found if found and len(found) == len(calls) else None
+    calls = [call for entry in entries if (call := _json_call(entry, syntax, bare)) is not None]
+    return calls if len(calls) == len(entries) else []
 
 
 def _json_call(entry: Any, syntax: CallSyntax, bare: bool) -> Call | None:
@@ -147,23 +116,21 @@ def _json_call(entry: Any, syntax: CallSyntax, bare: bool) -> Call | None:
         return None
     if not syntax.name:
         name, arguments = next(iter(entry.items())) if len(entry) == 1 else ("", None)
-        return call_of(name, arguments)
-    keys = {syntax.arguments, *_ARGUMENTS}
-    for _ in range(2):
-        # A tool's definition and a record of a call have further keys.
-        if bare and not entry.keys() <= {syntax.name, *_OF_A_CALL, *keys}:
-            return None
-        entry = entry["function"] if isinstance(entry.get("function"), dict) else entry
-    name = next((entry[key] for key in (syntax.name, *_NAMES) if key in entry), None)
-    given = [key for key in (syntax.arguments, *_ARGUMENTS) if key in entry]
-    # What has other keys instead is an object of the model's own.
-    if not given and (bare or not entry.keys() <= {syntax.name, *_OF_A_CALL}):
+        return _call_of(name, arguments)
+    keys = (syntax.arguments, *ARGUMENT_KEYS)
+    inner = entry.get("function")
+    entry = {**entry, **inner} if isinstance(inner, dict) else entry
+    name = next((entry[key] for key in (syntax.name, *NAME_KEYS) if isinstance(entry.get(key), str)), None)
+    given = [entry[key] for key in keys if key in entry]
+    # A tool's definition and a record of a call have further keys; what has them instead is the model's own object.
+    further = not entry.keys() <= {syntax.name, *_OF_A_CALL, *keys}
+    if (bare and (further or not given)) or (further and not given):
         return None
-    arguments = entry[given[0]] if given else {}
-    return call_of(name, {} if arguments is None and not bare else arguments)
+    arguments = given[0] if given else {}
+    return _call_of(name, {} if arguments is None and not bare else arguments)
 
 
-def call_of(name: Any, arguments: Any) -> Call | None:
+def _call_of(name: Any, arguments: Any) -> Call | None:
     """A call, whose arguments may be JSON in a string; None if they are not an object."""
     if isinstance(arguments, str):
         arguments = loads(arguments) if arguments.strip() else {}
@@ -173,7 +140,7 @@ def call_of(name: Any, arguments: Any) -> Call | None:
 
 
 def _json(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
-    return json_calls(cursor.value(), syntax, bare=not syntax.begins) or []
+    return json_calls(cursor.value(), syntax, bare=not syntax.begins)
 
 
 def _named(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
@@ -183,7 +150,7 @@ def _named(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
 
 def _tagged(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     name = _name(cursor, syntax, schemas)
-    values = dict(read_arguments(cursor, syntax, name, schemas))
+    values = dict(read_arguments(cursor, syntax, name, schemas.get(name, {})))
     if not values and not syntax.gap and name not in schemas:
         raise Unreadable(name)
     return [Call(name, dumps(values))]
@@ -213,12 +180,11 @@ def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
         marks.append(found)
     if not marks:
         raise Unreadable("no markup")
-    for place, mark in enumerate(marks):
+    for mark, argument in zip(marks, [*(mark[1] for mark in marks[1:]), ""], strict=True):
         named = _NAME_IN_TAG.search(mark[1])
         # XML, which a model may write for another reason, does not have `<function=NAME>`.
-        if named and (named[1] in schemas or _NAME_AS_TAG.fullmatch(mark[1])):
-            argument = marks[place + 1][1] if place + 1 < len(marks) else ""
-            form = replace(_in_tags(mark[1], argument), section_end=_closing(marks[0][1]))
+        if named and (named[1] in schemas or mark[1] == f"<function={named[1]}>"):
+            form = replace(_in_tags(named, argument), section_end=_closing(marks[0][1]))
             cursor.place = mark.start(1) + named.start(1)
             calls = _tagged(cursor, form, schemas)
             break
@@ -229,17 +195,16 @@ def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     return calls
 
 
-def _in_tags(tag: str, argument: str) -> CallSyntax:
+def _in_tags(name: regex.Match[str], argument: str) -> CallSyntax:
     """The form of a call whose name is in a tag: the first argument shows that of all."""
-    named, key = _NAME_IN_TAG.search(tag), _NAME_IN_TAG.search(argument)
-    assert named is not None
-    found = CallSyntax(shape="tagged", gap=tag[named.end(1) :], close=_closing(tag))
+    close, key = _closing(name.string), _NAME_IN_TAG.search(argument)
+    found = CallSyntax(shape="tagged", gap=name.string[name.end(1) :], close=close, key_open=close)
     if key is None:
-        return replace(found, key_open=_closing(tag))
+        return found
     # What else the tag says, of a type for example, may differ from one argument to the next.
     rest, more, _ = argument[key.end(1) :].partition(" ")
-    close = f"{rest}{ANY}>\n" if more else f"{rest}\n"
-    return replace(found, key_open=argument[: key.start(1)], key_close=close, value_close=f"\n{_closing(argument)}")
+    after = f"{rest}{ANY}>\n" if more else f"{rest}\n"
+    return replace(found, key_open=argument[: key.start(1)], key_close=after, value_close=f"\n{_closing(argument)}")
 
 
 def _after_markup(cursor: Cursor, first: str, schemas: Schemas) -> list[Call]:
@@ -264,8 +229,7 @@ def _after_markup(cursor: Cursor, first: str, schemas: Schemas) -> list[Call]:
     if not key and "call" in first and cursor.maybe(_closing(first)):
         return [Call(name, "{}")]
     cursor.place = place
-    if not cursor.take(_FILLING):
-        raise Unreadable(name)
+    cursor.match(_FILLING)
     return [Call(name, dumps(cursor.value()))]
 
 

@@ -15,8 +15,7 @@ ANY = "…"
 """In a marker: any short text on one line."""
 FENCE = r"```(?:json|\w{0,20}(?:tool|call|function)\w{0,20})?(?!\w)"
 """A pattern of what begins a block of Markdown that may hold calls."""
-QUOTES = ('"', "'")
-_STRINGS = {quote: regex.compile(rf"((?:[^\\{quote}]++|\\.)*+){quote}", regex.DOTALL) for quote in QUOTES}
+_STRINGS = {quote: regex.compile(rf"((?:[^\\{quote}]++|\\.)*+){quote}", regex.DOTALL) for quote in "\"'"}
 LITERALS: dict[str, Any] = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 LITERALS |= {"NaN": math.nan, "Infinity": math.inf}
 """The words that are values."""
@@ -47,13 +46,11 @@ class Cursor:
 
     Args:
         final: no more text follows; what would be `Incomplete` is `Unreadable`.
-
-    Attributes:
-        quotes: what may stand around a string.
+        quote: what may stand around a string beside quotes.
     """
 
-    def __init__(self, text: str, place: int = 0, *, final: bool = True) -> None:
-        self.quotes: tuple[str, ...] = QUOTES
+    def __init__(self, text: str, place: int = 0, *, final: bool = True, quote: str = "") -> None:
+        self._quotes = (quote, *_STRINGS) if quote else tuple(_STRINGS)
         self.text = text
         self.place = place
         self.final = final
@@ -73,7 +70,7 @@ class Cursor:
 
     def match(self, pattern: regex.Pattern[str]) -> str:
         """Take what has to match, after white space; a match that more text could prolong is incomplete."""
-        self.space()
+        self.take(_SPACE)
         found = self.take(pattern)
         if found is None:
             raise Unreadable(pattern.pattern)
@@ -104,18 +101,20 @@ class Cursor:
             raise Unreadable("the end") if self.final else Incomplete
         return min(places)
 
-    def space(self) -> None:
-        """Pass over white space."""
-        self.take(_SPACE)
+    def until(self, word: str) -> str:
+        """The text up to a word, which is taken as well."""
+        start, end = self.place, self.first(word)
+        self.place = end + len(word)
+        return self.text[start:end]
 
     def value(self, depth: int = 0) -> Any:
         """A JSON value. Python's literals, tuples, single quotes, bare keys and a last comma are read as well."""
-        self.space()
+        self.take(_SPACE)
         start = self.text[self.place : self.place + 1]
         if depth > _DEEPEST:
             raise Unreadable("nested too deep")
-        if (quote := self._quote()) is not None:
-            return self._string(quote)
+        if (text := self._string()) is not None:
+            return text
         if start and start in "{[(":
             return self._container(start, depth + 1)
         return _scalar(self.match(_SCALAR))
@@ -132,8 +131,8 @@ class Cursor:
 
     def pair(self, key: regex.Pattern[str], sign: str, depth: int = 0) -> tuple[str, Any]:
         """A key, bare or in quotes, the sign after it, and a value."""
-        quote = self._quote()
-        name = self.match(key) if quote is None else self._string(quote)
+        text = self._string()
+        name = self.match(key) if text is None else text
         self.expect(sign)
         return name, self.value(depth)
 
@@ -147,14 +146,11 @@ class Cursor:
             return dict(self.items("}", lambda: self.pair(_KEY, ":", depth)))
         return self.items("]" if start == "[" else ")", lambda: self.value(depth))
 
-    def _quote(self) -> str | None:
-        return next((quote for quote in self.quotes if self.maybe(quote)), None)
-
-    def _string(self, quote: str) -> str:
-        if len(quote) > 1:
-            start, end = self.place, self.first(quote)
-            self.place = end + len(quote)
-            return self.text[start:end]
+    def _string(self) -> str | None:
+        """A text in quotes; None if no quote begins here."""
+        quote = next((quote for quote in self._quotes if self.maybe(quote)), None)
+        if quote is None or len(quote) > 1:
+            return quote and self.until(quote)
         found = self.take(_STRINGS[quote])
         if found is None:
             raise Unreadable("the end")
@@ -165,11 +161,11 @@ class Scan:
     """Finds the first of some patterns. The name of its group says which it is.
 
     Args:
-        patterns: by the names of their groups; of several at one place the first wins.
+        patterns: by the names of their groups; of several at one place the first wins. An empty one is left out.
     """
 
     def __init__(self, patterns: dict[str, str]) -> None:
-        any_of = "|".join(f"(?P<{name}>{pattern})" for name, pattern in patterns.items()) or "(?!)"
+        any_of = "|".join(f"(?P<{name}>{pattern})" for name, pattern in patterns.items() if pattern) or "(?!)"
         self.pattern = regex.compile(any_of)
         # Matches nothing: as far as it comes at the end of a text, more text could make a match, or a longer one.
         self._tail = regex.compile(rf"(?:{any_of})\Z(?s:.)")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.openai.parsing.cursor import ANY, QUOTES, Cursor, Unreadable
+from deployments.openai.parsing.cursor import ANY, Cursor, Unreadable
 from deployments.openai.parsing.rendering import IDS, KEYS, NAMES, TOKEN, VALUES, Rendered, boundary, common_prefix
 from deployments.openai.parsing.syntax import BARE_PYTHON, ID, INDEX, SYNTAXES, CallSyntax
 
@@ -95,8 +95,8 @@ def _named_syntax(one: str, two: str | None) -> CallSyntax | None:
     key = one.find(KEYS[0], after)
     if begin < 0 or key < begin:
         return None
-    cursor, quote = Cursor(one, begin), _quote(one[key:])
-    cursor.quotes = (quote, *QUOTES) if quote else QUOTES
+    quote = _quote(one[key:])
+    cursor = Cursor(one, begin, quote=quote)
     try:
         value = cursor.value()
     except Unreadable:
@@ -107,7 +107,7 @@ def _named_syntax(one: str, two: str | None) -> CallSyntax | None:
     if two is not None and (second := two.find(NAMES[1], cursor.place)) >= 0:
         between = two[cursor.place : second]
         gaps.append(two[second + len(NAMES[1]) : two.find("{", second)])
-    syntax = CallSyntax(shape="named", quote=quote, gap=_without_ids(_common(gaps)), ids=_ids(gaps))
+    syntax = CallSyntax(shape="named", quote=quote, gap=_without(IDS, _common(gaps)), ids=_ids(gaps))
     return _around(syntax, one[:place], one[cursor.place :], between)
 
 
@@ -126,24 +126,24 @@ def _tagged_syntax(one: str, two: str | None) -> CallSyntax | None:
         return None
     keys, values = places[::2], places[1::2]
     head = one[after : keys[0]]
-    tail = _without_keys(one[values[0] + len(VALUES[0]) : keys[1]])
+    tail = _without(KEYS, one[values[0] + len(VALUES[0]) : keys[1]])
     mids = [one[key + len(text) : value] for key, text, value in zip(keys, KEYS, values, strict=True)]
     if not TOKEN.search(head + tail + mids[0]) and not re.search("[<>]", head + tail):
         return _lines_syntax(one, two, head, tail, mids[0]) if "\n" in head and "\n" in tail else None
     key_open = _from_token(_suffix(head, tail))
-    value_close, end = tail[: len(tail) - len(key_open)], _without_keys(one[values[1] + 2 :])
+    value_close, end = tail[: len(tail) - len(key_open)], _without(KEYS, one[values[1] + 2 :])
     if not key_open.strip() or not end.lstrip().startswith(value_close.strip()):
         return None
     rest = end[end.index(value_close.strip()) + len(value_close.strip()) :]
     between, gaps = None, [head[: len(head) - len(key_open)]]
     if two is not None and (second := two.find(NAMES[1], after)) >= 0:
         final = two.rfind("41", 0, second) + 2
-        between = _without_keys(two[final:second])
+        between = _without(KEYS, two[final:second])
         between = between[between.find(value_close.strip()) + len(value_close.strip()) :]
         gaps.append(two[second + len(NAMES[1]) : two.find(KEYS[0], second) - len(key_open)])
     syntax = CallSyntax(
         shape="tagged",
-        gap=_without_ids(_common(gaps)),
+        gap=_without(IDS, _common(gaps)),
         key_open=key_open,
         key_close=_common(mids),
         kinds=tuple(_between(mids)),
@@ -187,10 +187,10 @@ def _python_syntax(one: str, two: str | None) -> CallSyntax | None:
 
 def _around(syntax: CallSyntax, before: str, after: str, between: str | None) -> CallSyntax:
     """With the markers around a call: what stands between two calls tells them from those around all."""
-    before, after = _NUMBER.sub("", _without_ids(before)).lstrip(), _without_ids(after).rstrip()
+    before, after = _NUMBER.sub("", _without(IDS, before)).lstrip(), _without(IDS, after).rstrip()
     if syntax.several or between is None:
         return _split(replace(syntax, open=before, close=after))
-    between = _NUMBER.sub("", _without_ids(between))
+    between = _NUMBER.sub("", _without(IDS, between))
     if not between.strip(" \n,;"):
         syntax = replace(syntax, separator=between)
         if syntax.shape == "json" and not before:
@@ -254,12 +254,9 @@ def _ids(gaps: Sequence[str]) -> str:
     return INDEX if "".join(_between(gaps)).isdigit() else ID
 
 
-def _without_ids(text: str) -> str:
-    return functools.reduce(lambda text, each: text.replace(each, ANY), IDS, text)
-
-
-def _without_keys(text: str) -> str:
-    return functools.reduce(lambda text, each: text.replace(each, ANY), KEYS, text)
+def _without(words: Sequence[str], text: str) -> str:
+    """A text with `…` in place of some words."""
+    return functools.reduce(lambda text, each: text.replace(each, ANY), words, text)
 
 
 _CALL_KEYS = r"name|arguments|parameters|tool_name"

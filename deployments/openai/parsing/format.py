@@ -111,9 +111,8 @@ class AnswerFormat:
         marks = self.syntax.reasoning or MARKERS["think"]
         opened = marks.opened_by(prompt_end, continued=continued)
         reasons = not marks.closed_by(prompt_end, continued=continued)
-        reader = Reader(self.syntax, schemas, opened=opened, reasons=reasons, least=least)
-        reader.begin(self._begun_by(prompt_end))
-        return reader
+        begun = self._begun_by(prompt_end)
+        return Reader(self.syntax, schemas, opened=opened, reasons=reasons, begun=begun, least=least)
 
     def _begun_by(self, prompt_end: str | None) -> str:
         """The marker of calls that a prompt ends with, where one stands before texts as well."""
@@ -158,7 +157,7 @@ def _answer_format(
     rendered = rendering.rendered_calls(template)
     if "harmony" in (tool_parser, reasoning_parser) or (tool_parser is None and all(s in template for s in _HARMONY)):
         syntax = replace(SYNTAXES["harmony"], reasoning=MARKERS["harmony"])
-        proved, tried = (0, 0) if rendered is None else _proof(syntax, rendered)
+        proved, tried = _proof(syntax, rendered)
         named = "harmony" in (tool_parser, reasoning_parser)
         source = "tool_parser" if named else "template"
         return AnswerFormat(syntax=syntax, source=source, proved=proved, tried=tried)
@@ -184,7 +183,7 @@ def _answer_format(
     markup = (*markup, *free, *mirrors)
     dropped = tuple(dict.fromkeys(each for each in markup if each.strip() and (each in free or each not in claimed)))
     syntax = replace(syntax, dropped=dropped, short_ids="[TOOL_CALLS]" in claimed)
-    proved, tried = (0, 0) if rendered is None else _proof(syntax, rendered)
+    proved, tried = _proof(syntax, rendered)
     return AnswerFormat(syntax=syntax, source=source, proved=0 if source == "instruction" else proved, tried=tried)
 
 
@@ -210,11 +209,10 @@ def _calls(
     return "default", (*SYNTAXES["hermes"].calls, BARE, BARE_PYTHON)
 
 
-def _proof(syntax: AnswerSyntax, rendered: rendering.Rendered) -> tuple[int, int]:
+def _proof(syntax: AnswerSyntax, rendered: rendering.Rendered | None) -> tuple[int, int]:
     """How many of the rendered answers are read back exactly, and how many there are."""
-    answers = [(1, rendered.one), *([(2, rendered.two)] if rendered.two is not None else [])]
-    right = sum(_reads_back(syntax, text, count) for count, text in answers)
-    return right, len(answers)
+    answers = [] if rendered is None else [text for text in (rendered.one, rendered.two) if text is not None]
+    return sum(_reads_back(syntax, text, count) for count, text in enumerate(answers, 1)), len(answers)
 
 
 def _reads_back(syntax: AnswerSyntax, text: str, count: int) -> bool:

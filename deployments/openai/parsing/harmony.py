@@ -13,10 +13,9 @@ from typing import Literal
 
 import regex
 
-from deployments.openai.parsing.calls import json_calls
 from deployments.openai.parsing.cursor import Scan, either
-from deployments.openai.parsing.parts import Content, Part, Reasoning
-from deployments.openai.parsing.typed import loads
+from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
+from deployments.openai.parsing.typed import dumps, loads
 
 _MESSAGE = "<|message|>"
 _ENDS = Scan({"end": either(("<|end|>", "<|call|>", "<|return|>", "<|start|>"))})
@@ -93,11 +92,8 @@ class HarmonySplitter:
         return found is not None
 
     def _whole(self, kind: _Kind | None, body: str) -> list[Part]:
-        if kind == "call":
-            arguments = loads(body)
-            calls = json_calls({"name": self._name.removeprefix("functions."), "arguments": arguments})
-            if calls and isinstance(arguments, dict):
-                return [*calls]
+        if kind == "call" and isinstance(arguments := loads(body), dict):
+            return [Call(self._name.removeprefix("functions."), dumps(arguments))]
         if not body:
             return []
         return [Reasoning(body) if kind == "reasoning" else Content(body)]

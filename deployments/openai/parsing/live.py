@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import regex
 
-from deployments.openai.parsing.calls import call_start
-from deployments.openai.parsing.cursor import Cursor, Incomplete, JsonEnd, Unreadable
+from deployments.openai.parsing.calls import ARGUMENT_KEYS, NAME_KEYS, head_of
+from deployments.openai.parsing.cursor import JsonEnd, either, pattern_of
 from deployments.openai.parsing.parts import Call, CallBegun, CallPiece, Part
 from deployments.openai.parsing.syntax import CallSyntax
 from deployments.openai.parsing.typed import Schemas, dumps
@@ -139,16 +140,28 @@ class LiveCalls:
     def _begins(self, text: str, parts: list[Part]) -> bool:
         """See where the arguments of the next call begin."""
         for syntax in self._syntaxes:
-            cursor = Cursor(text, self._start, final=False)
-            try:
-                name = call_start(cursor, syntax, again=self._begun > 0)
-            except (Incomplete, Unreadable):
-                continue
-            if name in self._schemas and (self._begun or len(text) - cursor.place >= self._least):
+            found = _start_of(syntax, self._begun > 0).match(text, self._start)
+            name = "" if found is None else found["name"].removeprefix("functions.")
+            if found and name in self._schemas and (self._begun or len(text) - found.end() >= self._least):
                 # The other calls have the same form.
                 self._syntaxes = (syntax,)
-                self._start, self._written, self._json = cursor.place, "", JsonText()
+                self._start, self._written, self._json = found.end(), "", JsonText()
                 self._begun += 1
                 parts.append(CallBegun(name))
                 return True
         return False
+
+
+@functools.lru_cache(maxsize=256)
+def _start_of(syntax: CallSyntax, again: bool) -> regex.Pattern[str]:
+    """A pattern of what stands before the arguments of the first call, or of another one in a list of JSON."""
+    before = r"\s*\}\s*," if again else f"(?:{pattern_of(syntax.section)})?{pattern_of(syntax.open)}"
+    key = after = ""
+    if syntax.shape == "named" and not again:
+        return regex.compile(before + head_of(syntax).pattern)
+    if syntax.shape != "json":
+        return regex.compile("(?!)")
+    if syntax.name:
+        key = rf'"(?:{either((syntax.name, *NAME_KEYS))})"\s*:\s*'
+        after = rf'\s*,\s*"(?:{either((syntax.arguments, *ARGUMENT_KEYS))})"'
+    return regex.compile(rf'{before}\s*\[?\s*\{{\s*{key}"(?P<name>[\w.\-/]+)"{after}\s*:\s*(?=\{{)')

@@ -8,19 +8,8 @@ from collections.abc import Callable, Sequence
 
 import regex
 
-from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.calls import read_calls
-from deployments.openai.parsing.cursor import (
-    FENCE,
-    Cursor,
-    Incomplete,
-    JsonEnd,
-    Scan,
-    Unreadable,
-    either,
-    first_word,
-    pattern_of,
-)
+from deployments.openai.parsing.cursor import FENCE, Cursor, Incomplete, JsonEnd, Scan, Unreadable, either, pattern_of
 from deployments.openai.parsing.live import LiveCalls
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
 from deployments.openai.parsing.syntax import MARKERS, AnswerSyntax, CallSyntax
@@ -36,6 +25,8 @@ _MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
 # A name that the arguments follow.
 _NAME = r"(?<![\w.\-/])[^\W\d][\w.\-/]{0,63}"
 _THOUGHT = regex.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
+# What is left out before reasoning: the text after it has to be there.
+_LINES = regex.compile(r"\n*+(?=.)", regex.DOTALL)
 _BETWEEN = " \t\r\n;,"
 _SHORT, _GROWTH = 256, 8
 
@@ -51,19 +42,25 @@ class Reader:
         schemas: the tools; None reads no calls.
         opened: the prompt ends with the opening marker, so that the text begins with reasoning.
         reasons: reasoning may begin the text.
+        begun: a marker that the prompt has written: the text is read as if it began with it.
         least: characters of a marked call after which it is given out in pieces; 0 does so at once with
             every call, None gives whole calls alone.
-
-    Attributes:
-        unread: markers of a call were given out as content.
     """
 
     def __init__(
-        self, syntax: AnswerSyntax, schemas: Schemas | None, *, opened: bool, reasons: bool, least: int | None = None
+        self,
+        syntax: AnswerSyntax,
+        schemas: Schemas | None,
+        *,
+        opened: bool,
+        reasons: bool,
+        begun: str = "",
+        least: int | None = None,
     ) -> None:
-        self.unread = False
         self._syntax = syntax
-        self._reasoning = syntax.reasoning or MARKERS["think"]
+        marks = syntax.reasoning or MARKERS["think"]
+        self._opening = _THOUGHT if syntax.reasoning is None else regex.compile(pattern_of(marks.opening))
+        self._closing = marks.closing
         self._schemas = schemas or {}
         self._calls = () if schemas is None else syntax.calls
         self._scan = _scan_of(self._calls, syntax.dropped)
@@ -71,22 +68,18 @@ class Reader:
         self._ends = tuple(call.section_end for call in self._calls)
         self._ends += tuple(call.close for call in self._calls if call.shape == "tagged")
         self._least = least
-        self._buffer = ""
+        self._begun = begun
+        self._buffer = marks.opening if opened else begun
         self._final = False
         self._reasons = reasons
         # What reads on: it gives out parts, and says whether to read on at once.
-        self._step: Callable[[list[Part]], bool] = self._begin_reasoning if opened else self._open
+        self._step: Callable[[list[Part]], bool] = self._open
         # White space before the next text, and whether there was a text.
         self._space = ""
         self._given = False
-        self._written = ""
         # Of the call at the beginning of the buffer.
         self._tried = 0
         self._live: LiveCalls | None = None
-
-    def begin(self, marker: str) -> None:
-        """Read as if the text began with a marker, which the prompt has written."""
-        self._buffer = self._written = marker
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain after this text."""
@@ -97,22 +90,24 @@ class Reader:
                 pass
         except Incomplete:
             pass
-        return _merged(parts)
+        return parts
 
     def finish(self) -> list[Part]:
         """The parts that were held back; nothing is fed afterwards."""
         self._final = True
-        return _merged([*self.feed(""), Content(self._space)])
+        parts, space = self.feed(""), self._space
+        self._space = ""
+        self._give(parts, space)
+        return parts
 
     def _open(self, parts: list[Part]) -> bool:
         """See whether reasoning begins here."""
-        cursor, marks = Cursor(self._buffer, final=self._final), self._syntax.reasoning
-        found = cursor.take(_THOUGHT) if marks is None and self._reasons else None
-        if found is not None:
-            self._reasoning = ReasoningMarkers(f"<{found[1]}>", f"</{found[1]}>")
-        if found is not None or (self._reasons and cursor.maybe(self._reasoning.opening)):
-            self._step = self._begin_reasoning
-        elif cursor.maybe(self._reasoning.closing):
+        cursor = Cursor(self._buffer, final=self._final)
+        if self._reasons and (found := cursor.take(self._opening)) is not None:
+            cursor.take(_LINES)
+            self._closing = f"</{found[1]}>" if self._syntax.reasoning is None else self._closing
+            self._step = functools.partial(self._reason, _thoughts_of(self._closing, self._calls))
+        elif cursor.maybe(self._closing):
             # It ends what had ended before.
             self._reasons = False
         else:
@@ -121,15 +116,9 @@ class Reader:
         self._buffer = self._buffer[cursor.place :]
         return True
 
-    def _begin_reasoning(self, parts: list[Part]) -> bool:
-        self._buffer = self._buffer.lstrip("\n")
-        if self._buffer:
-            self._step = functools.partial(self._reason, _thoughts_of(self._reasoning.closing, self._calls))
-        return bool(self._buffer)
-
     def _reason(self, ends: Scan, parts: list[Part]) -> bool:
         """Give out reasoning up to its end."""
-        text, marker, after = self._buffer.partition(self._reasoning.closing)
+        text, marker, after = self._buffer.partition(self._closing)
         if not marker:
             # A call in reasoning that never closes ends it, so what may be one is held back.
             size = ends.next(text, self._final)[1]
@@ -148,9 +137,7 @@ class Reader:
     def _are_calls(self, text: str) -> bool:
         reader = Reader(self._syntax, self._schemas, opened=False, reasons=False)
         parts = [*reader.feed(text), *reader.finish()]
-        return bool(parts) and not any(
-            part.text.strip() if isinstance(part, Content) else not isinstance(part, Call) for part in parts
-        )
+        return bool(parts) and all(isinstance(part, Call) for part in parts)
 
     def _text(self, parts: list[Part]) -> bool:
         """Give out what is neither a call nor markup."""
@@ -158,14 +145,20 @@ class Reader:
         self._pass(parts, size)
         if found is None:
             return False
-        match found.lastgroup:
-            case "dropped":
-                self._buffer = self._buffer[len(found[0]) :]
-            case "own":
-                self._step = functools.partial(self._own, JsonEnd())
-            case _:
-                self._step = functools.partial(self._call, found)
+        if found.lastgroup in ("dropped", "own"):
+            self._no_call(found, parts)
+        else:
+            self._step = functools.partial(self._call, found)
         return True
+
+    def _no_call(self, found: regex.Match[str], parts: list[Part]) -> None:
+        """Give out what begins no call, or drop it."""
+        if found.lastgroup in ("value", "own"):
+            self._step = functools.partial(self._own, JsonEnd())
+        elif found[0] in self._syntax.dropped:
+            self._buffer = self._buffer[len(found[0]) :]
+        else:
+            self._pass(parts, len(found[0]))
 
     def _call(self, found: regex.Match[str], parts: list[Part]) -> bool:
         """Read calls at the beginning of the buffer."""
@@ -185,7 +178,7 @@ class Reader:
     def _try(self) -> tuple[list[Call], int]:
         """The calls at the beginning of the buffer and where they end; none if there are none."""
         for syntax in self._calls:
-            cursor = Cursor(self._buffer, final=self._final)
+            cursor = Cursor(self._buffer, final=self._final, quote=syntax.quote)
             with contextlib.suppress(Unreadable):
                 return read_calls(cursor, syntax, self._schemas), cursor.place
         return [], 0
@@ -199,13 +192,8 @@ class Reader:
         elif live is not None and (begun := live.broken(self._buffer)):
             parts += begun
             self._buffer = self._space = ""
-        elif found.lastgroup == "value":
-            self._step = functools.partial(self._own, JsonEnd())
-        elif found[0] in self._syntax.dropped:
-            self._buffer = self._buffer[len(found[0]) :]
         else:
-            self.unread = self.unread or found.lastgroup == "marked"
-            self._pass(parts, len(found[0]))
+            self._no_call(found, parts)
         return True
 
     def _between(self, parts: list[Part]) -> bool:
@@ -241,27 +229,19 @@ class Reader:
         text, self._buffer = self._buffer[:size], self._buffer[size:]
         if text:
             # The prompt's marker is not the model's text.
-            text, self._written = text.removeprefix(self._written), ""
+            text, self._begun = text.removeprefix(self._begun), ""
         kept = text.rstrip() if self._calls else text
         self._give(parts, kept, text[len(kept) :])
 
     def _give(self, parts: list[Part], text: str, space: str = "") -> None:
-        """Give out a text; the white space after it waits."""
+        """Give out a text, in one part with the one before it; the white space after it waits."""
         if text:
-            parts.append(Content(self._space + text))
+            if parts and isinstance(last := parts[-1], Content):
+                parts[-1] = Content(last.text + self._space + text)
+            else:
+                parts.append(Content(self._space + text))
             self._space, self._given = "", True
         self._space += space
-
-
-def _merged(parts: list[Part]) -> list[Part]:
-    """Without two contents in a row."""
-    merged: list[Part] = []
-    for part in parts:
-        if isinstance(part, Content) and merged and isinstance(before := merged[-1], Content):
-            merged[-1] = Content(before.text + part.text)
-        elif not isinstance(part, Content) or part.text:
-            merged.append(part)
-    return merged
 
 
 @functools.lru_cache(maxsize=256)
@@ -273,31 +253,26 @@ def _scan_of(calls: tuple[CallSyntax, ...], dropped: tuple[str, ...]) -> Scan:
     """
     starts = _starts(calls)
     bare = {call.shape for call in calls if not call.begins}
-    longer = [text for text in dropped if text.startswith(starts) and text not in starts]
-    patterns = {}
-    if starts:
-        patterns["marked"] = f"(?!{either(longer)})(?:{either(starts)})" if longer else either(starts)
-    if "any" in bare:
-        patterns["unknown"] = _MARKER
-    if dropped:
-        patterns["dropped"] = either(dropped)
+    longer = either([text for text in dropped if text.startswith(starts) and text not in starts])
     gaps = {pattern_of(call.gap) for call in calls if call.shape == "named" and not call.begins}
     unmarked = [_PYTHON] if "python" in bare else []
     unmarked += [rf"{_NAME}{gap}\s{{0,9}}(?=\{{)" for gap in sorted(gaps)]
-    if bare:
-        patterns["bare"] = "|".join((*unmarked, FENCE))
-    if "json" in bare:
-        patterns |= {"value": rf'{_OBJECT}(?:{_KEYS})["\']\s*:', "own": _OBJECT}
+    patterns = {
+        "marked": f"(?!{longer})(?:{either(starts)})" if longer else either(starts),
+        "unknown": _MARKER if "any" in bare else "",
+        "dropped": either(dropped),
+        "bare": "|".join((*unmarked, FENCE)) if bare else "",
+    }
+    patterns |= {"value": rf'{_OBJECT}(?:{_KEYS})["\']\s*:', "own": _OBJECT} if "json" in bare else {}
     return Scan(patterns)
 
 
 @functools.lru_cache(maxsize=256)
 def _thoughts_of(closing: str, calls: tuple[CallSyntax, ...]) -> Scan:
     """Finds what may end reasoning."""
-    starts = _starts(calls)
-    return Scan({"closing": regex.escape(closing)} | ({"marked": either(starts)} if starts else {}))
+    return Scan({"closing": regex.escape(closing), "marked": either(_starts(calls))})
 
 
 def _starts(calls: Sequence[CallSyntax]) -> tuple[str, ...]:
     """The first words of what begins a call."""
-    return tuple(dict.fromkeys(first_word(text) for call in calls for text in call.begins))
+    return tuple(dict.fromkeys(word for call in calls for word in call.starts))

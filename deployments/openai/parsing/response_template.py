@@ -95,7 +95,7 @@ class TemplateSplitter:
                 parts.append(Reasoning(self._taken(event["text"])))
             elif kind == "region_close" and field == "tool_calls":
                 calls = json_calls(event["value"])
-                if calls is None:
+                if not calls:
                     raise ValueError("no tool call")
                 parts += calls
                 self._pending = ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deployments.core.reasoning import ReasoningMarkers
+from deployments.openai.parsing.cursor import first_word
 
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 ID, INDEX = "[A-Za-z0-9]{9}", "[0-9]{1,2}"
@@ -71,6 +72,11 @@ class CallSyntax:
         return tuple(text for text in (self.section, self.open) if text.strip())
 
     @property
+    def starts(self) -> tuple[str, ...]:
+        """The first words of these."""
+        return tuple(map(first_word, self.begins))
+
+    @property
     def around(self) -> tuple[str, str]:
         """What begins calls, and what ends them; empty if the answer's end does."""
         return "".join(self.begins[:1]).strip(), (self.section_end if self.section else self.close).strip()
@@ -84,8 +90,7 @@ class CallSyntax:
             "python": "[NAME(KEY=VALUE)]",
             "any": "NAME …",
         }
-        arguments = f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}"
-        body = bodies.get(self.shape, arguments)
+        body = bodies.get(self.shape, f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}")
         body = f"[{body}]" if self.several else body
         return "".join(f"{self.section}{self.open}{body}{self.close}{self.section_end}".split())
 
@@ -128,40 +133,34 @@ class AnswerSyntax:
         return (*words, *(call.quote for call in self.calls if calls and len(call.quote) > 1))
 
 
-def _json(open: str = "", close: str = "") -> CallSyntax:
-    return CallSyntax(shape="json", open=open, close=close)
-
-
-def _python(open: str = "", close: str = "") -> CallSyntax:
-    return CallSyntax(shape="python", open=open, close=close)
-
-
-def _named(open: str, gap: str, close: str = "", *, around: tuple[str, str] = ("", "")) -> CallSyntax:
+def _form(shape: Shape, open: str, gap: str = "", close: str = "", around: tuple[str, str] = ("", "")) -> CallSyntax:
     section, end = around
-    return CallSyntax(shape="named", section=section, open=open, gap=gap, close=close, section_end=end)
+    return CallSyntax(shape=shape, section=section, open=open, gap=gap, close=close, section_end=end)
 
 
-BARE = _json()
-BARE_PYTHON = _python()
+BARE = CallSyntax(shape="json")
+BARE_PYTHON = CallSyntax(shape="python")
 UNDECLARED = CallSyntax(shape="any")
 _BEGIN, _SEPARATOR, _END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 _DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
 _KIMI = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
 _CALLS = {
-    "hermes": (_json("<tool_call>", "</tool_call>"), UNDECLARED),
-    "llama3_json": (_json("<|python_tag|>"), BARE),
-    "mistral": (_json("[TOOL_CALLS]"), _named("[TOOL_CALLS]", "[CALL_ID]…[ARGS]")),
+    "hermes": (_form("json", "<tool_call>", close="</tool_call>"), UNDECLARED),
+    "llama3_json": (_form("json", "<|python_tag|>"), BARE),
+    "mistral": (_form("json", "[TOOL_CALLS]"), _form("named", "[TOOL_CALLS]", "[CALL_ID]…[ARGS]")),
     "deepseek": (
-        _named(f"{_BEGIN}function{_SEPARATOR}", "\n```json\n", f"\n```{_END}", around=_DEEPSEEK),
-        _named(_BEGIN, _SEPARATOR, _END, around=_DEEPSEEK),
+        _form("named", f"{_BEGIN}function{_SEPARATOR}", "\n```json\n", f"\n```{_END}", _DEEPSEEK),
+        _form("named", _BEGIN, _SEPARATOR, _END, _DEEPSEEK),
     ),
-    "kimi": (_named("<|tool_call_begin|>", ":…<|tool_call_argument_begin|>", "<|tool_call_end|>", around=_KIMI),),
-    "granite": (_json("<|tool_call|>"), UNDECLARED, BARE),
-    "phi4": (_json("functools"),),
-    "internlm": (_json("<|action_start|><|plugin|>", "<|action_end|>"),),
-    "pythonic": (_python("<|python_start|>", "<|python_end|>"), BARE_PYTHON),
-    "olmo3": (_python("<function_calls>", "</function_calls>"),),
-    "harmony": (replace(_named(" to=functions.", "<|channel|>commentary json<|message|>", "<|call|>"), alone=True),),
+    "kimi": (_form("named", "<|tool_call_begin|>", ":…<|tool_call_argument_begin|>", "<|tool_call_end|>", _KIMI),),
+    "granite": (_form("json", "<|tool_call|>"), UNDECLARED, BARE),
+    "phi4": (_form("json", "functools"),),
+    "internlm": (_form("json", "<|action_start|><|plugin|>", close="<|action_end|>"),),
+    "pythonic": (_form("python", "<|python_start|>", close="<|python_end|>"), BARE_PYTHON),
+    "olmo3": (_form("python", "<function_calls>", close="</function_calls>"),),
+    "harmony": (
+        replace(_form("named", " to=functions.", "<|channel|>commentary json<|message|>", "<|call|>"), alone=True),
+    ),
     "json": (BARE,),
 }
 SYNTAXES = {

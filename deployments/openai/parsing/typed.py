@@ -57,7 +57,7 @@ def is_text(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def typed(text: str, name: str, key: str, schemas: Schemas) -> Any:
+def typed(text: str, key: str, root: Mapping[str, Any]) -> Any:
     """An argument of a tool, written as bare text.
 
     A value that its schema allows is taken: of several types the text is read as the narrowest, and as a string if
@@ -65,9 +65,9 @@ def typed(text: str, name: str, key: str, schemas: Schemas) -> Any:
     well, and its objects and lists if no string may stand there.
 
     Args:
-        name, key: of the tool and the argument.
+        key: of the argument.
+        root: the schema of the tool's arguments.
     """
-    root = schemas.get(name, {})
     schema = _property(root, key, root, 0)
     kinds = _kinds(schema, root, 0)
     value = _read(text.strip(), {"object", "array"} if kinds == _ANY else kinds)
@@ -77,20 +77,18 @@ def typed(text: str, name: str, key: str, schemas: Schemas) -> Any:
     return text if value is None and not _is_null(text, kinds) else value
 
 
-def takes_text(name: str, key: str, schemas: Schemas) -> bool:
+def takes_text(key: str, root: Mapping[str, Any]) -> bool:
     """Whether the schema of an argument says that it may be a text."""
-    root = schemas.get(name, {})
     kinds = _kinds(_property(root, key, root, 0), root, 0)
     return "string" in kinds and kinds != _ANY
 
 
-def parts_of(name: str, key: str, schemas: Schemas) -> Schemas:
-    """The same tool as if its arguments were the members of one of them, or its items."""
-    root = schemas.get(name, {})
+def parts_of(key: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of a tool whose arguments are the members of one argument of another, or its items."""
     schema = _property(root, key, root, 0)
     schema = (_resolved(schema, root) or schema) if isinstance(schema, Mapping) else {}
     definitions = {word: root[word] for word in ("$defs", "definitions") if word in root}
-    return {name: {"additionalProperties": schema.get("items"), **schema, **definitions}}
+    return {"additionalProperties": schema.get("items"), **schema, **definitions}
 
 
 def _read(text: str, kinds: frozenset[str] | set[str]) -> Any:
