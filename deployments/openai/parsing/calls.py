@@ -22,7 +22,7 @@ _NUMBER = r"\s*(?:(?:\d{1,3}[.):]|[-*])\s)?+\s*"
 _BETWEEN = r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?"
 _FENCE = regex.compile(FENCE)
 # Markup before a call of no declared form, and after it.
-_MARKUP = regex.compile(r"\s*(<(?!/)[^<>\n]{1,100}>|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[))")
+_MARKUP = regex.compile(r"\s*(<{1,2}(?!/)[^<>\n]{1,100}>{1,2}|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[))")
 _END = regex.compile(r"\s*(</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<>\n]{0,40}>|```)")
 _NAME_IN_TAG = regex.compile(r"""=\s*["']?([\w.\-]+)""")
 _NAME_AS_TAG = regex.compile(r"<function=[\w.\-]+>")

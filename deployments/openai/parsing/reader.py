@@ -31,11 +31,14 @@ _OBJECT = r'(?:\[\s{0,99}){0,2}\{\s{0,99}["\']'
 _KEYS = "name|function|type|id|index|arguments|parameters|tool_name|tool_call_id|tool_calls|function_calls|thought"
 _PYTHON = r"\[\s{0,99}[^\W\d][\w.\-/]{0,99}\s?\("
 # Markup that says that a call follows, where no form of calls was found.
-_MARKER = r"<(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>"
+_MARKER = r"<{1,2}(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>{1,2}"
 _MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
 # A name that the arguments follow.
 _NAME = r"(?<![\w.\-/])[^\W\d][\w.\-/]{0,63}"
-_THOUGHT = regex.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
+_TAG = r"(?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning)"
+_THOUGHT = regex.compile(rf"\s*<({_TAG})>")
+OPENED = regex.compile(rf"<({_TAG}(?:_\w{{1,20}})?)>\s*\Z")
+"""What ends a prompt that has opened reasoning, whatever it is called."""
 _BETWEEN = " \t\r\n;,"
 _SHORT, _GROWTH = 256, 8
 
@@ -123,7 +126,11 @@ class Reader:
 
     def _begin_reasoning(self, parts: list[Part]) -> bool:
         self._buffer = self._buffer.lstrip("\n")
-        if self._buffer:
+        cursor = Cursor(self._buffer, final=self._final)
+        if self._buffer and cursor.maybe(self._reasoning.opening):
+            # The prompt has opened the reasoning, and the model does so again.
+            self._buffer = self._buffer[cursor.place :]
+        elif self._buffer:
             self._step = functools.partial(self._reason, _thoughts_of(self._reasoning.closing, self._calls))
         return bool(self._buffer)
 

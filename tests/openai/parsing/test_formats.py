@@ -246,6 +246,7 @@ UNDECLARED = {
     "JSON": f"<tool_use>{JSON}</tool_use>",
     "a list": f"[TOOL_USES][{JSON}]",
     "Python": "<|my_tool_start|>[measure(place='Ilm', depth=4)]<|my_tool_end|>",
+    "doubled brackets": "<<function>>measure(place='Ilm', depth=4)",
     "a name": '<|tool_use|><|tool_name|>measure<|tool_args|>{"place": "Ilm", "depth": 4}<|tool_use_end|>',
     "attributes": f'<my:function_calls>\n<my:invoke name="measure">\n{TAGS}\n</my:invoke>\n</my:function_calls>',
     "keys and values": "<tool_use>measure\n<my_key>place</my_key>\n<my_value>Ilm</my_value>\n<my_key>depth</my_key>\n"
@@ -299,22 +300,54 @@ def test_an_answer_of_several_messages() -> None:
         "{% if m.reasoning %}<|begin|>assistant<|think|>{{ m.reasoning }}<|end|>{% endif %}"
         "{% if m.tool_calls %}<|begin|>assistant<|tools|>" + EACH + "<|one|>{{ c.function.name }}<|with|>"
         "{{ c.function.arguments | tojson }}<|one_end|>{% endfor %}<|over|>"
-        "{% else %}<|begin|>assistant<|content|>{{ m.content }}<|end|>{% endif %}"
+        "{% elif m.content %}<|begin|>assistant<|content|>{{ m.content }}<|end|>{% endif %}"
         "{% else %}<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|begin|>assistant{% endif %}"
     )
     answers = answer_format(template)
     assert answers.is_proved
     text = "<|think|>Hm.<|end|><|begin|>assistant<|content|>Now.<|end|><|begin|>assistant"
+    prompt = "<|begin|>user<|content|>Hi.<|end|><|begin|>assistant"
     for pieces in cuts(text + "<|tools|><|one|>rest<|with|>{}<|one_end|>"):
-        assert read(answers, pieces, TOOLS, "<|begin|>assistant") == ("Now.", "Hm.", [("rest", {})])
+        assert read(answers, pieces, TOOLS, prompt) == ("Now.", "Hm.", [("rest", {})])
 
 
-def test_the_prompt_opens_the_reasoning_in_words() -> None:
-    thought = "{% if m.reasoning %}{{ m.reasoning }}\n[BEGIN ANSWER]\n{% endif %}{{ m.c"
+@pytest.mark.parametrize("words", ["", "My reasoning:\n"])
+def test_the_prompt_opens_the_reasoning_in_words(words: str) -> None:
+    thought = f"{{% if m.reasoning %}}{words}{{{{ m.reasoning }}}}\n[BEGIN ANSWER]\n{{% endif %}}{{{{ m.c"
     answers = answer_format(HEAD.replace("{{ m.c", thought) + TAIL.replace("t|>", "t|>My reasoning:\n"))
     for pieces in cuts("Hm.\n[BEGIN ANSWER]\nYes.\n[END ANSWER]"):
         assert read(answers, pieces, TOOLS, "<|assistant|>My reasoning:\n") == ("Yes.", "Hm.", [])
+
+
+def test_reasoning_after_words_that_the_template_tells() -> None:
+    told = "{% if thinking %}Write your thoughts after 'My thoughts:' and write your answer after 'My answer:'.{% endif %}"
+    answers = answer_format(told + HEAD + TAIL)
+    for pieces in cuts("My thoughts:\n\nHm.\n\nMy answer:\n\nYes."):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == ("Yes.", "Hm.", [])
+
+
+def test_the_prompt_opens_another_kind_of_reasoning() -> None:
+    thought = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.c"
+    answers = answer_format(HEAD.replace("{{ m.c", thought) + SHOWN["tags"][0] + TAIL)
+    for tag in ("think", "think_fast"):
+        for pieces in cuts(f'Hm.</{tag}>Yes.<do>{{"name": "rest", "arguments": {{}}}}</do>'):
+            assert read(answers, pieces, TOOLS, f"<|assistant|><{tag}>\n") == ("Yes.", "Hm.", [("rest", {})])
+
+
+@pytest.mark.parametrize("fence", ["", "```\n"])
+def test_a_list_that_nothing_marks_may_be_written_otherwise(fence: str) -> None:
+    shown = "{% if m.tool_calls %}" + fence + "[" + EACH
+    shown += "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
+    shown += "{{ ', ' if not loop.last }}{% endfor %}]{{ '\n" + fence.strip() + "' }}{% endif %}"
+    answers = answer_format(HEAD + shown + TAIL)
+    assert answers.is_proved
+    for text in (f"[{JSON}]", f"```\n[{JSON}]\n```", "[measure(place='Ilm', depth=4)]"):
+        for pieces in cuts(text):
+            assert read(answers, pieces, TOOLS, "<|assistant|>") == ("", "", CALLED)
+    for text in ('[{"name": "Ada", "arguments": {}}]', "[f(x=1)]"):
+        for pieces in cuts(text):
+            assert read(answers, pieces, TOOLS, "<|assistant|>") == (text, "", [])
 
 
 def test_elements_are_objects_and_lists_if_the_schema_says_so() -> None:
