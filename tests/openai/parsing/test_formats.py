@@ -320,36 +320,6 @@ def test_the_prompt_opens_the_reasoning_in_words(words: str) -> None:
         assert read(answers, pieces, TOOLS, "<|assistant|>My reasoning:\n") == ("Yes.", "Hm.", [])
 
 
-def test_reasoning_after_words_that_the_template_tells() -> None:
-    told = "{% if thinking %}Write your thoughts after 'My thoughts:' and write your answer after 'My answer:'.{% endif %}"
-    answers = answer_format(told + HEAD + TAIL)
-    for pieces in cuts("My thoughts:\n\nHm.\n\nMy answer:\n\nYes."):
-        assert read(answers, pieces, TOOLS, "<|assistant|>") == ("Yes.", "Hm.", [])
-
-
-def test_the_prompt_opens_another_kind_of_reasoning() -> None:
-    thought = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.c"
-    answers = answer_format(HEAD.replace("{{ m.c", thought) + SHOWN["tags"][0] + TAIL)
-    for tag in ("think", "think_fast"):
-        for pieces in cuts(f'Hm.</{tag}>Yes.<do>{{"name": "rest", "arguments": {{}}}}</do>'):
-            assert read(answers, pieces, TOOLS, f"<|assistant|><{tag}>\n") == ("Yes.", "Hm.", [("rest", {})])
-
-
-@pytest.mark.parametrize("fence", ["", "```\n"])
-def test_a_list_that_nothing_marks_may_be_written_otherwise(fence: str) -> None:
-    shown = "{% if m.tool_calls %}" + fence + "[" + EACH
-    shown += "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
-    shown += "{{ ', ' if not loop.last }}{% endfor %}]{{ '\n" + fence.strip() + "' }}{% endif %}"
-    answers = answer_format(HEAD + shown + TAIL)
-    assert answers.is_proved
-    for text in (f"[{JSON}]", f"```\n[{JSON}]\n```", "[measure(place='Ilm', depth=4)]"):
-        for pieces in cuts(text):
-            assert read(answers, pieces, TOOLS, "<|assistant|>") == ("", "", CALLED)
-    for text in ('[{"name": "Ada", "arguments": {}}]', "[f(x=1)]"):
-        for pieces in cuts(text):
-            assert read(answers, pieces, TOOLS, "<|assistant|>") == (text, "", [])
-
-
 def test_elements_are_objects_and_lists_if_the_schema_says_so() -> None:
     shown = EACH + '<call name="{{ c.function.name }}">' + ARGUMENT + "<{{ k }}>{{ v }}</{{ k }}>{% endfor %}</call>"
     answers = answer_format(HEAD + shown + "{% endfor %}" + TAIL)
