@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ _NUMBER = r"\s*(?:(?:\d{1,3}[.):]|[-*])\s)?+\s*"
 # What may stand between a name and its arguments beside what is declared: an id, a fence.
 _BETWEEN = r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?"
 _FENCE = regex.compile(FENCE)
+_MORE = regex.compile(r"[\s,;]*(?=\{)")
 # Markup before a call of no declared form, and after it.
 _MARKUP = regex.compile(r"\s*(<{1,2}(?!/)[^<>\n]{1,100}>{1,2}|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[))")
 _END = regex.compile(r"\s*(</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<>\n]{0,40}>|```)")
@@ -173,7 +175,20 @@ def call_of(name: Any, arguments: Any) -> Call | None:
 
 
 def _json(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
-    return json_calls(cursor.value(), syntax, bare=not syntax.begins) or []
+    cursor.space()
+    fenced = syntax.begins and cursor.take(_FENCE)
+    calls = json_calls(cursor.value(), syntax, bare=not syntax.begins) or []
+    # A model may write several calls between the markers of one.
+    while calls and syntax.open.strip() and syntax.close.strip() and cursor.take(_MORE):
+        place = cursor.place
+        with contextlib.suppress(Unreadable):
+            calls += json_calls(cursor.value(), syntax) or []
+            continue
+        cursor.place = place
+        break
+    if fenced:
+        cursor.maybe("```")
+    return calls
 
 
 def _named(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.rendering import (
+    NAMES,
     TEXT,
     TOKEN,
     TOOLS,
@@ -48,12 +49,16 @@ def rendered_reasoning(template: str, form: Form | None) -> ReasoningMarkers | N
         shown = [text for text in texts if text is not None and 0 <= text.find(_THOUGHT) < text.find(TEXT) % (1 << 30)]
         if not shown:
             continue
-        close = _close([text.partition(_THOUGHT)[2].partition(TEXT)[0] for text in shown], header(template))
+        rests, head = [text.partition(_THOUGHT)[2] for text in shown], header(template)
+        # What follows the reasoning may be a message of its own, if there is anything.
+        followed = [rest for rest in rests if TEXT in rest or NAMES[0] in rest]
+        rests = followed if followed and all(head in rest.partition(TEXT)[0] for rest in followed) else rests
+        close = _close([rest.partition(TEXT)[0] for rest in rests], head)
         opening = _opening(template, shown[0].partition(_THOUGHT)[0], close) if close else ""
         close = next((text for text in closings(opening) if close.startswith(text)), close)
         if opening:
             # If it ends with the header of a message, so does every prompt.
-            begun = (head := header(template)) and close.endswith(head)
+            begun = head and close.endswith(head)
             return ReasoningMarkers(opening, close, closed=opening + close if begun else "")
     return None
 
@@ -64,8 +69,6 @@ def _rendered(template: str, messages: Sequence[Message], **more: Any) -> str | 
 
 
 def _close(ends: Sequence[str], head: str) -> str:
-    # What follows the reasoning may be a message of its own, if there is anything.
-    ends = [each for each in ends if head and head in each] or ends
     shared = functools.reduce(common_prefix, ends).strip()
     if head and head in shared:
         return shared[: shared.index(head) + len(head)]

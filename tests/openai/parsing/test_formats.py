@@ -205,6 +205,9 @@ def test_reasoning_and_answers_between_tags_that_the_template_names() -> None:
         answers = answer_format(told + HEAD + TAIL)
         for pieces in cuts(text):
             assert read(answers, pieces, TOOLS, "<|assistant|>") == (wanted, "Is it?", [])
+    answers = answer_format("Write <think>, then <Output>." + HEAD + TAIL)
+    for pieces in cuts("<think>Is it?</think><Output>Yes.</Output>"):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == ("Yes.", "Is it?", [])
     answers = answer_format(
         HEAD.replace("{{ m.c", "{% if m.reasoning %}◁muse▷{{ m.reasoning }}◁/muse▷{% endif %}{{ m.c") + TAIL
     )

@@ -96,3 +96,28 @@ def test_a_list_that_nothing_marks_may_be_written_otherwise(fence: str) -> None:
     for text in ('[{"name": "Ada", "arguments": {}}]', "[f(x=1)]"):
         for pieces in cuts(text):
             assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == (text, "", [])
+
+
+def test_white_space_between_tags_is_free() -> None:
+    shown = EACH + "<do>{{ c.function.name }}<with>"
+    shown += "{% for k, v in c.function.arguments.items() %}<k>{{ k }}</k><v>{{ v }}</v>{% endfor %}</do>{% endfor %}"
+    answers = answer_format(HEAD + shown + TAIL)
+    for text in (
+        "<do>measure<with><k>place</k><v>Ilm</v><k>depth</k><v>4</v></do>",
+        "<do>measure<with>\n<k>place</k>\n<v>Ilm</v>\n<k>depth</k>\n<v>4</v>\n</do>",
+    ):
+        for pieces in cuts(text):
+            assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ("", "", CALLED)
+
+
+def test_what_stands_between_the_markers_of_a_call() -> None:
+    answers = answer_format(HEAD + SHOWN["tags"][0] + TAIL)
+    for text in (
+        f"<do>{JSON}\n{JSON}</do>",
+        f"<do>{JSON}, {JSON}",
+        f"<do>\n```json\n{JSON}\n```\n</do><do>{JSON}</do>",
+    ):
+        for pieces in cuts(f"Now. {text}"):
+            assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ("Now.", "", CALLED * 2)
+    for pieces in cuts(f'<do>{JSON}\n{{"place": "Ilm"'):
+        assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ('{"place": "Ilm"', "", CALLED)
