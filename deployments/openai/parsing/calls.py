@@ -61,7 +61,7 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
             cursor.place = place
             break
     # What nothing marks is a call only if its tool is there.
-    bare = not syntax.begins and syntax.shape != "any"
+    bare = not syntax.begins and syntax.shape != "any" and "<|" not in syntax.gap
     if bare and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
         raise Unreadable("a tool that is not there")
     return calls
@@ -231,7 +231,8 @@ def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     for place, mark in enumerate(marks):
         named = _NAME_IN_TAG.search(mark[1])
         # XML, which a model may write for another reason, does not have `<function=NAME>`.
-        if named and (named[1] in schemas or _NAME_AS_TAG.fullmatch(mark[1])):
+        # Nor does it have an `<invoke name="NAME">` within markup of calls.
+        if named and (named[1] in schemas or _NAME_AS_TAG.fullmatch(mark[1]) or (place and "invoke" in mark[1])):
             argument = marks[place + 1][1] if place + 1 < len(marks) else ""
             form = replace(_in_tags(mark[1], argument), section_end=_closing(marks[0][1]))
             cursor.place = mark.start(1) + named.start(1)

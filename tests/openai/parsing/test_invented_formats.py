@@ -121,3 +121,18 @@ def test_what_stands_between_the_markers_of_a_call() -> None:
             assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ("Now.", "", CALLED * 2)
     for pieces in cuts(f'<do>{JSON}\n{{"place": "Ilm"'):
         assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ('{"place": "Ilm"', "", CALLED)
+
+
+def test_a_marked_call_of_a_tool_that_is_not_there() -> None:
+    text = (
+        '<my:function_calls>\n<my:invoke name="other">\n<my:par name="x">y</my:par>\n</my:invoke>\n</my:function_calls>'
+    )
+    for pieces in cuts(text):
+        assert read(answer_format(HEAD + TAIL), pieces, TWO_TOOLS, "<|assistant|>") == ("", "", [("other", {"x": "y"})])
+    head = "{% for m in messages %}{% if m.content %}<|{{ m.role }}|>all<|body|>{{ m.content }}{% endif %}"
+    shown = EACH + "<|assistant|>{{ c.function.name }}<|body|>{{ c.function.arguments | tojson }}{% endfor %}"
+    answers = answer_format(head + shown + TAIL)
+    assert answers.is_proved
+    for said, wanted in (("all", ('{"x": "y"}', "", [])), ("other", ("", "", [("other", {"x": "y"})]))):
+        for pieces in cuts(f'{said}<|body|>{{"x": "y"}}'):
+            assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == wanted
