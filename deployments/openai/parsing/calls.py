@@ -20,9 +20,10 @@ _NAME = regex.compile(r"[\w.\-/]++")
 _NUMBER = r"\s*(?:(?:\d{1,3}[.):]|[-*])\s)?+\s*"
 # What may stand between a name and its arguments beside what is declared: an id, a fence.
 _BETWEEN = r"[\s\w:.\-]{0,80}(?:```(?:json)?\s*)?"
-_FENCE = regex.compile(FENCE)
+_FENCE = regex.compile(rf"\s*+{FENCE}")
+_MORE = regex.compile(r"[\s,;]*(?=\{)")
 # Markup before a call of no declared form, and after it.
-_MARKUP = regex.compile(r"\s*(<(?!/)[^<>\n]{1,100}>|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[))")
+_MARKUP = regex.compile(r"\s*(<{1,2}(?!/)[^<>\n]{1,100}>{1,2}|\[[A-Z_]{2,40}\]|function(?=<)|functools(?=\[))")
 _END = regex.compile(r"\s*(</[^<>\n]{1,100}>|<[^<>\n]{0,60}(?:end|END|suffix)[^<>\n]{0,40}>|```)")
 _NAME_IN_TAG = regex.compile(r"""=\s*["']?([\w.\-]+)""")
 _TAG = regex.compile(r"<([^\s=>]+)")
@@ -57,7 +58,7 @@ def read_calls(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Cal
             cursor.place = place
             break
     # What nothing marks is a call only if its tool is there.
-    bare = not syntax.begins and syntax.shape != "any"
+    bare = not syntax.begins and syntax.shape != "any" and "<|" not in syntax.gap
     if bare and any(call.name not in schemas or _defines(call, schemas[call.name]) for call in calls):
         raise Unreadable("a tool that is not there")
     return calls
@@ -140,7 +141,19 @@ def _call_of(name: Any, arguments: Any) -> Call | None:
 
 
 def _json(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
-    return json_calls(cursor.value(), syntax, bare=not syntax.begins)
+    fenced = syntax.begins and cursor.take(_FENCE)
+    calls = json_calls(cursor.value(), syntax, bare=not syntax.begins)
+    # A model may write several calls between the markers of one.
+    while calls and syntax.open.strip() and syntax.close.strip() and cursor.take(_MORE):
+        place = cursor.place
+        try:
+            calls += json_calls(cursor.value(), syntax)
+        except Unreadable:
+            cursor.place = place
+            break
+    if fenced:
+        cursor.maybe("```")
+    return calls
 
 
 def _named(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
@@ -183,7 +196,9 @@ def _any(cursor: Cursor, syntax: CallSyntax, schemas: Schemas) -> list[Call]:
     for mark, argument in zip(marks, [*(mark[1] for mark in marks[1:]), ""], strict=True):
         named = _NAME_IN_TAG.search(mark[1])
         # XML, which a model may write for another reason, does not have `<function=NAME>`.
-        if named and (named[1] in schemas or mark[1] == f"<function={named[1]}>"):
+        # Nor does it have an `<invoke name="NAME">` within markup of calls.
+        inner = mark is not marks[0] and "invoke" in mark[1]
+        if named and (named[1] in schemas or mark[1] == f"<function={named[1]}>" or inner):
             form = replace(_in_tags(named, argument), section_end=_closing(marks[0][1]))
             cursor.place = mark.start(1) + named.start(1)
             calls = _tagged(cursor, form, schemas)

@@ -209,7 +209,7 @@ def first_word(marker: str) -> str:
 
 def pattern_of(marker: str) -> str:
     """A pattern of a marker, whose words may have any white space before them."""
-    first, *others = (list(map(regex.escape, part.split())) for part in marker.split(ANY))
+    first, *others = (list(map(regex.escape, part.replace("><", "> <").split())) for part in marker.split(ANY))
     pattern = "".join(rf"\s*{word}" for word in first)
     for word, *more in filter(None, others):
         # Any text goes up to the first such word.

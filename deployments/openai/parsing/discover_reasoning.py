@@ -9,6 +9,7 @@ from typing import Any
 
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.openai.parsing.rendering import (
+    NAMES,
     TEXT,
     TOKEN,
     TOOLS,
@@ -17,6 +18,7 @@ from deployments.openai.parsing.rendering import (
     Message,
     boundary,
     common_prefix,
+    header,
     render,
 )
 
@@ -33,6 +35,10 @@ _TURNED = (
     ("suffix", "prefix"),
 )
 _THOUGHT_TOKEN = re.compile("think|thought|reason|inner_", re.IGNORECASE)
+# An instruction: thoughts after some words, and the answer after others.
+_WORDS = re.compile(
+    r"(?:thoughts?|reasoning)\s+after\s+'([^'\n]{5,60})'[^']{1,80}(?:response|answer)\s+after\s+'([^'\n]{5,60})'"
+)
 
 
 def rendered_reasoning(template: str, form: Form | None) -> ReasoningMarkers | None:
@@ -43,11 +49,17 @@ def rendered_reasoning(template: str, form: Form | None) -> ReasoningMarkers | N
         shown = [text for text in texts if text is not None and 0 <= text.find(_THOUGHT) < text.find(TEXT) % (1 << 30)]
         if not shown:
             continue
-        close = _close([text.partition(_THOUGHT)[2].partition(TEXT)[0] for text in shown])
+        rests, head = [text.partition(_THOUGHT)[2] for text in shown], header(template)
+        # What follows the reasoning may be a message of its own, if there is anything.
+        followed = [rest for rest in rests if TEXT in rest or NAMES[0] in rest]
+        rests = followed if followed and all(head in rest.partition(TEXT)[0] for rest in followed) else rests
+        close = _close([rest.partition(TEXT)[0] for rest in rests], head)
         opening = _opening(template, shown[0].partition(_THOUGHT)[0], close) if close else ""
         close = next((text for text in closings(opening) if close.startswith(text)), close)
         if opening:
-            return ReasoningMarkers(opening, close)
+            # If it ends with the header of a message, so does every prompt.
+            begun = head and close.endswith(head)
+            return ReasoningMarkers(opening, close, closed=opening + close if begun else "")
     return None
 
 
@@ -56,8 +68,10 @@ def _rendered(template: str, messages: Sequence[Message], **more: Any) -> str | 
     return render(template, messages, tools=TOOLS, enable_thinking=True, thinking=True, **more)
 
 
-def _close(ends: Sequence[str]) -> str:
+def _close(ends: Sequence[str], head: str) -> str:
     shared = functools.reduce(common_prefix, ends).strip()
+    if head and head in shared:
+        return shared[: shared.index(head) + len(head)]
     found = re.match(r"(?:(?:<[^<>\s]+>|\[[A-Z ]+\]|\[[^\[\]\s]+\]|◁[^◁▷\s]+▷)[\w.]*)+", shared)
     text = found[0] if found else ""
     token = TOKEN.match(text)
@@ -81,7 +95,8 @@ def _opening(template: str, before: str, close: str) -> str:
         # A role that the prompt calls otherwise stands before it.
         return opening[token.start() :] if token and opening.endswith(token[0]) else opening
     # The prompt has words for it, which the model does not repeat.
-    if re.search(_THOUGHT_WORDS, begun := prompt[len(shared) :].strip(), re.IGNORECASE):
+    begun = prompt[len(shared) :].strip() or "".join(re.findall(r"\w+ [^\n<>\[\]|]*\Z", text))
+    if re.search(_THOUGHT_WORDS, begun, re.IGNORECASE):
         return begun
     found = re.search(r"(?:<[^<>\s]+>|\[[A-Z_]+\]|◁[^◁▷\s]+▷)[\w.]*\Z|(?:<[^<>\s]+>)\w+(?:<[^<>\s]+>)\Z", text)
     return found[0] if found else ""
@@ -101,4 +116,7 @@ def described_reasoning(text: str) -> ReasoningMarkers | None:
             if opening != token and (old == "/" or opening in text):
                 return ReasoningMarkers(opening, token)
     plain = next((token for token in tokens if re.fullmatch(r"[<\[]\w+[>\]]", token)), None)
-    return ReasoningMarkers(plain, f"{plain[0]}/{plain[1:]}") if plain else None
+    if plain is None:
+        words = _WORDS.search(text.replace("\\'", "'"))
+        return ReasoningMarkers(words[1], words[2]) if words else None
+    return ReasoningMarkers(plain, f"{plain[0]}/{plain[1:]}")

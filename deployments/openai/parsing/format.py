@@ -18,7 +18,7 @@ from deployments.openai.parsing.discover import described_calls, known_calls, sy
 from deployments.openai.parsing.discover_reasoning import closings, described_reasoning, rendered_reasoning
 from deployments.openai.parsing.harmony import HarmonySplitter
 from deployments.openai.parsing.parts import Call, Content, Reasoning, Splitter
-from deployments.openai.parsing.reader import Reader
+from deployments.openai.parsing.reader import OPENED, Reader
 from deployments.openai.parsing.syntax import BARE, BARE_PYTHON, MARKERS, SYNTAXES, UNDECLARED, AnswerSyntax, CallSyntax
 from deployments.openai.parsing.typed import Schemas
 
@@ -109,10 +109,14 @@ class AnswerFormat:
         if self.syntax.harmony:
             return HarmonySplitter(calls=schemas is not None, only_final=constrained)
         marks = self.syntax.reasoning or MARKERS["think"]
-        opened = marks.opened_by(prompt_end, continued=continued)
+        opened, syntax = marks.opened_by(prompt_end, continued=continued), self.syntax
+        if not opened and (tag := OPENED.search(prompt_end or "")) is not None:
+            # One of several kinds of reasoning.
+            opened, marks = True, ReasoningMarkers(f"<{tag[1]}>", f"</{tag[1]}>")
+            syntax = replace(syntax, reasoning=marks)
         reasons = not marks.closed_by(prompt_end, continued=continued)
         begun = self._begun_by(prompt_end)
-        return Reader(self.syntax, schemas, opened=opened, reasons=reasons, begun=begun, least=least)
+        return Reader(syntax, schemas, opened=opened, reasons=reasons, begun=begun, least=least)
 
     def _begun_by(self, prompt_end: str | None) -> str:
         """The marker of calls that a prompt ends with, where one stands before texts as well."""
@@ -173,7 +177,7 @@ def _answer_format(
     # An answer of several messages has what stands between its reasoning and its text before a call as well.
     header = rendering.header(template)
     if marks is not None and header and marks.closing.endswith(header):
-        free |= {header, marks.closing.removesuffix(header)}
+        free |= {header, marks.closing.removesuffix(header).strip()}
     between = next((call.separator for call in calls if header and header in call.separator), "")
     if between:
         free |= {header, *map(str.strip, between.partition(header)), *rendering.around(template, marks)} - {""}
@@ -200,7 +204,9 @@ def _calls(
     found = None if rendered is None else syntax_of(rendered, marks)
     told = described_calls(template)
     if found is not None and (found.begins or told is None or not told.begins):
-        return "template", (found,)
+        # A model that marks no calls may leave out a fence, or write them as it learned before.
+        unmarked = found.shape == "json" and not (found.section + found.open).strip("` \njson")
+        return "template", (found, *((BARE, BARE_PYTHON) if unmarked else ()))
     if told is not None:
         return "instruction", (told, *((found,) if found is not None else ()), UNDECLARED)
     known = tuple(known_calls({*tokens, *rendering.tokens_in(template)}))

@@ -20,11 +20,14 @@ _OBJECT = r'(?:\[\s{0,99}){0,2}\{\s{0,99}["\']'
 _KEYS = "name|function|type|id|index|arguments|parameters|tool_name|tool_call_id|tool_calls|function_calls|thought"
 _PYTHON = r"\[\s{0,99}[^\W\d][\w.\-/]{0,99}\s?\("
 # Markup that says that a call follows, where no form of calls was found.
-_MARKER = r"<(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>"
+_MARKER = r"<{1,2}(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>{1,2}"
 _MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
 # A name that the arguments follow.
 _NAME = r"(?<![\w.\-/])[^\W\d][\w.\-/]{0,63}"
-_THOUGHT = regex.compile(r"\s*<((?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning))>")
+_TAG = r"(?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning)"
+_THOUGHT = regex.compile(rf"\s*<({_TAG})>")
+OPENED = regex.compile(rf"<({_TAG}(?:_\w{{1,20}})?)>\s*\Z")
+"""What ends a prompt that has opened reasoning, whatever it is called."""
 # What is left out before reasoning: the text after it has to be there.
 _LINES = regex.compile(r"\n*+(?=.)", regex.DOTALL)
 _BETWEEN = " \t\r\n;,"
@@ -104,7 +107,9 @@ class Reader:
         """See whether reasoning begins here."""
         cursor = Cursor(self._buffer, final=self._final)
         if self._reasons and (found := cursor.take(self._opening)) is not None:
-            cursor.take(_LINES)
+            # A model may open once more what its prompt has opened.
+            while cursor.take(_LINES) and cursor.take(self._opening):
+                pass
             self._closing = f"</{found[1]}>" if self._syntax.reasoning is None else self._closing
             self._step = functools.partial(self._reason, _thoughts_of(self._closing, self._calls))
         elif cursor.maybe(self._closing):

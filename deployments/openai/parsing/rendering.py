@@ -65,7 +65,7 @@ IDS = ("Aqz7kd0w1", "b4Xyp92Lm")
 VALUES = ("qvalue", "wvalue")
 KEYS = ("alpha_zq", "beta_zq")
 TOKEN = re.compile(r"<[^<>\s]{1,40}>|\[[A-Z_/]{2,40}\]|\[unused\d+\]|\[\|[^\[\]\s|]{1,40}\|\]|◁[^◁▷\s]{1,40}▷")
-_EDGE = re.compile(rf"{TOKEN.pattern}|[>#]{{2,}}\w*")
+_EDGE = re.compile(rf"{TOKEN.pattern}|<[^<>\s]{{1,40}} [^<>\n]{{1,80}}>|[>#]{{2,}}\w*")
 
 Message = Mapping[str, Any]
 
@@ -238,7 +238,7 @@ def calls(count: int) -> list[tuple[str, dict[str, Any]]]:
     return [(NAMES[index], arguments(index)) for index in range(count)]
 
 
-_ANSWER = re.compile(r"</?(?:answer|response|final_answer)>")
+_ANSWER = re.compile(r"</?(answer|response|final_answer|output)>", re.IGNORECASE)
 _END = re.compile(r"<\|(?:eo\w+|\w*end\w*)\|>")
 
 
@@ -251,7 +251,8 @@ def markup(template: str, rendered: Rendered | None, reasoning: ReasoningMarkers
     for each in (*end.split(), *(rendered.follows.split() if rendered else ())):
         last = TOKEN.findall(each)
         yield from filter(is_marker, (each, each.removesuffix(last[-1]) if last else "", *last[-1:]))
-    yield from dict.fromkeys((*_END.findall(template), *_ANSWER.findall(template)))
+    names = [name for name in _ANSWER.findall(template) if reasoning or name.lower() != "output"]
+    yield from dict.fromkeys((*_END.findall(template), *(f"<{end}{name}>" for name in names for end in ("", "/"))))
     yield from ends(template)
 
 

@@ -164,6 +164,12 @@ FORMATS = {
         ),
         write=each(lambda n, a: f"```do\n{dumped({'tool': n, 'input': a})}\n```"),
     ),
+    "a tag that begins as the prompt ends": Invented(
+        template=shown(f"{EACH}<tool: {NAME}>\n{JSON}\n</tool>{END}").replace("t|>{% endif", "t|><think>\n{% endif"),
+        write=each(lambda n, a: f"<tool: {n}>\n{dumped(a)}\n</tool>"),
+        prompt="<|assistant|><think>\n",
+        opening="",
+    ),
     "ids and names as attributes": Invented(
         template=shown(f'{EACH}<call id="{{{{ c.id }}}}" name="{NAME}">{JSON}</call>{END}'),
         write=each(lambda n, a: f'<call id="x19" name="{n}">{dumped(a)}</call>'),

@@ -205,6 +205,9 @@ def test_reasoning_and_answers_between_tags_that_the_template_names() -> None:
         answers = answer_format(told + HEAD + TAIL)
         for pieces in cuts(text):
             assert read(answers, pieces, TOOLS, "<|assistant|>") == (wanted, "Is it?", [])
+    answers = answer_format("Write <think>, then <Output>." + HEAD + TAIL)
+    for pieces in cuts("<think>Is it?</think><Output>Yes.</Output>"):
+        assert read(answers, pieces, TOOLS, "<|assistant|>") == ("Yes.", "Is it?", [])
     answers = answer_format(
         HEAD.replace("{{ m.c", "{% if m.reasoning %}◁muse▷{{ m.reasoning }}◁/muse▷{% endif %}{{ m.c") + TAIL
     )
@@ -246,6 +249,7 @@ UNDECLARED = {
     "JSON": f"<tool_use>{JSON}</tool_use>",
     "a list": f"[TOOL_USES][{JSON}]",
     "Python": "<|my_tool_start|>[measure(place='Ilm', depth=4)]<|my_tool_end|>",
+    "doubled brackets": "<<function>>measure(place='Ilm', depth=4)",
     "a name": '<|tool_use|><|tool_name|>measure<|tool_args|>{"place": "Ilm", "depth": 4}<|tool_use_end|>',
     "attributes": f'<my:function_calls>\n<my:invoke name="measure">\n{TAGS}\n</my:invoke>\n</my:function_calls>',
     "keys and values": "<tool_use>measure\n<my_key>place</my_key>\n<my_value>Ilm</my_value>\n<my_key>depth</my_key>\n"
@@ -299,19 +303,21 @@ def test_an_answer_of_several_messages() -> None:
         "{% if m.reasoning %}<|begin|>assistant<|think|>{{ m.reasoning }}<|end|>{% endif %}"
         "{% if m.tool_calls %}<|begin|>assistant<|tools|>" + EACH + "<|one|>{{ c.function.name }}<|with|>"
         "{{ c.function.arguments | tojson }}<|one_end|>{% endfor %}<|over|>"
-        "{% else %}<|begin|>assistant<|content|>{{ m.content }}<|end|>{% endif %}"
+        "{% elif m.content %}<|begin|>assistant<|content|>{{ m.content }}<|end|>{% endif %}"
         "{% else %}<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|begin|>assistant{% endif %}"
     )
     answers = answer_format(template)
     assert answers.is_proved
     text = "<|think|>Hm.<|end|><|begin|>assistant<|content|>Now.<|end|><|begin|>assistant"
+    prompt = "<|begin|>user<|content|>Hi.<|end|><|begin|>assistant"
     for pieces in cuts(text + "<|tools|><|one|>rest<|with|>{}<|one_end|>"):
-        assert read(answers, pieces, TOOLS, "<|begin|>assistant") == ("Now.", "Hm.", [("rest", {})])
+        assert read(answers, pieces, TOOLS, prompt) == ("Now.", "Hm.", [("rest", {})])
 
 
-def test_the_prompt_opens_the_reasoning_in_words() -> None:
-    thought = "{% if m.reasoning %}{{ m.reasoning }}\n[BEGIN ANSWER]\n{% endif %}{{ m.c"
+@pytest.mark.parametrize("words", ["", "My reasoning:\n"])
+def test_the_prompt_opens_the_reasoning_in_words(words: str) -> None:
+    thought = f"{{% if m.reasoning %}}{words}{{{{ m.reasoning }}}}\n[BEGIN ANSWER]\n{{% endif %}}{{{{ m.c"
     answers = answer_format(HEAD.replace("{{ m.c", thought) + TAIL.replace("t|>", "t|>My reasoning:\n"))
     for pieces in cuts("Hm.\n[BEGIN ANSWER]\nYes.\n[END ANSWER]"):
         assert read(answers, pieces, TOOLS, "<|assistant|>My reasoning:\n") == ("Yes.", "Hm.", [])

@@ -8,7 +8,8 @@ import pytest
 
 from deployments.openai.parsing import answer_format
 from tests.openai.parsing.invented import FORMATS, Calls
-from tests.openai.parsing.test_formats import cuts, read, typed
+from tests.openai.parsing.test_formats import CALLED, EACH, HEAD, JSON, SHOWN, TAIL, cuts, read, typed
+from tests.openai.parsing.test_formats import TOOLS as TWO_TOOLS
 
 KINDS = {"place": "string", "depth": "integer", "share": "number", "sure": "boolean", "code": "string", "of": "array"}
 TOOLS: list[dict[str, Any]] = [
@@ -63,3 +64,75 @@ def test_an_invented_format_makes_no_calls_up(name: str) -> None:
         for pieces in cuts(f"{form.opening}Is it {call} now?{form.closing}{form.write([('rest', {})])}"):
             content, thoughts, calls = read(answers, pieces, TOOLS, form.prompt)
             assert (content, thoughts, calls) == ("", " ".join(f"Is it {call} now?".split()), [("rest", {})])
+
+
+def test_reasoning_after_words_that_the_template_tells() -> None:
+    told = (
+        "{% if thinking %}Write your thoughts after 'My thoughts:' and write your answer after 'My answer:'.{% endif %}"
+    )
+    answers = answer_format(told + HEAD + TAIL)
+    for pieces in cuts("My thoughts:\n\nHm.\n\nMy answer:\n\nYes."):
+        assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ("Yes.", "Hm.", [])
+
+
+def test_the_prompt_opens_another_kind_of_reasoning() -> None:
+    thought = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.c"
+    answers = answer_format(HEAD.replace("{{ m.c", thought) + SHOWN["tags"][0] + TAIL)
+    for tag in ("think", "think_fast"):
+        for pieces in cuts(f'Hm.</{tag}>Yes.<do>{{"name": "rest", "arguments": {{}}}}</do>'):
+            assert read(answers, pieces, TWO_TOOLS, f"<|assistant|><{tag}>\n") == ("Yes.", "Hm.", [("rest", {})])
+
+
+@pytest.mark.parametrize("fence", ["", "```\n"])
+def test_a_list_that_nothing_marks_may_be_written_otherwise(fence: str) -> None:
+    shown = "{% if m.tool_calls %}" + fence + "[" + EACH
+    shown += "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}"
+    shown += "{{ ', ' if not loop.last }}{% endfor %}]{{ '\n" + fence.strip() + "' }}{% endif %}"
+    answers = answer_format(HEAD + shown + TAIL)
+    assert answers.is_proved
+    for text in (f"[{JSON}]", f"```\n[{JSON}]\n```", "[measure(place='Ilm', depth=4)]"):
+        for pieces in cuts(text):
+            assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ("", "", CALLED)
+    for text in ('[{"name": "Ada", "arguments": {}}]', "[f(x=1)]"):
+        for pieces in cuts(text):
+            assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == (text, "", [])
+
+
+def test_white_space_between_tags_is_free() -> None:
+    shown = EACH + "<do>{{ c.function.name }}<with>"
+    shown += "{% for k, v in c.function.arguments.items() %}<k>{{ k }}</k><v>{{ v }}</v>{% endfor %}</do>{% endfor %}"
+    answers = answer_format(HEAD + shown + TAIL)
+    for text in (
+        "<do>measure<with><k>place</k><v>Ilm</v><k>depth</k><v>4</v></do>",
+        "<do>measure<with>\n<k>place</k>\n<v>Ilm</v>\n<k>depth</k>\n<v>4</v>\n</do>",
+    ):
+        for pieces in cuts(text):
+            assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ("", "", CALLED)
+
+
+def test_what_stands_between_the_markers_of_a_call() -> None:
+    answers = answer_format(HEAD + SHOWN["tags"][0] + TAIL)
+    for text in (
+        f"<do>{JSON}\n{JSON}</do>",
+        f"<do>{JSON}, {JSON}",
+        f"<do>\n```json\n{JSON}\n```\n</do><do>{JSON}</do>",
+    ):
+        for pieces in cuts(f"Now. {text}"):
+            assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ("Now.", "", CALLED * 2)
+    for pieces in cuts(f'<do>{JSON}\n{{"place": "Ilm"'):
+        assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ('{"place": "Ilm"', "", CALLED)
+
+
+def test_a_marked_call_of_a_tool_that_is_not_there() -> None:
+    text = (
+        '<my:function_calls>\n<my:invoke name="other">\n<my:par name="x">y</my:par>\n</my:invoke>\n</my:function_calls>'
+    )
+    for pieces in cuts(text):
+        assert read(answer_format(HEAD + TAIL), pieces, TWO_TOOLS, "<|assistant|>") == ("", "", [("other", {"x": "y"})])
+    head = "{% for m in messages %}{% if m.content %}<|{{ m.role }}|>all<|body|>{{ m.content }}{% endif %}"
+    shown = EACH + "<|assistant|>{{ c.function.name }}<|body|>{{ c.function.arguments | tojson }}{% endfor %}"
+    answers = answer_format(head + shown + TAIL)
+    assert answers.is_proved
+    for said, wanted in (("all", ('{"x": "y"}', "", [])), ("other", ("", "", [("other", {"x": "y"})]))):
+        for pieces in cuts(f'{said}<|body|>{{"x": "y"}}'):
+            assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == wanted

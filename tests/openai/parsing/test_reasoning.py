@@ -25,6 +25,7 @@ CASES = [
     ("<think>never ends\n", False, "never ends", ""),
     ("a </thin b", True, "a </thin b", ""),
     ("a </thin", True, "a </thin", ""),
+    ("<think>\nhm</think>yes", True, "hm", "yes"),
     ("<think>\n\n</think>\n\nyes", False, "", "yes"),
     ("<think>a\n\nb</think>", False, "a\n\nb", ""),
 ]
