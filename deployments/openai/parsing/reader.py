@@ -72,6 +72,7 @@ class Reader:
         self._ends += tuple(call.close for call in self._calls if call.shape == "tagged")
         self._least = least
         self._begun = begun
+        self._opened = opened
         self._buffer = marks.opening if opened else begun
         self._final = False
         self._reasons = reasons
@@ -107,9 +108,10 @@ class Reader:
         """See whether reasoning begins here."""
         cursor = Cursor(self._buffer, final=self._final)
         if self._reasons and (found := cursor.take(self._opening)) is not None:
+            cursor.take(_LINES)
             # A model may open once more what its prompt has opened.
-            while cursor.take(_LINES) and cursor.take(self._opening):
-                pass
+            if self._opened and cursor.take(self._opening):
+                cursor.take(_LINES)
             self._closing = f"</{found[1]}>" if self._syntax.reasoning is None else self._closing
             self._step = functools.partial(self._reason, _thoughts_of(self._closing, self._calls))
         elif cursor.maybe(self._closing):
