@@ -74,8 +74,8 @@ def load_model(
         chat_template: a Jinja template, or the path of a file that holds one.
         plain_chat: answer chats as `Role: text` lines if there is no template.
         max_model_len: positions, prompt and text together.
-        model_kwargs: further arguments of `from_pretrained`; fields of the config, such as rope_scaling, replace those of
-            the checkpoint.
+        model_kwargs: further arguments of `from_pretrained`; fields of the config, such as rope_scaling, replace those
+            of the checkpoint.
         allow_missing_keys, allow_unexpected_keys, adapter: see `checkpoint.CheckpointOptions`.
 
     Raises:
@@ -157,8 +157,8 @@ def _load_model(
     """Load the model with the given class or class name, else with the checkpoint's class.
 
     A checkpoint without its head is loaded without it if it is for embeddings: its folder says so (`embeds`), its
-    config names no class, or the head is that of an encoder's pretraining. The fields `of_config` are in the config; the
-    class of a part reads its own config.
+    config names no class, or the head is that of an encoder's pretraining. The fields `of_config` are in the config;
+    the class of a part reads its own config.
     """
     if given is not None:
         found = named_class(given) if isinstance(given, str) else given
