@@ -74,13 +74,15 @@ def load_model(
         chat_template: a Jinja template, or the path of a file that holds one.
         plain_chat: answer chats as `Role: text` lines if there is no template.
         max_model_len: positions, prompt and text together.
-        model_kwargs: further arguments of `from_pretrained`.
+        model_kwargs: further arguments of `from_pretrained`; fields of the config, such as rope_scaling, replace those
+            of the checkpoint.
         allow_missing_keys, allow_unexpected_keys, adapter: see `checkpoint.CheckpointOptions`.
 
     Raises:
         ModelLoadFailed: no such class, the checkpoint cannot be loaded, or its weights are not those of the class.
     """
     model_name = local_or_hub(model_name)
+    further = model_kwargs or {}
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     options = CheckpointOptions(
         allow_missing_keys=allow_missing_keys, allow_unexpected_keys=allow_unexpected_keys, adapter=adapter
@@ -88,20 +90,21 @@ def load_model(
     find_adapter(model_name, revision, adapter)
     sentence_format = read_sentence_format(model_name, revision)
     weights = model_name if sentence_format is None else sentence_format.weights_of(model_name)
-    config = _config(weights, **common)
     placement = {"device_map": device_map if device_map is not None else {"": device}}
     optional = {"attn_implementation": attn_implementation, "quantization_config": _quantization(quantization_config)}
+    arguments = {**common, **placement, **{key: value for key, value in optional.items() if value is not None}}
+    _check_further(further, {*arguments, "dtype", "config"})
+    config, of_config = _config(weights, further, **common)
     model = _load_model(
         config,
         weights,
         auto_class,
         options,
         sentence_format is not None,
+        of_config=of_config,
         dtype=_dtype(dtype, config, device),
-        **common,
-        **placement,
-        **{key: value for key, value in optional.items() if value is not None},
-        **(model_kwargs or {}),
+        **arguments,
+        **{key: value for key, value in further.items() if key not in of_config},
     )
     processor, tokenizer = load_text_side(tokenizer_name or weights, **common)
     return ModelInfo(
@@ -116,9 +119,24 @@ def load_model(
     )
 
 
-def _config(name: str, **common: Any) -> Any:
+def _check_further(given: dict[str, Any], taken: set[str]) -> None:
+    """Refuse `model_kwargs` that the loader passes by itself.
+
+    Raises:
+        ModelLoadFailed: it names the first.
+    """
+    for name in given:
+        if (own := name.removeprefix("torch_")) in taken:
+            fix = "leave it out" if own == "config" else f"write {own} in the loader's kwargs, beside model_kwargs"
+            raise ModelLoadFailed(f"model_kwargs has {name}: {given[name]!r}, which the loader sets itself; {fix}.")
+
+
+def _config(name: str, given: dict[str, Any], **common: Any) -> tuple[Any, dict[str, Any]]:
+    """The checkpoint's config, with those of the given fields that it has; and these fields."""
     try:
-        return AutoConfig.from_pretrained(name, **common)
+        config = AutoConfig.from_pretrained(name, **common)
+        own = {key: value for key, value in given.items() if hasattr(config, key) and key != "quantization_config"}
+        return (AutoConfig.from_pretrained(name, **common, **own) if own else config), own
     except (OSError, ValueError) as error:
         check_checkpoint(Path(name))
         if Path(name).exists() or not isinstance(error, OSError):
@@ -126,15 +144,25 @@ def _config(name: str, **common: Any) -> Any:
         raise nowhere(name, last_line(error)) from error
 
 
-def _load_model(config: Any, name: str, given: Any, options: CheckpointOptions, embeds: bool, **kwargs: Any) -> Any:
+def _load_model(
+    config: Any,
+    name: str,
+    given: Any,
+    options: CheckpointOptions,
+    embeds: bool,
+    *,
+    of_config: dict[str, Any],
+    **kwargs: Any,
+) -> Any:
     """Load the model with the given class or class name, else with the checkpoint's class.
 
     A checkpoint without its head is loaded without it if it is for embeddings: its folder says so (`embeds`), its
-    config names no class, or the head is that of an encoder's pretraining.
+    config names no class, or the head is that of an encoder's pretraining. The fields `of_config` are in the config;
+    the class of a part reads its own config.
     """
     if given is not None:
         found = named_class(given) if isinstance(given, str) else given
-        own = {} if takes_part(config, found) else {"config": config}
+        own = of_config if takes_part(config, found) else {"config": config}
         return load_checkpoint(found, name, options, **own, **kwargs)
     choose = embedding_class if embeds else model_class
     found = choose(config, trusted=bool(kwargs.get("trust_remote_code")))

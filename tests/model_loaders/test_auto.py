@@ -35,6 +35,25 @@ def test_names_and_arguments(folder: Path) -> None:
     assert not info.model.training
 
 
+def test_model_kwargs_can_be_fields_of_the_config(folder: Path) -> None:
+    """As in `from_pretrained` without a config."""
+    info = load(folder, model_kwargs={"rms_norm_eps": 0.5, "num_hidden_layers": 1}, allow_unexpected_keys="layers.1")
+    assert (info.model.model.norm.variance_epsilon, len(info.model.model.layers)) == (0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"dtype": "bfloat16"}, r"dtype: 'bfloat16', which the loader sets itself; write dtype in the loader's kwargs"),
+        ({"torch_dtype": "bfloat16"}, "torch_dtype: 'bfloat16', which the loader sets itself; write dtype in"),
+        ({"config": "x"}, "config: 'x', which the loader sets itself; leave it out"),
+    ],
+)
+def test_model_kwargs_that_the_loader_sets_are_refused(folder: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelLoadFailed, match=said):
+        load(folder, model_kwargs=given)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "torch.bfloat16"])
 def test_a_dtype(folder: Path, dtype: str) -> None:
     assert load(folder, dtype=dtype).model.dtype == getattr(torch, dtype.removeprefix("torch."))

@@ -37,7 +37,7 @@ class FormatRules:
     """What a checkpoint's generation_config bans or forces as part of the model's format.
 
     Attributes:
-        suppressed: ids never generated (`suppress_tokens`).
+        suppressed: ids never generated (`suppress_tokens`, and the words of `bad_words_ids` that are one token).
         first_suppressed: ids that are not the first free token (`begin_suppress_tokens`).
         first: the id the text begins with (`forced_bos_token_id`, of a decoder that has only its start token).
     """

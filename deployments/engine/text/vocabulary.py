@@ -75,7 +75,7 @@ class Vocabulary:
             eos_ids=self.eos_ids,
             vocab_size=vocab_size,
             device=device,
-            rules=self._rules(prompt_ids),
+            rules=self._rules(prompt_ids, vocab_size),
             processors=(*processors, *self._info.logits_processors),
             mask=mask,
             bad_words=self._bad_words(params, vocab_size),
@@ -165,11 +165,14 @@ class Vocabulary:
     def _visible_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)
 
-    def _rules(self, prompt_ids: Sequence[int]) -> FormatRules:
+    def _rules(self, prompt_ids: Sequence[int], vocab_size: int) -> FormatRules:
         config = getattr(self._info.model, "generation_config", None)
         first = getattr(config, "forced_bos_token_id", None)
+        bad_words = getattr(config, "bad_words_ids", None) or ()
+        bad_tokens = {word[0] for word in bad_words if len(word) == 1} - self.eos_ids
+        suppressed = bad_tokens.union(getattr(config, "suppress_tokens", None) or ())
         return FormatRules(
-            suppressed=tuple(getattr(config, "suppress_tokens", None) or ()),
+            suppressed=tuple(token for token in suppressed if 0 <= token < vocab_size),
             first_suppressed=tuple(getattr(config, "begin_suppress_tokens", None) or ()),
             first=first if len(prompt_ids) == 1 else None,
         )

@@ -122,6 +122,17 @@ class TestFaithful:
         assert first not in ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True).token_ids
         engine.close()
 
+    def test_so_do_bad_words_of_one_token(self) -> None:
+        """Those of Marian's translators are the pad token, whose logit is 0, above that of every word."""
+        model = llama()
+        first = greedy(model, PROMPTS[1], 1)[0]
+        model.generation_config.bad_words_ids = [[first], [257], [5, 6]]
+        expected = greedy(model, PROMPTS[1], 20)
+        model.generation_config.suppress_tokens = [-1, 261]
+        engine = build(model)
+        assert ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True).token_ids == expected
+        engine.close()
+
     def test_logprobs_are_those_of_a_plain_forward(self, engine: GenerateEngine) -> None:
         run = ask(engine, PROMPTS[1], max_tokens=8, logprobs=3, ignore_eos=True)
         whole = torch.tensor([[*PROMPTS[1], *run.token_ids]])
