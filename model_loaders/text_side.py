@@ -10,11 +10,14 @@ from typing import Any
 from transformers import AutoProcessor, AutoTokenizer
 
 from deployments.core.errors import ModelLoadFailed
+from model_loaders.weights.adapter_folder import folder_file
 
 logger = logging.getLogger("troupe.loader")
 
 _OF_TOKENIZER = re.compile(r"token|vocab|merges|spiece|\.spm$|\.tiktoken$|\.bpe\b|tekken")
 """What a name of a tokenizer's file has in it."""
+
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def load_text_side(name: str, **options: Any) -> tuple[Any, Any]:
@@ -29,12 +32,20 @@ def load_text_side(name: str, **options: Any) -> tuple[Any, Any]:
     try:
         processor = AutoProcessor.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        logger.info("%s has no processor (%s); using its tokenizer", name, type(error).__name__)
+        if any(folder_file(name, file, options.get("revision")) for file in _PROCESSOR_FILES):
+            logger.warning("%s is served with its tokenizer, without its processor: %s", name, _in_a_line(error))
         processor = None
     if processor is not None and hasattr(processor, "tokenizer"):
         return processor, processor.tokenizer
     is_tokenizer = hasattr(processor, "convert_ids_to_tokens")
-    return None, processor if is_tokenizer else _tokenizer(name, **options)
+    tokenizer = processor if is_tokenizer else _tokenizer(name, **options)
+    if not options.get("trust_remote_code") and "auto_map" in getattr(tokenizer, "init_kwargs", ()):
+        logger.warning("%s has code of its own for its tokenizer, which is not run: set trust_remote_code: true.", name)
+    return None, tokenizer
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _tokenizer(name: str, **options: Any) -> Any:

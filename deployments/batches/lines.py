@@ -83,7 +83,8 @@ def read_line(raw: bytes, endpoint: str | None) -> BatchLine:
     try:
         found = json.loads(raw.removeprefix(_BOM))
     except (ValueError, RecursionError) as error:
-        why = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        kinds = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deeply"}
+        why = kinds.get(type(error)) or getattr(error, "msg", str(error))
         raise LineRefused("invalid_json_line", f"This line is not parseable as valid JSON: {why}.") from None
     if not isinstance(found, dict):
         raise LineRefused("invalid_json_line", "This line is not a JSON object.")

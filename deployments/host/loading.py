@@ -37,6 +37,7 @@ from model_loaders.weights.progress import counted_weights
 logger = logging.getLogger("troupe.host")
 
 LEAVE_LIMIT_S = 90.0
+_FOLDER = "the working directory"
 
 
 def default_device() -> str:
@@ -179,10 +180,9 @@ class Loading:
         with RANDOM_STATE.lasting(turn_s), counted_weights(entry.id):
             info = self._given.get(entry.id) or self._called(entry)
         for name, value in _process_settings().items() - before.items():
-            logger.warning(
-                "The loader of model %s has changed %s to %s, for every model of this process; let it put back %s.",
-                *(entry.id, name, value, before[name]),
-            )
+            text = "The loader of model %s has changed %s to %s, which belongs to every model of this process."
+            logger.warning(text, entry.id, name, value)
+        os.chdir(before[_FOLDER])  # Later loaders and files are named from here.
         info.model_name = info.model_name or entry.id
         info.served_as = entry.id
         read_mapped_weights(info.model)
@@ -229,7 +229,7 @@ class Loading:
 
 def _process_settings() -> dict[str, str]:
     """What a loader can change for other models, by its name."""
-    return {"torch's default dtype": str(torch.get_default_dtype()), "the working directory": os.getcwd()}
+    return {"torch's default dtype": str(torch.get_default_dtype()), _FOLDER: os.getcwd()}
 
 
 def _timeout(entry: ModelEntry, seconds: float, place: str) -> LoadTimeout:

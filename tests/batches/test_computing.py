@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
 from deployments.batches.client import LineAnswer, LineCall
 from deployments.batches.computing import LineSender
+from deployments.batches.lines import LineRefused, read_line
 
 
 def call(name: str) -> LineCall:
@@ -78,3 +81,16 @@ def test_a_line_that_is_cancelled_while_it_waits_keeps_nobody_waiting() -> None:
         assert (await asyncio.wait_for(sender.answer(call("next")), 5)).status == 200
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"{", "valid JSON: Expecting property name enclosed in double quotes"),
+        (b'{"custom_id": "\xe9"}', "valid JSON: it is not UTF-8"),
+        (b"[" * 100_000, "valid JSON: it is nested too deeply"),
+    ],
+)
+def test_a_line_that_is_not_json_says_why(line: bytes, said: str) -> None:
+    with pytest.raises(LineRefused, match=said):
+        read_line(line, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,19 @@ def test_a_folder_that_lacks_a_part_says_which(folder: Path, tmp_path: Path) -> 
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelLoadFailed, match=f"{weights} is damaged or not written to its end"):
         load(folder, model_name=str(torn))
+
+
+def test_code_of_the_text_side_that_is_not_run_is_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder / "tokenizer", tmp_path / "own")
+    file = tmp_path / "own" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoTokenizer": [None, "own.Own"]}}))
+    load(folder, tokenizer_name=str(tmp_path / "own"))
+    assert "own has code of its own for its tokenizer, which is not run: set trust_remote_code" in caplog.text
+    shutil.copytree(folder / "tokenizer", tmp_path / "both")
+    processor = {"processor_class": "Own", "auto_map": {"AutoProcessor": "own.Own"}}
+    (tmp_path / "both" / "processor_config.json").write_text(json.dumps(processor))
+    info = load(folder, tokenizer_name=str(tmp_path / "both"))
+    assert (info.processor, info.tokenizer.decode([65])) == (None, info.tokenizer.decode(65))
+    assert "both is served with its tokenizer, without its processor: ValueError: The repository" in caplog.text

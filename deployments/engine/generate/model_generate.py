@@ -8,7 +8,7 @@ nothing but an argmax over that one token; a stopping criterion ends the sequenc
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +64,7 @@ class StockGenerate:
         self._fresh = fresh_state(self._model)
         self._vocabulary = vocabulary
         self._forward = set(inspect.signature(model.forward).parameters)
+        self._masks = self.call.wraps or _takes_mask(model, self._forward)
         self._main_input = str(model.main_input_name)
         self._pad = int(self._model.generation_config.pad_token_id)
         self.device = _device(model)
@@ -188,7 +189,8 @@ class StockGenerate:
         for i, row in enumerate(rows):
             place = slice(0, len(row)) if self.encoder_decoder else slice(width - len(row), width)
             ids[i, place], mask[i, place] = torch.tensor(list(row), dtype=torch.long), 1
-        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        inputs = {"input_ids": ids.to(self.device)}
+        return {**inputs, "attention_mask": mask.to(self.device)} if self._masks else inputs
 
     def _media(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The encoder's other tensors of a job that is alone, in the model's dtype and on its device."""
@@ -249,6 +251,12 @@ def _sampler(job: Job) -> SequenceSampler:
     if job.sampler is None:
         raise RuntimeError("A job of StockGenerate needs a sampler.")
     return job.sampler
+
+
+def _takes_mask(model: Any, forward: Set[str]) -> bool:
+    """Whether transformers' `generate` takes a mask for a model: it refuses what its code does not name."""
+    names = set(inspect.signature(model.prepare_inputs_for_generation).parameters)
+    return "attention_mask" in (names | forward if names & {"kwargs", "model_kwargs"} else names)
 
 
 def _device(model: Any) -> torch.device:

@@ -111,7 +111,8 @@ def _definition(tool: object, place: str) -> Mapping[str, Any]:
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
         raise BadRequest(
-            f"Invalid '{place}.function': input should be an object with a name; got {shown(function)}.",
+            f"Invalid '{place}.function': input should be an object with a name of 1 to {_MAX_NAME} characters; got "
+            f"{shown(function)}.",
             param=f"{place}.function",
         )
     parameters = function.get("parameters")

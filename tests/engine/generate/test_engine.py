@@ -56,6 +56,10 @@ def loud_t5() -> Any:
     return model
 
 
+def unmasked(model: Any, input_ids: Any, **kw: Any) -> Any:
+    return super(type(model), model).prepare_inputs_for_generation(input_ids, **kw)
+
+
 PROMPTS = [ids(text) for text in ("h", "hello there", "one two three four five six seven eight", "xyz", "ab" * 30)]
 
 
@@ -131,6 +135,16 @@ class TestFaithful:
         model.generation_config.suppress_tokens = [-1, 261]
         engine = build(model)
         assert ask(engine, PROMPTS[1], max_tokens=20, ignore_eos=True).token_ids == expected
+        engine.close()
+
+    def test_a_model_that_names_no_mask_gets_none(self) -> None:
+        """transformers' `generate` refuses what a model's code does not name."""
+        model = llama()
+        expected = [greedy(model, prompt, 12) for prompt in PROMPTS]
+        model.__class__ = type("Unmasked", (type(model),), {"prepare_inputs_for_generation": unmasked})
+        engine = build(model)
+        together = [start(engine, p, max_tokens=12, ignore_eos=True) for p in PROMPTS]
+        assert [run.wait().token_ids for run in together] == expected
         engine.close()
 
     def test_logprobs_are_those_of_a_plain_forward(self, engine: GenerateEngine) -> None:

@@ -228,6 +228,11 @@ def test_mistakes(client: OpenAI, fields: dict[str, Any], param: str) -> None:
     assert error.value.param == param
 
 
+def test_the_longest_name_is_said(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="with a name of 1 to 256 characters"):
+        ask(client, "x", tools=[{"type": "function", "function": {"name": "f" * 257}}])
+
+
 def test_reasoning(thinker: Server) -> None:
     client = thinker.client()
     text = f"<think>\nhm\n</think>\n\nHere: {LS}"
