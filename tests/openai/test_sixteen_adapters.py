@@ -40,7 +40,8 @@ class Rig:
 
     def entries(self) -> list[dict[str, Any]]:
         adapters = [{"id": name, "base": "base", "adapter": str(folder)} for name, folder in self.folders.items()]
-        return [model(self.base), *adapters]
+        kwargs = {"model_name": str(self.base), "dtype": str(self.alone.dtype).removeprefix("torch.")}
+        return [model(self.base, kwargs=kwargs), *adapters]
 
 
 def prompts(count: int) -> list[list[int]]:
