@@ -120,7 +120,8 @@ def _remote(config: Any) -> Any:
 
 def _mapped(config: Any) -> Iterator[Any]:
     """Auto classes of models that generate for which the checkpoint has a class of its own."""
-    return (getattr(transformers, name) for name in _AUTO_CLASSES[:-1] if name in _auto_map(config))
+    names = (name for name in _AUTO_CLASSES[:-1] if name in _auto_map(config) and hasattr(transformers, name))
+    return (getattr(transformers, name) for name in names)
 
 
 def _auto_map(config: Any) -> dict[str, Any]:
