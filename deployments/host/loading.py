@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -176,13 +177,8 @@ class Loading:
     def _loaded(self, entry: ModelEntry, version: Version) -> LoadedModel:
         # One that hangs beyond its time keeps no other from loading.
         turn_s = min(entry.hook_timeout_s, entry.load_timeout_s)
-        before = _process_settings()
-        with RANDOM_STATE.lasting(turn_s), counted_weights(entry.id):
+        with RANDOM_STATE.lasting(turn_s), counted_weights(entry.id), _watched_settings(entry.id):
             info = self._given.get(entry.id) or self._called(entry)
-        for name, value in _process_settings().items() - before.items():
-            text = "The loader of model %s has changed %s to %s, which belongs to every model of this process."
-            logger.warning(text, entry.id, name, value)
-        os.chdir(before[_FOLDER])  # Later loaders and files are named from here.
         info.model_name = info.model_name or entry.id
         info.served_as = entry.id
         read_mapped_weights(info.model)
@@ -225,6 +221,19 @@ class Loading:
             captures=self._captures,
             known=self.copies.proofs_of_kind(entry, info),
         )
+
+
+@contextmanager
+def _watched_settings(model: str) -> Iterator[None]:
+    """Name what a loader changes for every model of the process, and put the working directory back."""
+    before = _process_settings()
+    try:
+        yield
+    finally:
+        for name, value in _process_settings().items() - before.items():
+            text = "The loader of model %s has changed %s to %s, which belongs to every model of this process."
+            logger.warning(text, model, name, value)
+        os.chdir(before[_FOLDER])  # Later loaders and files are named from here.
 
 
 def _process_settings() -> dict[str, str]:

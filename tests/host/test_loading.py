@@ -18,7 +18,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from deployments.config.model import ModelEntry
-from deployments.core.errors import OutOfMemory
+from deployments.core.errors import ModelLoadFailed, OutOfMemory
 from deployments.host.loading import Loading
 from tests.tiny import byte_tokenizer, llama
 
@@ -73,6 +73,21 @@ def leaves_traces() -> dict[str, Any]:
     torch.set_default_dtype(torch.bfloat16)
     os.chdir(tempfile.gettempdir())
     return {"model": llama(), "tokenizer": byte_tokenizer()}
+
+
+def leaves_the_folder_and_fails() -> dict[str, Any]:
+    os.chdir(tempfile.gettempdir())
+    raise ValueError("no weights")
+
+
+def test_the_folder_is_put_back_after_a_loader_that_fails() -> None:
+    folder = os.getcwd()
+    try:
+        with pytest.raises(ModelLoadFailed, match="no weights"):
+            asyncio.run(Loading("cpu").load(entry(leaves_the_folder_and_fails)))
+        assert os.getcwd() == folder
+    finally:
+        os.chdir(folder)
 
 
 def test_what_a_loader_changes_for_other_models_is_named(caplog: pytest.LogCaptureFixture) -> None:
