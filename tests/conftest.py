@@ -26,15 +26,19 @@ use_own_ray()  # before anything imports Ray
 
 
 SERVERS = {
+    "serve run": ("e2e/test_serve_run.py",),
     "commands": (
-        *("e2e/test_fast.py", "e2e/test_serve_run.py", "e2e/test_sweep.py", "faults/test_drain.py"),
-        *("test_dockerfile.py", "test_package.py"),
+        "e2e/test_fast.py",
+        "e2e/test_sweep.py",
+        "faults/test_drain.py",
+        "test_dockerfile.py",
+        "test_package.py",
     ),
     "faults": ("faults/", "e2e/test_large.py"),
     "cluster": ("e2e/", "test_readme.py", "test_scale.py"),
 }
-"""Files and folders whose tests start servers: by commands, or on one cluster for each of the other two groups."""
-ORDER = ("faults", "cluster", "tests/engine/", "commands")
+"""Files and folders whose tests start servers: by commands, or on one cluster for each of the last two groups."""
+ORDER = ("faults", "cluster", "tests/engine/", "serve run", "commands")
 """What begins first: the longest; of three processes two wait for servers while one computes."""
 
 

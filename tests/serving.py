@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,16 +15,10 @@ import requests
 from ray import serve
 
 from deployments.app import application
+from deployments.cli.endpoint.processes import free_port
 from deployments.config.app import parse_args
 
 _names = itertools.count()
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

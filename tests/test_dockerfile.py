@@ -21,9 +21,9 @@ import requests
 import yaml
 
 from deployments.cli import ports
+from deployments.cli.endpoint.processes import free_port
 from deployments.compat.flags import FLAGS
 from tests.model_loaders.backends.tritonserver import TritonServer, make_repository
-from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
 
 ROOT = Path(__file__).parent.parent

@@ -20,8 +20,8 @@ import requests
 import setuptools
 import yaml
 
+from deployments.cli.endpoint.processes import free_port
 from tests.forms import forms
-from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from ray.serve._private.proxy_router import ProxyRouter
 from ray.serve.handle import DeploymentHandle
 
 from deployments import ray_internals
-from tests.serving import free_port
+from deployments.cli.endpoint.processes import free_port
 
 
 def test_the_ray_that_auto_finds_may_be_dead(monkeypatch: pytest.MonkeyPatch) -> None:

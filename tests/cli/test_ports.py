@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from deployments.cli import ports
+from deployments.cli.endpoint.processes import free_port
 from deployments.core.errors import ConfigError
 
 
@@ -105,11 +106,6 @@ def test_a_second_listener_of_this_user_is_an_intruder() -> None:
         one.stdin.close()
     assert found is not None
     assert f"process {os.getpid()} (" in found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def test_what_only_this_machine_reaches() -> None:

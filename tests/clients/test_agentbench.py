@@ -20,9 +20,9 @@ import pytest
 import requests
 import yaml
 
+from deployments.cli.endpoint.processes import free_port
 from tests.clients.conftest import client_python, run_shell
 from tests.clients.page import block
-from tests.serving import free_port
 
 REPO = os.environ.get("AGENTBENCH_REPO", "")
 SHORT = "{truncate_prompt_tokens: 1500, max_tokens: 64}"

@@ -17,12 +17,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from deployments.cli.endpoint.processes import free_port
 from deployments.cli.main import app, main
 from model_loaders.demo import load_model
 from tests.docs.pages import ROOT
 from tests.docs.session import Session
 from tests.openai.conftest import Server, serve  # noqa: F401
-from tests.serving import free_port
 
 STAND_INS = {
     "org/vision-model": "tests.openai.tiny_models:with_images",

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import yaml
 
+from deployments.cli.endpoint.processes import free_port
 from tests.e2e.test_serve_run import running
 from tests.faults.clients import KEY, ask, replicas
 from tests.faults.conftest import Say, say  # noqa: F401
 from tests.faults.paced import model
-from tests.serving import free_port
 
 pytestmark = pytest.mark.long
 

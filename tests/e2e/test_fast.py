@@ -19,13 +19,13 @@ import pytest
 import requests
 import yaml
 
+from deployments.cli.endpoint.processes import free_port
 from deployments.cli.fast_mode import fast_environment, has_haproxy
 from tests.e2e.test_openai_sdk import check_one_request_id
 from tests.e2e.test_serve_run import ROOT, open_ports, running
 from tests.faults.clients import KEY, ask, replicas, until
 from tests.faults.conftest import Say, say  # noqa: F401
 from tests.faults.paced import model
-from tests.serving import free_port
 
 CONTROLLER, INGRESS, PROXY = "ray::ServeController", "ray::ServeReplica:troupe:OpenAIIngress", "ray::ProxyActor"
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}

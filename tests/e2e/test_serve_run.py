@@ -22,10 +22,10 @@ import requests
 import yaml
 
 from deployments.cli import ports
+from deployments.cli.endpoint.processes import free_port
 from tests.faults.conftest import Say, say  # noqa: F401
 from tests.faults.paced import model
 from tests.faults.test_drain import check_end
-from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 TESTS_OWN_RAY = "from tests.serving import cluster\nwith cluster(cpus=2, gpus=0) as address: print(address)"

@@ -20,12 +20,13 @@ import requests
 import yaml
 from openai import OpenAI
 
+from deployments.cli.endpoint.processes import free_port
 from tests.faults.clients import KEY
 from tests.faults.conftest import Say
 from tests.faults.paced import model
 from tests.faults.processes import kill
 from tests.openai.batches.batching import create, ended, request, results
-from tests.serving import free_port, serving
+from tests.serving import serving
 
 ROOT = Path(__file__).parent.parent.parent
 OWNER = "#BatchOwner#"

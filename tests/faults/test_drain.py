@@ -16,10 +16,10 @@ import pytest
 import requests
 import yaml
 
+from deployments.cli.endpoint.processes import free_port
 from tests.faults.clients import ask, until
 from tests.faults.conftest import Say
 from tests.faults.paced import model
-from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 TOKENS = 250

@@ -22,10 +22,10 @@ from openai import OpenAI
 from tokenizers import processors
 from transformers import GenerationConfig
 
+from deployments.cli.endpoint.processes import free_port
 from deployments.local import make_app, model_app
 from model_loaders.resolve import load_model_info
 from tests.seeds.serving import client, listening
-from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
 from tests.tiny import t5 as tiny_t5
 

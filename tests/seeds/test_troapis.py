@@ -135,7 +135,7 @@ def wait_for_health(port: int) -> None:
 
 @pytest.mark.parametrize(("level", "says"), [("DEBUG", True), pytest.param("ERROR", False, marks=pytest.mark.long)])
 def test_the_entry_file_as_a_program(entry_file: Path, tmp_path: Path, level: str, says: bool) -> None:
-    from tests.serving import free_port
+    from deployments.cli.endpoint.processes import free_port
 
     port = free_port()
     environment = {**os.environ, "PORT": str(port), "PYTHONPATH": str(ROOT), "DEVICE": "cpu", "LOGLEVEL": level}
@@ -153,7 +153,7 @@ def test_the_entry_file_as_a_program(entry_file: Path, tmp_path: Path, level: st
 
 def test_a_notebooks_cell(tmp_path: Path) -> None:
     """A cell runs inside an event loop, and is interrupted like any other."""
-    from tests.serving import free_port
+    from deployments.cli.endpoint.processes import free_port
 
     port = free_port()
     code = f"""

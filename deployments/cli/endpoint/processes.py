@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,13 +19,20 @@ from typing import NoReturn
 from deployments.cli.endpoint import guard
 
 _STOP_S = 30.0
+_ports = random.SystemRandom()
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody listens on at this moment.
+
+    It is none of those that Ray's workers (10002 to 19999) or Linux (from 32768) take by themselves: one of these could
+    be gone before its server starts.
+    """
+    while True:
+        port = _ports.randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager

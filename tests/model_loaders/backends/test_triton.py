@@ -13,6 +13,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from deployments.cli.endpoint.processes import free_port
 from deployments.config.engine import EngineOptions
 from deployments.core.calls import Grammar, SamplingParams
 from deployments.core.errors import (
@@ -33,7 +34,6 @@ from model_loaders.contract import as_model_info
 from model_loaders.prompts.hooks import Hooks
 from tests.model_loaders.backends.emitted import Emitted, deltas
 from tests.model_loaders.backends.tritonserver import TritonServer, make_repository
-from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
 
 pytestmark = pytest.mark.flaky(reruns=1, only_rerun=["cannot be reached"])  # see _server_is_up

@@ -9,13 +9,13 @@ import pytest
 import requests
 from transformers import AutoTokenizer, FuyuProcessor, PaliGemmaProcessor
 
+from deployments.cli.endpoint.processes import free_port
 from model_loaders.demo import WEIGHTS
 from model_loaders.examples.fuyu import cut_tensors
 from tests.model_loaders.backends.test_ctranslate2 import converted
 from tests.openai.conftest import Serve, Server
 from tests.openai.templates import TEMPLATES
 from tests.seeds.vision import data_uri, picture, save_fuyu, save_paligemma
-from tests.serving import free_port
 from tests.tiny import byte_tokenizer, llama
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
