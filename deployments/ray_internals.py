@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+from ray import serve
 from ray._common.tls_utils import add_port_to_grpc_server
 from ray._private.services import canonicalize_bootstrap_address
 from ray._private.state import jobs
@@ -24,6 +25,7 @@ from ray.serve._private.constants import SERVE_NAMESPACE, SERVE_PROXY_NAME
 from ray.serve._private.proxy import HTTPProxy
 from ray.serve._private.request_router import replica_wrapper
 from ray.serve.config import gRPCOptions
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 
 logger = logging.getLogger("ray.serve")
@@ -113,6 +115,14 @@ def session_folder() -> Path | None:
     """The folder of this Ray's session, with the logs of its processes; None if it is on another machine."""
     node = ray._private.worker._global_node
     return None if node is None else Path(node.get_session_dir_path())
+
+
+def outside_handle(deployment: str, app: str) -> DeploymentHandle:
+    """The handle of a deployment for code that no event loop runs, which Serve's fast mode otherwise requires."""
+    handle = serve.get_deployment_handle(deployment, app)
+    if not handle.is_initialized:
+        handle._init(_run_router_in_separate_loop=True)
+    return handle
 
 
 def dashboard() -> str | None:

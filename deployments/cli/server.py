@@ -26,7 +26,7 @@ from deployments.cli.serve_file import troupe_applications
 from deployments.config.app import AppArgs, parse_args
 from deployments.core.errors import ConfigError
 from deployments.logs import LOG_FOLDER
-from deployments.ray_internals import deploy, unreachable, unscheduled
+from deployments.ray_internals import deploy, outside_handle, unreachable, unscheduled
 
 GRACE_S = 60.0
 _ANSWER_S = 5.0
@@ -151,7 +151,7 @@ class Server:
 
     def _wait_for(self, model: str, app: str, deployment: str) -> str | None:
         """Why a model cannot be loaded; None once every replica of its deployment has loaded it."""
-        replicas = [serve.get_deployment_handle(deployment, app)]
+        replicas = [outside_handle(deployment, app)]
         with self._terminal.stage("model") as stage:
             while True:
                 statuses = [status for status in _tell(replicas, "status") if isinstance(status, dict)]
@@ -274,7 +274,7 @@ def drain(limit: float, reached: threading.Event) -> None:
         reached: set once new requests are refused.
     """
     replicas = [
-        serve.get_deployment_handle(name, app)
+        outside_handle(name, app)
         for app, status in serve.status().applications.items()
         for name in status.deployments
         if name.startswith("ModelReplica")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from tests.e2e.test_serve_run import ROOT, open_ports, running
 from tests.faults.clients import KEY, ask, replicas, until
 from tests.faults.conftest import Say, say  # noqa: F401
 from tests.faults.paced import model
+from tests.faults.test_drain import check_end
 
 CONTROLLER, INGRESS, PROXY = "ray::ServeController", "ray::ServeReplica:troupe:OpenAIIngress", "ray::ProxyActor"
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
@@ -40,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, subp
     folder = tmp_path_factory.mktemp("fast")
     port = free_port()
     args = {
-        "models": [model("a", pace=0.01, preload=True), model("slow", pace=0.2)],
+        "models": [model("a", pace=0.01) | {"pinned": True}, model("slow", pace=0.2)],
         "max_models_per_replica": 2,
         "api": {"api_keys": [KEY], "admin_keys": [KEY]},
     }
@@ -298,6 +300,11 @@ def test_haproxys_own_answer_when_nobody_is_left(server: tuple[str, subprocess.P
         assert answer.json()["error"]["message"] == "The server has no ingress that answers. Try again."
         assert answer.headers["retry-after"] == "2"
     answers_again(url)
+
+
+@needs_haproxy
+def test_sigterm_lets_running_requests_end(server: tuple[str, subprocess.Popen[bytes]], say: Say) -> None:  # noqa: F811
+    check_end(*server, signal.SIGTERM, say)
 
 
 @pytest.mark.long

@@ -52,7 +52,7 @@ PEERS: dict[str, Peer] = {
     "transformers-cb": Peer(
         program="transformers",
         command=(*_TRANSFORMERS, "--continuous-batching"),
-        best=("--cb-block-size", "64", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "512"),
+        best=("--cb-block-size", "64", "--cb-num-blocks", "512", "--cb-max-batch-tokens", "256"),
         environment=_KEEPS_MEMORY,
         by_folder=True,
         version=("version",),
