@@ -16,6 +16,7 @@ from deployments.engine.generate.engine import GenerateEngine, is_stock, own_set
 from deployments.engine.generate.model_generate import StockGenerate
 from deployments.engine.model.attention import attend_without_plans
 from deployments.engine.model.cache_argument import accept_old_fields
+from deployments.engine.model.neutral_config import warn_of_left_out
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.no_text import NoTextEngine, gives_text
 from deployments.engine.text.vocabulary import Vocabulary
@@ -66,9 +67,11 @@ def build_engine(
     _check_stop_ids(info, max(len(vocabulary), vocab_size(info.model) or 0))
     hooked = info.generate is not None and not is_stock(info)
     proofs = proofs or Proofs()
+    name = info.label or type(info.model).__name__
+    if not hooked:
+        warn_of_left_out(info.model, name)
     if options.kind == "generate" or (options.kind == "auto" and hooked):
         return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s, proofs=proofs)
-    name = info.label or type(info.model).__name__
     try:
         proven = _batching_engine if options.kind == "continuous_batching" else _proven
         batching = proven(info, vocabulary, options, proofs, inside=inside)

@@ -236,7 +236,9 @@ class _HookRunner(_Runner):
         super().__init__(self._hook.supports)
 
     def run(self, jobs: list[Job], regroup: Any) -> None:
-        if self._hook is not None:
+        if jobs[0].request.sampling.max_tokens == 0:
+            jobs[0].finish("length")
+        elif self._hook is not None:
             self._hook.run(jobs[0])
 
     def close(self) -> None:
@@ -263,7 +265,7 @@ class _StockRunner(_Runner):
                 self._generate.resumable_to = proofs.recall(RESUMED, lambda: self._generate.resumable_to)
             self._resumes = self._batches and self._generate.resumes
             note.found = "yes" if self._resumes else ""
-        self._beams = BeamSearch(self._generate.call, vocabulary)
+        self._beams = BeamSearch(self._generate.call, vocabulary, self._generate.width)
         self._grammars = GrammarCompiler(vocabulary, self._generate.width)
         unable = {"prompt_logprobs"} if self._generate.encoder_decoder else set()
         super().__init__(ALL_PARAMS - unable, self._generate.needs)
