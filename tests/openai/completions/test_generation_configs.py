@@ -43,17 +43,20 @@ def ask(server: LocalServer, prompt: list[int], **fields: Any) -> dict[str, Any]
 
 
 def format_rules() -> dict[str, Any]:
-    """Rules that change the text of every prompt: words of one to three tokens, one of which begins in the prompt."""
+    """Rules that change the text of every prompt: tokens, and words of one to three tokens in what is left then."""
     free = [generated(prompt, {}) for prompt in PROMPTS]
-    words = [free[0][2:4], free[1][3:6], [PROMPTS[2][-1], free[2][0]], [free[0][8]]]
-    return {"bad_words_ids": words, "suppress_tokens": [free[1][0]], "begin_suppress_tokens": [free[0][0]]}
+    rules: dict[str, Any] = {"suppress_tokens": [free[1][0]], "begin_suppress_tokens": [free[0][0]]}
+    left = [generated(prompt, rules) for prompt in PROMPTS]
+    words = [left[0][2:4], left[1][3:6], [PROMPTS[2][-1], left[2][0]]]
+    settings = {**rules, "bad_words_ids": words}
+    assert all(generated(prompt, settings) != text for prompt, text in zip(PROMPTS, left, strict=True))
+    return {**rules, "bad_words_ids": [*words, [left[0][12]]]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_words_and_tokens_that_a_format_rules_out_are_not_written(kind: str) -> None:
     rules = format_rules()
     expected = [generated(prompt, rules) for prompt in PROMPTS]
-    assert all(text != generated(prompt, {}) for text, prompt in zip(expected, PROMPTS, strict=True))
     with serve(kind, **rules) as server, ThreadPoolExecutor(len(PROMPTS)) as clients:
         assert [answer["token_ids"] for answer in clients.map(partial(ask, server), PROMPTS)] == expected
 
