@@ -17,7 +17,8 @@ class EngineOptions:
         kind: `continuous_batching`, `generate` (the model's own `generate`), or `auto`: continuous batching if a probe
             at load finds it equal to `generate`.
         max_batch_size: maximum number of requests computed together; more requests wait.
-        max_model_len: maximum number of tokens of a request, prompt and answer together; None takes the model's own.
+        max_model_len: maximum number of tokens of a request, prompt and answer together (of each of them, if an encoder
+            reads the prompt); None takes the model's own.
         memory_gib: memory for KV caches and states, including the prefix cache; None takes it from the device.
         prefix_cache: keep computed prompts, and reuse them for prompts that start with the same tokens.
         prefix_cache_gib: maximum size of the prefix cache; None is half of the memory.

@@ -349,6 +349,13 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
+def grammar_error(text: str) -> str:
+    """The line of an error of the grammar library that says why."""
+    lines = text.strip().splitlines() or ["unknown error"]
+    # A regular expression's error has its reason in the last line.
+    return (lines[-1].removeprefix("error: ") if lines[0] == "regex parse error:" else lines[0])[:300]
+
+
 def hook_failure(name: str, error: BaseException, hook: object = None) -> str:
     """What a loader's function raised, and where: the innermost line of the loader's own code."""
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]

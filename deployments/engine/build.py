@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from deployments.engine.generate.engine import GenerateEngine, is_stock, own_set
 from deployments.engine.generate.model_generate import StockGenerate
 from deployments.engine.model.attention import attend_without_plans
 from deployments.engine.model.cache_argument import accept_old_fields
+from deployments.engine.model.neutral_config import warn_of_left_out
 from deployments.engine.model.random_state import TURN_LIMIT_S
 from deployments.engine.no_text import NoTextEngine, gives_text
 from deployments.engine.text.vocabulary import Vocabulary
@@ -66,9 +68,12 @@ def build_engine(
     _check_stop_ids(info, max(len(vocabulary), vocab_size(info.model) or 0))
     hooked = info.generate is not None and not is_stock(info)
     proofs = proofs or Proofs()
+    name = info.label or type(info.model).__name__
+    _warn_of_more_tokens(info, name)
+    if not hooked:
+        warn_of_left_out(info.model, name)
     if options.kind == "generate" or (options.kind == "auto" and hooked):
         return GenerateEngine(info, options, vocabulary, turn_limit_s=turn_limit_s, proofs=proofs)
-    name = info.label or type(info.model).__name__
     try:
         proven = _batching_engine if options.kind == "continuous_batching" else _proven
         batching = proven(info, vocabulary, options, proofs, inside=inside)
@@ -89,6 +94,18 @@ def _check_stop_ids(info: ModelInfo, count: int) -> None:
         raise ModelLoadFailed(
             f"The loader of model {info.label!r} returned stop_token_ids with {wrong[0]}, which does not exist; this "
             f"model has ids 0 to {count - 1}."
+        )
+
+
+def _warn_of_more_tokens(info: ModelInfo, name: str) -> None:
+    """Log which tokens of the tokenizer the model's embedding lacks: a prompt with one of them is an error."""
+    count = vocab_size(info.model)
+    words: Mapping[str, int] = getattr(info.tokenizer, "get_vocab", dict)()
+    if count and (lacking := sorted((token_id, word) for word, token_id in words.items() if token_id >= count)):
+        logger.warning(
+            "Model %s has %d tokens, and its tokenizer %d more, such as %r (%d): a prompt with one of them is refused. "
+            "Load the tokenizer that the model was saved with, or resize its embeddings.",
+            *(name, count, len(lacking), lacking[0][1], lacking[0][0]),
         )
 
 

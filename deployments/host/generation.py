@@ -26,7 +26,7 @@ from deployments.core.events import (
     Usage,
 )
 from deployments.core.token_ids import TokenIds
-from deployments.engine.base.admission import check_supported
+from deployments.engine.base.admission import check_supported, room_after
 from deployments.engine.base.event_queue import merge_deltas
 from deployments.engine.base.protocol import Engine, EngineRequest
 from deployments.engine.base.running_requests import RunningRequests
@@ -79,6 +79,7 @@ class Generation:
             answers=answers,
         )
         self.ended = False
+        self._encoded = bool(getattr(engine, "encodes_prompts", False))
         self._call = call
         self._prompts = prompts
         self._inspection = inspection
@@ -176,7 +177,8 @@ class Generation:
     def _requests(self) -> Iterator[EngineRequest]:
         """What the engine is asked for, in the order of the choices; see `_budget` for its errors."""
         limit = self.accepted.max_model_len
-        budgets = [_budget(self._call, len(ids), limit) for ids in self.accepted.prompt_token_ids]
+        lengths = map(len, self.accepted.prompt_token_ids)
+        budgets = [_budget(self._call, length, limit, encoded=self._encoded) for length in lengths]
         for i, budget in enumerate(budgets):
             request = self._request(self._call.prompts[i], self._prompts[i])
             for j in range(self._per_prompt):
@@ -317,7 +319,8 @@ async def _encoded(model: LoadedModel, call: GenerateCall) -> list[EncodedPrompt
         return prompts
     if keep < 0:
         asked = call.sampling.max_tokens
-        keep = max(1, model.engine.max_model_len - (1 if asked is None else asked))
+        encoded = bool(getattr(model.engine, "encodes_prompts", False))
+        keep = max(1, room_after(1 if asked is None else asked, model.engine.max_model_len, encoded=encoded))
     return [await _truncated(model, prompt, keep) for prompt in prompts]
 
 
@@ -348,12 +351,13 @@ async def _truncated(model: LoadedModel, prompt: EncodedPrompt, keep: int) -> En
     return EncodedPrompt(text=text, encoded=replace(prompt.encoded, input_ids=kept))
 
 
-def _budget(call: GenerateCall, length: int, limit: int) -> int:
+def _budget(call: GenerateCall, length: int, limit: int, *, encoded: bool) -> int:
     """How many tokens may be generated after a prompt: what was asked for, at most what is left.
 
     Args:
         length: of the prompt, in tokens.
         limit: of prompt and answer together.
+        encoded: an encoder reads the prompt, so that the limit is that of each.
 
     Raises:
         BadRequest: the prompt is empty.
@@ -362,9 +366,9 @@ def _budget(call: GenerateCall, length: int, limit: int) -> int:
     if length == 0:
         raise BadRequest(f"{call.prompt_param} is empty: nothing to continue.", param=call.prompt_param)
     asked = call.sampling.max_tokens
-    if length > limit or (length == limit and asked != 0):
+    left = room_after(length, limit, encoded=encoded)
+    if length > limit or (left == 0 and asked != 0):
         raise ContextOverflow(limit, length, param=call.prompt_param)
-    left = limit - length
     return left if asked is None else min(asked, left)
 
 

@@ -30,6 +30,7 @@ _AUTO_CLASSES = (
 def model_class(config: Any, *, trusted: bool = False) -> Any:
     """The class that a checkpoint's config declares, else an Auto class that knows the config.
 
+    A class of another model type is not taken: it would read the config's fields in its own way, or not at all.
     A class without a head is taken as it is declared: it gives embeddings. If the model's head is nothing but its tied
     embedding, a base model is a complete language model, and the class with the head is taken.
 
@@ -103,10 +104,23 @@ def named_class(name: str) -> Any:
 
 
 def _declared(config: Any) -> Iterator[Any]:
+    """The classes of transformers that a config declares, but for those of another model type."""
     for architecture in getattr(config, "architectures", None) or ():
         found = getattr(transformers, architecture, None)
-        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+            continue
+        if _is_foreign(config, found):
+            text = "The config's architectures name %s, not a class of its model_type %s: that of the type is used."
+            logger.warning(text, architecture, config.model_type)
+        else:
             yield found
+
+
+def _is_foreign(config: Any, found: Any) -> bool:
+    """Whether a class is of another model type than a config that transformers knows."""
+    own = getattr(found, "config_class", None)
+    fits = not isinstance(own, type) or isinstance(config, own) or takes_part(config, found)
+    return not fits and next(_known(config), None) is not None
 
 
 def _remote(config: Any) -> Any:

@@ -53,6 +53,13 @@ class TestAuto:
         assert not caplog.records
         engine.close()
 
+    def test_tokens_that_the_embedding_lacks_are_named(self, caplog: pytest.LogCaptureFixture) -> None:
+        tokenizer = byte_tokenizer()
+        tokenizer.add_tokens(["<new>", "<newer>"])
+        build(tokenizer=tokenizer).close()
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert message.startswith("Model tiny has 261 tokens, and its tokenizer 2 more, such as '<new>' (261)")
+
     def test_a_slow_machine_compares_fewer_prompts_and_keeps_its_sequences(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:

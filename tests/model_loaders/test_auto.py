@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from deployments.core.errors import ModelLoadFailed
 from model_loaders.resolve import load_model_info
@@ -63,6 +64,21 @@ def test_a_dtype(folder: Path, dtype: str) -> None:
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "AutoModelForCausalLM", "transformers.AutoModelForCausalLM"])
 def test_a_class_by_name(folder: Path, name: str) -> None:
     assert type(load(folder, auto_class=name).model).__name__ == "LlamaForCausalLM"
+
+
+def test_a_class_of_another_model_type_is_not_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Llama's class runs on Granite's config, and leaves out its multipliers."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 261, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1}
+    saved = GraniteForCausalLM(GraniteConfig(**sizes, num_attention_heads=4, embedding_multiplier=3.0)).eval()
+    saved.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["LlamaForCausalLM"]}))
+    model = load_model_info("model_loaders.auto:load_model", {"model_name": str(tmp_path)}, "cpu").model
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(model(ids).logits, saved(ids).logits)
+    assert "architectures name LlamaForCausalLM, not a class of its model_type granite" in caplog.text
 
 
 def test_a_chat_template_or_its_file(folder: Path) -> None:

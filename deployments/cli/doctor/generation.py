@@ -19,6 +19,7 @@ from deployments.cli.doctor.subject import Answer, Subject, first_difference, re
 from deployments.core.calls import Prompt, TextPrompt
 from deployments.core.errors import TroupeError, last_line
 from deployments.engine.batching.engine import BatchingEngine
+from deployments.engine.model.neutral_config import LEFT_OUT
 from deployments.engine.text.stop_tokens import terminator_ids
 from deployments.engine.verify.proofs import PARITY
 from model_loaders.prompts.encoded import Encoded
@@ -35,8 +36,9 @@ _GREEDY: dict[str, Any] = {
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
 }
 _UNSET = (
-    *("temperature", "top_p", "top_k", "min_p", "typical_p", "penalty_alpha", "min_new_tokens", "max_length"),
-    *("forced_eos_token_id", "return_dict_in_generate", "output_scores", "output_logits"),
+    *("temperature", "top_p", "top_k", "min_p", "typical_p", "max_length", "forced_eos_token_id"),
+    *("return_dict_in_generate", "output_scores", "output_logits"),
+    *LEFT_OUT,
 )
 
 
@@ -187,7 +189,7 @@ async def _own(subject: Subject, prompt: Prompt) -> list[int]:
 def _generated(subject: Subject, prompt: Encoded) -> list[int]:
     model: Any = subject.info.model
     config = copy.deepcopy(model.generation_config)
-    for name, value in {**_GREEDY, **dict.fromkeys(_UNSET)}.items():
+    for name, value in {**dict.fromkeys(_UNSET), **_GREEDY}.items():
         setattr(config, name, value)
     stops = sorted(terminator_ids(subject.model.hooks))
     config.eos_token_id = stops or None

@@ -70,8 +70,33 @@ def _rope_type(entry: Mapping[str, Any]) -> Any:
     return entry.get("rope_type", entry.get("type"))
 
 
-def check_request(request: EngineRequest, *, max_model_len: int, supports: frozenset[str], vocab: int | None) -> None:
+def encodes_prompts(model: Any) -> bool:
+    """Whether an encoder reads the prompt: it takes none of the positions of the answer, which the decoder has."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)) and (
+        getattr(model, "main_input_name", "") == "input_ids"
+    )
+
+
+def room_after(prompt: int, context: int, *, encoded: bool) -> int:
+    """How many tokens may follow a prompt of some length.
+
+    Args:
+        context: positions of the model.
+        encoded: see `encodes_prompts`.
+    """
+    return context if encoded else context - prompt
+
+
+def check_request(
+    request: EngineRequest, *, max_model_len: int, supports: frozenset[str], vocab: int | None, encoded: bool = False
+) -> None:
     """Refuse what can never be served.
+
+    Args:
+        max_model_len: positions of the model.
+        supports: what its engine honors.
+        vocab: how many token ids it has.
+        encoded: see `encodes_prompts`.
 
     Raises:
         BadRequest: no tokens, or ids the model does not have, in the prompt or in a parameter.
@@ -89,7 +114,8 @@ def check_request(request: EngineRequest, *, max_model_len: int, supports: froze
         wrong = None if vocab is None else _wrong(getattr(params, name), vocab)
         if wrong is not None:
             raise BadRequest(f"Invalid {name!r}: token id {wrong} {known}", param=name)
-    asked = len(request.input_ids) + (params.max_tokens or 1)
+    length, answer = len(request.input_ids), params.max_tokens or 1
+    asked = max(length, answer) if encoded else length + answer
     if asked > max_model_len:
         raise ContextOverflow(max_model_len, asked, param="prompt")
     check_supported(params, supports)

@@ -82,7 +82,8 @@ class Engine(Protocol):
     """Computes the text of one loaded model.
 
     Attributes:
-        max_model_len: positions a request may use, prompt and text together.
+        max_model_len: positions a request may use, prompt and text together. If an engine has `encodes_prompts` and it
+            is true, prompt and text may each use so many.
         supports: names of the `SamplingParams` fields this engine honors.
     """
 

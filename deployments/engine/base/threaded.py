@@ -8,6 +8,7 @@ from collections import Counter
 from typing import ClassVar
 
 from deployments.core.errors import BadRequest, ModelError, TroupeError, Unavailable
+from deployments.engine.base.admission import check_request
 from deployments.engine.base.failures import unloading
 from deployments.engine.base.hook_watch import HookWatch
 from deployments.engine.base.live_request import LiveRequest
@@ -26,6 +27,7 @@ class ThreadedEngine:
     Attributes:
         kind: name of the engine, for `stats`.
         hook_watch: of the loader's functions that its thread calls.
+        encodes_prompts: an encoder reads the prompt, which takes no positions of the answer.
     """
 
     kind: ClassVar[str]
@@ -36,6 +38,7 @@ class ThreadedEngine:
 
     max_model_len: int
     supports: frozenset[str]
+    encodes_prompts: bool = False
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -45,6 +48,15 @@ class ThreadedEngine:
         self._death: BaseException | None = None
         self._threads: list[threading.Thread] = []
         self.hook_watch = HookWatch(self._hang)
+
+    def _check_request(self, request: EngineRequest, context: int, vocab: int | None) -> None:
+        """Refuse what can never be served; see `check_request`.
+
+        Args:
+            context: positions of the model.
+            vocab: how many token ids it has.
+        """
+        check_request(request, max_model_len=context, supports=self.supports, vocab=vocab, encoded=self.encodes_prompts)
 
     def cancel(self, request_id: str) -> None:
         """See `protocol.Engine`."""

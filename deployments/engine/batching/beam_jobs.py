@@ -68,7 +68,7 @@ class BeamJobs:
         try:
             if self._generate is None or self._search is None:
                 self._generate = StockGenerate(self._model, self._vocabulary, longest=self._longest)
-                self._search = BeamSearch(self._generate.call, self._vocabulary)
+                self._search = BeamSearch(self._generate.call, self._vocabulary, self._generate.width)
             with adapters.applied([job.request.adapter]):
                 self._search.run(job, self._generate.inputs(job))
         except Exception as error:

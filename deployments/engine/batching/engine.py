@@ -17,7 +17,7 @@ from deployments.config.engine import EngineOptions
 from deployments.core.cgroup import cores
 from deployments.core.errors import BadRequest, UnsupportedParameter
 from deployments.engine.adapters.table import AdapterTable, PlacedAdapter
-from deployments.engine.base.admission import ALL_PARAMS, INSIDE_PARAMS, check_media, check_request, context_length
+from deployments.engine.base.admission import ALL_PARAMS, INSIDE_PARAMS, check_media, context_length, encodes_prompts
 from deployments.engine.base.failures import as_error, unloading
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest, EngineStats
@@ -114,6 +114,7 @@ class BatchingEngine(ThreadedEngine):
         try:
             self._loop = self._patched_loop(options, proofs)
             self.max_model_len = _held_length(self._context, self._loop)
+            self.encodes_prompts = encodes_prompts(info.model)
             self._stats = self._loop.stats()
             self._start("batching-engine")
         except BaseException:
@@ -191,7 +192,7 @@ class BatchingEngine(ThreadedEngine):
         """See `protocol.Engine`. The sequence is made in a thread of the engine: the caller may be an event loop."""
         params = request.sampling
         inputs = self._forward.model.get_input_embeddings().weight.shape[0]
-        check_request(request, max_model_len=self._context, supports=self.supports, vocab=inputs)
+        self._check_request(request, self._context, inputs)
         check_media(request, self._needs)
         if params.num_beams != 1:
             check_search(params)

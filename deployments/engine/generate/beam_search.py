@@ -83,10 +83,17 @@ class _Search:
 
 
 class BeamSearch:
-    """Runs jobs through beam search, one at a time. The texts of one search answer jobs that differ in rank alone."""
+    """Runs jobs through beam search, one at a time. The texts of one search answer jobs that differ in rank alone.
 
-    def __init__(self, call: GenerateCall, vocabulary: Vocabulary) -> None:
+    Args:
+        call: of the model.
+        vocabulary: of the model.
+        width: of its logits.
+    """
+
+    def __init__(self, call: GenerateCall, vocabulary: Vocabulary, width: int) -> None:
         self._call = call
+        self._rules = vocabulary.format_rules(width).for_generate()
         self._eos_ids = vocabulary.eos_ids
         self._last: tuple[_Search, list[list[int]]] | None = None
         self._encoder_decoder = bool(getattr(call.view.config, "is_encoder_decoder", False))
@@ -125,6 +132,7 @@ class BeamSearch:
                 eos_token_id=sorted(ends) or NEVER,
                 logits_processor=LogitsProcessorList([check]),
                 stopping_criteria=StoppingCriteriaList([_Stop(job)]),
+                **self._rules,
             )
         if check.poisoned:
             raise ModelError("The model's logits are not finite numbers (NaN or infinity) for this input.")

@@ -22,7 +22,7 @@ from deployments.core.cgroup import cores
 from deployments.core.errors import ModelLoadFailed
 from deployments.core.token_ids import vocab_size
 from deployments.engine.adapters.table import AdapterTable, PlacedAdapter
-from deployments.engine.base.admission import ALL_PARAMS, check_media, check_request, context_length
+from deployments.engine.base.admission import ALL_PARAMS, check_media, context_length, encodes_prompts, room_after
 from deployments.engine.base.failures import as_error, free_memory, is_out_of_memory, raise_if_lost
 from deployments.engine.base.live_request import LiveRequest
 from deployments.engine.base.protocol import Emit, EngineRequest
@@ -77,6 +77,7 @@ class GenerateEngine(ThreadedEngine):
         self.max_model_len = context_length(info, options)
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size(info.model)
+        self.encodes_prompts = encodes_prompts(info.model)
         self._encoder_decoder = bool(getattr(getattr(info.model, "config", None), "is_encoder_decoder", False))
         with proofs.of(ROTARY) as note:
             rotary = SequenceRotary(info.model, self.max_model_len)
@@ -94,11 +95,11 @@ class GenerateEngine(ThreadedEngine):
         self._start("generate-engine")
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:
-        check_request(request, max_model_len=self.max_model_len, supports=self.supports, vocab=self._vocab_size)
+        self._check_request(request, self.max_model_len, self._vocab_size)
         check_media(request, self._runner.needs)
         self._runner.check(request.sampling)
         if request.sampling.max_tokens is None:
-            left = self.max_model_len - len(request.input_ids)
+            left = room_after(len(request.input_ids), self.max_model_len, encoded=self.encodes_prompts)
             request = dataclasses.replace(
                 request, sampling=dataclasses.replace(request.sampling, max_tokens=max(1, left))
             )
@@ -236,7 +237,9 @@ class _HookRunner(_Runner):
         super().__init__(self._hook.supports)
 
     def run(self, jobs: list[Job], regroup: Any) -> None:
-        if self._hook is not None:
+        if jobs[0].request.sampling.max_tokens == 0:
+            jobs[0].finish("length")
+        elif self._hook is not None:
             self._hook.run(jobs[0])
 
     def close(self) -> None:
@@ -263,7 +266,7 @@ class _StockRunner(_Runner):
                 self._generate.resumable_to = proofs.recall(RESUMED, lambda: self._generate.resumable_to)
             self._resumes = self._batches and self._generate.resumes
             note.found = "yes" if self._resumes else ""
-        self._beams = BeamSearch(self._generate.call, vocabulary)
+        self._beams = BeamSearch(self._generate.call, vocabulary, self._generate.width)
         self._grammars = GrammarCompiler(vocabulary, self._generate.width)
         unable = {"prompt_logprobs"} if self._generate.encoder_decoder else set()
         super().__init__(ALL_PARAMS - unable, self._generate.needs)

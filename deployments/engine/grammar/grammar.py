@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from deployments.core.calls import Grammar, ThinkingBudget
-from deployments.core.errors import BadRequest, ModelError
+from deployments.core.errors import BadRequest, ModelError, grammar_error
 from deployments.core.events import FinishReason
 from deployments.core.reasoning import ReasoningMarkers
 from deployments.engine.base.failures import unloading
@@ -139,7 +139,7 @@ class GrammarMask:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise BadRequest(f"The grammar cannot be followed any further: {_first_line(self._matcher.get_error())}")
+            raise BadRequest(f"The grammar cannot be followed any further: {grammar_error(self._matcher.get_error())}")
 
 
 class GrammarCompiler:
@@ -232,7 +232,7 @@ class GrammarCompiler:
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
-            raise BadRequest(f"Invalid {_noun(grammar)}: {_first_line(matcher.get_error())}", param=grammar.param)
+            raise BadRequest(f"Invalid {_noun(grammar)}: {grammar_error(matcher.get_error())}", param=grammar.param)
         return matcher
 
     def _known_tokens(self) -> GrammarTokens:
@@ -303,9 +303,3 @@ def _too_long(grammar: Grammar) -> BadRequest:
 
 def _noun(grammar: Grammar) -> str:
     return _NOUNS[grammar.kind]
-
-
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines() or ["unknown error"]
-    # A regular expression's error has its reason in the last line.
-    return (lines[-1].removeprefix("error: ") if lines[0] == "regex parse error:" else lines[0])[:300]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deployments.core.calls import SamplingParams
 from deployments.core.errors import ModelError
 from deployments.core.events import FinishReason
 from deployments.engine.sampling.bad_words import BadWords
+from deployments.engine.sampling.format_rules import FormatRules
 from deployments.engine.sampling.penalties import Edits, Penalties
 
 
@@ -30,35 +29,6 @@ class TokenMask(Protocol):
     @property
     def ends(self) -> FinishReason | None:
         """Why the text ends: `stop` if it is complete, `length` if it was cut short; None if it continues."""
-
-
-@dataclass(frozen=True, slots=True)
-class FormatRules:
-    """What a checkpoint's generation_config bans or forces as part of the model's format.
-
-    Attributes:
-        suppressed: ids never generated (`suppress_tokens`, and the words of `bad_words_ids` that are one token).
-        first_suppressed: ids that are not the first free token (`begin_suppress_tokens`).
-        first: the id the text begins with (`forced_bos_token_id`, of a decoder that has only its start token).
-    """
-
-    suppressed: tuple[int, ...] = ()
-    first_suppressed: tuple[int, ...] = ()
-    first: int | None = None
-
-    @property
-    def beginning(self) -> int:
-        """The number of tokens at the start that have special rules."""
-        return (self.first is not None) + bool(self.first_suppressed)
-
-    def banned(self, generated: int) -> npt.NDArray[np.int64]:
-        """Token ids that are forbidden after `generated` tokens."""
-        at_first = generated == (self.first is not None)
-        return np.array(self.suppressed + (self.first_suppressed if at_first else ()), dtype=np.int64)
-
-    def forced(self, generated: int) -> int | None:
-        """The only id that may come next, if there is one."""
-        return self.first if generated == 0 else None
 
 
 class SequenceSampler:
@@ -113,14 +83,15 @@ class SequenceSampler:
             bias=params.logit_bias,
         )
         self._bad_words = bad_words
-        self._rules = rules or FormatRules()
+        self._rules = (rules or FormatRules()).after(prompt_ids)
+        self._prompt = prompt_ids
         self._disallowed = _disallowed(params.allowed_token_ids, vocab_size, device)
         self._adjusted = bool(
             self._penalties.any
             or self._processors
             or self._disallowed is not None
             or bad_words is not None
-            or self._rules.suppressed
+            or self._rules.always
         )
         self.truncated = params.top_k > 0 or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1
 
@@ -154,7 +125,7 @@ class SequenceSampler:
             edits.shift(row, ids, shifts)
         if self._bad_words is not None:
             edits.ban(row, self._bad_words.banned())
-        edits.ban(row, self._rules.banned(len(self.generated)))
+        edits.ban(row, self._rules.banned(self._prompt, self.generated))
         if len(self.generated) < self.params.min_tokens:
             edits.ban(row, self._terminators)
 

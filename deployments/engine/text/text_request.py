@@ -42,6 +42,8 @@ class TextRequest:
         if sampled.error is not None:
             self.fail(sampled.error)
             return
+        if self.request.sampling.max_tokens == 0:
+            self.finish("length")  # The prompt alone was asked for, and generate makes one token at least.
         if not self.live.active:
             return
         try:

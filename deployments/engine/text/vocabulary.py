@@ -16,8 +16,9 @@ from deployments.core.errors import TroupeError
 from deployments.core.logprobs import Candidate, TokenLogprob, TokenTexts, WholeVocabulary
 from deployments.engine.base.text_side import TextSide
 from deployments.engine.sampling.bad_words import BadWords, WordIndex
+from deployments.engine.sampling.format_rules import FormatRules
 from deployments.engine.sampling.logprobs import TokenScore
-from deployments.engine.sampling.state import FormatRules, SequenceSampler, TokenMask
+from deployments.engine.sampling.state import SequenceSampler, TokenMask
 from deployments.engine.text.detokenizer import ByteLevelDetokenizer, Detokenizer, WholeDetokenizer, WindowDetokenizer
 from deployments.engine.text.stop_tokens import special_tokens, terminator_ids
 
@@ -48,6 +49,7 @@ class Vocabulary:
         self._texts: dict[int, tuple[str, bytes]] = {}
         self._words: WordIndex | None = None
         self._tokens: TokenTexts | None = None
+        self._rules: dict[int, FormatRules] = {}
         self._lock = threading.Lock()
         self.strategy: _Strategy = self._choose_strategy()
 
@@ -75,7 +77,7 @@ class Vocabulary:
             eos_ids=self.eos_ids,
             vocab_size=vocab_size,
             device=device,
-            rules=self._rules(prompt_ids, vocab_size),
+            rules=self.format_rules(vocab_size),
             processors=(*processors, *self._info.logits_processors),
             mask=mask,
             bad_words=self._bad_words(params, vocab_size),
@@ -165,17 +167,12 @@ class Vocabulary:
     def _visible_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)
 
-    def _rules(self, prompt_ids: Sequence[int], vocab_size: int) -> FormatRules:
-        config = getattr(self._info.model, "generation_config", None)
-        first = getattr(config, "forced_bos_token_id", None)
-        bad_words = getattr(config, "bad_words_ids", None) or ()
-        bad_tokens = {word[0] for word in bad_words if len(word) == 1} - self.eos_ids
-        suppressed = bad_tokens.union(getattr(config, "suppress_tokens", None) or ())
-        return FormatRules(
-            suppressed=tuple(token for token in suppressed if 0 <= token < vocab_size),
-            first_suppressed=tuple(getattr(config, "begin_suppress_tokens", None) or ()),
-            first=first if len(prompt_ids) == 1 else None,
-        )
+    def format_rules(self, width: int) -> FormatRules:
+        """What the model's format bans or forces, for logits of some width."""
+        if width not in self._rules:
+            config = getattr(self._info.model, "generation_config", None)
+            self._rules[width] = FormatRules.from_config(config, self.eos_ids, width)
+        return self._rules[width]
 
     def _text_and_bytes(self, token_id: int) -> tuple[str, bytes]:
         known = self._texts.get(token_id)

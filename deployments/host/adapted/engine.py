@@ -22,6 +22,7 @@ class AdaptedEngine:
         self._key = key
         self._terminators = terminators
         self.max_model_len = engine.max_model_len
+        self.encodes_prompts = bool(getattr(engine, "encodes_prompts", False))
         self.supports = engine.supports
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:

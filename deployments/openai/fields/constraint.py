@@ -15,7 +15,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
 from pydantic import BeforeValidator, Field
 
 from deployments.core.calls import Grammar
-from deployments.core.errors import BadRequest, shown
+from deployments.core.errors import BadRequest, grammar_error, shown
 from deployments.core.json_text.writer import JsonWriter
 from deployments.openai.fields.fields import RequestObject, check_count
 from deployments.openai.fields.other_servers import Rows
@@ -103,7 +103,7 @@ def _too_long(param: str) -> BadRequest:
 def grammar_problem(source: str) -> str | None:
     """Why the JSON text of a schema cannot be expressed as a grammar; None if it can."""
     if len(source) > _LONG:
-        return _first_line(_validated_aside(source))
+        return _problem(_validated_aside(source))
     return _llguidance_problem(LLMatcher.grammar_from_json_schema, source)
 
 
@@ -117,13 +117,13 @@ def _validated_aside(source: str) -> str:
 def _llguidance_problem(read: Callable[[str], str], source: str) -> str | None:
     """Why llguidance cannot read a source or follow what it read; None if it can."""
     try:
-        return _first_line(str(LLMatcher.validate_grammar(read(source), None)))
+        return _problem(str(LLMatcher.validate_grammar(read(source), None)))
     except (ValueError, RecursionError) as error:
-        return _first_line(str(error))
+        return _problem(str(error))
 
 
-def _first_line(text: str) -> str | None:
-    return text.strip().splitlines()[0][:300] if text.strip() else None
+def _problem(text: str) -> str | None:
+    return grammar_error(text) if text.strip() else None
 
 
 def unfollowable(schema: Mapping[str, Any], param: str) -> str | None:
