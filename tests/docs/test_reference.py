@@ -69,7 +69,7 @@ def test_every_tool_parser_reads_what_its_line_shows() -> None:
         texts = [text for text in shown[name] if "ls" in text]
         assert texts, name
         for text in texts:
-            splitter: Splitter = Reader(syntax, {"bash": {}}, opened=False, reasons=False)
+            splitter: Splitter = Reader(syntax, {"bash": {}}, reasons=False)
             assert parts_of(HarmonySplitter() if name == "harmony" else splitter, text) == BASH, text
 
 
@@ -78,7 +78,7 @@ def test_every_reasoning_parser_reads_what_its_line_shows() -> None:
     assert tuple(shown) == REASONING_PARSERS
     for name, markers in MARKERS.items():
         text = shown[name][0]
-        reader = Reader(AnswerSyntax(reasoning=markers), None, opened=False, reasons=True)
+        reader = Reader(AnswerSyntax(reasoning=markers), None, reasons=True)
         splitter: Splitter = HarmonySplitter() if name == "harmony" else reader
         assert parts_of(splitter, text) == [Reasoning("think"), Content("4")], text
 

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import regex
 
@@ -15,22 +15,22 @@ ANY = "…"
 """In a marker: any short text on one line."""
 FENCE = r"```(?:json|\w{0,20}(?:tool|call|function)\w{0,20})?(?!\w)"
 """A pattern of what begins a block of Markdown that may hold calls."""
-_STRINGS = {quote: regex.compile(rf"((?:[^\\{quote}]++|\\.)*+){quote}", regex.DOTALL) for quote in "\"'"}
 LITERALS: dict[str, Any] = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 LITERALS |= {"NaN": math.nan, "Infinity": math.inf}
 """The words that are values."""
-_SCALAR = regex.compile(r"[-+.\w]+")
-_KEY = regex.compile(r"[^\W\d][\w.\-]*")
-_SPACE = regex.compile(r"\s*+")
+_SCALAR = regex.compile(r"\s*[-+.\w]++")
+_KEY = regex.compile(r"\s*[^\s<>\"'=:,(){}\[\]]++")
+_OPENING = regex.compile(r"\s*([\[{(])")
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
 _ESCAPE = regex.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", regex.DOTALL)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 # A token that closes, and another one after it.
 _LAST = regex.compile(r"(\s*<[^<>\s]*(?:/|end|END|close|suffix|tool_call\|)[^<>\s]*>)\s*<[^<>\s]+>\s*\Z")
 _DECODER = json.JSONDecoder(strict=False)
+_END = regex.compile("(?P<text>)")
 _DEEPEST = 64
 # Of what a pattern matches.
 _LONGEST = 512
-_Item = TypeVar("_Item")
 
 
 class Incomplete(Exception):
@@ -50,15 +50,10 @@ class Cursor:
     """
 
     def __init__(self, text: str, place: int = 0, *, final: bool = True, quote: str = "") -> None:
-        self._quotes = (quote, *_STRINGS) if quote else tuple(_STRINGS)
+        self._strings = _strings_of(quote)
         self.text = text
         self.place = place
         self.final = final
-
-    @property
-    def at_end(self) -> bool:
-        """Whether only white space is left of a text that is final."""
-        return self.final and not self.text[self.place :].strip()
 
     def take(self, pattern: regex.Pattern[str]) -> regex.Match[str] | None:
         """Take what matches, if anything does; what more text could make a match is incomplete."""
@@ -68,15 +63,14 @@ class Cursor:
         self.place = self.place if found is None else found.end()
         return found
 
-    def match(self, pattern: regex.Pattern[str]) -> str:
-        """Take what has to match, after white space; a match that more text could prolong is incomplete."""
-        self.take(_SPACE)
+    def need(self, pattern: regex.Pattern[str]) -> regex.Match[str]:
+        """Take what has to match; a match that more text could prolong is incomplete."""
         found = self.take(pattern)
         if found is None:
             raise Unreadable(pattern.pattern)
         if self.place == len(self.text) and not self.final:
             raise Incomplete
-        return str(found[0])
+        return found
 
     def maybe(self, marker: str) -> bool:
         """Take a marker if the text goes on with it. White space around its words is free."""
@@ -89,37 +83,33 @@ class Cursor:
 
     def closing(self, marker: str) -> bool:
         """Take a closing marker, or its beginning without the token that ends the turn."""
-        if not marker.strip() or self.maybe(marker):
-            return bool(marker.strip())
-        found = _LAST.match(marker)
-        return found is not None and self.maybe(found[1])
+        return any(map(self.maybe, closings_of(marker)))
 
-    def first(self, *words: str) -> int:
-        """The place of the first of some words."""
-        places = [place for each in words if (place := self.text.find(each, self.place)) >= 0]
-        if not places:
+    def find(self, ends: Scan) -> regex.Match[str]:
+        """Take the text up to an end, and that."""
+        found, _ = ends.next(self.text, self.final, self.place)
+        if found is None:
             raise Unreadable("the end") if self.final else Incomplete
-        return min(places)
-
-    def until(self, word: str) -> str:
-        """The text up to a word, which is taken as well."""
-        start, end = self.place, self.first(word)
-        self.place = end + len(word)
-        return self.text[start:end]
+        self.place = found.end()
+        return found
 
     def value(self, depth: int = 0) -> Any:
         """A JSON value. Python's literals, tuples, single quotes, bare keys and a last comma are read as well."""
-        self.take(_SPACE)
-        start = self.text[self.place : self.place + 1]
         if depth > _DEEPEST:
             raise Unreadable("nested too deep")
         if (text := self._string()) is not None:
             return text
-        if start and start in "{[(":
-            return self._container(start, depth + 1)
-        return _scalar(self.match(_SCALAR))
+        if (opening := self.take(_OPENING)) is None:
+            return _scalar(self.need(_SCALAR)[0].lstrip())
+        with contextlib.suppress(ValueError, RecursionError):
+            value, self.place = _DECODER.raw_decode(self.text, opening.start(1))
+            return value
+        end = _CLOSING[opening[1]]
+        if end == "}":
+            return dict(self.items(end, lambda: self.pair(":", depth + 1)))
+        return self.items(end, lambda: self.value(depth + 1))
 
-    def items(self, end: str, read: Callable[[], _Item]) -> list[_Item]:
+    def items(self, end: str, read: Callable[[], Any]) -> list[Any]:
         """What stands between commas up to an end, which is taken as well."""
         found = []
         while not self.maybe(end):
@@ -129,32 +119,17 @@ class Cursor:
                 break
         return found
 
-    def pair(self, key: regex.Pattern[str], sign: str, depth: int = 0) -> tuple[str, Any]:
+    def pair(self, sign: str, depth: int = 0) -> tuple[str, Any]:
         """A key, bare or in quotes, the sign after it, and a value."""
         text = self._string()
-        name = self.match(key) if text is None else text
+        key = self.need(_KEY)[0].lstrip() if text is None else text
         self.expect(sign)
-        return name, self.value(depth)
-
-    def _container(self, start: str, depth: int) -> Any:
-        try:
-            value, self.place = _DECODER.raw_decode(self.text, self.place)
-            return value
-        except (ValueError, RecursionError):
-            self.place += 1
-        if start == "{":
-            return dict(self.items("}", lambda: self.pair(_KEY, ":", depth)))
-        return self.items("]" if start == "[" else ")", lambda: self.value(depth))
+        return key, self.value(depth)
 
     def _string(self) -> str | None:
         """A text in quotes; None if no quote begins here."""
-        quote = next((quote for quote in self._quotes if self.maybe(quote)), None)
-        if quote is None or len(quote) > 1:
-            return quote and self.until(quote)
-        found = self.take(_STRINGS[quote])
-        if found is None:
-            raise Unreadable("the end")
-        return _unescaped(found[1])
+        found = self.take(self._strings)
+        return found and (_unescaped(found["said"]) if found["raw"] is None else found["raw"])
 
 
 class Scan:
@@ -170,27 +145,27 @@ class Scan:
         # Matches nothing: as far as it comes at the end of a text, more text could make a match, or a longer one.
         self._tail = regex.compile(rf"(?:{any_of})\Z(?s:.)")
 
-    def next(self, text: str, final: bool) -> tuple[regex.Match[str] | None, int]:
+    def next(self, text: str, final: bool, start: int = 0) -> tuple[regex.Match[str] | None, int]:
         """The next match, if it is certain, and up to where it is certain that there is none."""
-        found = self.pattern.search(text)
+        found = self.pattern.search(text, start)
         place = len(text) if found is None else found.start()
         if not final and len(text) - place < _LONGEST:
-            tail = self._tail.search(text, max(0, len(text) - _LONGEST), partial=True)
+            tail = self._tail.search(text, max(start, len(text) - _LONGEST), partial=True)
             if tail is not None and tail.start() <= place:
                 return None, tail.start()
         return found, place
 
 
 class JsonEnd:
-    """Finds the end of an object or list that is fed in pieces."""
+    """Finds the end of an object or list whose text comes in pieces, as `Scan` does."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._in_string = self._escaped = False
 
-    def find(self, piece: str) -> int | None:
-        """The place in this piece after which the value has ended; None if it goes on."""
-        for place, character in enumerate(piece):
+    def next(self, text: str, final: bool) -> tuple[regex.Match[str] | None, int]:
+        """The end in this piece, after which is `text`; None if the value goes on."""
+        for place, character in enumerate(text, 1):
             if self._in_string:
                 self._in_string = self._escaped or character != '"'
                 self._escaped = not self._escaped and character == "\\"
@@ -198,8 +173,8 @@ class JsonEnd:
             self._in_string = character == '"'
             self._depth += (character in "{[") - (character in "}]")
             if self._depth == 0:
-                return place + 1
-        return None
+                return _END.match(text, place), place
+        return None, len(text)
 
 
 def first_word(marker: str) -> str:
@@ -217,6 +192,12 @@ def pattern_of(marker: str) -> str:
     return pattern
 
 
+def closings_of(marker: str) -> list[str]:
+    """A closing marker, and its beginning without the token that ends the turn; none if there is no marker."""
+    found = _LAST.match(marker)
+    return [marker, *([found[1]] if found else [])] if marker.strip() else []
+
+
 def either(texts: Sequence[str]) -> str:
     """A pattern of one of some texts, the longest that there is."""
     return "|".join(map(regex.escape, sorted(texts, key=len, reverse=True)))
@@ -225,6 +206,14 @@ def either(texts: Sequence[str]) -> str:
 @functools.lru_cache(maxsize=1024)
 def _compiled(marker: str) -> regex.Pattern[str]:
     return regex.compile(pattern_of(marker))
+
+
+@functools.lru_cache(maxsize=64)
+def _strings_of(quote: str) -> regex.Pattern[str]:
+    """A pattern of a text in quotes, or between tokens."""
+    token = regex.escape(quote) if len(quote) > 1 else "(?!)"
+    inside = "|".join(rf"{mark}(?P<said>(?:[^\\{mark}]++|\\.)*+){mark}" for mark in "\"'")
+    return regex.compile(rf"\s*(?:{token}(?P<raw>.*?){token}|{inside})", regex.DOTALL)
 
 
 def _scalar(word: str) -> Any:

@@ -115,8 +115,8 @@ class AnswerFormat:
             opened, marks = True, ReasoningMarkers(f"<{tag[1]}>", f"</{tag[1]}>")
             syntax = replace(syntax, reasoning=marks)
         reasons = not marks.closed_by(prompt_end, continued=continued)
-        begun = self._begun_by(prompt_end)
-        return Reader(syntax, schemas, opened=opened, reasons=reasons, begun=begun, least=least)
+        begun = marks.opening if opened else self._begun_by(prompt_end)
+        return Reader(syntax, schemas, reasons=reasons, begun=begun, least=least)
 
     def _begun_by(self, prompt_end: str | None) -> str:
         """The marker of calls that a prompt ends with, where one stands before texts as well."""

@@ -112,7 +112,7 @@ class LiveCalls:
                 self._write(last[len(self._written) :], parts)
             elif self._json is not None:
                 # A key that comes twice: as JSON the text means the same.
-                end = JsonEnd().find(text[self._start :]) or 0
+                end = JsonEnd().next(text[self._start :], True)[1]
                 self._write(text[self._start + self._json.place : self._start + end], parts)
         return [*parts, *calls[self._begun :]]
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import regex
 
-from deployments.openai.parsing.calls import read_calls
+from deployments.openai.parsing.calls import OBJECT, object_of, read_calls
 from deployments.openai.parsing.cursor import FENCE, Cursor, Incomplete, JsonEnd, Scan, Unreadable, either, pattern_of
 from deployments.openai.parsing.live import LiveCalls
 from deployments.openai.parsing.parts import Call, Content, Part, Reasoning
 from deployments.openai.parsing.syntax import MARKERS, AnswerSyntax, CallSyntax
 from deployments.openai.parsing.typed import Schemas
 
-# An object that nothing marks, or a list of them, and the keys with which one may be a call.
-_OBJECT = r'(?:\[\s{0,99}){0,2}\{\s{0,99}["\']'
-_KEYS = "name|function|type|id|index|arguments|parameters|tool_name|tool_call_id|tool_calls|function_calls|thought"
 _PYTHON = r"\[\s{0,99}[^\W\d][\w.\-/]{0,99}\s?\("
 # Markup that says that a call follows, where no form of calls was found.
 _MARKER = r"<{1,2}(?!/)[^<>\s\"'=]{0,40}(?i:tool|function|invoke|plugin)[^<>\n]{0,60}>{1,2}"
@@ -25,12 +22,10 @@ _MARKER += r"|\[[A-Z_]{0,20}(?:TOOL|FUNCTION)[A-Z_]{0,20}\]|\bfunctools(?=\[)"
 # A name that the arguments follow.
 _NAME = r"(?<![\w.\-/])[^\W\d][\w.\-/]{0,63}"
 _TAG = r"(?:[\w.\-]{1,20}[_:])?(?:think|thinking|thoughts?|reasoning)"
-_THOUGHT = regex.compile(rf"\s*<({_TAG})>")
+_THOUGHT = rf"\s*<(?P<tag>{_TAG})>"
 OPENED = regex.compile(rf"<({_TAG}(?:_\w{{1,20}})?)>\s*\Z")
 """What ends a prompt that has opened reasoning, whatever it is called."""
-# What is left out before reasoning: the text after it has to be there.
-_LINES = regex.compile(r"\n*+(?=.)", regex.DOTALL)
-_BETWEEN = " \t\r\n;,"
+_BETWEEN = r"[\s;,]"
 _SHORT, _GROWTH = 256, 8
 
 
@@ -43,129 +38,100 @@ class Reader:
     Args:
         syntax: how the model writes.
         schemas: the tools; None reads no calls.
-        opened: the prompt ends with the opening marker, so that the text begins with reasoning.
         reasons: reasoning may begin the text.
-        begun: a marker that the prompt has written: the text is read as if it began with it.
+        begun: a marker of reasoning or of a call that ends the prompt: the text is read as if it began with it.
         least: characters of a marked call after which it is given out in pieces; 0 does so at once with
             every call, None gives whole calls alone.
     """
 
     def __init__(
-        self,
-        syntax: AnswerSyntax,
-        schemas: Schemas | None,
-        *,
-        opened: bool,
-        reasons: bool,
-        begun: str = "",
-        least: int | None = None,
+        self, syntax: AnswerSyntax, schemas: Schemas | None, *, reasons: bool, begun: str = "", least: int | None = None
     ) -> None:
-        self._syntax = syntax
         marks = syntax.reasoning or MARKERS["think"]
-        self._opening = _THOUGHT if syntax.reasoning is None else regex.compile(pattern_of(marks.opening))
-        self._closing = marks.closing
-        self._schemas = schemas or {}
+        opening = _THOUGHT if syntax.reasoning is None else pattern_of(marks.opening)
+        self._syntax, self._schemas, self._least, self._closing = syntax, schemas or {}, least, marks.closing
         self._calls = () if schemas is None else syntax.calls
-        self._scan = _scan_of(self._calls, syntax.dropped)
-        # What may stand after a call that has been read.
-        self._ends = tuple(call.section_end for call in self._calls)
-        self._ends += tuple(call.close for call in self._calls if call.shape == "tagged")
-        self._least = least
-        self._begun = begun
-        self._opened = opened
-        self._buffer = marks.opening if opened else begun
+        self._buffer = self._begun = begun
         self._final = False
-        self._reasons = reasons
-        # What reads on: it gives out parts, and says whether to read on at once.
-        self._step: Callable[[list[Part]], bool] = self._open
-        # White space before the next text, and whether there was a text.
-        self._space = ""
-        self._given = False
-        # Of the call at the beginning of the buffer.
+        # What is looked for next; the text before it is of this kind.
+        self._texts, self._after_calls = _scans_of(self._calls, syntax.dropped)
+        self._kind: type[Content | Reasoning] = Content
+        self._scan: Scan | JsonEnd = self._resumed
+        if reasons:
+            # A model may open once more what its prompt has opened.
+            opening = rf"(?:{opening}\n*+){{1,{2 if begun else 1}}}"
+            self._scan = _first_of(opening=opening, closed=pattern_of(marks.closing))
+        # What was found, if more text decides about it.
+        self._found: regex.Match[str] | None = None
         self._tried = 0
         self._live: LiveCalls | None = None
+        # Whether there was a text, what joins the next one to it, and the white space before that.
+        self._given, self._joint, self._space = False, "", ""
 
     def feed(self, text: str) -> list[Part]:
         """The parts that are certain after this text."""
         self._buffer += text
         parts: list[Part] = []
-        try:
-            while self._step(parts):
-                pass
-        except Incomplete:
+        while self._next(parts):
             pass
         return parts
 
     def finish(self) -> list[Part]:
         """The parts that were held back; nothing is fed afterwards."""
         self._final = True
-        parts, space = self.feed(""), self._space
-        self._space = ""
-        self._give(parts, space)
-        return parts
+        parts = self.feed("")
+        return [*parts, Content(self._space)] if self._space and self._kind is Content else parts
 
-    def _open(self, parts: list[Part]) -> bool:
-        """See whether reasoning begins here."""
-        cursor = Cursor(self._buffer, final=self._final)
-        if self._reasons and (found := cursor.take(self._opening)) is not None:
-            cursor.take(_LINES)
-            # A model may open once more what its prompt has opened.
-            if self._opened and cursor.take(self._opening):
-                cursor.take(_LINES)
-            self._closing = f"</{found[1]}>" if self._syntax.reasoning is None else self._closing
-            self._step = functools.partial(self._reason, _thoughts_of(self._closing, self._calls))
-        elif cursor.maybe(self._closing):
-            # It ends what had ended before.
-            self._reasons = False
-        else:
-            self._step = self._text
-            self._buffer = self._buffer if self._reasons else self._buffer.lstrip("\n")
-        self._buffer = self._buffer[cursor.place :]
-        return True
-
-    def _reason(self, ends: Scan, parts: list[Part]) -> bool:
-        """Give out reasoning up to its end."""
-        text, marker, after = self._buffer.partition(self._closing)
-        if not marker:
-            # A call in reasoning that never closes ends it, so what may be one is held back.
-            size = ends.next(text, self._final)[1]
-            if self._final:
-                places = (each.start() for each in ends.pattern.finditer(text))
-                size = next((place for place in places if self._are_calls(text[place:])), len(text))
-            text, after = text[:size], text[size:]
-        kept = text.rstrip()
-        parts += [Reasoning(kept)] if kept else []
-        if marker or (self._final and after):
-            self._buffer, self._reasons, self._step = after, False, self._open
-            return True
-        self._buffer = "" if self._final else text[len(kept) :] + after
-        return False
-
-    def _are_calls(self, text: str) -> bool:
-        reader = Reader(self._syntax, self._schemas, opened=False, reasons=False)
-        parts = [*reader.feed(text), *reader.finish()]
-        return bool(parts) and all(isinstance(part, Call) for part in parts)
-
-    def _text(self, parts: list[Part]) -> bool:
-        """Give out what is neither a call nor markup."""
-        found, size = self._scan.next(self._buffer, self._final)
-        self._pass(parts, size)
-        if found is None:
+    def _next(self, parts: list[Part]) -> bool:
+        """Give out the text up to what is looked for, and read that. False: more text has to come."""
+        if self._found is None:
+            found, size = self._scan.next(self._buffer, self._final)
+            self._pass(parts, size)
+            self._found = found
+        if (found := self._found) is None:
             return False
-        if found.lastgroup in ("dropped", "own"):
-            self._no_call(found, parts)
-        else:
-            self._step = functools.partial(self._call, found)
+        if self._kind is Reasoning:
+            return self._end_reasoning(found, parts)
+        if found.lastgroup in ("marked", "unknown", "bare", "value"):
+            return self._call(found, parts)
+        self._skip(len(found[0]) if found.lastgroup != "own" else 0)
+        match found.lastgroup:
+            case "own":
+                self._scan = JsonEnd()
+            case "opening":
+                self._closing = f"</{found['tag']}>" if self._syntax.reasoning is None else self._closing
+                self._kind, self._scan = Reasoning, _thoughts_of(self._closing, self._calls)
+            case "closed":
+                self._scan = self._resumed
+            case "text":
+                self._scan = self._texts
         return True
 
-    def _no_call(self, found: regex.Match[str], parts: list[Part]) -> None:
-        """Give out what begins no call, or drop it."""
-        if found.lastgroup in ("value", "own"):
-            self._step = functools.partial(self._own, JsonEnd())
-        elif found[0] in self._syntax.dropped:
-            self._buffer = self._buffer[len(found[0]) :]
+    def _skip(self, size: int) -> None:
+        """Drop the beginning of the buffer."""
+        self._buffer, self._found, self._begun = self._buffer[size:], None, "" if size else self._begun
+
+    @property
+    def _resumed(self) -> Scan:
+        """Looks for what may stand after reasoning: what ends it once more."""
+        return _first_of(closed=pattern_of(self._closing), dropped=r"\n+")
+
+    def _end_reasoning(self, found: regex.Match[str], parts: list[Part]) -> bool:
+        """End the reasoning if it is closed here, or in what may be a call and is never closed."""
+        end = self._buffer.find(self._closing)
+        if end < 0 and not self._final:
+            return False
+        if end > 0 or (end < 0 and not self._are_calls()):
+            self._pass(parts, max(end, len(found[0])))
         else:
-            self._pass(parts, len(found[0]))
+            self._skip(len(self._closing) if end == 0 else 0)
+            self._kind, self._space, self._scan = Content, "", self._resumed
+        return True
+
+    def _are_calls(self) -> bool:
+        reader = Reader(self._syntax, self._schemas, reasons=False)
+        parts = [*reader.feed(self._buffer), *reader.finish()]
+        return bool(parts) and all(isinstance(part, Call) for part in parts)
 
     def _call(self, found: regex.Match[str], parts: list[Part]) -> bool:
         """Read calls at the beginning of the buffer."""
@@ -174,7 +140,8 @@ class Reader:
         if self._final or size <= _SHORT or size >= self._tried + self._tried // _GROWTH:
             self._tried = size
             try:
-                return self._after_trial(found, parts, *self._try())
+                self._after_trial(found, parts, *self._try())
+                return True
             except Incomplete as more:
                 known = more.args
         if self._least == 0 or (self._least and found.lastgroup == "marked"):
@@ -190,70 +157,61 @@ class Reader:
                 return read_calls(cursor, syntax, self._schemas), cursor.place
         return [], 0
 
-    def _after_trial(self, found: regex.Match[str], parts: list[Part], calls: list[Call], end: int) -> bool:
+    def _after_trial(self, found: regex.Match[str], parts: list[Part], calls: list[Call], end: int) -> None:
         """Give out calls, or what only looked like them."""
-        live, self._live, self._step, self._tried = self._live, None, self._text, 0
+        live, self._live, self._tried = self._live, None, 0
         if calls:
             parts += calls if live is None else live.rest(calls, self._buffer)
-            self._buffer, self._space, self._step = self._buffer[end:], "", self._between
+            self._skip(end)
+            # A text does not run into the one before the calls.
+            self._joint, self._space = "\n" if self._given else "", ""
+            self._scan = self._after_calls
         elif live is not None and (begun := live.broken(self._buffer)):
             parts += begun
-            self._buffer = self._space = ""
+            self._skip(len(self._buffer))
+            self._space = ""
+        elif found.lastgroup == "value":
+            self._scan, self._found = JsonEnd(), None
+        elif found[0] in self._syntax.dropped:
+            self._skip(len(found[0]))
         else:
-            self._no_call(found, parts)
-        return True
-
-    def _between(self, parts: list[Part]) -> bool:
-        """Drop what separates calls from each other and from a text."""
-        rest = self._buffer.lstrip(_BETWEEN)
-        cursor = Cursor(rest, final=self._final)
-        if any(map(cursor.closing, self._ends)):
-            self._buffer = rest[cursor.place :]
-            return True
-        found, place = self._scan.next(rest, self._final)
-        if found is not None and place == 0 and found.lastgroup == "dropped":
-            self._buffer = rest[len(found[0]) :]
-            return True
-        if found is None and place == 0 and not self._final:
-            return False
-        self._buffer = rest if found is not None and place == 0 else self._buffer.lstrip()
-        if not self._buffer:
-            return False
-        # A text does not run into the one before the calls.
-        self._space, self._step = "\n" if self._given else "", self._text
-        return True
-
-    def _own(self, value: JsonEnd, parts: list[Part]) -> bool:
-        """Give out a JSON value of the model's own."""
-        end = value.find(self._buffer)
-        text, self._buffer = self._buffer[:end], "" if end is None else self._buffer[end:]
-        self._give(parts, text)
-        self._step = self._step if end is None else self._text
-        return end is not None
+            self._pass(parts, len(found[0]))
 
     def _pass(self, parts: list[Part], size: int) -> None:
         """Give out the beginning of the buffer. White space waits: a call may follow, to which it does not belong."""
-        text, self._buffer = self._buffer[:size], self._buffer[size:]
-        if text:
-            # The prompt's marker is not the model's text.
-            text, self._begun = text.removeprefix(self._begun), ""
-        kept = text.rstrip() if self._calls else text
-        self._give(parts, kept, text[len(kept) :])
-
-    def _give(self, parts: list[Part], text: str, space: str = "") -> None:
-        """Give out a text, in one part with the one before it; the white space after it waits."""
-        if text:
-            if parts and isinstance(last := parts[-1], Content):
-                parts[-1] = Content(last.text + self._space + text)
+        # The prompt's marker is not the model's text.
+        text = self._buffer[:size].removeprefix(self._begun)
+        self._skip(size)
+        waits = self._kind is Reasoning or (self._calls and not isinstance(self._scan, JsonEnd))
+        kept = text.rstrip() if waits else text
+        if kept:
+            given = self._joint + self._space + kept
+            if parts and isinstance(last := parts[-1], self._kind):
+                parts[-1] = self._kind(last.text + given)
             else:
-                parts.append(Content(self._space + text))
-            self._space, self._given = "", True
-        self._space += space
+                parts.append(self._kind(given))
+            self._given, self._joint, self._space = self._given or self._kind is Content, "", ""
+        self._space += text[len(kept) :]
 
 
 @functools.lru_cache(maxsize=256)
-def _scan_of(calls: tuple[CallSyntax, ...], dropped: tuple[str, ...]) -> Scan:
-    """Finds what begins calls, and what is dropped.
+def _first_of(**patterns: str) -> Scan:
+    """Finds what stands at the beginning of a text: `opening` and `closed`, of reasoning, `dropped`, or `text`."""
+    return Scan({name: rf"\A(?:{pattern})" for name, pattern in patterns.items()} | {"text": r"\A(?:)"})
+
+
+@functools.lru_cache(maxsize=256)
+def _scans_of(calls: tuple[CallSyntax, ...], dropped: tuple[str, ...]) -> tuple[Scan, Scan]:
+    """What finds calls in a text, and what ends calls or separates them from each other and from a text."""
+    patterns = _patterns_of(calls, dropped)
+    begun = "|".join(filter(None, patterns.values())) or "(?!)"
+    ends = [pattern_of(end) for call in calls for end in call.ends]
+    ended = "|".join(filter(None, (*ends, patterns["dropped"]))) or "(?!)"
+    return Scan(patterns), _first_of(dropped=rf"{_BETWEEN}*(?:{ended})|{_BETWEEN}+(?={begun})|\s+(?=\S|\Z)")
+
+
+def _patterns_of(calls: tuple[CallSyntax, ...], dropped: tuple[str, ...]) -> dict[str, str]:
+    """What may begin calls, and what is dropped.
 
     The groups: `marked` (a declared marker), `unknown` (markup that looks like one), `dropped`, `bare` (calls that
     nothing marks), `value` (JSON that may be a call), `own` (JSON that is none).
@@ -264,14 +222,14 @@ def _scan_of(calls: tuple[CallSyntax, ...], dropped: tuple[str, ...]) -> Scan:
     gaps = {pattern_of(call.gap) for call in calls if call.shape == "named" and not call.begins}
     unmarked = [_PYTHON] if "python" in bare else []
     unmarked += [rf"{_NAME}{gap}\s{{0,9}}(?=\{{)" for gap in sorted(gaps)]
-    patterns = {
+    return {
         "marked": f"(?!{longer})(?:{either(starts)})" if longer else either(starts),
         "unknown": _MARKER if "any" in bare else "",
         "dropped": either(dropped),
         "bare": "|".join((*unmarked, FENCE)) if bare else "",
+        "value": "|".join(object_of(call) for call in calls if call.shape == "json" and not call.begins),
+        "own": OBJECT if "json" in bare else "",
     }
-    patterns |= {"value": rf'{_OBJECT}(?:{_KEYS})["\']\s*:', "own": _OBJECT} if "json" in bare else {}
-    return Scan(patterns)
 
 
 @functools.lru_cache(maxsize=256)

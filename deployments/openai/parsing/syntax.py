@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deployments.core.reasoning import ReasoningMarkers
-from deployments.openai.parsing.cursor import first_word
+from deployments.openai.parsing.cursor import closings_of, first_word
 
 _HARMONY_MARKERS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 ID, INDEX = "[A-Za-z0-9]{9}", "[0-9]{1,2}"
@@ -77,6 +77,11 @@ class CallSyntax:
         return tuple(map(first_word, self.begins))
 
     @property
+    def ends(self) -> list[str]:
+        """The texts that may follow a call that has been read."""
+        return closings_of(self.section_end) + (closings_of(self.close) if self.shape == "tagged" else [])
+
+    @property
     def around(self) -> tuple[str, str]:
         """What begins calls, and what ends them; empty if the answer's end does."""
         return "".join(self.begins[:1]).strip(), (self.section_end if self.section else self.close).strip()
@@ -88,7 +93,6 @@ class CallSyntax:
             "json": f'{{"{self.name}": …, "{self.arguments}": …}}' if self.name else "{NAME: {…}}",
             "named": f"NAME{self.gap}{{…}}",
             "python": "[NAME(KEY=VALUE)]",
-            "any": "NAME …",
         }
         body = bodies.get(self.shape, f"NAME{self.gap}{self.key_open}KEY{self.key_close}VALUE{self.value_close}")
         body = f"[{body}]" if self.several else body

@@ -107,7 +107,7 @@ def _literal(text: str) -> Any:
         dumps({"value": value})
     except (Unreadable, ValueError):
         return None
-    return value if cursor.at_end else None
+    return None if text[cursor.place :].strip() else value
 
 
 def _number(value: Any, kinds: frozenset[str] | set[str]) -> Any:

@@ -101,7 +101,7 @@ def drive(words: Vocabulary, mask: TokenMask, wishes: list[int], budget: int) ->
 def read(words: Vocabulary, tokens: list[int], *, opened: bool) -> tuple[str, str]:
     """Reasoning and content of a text."""
     text = b"".join(words.token_bytes(i) for i in tokens if i not in words.eos_ids).decode("utf-8", "replace")
-    splitter = Reader(AnswerSyntax(reasoning=THINK), None, opened=opened, reasons=True)
+    splitter = Reader(AnswerSyntax(reasoning=THINK), None, reasons=True, begun=THINK.opening if opened else "")
     parts = [*splitter.feed(text), *splitter.finish()]
     content = "".join(part.text for part in parts if isinstance(part, Content))
     return "".join(part.text for part in parts if not isinstance(part, Content)), content  # type: ignore[union-attr]

@@ -123,6 +123,47 @@ def test_what_stands_between_the_markers_of_a_call() -> None:
         assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ('{"place": "Ilm"', "", CALLED)
 
 
+def test_json_that_is_no_call_between_the_markers_of_one_stays_content() -> None:
+    answers = answer_format(HEAD + SHOWN["tags"][0] + TAIL)
+    for pieces in cuts(f'<do>{JSON}\n{{"a": 1}}</do>'):
+        assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ('{"a": 1}</do>', "", CALLED)
+
+
+def test_keys_of_calls_that_nothing_marks() -> None:
+    shown = "{{ {'tool': c.function.name, 'input': c.function.arguments} | tojson }}\n{% endfor %}"
+    answers = answer_format(HEAD + EACH + shown + TAIL)
+    assert answers.is_proved
+    text = '{"tool": "measure", "input": {"place": "Ilm", "depth": 4}}'
+    for pieces in cuts(f"Now. {text}\n{text}"):
+        assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == ("Now.", "", CALLED * 2)
+    for said in ('{"tool": "hammer", "input": {}}', '{"a": {"tool": "measure", "input": {}}}'):
+        for pieces in cuts(said):
+            assert read(answers, pieces, TWO_TOOLS, "<|assistant|>") == (said, "", [])
+
+
+def test_python_calls_before_one_that_is_cut_off() -> None:
+    form = FORMATS["Python in a section"]
+    answers = answer_format(form.template)
+    for rest in ("[/RUN]", "", "\nmeasure(place='Il", "\n[/R"):
+        for pieces in cuts(f"[RUN]measure(place='Ilm', depth=4){rest}"):
+            content, _, calls = read(answers, pieces, TWO_TOOLS, form.prompt)
+            assert (content, calls) == ("" if rest == "[/RUN]" else rest.strip(), CALLED)
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ('<function=measure>{"place": "Ilm", "depth": 4}</function>', CALLED),
+        ('<function=other>\n{"x": "y"}\n</function>', [("other", {"x": "y"})]),
+        (f"```json\n{JSON}\n{JSON}\n```", CALLED * 2),
+        ('<tool_call>{"name": "measure", "arguments": {1: 2}}</tool_call>', [("measure", {"1": 2})]),
+    ],
+)
+def test_calls_that_no_form_declares(text: str, calls: Calls) -> None:
+    for pieces in cuts(f"Now. {text}"):
+        assert read(answer_format(HEAD + TAIL), pieces, TWO_TOOLS, "<|assistant|>") == ("Now.", "", calls)
+
+
 def test_a_marked_call_of_a_tool_that_is_not_there() -> None:
     text = (
         '<my:function_calls>\n<my:invoke name="other">\n<my:par name="x">y</my:par>\n</my:invoke>\n</my:function_calls>'

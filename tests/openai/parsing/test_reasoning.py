@@ -32,7 +32,7 @@ CASES = [
 
 
 def split(text: str, opened: bool, pieces: list[str]) -> list[Part]:
-    splitter = Reader(THINK, None, opened=opened, reasons=True)
+    splitter = Reader(THINK, None, reasons=True, begun="<think>" if opened else "")
     parts = [part for piece in pieces for part in splitter.feed(piece)]
     return [*parts, *splitter.finish()]
 
@@ -48,13 +48,13 @@ def test_cases(text: str, opened: bool, reasoning: str, content: str) -> None:
 def test_calls_after_reasoning() -> None:
     text = '<think>I <tool_call>will</think>\n<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
     for pieces in ([text], list(text)):
-        splitter = Reader(replace(SYNTAXES["hermes"], reasoning=MARKERS["think"]), {}, opened=False, reasons=True)
+        splitter = Reader(replace(SYNTAXES["hermes"], reasoning=MARKERS["think"]), {}, reasons=True)
         parts = [part for piece in pieces for part in splitter.feed(piece)] + splitter.finish()
         assert "".join(part.text for part in parts if isinstance(part, Reasoning)) == "I <tool_call>will"
         assert [part for part in parts if not isinstance(part, Reasoning)] == [Call("f", '{"a": 1}')]
 
 
 def test_reasoning_is_given_out_at_once() -> None:
-    splitter = Reader(THINK, None, opened=False, reasons=True)
+    splitter = Reader(THINK, None, reasons=True)
     assert splitter.feed("<think>\nLet me") == [Reasoning("Let me")]
     assert splitter.feed(" see") == [Reasoning(" see")]

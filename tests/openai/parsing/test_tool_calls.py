@@ -176,7 +176,7 @@ FORMATS: list[tuple[str, str, str, Calls]] = [
 
 
 def split(family: str, pieces: list[str]) -> list[Part]:
-    splitter = Reader(SYNTAXES[family], SCHEMAS, opened=False, reasons=False)
+    splitter = Reader(SYNTAXES[family], SCHEMAS, reasons=False)
     parts = [part for piece in pieces for part in splitter.feed(piece)]
     return [*parts, *splitter.finish()]
 
@@ -280,7 +280,7 @@ def test_a_stream_and_a_whole_answer_agree(family: str, text: str, chance: Any) 
 
 
 def test_an_answer_in_json_is_given_out_as_it_comes() -> None:
-    splitter = Reader(SYNTAXES["llama3_json"], SCHEMAS, opened=False, reasons=False)
+    splitter = Reader(SYNTAXES["llama3_json"], SCHEMAS, reasons=False)
     assert splitter.feed('{"a') == []
     assert splitter.feed('nswer": [1, ') == [Content('{"answer": [1, ')]
     assert splitter.feed('{"name": "finish", ') == [Content('{"name": "finish", ')]
@@ -317,7 +317,7 @@ def test_definitions_and_records_are_the_models_own(family: str, text: str) -> N
 
 def test_a_tool_may_have_arguments_named_as_a_schema_is() -> None:
     schemas = {"check": {"properties": {"type": {"type": "string"}, "properties": {"type": "object"}}}}
-    splitter = Reader(SYNTAXES["llama3_json"], schemas, opened=False, reasons=False)
+    splitter = Reader(SYNTAXES["llama3_json"], schemas, reasons=False)
     text = '{"name": "check", "parameters": {"type": "object", "properties": {}}}'
     assert calls_of([*splitter.feed(text), *splitter.finish()]) == [("check", {"type": "object", "properties": {}})]
 
@@ -336,7 +336,7 @@ def test_a_broken_call_does_not_hide_the_next() -> None:
 
 
 def test_content_is_given_out_at_once() -> None:
-    splitter = Reader(SYNTAXES["hermes"], SCHEMAS, opened=False, reasons=False)
+    splitter = Reader(SYNTAXES["hermes"], SCHEMAS, reasons=False)
     assert splitter.feed("Hello wor") == [Content("Hello wor")]
     assert splitter.feed("ld <") == [Content("ld")]
     assert splitter.feed("b>") == [Content(" <b>")]
