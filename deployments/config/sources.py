@@ -30,7 +30,8 @@ class FolderSource(Source):
     id: str = Field(
         default="{name}",
         min_length=1,
-        description="The models' ids: {name} is the folder's name, {parent} its parent's name, {step} its last number.",
+        description="The models' ids: {name} is the folder's name, {parent} its parent's name, {step} its last number "
+        "(folders without one are left out).",
     )
     every_s: float = Field(default=5.0, gt=0, description="Seconds between two searches for new folders.")
 

@@ -26,6 +26,18 @@ class _Loader(yaml.SafeLoader):
             lines[name] = line
         return node
 
+    def construct_yaml_timestamp(self, node: Any) -> Any:
+        try:
+            return super().construct_yaml_timestamp(node)
+        except ValueError as error:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(
+                f"line {line}: {node.value!r} is not a date ({error}); quote it if it is a text."
+            ) from error
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_timestamp)
+
 
 def read_yaml(text: str) -> Any:
     """The value of a YAML text.

@@ -70,9 +70,8 @@ class FolderSearch:
             if known is None or known.state != "ready":
                 try:
                     looked = self._look(path)
-                except ValidationError as error:
-                    fault = next(read_faults(error))
-                    logger.warning("The folder %r is not a model: %s: %s", path, fault.place, fault.reason)
+                except ValueError as error:
+                    logger.warning("The folder %r is not a model: %s", path, _told(error))
                     self._nameless.add(path)
                     continue
                 if looked is not None:
@@ -115,6 +114,8 @@ class FolderSearch:
         folder = Path(path)
         numbers = re.findall(r"\d+", folder.name)
         fields = {"name": folder.name, "parent": folder.absolute().parent.name, "step": numbers[-1] if numbers else ""}
+        if not numbers and "{step}" in self._source.id:
+            raise ValueError(f"its name has no number for {{step}} in the id {self._source.id!r}.")
         name = self._source.id.format(**fields)
         base, like = self._base or self._like, self._like or self._base
         assert base is not None
@@ -122,6 +123,13 @@ class FolderSearch:
         if is_adapter:
             return adapter_spec(base, None, name=name, source=path, origin="folder", created=created)
         return spec_like(like, self._source.like_key, name=name, source=path, origin="folder", created=created)
+
+
+def _told(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    fault = next(read_faults(error))
+    return f"{fault.place}: {fault.reason}"
 
 
 def _in_order(path: str) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""YAML in which a key is there twice."""
+"""YAML in which a key is there twice, or a date is none."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def test_a_key_that_is_there_twice_is_an_error_with_its_lines(tmp_path: Path) ->
 def test_wherever_it_is(text: str, told: str) -> None:
     with pytest.raises(yaml.YAMLError, match=told):
         read_yaml(text)
+
+
+def test_a_date_that_does_not_exist_is_an_error_with_its_line() -> None:
+    with pytest.raises(yaml.YAMLError, match=r"line 2: '2026-13-45' is not a date \(month must be in 1\.\.12\)"):
+        read_yaml("a: 2026-12-31\nid: 2026-13-45")
 
 
 @pytest.mark.parametrize(

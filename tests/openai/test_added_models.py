@@ -242,6 +242,16 @@ def test_a_folder_whose_name_is_not_one_of_a_model(place: Path, start: Start) ->
     until(lambda: listed(server) == ["base", "c"])
 
 
+def test_a_folder_without_the_number_that_its_id_has(
+    place: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy(place, 1, "run/checkpoint-7")
+    copy(place, 1, "run/final")
+    server = start(folders=[{"glob": str(place / "run" / "*"), "id": "r-{step}", "like": "base"}], settle_s=0)
+    until(lambda: listed(server) == ["base", "r-7"])
+    assert "run/final' is not a model: its name has no number for {step} in the id 'r-{step}'." in caplog.text
+
+
 def test_a_model_that_cannot_be_loaded_replaces_nothing(place: Path, start: Start) -> None:
     server = start()
     body = added(place, 1)
