@@ -21,6 +21,7 @@ import numpy
 
 HOME = Path(sys.prefix) / "pytriton"
 WHEELS = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")
+_STARTS = 3
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 _SITE = Path("lib") / f"python{_VERSION}" / "site-packages"
 
@@ -122,7 +123,17 @@ class TritonServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until its models are ready."""
+        """Start it and wait until its models are ready.
+
+        Its backend for Python sometimes dies of a lock (`boost::interprocess::lock_exception`) while it loads several
+        models; then it is started again.
+        """
+        for _ in range(_STARTS):
+            if self._started():
+                return
+        raise RuntimeError(f"Triton has not started:\n{self._log.read_text(errors='replace')[-4000:]}")
+
+    def _started(self) -> bool:
         site = site_packages()
         home = site / "pytriton" / "tritonserver"
         stub = home / "python_backend_stubs" / _VERSION / "triton_python_backend_stub"
@@ -158,8 +169,9 @@ class TritonServer:
         while b"Started GRPC" not in self._log.read_bytes():
             if self._process.poll() is not None or time.monotonic() > end:
                 self.stop()
-                raise RuntimeError(f"Triton has not started:\n{self._log.read_text(errors='replace')[-4000:]}")
+                return False
             time.sleep(0.1)
+        return True
 
     def start_again_if_it_died(self) -> None:
         """Start a server that has crashed once more, on the same port."""
