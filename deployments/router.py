@@ -60,6 +60,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         self._planned: dict[str, dict[ReplicaID, float]] = {}
         self._sent: Counter[ReplicaID] = Counter()
         self._pending: dict[int, PendingRequest] = {}
+        self._first_chosen: dict[int, float] = {}
         self._prefixes: PrefixPlaces[ReplicaID] = PrefixPlaces()
         self._moved: PrefixPlaces[ReplicaID] = PrefixPlaces()
 
@@ -71,14 +72,21 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
         pending_request.routing_context.should_backoff = True
         try:
             metadata = pending_request.metadata
-            waited = time.time() - pending_request.created_at
-            if not metadata.multiplexed_model_id or waited > LOST_AFTER_S:
+            if not metadata.multiplexed_model_id or self._waited(metadata) > LOST_AFTER_S:
                 return [candidate_replicas]
             hint = RoutingHint.from_text(metadata.session_id or "|")
             return [self.choose(candidate_replicas, metadata.multiplexed_model_id, hint.session, hint.blocks)]
         except Exception:
             logger.exception("routing by model failed; any replica will do")
             return [candidate_replicas]
+
+    def _waited(self, metadata: RequestMetadata) -> float:
+        """Seconds since a replica was first chosen for a request that has none yet.
+
+        They do not begin when it came: behind a burst that took as long, every request would seem lost.
+        """
+        now, request = time.monotonic(), id(metadata)
+        return now - self._first_chosen.setdefault(request, now) if request in self._pending else 0.0
 
     def choose(
         self, replicas: list[RunningReplica], model: str, session: str, blocks: Sequence[str] = ()
@@ -139,6 +147,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]
 
     def _remove_pending_request_from_indices(self, pending_request: PendingRequest) -> None:
         self._pending.pop(id(pending_request.metadata), None)
+        self._first_chosen.pop(id(pending_request.metadata), None)
 
     def _get_pending_request_matching_internal_request_id(
         self, request_metadata: RequestMetadata | None = None

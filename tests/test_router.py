@@ -17,7 +17,7 @@ import pytest
 from ray.serve._private.common import RequestMetadata
 from ray.serve.request_router import PendingRequest
 
-from deployments.router import PLAN_LIFETIME_S, ModelAffinityRouter
+from deployments.router import LOST_AFTER_S, PLAN_LIFETIME_S, ModelAffinityRouter
 
 pytestmark = pytest.mark.usefixtures("all_is_walked")
 
@@ -319,6 +319,24 @@ def test_an_exception_never_hangs_a_request() -> None:
     request = SimpleNamespace(metadata=metadata, created_at=float("inf"), routing_context=SimpleNamespace())
     assert asyncio.run(router.choose_replicas(replicas, request)) == [replicas]  # type: ignore[arg-type]
     assert request.routing_context.should_backoff
+
+
+def test_a_request_is_lost_when_nobody_takes_it_and_not_when_it_came_long_ago(clock: list[float]) -> None:
+    """Behind a burst, a request may wait for its first choice longer than that: any replica would load the model."""
+
+    async def main() -> None:
+        router, replicas = fleet(2)
+        loaded(replicas, replicas[1].replica_id, "a")
+        metadata = RequestMetadata(request_id="r", internal_request_id="i", multiplexed_model_id="a")
+        request = PendingRequest(args=[], kwargs={}, metadata=metadata, created_at=0.0)
+        for _ in range(2):
+            router._add_pending_request_to_indices(request)
+            assert await router.choose_replicas(replicas, request) == [[replicas[1]]]
+            clock[0] += LOST_AFTER_S + 1
+            assert await router.choose_replicas(replicas, request) == [replicas]
+            router._remove_pending_request_from_indices(request)
+
+    asyncio.run(main())
 
 
 def test_calls_that_one_request_makes_at_once_are_told_apart() -> None:
