@@ -6,6 +6,7 @@ environment of their own, `.venv/pytriton`, made by `scripts/test`, or on first 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -183,11 +184,11 @@ class TritonServer:
         if self._process is None:
             return
         self._process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
-        except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):  # One that has crashed leaves the processes of its models.
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(10)
+        self._process.wait(10)
         self._process = None
 
 
