@@ -28,6 +28,10 @@ from deployments.ray_internals import keep_replica_port_local
 
 _RAY_WRAPPER = "__serve_multiplex_wrapper"
 _REPORT_EVERY_S = 2.0
+# In a second. A chunk takes a millisecond of processor time in the ingress and Serve's proxy: an eighth of the cores
+# may go there, and an ingress can send little more than these.
+_CHUNKS_OF_A_CORE = 125.0
+_CHUNKS_OF_AN_INGRESS = 1000.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,7 +72,7 @@ class ModelReplica:
         _share_cores()
         leave_imports()
         place = serve.get_replica_context().replica_id.unique_id
-        self._host = ModelHost(args, on_gone=self._withdraw, place=place)
+        self._host = ModelHost(args, on_gone=self._withdraw, place=place, chunks_per_s=_chunks_per_s())
         self._metrics = HostMetrics(RayMeters())
         self._tasks = [asyncio.create_task(self._preload(args)), asyncio.create_task(self._report())]
 
@@ -173,12 +177,25 @@ class ModelReplica:
             await self._host.close()
 
 
+def _replicas() -> int:
+    return max(1, serve.get_replica_context().world_size or 1)
+
+
+def _share() -> float:
+    """An equal share of the machine's cores."""
+    nodes = max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
+    return cores() / math.ceil(_replicas() / nodes)
+
+
+def _chunks_per_s() -> float:
+    """Chunks that this replica's streams may have in a second: no ingress gets more than it can send."""
+    return min(_CHUNKS_OF_AN_INGRESS / _replicas(), _CHUNKS_OF_A_CORE * _share())
+
+
 def _share_cores() -> None:
     """Give torch this replica's part of the machine's cores: what it reserved, or an equal share if that is more."""
     import torch
 
-    nodes = max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
-    replicas = max(1, serve.get_replica_context().world_size or 1)
-    share = cores() // math.ceil(replicas / nodes)
+    share = int(_share())
     reserved = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
     torch.set_num_threads(max(1, share, min(reserved, cores())))

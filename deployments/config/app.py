@@ -37,7 +37,10 @@ class AppArgs(Strict):
     models: list[ModelEntry] = Field(min_length=1)
     max_models_per_replica: int = Field(default=1, ge=1, description="Models that a replica holds at the same time.")
     stream_interval_ms: float = Field(
-        default=20.0, ge=0, description="Minimum time between two chunks of a stream, after the first token."
+        default=20.0,
+        ge=0,
+        description="Minimum time between two chunks of a stream, after the first token; longer if a replica has many "
+        "streams. 0 sends every token at once, however many there are.",
     )
     host_memory_gib: float = Field(
         default=0.0,

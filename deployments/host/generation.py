@@ -28,8 +28,8 @@ from deployments.core.events import (
 from deployments.core.token_ids import TokenIds
 from deployments.engine.base.admission import check_supported, room_after
 from deployments.engine.base.event_queue import merge_deltas
-from deployments.engine.base.protocol import Engine, EngineRequest
-from deployments.engine.base.running_requests import RunningRequests
+from deployments.engine.base.protocol import Engine, EngineRequest, engine_encodes_prompts
+from deployments.engine.base.running_requests import Interval, RunningRequests
 from deployments.host.inside.capturing import Capturing, capturing, check_inside, with_vectors
 from deployments.host.inspection import Inspection
 from deployments.host.loaded_model import EncodedPrompt, LoadedModel
@@ -46,7 +46,7 @@ class Generation:
         call: the request.
         prompts: its prompts, encoded.
         texts: the prompts' texts; with `echo` each is there.
-        interval: seconds between two batches of a stream's events, the first excepted.
+        interval: gives the seconds between two batches of a stream's events, the first excepted.
         started: by `time.monotonic()`, to report timings from; None reports none.
         fingerprint: of the model, for `Accepted`.
         inspection: is shown every event.
@@ -64,7 +64,7 @@ class Generation:
         prompts: list[EncodedPrompt],
         texts: Sequence[str | None],
         *,
-        interval: float,
+        interval: Interval,
         started: float | None = None,
         fingerprint: str = "",
         answers: Mapping[str, Any] | None = None,
@@ -79,7 +79,7 @@ class Generation:
             answers=answers,
         )
         self.ended = False
-        self._encoded = bool(getattr(engine, "encodes_prompts", False))
+        self._encoded = engine_encodes_prompts(engine)
         self._call = call
         self._prompts = prompts
         self._inspection = inspection
@@ -91,7 +91,7 @@ class Generation:
         self._streams = call.stream and not self._ranked
         # The time of the first token is seen only if events are taken as they come.
         self._running = RunningRequests(
-            engine, interval=interval if self._streams else None if started is None else 0.0
+            engine, interval=interval if self._streams else None if started is None else lambda: 0.0
         )
         self._held: dict[int, list[Delta]] = defaultdict(list)
         if call.echo:
@@ -105,7 +105,7 @@ class Generation:
         self._cached: dict[int, int] = {}
 
     @classmethod
-    async def start(cls, model: LoadedModel, call: GenerateCall, *, interval: float, started: float) -> Generation:
+    async def start(cls, model: LoadedModel, call: GenerateCall, *, interval: Interval, started: float) -> Generation:
         """Encode a call's prompts and queue its choices in the model's engine.
 
         Raises:
@@ -319,7 +319,7 @@ async def _encoded(model: LoadedModel, call: GenerateCall) -> list[EncodedPrompt
         return prompts
     if keep < 0:
         asked = call.sampling.max_tokens
-        encoded = bool(getattr(model.engine, "encodes_prompts", False))
+        encoded = engine_encodes_prompts(model.engine)
         keep = max(1, room_after(1 if asked is None else asked, model.engine.max_model_len, encoded=encoded))
     return [await _truncated(model, prompt, keep) for prompt in prompts]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from deployments.core.fingerprint import check_expected, weights_of
 from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import TokenIds, check_known
 from deployments.core.transcript import TranscriptionStarted
+from deployments.engine.base.running_requests import Interval
 from deployments.engine.library.tested_versions import warn_of_untested_transformers
 from deployments.host.adapters import try_adapter
 from deployments.host.generation import Generation
@@ -35,6 +37,7 @@ from deployments.host.loaded_model import CLOSE_LIMIT_S, LoadedModel
 from deployments.host.loading import Loading, default_device
 from deployments.host.places import Places
 from deployments.host.profiling import Trace, traced
+from deployments.host.stream_pace import StreamPace
 from deployments.registry.catalogue import Catalogue, date_models
 from deployments.registry.following import Following, followed
 from deployments.registry.registry import ModelRegistry
@@ -58,6 +61,7 @@ class ModelHost:
         given: models that are loaded already, by id.
         registry: of models that come while the server runs; a replica has none, its calls bring them.
         place: names this process in the ids of captures.
+        chunks_per_s: of all streams together, if there is a `stream_interval_ms`.
 
     Attributes:
         captures: of the requests' states.
@@ -73,6 +77,7 @@ class ModelHost:
         given: Mapping[str, ModelInfo] | None = None,
         registry: ModelRegistry | None = None,
         place: str = "",
+        chunks_per_s: float = math.inf,
     ) -> None:
         warn_of_untested_transformers()
         self.args = args
@@ -87,6 +92,7 @@ class ModelHost:
         self._admitted: dict[str, str] = {}
         self._places = Places(args, self._catalogue, self._loading, on_gone)
         self.leases = self._places.leases
+        self._pace = StreamPace(args.stream_interval_ms / 1000, chunks_per_s)
         self._draining = False
         self._traces = {
             entry.id: Trace(entry.profile_dir, entry.id) for entry in args.models if entry.profile_dir is not None
@@ -142,7 +148,7 @@ class ModelHost:
 
     async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """The events of a call; a failure is the last of them. Closing the generator stops the computation."""
-        started, interval = time.monotonic(), self.args.stream_interval_ms / 1000
+        started = time.monotonic()
         TURN.set(call.turn)
         if call.spec:
             self.admit(call.spec)
@@ -150,18 +156,9 @@ class ModelHost:
             if self._draining:
                 raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
             async with self.lease(call.model, call.expect) as model, traced(self._traces.get(model.entry.id)):
-                if isinstance(call, TranscribeCall):
-                    async with aclosing(model.transcribe(call, interval=interval)) as heard:
-                        async for event in heard:
-                            if isinstance(event, TranscriptionStarted):
-                                event = replace(event, fingerprint=model.fingerprint)
-                            yield event
-                    return
-                generation = await Generation.start(model, call, interval=interval, started=started)
-                with closing(generation):
-                    yield generation.accepted
-                    while not generation.ended:
-                        for event in await generation.take():
+                with self._pace.streams(_streams(call)) as interval:
+                    async with aclosing(_answer(model, call, interval, started)) as events:
+                        async for event in events:
                             yield event
         except TroupeError as error:
             self._places.say_if_gone(self.place_of(call.model))
@@ -338,3 +335,26 @@ class ModelHost:
     def place_of(self, model: str) -> str:
         """The id of the model that is loaded for this one: of an adapter, that of its base."""
         return self._catalogue.place_of(model)
+
+
+async def _answer(model: LoadedModel, call: Call, interval: Interval, started: float) -> AsyncGenerator[Event, None]:
+    if isinstance(call, TranscribeCall):
+        async with aclosing(model.transcribe(call, interval=interval)) as heard:
+            async for event in heard:
+                if isinstance(event, TranscriptionStarted):
+                    event = replace(event, fingerprint=model.fingerprint)
+                yield event
+        return
+    generation = await Generation.start(model, call, interval=interval, started=started)
+    with closing(generation):
+        yield generation.accepted
+        while not generation.ended:
+            for event in await generation.take():
+                yield event
+
+
+def _streams(call: Call) -> int:
+    """How many texts a call has chunks of."""
+    if not call.stream:
+        return 0
+    return 1 if isinstance(call, TranscribeCall) else len(call.prompts) * call.n

@@ -18,6 +18,7 @@ from deployments.core.errors import ModelError, UnsupportedParameter
 from deployments.core.events import Event
 from deployments.engine.base.admission import check_supported
 from deployments.engine.base.protocol import Engine
+from deployments.engine.base.running_requests import Interval
 from deployments.engine.base.threaded import ThreadedEngine
 from deployments.engine.batching.memory import weight_bytes
 from deployments.engine.build import build_engine
@@ -224,7 +225,7 @@ class LoadedModel:
             fingerprint=self.fingerprint,
         )
 
-    def transcribe(self, call: TranscribeCall, *, interval: float) -> AsyncGenerator[Event, None]:
+    def transcribe(self, call: TranscribeCall, *, interval: Interval) -> AsyncGenerator[Event, None]:
         """The events of a transcription.
 
         Raises:

@@ -63,7 +63,10 @@ def run(engine: Any, *texts: str, **fields: Any) -> list[Event]:
             request_id="r", model="m", prompts=tuple(TextPrompt(text=t) for t in texts), sampling=sampling, **fields
         )
         prompts = [EncodedPrompt(text=t, encoded=Encoded(input_ids=list(t.encode()))) for t in texts]
-        with queueing() as worker, closing(Generation(engine, call, prompts, texts, interval=0.01)) as generation:
+        with (
+            queueing() as worker,
+            closing(Generation(engine, call, prompts, texts, interval=lambda: 0.01)) as generation,
+        ):
             await generation.submit(worker)
             got: list[Event] = [generation.accepted]
             while not generation.ended:
@@ -153,7 +156,7 @@ def failing(stream: bool, first: bool) -> list[Event]:
         )
         prompt = EncodedPrompt(text="a", encoded=Encoded(input_ids=[97]))
         engine = Keeps()
-        generation = Generation(engine, call, [prompt], ["a"], interval=0.01)  # type: ignore[arg-type]
+        generation = Generation(engine, call, [prompt], ["a"], interval=lambda: 0.01)  # type: ignore[arg-type]
         with queueing() as worker:
             await generation.submit(worker)
         got: list[Event] = [generation.accepted]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import threading
 import time
 import weakref
@@ -79,9 +80,12 @@ def entry(name: str, loader: Callable[..., Any] = load_model, **fields: Any) -> 
 
 
 @contextlib.asynccontextmanager
-async def host_of(*models: dict[str, Any], gone: list[str] | None = None, **args: Any) -> AsyncIterator[ModelHost]:
+async def host_of(
+    *models: dict[str, Any], gone: list[str] | None = None, chunks_per_s: float = math.inf, **args: Any
+) -> AsyncIterator[ModelHost]:
     settings = {"models": list(models), "swap_patience_s": 0.05, **args}
-    host = ModelHost(parse_args(settings), "cpu", on_gone=(gone if gone is not None else []).append)
+    on_gone = (gone if gone is not None else []).append
+    host = ModelHost(parse_args(settings), "cpu", on_gone=on_gone, chunks_per_s=chunks_per_s)
     try:
         yield host
     finally:
@@ -289,5 +293,18 @@ def test_embeddings_on_a_gpu_that_computes_nothing_more_fail_the_health_check() 
                 await host.embed("a", [TextPrompt(text="poison")], EmbedOptions())
             with pytest.raises(ModelError, match="GPU computes nothing more in this process"):
                 host.check()
+
+    run(main())
+
+
+@pytest.mark.parametrize(("least_ms", "merged"), [(20, True), (0, False)], ids=["by default", "every token at once"])
+def test_streams_that_would_have_too_many_chunks_together_have_fewer(least_ms: float, merged: bool) -> None:
+    async def main() -> None:
+        async with host_of(entry("a"), chunks_per_s=0.01, stream_interval_ms=least_ms) as host:
+            asked = [call(text=text, max_tokens=100, stream=True) for text in ("a", "b", "c", "d")]
+            for events in await asyncio.gather(*(events_of(host, each) for each in asked)):
+                deltas = [event for event in events if isinstance(event, Delta)]
+                assert sum(len(delta.token_ids) for delta in deltas) == 100
+                assert (len(deltas) == 2) == merged, "what was there at once, and the rest"
 
     run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 from deployments.cli.bench.client import Job
 from deployments.cli.bench.report import figures, ratios, summary
 from deployments.cli.bench.targets import Target
-from deployments.cli.endpoint.processes import processor_seconds
+from deployments.cli.endpoint.processes import processor_seconds, standing_still
 from deployments.core.errors import ConfigError
 
 Result = dict[str, Any]
@@ -43,7 +44,8 @@ def measured(cell: Cell, targets: Sequence[Target]) -> list[Result]:
     refused: dict[str, str] = {}
     for target in targets:
         # The first run fills caches and buffers.
-        warm = run_client(_job(cell, target, 0, cell.concurrency))
+        with _alone(target, targets):
+            warm = run_client(_job(cell, target, 0, cell.concurrency))
         if all(each["error"] for each in warm["requests"]):
             refused[target.name] = warm["requests"][0]["error"]
     able = [target for target in targets if target.name not in refused]
@@ -52,7 +54,8 @@ def measured(cell: Cell, targets: Sequence[Target]) -> list[Result]:
     for number in range(cell.rounds):
         turn = number % max(1, len(able))
         for target in (*able[turn:], *able[:turn]):
-            found = measured_run(cell, target, number + 1)
+            with _alone(target, targets):
+                found = measured_run(cell, target, number + 1)
             runs[target.name].append(figures(found))
             for each in found["requests"]:
                 if each["error"]:
@@ -60,6 +63,11 @@ def measured(cell: Cell, targets: Sequence[Target]) -> list[Result]:
     return [
         _result(cell, target.name, runs, refused.get(target.name) or errors.get(target.name, "")) for target in targets
     ]
+
+
+def _alone(target: Target, targets: Sequence[Target]) -> contextlib.AbstractContextManager[None]:
+    """The other servers that the bench has started stand still meanwhile: an idle Ray takes a tenth of a core."""
+    return standing_still([each.process for each in targets if each.process and each is not target])
 
 
 def _result(cell: Cell, name: str, runs: Mapping[str, Sequence[Mapping[str, float]]], error: str) -> Result:

@@ -17,7 +17,8 @@ from deployments.cli.bench.workloads import positions
 from deployments.cli.endpoint.processes import processor_seconds
 from deployments.core.errors import ConfigError
 
-_IDLE_S = 3.0
+_SETTLE_S = 10.0  # Ray goes on starting for a while after its first answer
+_IDLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +72,11 @@ def run(wish: Wish) -> dict[str, Any]:
 
 def rested(targets: Sequence[Target]) -> list[Target]:
     """The same servers, with what each of them takes while nobody asks."""
+    if not any(target.process for target in targets):
+        return list(targets)
+    time.sleep(_SETTLE_S)
     before = [processor_seconds(target.process) for target in targets]
-    time.sleep(_IDLE_S if any(target.process for target in targets) else 0.0)
+    time.sleep(_IDLE_S)
     return [
         replace(target, idle_cores=(processor_seconds(target.process) - was) / _IDLE_S if target.process else 0.0)
         for target, was in zip(targets, before, strict=True)

@@ -1,17 +1,19 @@
 """Runs a program, and ends it when standard input closes: `python -I guard.py STOP_S PROGRAM ARGUMENTS…`.
 
-Standard input is a pipe of the process that has started this one: it closes however that process ends. The program and
-all that it has started, which are in the process group of this process, get SIGTERM then, and what is left after
-`STOP_S` seconds, or when the program has ended, SIGKILL. Otherwise this process ends with the program, and with its
-exit status.
+Standard input is a pipe of the process that has started this one: it closes however that process ends. The process
+group of this process, to which the program belongs, gets SIGTERM then (after SIGCONT, if it was held). What is left of
+its session after `STOP_S` seconds, or when the program has ended, gets SIGKILL. Otherwise this process ends with the
+program, and with its exit status.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 
 
 def main(stop_s: float, command: list[str]) -> int:
@@ -24,15 +26,33 @@ def main(stop_s: float, command: list[str]) -> int:
         while os.read(0, 1):
             pass
         left.set()
+        send(started(os.getpid()), signal.SIGCONT)
         os.killpg(0, signal.SIGTERM)
         time.sleep(stop_s)
-        os.killpg(0, signal.SIGKILL)
+        send(started(os.getpid()), signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
     status = program.wait()
     if left.is_set():
-        os.killpg(0, signal.SIGKILL)
+        send(started(os.getpid()), signal.SIGKILL)
     return status if status >= 0 else 128 - status
+
+
+def started(guard: int) -> set[int]:
+    """What runs in the session of a guard, but the guard itself. Ray's workers have process groups of their own."""
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(name)) == guard != int(name):
+                found.add(int(name))
+    return found
+
+
+def send(processes: Iterable[int], number: int) -> None:
+    """Send a signal to those of the processes that have not ended."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 if __name__ == "__main__":

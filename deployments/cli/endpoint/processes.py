@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,11 +25,11 @@ _ports = random.SystemRandom()
 def free_port() -> int:
     """A TCP port that nobody listens on at this moment.
 
-    It is none of those that Ray's workers (10002 to 19999) or Linux (from 32768) take by themselves: one of these could
-    be gone before its server starts.
+    It is none of those that Ray's workers (10002 to 19999), the fast mode (30000 to 31000) or Linux (from 32768) take by
+    themselves: one of these could be gone before its server starts.
     """
     while True:
-        port = _ports.randrange(20_000, 32_768)
+        port = _ports.randrange(20_000, 30_000)
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
@@ -78,7 +78,8 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     ask_to_end(process)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_S)
-    _signal(process, signal.SIGKILL)  # and what is left of its session
+    _signal(process, signal.SIGKILL)
+    guard.send(guard.started(process.pid), signal.SIGKILL)
     process.wait()
 
 
@@ -127,6 +128,20 @@ def _usage(folder: Path) -> dict[int, tuple[int, float]]:
             taken = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
             found[int(stat.parent.name)] = int(fields[1]), taken
     return found
+
+
+@contextlib.contextmanager
+def standing_still(processes: Iterable[int]) -> Iterator[None]:
+    """Programs of `running`, by their ids there, and all that they have started do nothing until the block ends."""
+    held: set[int] = set()
+    try:
+        for process in processes:
+            while more := guard.started(process) - held:  # also what started while the others were held
+                held |= more
+                guard.send(more, signal.SIGSTOP)
+        yield
+    finally:
+        guard.send(held, signal.SIGCONT)
 
 
 def processor_seconds(process: int) -> float:

@@ -82,8 +82,7 @@ class Engine(Protocol):
     """Computes the text of one loaded model.
 
     Attributes:
-        max_model_len: positions a request may use, prompt and text together. If an engine has `encodes_prompts` and it
-            is true, prompt and text may each use so many.
+        max_model_len: positions a request may use, prompt and text together; each so many if `engine_encodes_prompts`.
         supports: names of the `SamplingParams` fields this engine honors.
     """
 
@@ -111,6 +110,11 @@ class Engine(Protocol):
 
     def close(self, timeout: float = 30.0) -> None:
         """Stop: let what runs end for at most `timeout` seconds, fail the rest as Unavailable, free memory."""
+
+
+def engine_encodes_prompts(engine: Engine) -> bool:
+    """Whether an encoder reads the prompts, which take no positions of the answers then; engines need not say so."""
+    return bool(getattr(engine, "encodes_prompts", False))
 
 
 @runtime_checkable

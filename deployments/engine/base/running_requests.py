@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from deployments.core.events import Delta, EngineEvent
 from deployments.engine.base.event_queue import EventQueue
 from deployments.engine.base.protocol import Engine, EngineRequest
+
+Interval = Callable[[], float]
+"""Gives seconds, at any moment."""
 
 _UNTIL_ONE_ENDS = 3600.0
 
@@ -17,12 +20,13 @@ class RunningRequests:
     """Requests that an engine computes, numbered from 0 as they are queued.
 
     Args:
-        interval: seconds between two batches of events, the first excepted; None gathers events until a request ends.
+        interval: gives the seconds between two batches of events, the first excepted; None gathers events until a
+            request ends.
     """
 
-    def __init__(self, engine: Engine, *, interval: float | None) -> None:
+    def __init__(self, engine: Engine, *, interval: Interval | None) -> None:
         self._engine = engine
-        self._interval = _UNTIL_ONE_ENDS if interval is None else interval
+        self._interval = interval
         self._due = time.monotonic() + _UNTIL_ONE_ENDS if interval is None else 0.0
         self._queue = EventQueue()
         self._lock = threading.Lock()
@@ -53,7 +57,7 @@ class RunningRequests:
     async def take(self) -> list[tuple[int, EngineEvent]]:
         """The events since the last batch, each with the number of its request; waits for at least one."""
         events = await self._queue.take(not_before=self._due)
-        self._due = time.monotonic() + self._interval
+        self._due = time.monotonic() + (self._interval() if self._interval is not None else _UNTIL_ONE_ENDS)
         for number, event in events:
             if isinstance(event, Delta) and event.finish_reason is not None:
                 self._running.pop(number, None)

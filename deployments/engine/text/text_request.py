@@ -48,7 +48,7 @@ class TextRequest:
             return
         try:
             delta = self.output.push(sampled)
-        except Exception as error:
+        except BaseException as error:  # a tokenizer in Rust that panics raises no Exception
             self.fail(as_error(error))
             return
         if delta is not None:
@@ -64,7 +64,7 @@ class TextRequest:
             return
         try:
             self.give(self.output.finish(reason))
-        except Exception as error:
+        except BaseException as error:
             self.fail(as_error(error))
 
     def fail(self, error: TroupeError) -> None:

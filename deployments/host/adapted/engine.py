@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deployments.core.calls import SamplingParams
-from deployments.engine.base.protocol import Emit, Engine, EngineRequest, EngineStats
+from deployments.engine.base.protocol import Emit, Engine, EngineRequest, EngineStats, engine_encodes_prompts
 
 
 class AdaptedEngine:
@@ -22,7 +22,7 @@ class AdaptedEngine:
         self._key = key
         self._terminators = terminators
         self.max_model_len = engine.max_model_len
-        self.encodes_prompts = bool(getattr(engine, "encodes_prompts", False))
+        self.encodes_prompts = engine_encodes_prompts(engine)
         self.supports = engine.supports
 
     def submit(self, request: EngineRequest, emit: Emit) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deployments.core.events import Delta, Failed, PromptScores
 from deployments.core.logprobs import TokenLogprob
 from deployments.engine.base.protocol import Engine, EngineRequest
-from deployments.engine.base.running_requests import RunningRequests
+from deployments.engine.base.running_requests import Interval, RunningRequests
 
 
 class WindowAnswer:
@@ -13,14 +13,14 @@ class WindowAnswer:
 
     Args:
         request: is queued at once.
-        interval: seconds between two looks at it, the first excepted; None looks at it once it is complete.
+        interval: gives the seconds between two looks at it, the first excepted; None looks once, when it is complete.
 
     Attributes:
         logprobs: of each of `token_ids`.
         scores: of the prompt, if the request asks for them.
     """
 
-    def __init__(self, engine: Engine, request: EngineRequest, *, interval: float | None) -> None:
+    def __init__(self, engine: Engine, request: EngineRequest, *, interval: Interval | None) -> None:
         self.prompt = request.input_ids
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []

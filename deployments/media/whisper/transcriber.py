@@ -23,6 +23,7 @@ from deployments.core.events import Event, Finished, Usage
 from deployments.core.logprobs import Candidate, TokenLogprob
 from deployments.core.transcript import Segment, TranscriptionStarted, TranscriptSegment, Word
 from deployments.engine.base.protocol import Engine, EngineRequest
+from deployments.engine.base.running_requests import Interval
 from deployments.media.audio import decode_audio
 from deployments.media.whisper.answer import WindowAnswer
 from deployments.media.whisper.format import FRAMES_PER_SECOND, Span, WhisperFormat, language_name
@@ -63,7 +64,7 @@ class Transcriber:
         aligner: finds the times of words, where the checkpoint has what that needs.
         encode: runs a function in the thread that encodes; `align`, in the one that computes beside the engine.
         terminators: the ids that end a text.
-        interval: seconds between two pieces of a stream, the first excepted.
+        interval: gives the seconds between two pieces of a stream, the first excepted.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Transcriber:
         encode: Run[Any],
         align: Run[Any],
         terminators: frozenset[int],
-        interval: float,
+        interval: Interval,
         device: torch.device,
     ) -> None:
         self._call = call

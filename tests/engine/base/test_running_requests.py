@@ -39,7 +39,8 @@ def with_running(main: Callable[[Told, RunningRequests], Coroutine[Any, Any, Non
     engine = Told()
 
     async def run() -> None:
-        running = RunningRequests(engine, interval=interval)  # type: ignore[arg-type]
+        given = None if interval is None else lambda: interval
+        running = RunningRequests(engine, interval=given)  # type: ignore[arg-type]
         await asyncio.wait_for(main(engine, running), 20)
 
     asyncio.run(run())

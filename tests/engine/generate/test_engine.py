@@ -309,10 +309,11 @@ class TestItNeverDies:
             engine.check()
         engine.close()
 
-    def test_a_decode_hook_that_raises_fails_its_request_alone(self) -> None:
+    @pytest.mark.parametrize("kind", [RuntimeError, BaseException], ids=["error", "panic of a tokenizer in Rust"])
+    def test_a_decode_hook_that_raises_fails_its_request_alone(self, kind: type[BaseException]) -> None:
         def decode(ids: torch.Tensor) -> str:
             if 24 in ids.tolist():
-                raise RuntimeError("cannot decode 24")
+                raise kind("cannot decode 24")
             return "".join(f"<{i}>" for i in ids.tolist())
 
         engine = build(tokenizer=None, encode=lambda text: [[1]], decode=decode)

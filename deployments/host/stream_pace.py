@@ -1,0 +1,35 @@
+"""How often a stream gives a chunk: the more streams a process has, the more tokens come together."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+from deployments.engine.base.running_requests import Interval
+
+
+class StreamPace:
+    """The time between two chunks of a stream, for all streams of a process.
+
+    Args:
+        least: seconds, for few streams; with 0 every token has a chunk, however many streams there are.
+        chunks_per_s: of all streams together.
+    """
+
+    def __init__(self, least: float, chunks_per_s: float = math.inf) -> None:
+        self._least = least
+        self._chunks_per_s = chunks_per_s
+        self._streams = 0
+
+    @contextlib.contextmanager
+    def streams(self, count: int) -> Iterator[Interval]:
+        """Further streams, until the block ends. Gives the seconds between two chunks of each, at any moment."""
+        self._streams += count
+        try:
+            yield self._interval
+        finally:
+            self._streams -= count
+
+    def _interval(self) -> float:
+        return max(self._least, self._streams / self._chunks_per_s) if self._least else 0.0
