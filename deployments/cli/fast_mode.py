@@ -88,7 +88,7 @@ def fast_environment(given: Mapping[str, str]) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # It would keep a thousand lines of a process's log back, and lose them if the process is killed.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
-        # HAProxy starts anew whenever an ingress comes or goes. After this time it cuts off what the old one still sends.
+        # HAProxy starts anew if an ingress comes or goes, and then cuts off what the old one sends after this time.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(24 * 3600),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         # One buffer holds all headers of a request: room for the 64 KiB of max_header_bytes.

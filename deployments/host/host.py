@@ -28,6 +28,7 @@ from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import TokenIds, check_known
 from deployments.core.transcript import TranscriptionStarted
 from deployments.engine.base.running_requests import Interval
+from deployments.engine.base.stream_pace import StreamPace
 from deployments.engine.library.tested_versions import warn_of_untested_transformers
 from deployments.host.adapters import try_adapter
 from deployments.host.generation import Generation
@@ -37,7 +38,6 @@ from deployments.host.loaded_model import CLOSE_LIMIT_S, LoadedModel
 from deployments.host.loading import Loading, default_device
 from deployments.host.places import Places
 from deployments.host.profiling import Trace, traced
-from deployments.host.stream_pace import StreamPace
 from deployments.registry.catalogue import Catalogue, date_models
 from deployments.registry.following import Following, followed
 from deployments.registry.registry import ModelRegistry

@@ -67,4 +67,5 @@ def test_what_stands_still_takes_no_processor_time_and_goes_on_after_it(tmp_path
             assert processor_seconds(process.pid) == taken
         while processor_seconds(process.pid) < taken + 0.1:
             time.sleep(0.01)
-    assert guard.started(process.pid) == set()
+    while guard.started(process.pid):  # they were killed, though their process group is another one
+        time.sleep(0.01)

@@ -96,6 +96,35 @@ def test_nothing_listens_beyond_this_machine(server: tuple[str, subprocess.Popen
     assert set().union(*found.values()) == {"127.0.0.1"}, found
 
 
+def processes(server: subprocess.Popen[bytes], *names: str) -> list[psutil.Process]:
+    """The server's processes whose command lines begin with these."""
+    found = []
+    for process in psutil.Process(server.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if any(" ".join(process.cmdline()).startswith(name) for name in names):
+                found.append(process)
+    return found
+
+
+@needs_haproxy
+def test_what_an_old_haproxy_still_sends_is_not_cut_off(server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """Ray starts a new one whenever an ingress comes or goes, and gives the old one two minutes."""
+    (command,) = [each.cmdline() for each in psutil.Process(server[1].pid).children(True) if each.name() == "haproxy"]
+    assert "hard-stop-after 86400s\n" in Path(command[command.index("-f") + 1]).read_text()
+
+
+@needs_haproxy
+def test_a_line_is_in_the_log_at_once(server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    url, process = server
+    (replica,) = processes(process, "ray::ServeReplica:troupe:ModelReplica")
+    (log,) = [Path(file.path) for file in replica.open_files() if "/serve/" in file.path]
+    said = f"call={asyncio.run(ask(url, 'a', max_tokens=2)).json['id']}"
+    end = time.monotonic() + 5
+    while said not in log.read_text():
+        assert time.monotonic() < end, log.read_text()[-1000:]
+        time.sleep(0.05)
+
+
 @needs_haproxy
 def test_a_stream_begins_at_once_and_ends_as_it_should(url: str, say: Say) -> None:  # noqa: F811
     async def main() -> None:
@@ -227,16 +256,6 @@ def test_ports_of_metrics_and_statistics_stay_on_this_machine_whatever_binary_an
         assert file.read_text() == local
     assert fast_environment({**given, **settings}) == {}
     shutil.rmtree(Path(start).parent)
-
-
-def processes(server: subprocess.Popen[bytes], *names: str) -> list[psutil.Process]:
-    """The server's processes whose command lines begin with these."""
-    found = []
-    for process in psutil.Process(server.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            if any(" ".join(process.cmdline()).startswith(name) for name in names):
-                found.append(process)
-    return found
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ _ports = random.SystemRandom()
 def free_port() -> int:
     """A TCP port that nobody listens on at this moment.
 
-    It is none of those that Ray's workers (10002 to 19999), the fast mode (30000 to 31000) or Linux (from 32768) take by
-    themselves: one of these could be gone before its server starts.
+    It is none of those that Ray's workers (10002 to 19999), the fast mode (30000 to 31000) or Linux (from 32768) take:
+    one of these could be gone before its server starts.
     """
     while True:
         port = _ports.randrange(20_000, 30_000)

@@ -82,7 +82,7 @@ class Engine(Protocol):
     """Computes the text of one loaded model.
 
     Attributes:
-        max_model_len: positions a request may use, prompt and text together; each so many if `engine_encodes_prompts`.
+        max_model_len: positions of prompt and text together, or of each of the two if `engine_encodes_prompts`.
         supports: names of the `SamplingParams` fields this engine honors.
     """
 

@@ -24,12 +24,20 @@ class StreamPace:
 
     @contextlib.contextmanager
     def streams(self, count: int) -> Iterator[Interval]:
-        """Further streams, until the block ends. Gives the seconds between two chunks of each, at any moment."""
-        self._streams += count
-        try:
-            yield self._interval
-        finally:
-            self._streams -= count
+        """Further streams, until the block ends.
 
-    def _interval(self) -> float:
-        return max(self._least, self._streams / self._chunks_per_s) if self._least else 0.0
+        What it gives is called after each chunk, for the seconds until the next one. The streams count from the first
+        call on: those that still wait for their first token have no chunks.
+        """
+        begun = 0
+
+        def interval() -> float:
+            nonlocal begun
+            self._streams += count - begun
+            begun = count
+            return max(self._least, self._streams / self._chunks_per_s) if self._least else 0.0
+
+        try:
+            yield interval
+        finally:
+            self._streams -= begun
