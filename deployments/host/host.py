@@ -27,7 +27,6 @@ from deployments.core.fingerprint import check_expected, weights_of
 from deployments.core.model_card import ModelCard
 from deployments.core.token_ids import TokenIds, check_known
 from deployments.core.transcript import TranscriptionStarted
-from deployments.engine.base.running_requests import Interval
 from deployments.engine.base.stream_pace import StreamPace
 from deployments.engine.library.tested_versions import warn_of_untested_transformers
 from deployments.host.adapters import try_adapter
@@ -157,9 +156,19 @@ class ModelHost:
                 raise Unavailable("The server is draining: it ends what runs and takes nothing new.", retry_after=5)
             async with self.lease(call.model, call.expect) as model, traced(self._traces.get(model.entry.id)):
                 with self._pace.streams(_streams(call)) as interval:
-                    async with aclosing(_answer(model, call, interval, started)) as events:
-                        async for event in events:
-                            yield event
+                    if isinstance(call, TranscribeCall):
+                        async with aclosing(model.transcribe(call, interval=interval)) as heard:
+                            async for event in heard:
+                                if isinstance(event, TranscriptionStarted):
+                                    event = replace(event, fingerprint=model.fingerprint)
+                                yield event
+                        return
+                    generation = await Generation.start(model, call, interval=interval, started=started)
+                    with closing(generation):
+                        yield generation.accepted
+                        while not generation.ended:
+                            for event in await generation.take():
+                                yield event
         except TroupeError as error:
             self._places.say_if_gone(self.place_of(call.model))
             yield Failed(error)
@@ -335,22 +344,6 @@ class ModelHost:
     def place_of(self, model: str) -> str:
         """The id of the model that is loaded for this one: of an adapter, that of its base."""
         return self._catalogue.place_of(model)
-
-
-async def _answer(model: LoadedModel, call: Call, interval: Interval, started: float) -> AsyncGenerator[Event, None]:
-    if isinstance(call, TranscribeCall):
-        async with aclosing(model.transcribe(call, interval=interval)) as heard:
-            async for event in heard:
-                if isinstance(event, TranscriptionStarted):
-                    event = replace(event, fingerprint=model.fingerprint)
-                yield event
-        return
-    generation = await Generation.start(model, call, interval=interval, started=started)
-    with closing(generation):
-        yield generation.accepted
-        while not generation.ended:
-            for event in await generation.take():
-                yield event
 
 
 def _streams(call: Call) -> int:

@@ -29,19 +29,25 @@ def main(stop_s: float, command: list[str]) -> int:
         send(started(os.getpid()), signal.SIGCONT)
         os.killpg(0, signal.SIGTERM)
         time.sleep(stop_s)
-        send(started(os.getpid()), signal.SIGKILL)
+        kill()
 
     threading.Thread(target=wait, daemon=True).start()
     status = program.wait()
     if left.is_set():
-        send(started(os.getpid()), signal.SIGKILL)
+        kill()
     return status if status >= 0 else 128 - status
+
+
+def kill() -> None:
+    """End this process and its session; without /proc, its process group."""
+    send(started(os.getpid()), signal.SIGKILL)
+    os.killpg(0, signal.SIGKILL)
 
 
 def started(guard: int) -> set[int]:
     """What runs in the session of a guard, but the guard itself. Ray's workers have process groups of their own."""
     found = set()
-    for name in filter(str.isdigit, os.listdir("/proc")):
+    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         with contextlib.suppress(OSError):
             if os.getsid(int(name)) == guard != int(name):
                 found.add(int(name))
