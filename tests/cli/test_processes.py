@@ -20,7 +20,7 @@ print(child.pid, flush=True)
 child.wait()
 """
 COMMAND = f"""
-import contextlib, sys, time
+import sys, time
 from pathlib import Path
 from deployments.cli.endpoint.processes import running, standing_still
 log = Path(sys.argv[1])
