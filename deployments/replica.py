@@ -30,8 +30,6 @@ _RAY_WRAPPER = "__serve_multiplex_wrapper"
 _REPORT_EVERY_S = 2.0
 # In a second. A chunk takes a millisecond of processor time in the ingress and Serve's proxy: an eighth of the cores
 # may go there, and an ingress can send little more than these.
-_CHUNKS_OF_A_CORE = 125.0
-_CHUNKS_OF_AN_INGRESS = 1000.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +60,7 @@ class ModelReplica:
 
     async def __init__(self, args: AppArgs) -> None:  # type: ignore[misc]  # Serve awaits it
         from deployments.core.collector import leave_imports
+        from deployments.engine.base.stream_pace import StreamPace
         from deployments.host.host import ModelHost
         from deployments.host.metrics.metrics import HostMetrics
         from deployments.metrics import RayMeters
@@ -72,7 +71,8 @@ class ModelReplica:
         _share_cores()
         leave_imports()
         place = serve.get_replica_context().replica_id.unique_id
-        self._host = ModelHost(args, on_gone=self._withdraw, place=place, chunks_per_s=_chunks_per_s())
+        pace = StreamPace.of_replica(args.stream_interval_ms / 1000, _share(), _replicas())
+        self._host = ModelHost(args, on_gone=self._withdraw, place=place, pace=pace)
         self._metrics = HostMetrics(RayMeters())
         self._tasks = [asyncio.create_task(self._preload(args)), asyncio.create_task(self._report())]
 
@@ -185,11 +185,6 @@ def _share() -> float:
     """An equal share of the machine's cores."""
     nodes = max(1, sum(bool(node["Alive"]) for node in ray.nodes()))
     return cores() / math.ceil(_replicas() / nodes)
-
-
-def _chunks_per_s() -> float:
-    """Chunks that this replica's streams may have in a second: no ingress gets more than it can send."""
-    return min(_CHUNKS_OF_AN_INGRESS / _replicas(), _CHUNKS_OF_A_CORE * _share())
 
 
 def _share_cores() -> None:

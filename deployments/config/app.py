@@ -40,7 +40,7 @@ class AppArgs(Strict):
         default=20.0,
         ge=0,
         description="Minimum time between two chunks of a stream, after the first token; longer if a replica has many "
-        "streams. 0 sends every token at once, however many there are.",
+        "streams or few cores. 0 sends every token at once, however many there are.",
     )
     host_memory_gib: float = Field(
         default=0.0,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -60,7 +59,7 @@ class ModelHost:
         given: models that are loaded already, by id.
         registry: of models that come while the server runs; a replica has none, its calls bring them.
         place: names this process in the ids of captures.
-        chunks_per_s: of all streams together, if there is a `stream_interval_ms`.
+        pace: of the streams; None gives each a chunk every `stream_interval_ms`, however many there are.
 
     Attributes:
         captures: of the requests' states.
@@ -76,7 +75,7 @@ class ModelHost:
         given: Mapping[str, ModelInfo] | None = None,
         registry: ModelRegistry | None = None,
         place: str = "",
-        chunks_per_s: float = math.inf,
+        pace: StreamPace | None = None,
     ) -> None:
         warn_of_untested_transformers()
         self.args = args
@@ -91,7 +90,7 @@ class ModelHost:
         self._admitted: dict[str, str] = {}
         self._places = Places(args, self._catalogue, self._loading, on_gone)
         self.leases = self._places.leases
-        self._pace = StreamPace(args.stream_interval_ms / 1000, chunks_per_s)
+        self._pace = pace or StreamPace(args.stream_interval_ms / 1000)
         self._draining = False
         self._traces = {
             entry.id: Trace(entry.profile_dir, entry.id) for entry in args.models if entry.profile_dir is not None

@@ -8,6 +8,11 @@ from collections.abc import Iterator
 
 from deployments.engine.base.running_requests import Interval
 
+_CHUNKS_OF_A_CORE = 125.0
+_CHUNKS_OF_AN_INGRESS = 1000.0
+_FEW = 10
+"""Streams; one of fewer has no more chunks than if they were this many."""
+
 
 class StreamPace:
     """The time between two chunks of a stream, for all streams of a process.
@@ -21,6 +26,18 @@ class StreamPace:
         self._least = least
         self._chunks_per_s = chunks_per_s
         self._streams = 0
+
+    @classmethod
+    def of_replica(cls, least: float, cores: float, replicas: int) -> StreamPace:
+        """The pace of a replica whose machine also sends its chunks.
+
+        Args:
+            least: seconds, as the configuration says.
+            cores: the replica's share.
+            replicas: of the pool, whose chunks may all go through one ingress.
+        """
+        of_cores = _CHUNKS_OF_A_CORE * cores
+        return cls(max(least, _FEW / of_cores) if least else 0.0, min(_CHUNKS_OF_AN_INGRESS / replicas, of_cores))
 
     @contextlib.contextmanager
     def streams(self, count: int) -> Iterator[Interval]:

@@ -17,7 +17,21 @@ def test_it_grows_with_the_streams_of_the_process_and_shrinks_when_they_end() ->
         assert interval() == 0.02
 
 
-@pytest.mark.parametrize("pace", [StreamPace(0.0, chunks_per_s=1), StreamPace(0.0)])
+@pytest.mark.parametrize(
+    ("cores", "replicas", "alone", "of_sixteen"),
+    [(2, 1, 0.04, 16 / 250), (1, 2, 0.08, 16 / 125), (4, 1, 0.02, 16 / 500), (16, 1, 0.02, 0.02), (8, 8, 0.02, 0.128)],
+)
+def test_a_replica_with_few_cores_sends_fewer_chunks(
+    cores: float, replicas: int, alone: float, of_sixteen: float
+) -> None:
+    pace = StreamPace.of_replica(0.02, cores, replicas)
+    with pace.streams(1) as interval:
+        assert interval() == pytest.approx(alone)
+        with pace.streams(15) as others:
+            assert others() == pytest.approx(of_sixteen)
+
+
+@pytest.mark.parametrize("pace", [StreamPace.of_replica(0.0, cores=1, replicas=9), StreamPace(0.0)])
 def test_without_a_least_time_nothing_waits(pace: StreamPace) -> None:
     with pace.streams(1000) as interval:
         assert interval() == 0
