@@ -24,7 +24,7 @@ class EventQueue:
         self._events: list[tuple[int, EngineEvent]] = []
         self._arrived = asyncio.Event()
         self._final = asyncio.Event()
-        self._woken = False
+        self._asked = False
 
     def emitter(self, choice: int) -> Emit:
         """The `emit` of one choice, for the engine's thread."""
@@ -36,13 +36,17 @@ class EventQueue:
         Args:
             not_before: a time of `time.monotonic()` to gather events until; the last event of a choice cuts it short.
         """
-        await self._arrived.wait()
         if (left := not_before - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._final.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._final.wait()
+        with self._lock:
+            self._asked = not self._events
+        if self._asked:
+            await self._arrived.wait()
         with self._lock:
             events, self._events = self._events, []
-            self._woken = False
+            self._asked = False
             self._arrived.clear()
             self._final.clear()
         return events
@@ -51,9 +55,9 @@ class EventQueue:
         final = is_last(event)
         with self._lock:
             self._events.append((choice, event))
-            if self._woken and not final:
+            if not final and not self._asked:
                 return
-            self._woken = True
+            self._asked = False
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it all who could ask
             self._loop.call_soon_threadsafe(self._wake, final)
 

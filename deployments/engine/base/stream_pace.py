@@ -1,9 +1,10 @@
-"""How often a stream gives a chunk: the more streams a process has, the more tokens come together."""
+"""How often a stream gives a chunk: the more streams a process has, the more tokens come together, and all at once."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 
 from deployments.engine.base.running_requests import Interval
@@ -15,10 +16,10 @@ _FEW = 10
 
 
 class StreamPace:
-    """The time between two chunks of a stream, for all streams of a process.
+    """When streams have their next chunk, for all streams of a process.
 
     Args:
-        least: seconds, for few streams; with 0 every token has a chunk, however many streams there are.
+        least: seconds between two, for few streams; with 0 every token has a chunk, however many streams there are.
         chunks_per_s: of all streams together.
     """
 
@@ -43,8 +44,9 @@ class StreamPace:
     def streams(self, count: int) -> Iterator[Interval]:
         """Further streams, until the block ends.
 
-        What it gives is called after each chunk, for the seconds until the next one. The streams count from the first
-        call on: those that still wait for their first token have no chunks.
+        What it gives is called after each chunk, for the seconds until the next one. That is the same moment for all
+        streams, because a few interruptions cost the threads that compute less than many. The streams count from the
+        first call on: those that still wait for their first token have no chunks.
         """
         begun = 0
 
@@ -52,7 +54,10 @@ class StreamPace:
             nonlocal begun
             self._streams += count - begun
             begun = count
-            return max(self._least, self._streams / self._chunks_per_s) if self._least else 0.0
+            if not self._least:
+                return 0.0
+            each = max(self._least, self._streams / self._chunks_per_s)
+            return each - time.monotonic() % each
 
         try:
             yield interval

@@ -6,6 +6,8 @@ import asyncio
 import threading
 import time
 
+import pytest
+
 from deployments.core.errors import ModelError
 from deployments.core.events import Delta, Failed
 from deployments.engine.base.event_queue import EventQueue, merge_deltas
@@ -53,6 +55,23 @@ def test_events_are_gathered_until_their_time_but_an_end_comes_at_once() -> None
             assert time.monotonic() - began < 1
 
     asyncio.run(main())
+
+
+def test_the_loop_is_not_woken_for_events_that_wait_for_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> int:
+        loop, woken = asyncio.get_running_loop(), []
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: woken.append(args) or wake(*args))
+        inbox = EventQueue()
+        emit = inbox.emitter(0)
+        taken = asyncio.create_task(inbox.take(time.monotonic() + 0.2))
+        await asyncio.sleep(0.01)
+        for _ in range(10):
+            emit(Delta(text="a"))
+        assert len(await taken) == 10
+        return len(woken)
+
+    assert asyncio.run(main()) == 0
 
 
 def test_an_engine_that_outlives_the_loop_is_not_disturbed() -> None:
