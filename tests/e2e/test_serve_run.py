@@ -138,6 +138,7 @@ def test_scripts_serve_after_a_ray_that_crashed_and_one_that_ended(
         wait_for_the_banner(process, log)
         check_what_listens(process)
         check_who_goes_first(process)
+        check_that_the_proxy_calls_by_value(process)
         check_that_a_second_server_is_refused(file, port, crashed_ray)
         ray_env, token = check_that_ray_asks_for_a_token(log.read_text(), crashed_ray)
         check_requests_of_an_ingress_that_is_killed(port, process, log)
@@ -194,6 +195,14 @@ def check_who_goes_first(process: subprocess.Popen[bytes]) -> None:
     root = psutil.Process(process.pid)
     replicas = [each for each in root.children(recursive=True) if "ServeReplica" in " ".join(each.cmdline())]
     assert {each.nice() for each in replicas} == {root.nice()}
+
+
+def check_that_the_proxy_calls_by_value(process: subprocess.Popen[bytes]) -> None:
+    """Over gRPC, not through Ray's object store."""
+    (proxy,) = [
+        e for e in psutil.Process(process.pid).children(recursive=True) if "ProxyActor" in " ".join(e.cmdline())
+    ]
+    assert proxy.environ()["RAY_SERVE_PROXY_USE_GRPC"] == "1"
 
 
 def check_that_a_second_server_is_refused(file: Path, port: int, environment: dict[str, str]) -> None:
