@@ -128,10 +128,21 @@ class Connection:
             self.close()
         asked.whole = time.perf_counter() - begun
 
+    def _sent(self, route: str, text: str) -> http.client.HTTPResponse:
+        self._connection.request("POST", f"{self._path}/{route}", text, self._headers)
+        return self._connection.getresponse()
+
     def _response(self, route: str, body: dict[str, Any]) -> http.client.HTTPResponse:
         text = json.dumps({"model": self._model, "temperature": 0, **body})
-        self._connection.request("POST", f"{self._path}/{route}", text, self._headers)
-        response = self._connection.getresponse()
+        is_kept = self._connection.sock is not None
+        try:
+            response = self._sent(route, text)
+        except ConnectionError:
+            # The server has closed it since the last answer, whatever it said of keeping it.
+            if not is_kept:
+                raise
+            self.close()
+            response = self._sent(route, text)
         if response.status != http.client.OK:
             raise ValueError(f"status {response.status}: {response.read(500).decode(errors='replace')}")
         return response

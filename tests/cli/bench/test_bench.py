@@ -7,8 +7,10 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 from base64 import b64decode
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -104,6 +106,41 @@ def test_conversations_send_what_was_said_before_and_long_prompts_come_between(u
     assert agents["errors"] == mixed["errors"] == 0
     assert agents["prompt_tokens"] > 200 + 2 * 60, "a turn has all before it"
     assert mixed["long_prompts"] > 0
+
+
+class Leaving(BaseHTTPRequestHandler):
+    """Answers each request with one token and closes the connection, after it has promised to keep it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        chunk = {"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+        body = f"data: {json.dumps(chunk)}\n\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Keep-Alive", "timeout=5")
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_server_that_closes_a_connection_it_promised_to_keep_is_asked_on_another(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Leaving) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        asked = ["--workload", "agent6", "--concurrency", "1", "--conversations", "1", "--rounds", "1"]
+        assert bench("--url", url, "--model", "m", *asked, "--json", str(file)) == 0
+        server.shutdown()
+    (agents,) = json.loads(file.read_text())["results"]
+    assert agents["errors"] == 0
 
 
 def test_a_peer_is_started_measured_and_stopped(
