@@ -11,6 +11,7 @@ import functools
 import math
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import ray
@@ -71,7 +72,7 @@ class ModelReplica:
         _share_cores()
         leave_imports()
         place = serve.get_replica_context().replica_id.unique_id
-        pace = StreamPace.of_replica(args.stream_interval_ms / 1000, _share(), _replicas())
+        pace = partial(StreamPace.of_replica, cores=_share(), replicas=_replicas())
         self._host = ModelHost(args, on_gone=self._withdraw, place=place, pace=pace)
         self._metrics = HostMetrics(RayMeters())
         self._tasks = [asyncio.create_task(self._preload(args)), asyncio.create_task(self._report())]

@@ -56,7 +56,7 @@ def use_own_ray() -> Path:
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.update(own_ray_environment(folder))
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", _PROXY_MIDDLEWARES)
-    # A chunk takes a third less of the proxy and the ingress than as an object of Ray.
+    # Streams take less of the proxy and the ingress than as objects of Ray.
     os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
     # Ray's own default lets every other process go first, such as a benchmark that waits for the answers.
     os.environ.setdefault("RAY_worker_niceness", "0")

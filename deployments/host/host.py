@@ -59,7 +59,8 @@ class ModelHost:
         given: models that are loaded already, by id.
         registry: of models that come while the server runs; a replica has none, its calls bring them.
         place: names this process in the ids of captures.
-        pace: of the streams; None gives each a chunk every `stream_interval_ms`, however many there are.
+        pace: makes the pace of the streams from `stream_interval_ms` in seconds; without one, it is theirs however many
+            there are.
 
     Attributes:
         captures: of the requests' states.
@@ -75,7 +76,7 @@ class ModelHost:
         given: Mapping[str, ModelInfo] | None = None,
         registry: ModelRegistry | None = None,
         place: str = "",
-        pace: StreamPace | None = None,
+        pace: Callable[[float], StreamPace] = StreamPace,
     ) -> None:
         warn_of_untested_transformers()
         self.args = args
@@ -90,7 +91,7 @@ class ModelHost:
         self._admitted: dict[str, str] = {}
         self._places = Places(args, self._catalogue, self._loading, on_gone)
         self.leases = self._places.leases
-        self._pace = pace or StreamPace(args.stream_interval_ms / 1000)
+        self._pace = pace(args.stream_interval_ms / 1000)
         self._draining = False
         self._traces = {
             entry.id: Trace(entry.profile_dir, entry.id) for entry in args.models if entry.profile_dir is not None

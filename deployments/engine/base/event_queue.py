@@ -46,7 +46,6 @@ class EventQueue:
             await self._arrived.wait()
         with self._lock:
             events, self._events = self._events, []
-            self._asked = False
             self._arrived.clear()
             self._final.clear()
         return events

@@ -101,8 +101,7 @@ def test_a_template_that_takes_too_much_is_a_400(server: Server, name: str) -> N
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, "chat_template", "chat_template_error")
     assert "'chat_template'" in error["message"]
-    # A busy machine may take so long that time is over first.
-    assert why in error["message"] or "by the clock" in error["message"]
+    assert why in error["message"]
 
 
 @pytest.mark.parametrize("route", ["/tokenize", "/v1/chat/completions", "/v1/embeddings"])
